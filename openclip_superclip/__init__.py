@@ -1,0 +1,30 @@
+"""SuperCLIP for OpenCLIP: a class loss on the vision tower's patch tokens, as a plugin."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "InputError": "errors",
+    "SuperCLIP": "model",
+    "SuperCLIPLoss": "loss",
+    "SuperCoCa": "model",
+    "SuperCustomTextCLIP": "model",
+    "TokenStatistics": "statistics",
+    "class_loss": "classification",
+    "create_model_and_transforms": "factory",
+    "plain_class_loss": "classification",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name):
+    """Imports a public name when it is first used, so that the command line answers without loading torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted(__all__)

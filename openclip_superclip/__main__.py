@@ -1,0 +1,37 @@
+"""The `superclip` command, also `python -m openclip_superclip`."""
+
+import importlib
+import sys
+
+from . import __version__
+
+COMMANDS = {
+    "train": "OpenCLIP's training, with --superclip among its flags",
+    "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code. A command's module is imported when it is called."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"openclip-superclip {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: there is no command '{name}'\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f".commands.{name}", __package__).main(rest)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {help}" for name, help in COMMANDS.items())
+    return f"usage: superclip COMMAND ...\n\n{commands}\n\nsuperclip COMMAND --help tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

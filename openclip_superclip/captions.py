@@ -1,0 +1,55 @@
+"""Looks for captions in the training data before anything is loaded."""
+
+import csv
+import itertools
+import os
+import tarfile
+
+import braceexpand
+
+from .errors import InputError
+
+NUM_LOOKED_AT = 1000  # samples: enough to tell a wrong column or member from a data set with holes
+
+
+def check_captions(train_data: str, dataset_type: str, csv_separator: str, csv_caption_key: str) -> None:
+    """Raises InputError where the head of the training data holds no caption at all.
+
+    Looks at the first local shard or the first rows of a table; URLs and pipes are left to OpenCLIP.
+    """
+    path = next(iter(braceexpand.braceexpand(train_data.split("::")[0])))
+    if "://" in path or path.startswith("pipe:"):
+        return
+    if not os.path.exists(path):
+        raise InputError(f"--train-data: there is no file {path}")
+    is_table = dataset_type == "csv" or (dataset_type == "auto" and path.endswith((".csv", ".tsv")))
+    if is_table:
+        _check_table(path, csv_separator, csv_caption_key)
+    else:
+        _check_shard(path)
+
+
+def _check_table(path: str, separator: str, key: str) -> None:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file, delimiter=separator)
+        if key not in (rows.fieldnames or ()):
+            raise InputError(
+                f"--csv-caption-key: {path} has no column '{key}'; its columns are {', '.join(rows.fieldnames or ())}"
+            )
+        if not any((row[key] or "").strip() for row in itertools.islice(rows, NUM_LOOKED_AT)):
+            raise InputError(f"--train-data: the column '{key}' of {path} holds no caption in its first rows")
+
+
+def _check_shard(path: str) -> None:
+    members = set()
+    try:
+        with tarfile.open(path) as shard:
+            for member in itertools.islice(shard, 4 * NUM_LOOKED_AT):
+                extension = member.name.rpartition("/")[2].partition(".")[2].lower()
+                if extension == "txt" and member.size > 0:
+                    return
+                members.add(extension)
+    except tarfile.TarError as error:
+        raise InputError(f"--train-data: {path} is not a readable tar file ({error})") from error
+    found = ", ".join(f".{extension}" for extension in sorted(members)) or "nothing"
+    raise InputError(f"--train-data: {path} holds no captions: expected members that end in .txt, found {found}")

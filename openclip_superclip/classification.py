@@ -1,0 +1,145 @@
+"""The class loss of SuperCLIP: softmax cross-entropy against the IDF-weighted words of the caption."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
+# once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+
+# Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
+FLOAT16_SCALE = 16.0
+
+
+def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
+    """Returns the class loss of each caption, float32 [B], in the words of its definition (paper, section 3).
+
+    Args:
+        features: [B, W], the head's normalised input.
+        weight: [V, W], one row a token.
+        bias: [V].
+        tokens: [B, L], the captions' token ids; a repeated id counts once.
+        idf: [V], the weight of each token as a label; 0 leaves a token out.
+    """
+    logits = F.linear(features, weight, bias).float()  # [B, V]
+    labels = torch.zeros_like(logits).scatter_(1, tokens, 1.0)  # [B, V], K-hot
+    target = F.normalize(labels * idf, p=1, dim=1)  # sums to 1, or to 0 where every weight is 0
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def class_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tokens: Tensor,
+    idf: Tensor,
+    scale: float | Tensor = 1.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
+
+    Differentiable in the first three. The captions are taken in chunks; each chunk's logits are made once, and loss and
+    gradients formed from them there and then, so that the backward only scales. It is fastest where the gradient of the
+    losses is one number for all captions, as a mean's is; otherwise the backward goes through the chunks again.
+
+    Args:
+        features: [B, W], the head's normalised input.
+        weight: [V, W], one row a token.
+        bias: [V].
+        tokens: [B, L], the captions' token ids; a repeated id counts once.
+        idf: [V], the weight of each token as a label; 0 leaves a token out.
+        scale: a number, or a tensor with one element, that multiplies every loss.
+        chunk_size: captions a chunk; by default as many as fill CHUNK_BYTES with logits.
+    """
+    labels, target, row_scale = _sparse_target(tokens, idf, scale)
+    device = features.device.type
+    if chunk_size is None:
+        chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _ChunkedClassLoss.apply(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype)
+
+
+def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the labels [B, L], their shares of the target [B, L] (sum 1 a row) and what multiplies the row [B].
+
+    A caption whose weights are all 0 has shares of 0 and the factor 0: no loss and no gradient.
+    """
+    labels, _ = tokens.long().sort(dim=1)
+    weights = idf.float()[labels]
+    weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
+    total = weights.sum(dim=1, keepdim=True)
+    target = weights / total.clamp_min(1e-12)
+    return labels, target, scale * (total.squeeze(1) > 0).float()
+
+
+class _ChunkedClassLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype):
+        ctx.save_for_backward(features, weight, bias, labels, target, row_scale)
+        ctx.options = chunk_size, compute_dtype
+        losses, ctx.gradients = _losses_and_gradients(
+            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3]
+        )
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):  # upstream [B]
+        gradients, ctx.gradients = ctx.gradients, None  # handed over below: a second backward makes its own
+        if gradients is None or not _is_uniform(upstream):
+            features, weight, bias, labels, target, row_scale = ctx.saved_tensors
+            _, gradients = _losses_and_gradients(
+                features, weight, bias, labels, target, row_scale * upstream, *ctx.options, ctx.needs_input_grad[:3]
+            )
+        else:
+            for gradient in filter(lambda gradient: gradient is not None, gradients):
+                gradient.mul_(upstream[:1].to(gradient.dtype).view(()))
+        return *gradients, None, None, None, None, None
+
+
+def _is_uniform(upstream: Tensor) -> bool:
+    """Tells whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
+    return len(upstream) <= 1 or upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
+
+
+def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
+    """Returns the losses, float32 [B], and their sum's gradients by features, weight and bias (None if not needed)."""
+    lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
+    compute_weight = weight.detach().to(compute_dtype)  # [V, W]
+    compute_bias = bias.detach().to(compute_dtype)
+    losses = torch.empty(len(features), dtype=torch.float32, device=features.device)
+    grad_features = torch.empty_like(features) if needs_grad[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
+
+    for start in range(0, len(features), chunk_size):
+        rows = slice(start, start + chunk_size)
+        x = features[rows].detach().to(compute_dtype)  # [C, W]
+        logits = torch.addmm(compute_bias, x, compute_weight.T).float()  # [C, V]
+        label_logits = logits.gather(1, labels[rows])  # [C, L]
+        highest, where = logits.max(dim=1, keepdim=True)
+        probabilities = torch.softmax(logits, dim=1, out=logits if logits.device.type == "cpu" else None)
+        # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
+        logsumexp = (highest - probabilities.gather(1, where).log()).squeeze(1)
+        losses[rows] = row_scale[rows] * (logsumexp - (target[rows] * label_logits).sum(dim=1))
+        if not any(needs_grad):
+            continue
+        residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
+        scale = row_scale[rows]  # [C]
+        if needs_grad[2]:
+            grad_bias.addmv_(residual.T, scale)
+        residual = residual.mul_(lift).to(compute_dtype) if lift != 1.0 else residual.to(compute_dtype)
+        if needs_grad[0]:
+            product = residual @ compute_weight  # [C, W]
+            grad_features[rows] = (product.float() * (scale / lift).unsqueeze(1)).to(features.dtype)
+        if needs_grad[1]:
+            scaled_x = (features[rows].detach().float() * (scale / lift).unsqueeze(1)).to(compute_dtype)
+            if compute_dtype == torch.float32:
+                grad_weight.addmm_(residual.T, scaled_x)
+            else:
+                grad_weight += residual.T @ scaled_x
+    grads = grad_features, grad_weight, grad_bias
+    inputs = features, weight, bias
+    return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]

@@ -1,0 +1,32 @@
+"""superclip train: OpenCLIP's training command, with the plugins' options."""
+
+import os
+import sys
+
+from .. import unpatched
+from ..errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Trains as `python -m open_clip_train.main` would and returns its exit code, 1 where OpenCLIP gives up."""
+    try:
+        result = _train(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
+
+
+def _train(argv: list[str]):
+    if unpatched.is_patched():
+        from open_clip_train.main import main
+
+        return main(argv)
+    args = unpatched.parse_args(argv)
+    from open_clip_train.main import main
+
+    unpatched.install(args)
+    if os.environ.get("RANK", "0") == "0":
+        print("superclip: this OpenCLIP is not patched; in this process the plugins' hooks replace", flush=True)
+        print(*(f"  {name}: {what}" for name, what in unpatched.REPLACED.items()), sep="\n", flush=True)
+    return main(argv)

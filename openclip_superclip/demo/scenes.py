@@ -1,0 +1,174 @@
+"""Scenes composed of emoji, their captions, and the WebDataset shards that OpenCLIP trains on."""
+
+import functools
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+from webdataset import TarWriter
+
+TILES = Path(__file__).parent / "tiles"
+DESIGNERS = ("google", "twitter")
+NAMES = sorted(path.stem.replace("-", " ") for path in (TILES / DESIGNERS[0]).glob("*.png"))
+
+SPLITS = ("train", "tune", "test")
+CAPTIONS = ("long", "short", "raw")
+VERSION = 1  # of the scenes: raise it when the same seed gives other bytes
+
+IMAGE_SIZE, QUADRANT = 64, 32
+CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
+
+
+class Scene(NamedTuple):
+    """A picture, the names of its objects, and its captions by kind: long, short and raw."""
+
+    image: Image.Image
+    objects: list[str]
+    captions: dict[str, str]
+
+
+def split_of(objects: Sequence[str]) -> str:
+    """The split that a set of two or more objects belongs to: one set in ten is "tune", one in ten "test".
+
+    Every split shows all the single objects: theirs are held out only by another drawing, place and background.
+    """
+    return {0: "tune", 1: "test"}.get(zlib.crc32(", ".join(sorted(objects)).encode()) % 10, "train")
+
+
+@functools.cache
+def tile(designer: str, name: str, size: int) -> Image.Image:
+    """The drawing of an emoji, RGBA, `size` pixels wide and high."""
+    with Image.open(TILES / designer / f"{name.replace(' ', '-')}.png") as image:
+        return image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+
+
+def make_scene(seed: int, index: int, split: str = "train", num_objects: Sequence[int] = range(1, 5)) -> Scene:
+    """Scene number `index` of a split: 64 by 64 pixels, RGB. The same arguments give the same scene.
+
+    The number of objects is drawn from `num_objects` (each of 1 to 4). Raw captions name a random part of the objects.
+    """
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    count = num_objects[rng.integers(len(num_objects))]
+    objects = draw_objects(rng, count)
+    while count > 1 and split_of(objects) != split:
+        objects = draw_objects(rng, count)
+
+    def caption(length: int) -> str:
+        return ", ".join(objects[place] for place in rng.permutation(count)[:length])
+
+    image = draw_image(rng, objects)
+    return Scene(image, objects, {"long": caption(count), "short": caption(1), "raw": caption(rng.integers(count) + 1)})
+
+
+def draw_objects(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` different names, in random order."""
+    return [NAMES[place] for place in rng.choice(len(NAMES), count, replace=False)]
+
+
+def draw_image(rng: np.random.Generator, objects: Sequence[str]) -> Image.Image:
+    """The objects on a light background, one a quadrant, each by either designer, scaled, turned and shifted."""
+    count = len(objects)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
+    designers = rng.choice(DESIGNERS, count).tolist()
+    sizes = rng.integers(22, 31, count).tolist()
+    angles = rng.normal(0, 8, count).tolist()  # degrees
+    shifts = rng.random((count, 2)).tolist()
+    corners = [CORNERS[place] for place in rng.permutation(len(CORNERS))[:count]]
+    for name, designer, size, angle, shift, corner in zip(
+        objects, designers, sizes, angles, shifts, corners, strict=True
+    ):
+        drawing = tile(designer, name, size).rotate(angle, Image.Resampling.BILINEAR)
+        left, top = (start + int(part * (QUADRANT - size + 1)) for start, part in zip(corner, shift, strict=True))
+        image.paste(drawing, (left, top), drawing)
+    return image
+
+
+def scenes(
+    num: int, seed: int = 0, split: str = "train", num_objects: Sequence[int] = range(1, 5), first_index: int = 0
+) -> Iterator[Scene]:
+    """Scenes `first_index` to `first_index + num - 1` of a split, made as they are asked for."""
+    return (make_scene(seed, index, split, num_objects) for index in range(first_index, first_index + num))
+
+
+def write_shards(
+    folder: str | Path,
+    num_samples: int,
+    seed: int,
+    first_index: int = 0,
+    samples_per_shard: int = 1000,
+    caption: str = "long",
+    split: str = "train",
+) -> str:
+    """Write scenes as WebDataset shards and return their brace pattern, as `--train-data` and `--val-data` take it.
+
+    A sample holds `png`, `txt` (the kind of caption asked for), `long.txt`, `short.txt` and `json` (objects, captions).
+    The same arguments give the same bytes. A folder that already holds this data set is left as it is.
+
+    Raises:
+        ValueError: for an unknown kind of caption or split, no samples, or a folder that holds another data set.
+    """
+    dataset = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "first_index": first_index,
+        "samples_per_shard": samples_per_shard,
+        "caption": caption,
+        "split": split,
+        "version": VERSION,
+    }
+    if caption not in CAPTIONS or split not in SPLITS or num_samples < 1:
+        raise ValueError(f"expected a caption of {CAPTIONS}, a split of {SPLITS} and one sample or more, got {dataset}")
+    folder = Path(folder)
+    num_shards = math.ceil(num_samples / samples_per_shard)
+    pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
+    # Written last, so it vouches for every shard.
+    record = folder / "dataset.json"
+    if record.exists():
+        if json.loads(record.read_text()) != dataset:
+            raise ValueError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
+        return pattern
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=num_samples, desc=f"scenes for {folder}", unit=" scenes") as progress:
+        for shard in range(num_shards):
+            start, stop = shard * samples_per_shard, min((shard + 1) * samples_per_shard, num_samples)
+            with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
+                for index in range(first_index + start, first_index + stop):
+                    writer.write({"__key__": f"{index:09d}", **sample(make_scene(seed, index, split), caption)})
+                    progress.update()
+    with whole_file(record) as file:
+        file.write(json.dumps(dataset).encode())
+    return pattern
+
+
+def sample(scene: Scene, caption: str) -> dict:
+    """The files of a scene in a shard, by extension."""
+    png = io.BytesIO()
+    scene.image.save(png, "PNG", compress_level=1)
+    return {
+        "png": png.getvalue(),
+        "txt": scene.captions[caption],
+        "long.txt": scene.captions["long"],
+        "short.txt": scene.captions["short"],
+        "json": {"objects": scene.objects, "captions": scene.captions},
+    }
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name only once it is whole."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

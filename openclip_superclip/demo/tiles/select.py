@@ -1,0 +1,59 @@
+"""Draw the demo's 100 emoji: `python select.py NODE_MODULES` rewrites the folders google/ and twitter/ beside it.
+
+NODE_MODULES is where `npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0` put its packages.
+"""
+
+import json
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+DESIGNERS = ("google", "twitter")
+GROUPS = {"Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities"}
+NUM_TILES = 100
+
+# Series whose members differ in details that 26 pixels do not show: clock faces, hotels, mailboxes, loudspeakers.
+SERIES = {"time", "place-building", "place-other", "place-religious", "mail", "book-paper", "office", "sound"}
+# Drawn like one already chosen (oden like dango, pouch like purse), or named as few would name the drawing.
+LEFT_OUT = {"ODEN", "POUCH", "MOYAI", "HAMSA", "DIRECT HIT", "MANS SHOE", "WOMANS SANDAL"}
+
+
+def eligible(emoji: dict) -> bool:
+    """True for an emoji of our groups that both designers drew and whose name is one or two plain words."""
+    return (
+        emoji["category"] in GROUPS
+        and emoji["subcategory"] not in SERIES
+        and all(emoji[f"has_img_{designer}"] for designer in DESIGNERS)
+        and re.fullmatch(r"[A-Z]+( [A-Z]+)?", emoji["name"]) is not None
+    )
+
+
+def draw(emojis: list[dict], seed: int = 0) -> list[dict]:
+    """The first NUM_TILES of the shuffled emoji whose names share no word: no "bear" beside "teddy bear"."""
+    emojis = sorted(filter(eligible, emojis), key=lambda emoji: emoji["name"])
+    random.Random(seed).shuffle(emojis)
+    chosen, taken = [], set()
+    for emoji in emojis:
+        words = set(emoji["name"].split())
+        if len(chosen) < NUM_TILES and emoji["name"] not in LEFT_OUT and not words & taken:
+            chosen.append(emoji)
+            taken |= words
+    return chosen
+
+
+def main(node_modules: Path) -> None:
+    packages = {designer: node_modules / f"emoji-datasource-{designer}" for designer in DESIGNERS}
+    chosen = draw(json.loads((packages["google"] / "emoji.json").read_text(encoding="utf-8")))
+    for designer, package in packages.items():
+        folder = Path(__file__).resolve().parent / designer
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for emoji in chosen:
+            name = emoji["name"].lower().replace(" ", "-")
+            shutil.copyfile(package / "img" / designer / "64" / emoji["image"], folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

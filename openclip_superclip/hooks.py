@@ -1,0 +1,71 @@
+"""The hooks that a plugin can give OpenCLIP, and the manager that finds the plugins.
+
+A plugin is a module that a distribution names under the entry-point group ``open_clip``. It imports `hookimpl` from
+here and defines any of the functions below under their own names. Without a plugin every hook answers nothing, and
+OpenCLIP does what it always did.
+"""
+
+import functools
+import importlib.metadata
+import sys
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("open_clip")
+hookimpl = pluggy.HookimplMarker("open_clip")
+
+
+@hookspec
+def open_clip_add_options(parser):
+    """Adds the plugin's flags to `parser`, OpenCLIP's argparse parser for training, before it parses."""
+
+
+@hookspec
+def open_clip_check_options(args):
+    """Refuses `args`, the parsed command line, by raising SystemExit. Nothing has been created or loaded yet."""
+
+
+@hookspec
+def open_clip_model_kwargs(args):
+    """Returns more keyword arguments (a dict) for the model that is trained, or None for none."""
+
+
+@hookspec(firstresult=True)
+def open_clip_select_model_class(model_class, model_cfg):
+    """Returns the class to build instead of `model_class`, or None to keep it.
+
+    `model_cfg` is the model's configuration with the keyword arguments merged in: what the class is called with.
+    """
+
+
+@hookspec(firstresult=True)
+def open_clip_create_loss(args):
+    """Returns the training loss, or None for OpenCLIP's own choice."""
+
+
+@functools.cache
+def plugin_manager():
+    """Returns the pluggy manager with every installed plugin registered.
+
+    Raises RuntimeError, in one line that names the plugin, where one cannot be imported or asks for an unknown hook.
+    """
+    manager = pluggy.PluginManager("open_clip")
+    manager.add_hookspecs(sys.modules[__name__])
+    for name in sorted({entry.name for entry in importlib.metadata.entry_points(group="open_clip")}):
+        try:
+            manager.load_setuptools_entrypoints("open_clip", name)
+            manager.check_pending()
+        except Exception as error:
+            raise RuntimeError(f"open_clip plugin '{name}' failed to load: {error}") from error
+    return manager
+
+
+def model_kwargs(args):
+    """Returns what all plugins answer to `open_clip_model_kwargs`, merged; ValueError where two give the same key."""
+    merged = {}
+    for kwargs in plugin_manager().hook.open_clip_model_kwargs(args=args):
+        repeated = merged.keys() & kwargs.keys()
+        if repeated:
+            raise ValueError(f"two open_clip plugins set the model argument {', '.join(sorted(repeated))}")
+        merged.update(kwargs)
+    return merged

@@ -1,0 +1,138 @@
+"""OpenCLIP's models with a class head on the mean patch token."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from torch import Tensor
+
+from .errors import InputError
+from .head import ClassHead
+from .statistics import TokenStatistics
+from .vision import encode_image, encode_image_with_pooled_tokens, patch_tokens
+
+
+class _WithClassHead:
+    """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to what training returns.
+
+    In evaluation mode, or given an image or a text alone, the model is OpenCLIP's: the head is not touched. State-dict
+    keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the fresh head.
+
+    Args:
+        superclip: options of the head: `idf` ("online" or "off"), `ignored_tokens` (ids that are no words) and
+            `accum_freq` (OpenCLIP's --accum-freq).
+        Everything else is the OpenCLIP model's.
+    """
+
+    def __init__(self, *args, superclip: dict, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._add_head(**superclip)
+
+    def _add_head(self, idf: str = "online", ignored_tokens: Iterable[int] = (), accum_freq: int = 1) -> None:
+        self.output_dict = True  # a tuple has no place for the class losses
+        vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
+        self.patch_tokens = patch_tokens(self.visual)
+        self.idf = idf
+        self.accum_freq = accum_freq
+        self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
+        self.statistics = TokenStatistics(vocab_size, ignored_tokens)
+        # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
+        self._ddp_params_and_buffers_to_ignore = [f"statistics.{name}" for name, _ in self.statistics.named_buffers()]
+        self._waiting = deque(maxlen=accum_freq)  # micro-batches counted but not yet trained on
+        self._register_load_state_dict_pre_hook(_keep_fresh_head, with_module=True)
+        logging.info(self._summary())
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over ranks is the loss.
+
+        With --accum-freq above 1, OpenCLIP passes every micro-batch through twice, first without gradients. The first
+        pass counts the captions, so that each gradient sees the IDF of the whole batch, and leaves zeros for losses;
+        the second puts the losses in their place, so that the last of them sees all.
+        """
+        if not self.training or image is None or text is None:
+            return super().forward(image, text)
+        counts = torch.is_grad_enabled() == (self.accum_freq == 1)
+        update = self.statistics.begin(text) if counts else None  # on its way while the towers run
+        outputs, patch_mean = self._encode(image, text)
+        outputs["class_losses"] = self._class_losses(patch_mean, text, update)
+        return outputs
+
+    def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns OpenCLIP's outputs and the mean patch token, float32 [B, W]."""
+        image_features, patch_mean = encode_image(self.visual, self.patch_tokens, image)
+        outputs = super().forward(None, text)
+        outputs["image_features"] = F.normalize(image_features, dim=-1)
+        return outputs, patch_mean
+
+    @torch.compiler.disable
+    def _class_losses(self, patch_mean: Tensor, text: Tensor, update) -> Tensor:
+        """Returns the class losses, float32 [B], scaled so that their mean over ranks is right for unequal batches."""
+        scale = 1.0
+        if update is not None:
+            num_captions = self.statistics.finish(update)
+            if update.work is not None:
+                scale = len(text) * torch.distributed.get_world_size() / num_captions.float()
+        if self.accum_freq > 1:
+            if not torch.is_grad_enabled():
+                self._waiting.append((patch_mean.new_zeros(len(text)), scale))
+                return self._waiting[-1][0]
+            counted, scale = self._waiting.popleft()
+        idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
+        losses = self.class_head(patch_mean, text, idf, scale)
+        if self.accum_freq > 1:
+            counted.copy_(losses.detach())
+        return losses
+
+    def _summary(self) -> str:
+        head = sum(p.numel() for p in self.class_head.parameters())
+        rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
+        ignored = int((~self.statistics.counted).sum())
+        return (
+            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} ({ignored} special tokens left out); "
+            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
+            f"it reads the mean of {self.patch_tokens.description}, width {self.patch_tokens.width}; IDF {self.idf}"
+        )
+
+
+class SuperCLIP(_WithClassHead, CLIP):
+    """OpenCLIP's CLIP with the class head."""
+
+    def _add_head(self, **superclip) -> None:
+        self.visual.output_tokens = False  # CLIP cannot take a tower's tokens; a configuration may ask for them
+        super()._add_head(**superclip)
+
+
+class SuperCustomTextCLIP(_WithClassHead, CustomTextCLIP):
+    """OpenCLIP's CustomTextCLIP with the class head."""
+
+    def _add_head(self, **superclip) -> None:
+        self.visual.output_tokens = False
+        super()._add_head(**superclip)
+
+
+class SuperCoCa(_WithClassHead, CoCa):
+    """OpenCLIP's CoCa with the class head."""
+
+    def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
+        image_features = F.normalize(image_features, dim=-1)
+        return CoCa.forward(self, image, text, image_latent=image_features, image_embs=image_embs), patch_mean
+
+
+def with_class_head(model_class: type) -> type:
+    """Returns the SuperCLIP class of an OpenCLIP model class; InputError where there is none."""
+    for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
+        if model_class in with_head.__bases__:
+            return with_head
+    raise InputError(f"--superclip has no class head for OpenCLIP's {model_class.__name__}")
+
+
+def _keep_fresh_head(module, state_dict, prefix, *_) -> None:
+    """Lets weights without a head load: what the head and the statistics hold now stays."""
+    ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
+    if not ours.keys() & state_dict.keys():
+        state_dict.update(ours)

@@ -1,0 +1,255 @@
+"""The demo's tiles, scenes, shards and measures."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip_train.data import get_wds_dataset
+from PIL import Image
+from torch import nn
+
+from openclip_superclip.demo import measures as measures_module
+from openclip_superclip.demo import scenes as scenes_module
+from openclip_superclip.demo.measures import describe, different_scenes, measure, share_found
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, SPLITS, TILES, make_scene, scenes, split_of, write_shards
+
+CONTEXT_LENGTH = 24
+TINY_MODEL = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32},
+    "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+}
+
+
+def contents(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """An untrained model, its preprocessing and its tokenizer."""
+    config = tmp_path_factory.mktemp("models") / "demo-tiny.json"
+    config.write_text(json.dumps(TINY_MODEL))
+    open_clip.add_model_config(config)
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms("demo-tiny")
+    return model, preprocess, open_clip.get_tokenizer("demo-tiny")
+
+
+class Oracle(nn.Module):
+    """Encodes a picture, and a caption, as the set of names that it holds."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.objects = {scene.image.tobytes(): scene.objects for scene in known}
+
+    def preprocess(self, image):
+        return self.tokenizer([", ".join(self.objects[image.tobytes()])])[0]
+
+    def tokenizer(self, texts):
+        return torch.tensor([[float(name in text.split(", ")) for name in NAMES] for text in texts])
+
+    def encode_image(self, image, normalize=False):
+        return F.normalize(image, dim=-1)
+
+    encode_text = encode_image
+
+
+def test_both_designers_drew_the_same_100_names():
+    folders = [{path.name for path in (TILES / designer).iterdir()} for designer in DESIGNERS]
+    assert folders[0] == folders[1] == {f"{name.replace(' ', '-')}.png" for name in NAMES}
+    assert len(NAMES) == 100
+
+
+def test_every_tile_is_64_pixels_and_stands_beside_its_licence():
+    licences = {"google": "Apache License", "twitter": "Attribution 4.0 International"}
+    for path in TILES.glob("*/*.png"):
+        with Image.open(path) as image:
+            assert image.size == (64, 64)
+        assert licences[path.parent.name] in (TILES / f"LICENSE-{path.parent.name}.txt").read_text()
+        assert f"](LICENSE-{path.parent.name}.txt)" in (TILES / "README.md").read_text()
+
+
+def test_no_two_names_share_a_word():
+    words = [word for name in NAMES for word in name.split()]
+    assert len(words) == len(set(words))
+
+
+def test_the_longest_caption_fits_the_context_of_the_demo_model():
+    encode = open_clip.SimpleTokenizer().encode
+    longest = sorted(NAMES, key=lambda name: len(encode(name)))[-4:]
+    assert len(encode(", ".join(longest))) + len(["start", "end"]) <= CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_scene_can_be_made_alone(split):
+    for index, scene in enumerate(scenes(20, seed=3, split=split, first_index=5), start=5):
+        alone = make_scene(3, index, split)
+        assert (alone.image.tobytes(), alone[1:]) == (scene.image.tobytes(), scene[1:])
+
+
+def test_scenes_of_other_seeds_splits_and_indices_differ():
+    keys = [(0, 0, "train"), (1, 0, "train"), (0, 1, "train"), (0, 0, "tune"), (0, 0, "test")]
+    assert len({make_scene(*key, num_objects=(1,)).image.tobytes() for key in keys}) == len(keys)
+
+
+def test_scenes_show_one_to_four_different_objects_equally_often():
+    counts = [len(set(scene.objects)) for scene in scenes(1000)]
+    assert counts == [len(scene.objects) for scene in scenes(1000)]
+    assert all(200 < counts.count(num) < 300 for num in (1, 2, 3, 4))
+
+
+def test_captions_name_the_objects_all_of_them_one_of_them_or_some_of_them():
+    some = list(scenes(300))
+    for scene in some:
+        long, short, raw = (scene.captions[kind].split(", ") for kind in ("long", "short", "raw"))
+        assert sorted(long) == sorted(scene.objects)
+        assert len(short) == 1 and short[0] in scene.objects
+        assert len(set(raw)) == len(raw) and set(raw) <= set(scene.objects)
+    lengths = [scene.captions["raw"].count(",") + 1 for scene in some if len(scene.objects) == 4]
+    assert set(lengths) == {1, 2, 3, 4}
+    assert any(scene.captions["long"] != ", ".join(scene.objects) for scene in some)
+
+
+def test_no_set_of_objects_is_in_two_splits():
+    held = {
+        split: {frozenset(scene.objects) for scene in scenes(700, split=split, num_objects=(2, 3))} for split in SPLITS
+    }
+    assert all(split_of(list(objects)) == split for split in SPLITS for objects in held[split])
+    assert not held["train"] & held["tune"] and not held["train"] & held["test"] and not held["tune"] & held["test"]
+
+
+def test_one_pair_in_ten_is_held_out_for_each_of_tune_and_test():
+    pairs = [split_of((one, other)) for place, one in enumerate(NAMES) for other in NAMES[:place]]
+    assert all(0.08 < pairs.count(split) / len(pairs) < 0.12 for split in ("tune", "test"))
+
+
+def test_the_scenes_for_retrieval_are_all_different():
+    groups = different_scenes(1000, seed=0, split="test")
+    assert len({frozenset(scene.objects) for scene in groups}) == 1000
+    assert min(len(scene.objects) for scene in groups) == 2
+
+
+def test_shards_of_one_seed_are_the_same_bytes_and_of_another_seed_are_not(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
+    assert sorted(contents(tmp_path / "a")) == ["000000.tar", "000001.tar", "dataset.json"]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
+
+
+def test_a_folder_that_holds_the_data_set_is_left_as_it_is(tmp_path, monkeypatch):
+    pattern = write_shards(tmp_path, 5, seed=0)
+    monkeypatch.setattr(scenes_module, "make_scene", None)
+    assert write_shards(tmp_path, 5, seed=0) == pattern == f"{tmp_path}/{{000000..000000}}.tar"
+
+
+@pytest.mark.parametrize("change", [{"num_samples": 6}, {"seed": 1}, {"caption": "short"}, {"split": "test"}])
+def test_a_folder_that_holds_another_data_set_is_refused(tmp_path, change):
+    write_shards(tmp_path, 5, seed=0)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another data set"):
+        write_shards(tmp_path, **{"num_samples": 5, "seed": 0, **change})
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("wrong", [{"caption": "medium"}, {"split": "val"}, {"num_samples": 0}])
+def test_what_cannot_be_written_is_refused_before_a_file_exists(tmp_path, wrong):
+    with pytest.raises(ValueError, match="expected"):
+        write_shards(tmp_path / "shards", **{"num_samples": 5, "seed": 0, **wrong})
+    assert not (tmp_path / "shards").exists()
+
+
+def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_completes_it(tmp_path, monkeypatch):
+    def interrupted(seed, index, split):
+        if index == 15:
+            raise KeyboardInterrupt
+        return make_scene(seed, index, split)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    write_shards(whole, 30, seed=0, samples_per_shard=10)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scenes_module, "make_scene", interrupted)
+        write_shards(broken, 30, seed=0, samples_per_shard=10)
+    assert contents(broken).items() <= contents(whole).items() and len(contents(broken)) == 1
+    write_shards(broken, 30, seed=0, samples_per_shard=10)
+    assert contents(broken) == contents(whole)
+
+
+@pytest.mark.parametrize("caption", ["long", "short", "raw"])
+@pytest.mark.parametrize("num_samples", [1, 30])
+def test_openclip_reads_the_shards_pictures_and_captions(tmp_path, tiny, caption, num_samples):
+    _, preprocess, tokenizer = tiny
+    pattern = write_shards(tmp_path, num_samples, seed=0, samples_per_shard=20, caption=caption)
+    args = SimpleNamespace(val_data=pattern, val_num_samples=num_samples, batch_size=8, workers=0)
+    batches = list(get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader)
+    images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
+    expected = list(scenes(num_samples))
+    assert torch.equal(images, torch.stack([preprocess(scene.image) for scene in expected]))
+    assert torch.equal(texts, tokenizer([scene.captions[caption] for scene in expected]))
+
+
+def test_openclip_trains_on_the_shards_in_full_batches(tmp_path, tiny):
+    _, preprocess, tokenizer = tiny
+    args = SimpleNamespace(
+        train_data=write_shards(tmp_path, 32, seed=0, samples_per_shard=16),
+        train_num_samples=32,
+        train_data_upsampling_factors=None,
+        batch_size=8,
+        workers=0,
+        world_size=1,
+        seed=0,
+    )
+    data = get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
+    assert [len(images) for images, _ in data.dataloader] == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)], ids=["all", "half", "none"]
+)
+def test_the_share_found_counts_the_objects_among_the_best_names(scores, share):
+    assert share_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == share
+
+
+def test_a_model_that_knows_the_objects_measures_100():
+    known = [*scenes(50, split="tune", num_objects=(1,)), *different_scenes(50, 0, "tune"), *scenes(1000)]
+    oracle = Oracle(known)
+    result = measure(oracle, oracle.preprocess, oracle.tokenizer, "tune", num_scenes=50, num_probe_scenes=1000)
+    assert result == pytest.approx(
+        {"zero_shot": 100, "image_to_text_R@1": 100, "text_to_image_R@1": 100, "tagging": 100, "linear_probe": 100}
+    )
+    for _, names, predicted in describe(oracle, oracle.preprocess, oracle.tokenizer, num=6, split="tune"):
+        assert sorted(names) == sorted(predicted)
+
+
+def test_an_untrained_model_measures_chance_and_the_same_twice(tiny):
+    first, second = (measure(*tiny, num_scenes=300, num_probe_scenes=100) for _ in range(2))
+    assert first == second
+    assert first["zero_shot"] < 4  # chance: 1
+    assert max(first["image_to_text_R@1"], first["text_to_image_R@1"]) < 2  # chance: 0.33
+    assert first["tagging"] < 6  # chance: 3
+
+
+def test_measuring_gives_every_module_its_mode_back(tiny, monkeypatch):
+    model, preprocess, tokenizer = tiny
+    model.train()
+    model.visual.bn1.eval()
+    before = [module.training for module in model.modules()]
+
+    def fail(*_, **__):
+        raise InterruptedError(f"training: {model.visual.training}")
+
+    monkeypatch.setattr(model, "encode_text", fail)
+    with pytest.raises(InterruptedError, match="training: False"):
+        describe(model, preprocess, tokenizer, num=2)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_batches_do_not_change_the_measures(tiny, monkeypatch):
+    whole = [predicted for *_, predicted in describe(*tiny, num=10)]
+    monkeypatch.setattr(measures_module, "BATCH_SIZE", 3)
+    assert [predicted for *_, predicted in describe(*tiny, num=10)] == whole
