@@ -9,6 +9,8 @@ from ..errors import InputError
 
 def main(argv: list[str]) -> int:
     """Trains as `python -m open_clip_train.main` would and returns its exit code, 1 where OpenCLIP gives up."""
+    if argv[:1] == ["--"]:  # torchrun needs it to leave flags such as --logs alone, and passes it on
+        argv = argv[1:]
     try:
         result = _train(argv)
     except InputError as error:
