@@ -57,8 +57,13 @@ def class_loss(
     if chunk_size is None:
         chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    inputs = features, weight, bias
+    if not torch.is_grad_enabled():
+        inputs = [
+            x.detach() for x in inputs
+        ]  # an autograd function is told which inputs need gradients, not of no_grad
     with torch.autocast(device, enabled=False):
-        return _ChunkedClassLoss.apply(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype)
+        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
 
 
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -56,7 +56,8 @@ def plugin_manager():
             manager.load_setuptools_entrypoints("open_clip", name)
             manager.check_pending()
         except Exception as error:
-            raise RuntimeError(f"open_clip plugin '{name}' failed to load: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RuntimeError(f"open_clip plugin '{name}' failed to load: {reason}") from error
     return manager
 
 

@@ -90,9 +90,8 @@ class _WithClassHead:
     def _summary(self) -> str:
         head = sum(p.numel() for p in self.class_head.parameters())
         rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
-        ignored = int((~self.statistics.counted).sum())
         return (
-            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} ({ignored} special tokens left out); "
+            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} ({self.statistics.num_ignored} special tokens left out); "
             f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
             f"it reads the mean of {self.patch_tokens.description}, width {self.patch_tokens.width}; IDF {self.idf}"
         )

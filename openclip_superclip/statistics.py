@@ -32,7 +32,9 @@ class TokenStatistics(nn.Module):
         super().__init__()
         self.vocab_size = vocab_size
         counted = torch.ones(vocab_size, dtype=torch.bool)
-        counted[[token for token in ignored_tokens if token < vocab_size]] = False
+        ignored = {token for token in ignored_tokens if token < vocab_size}
+        counted[sorted(ignored)] = False
+        self.num_ignored = len(ignored)
         self.register_buffer("counted", counted, persistent=False)  # bool [V]
         self.register_buffer("num_captions", torch.zeros((), dtype=torch.int64))
         self.register_buffer("document_frequency", torch.zeros(vocab_size, dtype=torch.int64))

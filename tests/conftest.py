@@ -7,14 +7,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import json
 import multiprocessing
+import re
 import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import open_clip_train.main  # noqa: F401  once, here: every child would import it again
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,6 +36,14 @@ class Run(NamedTuple):
         """The losses that OpenCLIP printed, a string a step, to the last digit."""
         lines = [line for line in self.output.splitlines() if "Train Epoch" in line]
         return [line[line.index("Logit Scale") :] for line in lines]
+
+    def values(self, name: str) -> list[float]:
+        """What OpenCLIP printed under `name`, a number a step."""
+        return [float(value) for value in re.findall(rf"\b{name}: (\S+)", "\n".join(self.losses()))]
+
+    def errors(self) -> list[str]:
+        """The lines that tell the user of a mistake."""
+        return [line for line in self.output.splitlines() if re.search(r"\berror: ", line)]
 
 
 def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
@@ -115,6 +126,17 @@ def csv_data(tmp_path_factory) -> Path:
     table = folder / "train.csv"
     table.write_text("\n".join(rows) + "\n")
     return table
+
+
+@pytest.fixture(scope="session")
+def shards(csv_data) -> str:
+    """The same pictures and captions in two WebDataset shards, as --train-data or --val-data."""
+    rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
+    for shard in range(2):
+        with webdataset.TarWriter(str(csv_data.parent / f"{shard}.tar")) as tar:
+            for picture, caption in rows[shard::2]:
+                tar.write({"__key__": Path(picture).stem, "png": Path(picture).read_bytes(), "txt": caption})
+    return f"{csv_data.parent}/{{0..1}}.tar"
 
 
 @pytest.fixture(scope="session")

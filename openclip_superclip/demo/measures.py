@@ -98,7 +98,7 @@ def share_found(scores: Tensor, labels: Tensor) -> float:
     return 100 * ((by_rank * among_best).sum(dim=1) / num_objects.squeeze(1)).mean().item()
 
 
-def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 1e-3) -> Callable[[Tensor], Tensor]:
+def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> Callable[[Tensor], Tensor]:
     """A linear multi-label classifier [S, D] -> [S, N], fitted from zero by L-BFGS: nothing in it is random."""
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
     inputs = (features - mean) / std  # L-BFGS is slow on inputs that differ by little, as normalised features do
@@ -108,8 +108,9 @@ def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 1e-3) -> C
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(F.linear(inputs, weight, bias), labels)
-        loss = loss + weight_decay / labels.shape[1] * weight.square().sum()
+        logits = F.linear(inputs, weight, bias)  # [S, N]
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
+        loss = loss + weight_decay * weight.square().sum()
         loss.backward()
         return loss
 

@@ -1,0 +1,172 @@
+"""superclip demo: CLIP and SuperCLIP, trained here by OpenCLIP on real drawings, measured side by side."""
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import InputError
+
+EQUAL_TIME = "CLIP, equal time"
+QUICK = {"seeds": 1, "samples": 5000}
+FULL = {"seeds": 3, "samples": 20000}
+
+
+def main(argv: list[str]) -> int:
+    """Trains, measures, prints the table, and writes demo.png, demo.json and the runs; returns the exit code."""
+    try:
+        options = _parse(argv)
+        report = _compare(options)
+    except (InputError, ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{table(report)}\n\n{options.out}/demo.png, demo.json and runs/ hold the rest.")
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip demo",
+        description="Composes scenes of emoji drawings, trains CLIP and SuperCLIP on them with OpenCLIP, and compares "
+        "both at equal samples and at equal time on scenes that neither has seen.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed and few samples: minutes, not a result")
+    parser.add_argument("--seeds", type=int, help=f"runs of each method (default: {FULL['seeds']}; --quick: 1)")
+    parser.add_argument(
+        "--samples", type=int, help=f"samples of a run (default: {FULL['samples']}; --quick: {QUICK['samples']})"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", default=[1e-3], metavar="LR",
+        help="of several, each method takes its best on scenes kept for that (default: 1e-3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--captions", choices=("long", "short", "raw"), default="long",
+        help="name all objects of a scene, one, or some (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    options = parser.parse_args(argv)
+    for name, default in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    for name in ("seeds", "samples", "batch_size", "jobs"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
+    if options.samples < 10 * options.batch_size:
+        raise InputError(f"--samples is {options.samples}; expected at least ten batches of {options.batch_size}")
+    if not all(math.isfinite(rate) and rate > 0 for rate in options.learning_rates):
+        raise InputError(f"--learning-rates are {options.learning_rates}; expected numbers above 0")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("the demo draws with matplotlib: pip install 'openclip-superclip[report]'")
+    return options
+
+
+def _compare(options: argparse.Namespace) -> dict:
+    """Makes the data, runs everything and returns what demo.json holds."""
+    import torch
+
+    from ..demo.model import write_model
+    from ..demo.run import METHODS, Run, train_and_measure
+    from ..demo.scenes import write_shards
+
+    torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
+    model = write_model(options.out / "model")
+    data = options.out / "data" / f"{options.captions}-{options.samples}"
+    train_data = write_shards(data, options.samples, seed=0, caption=options.captions)
+
+    def submit(method, learning_rate, seed, num_samples=options.samples, split="test"):
+        run = Run(method, num_samples, options.batch_size, learning_rate, options.captions, seed)
+        return pool.submit(train_and_measure, run, train_data, model, options.out, split)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rates, tuning = dict.fromkeys(METHODS, options.learning_rates[0]), []
+        if len(options.learning_rates) > 1:
+            trials = {m: [submit(m, r, 0, split="tune") for r in options.learning_rates] for m in METHODS}
+            for method, futures in trials.items():
+                records = [future.result() for future in futures]
+                best = max(records, key=lambda record: statistics.mean(record["measures"].values()))
+                rates[method] = best["run"]["learning_rate"]
+                tuning += records
+        pairs = [{method: submit(method, rates[method], seed) for method in METHODS} for seed in range(options.seeds)]
+        # One pair, trained side by side, tells how many samples CLIP sees in the time that SuperCLIP takes.
+        first = {method: future.result()["samples_per_second"] for method, future in pairs[0].items()}
+        speed_ratio = first["CLIP"] / first["SuperCLIP"]
+        num_equal_time = round(options.samples * max(1.0, speed_ratio))
+        longer = [submit("CLIP", rates["CLIP"], seed, num_equal_time) for seed in range(options.seeds)]
+        columns = {method: [pair[method].result() for pair in pairs] for method in METHODS}
+        columns[EQUAL_TIME] = [future.result() for future in longer]
+
+    report = {
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("openclip-superclip", "open_clip_torch", "torch", "webdataset")},
+        },
+        "learning_rates": rates,
+        "tuning": [{k: record[k] for k in ("run", "split", "measures")} for record in tuning],
+        "time_per_sample_superclip_over_clip": speed_ratio,
+        "summary": {column: _summarise(records) for column, records in columns.items()},
+        "runs": columns,
+    }
+    _write(options.out, report, model)
+    return report
+
+
+def _summarise(records: list[dict]) -> dict:
+    """Returns mean and standard deviation over the seeds of every measure."""
+    values = {name: [record["measures"][name] for record in records] for name in records[0]["measures"]}
+    return {
+        name: {"mean": statistics.mean(v), "std": statistics.stdev(v) if len(v) > 1 else None}
+        for name, v in values.items()
+    }
+
+
+def table(report: dict) -> str:
+    """Returns the report's table in Markdown: a row a measure, mean ± standard deviation over the seeds, in percent."""
+    columns = report["runs"]
+    rates = report["learning_rates"]
+    heads = [f"{c} ({records[0]['run']['num_samples']:,} samples)" for c, records in columns.items()]
+    lines = ["| held-out scenes, % | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for measure in report["summary"]["CLIP"]:
+        cells = []
+        for column in columns:
+            cell = report["summary"][column][measure]
+            cells.append(f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["std"] is not None else ""))
+        lines.append(f"| {measure.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    settings = report["settings"]
+    lines.append(
+        f"\n{settings['seeds']} seed(s), batch {settings['batch_size']}, {settings['captions']} captions, "
+        f"learning rate {rates['CLIP']:g} (CLIP) and {rates['SuperCLIP']:g} (SuperCLIP); "
+        f"a SuperCLIP sample takes {report['time_per_sample_superclip_over_clip']:.2f} × a CLIP sample's time here."
+    )
+    return "\n".join(lines)
+
+
+def _write(out: Path, report: dict, model: str) -> None:
+    from ..demo.figure import draw
+    from ..demo.measures import describe
+    from ..demo.run import Run, load
+    from ..demo.scenes import whole_file
+
+    with whole_file(out / "demo.json") as file:
+        file.write(json.dumps(report, indent=1).encode())
+    said = {}
+    for method in ("CLIP", "SuperCLIP"):
+        checkpoint = out / "runs" / Run(**report["runs"][method][0]["run"]).name / "checkpoints" / "epoch_1.pt"
+        said[method] = describe(*load(checkpoint, model))
+    pictures = [
+        (clip[0], clip[1], {"CLIP": clip[2], "SuperCLIP": ours[2]})
+        for clip, ours in zip(said["CLIP"], said["SuperCLIP"], strict=True)
+    ]
+    title = (
+        f"superclip demo: emoji scenes (composed), {report['settings']['samples']:,} samples, "
+        f"batch {report['settings']['batch_size']}, {report['settings']['seeds']} seed(s)"
+    )
+    draw(out / "demo.png", report["runs"], report["summary"], pictures, title)
