@@ -8,6 +8,7 @@ from . import __version__
 COMMANDS = {
     "train": "OpenCLIP's training, with --superclip among its flags",
     "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
+    "benchmark": "what the class head costs here, in time, memory and FLOPs",
 }
 
 

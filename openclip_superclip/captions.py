@@ -1,6 +1,5 @@
 """Looks for captions in the training data before anything is loaded."""
 
-import csv
 import itertools
 import os
 import tarfile
@@ -30,14 +29,16 @@ def check_captions(train_data: str, dataset_type: str, csv_separator: str, csv_c
 
 
 def _check_table(path: str, separator: str, key: str) -> None:
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, delimiter=separator)
-        if key not in (rows.fieldnames or ()):
-            raise InputError(
-                f"--csv-caption-key: {path} has no column '{key}'; its columns are {', '.join(rows.fieldnames or ())}"
-            )
-        if not any((row[key] or "").strip() for row in itertools.islice(rows, NUM_LOOKED_AT)):
-            raise InputError(f"--train-data: the column '{key}' of {path} holds no caption in its first rows")
+    import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas knows
+
+    try:
+        rows = pd.read_csv(path, sep=separator, nrows=NUM_LOOKED_AT)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--train-data: {path} is not a readable table ({_one_line(error)})") from error
+    if key not in rows:
+        raise InputError(f"--csv-caption-key: {path} has no column '{key}'; its columns are {', '.join(rows)}")
+    if not rows[key].dropna().astype(str).str.strip().any():
+        raise InputError(f"--train-data: the column '{key}' of {path} holds no caption in its first rows")
 
 
 def _check_shard(path: str) -> None:
@@ -49,7 +50,11 @@ def _check_shard(path: str) -> None:
                 if extension == "txt" and member.size > 0:
                     return
                 members.add(extension)
-    except tarfile.TarError as error:
-        raise InputError(f"--train-data: {path} is not a readable tar file ({error})") from error
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(f"--train-data: {path} is not a readable tar file ({_one_line(error)})") from error
     found = ", ".join(f".{extension}" for extension in sorted(members)) or "nothing"
     raise InputError(f"--train-data: {path} holds no captions: expected members that end in .txt, found {found}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -59,9 +59,7 @@ def class_loss(
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     inputs = features, weight, bias
     if not torch.is_grad_enabled():
-        inputs = [
-            x.detach() for x in inputs
-        ]  # an autograd function is told which inputs need gradients, not of no_grad
+        inputs = [x.detach() for x in inputs]  # an autograd function hears of its inputs' needs, not of no_grad
     with torch.autocast(device, enabled=False):
         return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
 

@@ -91,7 +91,8 @@ class _WithClassHead:
         head = sum(p.numel() for p in self.class_head.parameters())
         rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
         return (
-            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} ({self.statistics.num_ignored} special tokens left out); "
+            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} "
+            f"({self.statistics.num_ignored} special tokens left out); "
             f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
             f"it reads the mean of {self.patch_tokens.description}, width {self.patch_tokens.width}; IDF {self.idf}"
         )

@@ -1,11 +1,303 @@
 """Runs that must be equal: flag absent and stock, two ranks and one, accumulated and whole, resumed and unbroken."""
 
-from conftest import run_ranks, stock_train, superclip_train
+import argparse
+import csv
+import random
+import shutil
+import types
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.distributed as dist
+import webdataset
+from conftest import WORDS, run_ranks, stock_train, superclip_train, write_model
+
+import openclip_superclip as superclip
+from openclip_superclip import plugin
+
+# The whole picture, always: what a run sees then depends on the order of the samples alone.
+WHOLE_PICTURES = ["--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
 
 
-def test_without_the_flag_the_launcher_trains_as_stock_openclip_to_the_last_digit(train_flags, tmp_path):
-    (ours,) = run_ranks(superclip_train, *train_flags, "--name", "ours", cwd=tmp_path)
-    (stock,) = run_ranks(stock_train, *train_flags, "--name", "stock", cwd=tmp_path)
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> str:
+    """--model of a model whose checkpoints are small."""
+    return write_model(
+        tmp_path_factory.mktemp("small-model"), vision={"width": 32, "head_width": 16}, text={"width": 16, "heads": 2}
+    )
+
+
+def load(run_folder: Path, epoch: int = 1) -> dict:
+    """A run's checkpoint; what the ranks' wrapper adds to the names is left out."""
+    checkpoint = torch.load(run_folder / f"checkpoints/epoch_{epoch}.pt")
+    weights = checkpoint["state_dict"].items()
+    return checkpoint | {"state_dict": {name.removeprefix("module."): value for name, value in weights}}
+
+
+# Flag absent
+
+
+def in_one_order(train):
+    """`train` where WebDataset shuffles in one order; it seeds itself with the time."""
+
+    def train_in_one_order(*argv):
+        webdataset.filters.random = types.SimpleNamespace(Random=lambda *_: random.Random(0))
+        return train(*argv)
+
+    return train_in_one_order
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--dataset-type webdataset --train-data {shards} --train-num-samples 64",
+        "--siglip",
+        "--accum-freq 2",
+        "--val-data {csv}",
+        "--precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5",
+    ],
+)
+def test_without_the_flag_the_launcher_trains_as_stock_openclip_to_the_last_digit(
+    flags, shards, csv_data, train_flags, tmp_path
+):
+    argv = [*train_flags, "--logs", "none", *flags.format(shards=shards, csv=csv_data).split()]
+    (ours,) = run_ranks(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
+    (stock,) = run_ranks(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
     assert ours.returncode == stock.returncode == 0
-    assert len(stock.losses()) == 4
+    assert len(stock.losses()) == (2 if "--accum-freq" in flags else 4)
     assert ours.losses() == stock.losses()
+    assert _metrics(ours) == _metrics(stock)
+
+
+def _metrics(run) -> list[str]:
+    return [line.partition("Eval Epoch")[2] for line in run.output.splitlines() if "Eval Epoch" in line]
+
+
+# Two ranks and one
+
+
+def batch(num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of noise [B, 3, 32, 32] and the tokens of captions that differ [B, L]."""
+    rng = random.Random(0)
+    captions = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(num_captions)]
+    tokens = open_clip.get_tokenizer("ViT-B-32", context_length=20)(captions)
+    return torch.randn(num_captions, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tokens
+
+
+def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float) -> dict:
+    """Trains on one global batch of 16 and returns losses, first gradients, counts and weights.
+
+    The optimizer is SGD, which divides by `gradient_scale`: Adam would hide the size of the gradients.
+    """
+    torch.manual_seed(0)
+    kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if flags.get("siglip") else {}
+    model, _, _ = superclip.create_model_and_transforms(model_name, **kwargs)
+    defaults = {"superclip": True, "distill": False, "siglip": False, "horovod": False, "loss_dist_impl": None}
+    gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
+    args = argparse.Namespace(**{**defaults, **gather, "world_size": world_size, **flags})
+    loss = plugin.open_clip_create_loss(args)
+    module = model
+    if world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / gradient_scale)
+    images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(16))
+    results = {"losses": []}
+    for step in range(3):
+        losses = loss(**model(images, tokens), output_dict=True)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        if step == 0:
+            results["gradients"] = {
+                name: parameter.grad / gradient_scale for name, parameter in module.named_parameters()
+            }
+        optimizer.step()
+        results["losses"].append({name: value.detach() for name, value in losses.items()})
+    results["state_dict"] = module.state_dict()
+    return results
+
+
+def in_ranks(function):
+    """`function(rank, world_size)` in a process that run_ranks started; what it returns is saved as rank0.pt, rank1.pt."""
+
+    def in_rank(world_size):
+        rank = 0
+        if world_size > 1:
+            dist.init_process_group("gloo")
+            rank = dist.get_rank()
+        torch.save(function(rank, world_size), f"rank{rank}.pt")
+        if world_size > 1:
+            dist.destroy_process_group()
+
+    return in_rank
+
+
+def results_of(function, world_size: int, folder: Path) -> list[dict]:
+    folder.mkdir()
+    runs = run_ranks(in_ranks(function), world_size, world_size=world_size, cwd=folder)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
+
+
+# flags: the size of OpenCLIP's gradient on two ranks against the loss's own. Its ClipLoss gathers without gradients by
+# default, so that each rank's is half; --local-loss without --gather-with-grad is another gradient altogether.
+GRADIENT_SCALES = [
+    ({}, 0.5),
+    ({"gather_with_grad": True}, 1.0),
+    ({"local_loss": True, "gather_with_grad": True}, 1.0),
+    *(({"siglip": True, "loss_dist_impl": impl}, 1.0) for impl in ("bidir", "shift", "reduce", "gather")),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "gradient_scale"),
+    GRADIENT_SCALES,
+    ids=[" ".join(map(str, flags.values())) for flags, _ in GRADIENT_SCALES],
+)
+def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tiny_model, tmp_path):
+    one = results_of(lambda *ranks: train_three_steps(tiny_model, *ranks, flags, 1.0), 1, tmp_path / "one")[0]
+    two = results_of(lambda *ranks: train_three_steps(tiny_model, *ranks, flags, gradient_scale), 2, tmp_path / "two")
+    for step in range(3):
+        for name, value in one["losses"][step].items():
+            mean = sum(rank["losses"][step][name] for rank in two) / 2
+            torch.testing.assert_close(mean, value, rtol=2e-6, atol=0)
+    assert one["state_dict"]["statistics.num_captions"] == 3 * 16
+    for rank in two:
+        torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(rank["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
+        for name in ("statistics.num_captions", "statistics.document_frequency"):
+            assert torch.equal(rank["state_dict"][name], one["state_dict"][name])
+
+
+def class_loss_of_unequal_batches(model_name: str, rank: int, world_size: int) -> dict:
+    """The class loss alone, of 16 captions that two ranks share as 11 and 5, and its gradients."""
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(model_name)
+    module = model
+    if world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(16))
+    loss = model(images, tokens)["class_losses"].mean()
+    loss.backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    return {"loss": loss.detach(), "gradients": gradients}
+
+
+def test_the_mean_over_ranks_is_right_when_their_batches_differ(tiny_model, tmp_path):
+    one = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 1, tmp_path / "one")[0]
+    two = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 2, tmp_path / "two")
+    torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-6, atol=0)
+    assert {"class_head.weight", "visual.conv1.weight"} <= one["gradients"].keys()
+    for rank in two:
+        torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=1e-4, atol=1e-7)
+
+
+# Accumulated and whole
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--siglip", "--local-loss --gather-with-grad", "--superclip-special-tokens"],
+    ids=lambda f: f or "CLIP",
+)
+def test_accumulated_batches_equal_one_that_is_as_large(flags, world_size, small_model, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--precision", "fp32", *WHOLE_PICTURES, "--superclip", *flags.split()]
+    argv += ["--opt", "timm/sgd", "--momentum", "0.9", "--lr", "0.1", "--wd", "0"]
+    batch_size = 16 // world_size
+    whole = run_ranks(
+        superclip_train, *argv, "--name", "whole", "--batch-size", batch_size, world_size=world_size, cwd=tmp_path
+    )
+    parts = run_ranks(
+        superclip_train, *argv, "--name", "parts", "--batch-size", batch_size // 2, "--accum-freq", "2",
+        world_size=world_size, cwd=tmp_path,
+    )  # fmt: skip
+    assert [run.returncode for run in whole + parts] == [0] * 2 * world_size
+    for name in ("Contrastive_loss", "Class_loss", "Loss"):
+        assert len(whole[0].values(name)) == 4
+        assert parts[0].values(name) == pytest.approx(whole[0].values(name), rel=5e-5)  # printed with five digits
+    one, other = load(tmp_path / "logs/whole")["state_dict"], load(tmp_path / "logs/parts")["state_dict"]
+    torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+    assert torch.equal(other["statistics.document_frequency"], one["statistics.document_frequency"])
+
+
+# Resumed and unbroken
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_flags, tmp_path):
+    # Two ranks: their sampler's order depends on the epoch alone. OpenCLIP does not restore the random state.
+    argv = [*train_flags, "--model", small_model, "--epochs", "2", "--superclip", *WHOLE_PICTURES]
+    unbroken = run_ranks(superclip_train, *argv, "--logs", "unbroken", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in unbroken] == [0, 0]
+    shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
+    (tmp_path / "stopped/run/checkpoints/epoch_2.pt").unlink()
+    resumed = run_ranks(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in resumed] == [0, 0]
+    assert len(resumed[0].losses()) == 2
+    assert resumed[0].values("Class_loss") == unbroken[0].values("Class_loss")[2:]
+    one, other = load(tmp_path / "unbroken/run", epoch=2), load(tmp_path / "stopped/run", epoch=2)
+    assert one["state_dict"]["statistics.num_captions"] == 2 * 64
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+# Counted once
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size"),
+    [
+        ("", 1),
+        ("", 2),
+        ("--accum-freq 2", 1),
+        ("--accum-freq 2", 2),
+        ("--val-data {csv}", 1),
+        ("--val-data {csv}", 2),
+        ("--grad-checkpointing", 1),
+        ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1),
+    ],
+)
+def test_every_trained_caption_is_counted_once(flags, world_size, small_model, csv_data, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--batch-size", "16", "--epochs", "2", "--save-frequency", "0"]
+    argv += ["--superclip", *flags.format(csv=csv_data).split()]
+    runs = run_ranks(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size
+    counts = load(tmp_path / "logs/run", epoch=2)["state_dict"]
+    with open(csv_data, newline="") as table:
+        captions = [row["title"] for row in csv.DictReader(table, delimiter="\t")]
+    frequency = torch.zeros(49408, dtype=torch.int64)
+    for tokens in open_clip.get_tokenizer("ViT-B-32")(captions):
+        frequency[[token for token in set(tokens.tolist()) if token not in (0, 49406, 49407)]] += 2  # epochs
+    assert counts["statistics.num_captions"] == 2 * len(captions)
+    assert torch.equal(counts["statistics.document_frequency"], frequency)
+
+
+# Inference
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {},
+        {"custom_text": True},
+        {"vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}},
+        {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}},
+    ],
+    ids=["CLIP", "CustomTextCLIP", "timm", "ResNet"],
+)
+def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypatch):
+    name = write_model(tmp_path, vision=cfg.get("vision_cfg"), custom_text=cfg.get("custom_text", False))
+    stock, _, _ = open_clip.create_model_and_transforms(name, output_dict=True)
+    ours, _, _ = superclip.create_model_and_transforms(name)
+    ours.load_state_dict(stock.state_dict())
+    monkeypatch.setattr(type(ours.class_head), "forward", pytest.fail)
+    monkeypatch.setattr(type(ours.statistics), "begin", pytest.fail)
+    stock.eval(), ours.eval()
+    _, tokens = batch(4)
+    images = torch.randn(4, 3, *stock.visual.image_size) if hasattr(stock.visual, "image_size") else None
+    with torch.no_grad():
+        assert torch.equal(ours.encode_image(images), stock.encode_image(images))
+        assert torch.equal(ours.encode_text(tokens), stock.encode_text(tokens))
+        for inputs in ({"image": images, "text": tokens}, {"image": images}, {"text": tokens}):
+            torch.testing.assert_close(ours(**inputs), stock(**inputs), rtol=0, atol=0)

@@ -11,9 +11,13 @@ from openclip_superclip import SuperCLIP, SuperCLIPLoss, plain_class_loss
 from openclip_superclip.head import ClassHead
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize(("width", "vocab"), [(16, 20_011), (64, 5_000), (768, 1_000)])
 def test_the_weight_starts_normal_with_the_inverse_root_of_the_width(width, vocab):
-    torch.manual_seed(0)
     weight = ClassHead(width, vocab).weight * width**0.5
     error = 1 / weight.numel() ** 0.5
     assert weight.mean().abs() < 5 * error

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .scenes import whole_file
+from ..files import whole_file
 
 COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b", "CLIP, equal time": "#4f6d7a"}
 
@@ -21,8 +21,8 @@ def draw(path: Path, columns: dict[str, list[dict]], summary: dict, pictures: Se
         summary: mean and spread, by column and measure.
         pictures: (image, true names, {column: names that the model says}).
     """
-    figure = plt.figure(figsize=(13, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
     losses, class_losses, bars = top.subplots(1, 3, width_ratios=(1, 1, 2))
     _draw_curves(losses, columns, "contrastive_loss")
     _draw_curves(class_losses, columns, "class_loss")
@@ -70,13 +70,14 @@ def _draw_bars(axes, columns, summary) -> None:
 
 
 def _draw_pictures(figure, pictures) -> None:
-    for axes, (image, objects, said) in zip(figure.subplots(1, len(pictures)), pictures, strict=True):
+    shown, below = figure.subplots(2, len(pictures), height_ratios=(1.3, 1))
+    for axes, words, (image, objects, said) in zip(shown, below, pictures, strict=True):
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title("\n".join(objects), fontsize=9)
+        words.set_axis_off()
         for place, (column, names) in enumerate(said.items()):
             lines = "\n".join(f"{'✓' if name in objects else '✗'} {name}" for name in names)
-            axes.text(
-                0.02, -0.04 - place * 0.52, f"{column} says\n{lines}", transform=axes.transAxes, fontsize=8,
+            words.text(
+                0, 1.05 - place * 0.6, f"{column} says\n{lines}", transform=words.transAxes, fontsize=8,
                 verticalalignment="top", color=COLOURS[column],
             )  # fmt: skip

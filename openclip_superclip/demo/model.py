@@ -4,7 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
-from .scenes import IMAGE_SIZE, whole_file
+from ..files import whole_file
+from .scenes import IMAGE_SIZE
 
 # CLIP's vocabulary of 49,408 would make the head twenty times the rest of so small a model; on the paper's models it is
 # a fraction of a percent. 4,096 brings the head's share of a step's time below a tenth.

@@ -4,15 +4,15 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .scenes import whole_file
+from ..files import whole_file
 
 METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the command
 
@@ -39,28 +39,31 @@ class Run:
 def train_and_measure(run: Run, train_data: str, model: str, out: Path, split: str = "test") -> dict:
     """Trains and measures a run, and returns its record; one that was finished earlier is read from its folder.
 
-    The record holds the command, the measures on `split` (percent), the curve of losses and samples/s.
+    The record holds the command, the measures on `split` (percent), the training's CPU seconds and its curve of losses.
     """
     folder = out / "runs" / run.name
-    finished = folder / f"{split}.json"
+    finished, trained = folder / f"{split}.json", folder / "trained.json"
     if finished.exists():
         return json.loads(finished.read_text())
-    checkpoint = folder / "checkpoints" / "epoch_1.pt"
-    if not checkpoint.exists():
+    if not (trained.exists() and checkpoint(run, out).exists()):
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted run's: OpenCLIP would refuse its name
-        _train(command(run, train_data, model, out), run, folder / "out.log")
-    curve = read_log(folder / "out.log")
+        cpu_seconds = _train(command(run, train_data, model, out), run, folder / "out.log")
+        _write(trained, {"cpu_seconds": cpu_seconds})
     record = {
         "run": asdict(run),
         "command": " ".join(["superclip", *command(run, train_data, model, out)]),
         "split": split,
-        "measures": _measure(checkpoint, model, split),
-        "samples_per_second": statistics.median(point["samples_per_second"] for point in curve),
-        "curve": curve,
+        "measures": _measure(checkpoint(run, out), model, split),
+        **json.loads(trained.read_text()),
+        "curve": read_log(folder / "out.log"),
     }
-    with whole_file(finished) as file:
-        file.write(json.dumps(record, indent=1).encode())
+    _write(finished, record)
     return record
+
+
+def checkpoint(run: Run, out: Path) -> Path:
+    """Returns where a run's weights are."""
+    return out / "runs" / run.name / "checkpoints" / "epoch_1.pt"
 
 
 def command(run: Run, train_data: str, model: str, out: Path) -> list[str]:
@@ -77,53 +80,57 @@ def command(run: Run, train_data: str, model: str, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def load(checkpoint: Path, model: str):
+def load(weights: Path, model: str):
     """Returns (model, preprocess, tokenizer) of a trained run, CLIP or SuperCLIP, for evaluation."""
     import open_clip
 
     from .. import create_model_and_transforms
 
     loaded, _, preprocess = create_model_and_transforms(model)
-    open_clip.load_checkpoint(loaded, str(checkpoint))
+    open_clip.load_checkpoint(loaded, str(weights))
     return loaded.eval(), preprocess, open_clip.get_tokenizer(model)
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns the points of a run's curve from OpenCLIP's log: samples seen, samples/s and every loss."""
+    """Returns the points of a run's curve from OpenCLIP's log: samples seen and every loss."""
     points = []
     for line in log.read_text().splitlines():
-        step = re.search(r"Train Epoch: \d+ \[\s*(\d+)/.*?, ([\d.e+]+)/s,", line)
+        step = re.search(r"Train Epoch: \d+ \[\s*(\d+)/", line)
         if step:
             losses = {name.lower(): float(value) for name, value in re.findall(r"(\w*[Ll]oss): ([\d.e+-]+) \(", line)}
-            points.append({"samples": int(step[1]), "samples_per_second": float(step[2]), **losses})
+            points.append({"samples": int(step[1]), **losses})
     return points
 
 
-def _train(arguments: list[str], run: Run, log: Path) -> None:
-    """Runs `superclip train` on one thread; RuntimeError, with the last lines of its output, where it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    log.parent.parent.mkdir(parents=True, exist_ok=True)
+def _train(arguments: list[str], run: Run, log: Path) -> float:
+    """Runs `superclip train` on one thread and returns its CPU seconds.
+
+    Raises RuntimeError, with the last lines of its output, where it fails.
+    """
     output_path = log.parent.parent / f"{run.name}.output"
+    output_path.parent.mkdir(parents=True, exist_ok=True)
     with open(output_path, "w") as output, tqdm(total=run.num_samples, desc=run.name, unit=" samples") as progress:
         process = subprocess.Popen(
             [sys.executable, "-m", "openclip_superclip", *arguments],
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+        ended = 0
         try:
-            while process.poll() is None:
-                try:
-                    process.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    _show(progress, log)
-            _show(progress, log)
+            while not ended:
+                time.sleep(0.5)
+                _show(progress, log)
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         finally:
-            process.kill()
-    if process.returncode != 0:
+            if not ended:
+                process.kill()
+    returncode = os.waitstatus_to_exitcode(status)
+    if returncode != 0:
         last = "\n".join(output_path.read_text().splitlines()[-15:])
-        raise RuntimeError(f"the run {run.name} failed with exit code {process.returncode}; its last words:\n{last}")
+        raise RuntimeError(f"the run {run.name} failed with exit code {returncode}; its last words:\n{last}")
     output_path.unlink()  # all of it stands in out.log
+    return usage.ru_utime + usage.ru_stime
 
 
 def _show(progress: tqdm, log: Path) -> None:
@@ -132,7 +139,12 @@ def _show(progress: tqdm, log: Path) -> None:
         progress.update(min(curve[-1]["samples"], progress.total) - progress.n)
 
 
-def _measure(checkpoint: Path, model: str, split: str) -> dict[str, float]:
+def _measure(weights: Path, model: str, split: str) -> dict[str, float]:
     from .measures import measure
 
-    return measure(*load(checkpoint, model), split=split)
+    return measure(*load(weights, model), split=split)
+
+
+def _write(path: Path, record: dict) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(record, indent=1).encode())

@@ -4,17 +4,17 @@ import functools
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from webdataset import TarWriter
+
+from ..files import whole_file
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
@@ -160,15 +160,3 @@ def sample(scene: Scene, caption: str) -> dict:
         "short.txt": scene.captions["short"],
         "json": {"objects": scene.objects, "captions": scene.captions},
     }
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name only once it is whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the class head costs: time, memory and FLOPs, beside what it is compared with."""

@@ -1,0 +1,44 @@
+"""FLOPs of a model's parts, counted by torch."""
+
+import open_clip
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..model import SuperCLIP
+
+ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
+
+
+def count_gmacs(model_name: str, with_attention: bool = True) -> dict[str, float]:
+    """Returns GMACs of one pair through `vision`, `text` and `head` of an OpenCLIP ViT, forward.
+
+    Counted on shapes alone. The paper's figures leave out attention's own products, as does `with_attention=False`.
+    """
+    model_cfg = open_clip.get_model_config(model_name)
+    with torch.device("meta"):
+        model = SuperCLIP(**model_cfg, superclip={})
+        image = torch.empty(1, 3, *model.visual.image_size)
+        text = torch.zeros(1, model.context_length, dtype=torch.long)
+        patch_mean = torch.empty(1, model.patch_tokens.width)
+    parts = {
+        "vision": lambda: model.encode_image(image),
+        "text": lambda: model.encode_text(text),
+        "head": lambda: model.class_head.logits(patch_mean),
+    }
+    return {name: _gmacs(part, with_attention) for name, part in parts.items()}
+
+
+def head_share(gmacs: dict[str, float]) -> float:
+    """Returns the head's GMACs over those of the two towers."""
+    return gmacs["head"] / (gmacs["vision"] + gmacs["text"])
+
+
+def _gmacs(part, with_attention: bool) -> float:
+    with FlopCounterMode(display=False) as counter:
+        part()
+    by_operator = counter.get_flop_counts()["Global"]
+    return sum(
+        count / 2e9
+        for operator, count in by_operator.items()
+        if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
+    )
