@@ -3,7 +3,7 @@
 import os
 import sys
 
-from .. import unpatched
+from .. import hooks, unpatched
 from ..errors import InputError
 
 
@@ -20,6 +20,10 @@ def main(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]):
+    try:
+        hooks.plugin_manager()
+    except RuntimeError as error:  # a plugin that cannot be loaded, named
+        raise InputError(str(error)) from error
     if unpatched.is_patched():
         from open_clip_train.main import main
 
