@@ -112,37 +112,52 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
-    losses = torch.empty(len(features), dtype=torch.float32, device=features.device)
+    on_cpu = features.device.type == "cpu"
+    # Memory is used again from chunk to chunk: on a CPU, pages touched for the first time cost as much as the softmax.
+    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight), dtype=torch.float32)  # [C, V]
+    losses = features.new_empty(len(features), dtype=torch.float32)
     grad_features = torch.empty_like(features) if needs_grad[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad[1] else None
+    grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
 
     for start in range(0, len(features), chunk_size):
         rows = slice(start, start + chunk_size)
-        x = features[rows].detach().to(compute_dtype)  # [C, W]
-        logits = torch.addmm(compute_bias, x, compute_weight.T).float()  # [C, V]
+        x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
+        logits = _product(compute_bias, x.to(compute_dtype), compute_weight.T, out=buffer[: len(x)])  # [C, V]
         label_logits = logits.gather(1, labels[rows])  # [C, L]
-        highest, where = logits.max(dim=1, keepdim=True)
-        probabilities = torch.softmax(logits, dim=1, out=logits if logits.device.type == "cpu" else None)
+        highest = logits.amax(dim=1)
+        probabilities = torch.softmax(logits, dim=1, out=logits if on_cpu else None)
         # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
-        logsumexp = (highest - probabilities.gather(1, where).log()).squeeze(1)
-        losses[rows] = row_scale[rows] * (logsumexp - (target[rows] * label_logits).sum(dim=1))
+        logsumexp = highest - probabilities.amax(dim=1).log()
+        losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
         if not any(needs_grad):
             continue
         residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
-        scale = row_scale[rows]  # [C]
         if needs_grad[2]:
             grad_bias.addmv_(residual.T, scale)
-        residual = residual.mul_(lift).to(compute_dtype) if lift != 1.0 else residual.to(compute_dtype)
+        residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
+        scale = (scale / lift).unsqueeze(1)
         if needs_grad[0]:
-            product = residual @ compute_weight  # [C, W]
-            grad_features[rows] = (product.float() * (scale / lift).unsqueeze(1)).to(features.dtype)
+            grad_features[rows] = (residual @ compute_weight).float() * scale
         if needs_grad[1]:
-            scaled_x = (features[rows].detach().float() * (scale / lift).unsqueeze(1)).to(compute_dtype)
-            if compute_dtype == torch.float32:
-                grad_weight.addmm_(residual.T, scaled_x)
-            else:
-                grad_weight += residual.T @ scaled_x
+            _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
     grads = grad_features, grad_weight, grad_bias
     inputs = features, weight, bias
     return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
+
+
+def _product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Returns bias + left @ right in float32, in the memory of `out`."""
+    if left.dtype == out.dtype:
+        return torch.addmm(bias, left, right, out=out)
+    return out.copy_(torch.addmm(bias, left, right))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Adds left @ right to the float32 `total`, which holds nothing yet where it is the first."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right

@@ -90,7 +90,7 @@ def batch(num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float) -> dict:
     """Trains on one global batch of 16 and returns losses, first gradients, counts and weights.
 
-    The optimizer is SGD, which divides by `gradient_scale`: Adam would hide the size of the gradients.
+    The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their size.
     """
     torch.manual_seed(0)
     kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if flags.get("siglip") else {}
@@ -102,21 +102,29 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     module = model
     if world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / gradient_scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(16))
     results = {"losses": []}
     for step in range(3):
         losses = loss(**model(images, tokens), output_dict=True)
         optimizer.zero_grad()
         sum(losses.values()).backward()
+        for name, parameter in module.named_parameters():
+            if name != "logit_scale":  # every rank has its whole gradient, whatever the features' is
+                parameter.grad /= gradient_scale
         if step == 0:
-            results["gradients"] = {
-                name: parameter.grad / gradient_scale for name, parameter in module.named_parameters()
-            }
+            results["gradients"] = {name: p.grad.clone() for name, p in module.named_parameters()}
         optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
     return results
+
+
+def assert_same_gradients(ours: dict, expected: dict) -> None:
+    """Within the rounding of float32, parameter by parameter: a common bound would say little on small gradients."""
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
 
 
 def in_ranks(function):
@@ -165,7 +173,7 @@ def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tin
             torch.testing.assert_close(mean, value, rtol=2e-6, atol=0)
     assert one["state_dict"]["statistics.num_captions"] == 3 * 16
     for rank in two:
-        torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=1e-4, atol=1e-7)
+        assert_same_gradients(rank["gradients"], one["gradients"])
         torch.testing.assert_close(rank["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
         for name in ("statistics.num_captions", "statistics.document_frequency"):
             assert torch.equal(rank["state_dict"][name], one["state_dict"][name])
@@ -191,36 +199,47 @@ def test_the_mean_over_ranks_is_right_when_their_batches_differ(tiny_model, tmp_
     torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-6, atol=0)
     assert {"class_head.weight", "visual.conv1.weight"} <= one["gradients"].keys()
     for rank in two:
-        torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=1e-4, atol=1e-7)
+        assert_same_gradients(rank["gradients"], one["gradients"])
 
 
 # Accumulated and whole
 
 
+ACCUMULATED = ["", "--siglip", "--local-loss --gather-with-grad", "--superclip-special-tokens --superclip-weight 2"]
+
+
+def accumulated_and_whole(argv, batch_size: int, world_size: int, folder: Path) -> list:
+    """The runs of rank 0 with half the batch size and --accum-freq 2, and without."""
+    parts = ["--name", "parts", "--batch-size", batch_size // 2 // world_size, "--accum-freq", "2"]
+    whole = ["--name", "whole", "--batch-size", batch_size // world_size]
+    argv = [*argv, "--precision", "fp32", *WHOLE_PICTURES, "--superclip"]
+    runs = [run_ranks(superclip_train, *argv, *more, world_size=world_size, cwd=folder) for more in (parts, whole)]
+    assert [run.returncode for ranks in runs for run in ranks] == [0] * 2 * world_size
+    return [ranks[0] for ranks in runs]
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(
-    "flags",
-    ["", "--siglip", "--local-loss --gather-with-grad", "--superclip-special-tokens"],
-    ids=lambda f: f or "CLIP",
-)
-def test_accumulated_batches_equal_one_that_is_as_large(flags, world_size, small_model, train_flags, tmp_path):
-    argv = [*train_flags, "--model", small_model, "--precision", "fp32", *WHOLE_PICTURES, "--superclip", *flags.split()]
-    argv += ["--opt", "timm/sgd", "--momentum", "0.9", "--lr", "0.1", "--wd", "0"]
-    batch_size = 16 // world_size
-    whole = run_ranks(
-        superclip_train, *argv, "--name", "whole", "--batch-size", batch_size, world_size=world_size, cwd=tmp_path
-    )
-    parts = run_ranks(
-        superclip_train, *argv, "--name", "parts", "--batch-size", batch_size // 2, "--accum-freq", "2",
-        world_size=world_size, cwd=tmp_path,
-    )  # fmt: skip
-    assert [run.returncode for run in whole + parts] == [0] * 2 * world_size
+@pytest.mark.parametrize("flags", ACCUMULATED)
+def test_accumulated_batches_train_as_one_that_is_as_large(flags, world_size, small_model, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--eps", "1e-5", *flags.split()]
+    parts, whole = accumulated_and_whole(argv, 16, world_size, tmp_path)
     for name in ("Contrastive_loss", "Class_loss", "Loss"):
-        assert len(whole[0].values(name)) == 4
-        assert parts[0].values(name) == pytest.approx(whole[0].values(name), rel=5e-5)  # printed with five digits
-    one, other = load(tmp_path / "logs/whole")["state_dict"], load(tmp_path / "logs/parts")["state_dict"]
-    torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
-    assert torch.equal(other["statistics.document_frequency"], one["statistics.document_frequency"])
+        assert len(whole.values(name)) == 4
+        assert parts.values(name) == pytest.approx(whole.values(name), rel=1e-4)  # printed with five digits
+    parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)  # of steps of 1e-3
+    assert torch.equal(parts["statistics.document_frequency"], whole["statistics.document_frequency"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("flags", ACCUMULATED)
+def test_accumulated_gradients_are_as_large_as_one_batchs(flags, world_size, small_model, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--opt", "timm/sgd", "--wd", "0", "--lr", "1", *flags.split()]
+    accumulated_and_whole(argv, 64, world_size, tmp_path)  # one step of plain gradient descent
+    parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
+    for weights in (parts, whole):  # OpenCLIP adds their gradient up once a part
+        weights.pop("logit_scale"), weights.pop("logit_bias", None)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=5e-6)
 
 
 # Resumed and unbroken
@@ -239,7 +258,8 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_fl
     assert resumed[0].values("Class_loss") == unbroken[0].values("Class_loss")[2:]
     one, other = load(tmp_path / "unbroken/run", epoch=2), load(tmp_path / "stopped/run", epoch=2)
     assert one["state_dict"]["statistics.num_captions"] == 2 * 64
-    torch.testing.assert_close(other, one, rtol=0, atol=0)
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
 
 
 # Counted once
@@ -276,28 +296,35 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
 # Inference
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        {},
-        {"custom_text": True},
-        {"vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}},
-        {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}},
-    ],
-    ids=["CLIP", "CustomTextCLIP", "timm", "ResNet"],
-)
+INFERENCE = {  # what has a head: its configuration
+    "CLIP": {},
+    "CustomTextCLIP": {"custom_text": True},
+    "timm": {"vision": {"timm_model_name": "test_vit", "image_size": 160}},
+    "ResNet": {"vision": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}},
+    "CoCa": {
+        "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
+        "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
+}
+
+
+@pytest.mark.parametrize("cfg", INFERENCE.values(), ids=INFERENCE)
 def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypatch):
-    name = write_model(tmp_path, vision=cfg.get("vision_cfg"), custom_text=cfg.get("custom_text", False))
+    name = write_model(tmp_path, **cfg)
+    torch.manual_seed(0)
     stock, _, _ = open_clip.create_model_and_transforms(name, output_dict=True)
     ours, _, _ = superclip.create_model_and_transforms(name)
     ours.load_state_dict(stock.state_dict())
-    monkeypatch.setattr(type(ours.class_head), "forward", pytest.fail)
-    monkeypatch.setattr(type(ours.statistics), "begin", pytest.fail)
+    for part, method in ((ours.class_head, "forward"), (ours.statistics, "begin")):
+        monkeypatch.setattr(part, method, lambda *_: pytest.fail("inference called the head"))
     stock.eval(), ours.eval()
-    _, tokens = batch(4)
-    images = torch.randn(4, 3, *stock.visual.image_size) if hasattr(stock.visual, "image_size") else None
+    size = cfg.get("vision", {}).get("image_size", 32)
+    images, tokens = torch.randn(4, 3, size, size), batch(4)[1]
+    equal = {"rtol": 0, "atol": 0, "equal_nan": True}  # OpenCLIP leaves a weight of CoCa's decoder as the memory was
     with torch.no_grad():
         assert torch.equal(ours.encode_image(images), stock.encode_image(images))
         assert torch.equal(ours.encode_text(tokens), stock.encode_text(tokens))
-        for inputs in ({"image": images, "text": tokens}, {"image": images}, {"text": tokens}):
-            torch.testing.assert_close(ours(**inputs), stock(**inputs), rtol=0, atol=0)
+        torch.testing.assert_close(ours(images, tokens), stock(images, tokens), **equal)
+        torch.testing.assert_close(ours(images), stock(images), **equal)

@@ -1,0 +1,48 @@
+"""The README says what the code does: its tables are the commands' output, its flags exist, its snippets run."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip.commands import benchmark, demo
+from openclip_superclip.config import Config
+from openclip_superclip.unpatched import REPLACED
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("recorded", "tables"), [
+    ("docs/demo.json", demo.table),
+    ("docs/benchmark.json", benchmark.tables),
+])  # fmt: skip
+def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, tables):
+    assert tables(json.loads((ROOT / recorded).read_text())) in README
+
+
+def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
+    flags = {field.metadata["flag"] for field in dataclasses.fields(Config)}
+    assert set(re.findall(r"--superclip-[\w-]+", README)) == flags
+    for field in dataclasses.fields(Config):
+        (row,) = re.findall(rf"\| `{field.metadata['flag']}\b.*", README)
+        assert ("off" if field.default is False else str(field.default)) in row
+
+
+def test_every_command_it_calls_exists():
+    called = set(re.findall(r"(?:`|bin/|^)superclip ([a-z]+)", README, flags=re.MULTILINE))
+    assert {"demo", "train"} <= called <= set(COMMANDS)
+
+
+def test_it_counts_the_names_that_the_launcher_replaces():
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert f"the {words[len(REPLACED)]} names that it replaces" in README
+
+
+def test_every_file_it_links_to_exists():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
