@@ -1,12 +1,18 @@
 """The `superclip` command, also `python -m openclip_superclip`."""
 
 import importlib
+import keyword
 import sys
 
 from . import __version__
 
 COMMANDS = {
     "train": "OpenCLIP's training, with --superclip among its flags",
+    "patch": "give OpenCLIP's own training command these flags, or take them away",
+    "import": "a checkpoint of SuperCLIP's authors becomes a model that --superclip opens",
+    "export": "a checkpoint becomes plain CLIP, for OpenCLIP or transformers without this package",
+    "average": "the mean of several checkpoints",
+    "interpolate": "between released weights and fine-tuned ones (WiSE-FT)",
     "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
     "benchmark": "what the class head costs here, in time, memory and FLOPs",
 }
@@ -25,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command '{name}'\n\n{_usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(f".commands.{name}", __package__).main(rest)
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f".commands.{module}", __package__).main(rest)
 
 
 def _usage() -> str:

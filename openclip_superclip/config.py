@@ -30,12 +30,21 @@ class Config:
         "count start, end and padding tokens as words, as the authors' code does",
         action="store_true",
     )
+    head_warmup: int = _flag(
+        "--superclip-head-warmup",
+        0,
+        "samples during which a fresh head learns alone: the class loss does not reach the vision tower in steps that "
+        "end within them",
+        type=int,
+    )
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"--superclip-weight is {self.weight}; expected a finite number, 0 or more")
         if self.idf not in ("online", "off"):
             raise InputError(f"--superclip-idf is '{self.idf}'; expected online or off")
+        if self.head_warmup < 0:
+            raise InputError(f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,13 @@ from .unpatched import plugins_model_class
 
 
 def create_model_and_transforms(
-    model_name: str, pretrained: str | None = None, *, idf: str = "online", special_tokens: bool = False, **kwargs
+    model_name: str,
+    pretrained: str | None = None,
+    *,
+    idf: str = "online",
+    special_tokens: bool = False,
+    head_warmup: int = 0,
+    **kwargs,
 ):
     """Returns OpenCLIP's (model, preprocess_train, preprocess_val), the model with a class head.
 
@@ -16,10 +22,17 @@ def create_model_and_transforms(
         model_name, pretrained, kwargs: as for `open_clip.create_model_and_transforms`.
         idf: "online", or "off" for equal weights.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
+        head_warmup: captions during which the class loss trains the head alone.
     """
     if idf not in ("online", "off"):
         raise InputError(f"idf is '{idf}'; expected online or off")
-    superclip = head_options(model_name, idf=idf, special_tokens=special_tokens, cache_dir=kwargs.get("cache_dir"))
+    superclip = head_options(
+        model_name,
+        idf=idf,
+        special_tokens=special_tokens,
+        head_warmup=head_warmup,
+        cache_dir=kwargs.get("cache_dir"),
+    )
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
             model_name, pretrained, **{"output_dict": True, **kwargs, "superclip": superclip}
@@ -27,8 +40,14 @@ def create_model_and_transforms(
 
 
 def head_options(
-    model_name: str, *, idf: str, special_tokens: bool, accum_freq: int = 1, cache_dir: str | None = None
+    model_name: str,
+    *,
+    idf: str,
+    special_tokens: bool,
+    accum_freq: int = 1,
+    head_warmup: int = 0,
+    cache_dir: str | None = None,
 ) -> dict:
     """Returns the model's `superclip` argument; the tokenizer says which ids are no words."""
     ignored = () if special_tokens else special_token_ids(open_clip.get_tokenizer(model_name, cache_dir=cache_dir))
-    return {"idf": idf, "ignored_tokens": ignored, "accum_freq": accum_freq}
+    return {"idf": idf, "ignored_tokens": ignored, "accum_freq": accum_freq, "head_warmup": head_warmup}

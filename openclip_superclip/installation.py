@@ -4,7 +4,7 @@ import base64
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,9 @@ def find_installation(source: Path | None = None) -> Installation:
     if source is None:
         package = importlib.util.find_spec("open_clip")
         if package is None or package.origin is None:
-            raise InputError("OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4', or use --source")
+            raise InputError(
+                "OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4', or use --source"
+            )
         root = Path(package.origin).parent.parent
     else:
         roots = [root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()]
@@ -54,26 +56,23 @@ def find_installation(source: Path | None = None) -> Installation:
     return Installation(root.absolute(), version[1])
 
 
-def rewrite_record(record: bytes, before: Contents, after: Contents) -> bytes:
-    """Returns `record` with its lines about files as they were `before` replaced by what is true `after`.
+def rewrite_record(record: bytes, contents: Contents, added: Collection[str]) -> bytes:
+    """Returns `record` with what it tells of the files in `contents` made true; of these, `added` may be new to it.
 
-    A line that says anything else is left alone, so that the opposite call gives back the same bytes.
+    A line without a SHA-256 told nothing of the content and is left alone.
     """
     lines = record.splitlines(keepends=True)
-    end = b"\r\n" if record.endswith(b"\r\n") else b"\n"
-    for path, content in after.items():
-        old, new = _record_line(path, before[path], end), _record_line(path, content, end)
-        if new in lines:
-            continue
-        if old in lines:
-            lines[lines.index(old)] = new
-        elif before[path] is None:
-            lines.insert(0, new)
+    end = b"\r\n" if lines and lines[0].endswith(b"\r\n") else b"\n"
+    for path, content in contents.items():
+        told = [index for index, line in enumerate(lines) if line.startswith(path.encode() + b",sha256=")]
+        true = [] if content is None else [_record_line(path, content) + end]
+        if told:
+            lines[told[0] : told[0] + 1] = true
+        elif path in added:
+            lines[:0] = true
     return b"".join(lines)
 
 
-def _record_line(path: str, content: bytes | None, end: bytes) -> bytes:
-    if content is None:
-        return b""
+def _record_line(path: str, content: bytes) -> bytes:
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
-    return b"%s,sha256=%s,%d%s" % (path.encode(), digest, len(content), end)
+    return b"%s,sha256=%s,%d" % (path.encode(), digest, len(content))

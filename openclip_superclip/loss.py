@@ -20,17 +20,18 @@ class SuperCLIPLoss(nn.Module):
         self.weight = weight
         self.gradient_scale = gradient_scale
 
-    def forward(self, *, class_losses: Tensor, output_dict: bool = False, **outputs: Tensor):
+    def forward(self, *, class_losses: Tensor | None = None, output_dict: bool = False, **outputs: Tensor):
         """Returns the weighted losses, a dict or a tuple as `output_dict` says.
 
         Args:
-            class_losses: [B], from the model in training.
+            class_losses: [B], from the model in training; in evaluation there are none, and no class_loss.
             outputs: what else the model returned; passed to the OpenCLIP loss.
         """
         losses = self.contrastive(**outputs, output_dict=True)
-        class_loss = self.weight * class_losses.mean()
-        if self.gradient_scale != 1.0:
-            scaled = self.gradient_scale * class_loss
-            class_loss = scaled + (class_loss - scaled).detach()
-        losses["class_loss"] = class_loss
+        if class_losses is not None:
+            class_loss = self.weight * class_losses.mean()
+            if self.gradient_scale != 1.0:
+                scaled = self.gradient_scale * class_loss
+                class_loss = scaled + (class_loss - scaled).detach()
+            losses["class_loss"] = class_loss
         return losses if output_dict else tuple(losses.values())

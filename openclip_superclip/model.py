@@ -15,6 +15,8 @@ from .head import ClassHead
 from .statistics import TokenStatistics
 from .vision import encode_image, encode_image_with_pooled_tokens, patch_tokens
 
+FRESH_HEAD = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"
+
 
 class _WithClassHead:
     """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to what training returns.
@@ -23,8 +25,8 @@ class _WithClassHead:
     keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the fresh head.
 
     Args:
-        superclip: options of the head: `idf` ("online" or "off"), `ignored_tokens` (ids that are no words) and
-            `accum_freq` (OpenCLIP's --accum-freq).
+        superclip: options of the head: `idf` ("online" or "off"), `ignored_tokens` (ids that are no words),
+            `accum_freq` (OpenCLIP's --accum-freq) and `head_warmup` (captions during which the head learns alone).
         Everything else is the OpenCLIP model's.
     """
 
@@ -32,12 +34,15 @@ class _WithClassHead:
         super().__init__(*args, **kwargs)
         self._add_head(**superclip)
 
-    def _add_head(self, idf: str = "online", ignored_tokens: Iterable[int] = (), accum_freq: int = 1) -> None:
+    def _add_head(
+        self, idf: str = "online", ignored_tokens: Iterable[int] = (), accum_freq: int = 1, head_warmup: int = 0
+    ) -> None:
         self.output_dict = True  # a tuple has no place for the class losses
         vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
         self.patch_tokens = patch_tokens(self.visual)
         self.idf = idf
         self.accum_freq = accum_freq
+        self.head_warmup = head_warmup
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
         # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
@@ -82,6 +87,9 @@ class _WithClassHead:
                 return self._waiting[-1][0]
             counted, scale = self._waiting.popleft()
         idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
+        if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
+            warming_up = self.statistics.num_captions <= self.head_warmup
+            patch_mean = torch.where(warming_up, patch_mean.detach(), patch_mean)
         losses = self.class_head(patch_mean, text, idf, scale)
         if self.accum_freq > 1:
             counted.copy_(losses.detach())
@@ -132,7 +140,11 @@ def with_class_head(model_class: type) -> type:
 
 
 def _keep_fresh_head(module, state_dict, prefix, *_) -> None:
-    """Lets weights without a head load: what the head and the statistics hold now stays."""
+    """Lets weights without a head load: what the head and the statistics hold now stays. The log says which it is."""
     ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
     if not ours.keys() & state_dict.keys():
+        logging.info(FRESH_HEAD)
         state_dict.update(ours)
+    elif f"{prefix}statistics.num_captions" in state_dict:
+        num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
+        logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")

@@ -17,6 +17,7 @@ from .installation import Contents, Installation, rewrite_record
 
 NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
 MISSING, EDITED = "missing", "edited, or of another commit"
+KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
 NO_FILE = "0" * 40  # git's id of no blob
 CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whatever version wrote it
 
@@ -65,7 +66,7 @@ class Status:
         if openclip.version not in known:
             raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
         self.ours = Patch(known[openclip.version].read_bytes())
-        kept = openclip.read(_kept_patch(openclip)) if openclip.dist_info else None
+        kept = openclip.read(f"{openclip.dist_info}/{KEPT}") if openclip.dist_info else None
         self.applied = self.ours if kept is None else Patch(kept)
         before = self.applied.before | self.ours.before
         ids_of = {
@@ -127,29 +128,23 @@ def _known_status(openclip: Installation) -> Status:
     return status
 
 
-def _kept_patch(openclip: Installation) -> str:
-    return f"{openclip.dist_info}/hooks.patch"
-
-
 def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | None, bytes | None]]:
     """Returns each file's content without and with the applied patch, in the order in which to apply it.
 
     RECORD first: pip then removes whatever else was written. Added files last: without open_clip/hooks.py whatever
     was patched before it refuses to run.
     """
-    patch = status.applied
-    before = dict(sorted(status.originals().items(), key=lambda item: item[1] is None))
-    after = {path: patch.apply(path, content) for path, content in before.items() if path in patch.diffs}
-    if openclip.dist_info:
-        kept = _kept_patch(openclip)
-        before, after = {kept: None, **before}, {kept: patch.text, **after}
-        path = f"{openclip.dist_info}/RECORD"
-        record = openclip.read(path)
-        before, after = (
-            {path: rewrite_record(record, after, before), **before},
-            {path: rewrite_record(record, before, after), **after},
-        )
-    return {path: (before[path], content) for path, content in after.items()}
+    patch, info = status.applied, openclip.dist_info
+    originals = {path: content for path, content in status.originals().items() if path in patch.diffs}
+    before = dict(sorted(originals.items(), key=lambda item: item[1] is None))
+    after = {path: patch.apply(path, content) for path, content in before.items()}
+    if info:
+        before, after = {f"{info}/{KEPT}": None, **before}, {f"{info}/{KEPT}": patch.text, **after}
+        record = f"{info}/RECORD"
+        added = [path for path, content in before.items() if content is None]
+        listed = [rewrite_record(openclip.read(record), contents, added) for contents in (before, after)]
+        before, after = {record: listed[0], **before}, {record: listed[1], **after}
+    return {path: (before[path], after[path]) for path in after}
 
 
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
@@ -160,24 +155,24 @@ def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
     parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
     held = {path: openclip.read(path) for path in contents}
     changed = {path: content for path, content in contents.items() if content != held[path]}
+    done = {}
     try:
         for path, content in changed.items():
             if content is not None:
                 parts[path].write_bytes(content)
-                known = path if held[path] is not None else "open_clip/__init__.py"
-                shutil.copymode(openclip.root / known, parts[path])
+                like = path if held[path] is not None else "open_clip/__init__.py"
+                shutil.copymode(openclip.root / like, parts[path])
         for path, content in changed.items():
             if content is None:
                 (openclip.root / path).unlink()
             else:
                 os.replace(parts[path], openclip.root / path)
+            done[path] = "removed" if content is None else "added" if held[path] is None else "changed"
     except OSError as error:
-        raise ...
+        so_far = f"changed so far: {', '.join(done)}; run this again, or undo it" if done else "nothing was changed"
+        raise InputError(f"cannot write {openclip.root / path}: {error.strerror}; {so_far}") from None
     finally:
         for part in parts.values():
-            if part.exists():  # also one that a killed run left
+            if part.exists():  # also what a killed run left behind
                 part.unlink()
-    return {
-        path: "removed" if content is None else "added" if held[path] is None else "changed"
-        for path, content in changed.items()
-    }
+    return done

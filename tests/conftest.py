@@ -21,7 +21,7 @@ import webdataset
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
-WORDS = "cat dog red blue tree house car boat sun moon fish bird".split()
+WORDS = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat", "sun", "moon", "fish", "bird"]
 
 torch.set_num_threads(1)
 
@@ -62,7 +62,7 @@ def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> 
         with open(outputs[rank], "w") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.chdir(cwd)
         if world_size > 1:
             os.environ.update(

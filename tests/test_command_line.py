@@ -1,5 +1,6 @@
 """The `superclip` command: what it answers, what it costs to ask, and what a run records."""
 
+import dataclasses
 import os
 import re
 import socket
@@ -12,20 +13,23 @@ from conftest import run_ranks, superclip_train
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip.config import Config, options_of
 
-OUR_FLAGS = ["--superclip", "--superclip-weight", "--superclip-idf", "--superclip-special-tokens"]
+OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in dataclasses.fields(Config))]
 SCRIPT = [str(Path(sys.executable).with_name("superclip"))]
 MODULE = [sys.executable, "-m", "openclip_superclip"]
 
 
 def call(*command: str, cwd: Path | None = None, timeout: int = 120) -> subprocess.CompletedProcess:
-    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], [], ["--version"], ["train", "--help"]], ids=" ".join)
 def test_it_answers_without_importing_torch(argv):
-    program = "import sys; from openclip_superclip.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    program = (
+        "import sys; from openclip_superclip.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    )
     done = call(sys.executable, "-c", program + "sys.exit('torch' in sys.modules)", *argv)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -72,44 +76,32 @@ def recorded_options(run_folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "recorded"),
+    ("flags", "config"),
     [
-        ("", {}),
-        (
-            "--superclip",
-            {
-                "superclip": "True",
-                "superclip_weight": "1.0",
-                "superclip_idf": "online",
-                "superclip_special_tokens": "False",
-            },
-        ),
+        ("", None),
+        ("--superclip", Config()),
         (
             "--superclip --superclip-weight 2.5 --superclip-idf off --superclip-special-tokens",
-            {
-                "superclip": "True",
-                "superclip_weight": "2.5",
-                "superclip_idf": "off",
-                "superclip_special_tokens": "True",
-            },
+            Config(weight=2.5, idf="off", special_tokens=True),
         ),
     ],
 )
-def test_params_txt_records_our_options_with_the_flag_and_nothing_of_ours_without(
-    flags, recorded, train_flags, tmp_path
-):
+def test_params_txt_records_our_options_with_the_flag_and_nothing_of_ours_without(flags, config, train_flags, tmp_path):
     argv = [*train_flags, "--batch-size", "64", "--save-frequency", "0", *flags.split()]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert run.returncode == 0
     options = recorded_options(tmp_path / "logs/run")
-    assert {name: value for name, value in options.items() if "superclip" in name} == recorded
+    ours = {"superclip": True, **options_of(config)} if config else {}
+    assert {name: value for name, value in options.items() if "superclip" in name} == {
+        k: str(v) for k, v in ours.items()
+    }
     assert options["batch_size"] == "64"
 
 
 def test_the_log_tells_at_the_start_what_the_head_is(train_flags, tmp_path):
     (run,) = run_ranks(superclip_train, *train_flags, "--logs", "none", "--superclip", cwd=tmp_path)
     (line,) = [line for line in run.output.splitlines() if "SuperCLIP: " in line]
-    for part in ("vocabulary 49,408", "head 3,211,520 parameters", "patch tokens", "width 64", "IDF online"):
+    for part in ("vocabulary 49,408", "head 3,211,648 parameters", "patch tokens", "width 64", "IDF online"):
         assert part in line
     assert run.output.index(line) < run.output.index("Train Epoch")
 

@@ -186,3 +186,9 @@ def test_gradient_scale_leaves_the_contrastive_gradient_alone():
     (ours,) = torch.autograd.grad(total, features)
     (theirs,) = torch.autograd.grad(stock(**outputs), features)
     assert torch.equal(ours, theirs)
+
+
+def test_without_class_losses_as_in_evaluation_the_loss_is_openclips():
+    features = F.normalize(torch.randn(2, 5, 8), dim=-1)
+    outputs = {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
+    assert SuperCLIPLoss(ClipLoss())(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)

@@ -1,0 +1,55 @@
+"""Means of checkpoints, and the way from released weights to fine-tuned ones."""
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint, check_match
+from .errors import InputError
+
+COUNTS = ("statistics.num_captions", "statistics.document_frequency")
+
+
+def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str, Tensor]:
+    """Returns the mean of the checkpoints' weights, taken in float64, each in its own type.
+
+    Whole numbers are not averaged: they are those of the checkpoint that has seen most captions, or the last. The
+    captions' counts are added where `add_counts` says so: right for runs of their own, wrong for steps of one run, each
+    of which holds the earlier ones' counts already.
+    """
+    first, *others = checkpoints
+    for other in others:
+        check_match(other.weights, first.weights, str(other.path), str(first.path))
+    latest = max(reversed(checkpoints), key=_num_captions)
+    merged = {}
+    for name, tensor in latest.weights.items():
+        if tensor.is_floating_point():
+            total = sum(checkpoint.weights[name].double() for checkpoint in checkpoints)
+            tensor = (total / len(checkpoints)).to(tensor.dtype)
+        elif add_counts and name in COUNTS:
+            tensor = sum(checkpoint.weights[name] for checkpoint in checkpoints)
+        merged[name] = tensor
+    return merged
+
+
+def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
+    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), taken in float64.
+
+    Whole numbers, and a class head that the released weights lack, are the tuned ones'.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"--alpha is {alpha}; expected 0 (released) to 1 (tuned)")
+    head = tuned.head()
+    start, end = dict(released.weights), tuned.without_head() | (head if released.head() else {})
+    check_match(start, end, str(released.path), str(tuned.path))
+    merged = dict(head)
+    for name, tensor in end.items():
+        mixed = tensor.is_floating_point()
+        merged[name] = _mix(start[name], tensor, alpha) if mixed else tensor
+    return merged
+
+
+def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    return ((1 - alpha) * start.double() + alpha * end.double()).to(end.dtype)
+
+
+def _num_captions(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.weights.get("statistics.num_captions", 0))

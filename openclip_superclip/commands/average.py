@@ -1,0 +1,51 @@
+"""superclip average: the mean of several checkpoints."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Writes the mean, prints what it is, and returns the exit code."""
+    try:
+        options = _parse(argv)
+        print(_average(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip average",
+        description="Writes the mean of the weights of several checkpoints of one model. The captions' counts are "
+        "those of the checkpoint that has seen most.",
+    )
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="files or folders; two or more")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=".pt or .safetensors file to write, for --pretrained or superclip export",
+    )
+    parser.add_argument("--add-counts", action="store_true", help="add the captions' counts: of runs of their own")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    options = parser.parse_args(argv)
+    if len(options.checkpoints) < 2:
+        raise InputError(f"one checkpoint was given, {options.checkpoints[0]}; an average needs two or more")
+    return options
+
+
+def _average(options: argparse.Namespace) -> str:
+    from ..averaging import average
+    from ..checkpoint import read_checkpoint
+    from ..folder import save_weights, whole_output
+
+    checkpoints = [read_checkpoint(path) for path in options.checkpoints]
+    weights = average(checkpoints, options.add_counts)
+    with whole_output(options.out, options.overwrite) as file:
+        save_weights(weights, file)
+    return f"{options.out}: the mean of {len(checkpoints)} checkpoints"

@@ -1,0 +1,67 @@
+"""superclip interpolate: between released weights and fine-tuned ones, the usual mend for forgetting."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Writes the weights in between, prints what they are, and returns the exit code."""
+    try:
+        options = _parse(argv)
+        print(_interpolate(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip interpolate",
+        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). A class head that RELEASED lacks is TUNED's.",
+    )
+    parser.add_argument(
+        "released",
+        metavar="RELEASED",
+        help="what fine-tuning started from: a file, a folder, or MODEL:TAG of OpenCLIP's",
+    )
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the file or folder that it ended with")
+    parser.add_argument("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=".pt or .safetensors file to write, for --pretrained or superclip export",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    return parser.parse_args(argv)
+
+
+def _released_file(released: str) -> str:
+    """Returns the file behind MODEL:TAG, out of the cache or off the hub as OpenCLIP gets it; a path stays as it is."""
+    if Path(released).exists() or ":" not in released:
+        return released
+    import open_clip
+
+    cfg = open_clip.get_pretrained_cfg(*released.split(":", 1))
+    if not cfg:
+        raise InputError(f"RELEASED is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
+    try:
+        return open_clip.download_pretrained(cfg)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"RELEASED is {released}, which cannot be had ({' '.join(str(error).split())})") from error
+
+
+def _interpolate(options: argparse.Namespace) -> str:
+    from ..averaging import interpolate
+    from ..checkpoint import read_checkpoint
+    from ..folder import save_weights, whole_output
+
+    released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
+    weights = interpolate(released, tuned, options.alpha)
+    with whole_output(options.out, options.overwrite) as file:
+        save_weights(weights, file)
+    return f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of {options.tuned}"

@@ -1,0 +1,62 @@
+"""superclip patch: gives OpenCLIP's own training command the plugins' flags, or takes them away."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .. import patching
+from ..errors import InputError
+from ..installation import Installation, find_installation
+
+EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.OTHER: 3, patching.MODIFIED: 4}
+ERROR = 2  # argparse's own
+
+
+def main(argv: list[str]) -> int:
+    """Applies, reverts or checks; prints what was done or found, and returns the exit code."""
+    options = _parse(argv)
+    try:
+        openclip = find_installation(options.source)
+        if options.action == "check":
+            return _check(openclip)
+        done = getattr(patching, options.action)(openclip)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    if not done:
+        print(f"{openclip}: {'already applied' if options.action == 'apply' else 'not patched, nothing to revert'}")
+        return 0
+    print(f"{openclip}: {'applied' if options.action == 'apply' else 'reverted'}")
+    print(*(f"  {what} {path}" for path, what in done.items()), sep="\n")
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip patch",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Patches OpenCLIP so that python -m open_clip_train.main finds the plugins that are installed\n"
+        f"and takes their flags. There are patches for open_clip_torch {', '.join(patching.patch_files())}.",
+        epilog="actions:\n"
+        "  apply   patch it; all or nothing, and twice is harmless\n"
+        "  check   print one of these states and exit with its code:\n"
+        + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
+        + "  revert  give back the exact bytes of the release\n\n"
+        f"Exit code {ERROR}: an error, named in one line; nothing was changed.",
+    )
+    parser.add_argument("action", choices=("apply", "check", "revert"))
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR",
+        help="a checkout or an unpacked wheel (default: the OpenCLIP that is installed)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def _check(openclip: Installation) -> int:
+    status = patching.Status(openclip)
+    print(f"{status.state}: {openclip}")
+    if status.state == patching.MODIFIED:
+        print(*(f"  {path}: {state}" for path, state in status.files.items()), sep="\n")
+        if not status.unknown:
+            print("An apply or a revert was interrupted: run either of them again.")
+    return EXIT_CODES[status.state]
