@@ -9,23 +9,30 @@ import braceexpand
 from .errors import InputError
 
 NUM_LOOKED_AT = 1000  # samples: enough to tell a wrong column or member from a data set with holes
+NUM_SHARDS = 3  # OpenCLIP skips a shard that is missing or broken, so one alone proves nothing
 
 
 def check_captions(train_data: str, dataset_type: str, csv_separator: str, csv_caption_key: str) -> None:
     """Raises InputError where the head of the training data holds no caption at all.
 
-    Looks at the first local shard or the first rows of a table; URLs and pipes are left to OpenCLIP.
+    Looks at the first rows of a table or at the first local shards; URLs and pipes are left to OpenCLIP.
     """
-    path = next(iter(braceexpand.braceexpand(train_data.split("::")[0])))
-    if "://" in path or path.startswith("pipe:"):
+    pattern = train_data.split("::")[0]
+    if "://" in pattern or pattern.startswith("pipe:"):
         return
-    if not os.path.exists(path):
-        raise InputError(f"--train-data: there is no file {path}")
-    is_table = dataset_type == "csv" or (dataset_type == "auto" and path.endswith((".csv", ".tsv")))
-    if is_table:
-        _check_table(path, csv_separator, csv_caption_key)
-    else:
-        _check_shard(path)
+    existing = filter(os.path.exists, braceexpand.braceexpand(pattern))
+    paths = list(itertools.islice(existing, NUM_SHARDS))
+    if not paths:
+        raise InputError(f"--train-data: there is no file {pattern}")
+    if dataset_type == "csv" or (dataset_type == "auto" and pattern.endswith((".csv", ".tsv"))):
+        _check_table(paths[0], csv_separator, csv_caption_key)
+        return
+    for path in paths:
+        try:
+            return _check_shard(path)
+        except InputError as error:
+            last = error
+    raise last
 
 
 def _check_table(path: str, separator: str, key: str) -> None:

@@ -13,7 +13,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.commands.demo import table
 from openclip_superclip.demo.run import read_log
 
-SMALL = ["demo", "--seeds", "1", "--samples", "320", "--batch-size", "32"]
+SMALL = ["demo", "--quick", "--samples", "320", "--batch-size", "32"]
 
 
 def run_demo(out, *arguments):
@@ -69,7 +69,7 @@ def test_an_interrupted_run_is_trained_anew_and_the_others_are_kept(demo):
     out, _ = demo
     (run,) = out.glob("runs/superclip_*")
     (run / "test.json").unlink()
-    (run / "checkpoints" / "epoch_1.pt").unlink()
+    (run / "trained.json").unlink()
     assert run_demo(out).returncode == 0
     assert (run / "checkpoints" / "epoch_1.pt").exists()
 
@@ -88,10 +88,25 @@ def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, n
     assert not (tmp_path / "out").exists()
 
 
+def test_of_several_learning_rates_each_method_takes_its_best_on_scenes_that_are_not_reported(demo):
+    out, _ = demo
+    assert run_demo(out, "--learning-rates", "5e-4", "1e-9").returncode == 0
+    report = json.loads((out / "demo.json").read_text())
+    assert {trial["split"] for trial in report["tuning"]} == {"tune"}
+    assert len(report["tuning"]) == 4
+    for method, best in report["learning_rates"].items():
+        scores = {
+            trial["run"]["learning_rate"]: sum(trial["measures"].values())
+            for trial in report["tuning"]
+            if trial["run"]["method"] == method
+        }
+        assert scores[best] == max(scores.values())
+
+
 def test_a_failed_run_ends_the_demo_with_its_last_words(tmp_path):
     out = tmp_path / "out"
     (out / "runs").mkdir(parents=True)
-    (out / "runs" / "clip_n320_b32_lr0.001_long_seed0").write_text("a file where the run's folder should be")
+    (out / "runs" / "clip_n320_b32_lr0.0005_long_seed0").write_text("a file where the run's folder should be")
     finished = run_demo(out)
     assert finished.returncode == 1
-    assert "clip_n320_b32_lr0.001_long_seed0 failed" in finished.stderr
+    assert "clip_n320_b32_lr0.0005_long_seed0 failed" in finished.stderr

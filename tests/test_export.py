@@ -114,7 +114,7 @@ def trained(train_flags, shards, tmp_path_factory):
     flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
     flags += " --force-quick-gelu --force-context-length 16"
     (run,) = run_ranks(
-        superclip_train, *train_flags, "--model", model, "--superclip", "--val-data", shards, "--val-num-samples", "64",
+        superclip_train, *train_flags, "--model", model, "--superclip", "--val-data", shards, "--val-num-samples", "64", "--dataset-type", "auto",
         *flags.split(), cwd=folder,
     )  # fmt: skip
     assert run.returncode == 0, run.output[-3000:]
