@@ -1,6 +1,15 @@
 """SuperCLIP for OpenCLIP: a class loss on the vision tower's patch tokens, as a plugin."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .classification import class_loss, plain_class_loss
+    from .errors import InputError
+    from .factory import create_model_and_transforms
+    from .loss import SuperCLIPLoss
+    from .model import SuperCLIP, SuperCoCa, SuperCustomTextCLIP
+    from .statistics import TokenStatistics
 
 __version__ = "0.1.0"
 
@@ -16,7 +25,18 @@ _HOME = {
     "plain_class_loss": "classification",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "InputError",
+    "SuperCLIP",
+    "SuperCLIPLoss",
+    "SuperCoCa",
+    "SuperCustomTextCLIP",
+    "TokenStatistics",
+    "__version__",
+    "class_loss",
+    "create_model_and_transforms",
+    "plain_class_loss",
+]
 
 
 def __getattr__(name):

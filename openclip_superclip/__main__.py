@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "a checkpoint becomes plain CLIP, for OpenCLIP or transformers without this package",
     "average": "the mean of several checkpoints",
     "interpolate": "between released weights and fine-tuned ones (WiSE-FT)",
+    "frequencies": "count the words of a data set's captions, for --superclip-idf FILE",
     "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
     "benchmark": "what the class head costs here, in time, memory and FLOPs",
 }

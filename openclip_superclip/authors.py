@@ -5,8 +5,6 @@ from torch import Tensor
 
 from .errors import InputError
 
-GLOBAL_BATCH = 16_384  # of the released configuration
-
 HEAD_NAMES = {
     "text_decoder.ln_mlp.weight": "class_head.ln.weight",
     "text_decoder.ln_mlp.bias": "class_head.ln.bias",
@@ -16,7 +14,7 @@ HEAD_NAMES = {
 STATISTICS = ("cap_fq", "num_samples")
 
 
-def from_authors(weights: dict[str, Tensor], global_batch: int = GLOBAL_BATCH) -> dict[str, Tensor]:
+def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
     """Returns the authors' weights under OpenCLIP's names and those of the class head and the token statistics.
 
     The authors keep running means: `cap_fq` adds up, over the steps, the share of the global batch's captions that hold

@@ -103,7 +103,8 @@ def _load(file: Path) -> object:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    unsafe = re.search(r"Unsupported (?:global: GLOBAL|class|operand) ?(\S+)", text)
-    if isinstance(error, pickle.UnpicklingError) and unsafe:
-        return f"it is a pickle that asks for {unsafe[1]}, and only weights are ever loaded"
+    unsafe = re.search(r"GLOBAL (\S+)", text)
+    if isinstance(error, pickle.UnpicklingError):
+        what = f"is a pickle that asks for {unsafe[1]}" if unsafe else "holds no weights as torch saves them"
+        return f"it {what}, and nothing but weights is ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({text[:100] or type(error).__name__})"

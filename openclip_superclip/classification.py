@@ -6,7 +6,7 @@ from torch import Tensor
 
 # Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
 # once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
 FLOAT16_SCALE = 16.0
@@ -104,7 +104,9 @@ class _ChunkedClassLoss(torch.autograd.Function):
 
 def _is_uniform(upstream: Tensor) -> bool:
     """Tells whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
-    return len(upstream) <= 1 or upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
+    if len(upstream) <= 1:
+        return len(upstream) == 1
+    return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
 
 
 def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
@@ -112,21 +114,24 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
-    on_cpu = features.device.type == "cpu"
-    # Memory is used again from chunk to chunk: on a CPU, pages touched for the first time cost as much as the softmax.
-    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight), dtype=torch.float32)  # [C, V]
+    # On a CPU, pages touched for the first time cost as much as the softmax: there every chunk uses the same ones.
+    in_place = features.device.type == "cpu" and compute_dtype == torch.float32
+    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None  # [C, V]
     losses = features.new_empty(len(features), dtype=torch.float32)
     grad_features = torch.empty_like(features) if needs_grad[0] else None
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
+    if needs_grad[1] and len(features) == 0:
+        grad_weight.zero_()
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
 
     for start in range(0, len(features), chunk_size):
         rows = slice(start, start + chunk_size)
         x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
-        logits = _product(compute_bias, x.to(compute_dtype), compute_weight.T, out=buffer[: len(x)])  # [C, V]
-        label_logits = logits.gather(1, labels[rows])  # [C, L]
-        highest = logits.amax(dim=1)
-        probabilities = torch.softmax(logits, dim=1, out=logits if on_cpu else None)
+        memory = buffer[: len(x)] if in_place else None
+        logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)  # [C, V]
+        label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
+        highest = logits.amax(dim=1).float()
+        probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
         # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
         logsumexp = highest - probabilities.amax(dim=1).log()
         losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
@@ -144,13 +149,6 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
     grads = grad_features, grad_weight, grad_bias
     inputs = features, weight, bias
     return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
-
-
-def _product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Returns bias + left @ right in float32, in the memory of `out`."""
-    if left.dtype == out.dtype:
-        return torch.addmm(bias, left, right, out=out)
-    return out.copy_(torch.addmm(bias, left, right))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:

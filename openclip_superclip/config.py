@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 
 from .errors import InputError
 
@@ -21,8 +22,9 @@ class Config:
     idf: str = _flag(
         "--superclip-idf",
         "online",
-        "weights of the words: their inverse document frequency in the captions seen so far, or none",
-        metavar="{online,off}",
+        "weights of the words: their inverse document frequency in the captions seen so far, or over a whole data set "
+        "(a file of superclip frequencies), or none",
+        metavar="{online,off,FILE}",
     )
     special_tokens: bool = _flag(
         "--superclip-special-tokens",
@@ -38,13 +40,79 @@ class Config:
         type=int,
     )
 
+    captions: str = _flag(
+        "--superclip-captions",
+        "short",
+        "which caption trains: the short one (OpenCLIP's), the long one, the short one with probability P and the long "
+        "one otherwise, or the short one for the contrastive loss and the long one for the class loss",
+        metavar="{short,long,mixed:P,dual}",
+    )
+    long_caption: str = _flag(
+        "--superclip-long-caption",
+        "",
+        "where a sample's long caption is: another member (long.txt), a field of its JSON (json:re_caption, json:a.b), "
+        "or a column of the table",
+        metavar="KEY",
+    )
+    missing_long: str = _flag(
+        "--superclip-missing-long",
+        "use-short",
+        "what becomes of a sample without a long caption: its short one stands in, it is left out, or the run ends",
+        metavar="{use-short,skip,error}",
+    )
+    long_context: int = _flag(
+        "--superclip-long-context",
+        0,
+        "tokens of the long caption that dual's class loss reads; 0 is the text tower's context length",
+        type=int,
+    )
+
+    @property
+    def short_share(self) -> float | None:
+        """The probability of the short caption; None for dual, which takes both."""
+        if self.captions == "dual":
+            return None
+        return {"short": 1.0, "long": 0.0}.get(self.captions, _share(self.captions))
+
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"--superclip-weight is {self.weight}; expected a finite number, 0 or more")
-        if self.idf not in ("online", "off"):
-            raise InputError(f"--superclip-idf is '{self.idf}'; expected online or off")
+        if self.idf not in ("online", "off") and not os.path.isfile(self.idf):
+            raise InputError(
+                f"--superclip-idf is '{self.idf}'; expected online, off or a file that superclip frequencies wrote"
+            )
         if self.head_warmup < 0:
             raise InputError(f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples")
+        self._check_captions()
+
+    def _check_captions(self) -> None:
+        if self.captions not in ("short", "long", "dual"):
+            share = _share(self.captions)
+            if share is None or not 0 <= share <= 1:
+                raise InputError(
+                    f"--superclip-captions is '{self.captions}'; expected short, long, dual, or mixed:P with the short "
+                    "caption's probability P from 0 to 1"
+                )
+        if self.captions != "short" and not self.long_caption:
+            raise InputError(
+                f"--superclip-captions {self.captions} needs --superclip-long-caption: long.txt, json:FIELD or a column"
+            )
+        if self.missing_long not in ("use-short", "skip", "error"):
+            raise InputError(f"--superclip-missing-long is '{self.missing_long}'; expected use-short, skip or error")
+        if self.long_context and (self.long_context < 3 or self.captions != "dual"):
+            raise InputError(
+                f"--superclip-long-context is {self.long_context}; expected 3 tokens or more, and "
+                "--superclip-captions dual: no text tower reads that caption"
+            )
+
+
+def _share(captions: str) -> float | None:
+    """Returns P of "mixed:P", None where there is no such number."""
+    mode, _, share = captions.partition(":")
+    try:
+        return float(share) if mode == "mixed" else None
+    except ValueError:
+        return None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +123,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for field in dataclasses.fields(Config):
         options = dict(field.metadata)
-        shown = "" if field.default is False else f" (default: {field.default})"
+        shown = "" if field.default is False or field.default == "" else f" (default: {field.default})"
         group.add_argument(
             options.pop("flag"),
             dest=_attribute(field),

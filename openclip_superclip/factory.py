@@ -1,8 +1,11 @@
 """Models with a class head for training loops of one's own, made by OpenCLIP's factory."""
 
+import os
+
 import open_clip
 
 from .errors import InputError
+from .frequencies import read_frequencies
 from .statistics import special_token_ids
 from .unpatched import plugins_model_class
 
@@ -20,12 +23,12 @@ def create_model_and_transforms(
 
     Args:
         model_name, pretrained, kwargs: as for `open_clip.create_model_and_transforms`.
-        idf: "online", or "off" for equal weights.
+        idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.
     """
-    if idf not in ("online", "off"):
-        raise InputError(f"idf is '{idf}'; expected online or off")
+    if idf not in ("online", "off") and not os.path.isfile(idf):
+        raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     superclip = head_options(
         model_name,
         idf=idf,
@@ -46,8 +49,18 @@ def head_options(
     special_tokens: bool,
     accum_freq: int = 1,
     head_warmup: int = 0,
+    dual: bool = False,
+    context_length: int | None = None,
     cache_dir: str | None = None,
 ) -> dict:
-    """Returns the model's `superclip` argument; the tokenizer says which ids are no words."""
-    ignored = () if special_tokens else special_token_ids(open_clip.get_tokenizer(model_name, cache_dir=cache_dir))
-    return {"idf": idf, "ignored_tokens": ignored, "accum_freq": accum_freq, "head_warmup": head_warmup}
+    """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
+    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    if idf not in ("online", "off"):
+        read_frequencies(idf).check(tokenizer, idf)
+    return {
+        "idf": idf,
+        "ignored_tokens": () if special_tokens else special_token_ids(tokenizer),
+        "accum_freq": accum_freq,
+        "head_warmup": head_warmup,
+        "text_length": tokenizer.context_length if dual else None,
+    }

@@ -112,13 +112,15 @@ def write_model(
     architecture: Architecture,
     model: nn.Module,
     weights: dict[str, Tensor],
-    weights_name: str | None = None,
+    place: Path,
+    weights_name: str = HF_SAFE_WEIGHTS_NAME,
 ) -> None:
     """Writes configuration, weights and tokenizer so that OpenCLIP opens `folder` as local-dir.
 
     Args:
         model: `architecture.on_meta()`; it knows the preprocessing.
-        weights_name: OpenCLIP's name of the weights' file; its suffix tells the format (default: safetensors).
+        place: where the folder will be once it is whole: OpenCLIP wants a vocabulary's path.
+        weights_name: OpenCLIP's name of the weights' file; its suffix tells the format.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -126,9 +128,10 @@ def write_model(
         open_clip.get_tokenizer(architecture.name).save_pretrained(folder)
     vocabulary = text_cfg.get("tokenizer_kwargs", {}).get("bpe_path")
     if vocabulary:
-        text_cfg["tokenizer_kwargs"]["bpe_path"] = shutil.copy(vocabulary, folder)
+        copied = Path(shutil.copy(vocabulary, folder))
+        text_cfg["tokenizer_kwargs"]["bpe_path"] = str((place / copied.name).resolve())
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
-    save_weights(weights, folder / (weights_name or HF_SAFE_WEIGHTS_NAME))
+    save_weights(weights, folder / weights_name)
 
 
 def save_weights(weights: dict[str, Tensor], file: Path) -> None:
@@ -176,5 +179,7 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        elif part.exists():
+            part.unlink()

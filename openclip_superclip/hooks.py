@@ -43,6 +43,16 @@ def open_clip_create_loss(args):
     """Returns the training loss, or None for OpenCLIP's own choice."""
 
 
+@hookspec(firstresult=True)
+def open_clip_caption_tokens(args, tokenizer, shared_epoch):
+    """Returns a function that makes the tokens of a training sample, or None for OpenCLIP's `tokenizer(caption)[0]`.
+
+    The data loader's workers call it with a dict, WebDataset's decoded members by extension or a row of the table. It
+    returns token ids [L], or None to leave the sample out (a table then gives its next row); what it raises ends the
+    training. `shared_epoch.get_value()` is the current epoch, in the workers too. Validation data is OpenCLIP's alone.
+    """
+
+
 @functools.cache
 def plugin_manager():
     """Returns the pluggy manager with every installed plugin registered.

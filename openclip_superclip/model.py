@@ -11,6 +11,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
 from .errors import InputError
+from .frequencies import FixedIDF, read_frequencies
 from .head import ClassHead
 from .statistics import TokenStatistics
 from .vision import encode_image, encode_image_with_pooled_tokens, patch_tokens
@@ -25,28 +26,42 @@ class _WithClassHead:
     keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the fresh head.
 
     Args:
-        superclip: options of the head: `idf` ("online" or "off"), `ignored_tokens` (ids that are no words),
-            `accum_freq` (OpenCLIP's --accum-freq) and `head_warmup` (captions during which the head learns alone).
+        superclip: options of the head: `idf` ("online", "off" or a file of word frequencies), `ignored_tokens` (ids
+            that are no words), `accum_freq` (OpenCLIP's --accum-freq), `head_warmup` (captions during which the head
+            learns alone) and `text_length` (in training the text tower reads so many tokens, the class loss the rest).
         Everything else is the OpenCLIP model's.
     """
+
+    reads_tower_tokens = False  # whether the OpenCLIP model can take the tokens of a tower with output_tokens
 
     def __init__(self, *args, superclip: dict, **kwargs):
         super().__init__(*args, **kwargs)
         self._add_head(**superclip)
 
     def _add_head(
-        self, idf: str = "online", ignored_tokens: Iterable[int] = (), accum_freq: int = 1, head_warmup: int = 0
+        self,
+        idf: str = "online",
+        ignored_tokens: Iterable[int] = (),
+        accum_freq: int = 1,
+        head_warmup: int = 0,
+        text_length: int | None = None,
     ) -> None:
         self.output_dict = True  # a tuple has no place for the class losses
+        if not self.reads_tower_tokens:
+            self.visual.output_tokens = False
         vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
         self.patch_tokens = patch_tokens(self.visual)
         self.idf = idf
         self.accum_freq = accum_freq
         self.head_warmup = head_warmup
+        self.text_length = text_length
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
+        self.fixed_idf = None if idf in ("online", "off") else FixedIDF(read_frequencies(idf), self.statistics.counted)
         # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
-        self._ddp_params_and_buffers_to_ignore = [f"statistics.{name}" for name, _ in self.statistics.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf."))
+        ]
         self._waiting = deque(maxlen=accum_freq)  # micro-batches counted but not yet trained on
         self._register_load_state_dict_pre_hook(_keep_fresh_head, with_module=True)
         logging.info(self._summary())
@@ -56,15 +71,30 @@ class _WithClassHead:
 
         With --accum-freq above 1, OpenCLIP passes every micro-batch through twice, first without gradients. The first
         pass counts the captions, so that each gradient sees the IDF of the whole batch, and leaves zeros for losses;
-        the second puts the losses in their place, so that the last of them sees all.
+        the second puts the losses in their place, so that the last of them sees all. What is left over at an epoch's
+        end is counted, though OpenCLIP does not train on it.
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
+        words = text
+        if self.text_length is not None:  # two captions, one for each loss
+            text, words = text[:, : self.text_length], text[:, self.text_length :]
         counts = torch.is_grad_enabled() == (self.accum_freq == 1)
-        update = self.statistics.begin(text) if counts else None  # on its way while the towers run
+        update = self.statistics.begin(words) if counts else None  # on its way while the towers run
         outputs, patch_mean = self._encode(image, text)
-        outputs["class_losses"] = self._class_losses(patch_mean, text, update)
+        outputs["class_losses"] = self._class_losses(patch_mean, words, update)
         return outputs
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Locks the vision tower as OpenCLIP does; InputError where nothing below the head would learn from it."""
+        super().lock_image_tower(unlocked_groups, freeze_bn_stats)
+        beyond_patches = ("proj", "head.", "attn_pool")  # what comes after the patch tokens
+        below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_patches)]
+        if not any(parameter.requires_grad for parameter in below_head):
+            raise InputError(
+                f"--lock-image-unlocked-groups {unlocked_groups} unlocks nothing that the class loss reaches but its "
+                "own head: unlock more groups, or leave out --superclip"
+            )
 
     def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Returns OpenCLIP's outputs and the mean patch token, float32 [B, W]."""
@@ -86,7 +116,10 @@ class _WithClassHead:
                 self._waiting.append((patch_mean.new_zeros(len(text)), scale))
                 return self._waiting[-1][0]
             counted, scale = self._waiting.popleft()
-        idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
+        if self.fixed_idf is not None:
+            idf = self.fixed_idf()
+        else:
+            idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
         if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
             warming_up = self.statistics.num_captions <= self.head_warmup
             patch_mean = torch.where(warming_up, patch_mean.detach(), patch_mean)
@@ -109,21 +142,15 @@ class _WithClassHead:
 class SuperCLIP(_WithClassHead, CLIP):
     """OpenCLIP's CLIP with the class head."""
 
-    def _add_head(self, **superclip) -> None:
-        self.visual.output_tokens = False  # CLIP cannot take a tower's tokens; a configuration may ask for them
-        super()._add_head(**superclip)
-
 
 class SuperCustomTextCLIP(_WithClassHead, CustomTextCLIP):
     """OpenCLIP's CustomTextCLIP with the class head."""
 
-    def _add_head(self, **superclip) -> None:
-        self.visual.output_tokens = False
-        super()._add_head(**superclip)
-
 
 class SuperCoCa(_WithClassHead, CoCa):
     """OpenCLIP's CoCa with the class head."""
+
+    reads_tower_tokens = True
 
     def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
@@ -147,4 +174,17 @@ def _keep_fresh_head(module, state_dict, prefix, *_) -> None:
         state_dict.update(ours)
     elif f"{prefix}statistics.num_captions" in state_dict:
         num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
+        _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
         logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")
+
+
+def _check_special_tokens(module, num_captions: int, document_frequency: Tensor) -> None:
+    """Raises InputError where special tokens are words now but were none when these counts were made.
+
+    Every caption holds the start token or the like: counted, it would have been counted in all.
+    """
+    if module.statistics.num_ignored == 0 and document_frequency.max() < num_captions:
+        raise InputError(
+            "--superclip-special-tokens: the counts in these weights leave special tokens out, which would then weigh "
+            "most of all words: leave the flag out"
+        )

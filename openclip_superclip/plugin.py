@@ -1,12 +1,13 @@
 """SuperCLIP's answers to OpenCLIP's hooks; the one place where OpenCLIP's parsed command line is read."""
 
-import logging
 import os
+import sys
 
-from .captions import check_captions
 from .config import add_options, config_from, options_of
+from .data_check import check_captions, is_table
 from .errors import InputError
 from .hooks import hookimpl
+from .starting_point import check_resume, how_to_load, latest_checkpoint
 
 
 @hookimpl
@@ -22,10 +23,14 @@ def open_clip_check_options(args):
         if config is None:
             return
         _refuse_impossible(args)
+        _refuse_impossible_captions(args, config.captions)
+        _check_idf_file(args, config.idf)
         if args.train_data and args.dataset_type != "synthetic":
-            check_captions(args.train_data, args.dataset_type, args.csv_separator, args.csv_caption_key)
+            long_caption = config.long_caption if config.captions != "short" else ""
+            check_captions(args.train_data, args.dataset_type, args.csv_separator, args.csv_caption_key, long_caption)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
+    _print_input_errors_in_one_line()
     vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
 
 
@@ -36,13 +41,15 @@ def open_clip_model_kwargs(args):
         return None
     from .factory import head_options
 
-    return _how_to_load(args.pretrained) | {
+    return how_to_load(args.pretrained) | {
         "superclip": head_options(
             args.model,
             idf=config.idf,
             special_tokens=config.special_tokens,
             accum_freq=args.accum_freq,
             head_warmup=config.head_warmup,
+            dual=config.captions == "dual",
+            context_length=args.force_context_length,
             cache_dir=args.cache_dir,
         )
     }
@@ -71,56 +78,69 @@ def open_clip_create_loss(args):
     return SuperCLIPLoss(create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
 
 
-def _check_resume(args, with_head: bool) -> None:
-    """Raises InputError for a --resume from a run of the other kind: a plain one, or one with --superclip."""
-    file = _resumed_file(args)
-    if file is None:
+@hookimpl
+def open_clip_caption_tokens(args, tokenizer, shared_epoch):
+    config = config_from(vars(args))
+    if config is None or config.captions == "short":
+        return None
+    from .captions import CaptionTokens
+
+    table = is_table(args.train_data, args.dataset_type)
+    return CaptionTokens(
+        config,
+        tokenizer,
+        caption_key=args.csv_caption_key if table else "txt",
+        sample_key=args.csv_img_key if table else "__key__",
+        seed=args.seed,
+        rank=None if table else args.rank,
+        epoch=shared_epoch,
+    )
+
+
+def _check_idf_file(args, idf: str) -> None:
+    """Raises InputError for a file of word frequencies that were not counted with the model's tokenizer."""
+    if idf in ("online", "off"):
         return
-    from .checkpoint import read_checkpoint
+    from open_clip import get_tokenizer
 
-    try:
-        has_head = bool(read_checkpoint(file).head())
-    except InputError as error:
-        if with_head:
-            raise InputError(f"--resume: {error}") from error
-        return  # stock OpenCLIP's to report
-    if with_head and not has_head:
+    from .frequencies import read_frequencies
+
+    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+    read_frequencies(idf).check(tokenizer, f"--superclip-idf: {idf}")
+
+
+def _refuse_impossible_captions(args, captions: str) -> None:
+    """Raises InputError for an OpenCLIP option that cannot go with a long caption."""
+    if captions != "short" and args.dataset_type == "synthetic":
+        raise InputError(f"--superclip-captions {captions} needs captions, and --dataset-type synthetic has none")
+    if captions == "dual" and args.distill_model is not None:
         raise InputError(
-            f"--resume: {file} is of a run without --superclip; to start from its weights with a fresh class head, "
-            f"give --pretrained {file} instead"
-        )
-    if has_head and not with_head:
-        raise InputError(
-            f"--resume: {file} is of a run with --superclip: add --superclip, or export it to plain OpenCLIP with "
-            f"superclip export {file}"
+            "--superclip-captions dual cannot go with --distill-model: the teacher would be given both captions"
         )
 
 
-def _resumed_file(args) -> str | None:
-    """Returns the local checkpoint that OpenCLIP will resume from, where that can be told before it starts."""
+def _check_resume(args, with_head: bool) -> None:
+    """Raises InputError for a --resume from a run of the other kind, where its file can be told before it starts."""
     file = args.resume
     if file == "latest":
         if args.name is None or args.remote_sync is not None:
-            return None
-        from open_clip_train.main import LATEST_CHECKPOINT_NAME, get_latest_checkpoint
-
-        folder = os.path.join(args.logs, args.name, "checkpoints")
-        latest = os.path.join(folder, LATEST_CHECKPOINT_NAME)
-        file = latest if args.save_most_recent else get_latest_checkpoint(folder, remote=False)
-    return file if file and os.path.isfile(file) else None
+            return
+        file = latest_checkpoint(os.path.join(args.logs, args.name, "checkpoints"), args.save_most_recent)
+    if file and os.path.isfile(file):
+        check_resume(file, with_head)
 
 
-def _how_to_load(pretrained: str) -> dict:
-    """Returns what OpenCLIP's factory must be told about the file of --pretrained."""
-    if not os.path.isfile(pretrained):
-        return {}
-    from .checkpoint import is_torchscript
-    from .model import FRESH_HEAD
+def _print_input_errors_in_one_line() -> None:
+    """Makes Python report an InputError that ends the process in one line, without the traceback."""
+    excepthook = sys.excepthook
 
-    if pretrained.endswith(".npz"):
-        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
-    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
-    return {"weights_only": False} if is_torchscript(pretrained) else {}
+    def report(kind, error, traceback):
+        if issubclass(kind, InputError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            excepthook(kind, error, traceback)
+
+    sys.excepthook = report
 
 
 def _refuse_impossible(args):
@@ -136,5 +156,3 @@ def _refuse_impossible(args):
         )
     if args.horovod:
         raise InputError("--horovod cannot sum the words' counts over ranks: start the run with torchrun instead")
-    if args.use_bnb_linear is not None:
-        raise InputError("--use-bnb-linear cannot train the class head in int8: leave it out")

@@ -11,7 +11,9 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import itertools
+import threading
 import types
+from pathlib import Path
 
 from . import hooks
 from .errors import InputError
@@ -25,16 +27,33 @@ REPLACED = {
     "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
     "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
     **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
+    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for the tokens of training data",
+    **{
+        f"open_clip_train.data.{name}": "the same, with the plugins' tokens, while training data is made"
+        for name in ("wds", "SharedEpoch", "CsvDataset")
+    },
     "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
 }
 
 
+_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
+_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
+
+
 def is_patched() -> bool:
-    """Tells, without importing it, whether the installed OpenCLIP calls the hooks itself."""
+    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
     package = importlib.util.find_spec("open_clip")
     if package is None:
         raise InputError("OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4'")
-    return importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None
+    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
+        return True
+    root = Path(package.origin).parent.parent
+    for file in (root / "open_clip/factory.py", root / "open_clip_train/main.py", root / "open_clip_train/params.py"):
+        if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
+            raise InputError(
+                f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"
+            )
+    return False
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -43,6 +62,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     class Parser(argparse.ArgumentParser):
         def __init__(self):
             super().__init__(prog="superclip train")
+
+        def error(self, message):  # without the usage: OpenCLIP's fills the screen
+            self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
 
         def parse_args(self, argv):
             hook = hooks.plugin_manager().hook
@@ -76,6 +98,11 @@ def install(args: argparse.Namespace) -> None:
 
         return create_loss
 
+    for path in REPLACED:  # whatever is missing is told before anything is replaced
+        _replace(path, lambda value: value)
+    from .unpatched_data import with_caption_tokens
+
+    _replace("open_clip_train.data.get_dataset_fn", with_caption_tokens)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
     _replace("open_clip_train.main.create_loss", with_plugins_loss)
@@ -86,17 +113,18 @@ def install(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def plugins_model_class():
-    """Within it, OpenCLIP's factory asks the plugins for the model class."""
+    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
-    before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
-    try:
-        if not is_patched() and not any(isinstance(value, _ModelSelector) for value in before.values()):
-            for name in MODEL_CLASSES:
-                _replace(f"open_clip.factory.{name}", _ModelSelector)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(factory, name, value)
+    with _FACTORY:
+        before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
+        try:
+            if not is_patched():
+                for name in MODEL_CLASSES:
+                    _replace(f"open_clip.factory.{name}", _ModelSelector)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(factory, name, value)
 
 
 class _ModelSelector:
@@ -131,5 +159,5 @@ def _replace(path: str, make) -> types.ModuleType:
             f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, "
             "pip install 'open_clip_torch[training]>=3.0,<4'"
         )
-    setattr(module, name, make(getattr(module, name)))
+    setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
     return module

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -297,7 +298,7 @@ def test_online_idf_weighs_rare_words_more_and_off_weighs_all_words_alike():
 
 
 def test_an_unknown_idf_is_refused():
-    with pytest.raises(superclip.InputError, match="idf is 'offline'; expected online or off"):
+    with pytest.raises(superclip.InputError, match="idf is 'offline'; expected online, off or a file"):
         create(idf="offline")
 
 
@@ -329,3 +330,27 @@ def test_importing_the_package_loads_no_torch():
     code = "import openclip_superclip, sys; print(sorted({'torch', 'open_clip', 'numpy'} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_special_tokens_cannot_become_words_over_counts_that_leave_them_out(tmp_path, tiny_model):
+    tokens = open_clip.get_tokenizer(tiny_model)(["cat", "red dog"])
+    images = torch.zeros(2, 3, 32, 32)
+    for special_tokens in (False, True):
+        model, _, _ = superclip.create_model_and_transforms(tiny_model, special_tokens=special_tokens)
+        model.train()(images, tokens)
+        weights = model.state_dict()
+        superclip.create_model_and_transforms(tiny_model)[0].load_state_dict(weights)
+        again, _, _ = superclip.create_model_and_transforms(tiny_model, special_tokens=True)
+        if special_tokens:
+            again.load_state_dict(weights)
+        else:
+            with pytest.raises(superclip.InputError, match="--superclip-special-tokens"):
+                again.load_state_dict(weights)
+
+
+def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(tiny_model):
+    before = open_clip.factory.CLIP
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
+    assert all(type(model) is superclip.SuperCLIP for model in created)
+    assert open_clip.factory.CLIP is before

@@ -65,6 +65,7 @@ def test_without_a_plugin_every_hook_answers_nothing():
     assert manager.hook.open_clip_model_kwargs(args=args) == []
     assert manager.hook.open_clip_select_model_class(model_class=CLIP, model_cfg={}) is None
     assert manager.hook.open_clip_create_loss(args=args) is None
+    assert manager.hook.open_clip_caption_tokens(args=args, tokenizer=None, shared_epoch=None) is None
 
 
 @pytest.fixture
@@ -120,6 +121,39 @@ def test_open_clip_model_kwargs_that_two_plugins_set_are_an_error(register):
     register("two", open_clip_model_kwargs=lambda args: {"b": 1, "c": 1})
     with pytest.raises(ValueError, match=r"two open_clip plugins set the model argument b$"):
         hooks.model_kwargs(argparse.Namespace())
+
+
+LOST = """
+import json
+
+from open_clip.hooks import hookimpl
+
+
+@hookimpl
+def open_clip_caption_tokens(args, tokenizer, shared_epoch):
+    def tokens(sample):
+        caption = sample["txt" if "__key__" in sample else "title"]
+        print(json.dumps({"epoch": shared_epoch.get_value(), "leaves out": "cat" in caption}), flush=True)
+        return None if "cat" in caption else tokenizer([caption])[0]
+
+    return tokens
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
+def test_open_clip_caption_tokens_makes_or_refuses_every_training_sample_and_knows_the_epoch(
+    kind, shards, csv_data, train_flags, tmp_path
+):
+    install_plugin(tmp_path, "lost", LOST)
+    data = str(csv_data) if kind == "csv" else shards
+    flags = ["--dataset-type", kind, "--train-data", data, "--val-data", data, "--train-num-samples", "64"]
+    argv = [*train_flags, *flags, "--val-num-samples", "64", "--epochs", "2", "--logs", "none"]
+    (run,) = run_ranks(functools.partial(train_with, tmp_path), *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output
+    asked = re.findall(r'{"epoch": (\d), "leaves out": (\w+)}', run.output)
+    assert set(asked) == {("0", "true"), ("0", "false"), ("1", "true"), ("1", "false")}
+    assert asked.count(("0", "false")) >= 64
+    assert len(run.losses()) == 8
 
 
 class ToyCLIP(CLIP):

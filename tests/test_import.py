@@ -67,9 +67,9 @@ def test_float32_means_give_back_every_count(global_batch):
     assert ours["statistics.num_captions"] == 50 * global_batch
 
 
-def test_training_goes_on_from_an_import(imported, train_flags, tmp_path):
+def test_training_goes_on_from_an_import(imported):
     """The authors' vocabulary of 300 takes no captions of the tokenizer's: their own text is fed by hand."""
-    model = superclip.create_model_and_transforms(f"local-dir:{imported}", special_tokens=True)[0]
+    model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0]
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     before = model.statistics.num_captions.item()
     losses = model(golden["image"], golden["text"])["class_losses"]

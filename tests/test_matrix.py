@@ -15,7 +15,10 @@ import torch
 import transformers
 import webdataset
 from conftest import WORDS, run_ranks, superclip_train, write_model
+from open_clip.utils import to_2tuple
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import openclip_superclip as superclip
 
 MODELS = {
     "vit": {},
@@ -74,7 +77,7 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("distillation on two ranks", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 2),
     ("a locked text tower", "vit", LOCKED_TEXT, 1),
     ("a text tower locked but for a layer", "vit", f"{LOCKED_TEXT} --lock-text-unlocked-layers 1", 1),
-    ("an image tower locked but for a group", "vit", "--lock-image --lock-image-unlocked-groups 1", 1),
+    ("an image tower locked but for two groups", "vit", "--lock-image --lock-image-unlocked-groups 2", 1),
     ("a compiled model", "one-layer", "--torchcompile", 1),
     ("a larger image", "vit", "--force-image-size 64", 1),
     ("precision amp", "vit", "--precision amp", 1),
@@ -296,7 +299,6 @@ REFUSED = {  # flags: what the error says
     "--superclip --trace": "--trace",
     "--superclip --lock-image": "--lock-image",
     "--superclip --horovod": "--horovod",
-    "--superclip --use-bnb-linear SwitchBackLinear": "--use-bnb-linear",
     "--superclip --superclip-weight -1": "--superclip-weight",
     "--superclip --superclip-weight nan": "--superclip-weight",
     "--superclip --superclip-weight inf": "--superclip-weight",
@@ -311,7 +313,8 @@ REFUSED = {  # flags: what the error says
     "--superclip --train-data no-column.csv": "--csv-caption-key",
     "--superclip --train-data no-captions.csv": "no-captions.csv",
     "--superclip --train-data empty.csv": "empty.csv",
-    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "0.tar",
+    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "{0..9}.tar",
+    "--superclip --dataset-type webdataset --train-data {{0..9.tar": "{0..9.tar",
     "--superclip --dataset-type webdataset --train-data .": "--train-data",
     "--superclip --dataset-type webdataset --train-data no-captions.tar": "no-captions.tar",
     "--superclip --dataset-type webdataset --train-data corrupt.tar": "corrupt.tar",
@@ -325,8 +328,9 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(flag
     (run,) = run_ranks(superclip_train, *train_flags, *flags.format().split(), cwd=tmp_path)
     assert run.returncode != 0
     assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert reason in error
+    (line,) = run.output.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
     assert not (tmp_path / "logs").exists()
 
 
@@ -337,6 +341,27 @@ def test_a_separator_that_pandas_understands_is_accepted(separator, csv_data, sm
     argv = [*train_flags, "--model", small, "--logs", "none", "--train-data", table, "--csv-separator", separator]
     (run,) = run_ranks(superclip_train, *argv, "--superclip", cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
+
+
+def test_unlocking_the_projection_alone_is_refused_as_the_class_loss_does_not_reach_it(small, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small, "--superclip", "--lock-image", "--lock-image-unlocked-groups", "1"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode != 0
+    (error,) = run.errors()
+    assert "--lock-image-unlocked-groups 1" in error
+
+
+@pytest.mark.parametrize("name", [*MODELS, "hf-text"])
+def test_the_class_loss_trains_the_vision_tower_from_its_first_layer_on_and_no_text_tower(name, models):
+    torch.manual_seed(0)
+    model = superclip.create_model_and_transforms(models[name])[0].train()
+    captions = open_clip.get_tokenizer(models[name])(["a cat", "a red dog"])
+    losses = model(torch.randn(2, 3, *to_2tuple(model.visual.image_size)), captions)["class_losses"]
+    losses.mean().backward()
+    first = next(p for p in model.visual.parameters() if p.ndim == 4)  # a convolution, or the patches' projection
+    assert first.grad.count_nonzero() > first.numel() / 2
+    vision_or_head = ("visual.", "class_head.")
+    assert not [n for n, p in model.named_parameters() if p.grad is not None and not n.startswith(vision_or_head)]
 
 
 def train_without_forward_intermediates(*argv) -> int:

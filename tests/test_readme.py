@@ -5,7 +5,9 @@ import json
 import re
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.commands import benchmark, demo
@@ -30,6 +32,15 @@ def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
     for field in dataclasses.fields(Config):
         (row,) = re.findall(rf"\| `{field.metadata['flag']}\b.*", README)
         assert ("off" if field.default is False else str(field.default)) in row
+
+
+def test_its_python_snippet_runs(tiny_model):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    tokenizer = open_clip.get_tokenizer(tiny_model)
+    names = {"images": torch.randn(2, 3, 32, 32), "texts": tokenizer(["a cat", "a red dog"])}
+    exec(snippet.replace("ViT-B-16", tiny_model), names)
+    assert list(names["losses"]) == ["contrastive_loss", "class_loss"]
+    assert names["model"].class_head.weight.grad.any()
 
 
 def test_every_command_it_calls_exists():

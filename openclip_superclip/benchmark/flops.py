@@ -2,6 +2,7 @@
 
 import open_clip
 import torch
+from open_clip.utils import to_2tuple
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model import SuperCLIP
@@ -17,7 +18,7 @@ def count_gmacs(model_name: str, with_attention: bool = True) -> dict[str, float
     model_cfg = open_clip.get_model_config(model_name)
     with torch.device("meta"):
         model = SuperCLIP(**model_cfg, superclip={})
-        image = torch.empty(1, 3, *model.visual.image_size)
+        image = torch.empty(1, 3, *to_2tuple(model.visual.image_size))
         text = torch.zeros(1, model.context_length, dtype=torch.long)
         patch_mean = torch.empty(1, model.patch_tokens.width)
     parts = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import open_clip
 import torch
+from open_clip.utils import to_2tuple
 from open_clip_train.precision import get_autocast
 
 from ..factory import create_model_and_transforms
@@ -20,7 +21,7 @@ def make_step(model_name: str, with_head: bool, batch: int, device: str, precisi
         loss = SuperCLIPLoss(loss)
     optimizer = torch.optim.AdamW(model.parameters())
     autocast = get_autocast(precision, device_type=torch.device(device).type)
-    images = torch.randn(batch, 3, *model.visual.image_size, device=device)
+    images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
     texts = torch.randint(1, 1000, (batch, model.context_length), device=device)
     texts[:, 20:] = 0
 

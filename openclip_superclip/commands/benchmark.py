@@ -69,8 +69,7 @@ def _measure(options: argparse.Namespace) -> dict:
 
     if options.model not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's built-in models")
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device is {options.device}, but torch finds no CUDA device")
+    _check_device(options.device)
     head = options.head_batch, options.width, options.vocab, options.device, AUTOCAST[options.precision]
     step = options.local_batch, options.device, options.precision
     report = {
@@ -96,6 +95,18 @@ def _measure(options: argparse.Namespace) -> dict:
         }
         report["step_seconds"] = interleaved(steps, options.step_repeats, options.device, "training step")
     return report
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device is {name}, which torch cannot use here: {reason}") from error
+    if torch.device(name).type == "cuda":
+        torch.cuda.set_device(name)
 
 
 def _prepare(names, batch: int, width: int, vocab: int, device: str, autocast: str | None) -> dict:
@@ -156,7 +167,7 @@ def tables(report: dict) -> str:
         for name, seconds in report["step_seconds"].items():
             median = statistics.median(seconds)
             lines.append(f"| {name} | {1000 * median:,.0f} | {median / plain:.3f} |")
-    lines += ["", "Forward GMACs of one pair:", "", "| | vision | text | head | head adds | the paper |"]
+    lines += ["", "Forward GMACs of one pair:", "", "| | vision | text | head | head adds | by the paper's count |"]
     lines.append("|---|---|---|---|---|---|")
     for name, counts in report["gmacs"].items():
         for label, gmacs in (("", counts["without_attention"]), (", attention's products included", counts["all"])):

@@ -73,7 +73,7 @@ def _export(options: argparse.Namespace) -> str:
             write_clip_model(folder, architecture, model, weights)
             usage = _HF_USAGE.format(folder=options.push or options.out)
         else:
-            write_model(folder, architecture, model, weights, WEIGHTS_NAMES[options.format])
+            write_model(folder, architecture, model, weights, options.out, WEIGHTS_NAMES[options.format])
             place = f"hf-hub:{options.push}" if options.push else f"local-dir:{options.out}"
             usage = _OPENCLIP_USAGE.format(place=place)
         if options.with_head:

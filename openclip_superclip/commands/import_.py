@@ -66,7 +66,7 @@ def _import(options: argparse.Namespace) -> str:
     check_match(weights, model.state_dict(), str(options.checkpoint), options.model)
     with whole_output(options.out, options.overwrite) as folder:
         folder.mkdir()
-        write_model(folder, architecture, model, weights)
+        write_model(folder, architecture, model, weights, options.out)
     num_captions = weights["statistics.num_captions"].item()
     return (
         f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"

@@ -14,17 +14,25 @@ def main(argv: list[str]) -> int:
     try:
         result = _train(argv)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_last_line(error)}", file=sys.stderr)
         return 1
     return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
 
 
+def _last_line(error: InputError) -> str:
+    """Returns the message; torch hands on what a data loader's worker raised as the traceback that ends with it."""
+    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
+
+
 def _train(argv: list[str]):
+    patched = unpatched.is_patched()
+    if not patched:
+        sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     try:
         hooks.plugin_manager()
     except RuntimeError as error:  # a plugin that cannot be loaded, named
         raise InputError(str(error)) from error
-    if unpatched.is_patched():
+    if patched:
         from open_clip_train.main import main
 
         return main(argv)

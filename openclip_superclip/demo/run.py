@@ -2,12 +2,14 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,24 +39,24 @@ class Run:
 
 
 def train_and_measure(run: Run, train_data: str, model: str, out: Path, split: str = "test") -> dict:
-    """Trains and measures a run, and returns its record; one that was finished earlier is read from its folder.
+    """Trains and measures a run, and returns its record; one that the same versions finished earlier is read instead.
 
     The record holds the command, the measures on `split` (percent), the training's CPU seconds and its curve of losses.
     """
     folder = out / "runs" / run.name
     finished, trained = folder / f"{split}.json", folder / "trained.json"
-    if finished.exists():
-        return json.loads(finished.read_text())
-    if not (trained.exists() and checkpoint(run, out).exists()):
+    if _read(finished):
+        return _read(finished)
+    if not (_read(trained) and checkpoint(run, out).exists()):
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted run's: OpenCLIP would refuse its name
         cpu_seconds = _train(command(run, train_data, model, out), run, folder / "out.log")
-        _write(trained, {"cpu_seconds": cpu_seconds})
+        _write(trained, {"cpu_seconds": cpu_seconds, "versions": versions()})
     record = {
         "run": asdict(run),
         "command": " ".join(["superclip", *command(run, train_data, model, out)]),
         "split": split,
         "measures": _measure(checkpoint(run, out), model, split),
-        **json.loads(trained.read_text()),
+        **_read(trained),
         "curve": read_log(folder / "out.log"),
     }
     _write(finished, record)
@@ -143,6 +145,18 @@ def _measure(weights: Path, model: str, split: str) -> dict[str, float]:
     from .measures import measure
 
     return measure(*load(weights, model), split=split)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a run depends on."""
+    packages = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _read(path: Path) -> dict | None:
+    """Returns a record, or None where there is none or other versions wrote it."""
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return record if record.get("versions") == versions() else None
 
 
 def _write(path: Path, record: dict) -> None:

@@ -1,0 +1,153 @@
+"""superclip frequencies: how many captions of a data set hold each token, for --superclip-idf FILE."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+LISTED = 20  # tokens that --show lists at either end
+
+
+def main(argv: list[str]) -> int:
+    """Counts, merges or shows; prints what was done and returns the exit code."""
+    try:
+        options = _parse(argv)
+        print(_do(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip frequencies",
+        description="Counts, in one pass over WebDataset shards, how many captions hold each token. Pictures are not "
+        "read. --superclip-idf FILE then weighs every word by the whole data set from the first step on.",
+    )
+    parser.add_argument("shards", nargs="?", help="what --train-data would be: 'shards/{00000..41455}.tar', with ::")
+    parser.add_argument("--tokenizer-of", metavar="MODEL", help="the model that will be trained")
+    parser.add_argument(
+        "--captions", default="short",
+        help="what the class loss will be given: short, long or mixed:P; long for dual (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b"
+    )
+    parser.add_argument("--context", type=int, help="tokens of a caption that are read (default: the text tower's)")
+    parser.add_argument("--seed", type=int, default=0, help="of mixed:P's draw (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that count (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file to write; a count that was interrupted goes on from beside it")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="add files up, of different shards")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="list the rarest and commonest words, draw FILE.png")
+    parser.add_argument(
+        "--benchmark", action="store_true",
+        help="print captions/s of one and two workers beside a plain webdataset loop that tokenizes",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def _do(options: argparse.Namespace) -> str:
+    if options.show:
+        return _show(options)
+    if options.merge:
+        return _merge(options)
+    for value, flag in ((options.shards, "SHARDS"), (options.tokenizer_of, "--tokenizer-of")):
+        if not value:
+            raise InputError(f"{flag} is missing: superclip frequencies 'shards/{{0..9}}.tar' --tokenizer-of MODEL")
+    if options.workers < 1:
+        raise InputError(f"--workers is {options.workers}; expected 1 or more")
+    if options.context is not None and options.context < 3:
+        raise InputError(f"--context is {options.context}; expected 3 tokens or more")
+    return _benchmark(options) if options.benchmark else _count(options)
+
+
+def _out(options: argparse.Namespace) -> Path:
+    if options.out is None:
+        raise InputError("--out is missing: the file to write, df.safetensors")
+    return options.out
+
+
+def _counting(options: argparse.Namespace):
+    """Returns the Counting that the flags describe, and the shards."""
+    import open_clip
+    import torch
+    from open_clip_train.data import expand_urls
+
+    from ..config import Config
+    from ..counting import Counting
+
+    torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
+    if options.captions == "dual":
+        raise InputError("--captions dual: the class loss is given the long captions, count with --captions long")
+    config = Config(captions=options.captions, long_caption=options.long_caption)
+    tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
+    shards = [shard for pattern in options.shards.split("::") for shard in expand_urls(pattern)[0]]
+    return Counting(config, tokenizer, options.seed), sorted(set(shards))
+
+
+def _count(options: argparse.Namespace) -> str:
+    from ..counting import count_shards
+
+    out = _out(options)
+    counting, shards = _counting(options)
+    frequencies, broken = count_shards(counting, shards, options.workers, out)
+    lines = [f"{out}: {frequencies.num_captions:,} captions of {len(shards):,} shards, {frequencies.tokenizer}"]
+    if broken:
+        lines.append(f"{len(broken)} could not be read to their end: " + ", ".join(broken[:5]))
+    return "\n".join(lines)
+
+
+def _merge(options: argparse.Namespace) -> str:
+    from ..frequencies import merge, read_frequencies
+
+    out = _out(options)
+    total = merge([read_frequencies(part) for part in options.merge], [str(part) for part in options.merge])
+    total.write(out)
+    return f"{out}: {total.num_captions:,} captions of {len(total.shards):,} shards, {total.tokenizer}"
+
+
+def _show(options: argparse.Namespace) -> str:
+    from ..frequencies import idf, read_frequencies
+    from ..frequency_figure import draw
+
+    frequencies = read_frequencies(options.show)
+    counts = frequencies.document_frequency
+    figure = options.show.with_suffix(".png")
+    draw(figure, frequencies)
+    weights = idf(counts, frequencies.num_captions)
+    held = [token for token in counts.argsort(descending=True).tolist() if counts[token]]
+    decode = _decoder(options)
+    lines = [
+        f"{options.show}: {frequencies.num_captions:,} captions of {len(frequencies.shards):,} shards "
+        f"({frequencies.captions}), {frequencies.tokenizer}",
+        f"{len(held):,} of {len(counts):,} tokens are held by a caption; {figure} shows how often",
+    ]
+    for title, tokens in (("commonest", held[:LISTED]), ("rarest", held[: -LISTED - 1 : -1])):
+        lines += ["", f"| {title} | captions | weight |", "|---|---|---|"]
+        lines += [f"| {decode(token)} | {counts[token]:,} | {weights[token]:.2f} |" for token in tokens]
+    return "\n".join(lines)
+
+
+def _decoder(options: argparse.Namespace):
+    """Returns what shows a token: its text with --tokenizer-of, else its id."""
+    if not options.tokenizer_of:
+        return str
+    import open_clip
+
+    tokenizer = open_clip.get_tokenizer(options.tokenizer_of)
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    return lambda token: inner.decode([token]).strip().replace("|", "\\|") or str(token)
+
+
+def _benchmark(options: argparse.Namespace) -> str:
+    from ..counting import captions_per_second
+
+    counting, shards = _counting(options)
+    rates = captions_per_second(counting, shards)
+    plain, plain_cpu = rates["plain webdataset loop"]
+    lines = ["| | captions/s | × the plain loop | captions/s of CPU time | × the plain loop |", "|---|---|---|---|---|"]
+    for name, (rate, cpu_rate) in rates.items():
+        lines.append(f"| {name} | {rate:,.0f} | {rate / plain:.2f} | {cpu_rate:,.0f} | {cpu_rate / plain_cpu:.2f} |")
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""What a run starts from, looked at before anything is loaded: the checkpoint of --resume, the file of --pretrained."""
+
+import logging
+import os
+
+from .errors import InputError
+
+
+def check_resume(file: str, with_head: bool) -> None:
+    """Raises InputError where `file`, to be resumed, is of a run of the other kind: plain, or with --superclip.
+
+    A file that cannot be read is left to stock OpenCLIP in a run without the head.
+    """
+    from .checkpoint import read_checkpoint
+
+    try:
+        has_head = bool(read_checkpoint(file).head())
+    except InputError as error:
+        if with_head:
+            raise InputError(f"--resume: {error}") from error
+        return
+    if with_head and not has_head:
+        raise InputError(
+            f"--resume: {file} is of a run without --superclip; to start from its weights with a fresh class head, "
+            f"give --pretrained {file} instead"
+        )
+    if has_head and not with_head:
+        raise InputError(
+            f"--resume: {file} is of a run with --superclip: add --superclip, or export it to plain OpenCLIP with "
+            f"superclip export {file}"
+        )
+
+
+def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
+    """Returns what OpenCLIP takes for `--resume latest`, given the run's folder of checkpoints."""
+    from open_clip_train.main import LATEST_CHECKPOINT_NAME, get_latest_checkpoint
+
+    if save_most_recent:
+        return os.path.join(folder, LATEST_CHECKPOINT_NAME)
+    return get_latest_checkpoint(folder, remote=False)
+
+
+def how_to_load(pretrained: str) -> dict:
+    """Returns what OpenCLIP's factory must be told about a file of weights."""
+    if not os.path.isfile(pretrained):
+        return {}
+    from .checkpoint import is_torchscript
+    from .model import FRESH_HEAD
+
+    if pretrained.endswith(".npz"):
+        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
+    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
+    return {"weights_only": False} if is_torchscript(pretrained) else {}
