@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from released import FULL_SHAPES, LIST_OF_WORDS, add_to_cache, random_weights, w
 from safetensors.torch import save_file
 
 import openclip_superclip as superclip
+from openclip_superclip.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"
@@ -471,3 +473,12 @@ def test_resuming_the_latest_of_a_run_of_the_same_kind_or_of_none_goes_on(flags,
     )
     assert run.returncode == 0, run.output[-3000:]
     assert "Start epoch 1" in run.output
+
+
+@pytest.mark.parametrize("disguise", ["a/x/constants.pkl", "b/constants.pkl"])
+def test_a_pickle_disguised_as_torchscript_is_not_taken_for_it(disguise, tmp_path):
+    file = tmp_path / "a.pt"
+    torch.save({"weight": torch.zeros(1)}, file)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(disguise, b"")
+    assert not is_torchscript(file)
