@@ -83,6 +83,10 @@ class Config:
             )
         if self.head_warmup < 0:
             raise InputError(f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples")
+        if self.special_tokens and self.idf not in ("online", "off"):
+            raise InputError(
+                "--superclip-special-tokens cannot go with a file for --superclip-idf: it does not count those tokens"
+            )
         self._check_captions()
 
     def _check_captions(self) -> None:

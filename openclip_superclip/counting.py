@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import webdataset
-from open_clip_train.data import filter_no_caption_or_no_image, log_and_continue, tarfile_to_samples_nothrow
 from torch import Tensor
 from tqdm import tqdm
 
@@ -102,7 +99,7 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
     try:
         with (
             tqdm(total=len(shards), initial=len(total.shards), unit=" shards", mininterval=1) as progress,
-            _each(counting, left, workers) as counted_shards,
+            each_counted(counting, left, workers) as counted_shards,
         ):
             start = time.monotonic()
             for counted in counted_shards:
@@ -146,7 +143,7 @@ def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies
 
 
 @contextmanager
-def _each(counting: Counting, shards: list[str], workers: int):
+def each_counted(counting: Counting, shards: list[str], workers: int):
     """An iterator over the counts of each shard, as they come."""
     global _counting
     _counting = counting
@@ -166,39 +163,3 @@ def _batches(captions: Iterator[str]) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
-
-
-def captions_per_second(counting: Counting, shards: list[str]) -> dict[str, tuple[float, float]]:
-    """Returns captions a second, and a second of CPU time: of a plain webdataset loop that tokenizes, and of ours.
-
-    On a machine that others use as well, the second number is the one to compare.
-    """
-
-    def plain() -> int:
-        pipeline = webdataset.DataPipeline(
-            webdataset.SimpleShardList(shards),
-            tarfile_to_samples_nothrow,
-            webdataset.select(filter_no_caption_or_no_image),
-            webdataset.decode(only=["txt"], handler=log_and_continue),
-            webdataset.rename(text="txt"),
-            webdataset.map_dict(text=lambda text: counting.tokenizer(text)[0]),
-            webdataset.to_tuple("text"),
-            webdataset.batched(BATCH),
-        )
-        return sum(len(texts) for (texts,) in pipeline)
-
-    def ours(workers: int) -> int:
-        with _each(counting, shards, workers) as counted_shards:
-            return sum(counted.num_captions for counted in counted_shards)
-
-    ours(1)  # OpenCLIP's tokenizer remembers words: all find it alike
-    rates = {}
-    for name, run in {
-        "plain webdataset loop": plain,
-        "superclip frequencies, 1 worker": lambda: ours(1),
-        "superclip frequencies, 2 workers": lambda: ours(2),
-    }.items():
-        start, cpu_start = time.perf_counter(), sum(os.times()[:4])
-        num_captions = run()
-        rates[name] = num_captions / (time.perf_counter() - start), num_captions / (sum(os.times()[:4]) - cpu_start)
-    return rates

@@ -11,6 +11,10 @@ import pytest
 import torch
 import webdataset
 from conftest import run_ranks, superclip_train, write_model
+from open_clip.tokenizer import HFTokenizer
+from test_matrix import MODELS, _write_weights
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from openclip_superclip.captions import CaptionTokens, long_caption
 from openclip_superclip.config import Config
@@ -155,6 +159,15 @@ def test_dual_trains_beside_other_options(flags, data, train):
     (run,) = train(*data["csv"], "--superclip-captions", "dual", *flags.split(), "--logs", "none")
     assert pairs(run) == set(zip(SHORT, LONG, strict=True))
     assert all(value > 0 for value in run.values("Class_loss")[-1:])
+
+
+def test_dual_trains_a_coca(data, train, tmp_path):
+    coca = write_model(tmp_path / "coca", **MODELS["coca"])
+    _write_weights(coca)
+    (run,) = train(*data["csv"], "--model", coca, "--superclip-captions", "dual", "--logs", "none")
+    assert run.returncode == 0, run.output[-3000:]
+    assert set(seen(run, "class")) == set(LONG)
+    assert all(value > 0 for value in run.values("Caption_loss"))
 
 
 def test_dual_counts_the_words_of_the_long_captions_alone(data, train, tmp_path):
@@ -407,6 +420,33 @@ def test_a_longer_class_context_trains_and_the_share_that_was_cut_is_logged(data
     (run,) = train(*flags)
     assert set(seen(run, "class")) == {" ".join(caption.split()[:2]) for caption in LONG}
     assert "12.5% of the long ones were cut at 4 tokens" in run.output
+
+
+@pytest.fixture
+def hugging_face(tmp_path):
+    """Makes OpenCLIP's wrapper of a tokenizer that knows our words."""
+    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *SHORT, *" ".join(LONG).split()]
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(known)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
+    return functools.partial(HFTokenizer, str(tmp_path), context_length=6)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"strip_sep_token": True},
+    {"clean": "canonicalize"},  # as the SigLIP models
+], ids=str)  # fmt: skip
+def test_hugging_face_tokenizers_make_both_captions_and_count_what_is_cut(options, hugging_face, tokens_of):
+    tokenizer = hugging_face(**options)
+    reader = tokens_of("dual", tokenizer=tokenizer, long_context=8)
+    for caption, expected, num_cut in (("sun moon", "sun moon", 0), (" ".join(SHORT), " ".join(SHORT[:6]), 1)):
+        tokens = reader({"txt": "cat", "long.txt": caption})
+        first, second = (tokenizer.tokenizer.decode(part, skip_special_tokens=True) for part in tokens.split([6, 8]))
+        assert (first, second) == ("cat", expected)
+        assert reader.counts.num_cut == num_cut
 
 
 @pytest.mark.parametrize("reduction_mask", ["simple", "random", "shuffle"])

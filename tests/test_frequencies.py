@@ -15,11 +15,16 @@ import pytest
 import torch
 import webdataset
 from conftest import WORDS, run_ranks, superclip_train, write_model
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 import openclip_superclip as superclip
 from openclip_superclip import counting, shards
 from openclip_superclip.__main__ import main
+from openclip_superclip.config import Config
 from openclip_superclip.frequencies import Frequencies, idf, read_frequencies
 
 NUM_SHARDS, PER_SHARD = 4, 25
@@ -286,6 +291,23 @@ def test_a_count_of_other_captions_is_not_gone_on_with(pattern, counted, tmp_pat
     flags = ["--captions", "long", "--long-caption", "long.txt"]
     assert main(["frequencies", pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", str(out)]) == 1
     assert "df.part is of an interrupted count of other captions" in capsys.readouterr().err
+
+
+def test_special_tokens_cannot_be_words_of_a_file_that_leaves_them_out(counted):
+    with pytest.raises(superclip.InputError, match="--superclip-special-tokens"):
+        Config(idf=str(counted), special_tokens=True)
+
+
+def test_a_hugging_face_tokenizer_is_told_by_its_vocabulary(tmp_path):
+    def tokenizer(*words):
+        inner = Tokenizer(WordLevel({word: id for id, word in enumerate(["[PAD]", *words])}, unk_token="[PAD]"))
+        PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]").save_pretrained(tmp_path)
+        return HFTokenizer(str(tmp_path), context_length=8)
+
+    counted = Frequencies.none(tokenizer("cat", "dog"), "short").plus(torch.tensor([0, 1, 1]), 1, ["0.tar"])
+    counted.check(tokenizer("cat", "dog"), "df")
+    with pytest.raises(superclip.InputError, match="df counts the tokens of HFTokenizer"):
+        counted.check(tokenizer("dog", "cat"), "df")
 
 
 def test_help_answers_without_importing_torch():

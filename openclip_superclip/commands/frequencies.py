@@ -142,7 +142,7 @@ def _decoder(options: argparse.Namespace):
 
 
 def _benchmark(options: argparse.Namespace) -> str:
-    from ..counting import captions_per_second
+    from ..benchmark.captions import captions_per_second
 
     counting, shards = _counting(options)
     rates = captions_per_second(counting, shards)
