@@ -18,6 +18,7 @@ from pathlib import Path
 from . import hooks
 from .errors import InputError
 
+PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 
 # Every name that is replaced, and what stands there afterwards.
@@ -48,7 +49,7 @@ def is_patched() -> bool:
     if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
         return True
     root = Path(package.origin).parent.parent
-    for file in (root / "open_clip/factory.py", root / "open_clip_train/main.py", root / "open_clip_train/params.py"):
+    for file in (root / "open_clip/factory.py", *(root / f"open_clip_train/{name}.py" for name in PATCHED_IN_TRAINING)):
         if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
             raise InputError(
                 f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"

@@ -102,6 +102,14 @@ def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_p
     assert not out.with_name("df.safetensors.part").exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_without_a_long_caption_are_counted_by_their_short_one_and_told(workers, pattern, tmp_path, capsys):
+    flags = ["--captions", "long", "--long-caption", "other.txt", "--workers", workers]
+    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", tmp_path / "df")
+    assert by_word(read_frequencies(tmp_path / "df").document_frequency) == expected(0)[0]
+    assert "100 samples have no long caption: the short one was counted" in capsys.readouterr().out
+
+
 def test_pictures_are_not_read(folder, monkeypatch):
     extracted = []
     extractfile = shards.tarfile.TarFile.extractfile

@@ -21,6 +21,9 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table, and writes demo.png, demo.json and the runs; returns the exit code."""
     try:
         options = _parse(argv)
+        if len(options.captions) > 1:
+            return _compare_captions(options)
+        (options.captions,) = options.captions
         report = _compare(options)
     except (InputError, ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,8 +49,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="each method takes its best of these, on scenes kept for that (default: 2.5e-4 5e-4 1e-3; --quick: 5e-4)",
     )  # fmt: skip
     parser.add_argument(
-        "--captions", choices=("long", "short", "raw"), default="long",
-        help="name all objects of a scene, one, or some (default: %(default)s)",
+        "--captions", nargs="+", default=["long"], metavar="KIND",
+        help="name all objects of a scene, one, or some: long (the default), short, raw. Of several kinds, mixed:P and "
+        "dual among them, it prints one table, at the first learning rate",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
@@ -58,6 +62,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for name in ("seeds", "samples", "batch_size", "jobs"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
+    for kind in options.captions:
+        if kind not in ("long", "short", "raw") and (len(options.captions) == 1 or not _is_mode(kind)):
+            raise InputError(
+                f"--captions is {' '.join(options.captions)}; expected long, short or raw, or several of these, "
+                "mixed:P and dual"
+            )
     if options.samples < 10 * options.batch_size:
         raise InputError(f"--samples is {options.samples}; expected at least ten batches of {options.batch_size}")
     if not all(math.isfinite(rate) and rate > 0 for rate in options.learning_rates):
@@ -65,6 +75,23 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("the demo draws with matplotlib: pip install 'openclip-superclip[report]'")
     return options
+
+
+def _is_mode(captions: str) -> bool:
+    from ..config import Config
+
+    try:
+        return bool(Config(captions=captions, long_caption="long.txt"))
+    except InputError:
+        return False
+
+
+def _compare_captions(options: argparse.Namespace) -> int:
+    """Trains and measures in every mode of captions, prints the table and returns the exit code."""
+    from ..demo.modes import compare_modes, modes_table
+
+    print(f"\n{modes_table(compare_modes(options))}\n\n{options.out}/captions.json and runs/ hold the rest.")
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> dict:

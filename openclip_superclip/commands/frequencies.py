@@ -94,6 +94,9 @@ def _count(options: argparse.Namespace) -> str:
     counting, shards = _counting(options)
     frequencies, broken = count_shards(counting, shards, options.workers, out)
     lines = [f"{out}: {frequencies.num_captions:,} captions of {len(shards):,} shards, {frequencies.tokenizer}"]
+    num_missing = counting.reader.counts.num_missing
+    if num_missing:
+        lines.append(f"{num_missing:,} samples have no long caption: the short one was counted")
     if broken:
         lines.append(f"{len(broken)} could not be read to their end: " + ", ".join(broken[:5]))
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import whole_file
+from .scenes import CAPTIONS
 
 METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the command
 
@@ -34,7 +35,7 @@ class Run:
     def name(self) -> str:
         return (
             f"{self.method.lower()}_n{self.num_samples}_b{self.batch_size}_lr{self.learning_rate:g}"
-            f"_{self.caption}_seed{self.seed}"
+            f"_{self.caption.replace(':', '-')}_seed{self.seed}"
         )
 
 
@@ -78,8 +79,19 @@ def command(run: Run, train_data: str, model: str, out: Path) -> list[str]:
         "--warmup", str(max(1, num_steps // 10)), "--seed", str(run.seed), "--workers", "0", "--device", "cpu",
         "--precision", "fp32",
         "--log-every-n-steps", str(max(1, num_steps // 50)), "--logs", str(out / "runs"), "--name", run.name,
-        *METHODS[run.method],
+        *method_flags(run.method, run.caption),
     ]  # fmt: skip
+
+
+def method_flags(method: str, caption: str) -> list[str]:
+    """Returns what a method adds to the command, with short and long captions where `caption` is a mode of both.
+
+    Plain CLIP has no flag that mixes captions: there it is SuperCLIP whose class loss is multiplied by 0.
+    """
+    if caption in CAPTIONS:
+        return METHODS[method]
+    weight = [] if method == "SuperCLIP" else ["--superclip-weight", "0"]
+    return ["--superclip", *weight, "--superclip-captions", caption, "--superclip-long-caption", "long.txt"]
 
 
 def load(weights: Path, model: str):
