@@ -29,9 +29,10 @@ def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, 
 def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
     flags = {field.metadata["flag"] for field in dataclasses.fields(Config)}
     assert set(re.findall(r"--superclip-[\w-]+", README)) == flags
+    (table,) = re.findall(r"^\| flag \| default \|.*?\n\n", README, flags=re.DOTALL | re.MULTILINE)
     for field in dataclasses.fields(Config):
-        (row,) = re.findall(rf"\| `{field.metadata['flag']}\b.*", README)
-        assert ("off" if field.default is False else str(field.default)) in row
+        (default,) = re.findall(rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE)
+        assert default == ("off" if field.default is False else str(field.default))
 
 
 def test_its_python_snippet_runs(tiny_model):
