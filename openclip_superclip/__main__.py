@@ -5,6 +5,7 @@ import keyword
 import sys
 
 from . import __version__
+from .errors import InputError
 
 COMMANDS = {
     "train": "OpenCLIP's training, with --superclip among its flags",
@@ -20,7 +21,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code. A command's module is imported when it is called."""
+    """Runs a command and returns its exit code; an InputError is printed in one line and is 1.
+
+    A command's module is imported when it is called.
+    """
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
@@ -33,7 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: there is no command '{name}'\n\n{_usage()}", file=sys.stderr)
         return 2
     module = f"{name}_" if keyword.iskeyword(name) else name
-    return importlib.import_module(f".commands.{module}", __package__).main(rest)
+    try:
+        return importlib.import_module(f".commands.{module}", __package__).main(rest)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _usage() -> str:

@@ -1,7 +1,6 @@
 """superclip average: the mean of several checkpoints."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -9,12 +8,8 @@ from ..errors import InputError
 
 def main(argv: list[str]) -> int:
     """Writes the mean, prints what it is, and returns the exit code."""
-    try:
-        options = _parse(argv)
-        print(_average(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = _parse(argv)
+    print(_average(options))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -13,14 +12,10 @@ HEAD_NAME = "superclip_head.safetensors"
 
 def main(argv: list[str]) -> int:
     """Writes the folder, prints how to open it, and returns the exit code."""
-    try:
-        options = _parse(argv)
-        print(_export(options))
-        if options.push:
-            print(_push(options.out, options.push))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = _parse(argv)
+    print(_export(options))
+    if options.push:
+        print(_push(options.out, options.push))
     return 0
 
 

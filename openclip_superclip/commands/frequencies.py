@@ -1,7 +1,6 @@
 """superclip frequencies: how many captions of a data set hold each token, for --superclip-idf FILE."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -11,12 +10,8 @@ LISTED = 20  # tokens that --show lists at either end
 
 def main(argv: list[str]) -> int:
     """Counts, merges or shows; prints what was done and returns the exit code."""
-    try:
-        options = _parse(argv)
-        print(_do(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = _parse(argv)
+    print(_do(options))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -10,12 +9,8 @@ from ..errors import InputError
 
 def main(argv: list[str]) -> int:
     """Writes the folder, prints what it holds and how to use it, and returns the exit code."""
-    try:
-        options = _parse(argv)
-        print(_import(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = _parse(argv)
+    print(_import(options))
     return 0
 
 

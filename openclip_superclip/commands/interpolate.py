@@ -1,7 +1,6 @@
 """superclip interpolate: between released weights and fine-tuned ones, the usual mend for forgetting."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -9,12 +8,8 @@ from ..errors import InputError
 
 def main(argv: list[str]) -> int:
     """Writes the weights in between, prints what they are, and returns the exit code."""
-    try:
-        options = _parse(argv)
-        print(_interpolate(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    options = _parse(argv)
+    print(_interpolate(options))
     return 0
 
 
