@@ -790,6 +790,7 @@ def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(source, reason, p
 
     def train(*argv):
         sys.path[:] = sys_path
+        sys.modules.pop("broken_module", None)  # another test's
         openclip_train(*argv)
 
     (run,) = run_ranks(train, patched["3.3.0"], *train_flags, cwd=tmp_path)

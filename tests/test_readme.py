@@ -12,6 +12,7 @@ import torch
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.commands import benchmark, demo
 from openclip_superclip.config import Config
+from openclip_superclip.demo.modes import modes_table
 from openclip_superclip.unpatched import REPLACED
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize(("recorded", "tables"), [
     ("docs/demo.json", demo.table),
+    ("docs/captions.json", modes_table),
     ("docs/benchmark.json", benchmark.tables),
 ])  # fmt: skip
 def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, tables):
