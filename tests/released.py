@@ -60,9 +60,9 @@ def add_to_cache(cache: Path, repo: str, *files: Path) -> None:
         shutil.move(file, snapshot / file.name)
 
 
-def write_tokenizer(folder: Path) -> list[Path]:
-    """Writes a Hugging Face tokenizer of a few words and returns its files."""
-    words = {word: index for index, word in enumerate(LIST_OF_WORDS)}
+def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS) -> list[Path]:
+    """Writes a Hugging Face tokenizer of a few words, the special ones first, and returns its files."""
+    words = {word: index for index, word in enumerate(list_of_words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))

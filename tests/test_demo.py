@@ -1,5 +1,6 @@
 """`superclip demo`: what it writes, that it goes on where it stopped, and how it refuses."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.commands.demo import table
 from openclip_superclip.demo.run import read_log
+from openclip_superclip.frequencies import Frequencies
 
 SMALL = ["demo", "--quick", "--samples", "320", "--batch-size", "32"]
 
@@ -110,3 +113,14 @@ def test_a_failed_run_ends_the_demo_with_its_last_words(tmp_path):
     finished = run_demo(out)
     assert finished.returncode == 1
     assert "clip_n320_b32_lr0.0005_long_seed0 failed" in finished.stderr
+
+
+@pytest.mark.parametrize("command", [["demo"], ["benchmark"], ["frequencies", "--show", "df.safetensors"]])
+def test_without_matplotlib_the_extra_to_install_is_named(command, tmp_path, monkeypatch, capsys):
+    Frequencies(torch.ones(3).long(), 3, "words", "", "short", ()).write(tmp_path / "df.safetensors")
+    monkeypatch.chdir(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "[report]" in line

@@ -10,12 +10,12 @@ import open_clip
 import open_clip_train.zero_shot
 import pytest
 import timm
-import tokenizers
 import torch
 import transformers
 import webdataset
 from conftest import WORDS, run_ranks, superclip_train, write_model
 from open_clip.utils import to_2tuple
+from released import write_tokenizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import openclip_superclip as superclip
@@ -150,13 +150,8 @@ def _write_weights(model: str) -> None:
 
 def _write_hf_model(folder: Path) -> str:
     """Writes a BERT of random weights and a tokenizer of a few words, as a download would, and returns its --model."""
-    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    write_tokenizer(folder, words)
     config = transformers.BertConfig(
         vocab_size=len(words), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
         max_position_embeddings=20,

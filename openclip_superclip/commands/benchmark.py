@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import importlib.util
 import json
 import platform
 import statistics
@@ -11,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import InputError
+from ..extras import check_matplotlib
 
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs, attention's products left out
 AUTOCAST = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
@@ -53,8 +53,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
     if options.step_repeats < 0:
         raise InputError(f"--step-repeats is {options.step_repeats}; expected 0 or more")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("the benchmark draws with matplotlib: pip install 'openclip-superclip[report]'")
+    check_matplotlib("superclip benchmark")
     return options
 
 

@@ -1,7 +1,6 @@
 """superclip demo: CLIP and SuperCLIP, trained here by OpenCLIP on real drawings, measured side by side."""
 
 import argparse
-import importlib.util
 import json
 import logging
 import math
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InputError
+from ..extras import check_matplotlib
 
 EQUAL_TIME = "CLIP, equal time"
 QUICK = {"seeds": 1, "samples": 5000, "learning_rates": [5e-4]}
@@ -72,8 +72,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--samples is {options.samples}; expected at least ten batches of {options.batch_size}")
     if not all(math.isfinite(rate) and rate > 0 for rate in options.learning_rates):
         raise InputError(f"--learning-rates are {options.learning_rates}; expected numbers above 0")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("the demo draws with matplotlib: pip install 'openclip-superclip[report]'")
+    check_matplotlib("superclip demo")
     return options
 
 

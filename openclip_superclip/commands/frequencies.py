@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
+from ..extras import check_matplotlib
 
 LISTED = 20  # tokens that --show lists at either end
 
@@ -108,6 +109,8 @@ def _merge(options: argparse.Namespace) -> str:
 
 def _show(options: argparse.Namespace) -> str:
     from ..frequencies import idf, read_frequencies
+
+    check_matplotlib("--show")
     from ..frequency_figure import draw
 
     frequencies = read_frequencies(options.show)

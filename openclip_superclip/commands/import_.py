@@ -48,8 +48,9 @@ def _import(options: argparse.Namespace) -> str:
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     architecture = read_architecture(options.model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
+    checkpoint = read_checkpoint(options.checkpoint)
     try:
-        weights = from_authors(read_checkpoint(options.checkpoint).weights, options.global_batch)
+        weights = from_authors(checkpoint.weights, options.global_batch)
     except InputError as error:
         raise InputError(f"{options.checkpoint}: {error}") from error
     model_cfg = architecture.model_cfg

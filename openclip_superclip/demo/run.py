@@ -133,7 +133,7 @@ def _train(arguments: list[str], run: Run, log: Path) -> float:
         ended = 0
         try:
             while not ended:
-                time.sleep(0.5)
+                time.sleep(0.5)  # wait4, which alone tells this child's CPU time, takes no timeout
                 _show(progress, log)
                 ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         finally:
