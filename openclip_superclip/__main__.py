@@ -15,6 +15,13 @@ COMMANDS = {
     "average": "the mean of several checkpoints",
     "interpolate": "between released weights and fine-tuned ones (WiSE-FT)",
     "frequencies": "count the words of a data set's captions, for --superclip-idf FILE",
+    "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",
+    "recipes": "a table of all recipes: method, model, data, batch, samples, the paper's value",
+    "plan": "what a recipe comes to on given nodes and data: command, steps, cost, a check of the data",
+    "run": "train a recipe here, into a folder that says what ran and how it stands",
+    "submit": "train a recipe on SLURM, at one batch size or many",
+    "report": "losses and scores of runs side by side, beside the paper's, on one page",
+    "words": "the words that the class head sees in pictures, and where",
     "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
     "benchmark": "what the class head costs here, in time, memory and FLOPs",
 }

@@ -21,6 +21,7 @@ class Checkpoint(NamedTuple):
     path: Path
     weights: dict[str, Tensor]
     epoch: int | None = None
+    of_ddp: bool = False  # its names begin with `module.`: the run's ranks were torch.distributed's
 
     def without_head(self) -> dict[str, Tensor]:
         """The weights that are OpenCLIP's."""
@@ -45,7 +46,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
     weights = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     epoch = content.get("epoch") if content is not state else None
-    return Checkpoint(Path(path), weights, epoch)
+    return Checkpoint(Path(path), weights, epoch, all(name.startswith("module.") for name in state))
 
 
 def is_torchscript(path: str | Path) -> bool:

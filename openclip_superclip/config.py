@@ -1,4 +1,4 @@
-"""The flags of `--superclip`: each is declared here, once, with its default, its help and its check."""
+"""The flags of `--superclip` and of slices: each is declared here, once, with its default, its help and its check."""
 
 import argparse
 import dataclasses
@@ -110,6 +110,25 @@ class Config:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How training passes over its data, with the class loss or without. Raises InputError as Config does."""
+
+    slices: int | None = _flag(
+        "--superclip-slices",
+        None,
+        "cut each pass over the shards of a WebDataset into K epochs, which read every K-th shard of the pass's own "
+        "order: a checkpoint each, and a resumed run goes on as if it had never stopped. --train-num-samples is then "
+        "that of one slice, --epochs K times the passes. Works without --superclip too",
+        type=int,
+        metavar="K",
+    )
+
+    def __post_init__(self):
+        if self.slices is not None and self.slices < 1:
+            raise InputError(f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass")
+
+
 def _share(captions: str) -> float | None:
     """Returns P of "mixed:P", None where there is no such number."""
     mode, _, share = captions.partition(":")
@@ -125,9 +144,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--superclip", action="store_true", default=argparse.SUPPRESS, help="train with the SuperCLIP class loss"
     )
-    for field in dataclasses.fields(Config):
+    for field in (*dataclasses.fields(Config), *dataclasses.fields(DataConfig)):
         options = dict(field.metadata)
-        shown = "" if field.default is False or field.default == "" else f" (default: {field.default})"
+        shown = "" if field.default is False or field.default in ("", None) else f" (default: {field.default})"
         group.add_argument(
             options.pop("flag"),
             dest=_attribute(field),
@@ -142,7 +161,7 @@ def config_from(options: dict) -> Config | None:
 
     Raises InputError for an option of SuperCLIP without --superclip.
     """
-    given = {f: options[_attribute(f)] for f in dataclasses.fields(Config) if _attribute(f) in options}
+    given = _given(Config, options)
     if not options.get("superclip", False):
         if given:
             flag = next(iter(given)).metadata["flag"]
@@ -151,9 +170,18 @@ def config_from(options: dict) -> Config | None:
     return Config(**{field.name: value for field, value in given.items()})
 
 
+def data_config_from(options: dict) -> DataConfig:
+    """Returns the DataConfig of a parsed command line, given as a dict."""
+    return DataConfig(**{field.name: value for field, value in _given(DataConfig, options).items()})
+
+
 def options_of(config: Config) -> dict:
     """Returns every option of `config` under its name on the parsed command line, defaults included."""
     return {_attribute(field): getattr(config, field.name) for field in dataclasses.fields(Config)}
+
+
+def _given(config_class: type, options: dict) -> dict[dataclasses.Field, object]:
+    return {f: options[_attribute(f)] for f in dataclasses.fields(config_class) if _attribute(f) in options}
 
 
 def _attribute(field: dataclasses.Field) -> str:

@@ -1,5 +1,25 @@
-"""The error that is the user's to mend."""
+"""The error that is the user's to mend, and how it is told."""
+
+import sys
 
 
 class InputError(ValueError):
     """A flag, file or model that cannot work; its message is one line that says what was found and what to do."""
+
+
+def one_line(error: InputError) -> str:
+    """Returns the message; torch hands on what a data loader's worker raised as the traceback that ends with it."""
+    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
+
+
+def print_in_one_line() -> None:
+    """Makes Python report an InputError that ends the process in one line, without the traceback."""
+    excepthook = sys.excepthook
+
+    def report(kind, error, traceback):
+        if issubclass(kind, InputError):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        else:
+            excepthook(kind, error, traceback)
+
+    sys.excepthook = report

@@ -1,5 +1,6 @@
 """Whether an optional dependency is there."""
 
+import importlib
 import importlib.util
 
 from .errors import InputError
@@ -12,3 +13,24 @@ def check_matplotlib(what: str) -> None:
             f"{what} draws with matplotlib, which is not installed: install the extra [report], or "
             "pip install matplotlib"
         )
+
+
+def check_clip_benchmark(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot evaluate."""
+    for package in ("clip_benchmark", "requests"):  # which CLIP_benchmark imports and does not ask for
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{what} measures with {package}, which is not installed: install the extra [eval], or "
+                "pip install clip-benchmark requests"
+            )
+
+
+def check_horovod() -> None:
+    """Raises InputError, with the script to run, where there is no Horovod for this PyTorch."""
+    try:
+        importlib.import_module("horovod.torch")
+    except ImportError as error:
+        raise InputError(
+            f"--horovod: Horovod is not installed for this PyTorch ({' '.join(str(error).split())}): "
+            "bash slurm/build-horovod.sh builds and installs it"
+        ) from error

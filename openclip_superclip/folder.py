@@ -32,11 +32,15 @@ class Architecture(NamedTuple):
 
     def on_meta(self, **model_kwargs) -> nn.Module:
         """Returns OpenCLIP's model with shapes and no memory; where the plugin's hooks hold, with `superclip=…`."""
-        with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        return self.on("meta", **model_kwargs)
+
+    def on(self, device: str, **model_kwargs) -> nn.Module:
+        """Returns OpenCLIP's model without its weights."""
+        with tempfile.TemporaryDirectory() as folder, torch.device(device):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
             Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
             return open_clip.create_model(
-                f"local-dir:{folder}", load_weights=False, pretrained_text=False, device="meta", **model_kwargs
+                f"local-dir:{folder}", load_weights=False, pretrained_text=False, device=device, **model_kwargs
             )
 
     def with_options(self, options: dict) -> "Architecture":

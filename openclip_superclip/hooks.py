@@ -53,6 +53,17 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     """
 
 
+@hookspec(firstresult=True)
+def open_clip_data_order(args, shared_epoch):
+    """Returns the two stages that order the training data of a WebDataset, or None for OpenCLIP's own shuffles.
+
+    Each is a function of an iterator and returns another: the first of all shards (dicts with a `url`), before ranks
+    and workers divide them, the second of the samples that a worker reads. A worker calls both when an epoch starts,
+    and again where its shards end within one. OpenCLIP calls `shared_epoch.set_value` in the training process before
+    each epoch. Not asked with --dataset-resampled.
+    """
+
+
 @functools.cache
 def plugin_manager():
     """Returns the pluggy manager with every installed plugin registered.

@@ -10,6 +10,7 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
+from . import ranks
 from .errors import InputError
 from .frequencies import FixedIDF, read_frequencies
 from .head import ClassHead
@@ -110,7 +111,7 @@ class _WithClassHead:
         if update is not None:
             num_captions = self.statistics.finish(update)
             if update.work is not None:
-                scale = len(text) * torch.distributed.get_world_size() / num_captions.float()
+                scale = len(text) * ranks.world_size() / num_captions.float()
         if self.accum_freq > 1:
             if not torch.is_grad_enabled():
                 self._waiting.append((patch_mean.new_zeros(len(text)), scale))

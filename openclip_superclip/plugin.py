@@ -1,11 +1,11 @@
 """SuperCLIP's answers to OpenCLIP's hooks; the one place where OpenCLIP's parsed command line is read."""
 
 import os
-import sys
 
-from .config import add_options, config_from, options_of
+from .config import Config, add_options, config_from, data_config_from, options_of
 from .data_check import check_captions, is_table
-from .errors import InputError
+from .errors import InputError, print_in_one_line
+from .extras import check_horovod
 from .hooks import hookimpl
 from .starting_point import check_resume, how_to_load, latest_checkpoint
 
@@ -18,24 +18,31 @@ def open_clip_add_options(parser):
 @hookimpl
 def open_clip_check_options(args):
     try:
-        config = config_from(vars(args))
+        config, slices = config_from(vars(args)), data_config_from(vars(args)).slices
+        if args.horovod:
+            _check_horovod(args)
         _check_resume(args, config is not None)
-        if config is None:
-            return
-        _refuse_impossible(args)
-        _refuse_impossible_captions(args, config.captions)
-        _check_idf_file(args, config.idf)
-        if args.train_data and args.dataset_type != "synthetic":
-            long_caption = config.long_caption if config.captions != "short" else ""
-            check_captions(args.train_data, args.dataset_type, args.csv_separator, args.csv_caption_key, long_caption)
+        if slices is not None:
+            _check_slices(args, slices)
+        if config is not None:
+            _refuse_impossible(args)
+            _refuse_impossible_captions(args, config.captions)
+            _check_idf_file(args, config.idf)
+            _check_captions(args, config)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
-    _print_input_errors_in_one_line()
-    vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
+    if config is not None or slices is not None:
+        print_in_one_line()
+    if config is not None:
+        vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
 
 
 @hookimpl
 def open_clip_model_kwargs(args):
+    if _mends_horovod(args):
+        from .horovod_mends import start_process_group
+
+        start_process_group()
     config = config_from(vars(args))
     if config is None:
         return None
@@ -97,6 +104,50 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     )
 
 
+@hookimpl
+def open_clip_data_order(args, shared_epoch):
+    slices = data_config_from(vars(args)).slices
+    if slices is None:
+        return None
+    from .data_order import DataOrder
+
+    order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch)
+    return order.shards, order.samples
+
+
+def _mends_horovod(args) -> bool:
+    """Tells whether --horovod is to train as torchrun does: with a flag of this package; without one it is stock."""
+    return bool(config_from(vars(args)) or data_config_from(vars(args)).slices) and args.horovod
+
+
+def _check_horovod(args) -> None:
+    """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet."""
+    check_horovod()
+    if _mends_horovod(args):
+        from .horovod_mends import mend_horovod, refuse_broken
+
+        refuse_broken(args)
+        mend_horovod()
+
+
+def _check_captions(args, config: Config) -> None:
+    """Raises InputError for training data without the captions that are to be trained on."""
+    if args.train_data and args.dataset_type != "synthetic":
+        long_caption = config.long_caption if config.captions != "short" else ""
+        check_captions(args.train_data, args.dataset_type, args.csv_separator, args.csv_caption_key, long_caption)
+
+
+def _check_slices(args, slices: int) -> None:
+    """Raises InputError for training data that cannot be passed over in slices, by as many ranks as are to train."""
+    if not args.train_data and args.dataset_type != "synthetic":
+        return
+    from .horovod_ranks import launched_size
+    from .slices import check_slices
+
+    samples, world_size = args.train_num_samples, launched_size()
+    check_slices(slices, args.train_data, args.dataset_type, args.dataset_resampled, samples, world_size, args.workers)
+
+
 def _check_idf_file(args, idf: str) -> None:
     """Raises InputError for a file of word frequencies that were not counted with the model's tokenizer."""
     if idf in ("online", "off"):
@@ -127,20 +178,10 @@ def _check_resume(args, with_head: bool) -> None:
             return
         file = latest_checkpoint(os.path.join(args.logs, args.name, "checkpoints"), args.save_most_recent)
     if file and os.path.isfile(file):
-        check_resume(file, with_head)
+        from open_clip_train.distributed import is_using_distributed
 
-
-def _print_input_errors_in_one_line() -> None:
-    """Makes Python report an InputError that ends the process in one line, without the traceback."""
-    excepthook = sys.excepthook
-
-    def report(kind, error, traceback):
-        if issubclass(kind, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            excepthook(kind, error, traceback)
-
-    sys.excepthook = report
+        with_ddp = False if args.horovod else is_using_distributed() or None
+        check_resume(file, with_head, with_ddp)
 
 
 def _refuse_impossible(args):
@@ -154,5 +195,3 @@ def _refuse_impossible(args):
             "--lock-image leaves the class loss nothing to train but its own head: "
             "leave out --superclip, or unlock groups with --lock-image-unlocked-groups"
         )
-    if args.horovod:
-        raise InputError("--horovod cannot sum the words' counts over ranks: start the run with torchrun instead")

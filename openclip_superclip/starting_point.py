@@ -6,15 +6,21 @@ import os
 from .errors import InputError
 
 
-def check_resume(file: str, with_head: bool) -> None:
+def check_resume(file: str, with_head: bool, with_ddp: bool | None = None) -> None:
     """Raises InputError where `file`, to be resumed, is of a run of the other kind: plain, or with --superclip.
 
     A file that cannot be read is left to stock OpenCLIP in a run without the head.
+
+    Args:
+        file: the checkpoint.
+        with_head: whether --superclip trains.
+        with_ddp: whether the ranks are torch.distributed's; None for a process alone, which reads either's names.
     """
     from .checkpoint import read_checkpoint
 
     try:
-        has_head = bool(read_checkpoint(file).head())
+        checkpoint = read_checkpoint(file)
+        has_head = bool(checkpoint.head())
     except InputError as error:
         if with_head:
             raise InputError(f"--resume: {error}") from error
@@ -28,6 +34,12 @@ def check_resume(file: str, with_head: bool) -> None:
         raise InputError(
             f"--resume: {file} is of a run with --superclip: add --superclip, or export it to plain OpenCLIP with "
             f"superclip export {file}"
+        )
+    if with_ddp is not None and checkpoint.of_ddp != with_ddp:
+        kind = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
+        raise InputError(
+            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: go on as it began, or "
+            f"start from its weights with --pretrained {file}"
         )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import ranks
 from .errors import InputError
 
 
@@ -14,7 +14,7 @@ class Update(NamedTuple):
     """Counts of one batch on their way to every rank."""
 
     message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
-    work: object  # the running all-reduce, or None
+    work: object  # the running sum over the ranks, or None
 
 
 class TokenStatistics(nn.Module):
@@ -43,7 +43,7 @@ class TokenStatistics(nn.Module):
     def update(self, tokens: Tensor) -> Tensor:
         """Adds a batch of captions, tokens [B, L], and returns how many captions it holds on all ranks (int64 scalar).
 
-        Collective where torch.distributed runs: every rank calls it, with a batch of any size of its own.
+        Collective where torch.distributed or Horovod runs: every rank calls it, with a batch of any size of its own.
         Raises InputError for an id outside the vocabulary.
         """
         return self.finish(self.begin(tokens))
@@ -59,8 +59,8 @@ class TokenStatistics(nn.Module):
         message.scatter_add_(0, tokens.flatten(), counts.flatten().long())
         message[-2] = counts.any(dim=1).sum()
         message[-1] = len(tokens)
-        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return Update(message, dist.all_reduce(message, async_op=True) if distributed else None)
+        several = ranks.world_size() > 1
+        return Update(message, ranks.begin_sum(message, "token counts") if several else None)
 
     @torch.compiler.disable
     def finish(self, update: Update) -> Tensor:

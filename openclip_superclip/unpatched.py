@@ -28,10 +28,10 @@ REPLACED = {
     "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
     "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
     **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
-    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for the tokens of training data",
+    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
     **{
-        f"open_clip_train.data.{name}": "the same, with the plugins' tokens, while training data is made"
-        for name in ("wds", "SharedEpoch", "CsvDataset")
+        f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
+        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
     },
     "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
 }
@@ -101,9 +101,9 @@ def install(args: argparse.Namespace) -> None:
 
     for path in REPLACED:  # whatever is missing is told before anything is replaced
         _replace(path, lambda value: value)
-    from .unpatched_data import with_caption_tokens
+    from .unpatched_data import with_plugins_data
 
-    _replace("open_clip_train.data.get_dataset_fn", with_caption_tokens)
+    _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
     _replace("open_clip_train.main.create_loss", with_plugins_loss)

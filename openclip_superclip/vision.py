@@ -48,6 +48,18 @@ def encode_image(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> tuple
     return output["image_features"], _mean(output["image_intermediates"][-1], tokens.layout)
 
 
+def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
+    """Returns the patch tokens where they lie in the picture, [B, W, h, w]; their mean is `encode_image`'s."""
+    output = visual.forward_intermediates(
+        image,
+        indices=1,
+        normalize_intermediates=tokens.has_final_norm,
+        intermediates_only=True,
+        output_fmt="NCHW",
+    )
+    return output["image_intermediates"][-1]
+
+
 def encode_image_with_pooled_tokens(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] and the mean patch token, float32 [B, W].
 

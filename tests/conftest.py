@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forked children m
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array lies in memory
 
+import argparse
 import json
 import multiprocessing
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import open_clip_train.main  # noqa: F401  once, here: every child would import it again
+import open_clip_train.main  # once, here: every child would import it again
 import pytest
 import torch
 import webdataset
@@ -154,3 +155,12 @@ def train_flags(csv_data, tiny_model) -> list[str]:
         "--epochs", "1", "--workers", "0", "--lr", "1e-3", "--warmup", "1", "--device", "cpu",
         "--log-every-n-steps", "1", "--name", "run",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def parse_args(monkeypatch):
+    """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""
+    from openclip_superclip import unpatched
+
+    monkeypatch.setattr(open_clip_train.params, "argparse", argparse)
+    return unpatched.parse_args

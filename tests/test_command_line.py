@@ -13,9 +13,10 @@ from conftest import run_ranks, superclip_train
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.config import Config, options_of
+from openclip_superclip.config import Config, DataConfig, options_of
 
-OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in dataclasses.fields(Config))]
+OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
+OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
 SCRIPT = [str(Path(sys.executable).with_name("superclip"))]
 MODULE = [sys.executable, "-m", "openclip_superclip"]
 

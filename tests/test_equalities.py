@@ -1,6 +1,7 @@
 """Runs that must be equal: flag absent and stock, two ranks and one, accumulated and whole, resumed and unbroken."""
 
 import argparse
+import contextlib
 import csv
 import random
 import shutil
@@ -100,21 +101,29 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     args = argparse.Namespace(**{**defaults, **gather, "world_size": world_size, **flags})
     loss = plugin.open_clip_create_loss(args)
     module = model
-    if world_size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if args.horovod:
+        import horovod.torch as hvd
+
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    elif world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
     images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(16))
     results = {"losses": []}
     for step in range(3):
         losses = loss(**model(images, tokens), output_dict=True)
         optimizer.zero_grad()
         sum(losses.values()).backward()
+        if args.horovod:
+            optimizer.synchronize()
         for name, parameter in module.named_parameters():
             if name != "logit_scale":  # every rank has its whole gradient, whatever the features' is
                 parameter.grad /= gradient_scale
         if step == 0:
             results["gradients"] = {name: p.grad.clone() for name, p in module.named_parameters()}
-        optimizer.step()
+        with optimizer.skip_synchronize() if args.horovod else contextlib.nullcontext():
+            optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
     return results

@@ -11,7 +11,6 @@ import types
 from pathlib import Path
 
 import open_clip
-import open_clip_train.params
 import pluggy
 import pytest
 from conftest import run_ranks, superclip_train
@@ -66,6 +65,7 @@ def test_without_a_plugin_every_hook_answers_nothing():
     assert manager.hook.open_clip_select_model_class(model_class=CLIP, model_cfg={}) is None
     assert manager.hook.open_clip_create_loss(args=args) is None
     assert manager.hook.open_clip_caption_tokens(args=args, tokenizer=None, shared_epoch=None) is None
+    assert manager.hook.open_clip_data_order(args=args, shared_epoch=None) is None
 
 
 @pytest.fixture
@@ -82,13 +82,6 @@ def register(monkeypatch):
         manager.check_pending()
 
     return register
-
-
-@pytest.fixture
-def parse_args(monkeypatch):
-    """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""
-    monkeypatch.setattr(open_clip_train.params, "argparse", argparse)
-    return unpatched.parse_args
 
 
 def test_open_clip_add_options_adds_flags_to_openclips_command_line(register, parse_args):
@@ -154,6 +147,67 @@ def test_open_clip_caption_tokens_makes_or_refuses_every_training_sample_and_kno
     assert set(asked) == {("0", "true"), ("0", "false"), ("1", "true"), ("1", "false")}
     assert asked.count(("0", "false")) >= 64
     assert len(run.losses()) == 8
+
+
+IN_ORDER = """
+from open_clip.hooks import hookimpl
+
+
+@hookimpl
+def open_clip_data_order(args, shared_epoch):
+    def shards(urls):
+        urls = sorted(urls, key=lambda shard: shard["url"], reverse=shared_epoch.get_value() % 2)
+        print("shards", *(shard["url"][-5] for shard in urls))
+        return iter(urls)
+
+    def samples(samples):
+        print("samples")
+        return samples
+
+    return shards, samples
+
+
+@hookimpl
+def open_clip_caption_tokens(args, tokenizer, shared_epoch):
+    def tokens(sample):
+        print("sample", shared_epoch.get_value(), sample["__key__"])
+        return tokenizer([sample["txt"]])[0]
+
+    return tokens
+"""
+
+
+@pytest.fixture
+def train_in_order(shards, train_flags, tmp_path):
+    """Trains two epochs with the plugin IN_ORDER."""
+    install_plugin(tmp_path, "in_order", IN_ORDER)
+
+    def train(*flags):
+        argv = [*train_flags, "--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
+        argv += ["--epochs", "2", "--logs", "none", *flags]
+        (run,) = run_ranks(functools.partial(train_with, tmp_path), *argv, cwd=tmp_path)
+        assert run.returncode == 0, run.output
+        assert len(run.losses()) == 8
+        return run
+
+    return train
+
+
+def test_open_clip_data_order_stands_for_both_of_openclips_shuffles_in_every_epoch(train_in_order):
+    run = train_in_order()
+    assert re.findall(r"^shards .*|^samples$", run.output, re.MULTILINE) == [
+        "shards 0 1",
+        "samples",
+        "shards 1 0",
+        "samples",
+    ]
+    in_file = [[str(picture) for picture in range(shard, 64, 2)] for shard in range(2)]
+    for epoch, expected in enumerate(([*in_file[0], *in_file[1]], [*in_file[1], *in_file[0]])):
+        assert re.findall(rf"^sample {epoch} (\d+)$", run.output, re.MULTILINE) == expected
+
+
+def test_open_clip_data_order_is_not_asked_where_shards_are_drawn_with_replacement(train_in_order):
+    assert not re.search("^shards|^samples", train_in_order("--dataset-resampled").output, re.MULTILINE)
 
 
 class ToyCLIP(CLIP):

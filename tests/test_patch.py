@@ -158,7 +158,7 @@ def test_a_patch_is_a_few_lines_that_know_nothing_of_superclip(release):
     diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text)}
     assert diffs.keys() == {*CHANGED, HOOKS}
     changes = [change for path in CHANGED for change in diffs[path].changes]
-    assert sum(change.new is None for change in changes) == 6
+    assert sum(change.new is None for change in changes) == 8
     assert sum(change.old is None for change in changes) <= 56
     assert len(changes) <= 180  # the rest is the context by which a hunk is found
 
@@ -695,6 +695,22 @@ def test_long_captions_of_webdataset_are_equal_too(captions, released, patched, 
     assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == expected
 
 
+def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patched, shards, losses):
+    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+    stock = losses(openclip_train_in_one_order, released["3.3.0"], flags)
+    assert losses(superclip_train_in_one_order, released["3.3.0"], flags) == stock
+    assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == stock
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@each_release
+def test_slices_are_equal_too(release, workers, released, patched, shards, losses):
+    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 32 --workers {workers}"
+    flags += f" --superclip-slices 2 --epochs 2 {'--superclip' if workers else ''}"
+    expected = losses(superclip_train, released[release], flags)
+    assert losses(openclip_train, patched[release], flags) == expected
+
+
 def test_two_cpu_ranks_train_as_with_the_launcher(released, patched, losses):
     expected = losses(superclip_train, released["3.3.0"], "--superclip", world_size=2)
     assert losses(openclip_train, patched["3.3.0"], "--superclip", world_size=2) == expected
@@ -829,6 +845,19 @@ def test_what_superclip_finds_while_it_trains_is_one_line_without_a_traceback(pa
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     assert re.search(r"^error: caption \d+ of the batch holds token id \d+", run.stderr, flags=re.MULTILINE)
+
+
+def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, train_flags, csv_data, tmp_path):
+    header, *rows = csv_data.read_text().splitlines()
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join([f"{header}\tlong", f"{rows[0]}\ta long caption", *(f"{row}\t" for row in rows[1:])]))
+    argv = [*train_flags, "--train-data", str(table), "--workers", "1", "--superclip", "--superclip-captions", "long"]
+    argv += ["--superclip-long-caption", "long", "--superclip-missing-long", "error"]
+    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    (error,) = Run(1, run.stderr).errors()
+    assert error.startswith("error: --superclip-missing-long: sample ")
 
 
 def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, train_flags, tmp_path):

@@ -9,9 +9,10 @@ import open_clip
 import pytest
 import torch
 
+from openclip_superclip import hooks
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.commands import benchmark, demo
-from openclip_superclip.config import Config
+from openclip_superclip.config import Config, DataConfig
 from openclip_superclip.demo.modes import modes_table
 from openclip_superclip.unpatched import REPLACED
 
@@ -29,12 +30,14 @@ def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, 
 
 
 def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
-    flags = {field.metadata["flag"] for field in dataclasses.fields(Config)}
+    fields = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
+    flags = {field.metadata["flag"] for field in fields}
     assert set(re.findall(r"--superclip-[\w-]+", README)) == flags
     (table,) = re.findall(r"^\| flag \| default \|.*?\n\n", README, flags=re.DOTALL | re.MULTILINE)
-    for field in dataclasses.fields(Config):
+    for field in fields:
         (default,) = re.findall(rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE)
-        assert default == ("off" if field.default is False else str(field.default))
+        shown = "" if field.default is None else str(field.default)
+        assert default == ("off" if field.default is False else shown)
 
 
 def test_its_python_snippet_runs(tiny_model):
@@ -51,8 +54,11 @@ def test_every_command_it_calls_exists():
     assert {"demo", "train"} <= called <= set(COMMANDS)
 
 
-def test_it_counts_the_names_that_the_launcher_replaces():
-    words = {8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve", 13: "thirteen"}
+def test_it_counts_the_hooks_and_the_names_that_the_launcher_replaces():
+    words = {6: "six", 7: "seven", 8: "eight", 9: "nine", 12: "twelve", 13: "thirteen", 14: "fourteen"}
+    num_hooks = words[sum(hasattr(value, "open_clip_spec") for value in vars(hooks).values())]
+    assert f"[the {num_hooks} hooks]" in README
+    assert f"{num_hooks} [pluggy]" in README
     assert f"the {words[len(REPLACED)]} names that it replaces" in README
 
 

@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table, and writes demo.png, demo.json and the runs; returns the exit code."""
     try:
         options = _parse(argv)
+        if options.write_evaluation:
+            return _write_evaluation(options.write_evaluation)
+        if options.data_only:
+            return _write_recipe_data(options.out)
         if len(options.captions) > 1:
             return _compare_captions(options)
         (options.captions,) = options.captions
@@ -55,6 +59,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    parser.add_argument(
+        "--write-evaluation", type=Path, metavar="DIR",
+        help="train nothing: write the held-out scenes as data sets for superclip evaluate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes"
+    )
     options = parser.parse_args(argv)
     for name, default in (QUICK if options.quick else FULL).items():
         if getattr(options, name) is None:
@@ -72,8 +83,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--samples is {options.samples}; expected at least ten batches of {options.batch_size}")
     if not all(math.isfinite(rate) and rate > 0 for rate in options.learning_rates):
         raise InputError(f"--learning-rates are {options.learning_rates}; expected numbers above 0")
-    check_matplotlib("superclip demo")
+    if not (options.write_evaluation or options.data_only):
+        check_matplotlib("superclip demo")
     return options
+
+
+def _write_recipe_data(folder: Path) -> int:
+    from ..demo.recipe_data import write_recipe_data
+
+    model, shards = write_recipe_data(folder)
+    print(f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu")
+    return 0
+
+
+def _write_evaluation(folder: Path) -> int:
+    from ..demo.benchmark_data import write_benchmark_data
+
+    names = " ".join(write_benchmark_data(folder))
+    print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {names} --suite zeroshot,retrieval,probe")
+    return 0
 
 
 def _is_mode(captions: str) -> bool:

@@ -48,6 +48,7 @@ def _export(options: argparse.Namespace) -> str:
     from ..checkpoint import check_match, read_checkpoint
     from ..folder import fit, save_weights, whole_output, write_model
     from ..run_record import read_run_record
+    from ..which_model import which_model
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     checkpoint = read_checkpoint(options.checkpoint)
@@ -55,7 +56,7 @@ def _export(options: argparse.Namespace) -> str:
     head = checkpoint.head()
     if options.with_head and not head:
         raise InputError(f"--with-head: {options.checkpoint} holds no class head")
-    found = _architecture(options, run.options)
+    found = which_model(options.checkpoint, run.options, options.model)
     architecture, weights = fit(found, checkpoint.without_head())
     model = architecture.on_meta()
     check_match(weights, model.state_dict(), str(options.checkpoint), found.name)
@@ -86,23 +87,6 @@ tokenizer = open_clip.get_tokenizer("{place}")"""
 _HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained("{folder}")
 processor = CLIPProcessor.from_pretrained("{folder}")"""
-
-
-def _architecture(options: argparse.Namespace, run_options: dict):
-    """Returns the Architecture that --model, the folder, or the run's own record names."""
-    from open_clip.constants import HF_CONFIG_NAME
-
-    from ..folder import read_architecture
-
-    if options.model:
-        model = options.model
-    elif (options.checkpoint / HF_CONFIG_NAME).is_file():
-        model = f"local-dir:{options.checkpoint}"
-    elif "model" in run_options:
-        model = run_options["model"]
-    else:
-        raise InputError(f"--model: nothing beside {options.checkpoint} says what model it is; give its name")
-    return read_architecture(model, str(run_options.get("pretrained", ""))).with_options(run_options)
 
 
 def _push(folder: Path, repo: str) -> str:

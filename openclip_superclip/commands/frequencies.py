@@ -1,6 +1,7 @@
 """superclip frequencies: how many captions of a data set hold each token, for --superclip-idf FILE."""
 
 import argparse
+import re
 from pathlib import Path
 
 from ..errors import InputError
@@ -34,6 +35,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--context", type=int, help="tokens of a caption that are read (default: the text tower's)")
     parser.add_argument("--seed", type=int, default=0, help="of mixed:P's draw (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that count (default: %(default)s)")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="count the I-th of N parts of the shards alone")
     parser.add_argument("--out", type=Path, help="file to write; a count that was interrupted goes on from beside it")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="add files up, of different shards")
     parser.add_argument("--show", type=Path, metavar="FILE", help="list the rarest and commonest words, draw FILE.png")
@@ -80,7 +82,19 @@ def _counting(options: argparse.Namespace):
     config = Config(captions=options.captions, long_caption=options.long_caption)
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
     shards = [shard for pattern in options.shards.split("::") for shard in expand_urls(pattern)[0]]
-    return Counting(config, tokenizer, options.seed), sorted(set(shards))
+    shards = sorted(set(shards))
+    part, num_parts = _part(options.part, len(shards))
+    return Counting(config, tokenizer, options.seed), shards[part - 1 :: num_parts]
+
+
+def _part(part: str, num_shards: int) -> tuple[int, int]:
+    """Returns I and N of I/N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]) <= num_shards:
+        raise InputError(
+            f"--part is {part}; expected I/N, 1/16 to 16/16, with no more parts than the {num_shards} shards"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _count(options: argparse.Namespace) -> str:

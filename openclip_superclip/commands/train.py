@@ -4,7 +4,8 @@ import os
 import sys
 
 from .. import hooks, unpatched
-from ..errors import InputError
+from ..errors import InputError, one_line
+from ..horovod_ranks import join_ranks
 
 
 def main(argv: list[str]) -> int:
@@ -14,14 +15,9 @@ def main(argv: list[str]) -> int:
     try:
         result = _train(argv)
     except InputError as error:
-        print(f"error: {_last_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
-
-
-def _last_line(error: InputError) -> str:
-    """Returns the message; torch hands on what a data loader's worker raised as the traceback that ends with it."""
-    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
 
 
 def _train(argv: list[str]):
@@ -35,12 +31,16 @@ def _train(argv: list[str]):
     if patched:
         from open_clip_train.main import main
 
+        if "--horovod" in argv:
+            join_ranks()
         return main(argv)
     args = unpatched.parse_args(argv)
     from open_clip_train.main import main
 
+    if args.horovod:
+        join_ranks()
     unpatched.install(args)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
         print("superclip: this OpenCLIP is not patched; in this process the plugins' hooks replace", flush=True)
         print(*(f"  {name}: {what}" for name, what in unpatched.REPLACED.items()), sep="\n", flush=True)
     return main(argv)

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import whole_file
+from ..training_log import read_log
 from .scenes import CAPTIONS
 
 METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the command
@@ -103,17 +103,6 @@ def load(weights: Path, model: str):
     loaded, _, preprocess = create_model_and_transforms(model)
     open_clip.load_checkpoint(loaded, str(weights))
     return loaded.eval(), preprocess, open_clip.get_tokenizer(model)
-
-
-def read_log(log: Path) -> list[dict]:
-    """Returns the points of a run's curve from OpenCLIP's log: samples seen and every loss."""
-    points = []
-    for line in log.read_text().splitlines():
-        step = re.search(r"Train Epoch: \d+ \[\s*(\d+)/", line)
-        if step:
-            losses = {name.lower(): float(value) for name, value in re.findall(r"(\w*[Ll]oss): ([\d.e+-]+) \(", line)}
-            points.append({"samples": int(step[1]), **losses})
-    return points
 
 
 def _train(arguments: list[str], run: Run, log: Path) -> float:

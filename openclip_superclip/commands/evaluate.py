@@ -1,0 +1,122 @@
+"""superclip evaluate: CLIP_benchmark's zero-shot, retrieval and linear-probe numbers, models side by side."""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..extras import check_clip_benchmark
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates, prints the table and what is missing from it, and returns the exit code: 1 where something failed."""
+    options = _parse(argv)
+    check_clip_benchmark("superclip evaluate")
+    return _evaluate(options, shlex.join(["superclip", "evaluate", *argv]))
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip evaluate",
+        description="Measures models with LAION's CLIP_benchmark on data sets that are here: WebDataset folders in its "
+        "layout, or roots of data sets that it has built in. Nothing is downloaded but weights of MODEL:TAG.",
+    )
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT",
+        help="of a training run, with or without --superclip; a file of weights; an exported folder; MODEL:TAG of "
+        "OpenCLIP's released models",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of data sets: DIR/imagenet1k, …"
+    )
+    parser.add_argument(
+        "--suite", default="zeroshot,retrieval", metavar="SUITE,…",
+        help="zeroshot: CLIP_benchmark's VTAB+, 36 data sets; retrieval: COCO and Flickr30k; probe: a linear probe on "
+        "ImageNet-1k (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--datasets", nargs="+", default=[], metavar="NAME",
+        help="these data sets of DIR, in a list or not, instead of all that the suites list",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", help="for files: an OpenCLIP model's name or a JSON file (default: what the run's params.txt says)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where the results go (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else evaluation); what "
+        "is there already is not computed again",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda where there is one)")
+    parser.add_argument(
+        "--precision", choices=("amp", "fp32"), help="(default: amp on a GPU, as CLIP_benchmark; fp32 on a CPU)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
+    probe = parser.add_argument_group("linear probe", "CLIP_benchmark's: AdamW on frozen, normalised features")
+    probe.add_argument("--probe-lr", type=float, default=0.1, help="(default: %(default)s)")
+    probe.add_argument("--probe-epochs", type=int, default=10, help="(default: %(default)s)")
+    probe.add_argument(
+        "--probe-val-split", metavar="SPLIT", help="choose the weight decay on this split (default: no weight decay)"
+    )
+    options = parser.parse_args(argv)
+    for name, least in (("batch_size", 1), ("workers", 0), ("probe_epochs", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
+    return options
+
+
+def _evaluate(options: argparse.Namespace, command: str) -> int:
+    from ..evaluation.datasets import make_plan
+    from ..evaluation.models import find_models
+    from ..evaluation.run import evaluate_all
+
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
+    settings = _settings(options)
+    plan = make_plan(options.data, options.suite.split(","), options.datasets)
+    models = find_models(options.checkpoints, options.model)
+    folders = [options.out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    outcome = evaluate_all(models, folders, plan.jobs, settings, command)
+    _report(outcome, plan, options.data, list(dict.fromkeys(folders)))
+    return 1 if outcome.failures else 0
+
+
+def _settings(options: argparse.Namespace):
+    import torch
+
+    from ..evaluation.tasks import Settings
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: there is no GPU here; give --device cpu")
+    precision = options.precision or ("amp" if device == "cuda" else "fp32")
+    probe = options.probe_lr, options.probe_epochs, options.probe_val_split
+    return Settings(device, precision, options.batch_size, options.workers, *probe)
+
+
+def _report(outcome, plan, data: Path, folders: list[Path]) -> None:
+    """Prints the results and what is missing from them, and writes each folder's table beside its results."""
+    from ..evaluation.datasets import other_data
+    from ..evaluation.records import read_records
+    from ..evaluation.summary import table
+    from ..files import whole_file
+
+    for folder in folders:
+        with whole_file(folder / "summary.md") as file:
+            file.write(f"{table(read_records(folder))}\n".encode())
+    if outcome.records:
+        print(table(outcome.records))
+    print(f"\n{len(outcome.records)} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
+    if plan.absent:
+        print(f"Not evaluated: {', '.join(plan.absent)}")
+    others = other_data(data, plan)
+    if others:
+        print(f"In {data}, but in no suite's list: {', '.join(others)}; --datasets evaluates them")
+    for failure in outcome.failures:
+        print(f"error: {failure}", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""superclip plan: what a recipe comes to on given machines and data, before anything is trained."""
+
+import argparse
+import json
+import math
+
+from ..errors import InputError
+from .run import settings
+
+MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
+
+
+def main(argv: list[str]) -> int:
+    """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
+    options = _parse(argv)
+    from ..plan import make_plan
+    from ..plan_cost import estimate_cost
+    from ..plan_text import plan_text
+    from ..recipe import read_recipe
+
+    recipe = read_recipe(options.recipe, settings(options.set))
+    plan = make_plan(
+        recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
+        options.device,
+    )  # fmt: skip
+    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, options.samples_per_second)
+    looks = options.data is not None or options.check
+    checked = plan.check_data(full=options.check, jobs=options.jobs) if looks else None
+    if options.json:
+        print(json.dumps({**plan.as_dict(), "cost": cost, "data_check": checked}, indent=1))
+    else:
+        print(plan_text(plan, cost, checked))
+    return 1 if options.check and checked["bad"] else 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip plan",
+        description="Prints the whole plan of a run: OpenCLIP's command, batch arithmetic, steps, slices, FLOPs and "
+        "sizes, and what is known of the data.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that superclip recipes lists")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="brace pattern of the shards, in quotes; the first and the last are read"
+    )
+    parser.add_argument("--check", action="store_true", help="read all shards; exit code 1 where one is bad")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that --check reads with (default: one a core)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
+    )
+    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
+    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+    parser.add_argument(
+        "--mfu", type=float, default=MFU, metavar="SHARE",
+        help="share of its peak that a GPU reaches, recomputation counted (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu-tflops", type=float, default=GPU_TFLOPS, metavar="T",
+        help="that peak, in 10^12 FLOPs a second (default: %(default)g, an A100's in bfloat16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples-per-second", type=float, metavar="S", help="of all GPUs together, where you have measured it"
+    )
+    parser.add_argument("--json", action="store_true", help="print it for machines")
+    options = parser.parse_args(argv)
+    for flag in ("mfu", "gpu_tflops", "samples_per_second", "jobs"):
+        value = getattr(options, flag)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"--{flag.replace('_', '-')} is {value}; expected a number above 0")
+    return options

@@ -1,0 +1,52 @@
+"""superclip report: the losses and scores of runs side by side, beside the paper's."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+from .. import __version__
+from ..errors import InputError
+from ..extras import check_matplotlib
+
+
+def main(argv: list[str]) -> int:
+    """Reads the runs, writes the report and returns the exit code."""
+    options = _parse(argv)
+    check_matplotlib("superclip report")
+    from ..report.reported import MISSING, read_run
+    from ..report.study import find_studies
+
+    runs = [read_run(path) for path in dict.fromkeys(options.runs)]
+    missing = [run for run in runs if run.state == MISSING]
+    if len(missing) == len(runs):
+        told = "; ".join(f"{run.path}: {run.note}" for run in missing[:3])
+        raise InputError(f"RUN: no run was found ({told}); give folders of superclip run or of OpenCLIP's training")
+    from ..report.files import write_report
+
+    facts = (
+        f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "
+        f"{datetime.now():%Y-%m-%d %H:%M}"
+    )
+    write_report(options.out, options.title, facts, runs, find_studies(runs))
+    print(f"{options.out}/report.html: {len(runs) - len(missing)} runs, {len(missing)} missing")
+    for run in runs:
+        if run.note:
+            print(f"{run.path}: {run.state}, {run.note}")
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip report",
+        description="Makes one page, report.html, of training runs and what superclip evaluate measured of them: loss "
+        "curves, scores over the batch size, tables beside the paper's values, the cost of the class head. Figures, "
+        "tables and numbers lie beside it as PNG, Markdown, CSV and JSON.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN",
+        help="folders of superclip run or, as far as they tell, of superclip train and OpenCLIP; one that is missing "
+        "is shown as missing",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--title", default="CLIP and SuperCLIP", help="(default: %(default)s)")
+    return parser.parse_args(argv)

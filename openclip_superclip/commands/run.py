@@ -1,0 +1,106 @@
+"""superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes of the job."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Trains and returns the exit code: 0 finished, 1 failed, 75 to be queued again, 128 + n stopped by signal n."""
+    options = _parse(argv)
+    from ..launch import Stopped, stopped_by_signals
+    from ..placement import find_placement
+    from ..plan import make_plan
+    from ..recipe import read_recipe
+    from ..run import Run
+    from ..run_folder import RunFolder
+
+    placement = find_placement()
+    recipe = read_recipe(options.recipe, options.set)
+    folder = RunFolder(options.out or Path("runs") / recipe.name)
+    if (
+        Path(options.recipe).absolute() == (folder.path / "recipe.yaml").absolute()
+    ):  # a copy that `superclip submit` left
+        recipe = dataclasses.replace(recipe, name=folder.path.name)
+    num_processes = options.nproc or _num_processes(options.device, placement.gpus)
+    plan = make_plan(
+        recipe, placement.num_nodes, num_processes, options.data, options.gpu_batch_max, options.workers,
+        options.device,
+    )  # fmt: skip
+    run = Run(plan, placement, folder, options.set)
+    if options.dry_run:
+        if placement.node == 0:
+            print(_show(plan, run))
+        return 0
+    try:
+        with stopped_by_signals():
+            return run.first_node() if placement.node == 0 else run.other_node()
+    except Stopped as stop:
+        print(f"superclip run: stopped by {stop}", file=sys.stderr, flush=True)
+        return stop.exit_code
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip run",
+        description="Trains a recipe into a folder, from where it stopped before. Starts a process for each GPU of "
+        "this machine; under srun, with one task a node, of every node of the job.",
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
+    options = parser.parse_args(argv)
+    if options.nproc is not None and options.nproc < 1:
+        raise InputError(f"--nproc is {options.nproc}; expected 1 or more")
+    options.set = settings(options.set)
+    return options
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `superclip run` and `superclip submit` have in common."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
+    parser.add_argument("--data", metavar="SHARDS", help="brace pattern of the shards (default: the recipe's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
+    )
+    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
+    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """Returns the values of --set."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _num_processes(device: str, gpus: int | None) -> int:
+    if device == "cpu":
+        return 1
+    if gpus is None:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if gpus == 0:
+        raise InputError("no GPU was found here; expected one, or --device cpu with --nproc N")
+    return gpus
+
+
+def _show(plan, run) -> str:
+    return "\n".join(
+        [
+            f"{plan.nodes} × {plan.gpus_per_node} processes: {plan.batch_size} samples each × {plan.world_size} × "
+            f"{plan.accum_freq} accumulated = {plan.global_batch_size} samples a step",
+            f"{plan.steps} steps in {plan.epochs} slices of {plan.slice_samples} samples, into {run.folder.path}",
+            shlex.join(run.command()),
+        ]
+    )

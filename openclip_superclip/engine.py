@@ -1,0 +1,41 @@
+"""The command that starts a node's ranks."""
+
+import re
+import sys
+from pathlib import Path
+
+from .placement import Placement
+
+
+def torchrun_command(placement: Placement, num_processes: int, logs: Path, arguments: list[str]) -> list[str]:
+    """Returns the torchrun command of this node.
+
+    Args:
+        placement: which of the nodes this is, and where rank 0 listens.
+        num_processes: ranks of this node, one a GPU.
+        logs: folder of the ranks' output and errors.
+        arguments: those of `superclip train`.
+    """
+    where = ["--standalone"]  # finds a free port itself
+    if placement.num_nodes > 1:
+        where = [
+            f"--nnodes={placement.num_nodes}", f"--node-rank={placement.node}",
+            f"--master-addr={placement.master_addr}", f"--master-port={placement.master_port}",
+        ]  # fmt: skip
+    return [
+        sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={num_processes}",
+        "-m", "openclip_superclip.rank_process", "--", str(logs), *arguments,
+    ]  # fmt: skip
+
+
+def killed_rank(output: str) -> tuple[str, str] | None:
+    """Returns (rank, signal) where torchrun's output tells of a rank that was killed.
+
+    Not of SIGTERM and SIGABRT, with which torchrun and NCCL end the ranks that are left.
+    """
+    for failure in re.split(r"^\[\d+\]:$", output, flags=re.MULTILINE):
+        rank = re.search(r"^ +rank +: (\d+)", failure, flags=re.MULTILINE)
+        signal = re.search(r"^ +traceback : (Signal \d+ \((?!SIGTERM|SIGABRT)\w+\))", failure, flags=re.MULTILINE)
+        if rank and signal:
+            return f"rank {rank[1]}", signal[1]
+    return None

@@ -1,0 +1,139 @@
+"""What to evaluate on: the suites' data sets, looked for in the user's folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from clip_benchmark.datasets import builder, imagenetv2
+
+from ..errors import InputError
+
+SUITES = {
+    "zeroshot": ("zeroshot_classification", builder.dataset_collection["vtab+"]),
+    "retrieval": ("zeroshot_retrieval", ["mscoco_captions", "flickr30k"]),
+    "probe": ("linear_probe", ["imagenet1k"]),
+}
+
+
+class Data(NamedTuple):
+    """A data set in the user's folder: shards in CLIP_benchmark's layout, or the root of one that it has built in."""
+
+    name: str
+    folder: Path
+    shards: bool
+    kind: str  # classification, multilabel or retrieval
+
+    def build(self, transform: Callable, split: str, task: str):
+        """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
+        name = f"wds/{self.name}" if self.shards else self.name
+        with _no_downloads():
+            return builder.build_dataset(
+                name, root=str(self.folder), transform=transform, split=split, download=False, task=task
+            )
+
+    def files_id(self, splits: tuple[str, ...]) -> str:
+        """Returns a digest of the names, sizes and times of its files: equal while the data set is the same."""
+        folders = [self.folder, *(self.folder / split for split in splits)]
+        files = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
+        found = [(path.relative_to(self.folder), path.stat()) for path in files]
+        facts = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Plan(NamedTuple):
+    """What the suites ask for: data sets with the task on each, and those that cannot be, with the reason."""
+
+    jobs: list[tuple[Data, str]]
+    absent: list[str]
+
+
+def make_plan(folder: Path, suites: list[str], names: list[str]) -> Plan:
+    """Returns what `suites` evaluate in `folder`: their own data sets or, where there are any, those of `names`.
+
+    Raises InputError for a named data set that is not there, and where nothing is left to evaluate.
+    """
+    for suite in suites:
+        if suite not in SUITES:
+            raise InputError(f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}")
+    if not folder.is_dir():
+        raise InputError(f"--data: there is no folder {folder}")
+    jobs, absent, unfit = [], [], {}
+    for suite in dict.fromkeys(suites):
+        task, listed = SUITES[suite]
+        for name in names or listed:
+            data = find_data(folder, name)
+            if data is None and names:
+                raise InputError(f"--datasets: {folder} holds no {name}; it holds {_held(folder)}")
+            if data is None:
+                absent.append(f"{name} ({suite}: not there)")
+            elif (data.kind == "retrieval") != (task == "zeroshot_retrieval"):
+                unfit[name] = f"{name} ({suite}: it is for {data.kind})"
+            elif task == "linear_probe" and data.kind == "multilabel":
+                absent.append(f"{name} ({suite}: it has several labels a picture)")
+            elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
+                absent.append(f"{name} ({suite}: it has no train/ to fit to)")
+            else:
+                jobs.append((data, task))
+    evaluated = {data.name for data, _ in jobs}
+    absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]
+    if not jobs:
+        raise InputError(
+            f"--data: {folder} holds nothing for --suite {','.join(suites)}; expected folders such as "
+            f"imagenet1k/ with test/nshards.txt and test/0.tar, or --datasets NAME; it holds {_held(folder)}"
+        )
+    return Plan(jobs, absent)
+
+
+def find_data(folder: Path, name: str) -> Data | None:
+    """Returns the data set of that name, as CLIP_benchmark or its copies of the data sets call it, or None."""
+    name = name.removeprefix("wds/")
+    dashed = name.replace("/", "-")
+    for place in (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test"):
+        if (folder / place).is_dir():
+            return _data(name, folder / place)
+    return None
+
+
+def other_data(folder: Path, plan: Plan) -> list[str]:
+    """Returns the names of data sets in `folder` that the plan leaves out."""
+    planned = {data.folder for data, _ in plan.jobs}
+    return [str(place.relative_to(folder)) for place in _with_shards(folder) if place not in planned]
+
+
+def _data(name: str, folder: Path) -> Data:
+    if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
+        type_file = folder / "dataset_type.txt"
+        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+        return Data(name, folder, True, kind)
+    if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
+        return Data(name, folder, False, "retrieval")
+    return Data(name, folder, False, "multilabel" if name.endswith("multilabel") else "classification")
+
+
+def _with_shards(folder: Path) -> list[Path]:
+    depths = ("*", "*/*", "*/*/*")  # wds/vtab/cifar10 is the deepest
+    return sorted(path.parent.parent for depth in depths for path in folder.glob(f"{depth}/test/nshards.txt"))
+
+
+def _held(folder: Path) -> str:
+    names = [str(path.relative_to(folder)) for path in _with_shards(folder)]
+    return ", ".join(names) or ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+
+
+@contextmanager
+def _no_downloads() -> Iterator[None]:
+    """CLIP_benchmark calls wget where files are missing, whatever `download` says; here it raises instead."""
+
+    def refuse(source, **_):
+        raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
+
+    call, requests = builder.call, imagenetv2.requests
+    builder.call, imagenetv2.requests = refuse, SimpleNamespace(get=refuse)
+    try:
+        yield
+    finally:
+        builder.call, imagenetv2.requests = call, requests

@@ -1,0 +1,51 @@
+"""The results: one JSON file a model, data set and task, read instead of computed again where nothing has changed."""
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from ..files import whole_file
+
+PACKAGES = (
+    "openclip-superclip", "open_clip_torch", "clip-benchmark", "torch", "torchvision", "webdataset", "scikit-learn",
+    "numpy", "pillow", "transformers",
+)  # fmt: skip
+MUST_AGREE = ("model", "dataset", "task", "weights", "data_files", "settings", "versions")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions on which a result depends."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def record_file(folder: Path, model: str, dataset: str, task: str) -> Path:
+    """Returns where a result is."""
+    words = (re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in (model, dataset, task))
+    return folder / f"{'.'.join(words)}.json"
+
+
+def read_record(file: Path, expected: dict) -> dict | None:
+    """Returns a result that is there and agrees in all that it depends on, else None."""
+    record = _read(file) or {}
+    return record if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
+
+
+def write_record(file: Path, record: dict) -> None:
+    """Writes a result whole."""
+    with whole_file(file) as out:
+        out.write(json.dumps(record, indent=1, allow_nan=False).encode())
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Returns all results in a folder; JSON files of another kind may lie beside them."""
+    records = (_read(file) or {} for file in sorted(folder.glob("*.json")))
+    return [record for record in records if record.keys() >= {"metrics", *MUST_AGREE}]
+
+
+def _read(file: Path) -> dict | None:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

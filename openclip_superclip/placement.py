@@ -1,0 +1,78 @@
+"""Which of a run's nodes this process is on, as SLURM tells it."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import InputError
+
+FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One machine outside SLURM, or one node of a step of a job."""
+
+    num_nodes: int = 1
+    node: int = 0
+    job: str | None = None  # SLURM's number, another one for each task of an array
+    restarts: int = 0  # how often SLURM has put the job back into its queue
+    step: str | None = None
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    gpus: int | None = None  # of this node, where SLURM tells
+
+    @property
+    def attempt(self) -> str:
+        """The name of one start of a run, the same on all of its nodes."""
+        return f"local-{os.getpid()}" if self.step is None else f"{self.job}.{self.step}-{self.restarts}"
+
+
+def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Returns where this process is; raises InputError where srun was not told to start one process a node."""
+    job = environment.get("SLURM_JOB_ID")
+    if job is None:
+        return Placement()
+    restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
+    gpus = int(environment["SLURM_GPUS_ON_NODE"]) if "SLURM_GPUS_ON_NODE" in environment else None
+    step = environment.get("SLURM_STEP_ID")
+    if step is None or int(step) >= FIRST_SPECIAL_STEP:
+        num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
+        if num_nodes > 1:
+            raise InputError(
+                f"job {job} has {num_nodes} nodes, and this process would use one of them: start it with "
+                "srun --ntasks-per-node=1, as slurm/train.sbatch does"
+            )
+        return Placement(job=job, restarts=restarts, gpus=gpus)
+    num_nodes, num_tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
+    if num_tasks != num_nodes:
+        raise InputError(
+            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one a node (--ntasks-per-node=1), "
+            "which starts a process for each GPU itself"
+        )
+    if num_nodes > 1 and "MASTER_ADDR" not in environment:
+        raise InputError("MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch exports it")
+    return Placement(
+        num_nodes=num_nodes,
+        node=int(environment["SLURM_NODEID"]),
+        job=job,
+        restarts=restarts,
+        step=step,
+        master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
+        master_port=int(environment.get("MASTER_PORT", 29500)),
+        gpus=gpus,
+    )
+
+
+def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the names of the run's nodes; SLURM's own short form where a container lacks its commands."""
+    nodes = environment.get("SLURM_STEP_NODELIST")
+    if nodes is None:
+        return [socket.gethostname()]
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [nodes]
+    return listed.stdout.split()

@@ -1,0 +1,172 @@
+"""A plan: a recipe on so many nodes and GPUs, in the steps that OpenCLIP will really run."""
+
+import dataclasses
+import math
+
+from .batch_split import split
+from .command_check import check_command
+from .errors import InputError
+from .recipe import Recipe
+from .train_command import train_arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a recipe is trained on given machines."""
+
+    recipe: Recipe
+    nodes: int
+    gpus_per_node: int
+    device: str
+    data: str  # --train-data
+    workers: int
+    batch_size: int  # per GPU
+    accum_freq: int
+    slice_samples: int  # --train-num-samples: an epoch of OpenCLIP's is a slice
+    epochs: int  # slices that are trained
+    slice_steps: int  # that OpenCLIP runs in a slice
+    warnings: list[str]
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.recipe.global_batch_size
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def slices(self) -> int:
+        return self.recipe.slices
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.slice_steps * self.epochs
+
+    @property
+    def samples(self) -> int:
+        """Samples that the run trains on."""
+        return self.steps * self.global_batch_size
+
+    @property
+    def passes(self) -> float:
+        return self.epochs / self.slices
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of `superclip train`, without --logs, --name and --resume."""
+        return train_arguments(self)
+
+    def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
+        """Returns what is known of the plan's shards; InputError where training could not start."""
+        from .shard_check import check_data
+
+        return check_data(
+            self.data, self.world_size, self.workers, self.slices, self.recipe.data_samples, full,
+            slice_samples=self.slice_samples, batch_size=self.batch_size, long_caption=self.recipe.long_caption,
+            jobs=jobs,
+        )  # fmt: skip
+
+    def as_dict(self) -> dict:
+        """Returns the plan for JSON."""
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name,
+            "method": recipe.method,
+            "model": recipe.model,
+            "data": self.data,
+            "device": self.device,
+            "nodes": self.nodes,
+            "gpus_per_node": self.gpus_per_node,
+            "world_size": self.world_size,
+            "global_batch_size": self.global_batch_size,
+            "batch_size": self.batch_size,
+            "accum_freq": self.accum_freq,
+            "workers": self.workers,
+            "samples": self.samples,
+            "recipe_samples": recipe.samples,
+            "steps": self.steps,
+            "slices": self.slices,
+            "epochs": self.epochs,
+            "passes": self.passes,
+            "slice_samples": self.slice_samples,
+            "slice_steps": self.slice_steps,
+            "warnings": self.warnings,
+            "command": self.command,
+        }
+
+
+def make_plan(
+    recipe: Recipe,
+    nodes: int = 1,
+    gpus_per_node: int = 1,
+    data: str | None = None,
+    gpu_batch_max: int | None = None,
+    workers: int | None = None,
+    device: str = "cuda",
+) -> Plan:
+    """Returns the plan of `recipe` on `nodes` × `gpus_per_node` ranks; InputError for a split that cannot be.
+
+    Args:
+        data: --train-data, where it is not the recipe's own pattern.
+        gpu_batch_max: what a GPU's memory holds; the rest of the batch is accumulated.
+        workers: of each rank's data loader, where they are not the recipe's.
+        device: "cuda" or "cpu".
+    """
+    for flag, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+        if value < 1:
+            raise InputError(f"{flag} is {value}; expected 1 or more")
+    workers = recipe.workers if workers is None else workers
+    if workers < 0:
+        raise InputError(f"--workers is {workers}; expected 0 or more")
+    batch_size, accum_freq, warnings = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
+    epochs, slice_samples = cut(recipe)
+    slice_steps = openclip_steps(slice_samples, batch_size, nodes * gpus_per_node, workers, accum_freq)
+    plan = Plan(
+        recipe, nodes, gpus_per_node, device, recipe.shards if data is None else data, workers, batch_size,
+        accum_freq, slice_samples, epochs, slice_steps, warnings,
+    )  # fmt: skip
+    warnings += _rounding(plan)
+    if recipe.warmup >= plan.steps:
+        warnings.append(
+            f"warm-up takes {recipe.warmup:,} steps, and the run {plan.steps:,}: --set warmup=N shortens it"
+        )
+    check_command(plan.command)
+    return plan
+
+
+def cut(recipe: Recipe) -> tuple[int, int]:
+    """Returns how many slices are trained, and --train-num-samples of each.
+
+    The fewest slices that hold the recipe's samples once, and whose steps are the recipe's exactly; where that would
+    take half as many again, the fewest, and the steps of a slice are rounded up.
+    """
+    steps = math.ceil(recipe.samples / recipe.global_batch_size)
+    fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
+    exact = (n for n in range(fewest, fewest + fewest // 2 + 1) if steps % n == 0)
+    epochs = next(exact, fewest)
+    return epochs, math.ceil(steps / epochs) * recipe.global_batch_size
+
+
+def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int) -> int:
+    """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards.
+
+    OpenCLIP gives every worker of the data loader equally many batches, rounding up; batches that are left over from
+    the accumulation are read, but no step is taken.
+    """
+    num_workers = max(1, workers)
+    num_batches = math.ceil(num_samples / (batch_size * world_size))
+    return math.ceil(num_batches / num_workers) * num_workers // accum_freq
+
+
+def _rounding(plan: Plan) -> list[str]:
+    """Returns a warning where OpenCLIP will not run the recipe's number of steps."""
+    recipe = plan.recipe
+    exact = recipe.samples / recipe.global_batch_size
+    if plan.steps == exact:
+        return []
+    return [
+        f"OpenCLIP will run {plan.steps:,} steps ({plan.samples:,} samples), not the recipe's {exact:,.10g} "
+        f"({recipe.samples:,})"
+    ]

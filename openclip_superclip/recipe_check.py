@@ -1,0 +1,98 @@
+"""What a recipe must say beyond its types."""
+
+import dataclasses
+import math
+
+from .config import Config
+from .errors import InputError
+from .recipe import Recipe
+
+METHODS = ("clip", "superclip", "siglip", "supersiglip", "flip", "superflip")
+SCHEDULES = ("cosine", "const", "const-cooldown")
+MEASURES = (
+    "imagenet_zero_shot", "imagenet_v2_zero_shot", "coco_text_to_image_r1", "flickr30k_text_to_image_r1",
+    "coco_image_to_text_r1", "flickr30k_image_to_text_r1", "imagenet_linear_probe", "average_of_38",
+)  # fmt: skip
+CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# OpenCLIP's flags that a plan makes of the recipe's other fields and of the machines, or that a run sets.
+TAKEN = (
+    "model", "train-data", "dataset-type", "train-num-samples", "batch-size", "accum-freq", "epochs", "lr", "beta1",
+    "beta2", "eps", "wd", "warmup", "lr-scheduler", "precision", "seed", "workers", "device", "logs", "name", "resume",
+    "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint",
+)  # fmt: skip
+VALUES = {  # what each field can hold, and that in words
+    **dict.fromkeys(("data_samples", "samples", "global_batch_size", "slices"), (lambda n: n >= 1, "1 or more")),
+    **dict.fromkeys(("warmup", "workers", "seed"), (lambda n: n >= 0, "0 or more")),
+    **dict.fromkeys(("lr", "eps"), (lambda x: 0 < x < math.inf, "a number above 0")),
+    **dict.fromkeys(("beta1", "beta2"), (lambda x: 0 <= x < 1, "a number from 0 to below 1")),
+    "wd": (lambda x: 0 <= x < math.inf, "0 or more"),
+    "method": (lambda name: name in METHODS, f"one of {', '.join(METHODS)}"),
+    "schedule": (lambda name: name in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+}
+
+
+def check(recipe: Recipe, file: str) -> None:
+    """Raises InputError, naming file and field, for what cannot be or contradicts itself."""
+
+    for field, (holds, expected) in VALUES.items():
+        value = getattr(recipe, field)
+        if not holds(value):
+            raise InputError(f"{file}: {field} is {value!r}; expected {expected}")
+    if recipe.samples < recipe.global_batch_size:
+        raise InputError(f"{file}: samples is {recipe.samples:,}; expected a global batch of them or more")
+    _check_flags(recipe, file)
+    _check_superclip(recipe, file)
+    _check_paper(recipe.paper, file)
+
+
+def _check_flags(recipe: Recipe, file: str) -> None:
+    for flag in recipe.flags:
+        if flag in TAKEN or flag.startswith("superclip"):
+            raise InputError(
+                f"{file}: flags holds {flag}, which follows from the recipe's other fields or is the run's to say"
+            )
+    objective = recipe.method.removeprefix("super")
+    siglip, dropout = recipe.flags.get("siglip", False), recipe.flags.get("force-patch-dropout", 0)
+    if (objective == "siglip") != bool(siglip):
+        raise InputError(f"{file}: method is {recipe.method}, and flags.siglip is {siglip}: they go together")
+    if (objective == "flip") != bool(dropout):
+        raise InputError(
+            f"{file}: method is {recipe.method}, and flags.force-patch-dropout is {dropout}: they go together"
+        )
+
+
+def _check_superclip(recipe: Recipe, file: str) -> None:
+    options = recipe.superclip
+    for field, value in (options or {}).items():
+        if field not in CONFIG_FIELDS:
+            raise InputError(f"{file}: superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}")
+        kind = CONFIG_FIELDS[field].type
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+            quoted = " in quotes (YAML takes a bare off or no for false)" if kind is str else ""
+            raise InputError(f"{file}: superclip.{field} is {value!r}; expected a {kind.__name__}{quoted}")
+    if recipe.method.startswith("super"):
+        if options is None or options.get("weight", 1.0) == 0:
+            raise InputError(f"{file}: method is {recipe.method}, which needs superclip: with a weight above 0")
+    elif options is not None and options.get("weight", 1.0) != 0:
+        raise InputError(
+            f"{file}: method is {recipe.method}; leave superclip out, or give it weight 0 to choose the captions alone"
+        )
+    if options is not None:
+        off = options.get("idf") == "off"
+        try:  # a file of counts need only be there where the run is
+            Config(**{**options, "idf": "off" if off else "online"})
+        except InputError as error:
+            raise InputError(f"{file}: superclip: {error}") from None
+
+
+def _check_paper(paper: dict | None, file: str) -> None:
+    if paper is None:
+        return
+    if set(paper) != {"source", "read_off", "values"} or not isinstance(paper["values"], dict):
+        raise InputError(f"{file}: paper holds {', '.join(paper)}; expected source, read_off and the mapping values")
+    for measure, value in paper["values"].items():
+        if measure not in MEASURES or isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(
+                f"{file}: paper.values holds {measure}: {value}; expected a number in percent for "
+                + ", ".join(MEASURES)
+            )

@@ -1,0 +1,85 @@
+"""The batch-size figure: scores over the batch size, each method's mean and seeds, and the paper's curve beside it."""
+
+import math
+
+import matplotlib.pyplot as plt
+
+from .looks import batch, legend, png, style
+from .scores import label
+from .study import Study
+
+MOST_PANELS = 8
+COLUMNS = 4
+
+
+def draw_batch_study(study: Study) -> bytes | None:
+    """Returns the figure as PNG, None where no score has two batch sizes, or one beside the paper's curve."""
+    panels = [key for key in study.score_keys if len(_sizes(study, key)) > 1][:MOST_PANELS]
+    if not panels:
+        return None
+    rows, columns = math.ceil(len(panels) / COLUMNS), min(len(panels), COLUMNS)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, key in zip(grid.flat, panels, strict=False):
+        _draw(axes, study, key)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    legend(figure, grid, ncols=2)
+    return png(figure)
+
+
+def _sizes(study: Study, key: str) -> list[int]:
+    """Returns the batch sizes that a panel shows: ours and those of the paper's curves beside ours."""
+    ours = {size for series in study.series for size in study.batch_sizes if study.score(series, size, key)}
+    return sorted(ours | {point.batch_size for series in study.series for point in _paper(study, series, key)})
+
+
+def _paper(study: Study, series, key: str) -> list:
+    points = [p for p in study.paper if (p.method, p.variant, p.key) == (series.method, dict(series.variant), key)]
+    return sorted(points, key=lambda point: point.batch_size)
+
+
+def _draw(axes, study: Study, key: str) -> None:
+    for series in study.series:
+        look = style(study, series)
+        found = [(size, study.score(series, size, key)) for size in study.batch_sizes]
+        found = [(size, spread) for size, spread in found if spread]
+        if found:
+            sizes, means = [size for size, _ in found], [spread.mean for _, spread in found]
+            errors = [spread.std or 0.0 for _, spread in found]
+            axes.errorbar(sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=series.name, **look)
+        for size, spread in found:
+            if len(spread.values) > 1:
+                axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
+        paper = _paper(study, series, key)
+        if paper:
+            told = "read off Figure 4" if any(point.read_off for point in paper) else paper[0].source
+            axes.plot(
+                [p.batch_size for p in paper], [p.value for p in paper], marker="o", markerfacecolor="white",
+                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name}, the paper ({told})",
+            )  # fmt: skip
+    sizes = _sizes(study, key)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [batch(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("batch size")
+    axes.set_title(f"{label(key)}, %", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.08, y=0.12)
+
+
+def about_the_paper(study: Study) -> str:
+    """Returns how the paper's points of the figure are to be read, "" where it shows none."""
+    panels = [key for key in study.score_keys if len(_sizes(study, key)) > 1][:MOST_PANELS]
+    points = [point for series in study.series for key in panels for point in _paper(study, series, key)]
+    if not any(point.read_off for point in points):
+        return ""
+    printed = ", ".join(batch(size) for size in sorted({p.batch_size for p in points if not p.read_off}))
+    return "The paper's points are read off its Figure 4 (±0.05)" + (
+        f"; those of batch {printed} stand in its tables." if printed else "."
+    )

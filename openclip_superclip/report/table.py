@@ -1,0 +1,45 @@
+"""A table, once for Markdown, HTML and CSV."""
+
+import csv
+import io
+from html import escape
+from typing import NamedTuple
+
+ABSENT = "missing"
+BAD = (ABSENT, "failed", "cut short", "preempted")
+
+
+class Table(NamedTuple):
+    """Cells of text under their heads; the note says how to read them."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Returns the table in Markdown."""
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
+        table = "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in lines)
+        return "\n\n".join(filter(None, [f"**{self.title}**", table, self.note]))
+
+    def html(self) -> str:
+        """Returns the table in HTML."""
+        heads = "".join(f"<th>{escape(head)}</th>" for head in self.heads)
+        rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in self.rows)
+        note = f"<p class=note>{escape(self.note)}</p>" if self.note else ""
+        return f"<h3>{escape(self.title)}</h3>\n<table><tr>{heads}</tr>\n{rows}</table>\n{note}"
+
+    def csv(self) -> str:
+        """Returns heads and rows as CSV."""
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([self.heads, *self.rows])
+        return file.getvalue()
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
+
+
+def _cell(cell: str) -> str:
+    return f"<td{' class=bad' if cell in BAD else ''}>{escape(cell)}</td>"

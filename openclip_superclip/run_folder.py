@@ -1,0 +1,119 @@
+"""The folder of a run: OpenCLIP's logs and checkpoints, and beside them what was run and how it stands."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from .errors import InputError
+from .files import whole_file
+from .good_checkpoint import newest
+from .placement import Placement
+from .recipe import Recipe, read_recipe
+from .run_lock import lock
+
+RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
+
+
+class RunFolder:
+    """RUN/, which OpenCLIP knows as --logs PARENT --name NAME."""
+
+    def __init__(self, path: Path):
+        if re.search(r"[*?\[\]]", str(path.absolute())):  # OpenCLIP would look for checkpoints elsewhere
+            raise InputError(f"--out is {path}; expected a path without *, ? and brackets")
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def openclip_flags(self) -> list[str]:
+        """Returns the flags that make OpenCLIP write here, and go on from the newest checkpoint."""
+        where = ["--logs", str(self.path.parent), "--name", self.path.name]
+        return [*where, "--resume", "latest", "--save-frequency", "1"]
+
+    def state(self) -> dict:
+        """Returns what state.json holds, nothing where there is none."""
+        return self._read("state.json")
+
+    def record(self) -> dict:
+        """Returns what run.json holds, nothing where there is none."""
+        return self._read("run.json")
+
+    @contextmanager
+    def lock(self, placement: Placement) -> Iterator[None]:
+        """Holds the folder for one process; raises InputError where another one lives."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.path / "lock", placement):
+            yield
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises InputError where the folder holds a run of another recipe."""
+        if not (self.path / "recipe.yaml").exists():
+            return
+        there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
+        told = ("chosen", "paper")  # words, which train nothing
+        keys = [key for key in there | given if key not in told and there.get(key) != given.get(key)]
+        if keys:
+            found = ", ".join(f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys)
+            raise InputError(f"{self.path} holds a run of another recipe: {found}; give --out another folder")
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "recipe.yaml").exists():
+            self._write("recipe.yaml", recipe.text())
+
+    def start(self, record: dict, attempt: dict) -> None:
+        """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""
+        attempts = self.record().get("attempts", [])
+        before = {"started": _now(), "epoch_before": newest(self.checkpoints)}
+        self._write("run.json", _json({**record, "attempts": [*attempts, {**attempt, **before}]}))
+        self._write_state(RUNNING, attempt["job"])
+
+    def note(self, **values) -> None:
+        """Writes into run.json what has been found out."""
+        self._write("run.json", _json(self.record() | values))
+
+    def note_epoch(self, epoch: int) -> None:
+        """Writes into state.json that the slice is trained, and saved."""
+        state = self.state()
+        if state["epoch"] != epoch:
+            self._write("state.json", _json({**state, "epoch": epoch}))
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """Writes how this start of the run ended."""
+        record = self.record()
+        last = record["attempts"][-1]
+        last.update(ended=_now(), epoch_after=newest(self.checkpoints), state=state, error=error)
+        self._write_state(state, last["job"], error)
+        self._write("run.json", _json(record))
+
+    def check_progress(self, job: str | None, starts: int) -> None:
+        """Raises InputError where the job's last `starts` starts before this one have not saved a slice."""
+        earlier = self.record()["attempts"][:-1][-starts:]
+        reached = newest(self.checkpoints)
+        if job and [(one["job"], one["epoch_before"]) for one in earlier] == [(job, reached)] * starts:
+            raise InputError(
+                f"job {job} was started {starts} times and stopped before a slice was trained: give it more --time, or "
+                "the recipe more slices"
+            )
+
+    def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
+        restarts = len(self.record()["attempts"]) - 1
+        values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": restarts}
+        self._write("state.json", _json({**values, "epoch": newest(self.checkpoints)}))
+
+    def _read(self, name: str) -> dict:
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write(self, name: str, text: str) -> None:
+        with whole_file(self.path / name) as file:
+            file.write(text.encode())
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _json(values: dict) -> str:
+    return json.dumps(values, indent=1) + "\n"

@@ -1,0 +1,85 @@
+"""The paper's runs, out of paper.md: what each reached, by the name of its recipe."""
+
+import re
+from pathlib import Path
+
+TEXT = Path(__file__).with_name("paper.md").read_text()
+RETRIEVAL = [
+    "coco_text_to_image_r1", "flickr30k_text_to_image_r1", "coco_image_to_text_r1", "flickr30k_image_to_text_r1",
+]  # fmt: skip
+IMAGENET = ["imagenet_zero_shot", "imagenet_v2_zero_shot"]
+CAPTIONS = {"1.0/0.0": "", "0.0/1.0": "-long", "0.8/0.2": "-mixed0.8", "dual": "-dual"}
+
+
+def released() -> dict:
+    """The settings of the released configuration."""
+    text = re.search(r"Released configuration.*?\n\n", TEXT + "\n", flags=re.DOTALL)[0].replace("\n", " ")
+    beta1, beta2 = re.search(r"betas ([\d.]+)/([\d.]+)", text).groups()
+    names = {"local loss": "local-loss", "gather with grad": "gather-with-grad", "static graph": "ddp-static-graph"}
+    names["gradient checkpointing"] = "grad-checkpointing"
+    return {
+        "lr": float(re.search(r"\blr (\S+),", text)[1]),
+        "warmup": int(re.search(r"warmup (\d+)", text)[1]),
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(re.search(r"eps (\S+),", text)[1]),
+        "wd": float(re.search(r"weight decay ([\d.]+)", text)[1]),
+        "precision": re.search(r"amp_\w+", text)[0],
+        "seed": int(re.search(r"seed (\d+)", text)[1]),
+        "flags": {flag: True for name, flag in names.items() if name in text},
+    }
+
+
+def runs() -> dict[str, dict[str, dict[str, float]]]:
+    """What each run reached: by recipe, table or figure, and measure."""
+    found = {}
+
+    def add(source, name, samples, measures, values, batch="16k"):
+        recipe = f"{name}_{samples}_bs{batch}"
+        numbers = dict(zip(measures, map(float, values), strict=True))
+        found.setdefault(recipe, {}).setdefault(source, {}).update(numbers)
+
+    for name, *values in _table("Table 2"):
+        method, model, samples = name.split()
+        add("Table 2", f"{method.lower()}_{_model(model)}", samples.lower(), IMAGENET + RETRIEVAL, values)
+    for name, captions, *values in _table("Table 5"):
+        method, size = name.split("-")
+        name = f"{method.lower()}{CAPTIONS[captions]}_vit-{size.lower()}-16"
+        add("Table 5", name, "512m", [*RETRIEVAL, "average_of_38"], values)
+    for name, *values in _table("Table 6"):
+        add("Table 6", f"{name.lower()}_vit-b-16", "512m", IMAGENET + RETRIEVAL, values)
+    for method, size, probe in re.findall(r"(\w*CLIP)-([BL]) ([\d.]+) /", TEXT):
+        add("Table 7", f"{method.lower()}_vit-{size.lower()}-16", "512m", ["imagenet_linear_probe"], [probe])
+    for batch, *values in _table("Figure 4"):
+        measures = ["imagenet_zero_shot", "imagenet_linear_probe"]
+        add("Figure 4", "clip_vit-b-16", "512m", measures, values[0::3], batch.lower())
+        add("Figure 4", "superclip_vit-b-16", "512m", measures, values[1::3], batch.lower())
+    ablations = re.search(r"Ablations .*?\n\n", TEXT + "\n\n", flags=re.DOTALL)[0]
+    for weight, value in re.findall(r"(\d\.\d) → ([\d.]+)", ablations):
+        variant = "" if weight == "1.0" else f"-weight{weight}"
+        add("Ablations", f"superclip{variant}_vit-b-16", "256m", IMAGENET[:1], [value])
+    without, with_idf = re.search(r"without IDF (\d+\.\d), with (\d+\.\d)", ablations).groups()
+    add("Ablations", "superclip-no-idf_vit-b-16", "256m", IMAGENET[:1], [without])
+    add("Ablations", "superclip_vit-b-16", "256m", IMAGENET[:1], [with_idf])
+    return found
+
+
+def differences() -> dict[str, tuple[str, str]]:
+    """Figure 4's printed differences of SuperCLIP to CLIP, zero-shot and linear probe, by batch."""
+    return {row[0].lower(): (row[3], row[6]) for row in _table("Figure 4")}
+
+
+def _model(name: str) -> str:
+    return f"vit-{name.lower().replace('/', '-')}"
+
+
+def _table(title: str) -> list[list[str]]:
+    """The cells of the table below `title`, without its head."""
+    lines = TEXT[re.search(f"^{title}", TEXT, flags=re.MULTILINE).start() :].splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[first + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows

@@ -1,0 +1,82 @@
+"""A real SLURM cluster of two nodes on this machine, for tests."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "slurm"
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+
+
+class Cluster:
+    """Starts with `with` and ends with it, whatever happens."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
+        path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        settings = {"SLURM_TEST_DIR": str(self.folder), "SLURM_TEST_OWNER": str(os.getpid())}
+        self.environment = {**os.environ, **settings, "PATH": path}
+
+    def __enter__(self) -> "Cluster":
+        if os.getuid() != 0:
+            raise PermissionError(
+                "the SLURM tests bring up a cluster in namespaces of this machine: they need root, and Debian's or "
+                "Ubuntu's packages slurmctld, slurmd and slurm-client, which they install with apt where missing"
+            )
+        started = subprocess.run([SCRIPTS / "start.sh"], env=self.environment, capture_output=True, text=True)
+        assert started.returncode == 0, started.stderr
+        return self
+
+    def __exit__(self, *_) -> None:
+        subprocess.run([SCRIPTS / "stop.sh"], env=self.environment, check=True)
+        wait_until(lambda: not self.processes(), 10, "the cluster's processes to end")
+        shutil.rmtree(self.folder)
+
+    def processes(self) -> list[str]:
+        """Returns the command lines on this machine that name the cluster's folder."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+            if str(self.folder) in command:
+                found.append(command)
+        return found
+
+    def call(self, *command, cwd: Path | None = None, **variables: str) -> str:
+        """Runs a command where SLURM's are, and returns what it printed."""
+        environment = self.environment | variables
+        done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """Returns what SLURM knows of a job, of an array's first task if it is one."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", number)))
+
+    def tasks(self, number: str) -> dict[str, str]:
+        """Returns the state of every task of an array."""
+        records = self.call("scontrol", "show", "job", number).split("\n\n")
+        return dict(
+            re.search(r"ArrayTaskId=(\S+).*JobState=(\S+)", r, flags=re.DOTALL).groups() for r in records if r.strip()
+        )
+
+    def wait(self, number: str, seconds: float = 120) -> dict[str, str]:
+        """Returns what SLURM knows of a job once it has ended."""
+        wait_until(lambda: self.job(number)["JobState"] in FINAL, seconds, f"job {number} to end")
+        return self.job(number)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Returns when the condition holds; an AssertionError when it does not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
