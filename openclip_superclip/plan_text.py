@@ -97,8 +97,8 @@ def _steps(plan: Plan) -> str:
 def _slices(plan: Plan, cost: dict) -> str:
     minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
     return (
-        f"{plan.epochs}, {plan.slices} to a pass; a checkpoint after each, every {plan.slice_steps:,} steps{minutes}: what "
-        "an interruption loses at most"
+        f"{plan.epochs}, {plan.slices} to a pass; a checkpoint after each, every {plan.slice_steps:,} steps{minutes}: "
+        "what an interruption loses at most"
     )
 
 
@@ -126,8 +126,8 @@ def _model(cost: dict) -> str:
 
 def _checkpoints(plan: Plan, cost: dict) -> str:
     return (
-        f"{_bytes(cost['checkpoint_bytes'])}: weights, AdamW's moments and counts; superclip run keeps the two newest and "
-        f"each pass's last, {_bytes(cost['disk_bytes'])} at most"
+        f"{_bytes(cost['checkpoint_bytes'])}: weights, AdamW's moments and counts; superclip run keeps the two newest "
+        f"and each pass's last, {_bytes(cost['disk_bytes'])} at most"
     )
 
 

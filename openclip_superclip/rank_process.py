@@ -31,8 +31,11 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         _record(Path(logs), rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
         raise
-    except SystemExit as exit:  # argparse has printed why
+    except SystemExit as exit:
         code = exit.code
+        if isinstance(code, str):  # which Python would print last of all
+            print(code, file=sys.stderr)
+            code = 1
     if code:
         _record(Path(logs), rank)
     reserve.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.recipe import read_recipe
-from openclip_superclip.report.reported import read_run
+from openclip_superclip.report.reading import read_run
 from openclip_superclip.report.study import find_studies
 from openclip_superclip.training_log import read_log
 
@@ -281,6 +281,14 @@ def test_steps_trained_again_after_a_crash_count_as_they_were_last(study, tmp_pa
     assert points[3] != whole[3]
 
 
+def test_a_run_on_a_table_is_as_long_as_its_log_says(study, tmp_path):
+    """OpenCLIP's csv data needs no --train-num-samples."""
+    shutil.copytree(study[0], tmp_path / "csv")
+    params = tmp_path / "csv" / "params.txt"
+    params.write_text(re.sub(r"^train_num_samples: .*$", "train_num_samples: None", params.read_text(), flags=re.M))
+    assert read_run(tmp_path / "csv").samples == read_run(study[0]).samples == 128
+
+
 # Recipes and the paper
 
 
@@ -381,6 +389,12 @@ def test_where_no_run_is_found_it_fails_in_one_line_and_writes_nothing(tmp_path,
     assert "the folder holds neither recipe.yaml nor params.txt" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(study, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert report(study[0], "--out", tmp_path / "file") == 1
+    assert capsys.readouterr().err == f"error: --out: {tmp_path}/file cannot be written (File exists)\n"
 
 
 def test_help_and_reading_need_no_torch_and_drawing_names_the_extra(study):

@@ -127,11 +127,11 @@ def test_an_array_trains_both_methods_at_several_batch_sizes(cluster, work, reci
         for batch in (16, 32):
             write_recipe(work, method, batch, passes=1)
     one_process = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
-    study = ["--array", "16,32", "--methods", "clip,superclip", "--max-running", "2", "--out", "runs/study"]
+    study = ["--array", "16,32", "--methods", "clip,superclip", "--max-running", "2", "--out", "runs/the study"]
     job, printed = submit(cluster, work, work / "clip_tiny_192_bs16.yaml", *one_process, *study)
     assert "4 runs" in printed
     wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 240, "the tasks to train")
-    runs = sorted(path for path in (work / "runs/study").iterdir() if path.is_dir())
+    runs = sorted(path for path in (work / "runs/the study").iterdir() if path.is_dir())
     assert [run.name for run in runs] == [
         "clip_tiny_192_bs16", "clip_tiny_192_bs32", "superclip_tiny_192_bs16", "superclip_tiny_192_bs32",
     ]  # fmt: skip

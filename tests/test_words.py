@@ -332,6 +332,7 @@ def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
         (["picture.png", "--model", "lone.pt"], "--architecture: nothing beside lone.pt says what model it is"),
         (["picture.png", "--model", "lone.pt", "--architecture", "ViT-B-32"], "lone.pt does not match ViT-B-32"),
         (["picture.png", "--model", "text.pt"], "--model: text.pt cannot be read"),
+        (["picture.png", "--model", "model", "--out", "text.pt"], "--out: text.pt cannot be written (File exists)"),
         (["picture.png", "--model", "model", "--top", "0"], "--top is 0; expected 1 or more"),
         (["picture.png", "--model", "model", "--words", " ,"], "--words is ' ,'; expected words with commas"),
         (

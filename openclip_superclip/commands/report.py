@@ -13,7 +13,8 @@ def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     check_matplotlib("superclip report")
-    from ..report.reported import MISSING, read_run
+    from ..report.reading import read_run
+    from ..report.reported import MISSING
     from ..report.study import find_studies
 
     runs = [read_run(path) for path in dict.fromkeys(options.runs)]
@@ -27,7 +28,10 @@ def main(argv: list[str]) -> int:
         f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "
         f"{datetime.now():%Y-%m-%d %H:%M}"
     )
-    write_report(options.out, options.title, facts, runs, find_studies(runs))
+    try:
+        write_report(options.out, options.title, facts, runs, find_studies(runs))
+    except OSError as error:
+        raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
     print(f"{options.out}/report.html: {len(runs) - len(missing)} runs, {len(missing)} missing")
     for run in runs:
         if run.note:

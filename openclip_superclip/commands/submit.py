@@ -137,7 +137,10 @@ def _job(options: argparse.Namespace, plans: dict):
 
 def _container(options: argparse.Namespace) -> str:
     """Returns what srun needs before the command, "" where there is no container."""
-    here = Path.cwd()
+    here, image = Path.cwd(), options.container_image or options.apptainer
+    for path in (image, options.mounts, str(here) if image else ""):
+        if path and " " in path:
+            raise InputError(f"'{path}' has a space in it: the job script's CONTAINER takes none; link it elsewhere")
     if options.container_image:
         mounts = ",".join([f"{here}:{here}", *([options.mounts] if options.mounts else [])])
         return f"--container-image={options.container_image} --container-mounts={mounts} --container-workdir={here}"

@@ -20,6 +20,11 @@ def main(argv: list[str]) -> int:
         check_matplotlib("--heatmap")
     writes_sheet = options.out is not None or any(path.is_dir() for path in options.images)
     options.out = options.out or Path("words")
+    if writes_sheet or options.heatmap:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
     num_skipped = _write_sheet(options, paths) if writes_sheet else _print(options, paths)
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} pictures could be read")
@@ -86,7 +91,6 @@ def _write_sheet(options: argparse.Namespace, paths: list[Path]) -> int:
     from ..words.contact_sheet import ContactSheet
 
     results, skipped = _results(options, paths), []
-    options.out.mkdir(parents=True, exist_ok=True)
     with whole_file(options.out / "words.jsonl") as lines, whole_file(options.out / "index.html") as page:
         sheet = ContactSheet(page, f"The words of {len(paths):,} pictures", str(options.model), options.heatmap)
         for result in tqdm(results, total=len(paths), unit=" pictures"):

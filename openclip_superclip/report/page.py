@@ -55,9 +55,13 @@ class Page:
 
     def run(self, run: Reported) -> None:
         """Adds a run's recipe, versions and command, folded."""
-        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items()) or "not recorded"
+        versions, measured_with = (
+            ", ".join(f"{name} {version}" for name, version in packages.items()) or "not recorded"
+            for packages in (run.versions, run.measured_with)
+        )
         changed = ", ".join(f"{key}={value}" for key, value in run.set.items())
         text = [f"state: {run.state}" + (f" ({run.note})" if run.note else ""), f"versions: {versions}"]
+        text += [f"measured with: {measured_with}"] if run.measured_with else []
         text += [f"hosts: {', '.join(run.hosts)}"] if run.hosts else []
         text += [f"--set: {changed}"] if changed else []
         text += [f"command: {run.command}"] if run.command else []

@@ -56,7 +56,6 @@ def look(
                 from .heatmap import draw  # needs matplotlib
 
                 heatmap = heatmaps / _new_name(path, names)
-                heatmaps.mkdir(parents=True, exist_ok=True)
                 draw(heatmap, image, seen, preprocess_cfg)
             yield Result(path, image, seen, reason, heatmap)
 
