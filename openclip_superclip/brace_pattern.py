@@ -22,10 +22,7 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
 
 def contract(names: Sequence[str]) -> str:
     """Returns a pattern of these names in this order; neighbours that differ by a number, counting up, join a brace."""
-    return "::".join(
-        prefix + _braces(list(numbers)) + suffix
-        for (prefix, suffix), numbers in _by_frame(names)
-    )  # fmt: skip
+    return "::".join(prefix + _braces(list(numbers)) + suffix for (prefix, suffix), numbers in _by_frame(names))
 
 
 def _by_frame(names: Iterable[str]) -> Iterator[tuple[tuple[str, str], Iterator[str]]]:

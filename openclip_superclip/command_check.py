@@ -40,6 +40,8 @@ def check_command(argv: list[str]) -> argparse.Namespace:
             args = argparse.ArgumentParser.parse_args(parser, argv)
     except SystemExit:
         raise InputError(f"flags: OpenCLIP refuses them: {said.getvalue().rpartition('error: ')[2].strip()}") from None
+    except (SyntaxError, ValueError) as error:  # of NAME=VALUE, such as aug-cfg's, which OpenCLIP reads as Python
+        raise InputError(f"flags: OpenCLIP cannot read a NAME=VALUE among them ({error})") from None
     if args.distill_model is not None and args.accum_freq > 1:
         raise InputError(f"flags: OpenCLIP cannot distil with --accum-freq, here {args.accum_freq}: take more GPUs")
     if args.lr_scheduler == "const-cooldown" and args.epochs_cooldown is None:

@@ -36,7 +36,7 @@ class DataOrder:
         self._seed_training_process()
 
     def shards(self, shards: Iterable[dict]) -> Iterator[dict]:
-        """Yields the epoch's shards of all."""
+        """Yields those of all shards that the epoch reads."""
         shards = list(shards)
         for index in slice_of(len(shards), self.slices, self.seed, self.epoch.get_value()):
             yield shards[index]

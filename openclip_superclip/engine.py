@@ -6,6 +6,22 @@ from pathlib import Path
 
 from .placement import Placement
 
+ENGINES = ("torchrun", "horovod")
+
+
+def engine_flags(engine: str, arguments: list[str]) -> list[str]:
+    """Returns what an engine adds to the arguments of `superclip train`; InputError where it cannot train with them.
+
+    Horovod's ranks are started by torchrun as well, which reaches every node without ssh or MPI and sees a rank fail.
+    """
+    if engine == "torchrun":
+        return []
+    from .command_check import check_command
+    from .horovod_mends import refuse_broken
+
+    refuse_broken(check_command(arguments))
+    return ["--horovod"]
+
 
 def torchrun_command(placement: Placement, num_processes: int, logs: Path, arguments: list[str]) -> list[str]:
     """Returns the torchrun command of this node.

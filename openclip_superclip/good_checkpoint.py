@@ -4,6 +4,9 @@ import re
 import zipfile
 from pathlib import Path
 
+from tqdm import tqdm
+
+CHUNK = 1 << 20  # bytes
 KEPT = 2  # newest ones: the last may lie in a cache still, when a machine loses power
 
 
@@ -24,11 +27,19 @@ def is_complete(path: Path) -> bool:
 
 def is_whole(path: Path) -> bool:
     """Tells whether a checkpoint is complete and every byte in it what was written: reads all of it."""
+    size = path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+        with (
+            zipfile.ZipFile(path) as archive,
+            tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress,
+        ):
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    while chunk := file.read(CHUNK):
+                        progress.update(len(chunk))
+    except (OSError, zipfile.BadZipFile):  # a checksum is wrong, or there is no list of contents
         return False
+    return True
 
 
 def set_damaged_aside(folder: Path) -> list[Path]:

@@ -24,10 +24,9 @@ class Placement:
     master_port: int = 0
     gpus: int | None = None  # of this node, where SLURM tells
 
-    @property
-    def attempt(self) -> str:
-        """The name of one start of a run, the same on all of its nodes."""
-        return f"local-{os.getpid()}" if self.step is None else f"{self.job}.{self.step}-{self.restarts}"
+    def name_of_start(self, num_earlier: int) -> str:
+        """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones."""
+        return f"local-{num_earlier}" if self.step is None else f"{self.job}.{self.step}-{self.restarts}"
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:

@@ -5,11 +5,8 @@ import textwrap
 
 from .plan import Plan
 from .recipe import Recipe
+from .recipe_check import METHODS
 
-METHOD_NAMES = {
-    "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
-    "superflip": "SuperFLIP",
-}  # fmt: skip
 SHOWN = 10  # bad shards
 LONGEST = 1000  # characters of a pattern
 
@@ -18,7 +15,7 @@ def plan_text(plan: Plan, cost: dict, checked: dict | None) -> str:
     """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
     recipe = plan.recipe
     lines = [
-        f"{recipe.name}: {METHOD_NAMES[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}",
+        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}",
         *_row("paper", paper_text(recipe) or "reproduces none of its values"),
         *_row("batch", _batch(plan)),
         *_row("steps", _steps(plan)),

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 def _record(logs: Path, rank: int, text: str = "", error: str | None = None) -> None:
     """Writes the rank's error before its output shows it: whoever reads the output then finds the error."""
-    (logs / f"rank_{rank}.reserve").unlink()
+    (logs / f"rank_{rank}.reserve").unlink(missing_ok=True)
     if error is None:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -57,6 +57,7 @@ class Recipe:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in ("name", "source")}
+STILL_THE_PAPERS = ("seed", "data_samples")  # runs with others are compared with its values, as with what is chosen
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
 
@@ -111,10 +112,14 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
 
 
 def _set(values: dict, key: str, value: str) -> None:
-    """Puts the value of --set key=value into `values`, and its reason into `chosen`."""
+    """Puts the value of --set key=value into `values`, and its reason into `chosen`.
+
+    Takes the paper's values away where the run is no longer the paper's.
+    """
     name, _, inner = key.partition(".")
     if name not in FIELDS or name in ("chosen", "paper"):
-        raise InputError(f"--set {key}={value}: a recipe has no field '{name}'; its fields are {', '.join(FIELDS)}")
+        expected = ", ".join(field for field in FIELDS if field not in ("chosen", "paper"))
+        raise InputError(f"--set {key}={value}: there is no field '{name}' to set; expected one of {expected}")
     if bool(inner) != _is_mapping(name):
         expected = f"{name}.KEY=VALUE" if _is_mapping(name) else f"{name}=VALUE"
         raise InputError(f"--set {key}={value}: expected --set {expected}")
@@ -123,8 +128,11 @@ def _set(values: dict, key: str, value: str) -> None:
         values[name] = {**(values.get(name) or {}), inner: parsed}
     else:
         values[name] = parsed
-    if isinstance(values.get("chosen"), dict):
-        values["chosen"][key] = "given with --set"
+    chosen = values.get("chosen")
+    if isinstance(chosen, dict):
+        if key not in STILL_THE_PAPERS and key not in chosen:
+            values["paper"] = None
+        chosen[key] = "given with --set"
 
 
 def _parsed(name: str, inner: str, value: str):

@@ -7,7 +7,10 @@ from .config import Config
 from .errors import InputError
 from .recipe import Recipe
 
-METHODS = ("clip", "superclip", "siglip", "supersiglip", "flip", "superflip")
+METHODS = {  # with the paper's names
+    "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
+    "superflip": "SuperFLIP",
+}  # fmt: skip
 SCHEDULES = ("cosine", "const", "const-cooldown")
 MEASURES = (
     "imagenet_zero_shot", "imagenet_v2_zero_shot", "coco_text_to_image_r1", "flickr30k_text_to_image_r1",
@@ -33,7 +36,6 @@ VALUES = {  # what each field can hold, and that in words
 
 def check(recipe: Recipe, file: str) -> None:
     """Raises InputError, naming file and field, for what cannot be or contradicts itself."""
-
     for field, (holds, expected) in VALUES.items():
         value = getattr(recipe, field)
         if not holds(value):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from . import good_checkpoint
-from .engine import torchrun_command
+from .engine import engine_flags, torchrun_command
 from .errors import InputError
 from .first_error import Error, describe, first_error, node_failed, rank_failed, write_node_error
 from .launch import QUEUE_AGAIN, Follower, Stopped, launch
@@ -17,6 +17,7 @@ from .placement import Placement, hosts
 from .plan import Plan
 from .provenance import what_runs, which_start
 from .run_folder import FAILED, FINISHED, PREEMPTED, RunFolder
+from .run_lock import LockLost
 
 STARTS_WITHOUT_A_SLICE = 3  # in a row: a job's time is too short for a slice
 FULL = 4 << 20  # bytes that are left on a disk that is as good as full
@@ -34,10 +35,12 @@ class Run:
     Node 0 alone owns the folder; the others start their ranks, and say there if these fail.
     """
 
-    def __init__(self, plan: Plan, placement: Placement, folder: RunFolder, set_: Mapping[str, str]):
+    def __init__(
+        self, plan: Plan, placement: Placement, folder: RunFolder, set_: Mapping[str, str], engine: str = "torchrun"
+    ):
         self.plan, self.placement, self.folder, self.set = plan, placement, folder, dict(set_)
-        self.logs = folder.path / "ranks" / placement.attempt
-        self.arguments = [*plan.command, *folder.openclip_flags()]
+        self.logs = folder.path / "ranks" / placement.name_of_start(folder.num_starts())
+        self.arguments = [*plan.command, *engine_flags(engine, plan.command), *folder.openclip_flags()]
         self.beats = NodeBeats(self.logs, placement.node, placement.num_nodes)
         self.disk_was_full = False
 
@@ -60,7 +63,7 @@ class Run:
     def first_node(self) -> int:
         """Checks, trains, keeps the folder in order, and returns the exit code."""
         folder = self.folder
-        with folder.lock(self.placement):
+        with folder.lock(self.placement) as check_lock:
             folder.check_recipe(self.plan.recipe)
             if folder.state().get("state") == FINISHED:
                 print(f"superclip run: {folder.path} is finished: nothing is left to train")
@@ -72,9 +75,9 @@ class Run:
             try:
                 folder.check_progress(self.placement.job, STARTS_WITHOUT_A_SLICE)
                 folder.note(data_check=self._check_data())
+                check_lock()
                 return self._end(self._train())
-            except InputError as error:
-                folder.end(FAILED, str(error))
+            except LockLost:
                 raise
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))
@@ -83,6 +86,9 @@ class Run:
                 if node_failed(self.logs) and not stop.before_time_is_up:  # another node's, after which srun ends this
                     return self._end(first_error(self.logs))
                 folder.end(PREEMPTED, f"stopped by {stop}")
+                raise
+            except Exception as error:
+                folder.end(FAILED, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
                 raise
 
     def _train(self) -> Error | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +23,8 @@ class RunFolder:
     def __init__(self, path: Path):
         if re.search(r"[*?\[\]]", str(path.absolute())):  # OpenCLIP would look for checkpoints elsewhere
             raise InputError(f"--out is {path}; expected a path without *, ? and brackets")
-        self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.path = path if path.name not in ("", "..") else path.resolve()  # OpenCLIP is told its name
+        self.checkpoints = self.path / "checkpoints"
 
     def openclip_flags(self) -> list[str]:
         """Returns the flags that make OpenCLIP write here, and go on from the newest checkpoint."""
@@ -35,16 +35,19 @@ class RunFolder:
         """Returns what state.json holds, nothing where there is none."""
         return self._read("state.json")
 
+    def num_starts(self) -> int:
+        return len(self.record().get("attempts", []))
+
     def record(self) -> dict:
         """Returns what run.json holds, nothing where there is none."""
         return self._read("run.json")
 
     @contextmanager
-    def lock(self, placement: Placement) -> Iterator[None]:
-        """Holds the folder for one process; raises InputError where another one lives."""
+    def lock(self, placement: Placement) -> Iterator[Callable[[], None]]:
+        """Holds the folder for one process, as `run_lock.lock` does."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock(self.path / "lock", placement):
-            yield
+        with lock(self.path / "lock", placement) as check:
+            yield check
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raises InputError where the folder holds a run of another recipe."""
@@ -98,8 +101,7 @@ class RunFolder:
             )
 
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
-        restarts = len(self.record()["attempts"]) - 1
-        values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": restarts}
+        values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}
         self._write("state.json", _json({**values, "epoch": newest(self.checkpoints)}))
 
     def _read(self, name: str) -> dict:

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +14,18 @@ from .errors import InputError
 from .placement import Placement
 
 
+class LockLost(InputError):
+    """The folder is another process's now, and so is what it tells."""
+
+
 @contextmanager
-def lock(path: Path, placement: Placement) -> Iterator[None]:
+def lock(path: Path, placement: Placement) -> Iterator[Callable[[], None]]:
     """Holds the lock, whose file names its owner; raises InputError, naming the owner, where another one lives.
 
     A process on this machine that lives holds the file locked, and the kernel releases it with the process. Not every
     network file system tells other machines of that, so SLURM is asked for the owner's job. The file stays.
+
+    Yields a function that raises LockLost where the lock is lost all the same, to another machine in that instant.
     """
     with open(path, "a+") as file:
         try:
@@ -38,8 +44,13 @@ def lock(path: Path, placement: Placement) -> Iterator[None]:
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
         _write(file, owner)
+
+        def check():
+            if _read(file) != owner:
+                raise LockLost(_refusal(path, _read(file), "which started in the same second"))
+
         try:
-            yield
+            yield check
         finally:
             if _read(file) == owner:
                 _write(file, None)

@@ -43,7 +43,7 @@ def look(shard: str, place: str = "") -> Look:
                 num_long += bool(place) and _has_long_caption(sample, place)
             members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
     except (OSError, EOFError, tarfile.TarError) as error:
-        problem = f"not a whole tar file ({' '.join(str(error).split())})"
+        problem = f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile goes on with what it has tried
     found = ", ".join(members) or "nothing"
     if not problem and not num_samples:
         problem = f"no sample has a picture (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"

@@ -157,6 +157,15 @@ def train_flags(csv_data, tiny_model) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def cluster():
+    """A SLURM cluster of two nodes."""
+    from slurm_cluster import Cluster
+
+    with Cluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def parse_args(monkeypatch):
     """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""

@@ -29,12 +29,12 @@ class Cluster:
                 "the SLURM tests bring up a cluster in namespaces of this machine: they need root, and Debian's or "
                 "Ubuntu's packages slurmctld, slurmd and slurm-client, which they install with apt where missing"
             )
-        started = subprocess.run([SCRIPTS / "start.sh"], env=self.environment, capture_output=True, text=True)
+        started = subprocess.run(["bash", SCRIPTS / "start.sh"], env=self.environment, capture_output=True, text=True)
         assert started.returncode == 0, started.stderr
         return self
 
     def __exit__(self, *_) -> None:
-        subprocess.run([SCRIPTS / "stop.sh"], env=self.environment, check=True)
+        subprocess.run(["bash", SCRIPTS / "stop.sh"], env=self.environment, check=True)
         wait_until(lambda: not self.processes(), 10, "the cluster's processes to end")
         shutil.rmtree(self.folder)
 

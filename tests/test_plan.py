@@ -246,6 +246,7 @@ def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, c
     (["--set", "lr"], "--set is lr"),
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
+    (["--set", "flags.aug-cfg=scale=(0.4"], "cannot read a NAME=VALUE"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot carry the class head"),
     (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
     (["--data", "x/{0..9.tar"], "unbalanced braces"),

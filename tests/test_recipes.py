@@ -257,6 +257,14 @@ def test_set_changes_one_field_and_the_text_says_it():
     assert {key for key in ours if ours[key] != before[key]} == {"lr", "superclip", "shards", "chosen"}
 
 
+@pytest.mark.parametrize(("key", "value", "kept"), [
+    ("seed", "1", True), ("data_samples", "1e9", True), ("lr", "3e-4", True), ("slices", "25", True),
+    ("wd", "0.1", False), ("superclip.weight", "2", False), ("flags.grad-clip-norm", "1", False),
+])  # fmt: skip
+def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, value, kept):
+    assert bool(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs1k", {key: value}).paper) == kept
+
+
 def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     recipe = read_recipe(DEMO)
     assert recipe.text() == next(path for path in recipe_files() if DEMO in str(path)).read_text()
@@ -293,6 +301,11 @@ def test_the_json_holds_all_that_the_chosen_ones_say(capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed == {name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name}
     assert len(printed) == 2
+
+
+def test_words_that_no_name_holds_are_refused(capsys):
+    assert main(["recipes", "cc12m", "bs5k"]) == 1
+    assert "no recipe's name holds cc12m and bs5k" in capsys.readouterr().err
 
 
 def test_listing_and_reading_them_imports_no_torch():

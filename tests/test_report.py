@@ -18,6 +18,7 @@ from conftest import run_ranks, superclip_train, write_model
 from PIL import Image
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.evaluation.records import record_file
 from openclip_superclip.recipe import read_recipe
 from openclip_superclip.report.reading import read_run
 from openclip_superclip.report.study import find_studies
@@ -74,7 +75,7 @@ def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None
     (folder / "state.json").write_text(json.dumps({"state": "finished", "error": None, "epoch": 25, **state}))
     for (dataset, task), metrics in scores.items():
         record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics, "epoch": state.get("epoch", 25)}
-        (folder / "evaluation" / f"{dataset}.{task}.json").write_text(json.dumps(record))
+        record_file(folder / "evaluation", "x", dataset, task).write_text(json.dumps(record))
     return folder
 
 
@@ -375,6 +376,27 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(be
     seeds = {(row["method"], row["batch"]): row["seeds"] for row in table(beside_the_paper / "scores_1.csv")}
     assert seeds["CLIP", "1,024"] == "0, 1"
     assert seeds["CLIP", "2,048"] == seeds["SuperCLIP", "2,048"] == "1 not whole"
+
+
+def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
+    from openclip_superclip.evaluation.summary import THE_38
+
+    retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
+    scores = {
+        (name, "zeroshot_retrieval" if name in THE_38[-2:] else "zeroshot_classification"): (
+            retrieval if name in THE_38[-2:] else {"acc1": 0.5, "acc5": 0.9}
+        )
+        for name in THE_38
+    }
+    name = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+    assert report(recipe_run(tmp_path / "all", name, scores), "--out", tmp_path / "out") == 0
+    rows = {row["score, %"]: row["here"] for row in table(tmp_path / "out" / "paper.csv")}
+    assert rows["average of 38"] == f"{100 * (36 * 0.5 + 2 * 0.4) / 38:.1f}"
+    assert rows["COCO text→image R@1"] == "30.0"
+    assert rows["Flickr30k image→text R@1"] == "50.0"
+    scores.pop(next(iter(scores)))
+    assert report(recipe_run(tmp_path / "some", name, scores), "--out", tmp_path / "out") == 0
+    assert {row["score, %"]: row["here"] for row in table(tmp_path / "out" / "paper.csv")}["average of 38"] == "missing"
 
 
 # What goes wrong

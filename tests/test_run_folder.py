@@ -34,12 +34,13 @@ IN_A_STEP = {
 ])  # fmt: skip
 def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     placement = find_placement(IN_A_STEP | added)
-    assert placement.attempt == name
+    assert placement.name_of_start(5) == name
     assert (placement.num_nodes, placement.node, placement.gpus, placement.master_port) == (2, 1, 4, 20017)
 
 
 def test_a_process_outside_slurm_is_alone():
-    assert (find_placement({}).num_nodes, find_placement({}).job) == (1, None)
+    alone = find_placement({})
+    assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
 
 
 @pytest.mark.parametrize(("environment", "said"), [
@@ -135,6 +136,15 @@ def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
         holder.stdin.close()
     with lock(tmp_path / "lock", Placement(job="1")):
         pass
+
+
+def test_a_lock_that_was_lost_after_all_is_noticed(tmp_path):
+    with lock(tmp_path / "lock", Placement(job="17")) as check:
+        check()
+        write_owner(tmp_path / "lock", job="18")
+        with pytest.raises(InputError, match=r"job 18, .* \(which started in the same second\)"):
+            check()
+    assert json.loads((tmp_path / "lock").read_text())["job"] == "18"
 
 
 def write_checkpoints(folder: Path, *epochs: int) -> Path:

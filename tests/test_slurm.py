@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,6 @@ from openclip_superclip.demo.benchmark_data import write_benchmark_data
 
 SLURM = Path(__file__).parent.parent / "slurm"
 ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with Cluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +109,10 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     plugin = write_failing_plugin(work / "plugin")
     run = work / "runs/failing"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, PYTHONPATH=str(plugin))
-    assert cluster.wait(job)["JobState"] == "FAILED"
+    ended = cluster.wait(job)
+    assert ended["JobState"] == "FAILED"
+    (failed_at,) = (json.loads(path.read_text())["time"] for path in run.glob("ranks/*/rank_1.error.json"))
+    assert datetime.fromisoformat(ended["EndTime"]).timestamp() - failed_at < 60
     assert state(run)["state"] == "failed"
     assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
     output = (run / f"slurm-{job}.out").read_text()

@@ -108,8 +108,9 @@ def _report(outcome, plan, data: Path, folders: list[Path]) -> None:
     from ..files import whole_file
 
     for folder in folders:
-        with whole_file(folder / "summary.md") as file:
-            file.write(f"{table(read_records(folder))}\n".encode())
+        if records := read_records(folder):
+            with whole_file(folder / "summary.md") as file:
+                file.write(f"{table(records)}\n".encode())
     if outcome.records:
         print(table(outcome.records))
     print(f"\n{len(outcome.records)} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")

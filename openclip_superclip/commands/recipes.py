@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from ..errors import InputError
+
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
 
@@ -21,6 +23,8 @@ def main(argv: list[str]) -> int:
     found = {
         name: read_recipe(str(path)) for name, path in named.items() if all(word in name for word in options.words)
     }
+    if not found:
+        raise InputError(f"WORD: no recipe's name holds {' and '.join(options.words)}; superclip recipes lists all")
     recipes = dict(sorted(found.items(), key=lambda item: (item[0].rpartition("_bs")[0], item[1].global_batch_size)))
     if options.json:
         print(json.dumps({name: recipe.as_dict() for name, recipe in recipes.items()}, indent=1))
@@ -31,11 +35,11 @@ def main(argv: list[str]) -> int:
 
 def table(recipes: dict) -> str:
     """Returns a line for each recipe, given by name."""
-    from ..plan_text import METHOD_NAMES
+    from ..recipe_check import METHODS
 
     rows = [HEAD]
     for name, recipe in recipes.items():
-        method, batch, samples = METHOD_NAMES[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
+        method, batch, samples = METHODS[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
         rows.append((name, method, recipe.model, recipe.data, batch, samples, _value(recipe)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numbers = (HEAD.index("batch"), HEAD.index("samples"))

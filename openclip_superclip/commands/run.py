@@ -6,12 +6,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..engine import ENGINES
 from ..errors import InputError
 
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be queued again, 128 + n stopped by signal n."""
     options = _parse(argv)
+    from ..extras import check_horovod
     from ..launch import Stopped, stopped_by_signals
     from ..placement import find_placement
     from ..plan import make_plan
@@ -31,11 +33,13 @@ def main(argv: list[str]) -> int:
         recipe, placement.num_nodes, num_processes, options.data, options.gpu_batch_max, options.workers,
         options.device,
     )  # fmt: skip
-    run = Run(plan, placement, folder, options.set)
+    run = Run(plan, placement, folder, options.set, options.engine)
     if options.dry_run:
         if placement.node == 0:
             print(_show(plan, run))
         return 0
+    if options.engine == "horovod":
+        check_horovod()
     try:
         with stopped_by_signals():
             return run.first_node() if placement.node == 0 else run.other_node()
@@ -73,6 +77,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="torchrun",
+        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
+    )  # fmt: skip
 
 
 def settings(pairs: list[str]) -> dict[str, str]:

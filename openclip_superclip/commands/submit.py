@@ -77,6 +77,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _plans(options: argparse.Namespace) -> dict:
     """Returns folder: plan of every run; raises InputError where one cannot be trained."""
+    from ..engine import engine_flags
     from ..plan import make_plan
     from ..recipe import read_recipe
     from ..run_folder import FINISHED, RunFolder
@@ -93,6 +94,7 @@ def _plans(options: argparse.Namespace) -> dict:
             recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
             options.device,
         )  # fmt: skip
+        engine_flags(options.engine, plan.command)
         run = (options.out or Path("runs")) / recipe.name if options.array else options.out or Path("runs", recipe.name)
         RunFolder(run).check_recipe(recipe)
         if RunFolder(run).state().get("state") == FINISHED:
@@ -126,6 +128,7 @@ def _job(options: argparse.Namespace, plans: dict):
         "--data": options.data,
         "--gpu-batch-max": options.gpu_batch_max,
         "--workers": options.workers,
+        "--engine": None if options.engine == "torchrun" else options.engine,
         **({"--device": "cpu", "--nproc": options.gpus_per_node} if options.device == "cpu" else {}),
     }
     flags = [part for name, value in arguments.items() if value is not None for part in (name, str(value))]

@@ -8,29 +8,28 @@ from .looks import batch, legend, png, style
 from .scores import label
 from .study import Study
 
-MOST_PANELS = 8
+MOST_PANELS = 12
 COLUMNS = 4
 
 
 def draw_batch_study(study: Study) -> bytes | None:
     """Returns the figure as PNG, None where no score has two batch sizes, or one beside the paper's curve."""
-    panels = [key for key in study.score_keys if len(_sizes(study, key)) > 1][:MOST_PANELS]
+    panels = _panels(study)[:MOST_PANELS]
     if not panels:
         return None
     rows, columns = math.ceil(len(panels) / COLUMNS), min(len(panels), COLUMNS)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, key in zip(grid.flat, panels, strict=False):
         _draw(axes, study, key)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     legend(figure, grid, ncols=2)
     return png(figure)
+
+
+def _panels(study: Study) -> list[str]:
+    return [key for key in study.score_keys if len(_sizes(study, key)) > 1]
 
 
 def _sizes(study: Study, key: str) -> list[int]:
@@ -73,13 +72,15 @@ def _draw(axes, study: Study, key: str) -> None:
     axes.margins(x=0.08, y=0.12)
 
 
-def about_the_paper(study: Study) -> str:
-    """Returns how the paper's points of the figure are to be read, "" where it shows none."""
-    panels = [key for key in study.score_keys if len(_sizes(study, key)) > 1][:MOST_PANELS]
-    points = [point for series in study.series for key in panels for point in _paper(study, series, key)]
-    if not any(point.read_off for point in points):
-        return ""
-    printed = ", ".join(batch(size) for size in sorted({p.batch_size for p in points if not p.read_off}))
-    return "The paper's points are read off its Figure 4 (±0.05)" + (
-        f"; those of batch {printed} stand in its tables." if printed else "."
-    )
+def about(study: Study) -> str:
+    """Returns how the figure is to be read, "" where there is nothing to say."""
+    panels = _panels(study)
+    points = [p for series in study.series for key in panels[:MOST_PANELS] for p in _paper(study, series, key)]
+    told = []
+    if any(point.read_off for point in points):
+        printed = ", ".join(batch(size) for size in sorted({p.batch_size for p in points if not p.read_off}))
+        tables = f"; those of batch {printed} stand in its tables" if printed else ""
+        told.append(f"The paper's points are read off its Figure 4 (±0.05){tables}.")
+    if len(panels) > MOST_PANELS:
+        told.append(f"Drawn are {MOST_PANELS} of {len(panels)} scores; the table has all.")
+    return " ".join(told)

@@ -2,26 +2,24 @@
 
 import matplotlib.pyplot as plt
 
-from .looks import batch, png, short, style
+from .looks import batch, legend, png, short, style
 from .reported import FINISHED, Reported
 from .study import Study
 
 LOSSES = ("contrastive_loss", "class_loss")
 MOST_POINTS = 150  # of a curve: longer ones are averaged
-MOST_COLUMNS = 6
 
 
 def draw_curves(study: Study) -> bytes | None:
     """Returns the figure as PNG, None where no run has logged a loss."""
     logged = [name for name in LOSSES if any(name in point for run in study.runs for point in run.points)]
     sizes = [size for size in study.batch_sizes if any(run.points for run in study.runs if run.batch_size == size)]
-    sizes = sizes[-MOST_COLUMNS:]
     if not logged or not sizes:
         return None
     along = len(sizes) == 1  # one batch size: the losses stand beside each other
     rows, columns = (1, len(logged)) if along else (len(logged), len(sizes))
     figure, grid = plt.subplots(
-        rows, columns, figsize=(max(6.5, min(10.4, 1.2 + 3.1 * columns)), 0.9 + 2.4 * rows), sharex=True,
+        rows, columns, figsize=(_width(columns), 0.9 + 2.4 * rows), sharex=True,
         sharey=False if along else "row", squeeze=False, layout="constrained",
     )  # fmt: skip
     for column, size in enumerate(sizes):
@@ -34,11 +32,13 @@ def draw_curves(study: Study) -> bytes | None:
                 axes.set_ylabel(loss.replace("_", " "))
             if along or row == rows - 1:
                 axes.set_xlabel("samples seen")
-    handles = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    legend(figure, grid, ncols=4)
     return png(figure)
+
+
+def _width(columns: int) -> float:
+    """Returns inches: no more than a page has, unless there are many columns."""
+    return max(6.5, min(10.4, 1.2 + 3.1 * columns), 1.7 * columns)
 
 
 def _draw(axes, study: Study, batch_size: int, loss: str) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..files import whole_file
-from .batch_study import about_the_paper, draw_batch_study
+from .batch_study import about, draw_batch_study
 from .curves import draw_curves, not_drawn
 from .page import Page
 from .reported import MISSING, Reported
@@ -24,7 +24,7 @@ def write_report(out: Path, title: str, facts: str, runs: list[Reported], studie
         markdown.append(f"## {study.name}")
         suffix = f"_{place}" if len(studies) > 1 else ""
         for kind, draw, describes, told in (
-            ("batch_size", draw_batch_study, "Scores over the batch size", about_the_paper(study)),
+            ("batch_size", draw_batch_study, "Scores over the batch size", about(study)),
             ("losses", draw_curves, "Losses over the samples seen", ""),
         ):
             image = draw(study)
