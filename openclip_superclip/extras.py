@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 
 from .errors import InputError
 
@@ -30,7 +31,9 @@ def check_horovod() -> None:
     try:
         importlib.import_module("horovod.torch")
     except ImportError as error:
+        from .submission import slurm_folder
+
         raise InputError(
             f"--horovod: Horovod is not installed for this PyTorch ({' '.join(str(error).split())}): "
-            "bash slurm/build-horovod.sh builds and installs it"
+            f"PYTHON={sys.executable} bash {slurm_folder()}/build-horovod.sh builds and installs it"
         ) from error

@@ -24,9 +24,8 @@ def join_ranks() -> None:
     """
     check_horovod()
     import horovod.torch as hvd
-    from open_clip_train.distributed import world_info_from_env
 
-    _, rank, size = world_info_from_env()
+    rank, size = _started_as()
     by_mpi = hvd.mpi_built() and any(name in os.environ for name in STARTED_BY_MPI)
     if size == 1 or "HOROVOD_RANK" in os.environ or by_mpi:
         return
@@ -40,9 +39,17 @@ def join_ranks() -> None:
 
 def launched_size() -> int:
     """Returns how many ranks were started, this one among them."""
+    return int(os.environ.get("HOROVOD_SIZE", _started_as()[1]))
+
+
+def _started_as() -> tuple[int, int]:
+    """Returns rank and number of ranks as torchrun, mpirun or srun tell them."""
     from open_clip_train.distributed import world_info_from_env
 
-    return int(os.environ.get("HOROVOD_SIZE", world_info_from_env()[2]))
+    if "OMPI_COMM_WORLD_RANK" in os.environ and "RANK" not in os.environ:  # SLURM's would be those of mpirun's daemons
+        return int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    _, rank, size = world_info_from_env()
+    return rank, size
 
 
 def _meet(rank: int, size: int) -> dict[str, str]:

@@ -52,7 +52,7 @@ def check_data(
     if not sizes:
         hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-        raise InputError(f"--data: there is no file '{shards[0]}'{others}{hint}")
+        raise InputError(f"--data: there is no file {shards[0]}{others}{hint}")
     looks = look_at(list(sizes), long_caption, jobs) if full else _look_at_ends(list(sizes), long_caption)
     if all(look.problem for look in looks):
         raise InputError(f"--data: {looks[0].shard}: {looks[0].problem}")

@@ -21,11 +21,15 @@ class Job:
     max_running: int = 0  # tasks of an array at a time; 0 is any number
 
 
-def template() -> str:
-    """Returns slurm/train.sbatch, of the installed package or of the checkout."""
+def slurm_folder() -> Path:
+    """Returns the folder of the scripts for clusters, of the installed package or of the checkout."""
     package = Path(__file__).parent
-    path = next(path for path in (package, package.parent) if (path / "slurm").is_dir()) / "slurm" / "train.sbatch"
-    return path.read_text()
+    return next(path for path in (package, package.parent) if (path / "slurm").is_dir()) / "slurm"
+
+
+def template() -> str:
+    """Returns slurm/train.sbatch."""
+    return (slurm_folder() / "train.sbatch").read_text()
 
 
 def job_script(template: str, job: Job) -> str:

@@ -7,13 +7,14 @@ class _Loader(yaml.SafeLoader):
     """YAML without the silent rule that the last of two equal keys wins."""
 
     def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)  # refuses keys that are lists
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return mapping
 
 
 def parse(text: str):

@@ -31,58 +31,70 @@ read -r tag cuda pip_nccl <<<"$about"
 nccl=none
 if [ "$cuda" != none ]; then
     nvcc=$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null) ||
-        fail "PyTorch is built for CUDA $cuda: Horovod then needs its compiler, nvcc; load CUDA's module or set CUDA_HOME"
+        fail "PyTorch is built for CUDA $cuda, and nvcc was not found: load CUDA's module or set CUDA_HOME"
     cuda_home=$(realpath "$("$nvcc" --dryrun -c -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')")
     for folder in "${HOROVOD_NCCL_HOME:-none}" "$pip_nccl" "$cuda_home" /usr; do
         if [ -e "$folder/include/nccl.h" ]; then nccl=$folder; break; fi
     done
 fi
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/openclip-superclip/horovod-$horovod-$tag-$([ "$nccl" = none ] && echo gloo || echo nccl)
+operations=$([ "$nccl" = none ] && echo gloo || echo nccl)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/openclip-superclip/horovod-$horovod-$tag-$operations
+
+# Fills $scratch/tools with what the environment lacks for the build, and finds a CMake that reads Horovod's files.
+find_tools() {
+    local missing=()
+    mkdir "$scratch/tools"
+    export PYTHONPATH=$scratch/tools${PYTHONPATH:+:$PYTHONPATH}
+    "$python" -c 'import setuptools, wheel, packaging, cloudpickle, psutil, yaml, cffi' 2>/dev/null ||
+        missing=(setuptools wheel packaging cloudpickle psutil pyyaml cffi)
+    cmake=$(command -v cmake || true)
+    case $("${cmake:-false}" --version 2>/dev/null | head -n 1) in
+        *" 3."*) ;;
+        *) cmake=$scratch/tools/bin/cmake; missing+=("cmake>=3.18,<4") ;;
+    esac
+    [ "${#missing[@]}" = 0 ] || "$python" -m pip install --quiet --target "$scratch/tools" "${missing[@]}" >&2
+    if ! "$python" -c 'import distutils' 2>/dev/null; then  # which Horovod imports, and Python 3.12 no longer has
+        ln -s setuptools/_distutils "$scratch/tools/distutils"
+    fi
+}
+
+# Writes $scratch/cxx and $scratch/cmake, which Horovod's build is to call, and says in variables what it is to build.
+configure() {
+    local cxx options=""
+    cxx=$(command -v "${CXX:-g++}") || fail "no C++ compiler: install g++ 10 or newer, or set CXX"
+    export CXX=$scratch/cxx HOROVOD_CMAKE=$scratch/cmake MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
+    export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
+    export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
+    if [ "$cuda" = none ]; then  # an nvcc that is there all the same is not looked at
+        options="-DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON"
+    else  # nvcc has to take the same C++ as the compiler that it calls
+        export CUDA_HOME=$cuda_home HOROVOD_CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} -std=c++20"
+    fi
+    if [ "$nccl" != none ]; then
+        mkdir "$scratch/nccl"  # pip's package has no libnccl.so, which the linker looks for
+        for library in "$nccl"/lib{,64,/*-linux-gnu}/libnccl.so{.2,}; do
+            if [ -e "$library" ]; then ln -sf "$library" "$scratch/nccl/libnccl.so"; fi
+        done
+        export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED
+        export HOROVOD_NCCL_INCLUDE=$nccl/include HOROVOD_NCCL_LIB=$scratch/nccl
+    fi
+    # PyTorch's headers are C++20, and Horovod asks for C++14: the last -std counts.
+    printf '#!/bin/sh\nexec %s "$@" -std=c++20 -g0\n' "$cxx" >"$scratch/cxx"
+    printf '#!/bin/sh\ncase $1 in --build) exec %s "$@" ;; esac\nexec %s %s "$@"\n' "$cmake" "$cmake" "$options" \
+        >"$scratch/cmake"
+    chmod +x "$scratch/cxx" "$scratch/cmake"
+}
 
 build() {
     mkdir -p "$(dirname "$cache")"
     scratch=$(mktemp -d "$cache.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
-    cxx=$(command -v "${CXX:-g++}") || fail "no C++ compiler: install g++ 10 or newer, or set CXX"
-    # PyTorch's headers are C++20, and Horovod asks for C++14: the last -std counts.
-    printf '#!/bin/sh\nexec %s "$@" -std=c++20 -g0\n' "$cxx" >"$scratch/cxx"
-
-    export PYTHONPATH=$scratch/tools${PYTHONPATH:+:$PYTHONPATH}
-    local tools=()
-    "$python" -c 'import setuptools, wheel, packaging, cloudpickle, psutil, yaml, cffi' 2>/dev/null ||
-        tools=(setuptools wheel packaging cloudpickle psutil pyyaml cffi)
-    cmake=$(command -v cmake || true)
-    case $("${cmake:-false}" --version 2>/dev/null | head -n 1) in
-        *" 3."*) ;;
-        *) cmake=$scratch/tools/bin/cmake; tools+=("cmake>=3.18,<4") ;;  # 4 no longer reads Horovod's files
-    esac
-    if [ "${#tools[@]}" -gt 0 ]; then "$python" -m pip install --quiet --target "$scratch/tools" "${tools[@]}" >&2; fi
-
-    export CXX=$scratch/cxx HOROVOD_CMAKE=$scratch/cmake MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
-    export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
-    export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=${HOROVOD_WITHOUT_MPI:-1}
-    local options=""
-    if [ "$cuda" = none ]; then  # an nvcc that is there all the same is not looked at
-        options="-DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON"
-    else
-        export CUDA_HOME=$cuda_home HOROVOD_CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} -std=c++20"  # as its C++ compiler
-    fi
-    if [ "$nccl" != none ]; then
-        mkdir "$scratch/nccl"  # pip's package has no libnccl.so, which the linker looks for
-        for folder in "$nccl"/lib "$nccl"/lib64 "$nccl"/lib/*-linux-gnu; do
-            for library in "$folder"/libnccl.so.2 "$folder"/libnccl.so; do
-                if [ -e "$library" ]; then ln -sf "$library" "$scratch/nccl/libnccl.so"; fi
-            done
-        done
-        export HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED
-        export HOROVOD_NCCL_INCLUDE=$nccl/include HOROVOD_NCCL_LIB=$scratch/nccl
-    fi
-    printf '#!/bin/sh\ncase $1 in --build) exec %s "$@" ;; esac\nexec %s %s "$@"\n' "$cmake" "$cmake" "$options" >"$scratch/cmake"
-    chmod +x "$scratch/cxx" "$scratch/cmake"
-
+    find_tools
+    configure
     say "building Horovod $horovod for $tag (CUDA: $cuda, NCCL: $nccl); takes 2 to 5 minutes"
-    "$python" -m pip wheel --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$scratch/wheel" "horovod==$horovod" \
-        >"$cache.log" 2>&1 || { tail -n 30 "$cache.log" >&2; fail "Horovod does not build; its log is $cache.log"; }
+    "$python" -m pip wheel --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$scratch/wheel" \
+        "horovod==$horovod" >"$cache.log" 2>&1 ||
+        { tail -n 30 "$cache.log" >&2; fail "Horovod does not build; its log is $cache.log"; }
     mv -T "$scratch/wheel" "$cache" 2>/dev/null || [ -d "$cache" ]  # or another build was quicker
 }
 
@@ -91,6 +103,8 @@ wheel=$(ls "$cache"/*.whl)
 if [ "${1-}" = --wheel ]; then
     echo "$wheel"
 else
-    "$python" -m pip install --quiet "$wheel" >&2
-    "$python" -c 'import horovod.torch as hvd; print("build-horovod: Horovod", __import__("horovod").__version__, "with", "NCCL" if hvd.nccl_built() else "gloo")' >&2
+    "$python" -m pip install --quiet --force-reinstall --no-deps "$wheel" >&2  # also over one for another PyTorch
+    "$python" -m pip install --quiet "$wheel" 'setuptools; python_version >= "3.12"' >&2  # horovodrun's distutils
+    "$python" -c 'import horovod.torch as hvd; print("NCCL" if hvd.nccl_built() else "gloo")' |
+        sed "s/^/build-horovod: Horovod $horovod is installed, with /" >&2
 fi

@@ -273,6 +273,10 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line_before_anything_is_load
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions dual", "--captions"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions long", "long-caption"),
     ("{out}.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 0/2", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 3/2", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1/999", "--part"),
     ("--merge {out} --out {out}", "df"),
     ("--show {out}", "df"),
 ])  # fmt: skip

@@ -213,6 +213,7 @@ def edited(tmp_path, name, change):
     (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
     (lambda text: re.sub('shards: "(.*)"', r"shards: {000000..000015}.tar", text), "not a readable YAML file"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
+    (lambda text: text + "? [lr]\n: 1\n", "found unhashable key"),
 ])  # fmt: skip
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
     path = edited(tmp_path, DEMO, change)

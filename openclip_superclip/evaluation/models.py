@@ -39,7 +39,7 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
         given: files, folders, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
         model: the OpenCLIP model's name, for files; a folder knows its own.
     """
-    found = [_find(one, model) for one in given]
+    found = [_find(one, model) for one in dict.fromkeys(given)]
     names = [one.name for one in found]
     return [one._replace(name=one.given) if names.count(one.name) > 1 else one for one in found]
 

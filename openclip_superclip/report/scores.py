@@ -84,7 +84,7 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
 
 
 def _average_of_38(records: list[dict]) -> float | None:
-    """Returns the paper's average where all of its 38 data sets are there; CLIP_benchmark's lists say which."""
+    """Returns the mean of CLIP_benchmark's 38 data sets where all are there; which 38 the paper took is unknown."""
     if len(records) < 38 or importlib.util.find_spec("clip_benchmark") is None:
         return None
     from ..evaluation.summary import THE_38
