@@ -21,7 +21,7 @@ CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 TAKEN = (
     "model", "train-data", "dataset-type", "train-num-samples", "batch-size", "accum-freq", "epochs", "lr", "beta1",
     "beta2", "eps", "wd", "warmup", "lr-scheduler", "precision", "seed", "workers", "device", "logs", "name", "resume",
-    "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint",
+    "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint", "remote-sync",
 )  # fmt: skip
 VALUES = {  # what each field can hold, and that in words
     **dict.fromkeys(("data_samples", "samples", "global_batch_size", "slices"), (lambda n: n >= 1, "1 or more")),

@@ -293,7 +293,6 @@ REFUSED = {  # flags: what the error says
     "--superclip --torchscript": "--torchscript",
     "--superclip --trace": "--trace",
     "--superclip --lock-image": "--lock-image",
-    "--superclip --horovod": "--horovod",
     "--superclip --superclip-weight -1": "--superclip-weight",
     "--superclip --superclip-weight nan": "--superclip-weight",
     "--superclip --superclip-weight inf": "--superclip-weight",
