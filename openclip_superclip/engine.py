@@ -1,5 +1,6 @@
 """The command that starts a node's ranks."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def torchrun_command(placement: Placement, num_processes: int, logs: Path, argum
         ]  # fmt: skip
     return [
         sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={num_processes}",
+        f"--log-dir={os.devnull}",  # or it leaves a folder in /tmp
         "-m", "openclip_superclip.rank_process", "--", str(logs), *arguments,
     ]  # fmt: skip
 

@@ -1,7 +1,9 @@
 """Which rank of a run failed first, and with what: told through files, for ranks die together and out of order."""
 
+import contextlib
 import json
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -31,11 +33,13 @@ def rank_failed(logs: Path) -> bool:
 
 def node_failed(logs: Path) -> bool:
     """Tells whether a node has ended because of an error."""
+    _look_again(logs)
     return any(logs.glob("node_*.error.json"))
 
 
 def first_error(logs: Path) -> Error:
     """Returns the error that the others follow from: a rank that was killed, or else the earliest one."""
+    _look_again(logs)
     return min(map(_read, logs.glob("*.error.json")), key=lambda error: (not error.is_cause, error.time))
 
 
@@ -57,6 +61,12 @@ def describe(error: Error, logs: Path) -> str:
     """Returns what to print: the traceback first."""
     parts = [f"superclip run: {error.who} failed first:", error.traceback.rstrip() or error.error]
     return "\n".join([*parts, f"superclip run: the output of every rank is in {logs}"])
+
+
+def _look_again(logs: Path) -> None:
+    """Has NFS, which remembers for a minute what lies in a folder, ask for what other nodes have written there."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
+        pass
 
 
 def _read(path: Path) -> Error:

@@ -21,7 +21,7 @@ def is_complete(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path):
             return True
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile has many for what is not one
         return False
 
 
@@ -37,7 +37,7 @@ def is_whole(path: Path) -> bool:
                 with archive.open(member) as file:
                     while chunk := file.read(CHUNK):
                         progress.update(len(chunk))
-    except (OSError, zipfile.BadZipFile):  # a checksum is wrong, or there is no list of contents
+    except Exception:  # a checksum is wrong, there is no list of contents, or it names what cannot be
         return False
     return True
 

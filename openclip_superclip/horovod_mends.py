@@ -87,30 +87,37 @@ MENDED = {
 
 
 def start_process_group() -> None:
-    """Starts torch.distributed's gloo group of Horovod's ranks. Collective; Horovod has been started."""
+    """Starts torch.distributed's gloo group of Horovod's ranks. Collective; Horovod has been started.
+
+    Raises InputError where they do not reach one another.
+    """
     import horovod.torch as hvd
     import torch.distributed as dist
 
-    place = None
-    if hvd.rank() == 0:
-        host = _own_address(alone=hvd.local_size() == hvd.size())
-        store = dist.TCPStore(host, 0, hvd.size(), is_master=True, timeout=PATIENCE, wait_for_workers=False)
-        place = host, store.port
-    host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
-    if hvd.rank() > 0:
-        store = dist.TCPStore(host, port, hvd.size(), is_master=False, timeout=PATIENCE)
-    dist.init_process_group("gloo", store=store, rank=hvd.rank(), world_size=hvd.size(), timeout=PATIENCE)
-
-
-def _own_address(alone: bool) -> str:
-    """Returns where the other ranks reach this one: on the network interface that Horovod was told to use, if any."""
+    rank, size = hvd.rank(), hvd.size()
     interface = os.environ.get("HOROVOD_GLOO_IFACE")
-    if alone:
-        return "127.0.0.1"
-    if not interface:
-        return socket.gethostname()
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    host = "127.0.0.1" if hvd.local_size() == size else _own_address(interface)
+    store = None
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+    place = (host, store.port) if store else None
+    host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
+    try:
+        store = store or dist.TCPStore(host, port, size, is_master=False, timeout=PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, does not reach the others by way of {host}: "
+            f"{reason}; HOROVOD_GLOO_IFACE names the network interface to use, such as eth0"
+        ) from error
+
+
+def _own_address(interface: str | None) -> str:
+    """Returns where other machines reach this one: on the interface, where there is one of this name."""
     import psutil
 
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     addresses = psutil.net_if_addrs().get(interface, [])
     return next((entry.address for entry in addresses if entry.family == socket.AF_INET), socket.gethostname())

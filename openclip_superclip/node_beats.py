@@ -1,5 +1,6 @@
 """Whether the other nodes of a run still live: told through files, when connections break."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -23,12 +24,12 @@ class NodeBeats:
         now = time.monotonic()
         if self.num_nodes > 1 and now - self.last >= PERIOD:
             self.last = now
-            self._file(self.node).write_text(str(now))
+            self._write(str(now))
 
     def end(self) -> None:
         """Tells the others that this node ends in order."""
         if self.num_nodes > 1:
-            self._file(self.node).write_text("ended")
+            self._write("ended")
 
     def lost_nodes(self) -> list[int]:
         """Returns the nodes of which nothing more is heard."""
@@ -40,6 +41,10 @@ class NodeBeats:
             time.sleep(0.5)
             silent = [node for node in silent if self._read(node) == heard[node]]
         return silent
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # on a full disk, of which the rank that fills it tells
+            self._file(self.node).write_text(text)
 
     def _file(self, node: int) -> Path:
         return self.logs / f"node_{node}.beat"

@@ -25,8 +25,11 @@ class Placement:
     gpus: int | None = None  # of this node, where SLURM tells
 
     def name_of_start(self, num_earlier: int) -> str:
-        """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones."""
-        return f"local-{num_earlier}" if self.step is None else f"{self.job}.{self.step}-{self.restarts}"
+        """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones.
+
+        One node counts them: a shell on it may start the run again within the same step.
+        """
+        return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:

@@ -1,6 +1,5 @@
 """One start of a run on one of its nodes: from the checks to the state that it leaves."""
 
-import contextlib
 import shutil
 import sys
 import time
@@ -83,6 +82,7 @@ class Run:
                 folder.end(PREEMPTED, str(lost))
                 return self._wait_for_slurm(lost)
             except Stopped as stop:
+                self._make_room()
                 if node_failed(self.logs) and not stop.before_time_is_up:  # another node's, after which srun ends this
                     return self._end(first_error(self.logs))
                 folder.end(PREEMPTED, f"stopped by {stop}")
@@ -99,8 +99,8 @@ class Run:
             added = follower.read()
             if not rank_failed(self.logs):  # the first error is told first
                 follower.show(added)
-                self.folder.note_epoch(good_checkpoint.newest(self.folder.checkpoints))
-                good_checkpoint.prune(self.folder.checkpoints, self.plan.slices)
+                if self.folder.note_epoch(good_checkpoint.newest(self.folder.checkpoints)):
+                    good_checkpoint.prune(self.folder.checkpoints, self.plan.slices)
 
         try:
             code = self._launch(each_second)
@@ -138,8 +138,7 @@ class Run:
                 write_node_error(self.logs, self.placement.node, code)
             return code
         finally:
-            with contextlib.suppress(OSError):  # on a full disk
-                self.beats.end()
+            self.beats.end()
 
     def _wait_for_slurm(self, lost: NodeLost) -> int:
         """Waits until SLURM ends the job, which it then puts back into the queue without the lost node.

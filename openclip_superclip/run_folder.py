@@ -76,11 +76,13 @@ class RunFolder:
         """Writes into run.json what has been found out."""
         self._write("run.json", _json(self.record() | values))
 
-    def note_epoch(self, epoch: int) -> None:
-        """Writes into state.json that the slice is trained, and saved."""
+    def note_epoch(self, epoch: int) -> bool:
+        """Writes into state.json that the slice is trained, and saved; tells whether that is new."""
         state = self.state()
-        if state["epoch"] != epoch:
+        new = state["epoch"] != epoch
+        if new:
             self._write("state.json", _json({**state, "epoch": epoch}))
+        return new
 
     def end(self, state: str, error: str | None = None) -> None:
         """Writes how this start of the run ended."""

@@ -60,8 +60,7 @@ find_tools() {
 
 # Writes $scratch/cxx and $scratch/cmake, which Horovod's build is to call, and says in variables what it is to build.
 configure() {
-    local cxx options=""
-    cxx=$(command -v "${CXX:-g++}") || fail "no C++ compiler: install g++ 10 or newer, or set CXX"
+    local options=""
     export CXX=$scratch/cxx HOROVOD_CMAKE=$scratch/cmake MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
     export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
     export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
@@ -86,6 +85,7 @@ configure() {
 }
 
 build() {
+    cxx=$(command -v "${CXX:-g++}") || fail "there is no C++ compiler ${CXX:-g++}: install g++ 10 or newer, or set CXX"
     mkdir -p "$(dirname "$cache")"
     scratch=$(mktemp -d "$cache.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +17,11 @@ from conftest import Run, run_ranks, superclip_train, write_model
 from test_equalities import WHOLE_PICTURES, assert_same_gradients, load, results_of, train_three_steps
 from tiny_run import SLICES, state, write_recipe
 
+from openclip_superclip.__main__ import main as superclip_main
 from openclip_superclip.demo.model import write_model as write_demo_model
 from openclip_superclip.demo.scenes import write_shards
+from openclip_superclip.engine import engine_flags
+from openclip_superclip.errors import InputError
 from openclip_superclip.plan import make_plan
 from openclip_superclip.recipe import read_recipe
 
@@ -51,9 +56,15 @@ class Horovod(NamedTuple):
 
     folder: Path
 
-    def environment(self) -> dict[str, str]:
-        paths = [str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    def environment(self, *first: Path) -> dict[str, str]:
+        paths = [*map(str, first), str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def horovodrun(self, command: list[str], cwd: Path, *first: Path) -> None:
+        """Runs a command on two ranks; packages in the folders of `first` hide others of their name."""
+        horovodrun = [sys.executable, self.folder / "bin/horovodrun", "-np", "2", "--gloo", *command]
+        done = subprocess.run(horovodrun, env=self.environment(*first), cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     def run(self, jobs: dict, folder: Path) -> dict[str, list[Run]]:
         """Returns what the jobs of horovod_interpreter.py left behind."""
@@ -66,14 +77,24 @@ class Horovod(NamedTuple):
         return {name: [Run(*run) for run in ranks] for name, ranks in runs.items()}
 
 
-@pytest.fixture(scope="session")
-def horovod(tmp_path_factory) -> Horovod:
-    """The wheel that slurm/build-horovod.sh builds once and keeps."""
+def build_wheel(**variables: str) -> subprocess.CompletedProcess:
+    """Runs slurm/build-horovod.sh, which prints the wheel's path."""
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
     command = ["bash", SLURM / "build-horovod.sh", "--wheel"]
-    built = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def wheel() -> str:
+    """Horovod for this PyTorch, built or kept from before."""
+    built = build_wheel()
     assert built.returncode == 0, built.stderr
+    return built.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def horovod(wheel, tmp_path_factory) -> Horovod:
     folder = tmp_path_factory.mktemp("horovod")
-    wheel = built.stdout.strip()
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True)
     return Horovod(folder)
 
@@ -144,6 +165,19 @@ def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
     return horovod.run(jobs, folder)
 
 
+def test_the_wheel_is_built_once_for_each_pytorch(wheel):
+    again = build_wheel(CXX="no-compiler")
+    assert (again.returncode, again.stdout.strip(), again.stderr) == (0, wheel, "")
+    assert f"torch{torch.__version__}" in wheel
+
+
+def test_a_build_that_fails_says_why_and_keeps_nothing(tmp_path):
+    failed = build_wheel(CXX="no-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "there is no C++ compiler no-compiler" in failed.stderr
+    assert not list(tmp_path.glob("*/*"))
+
+
 @pytest.mark.parametrize("number", range(len(GRADIENT_SCALES)), ids=lambda number: str(GRADIENT_SCALES[number][0]))
 def test_two_horovod_ranks_equal_two_of_ddp_and_one_process_on_the_same_global_batch(
     number, runs, folder, small_model, tmp_path
@@ -212,6 +246,13 @@ def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason,
     assert "Train Epoch" not in run.output
 
 
+def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
+    few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
+    plan = make_plan(read_recipe("demo/superclip_demo-model_8k_bs64", few), data=scenes, gpu_batch_max=32, device="cpu")
+    with pytest.raises(InputError, match="--accum-freq 2 cannot go with it"):
+        engine_flags("horovod", plan.command)
+
+
 def test_a_checkpoint_of_ddp_is_not_resumed_under_horovod(runs):
     for run in runs["of ddp"]:
         assert run.returncode == 1
@@ -243,12 +284,22 @@ def test_horovodrun_trains_the_demos_recipe_on_every_sample_once_as_ddp_does(hor
     ddp = run_ranks(superclip_train, *plan.command, "--name", "ddp", world_size=2, cwd=tmp_path)
     assert [run.returncode for run in ddp] == [0, 0], ddp[0].output[-2000:]
     train = [sys.executable, "-m", "openclip_superclip", "train", *plan.command, "--horovod", "--name", "horovod"]
-    horovodrun = [sys.executable, horovod.folder / "bin/horovodrun", "-np", "2", "--gloo", *train]
-    done = subprocess.run(horovodrun, env=horovod.environment(), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    horovod.horovodrun(train, tmp_path)
     ours, theirs = (load(tmp_path / "logs" / name)["state_dict"] for name in ("horovod", "ddp"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert_counted_once(ours, model, tmp_path / "shards")
+
+
+def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(horovod, runs, folder, flags_of, tmp_path):
+    installed = Path(open_clip.__file__).parent.parent
+    for part in ("open_clip", "open_clip_train", f"open_clip_torch-{version('open_clip_torch')}.dist-info"):
+        shutil.copytree(installed / part, tmp_path / "patched" / part)
+    assert superclip_main(["patch", "apply", "--source", str(tmp_path / "patched")]) == 0
+    train = [sys.executable, "-m", "open_clip_train.main", *flags_of("--superclip --horovod")]
+    horovod.horovodrun(train, tmp_path, tmp_path / "patched")
+    ours, launchers = load(tmp_path / "logs/run"), load(folder / "a table/logs/run")
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(ours[part], launchers[part], rtol=0, atol=0)
 
 
 def assert_counted_once(weights: dict, model: str, shards: Path) -> None:
@@ -294,7 +345,7 @@ def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(
 
 def test_srun_starts_horovods_ranks_on_two_nodes_without_ssh_and_they_train_as_ddp_does(cluster, horovod, recipe):
     command, expected = train_with_ddp(recipe, 4)
-    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"]}
+    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"], "HOROVOD_GLOO_IFACE": "eth0"}
     nodes = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0"]
     script = ["sbatch", "--parsable", *nodes, SLURM / "train-horovod.sbatch", *command, "--name", "srun"]
     job = cluster.call(*script, cwd=recipe.parent, **variables).strip()

@@ -212,10 +212,11 @@ def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(recipe, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], check=True)
-    try:
+    # The disk is seen through a process that ends with this one, and its mount with that.
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=100m tmpfs "$0" && echo && exec cat', tmp_path]
+    with subprocess.Popen(mount, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline()
+        disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
         code, _ = end(recipe, disk / "run", "--device", "cpu")
         assert code == 1
         assert state(disk / "run")["state"] == "failed"
@@ -223,5 +224,3 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(recipe, tmp_p
         assert state(disk / "run")["epoch"] == 1
         assert is_whole(disk / "run/checkpoints/epoch_1.pt")
         assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["epoch_1.pt"]
-    finally:
-        subprocess.run(["umount", disk], check=True)

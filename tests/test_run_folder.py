@@ -38,6 +38,11 @@ def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     assert (placement.num_nodes, placement.node, placement.gpus, placement.master_port) == (2, 1, 4, 20017)
 
 
+def test_a_node_alone_counts_its_starts_for_a_shell_makes_several_within_a_step():
+    placement = find_placement(IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"})
+    assert (placement.name_of_start(0), placement.name_of_start(1)) == ("local-0", "local-1")
+
+
 def test_a_process_outside_slurm_is_alone():
     alone = find_placement({})
     assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
@@ -150,16 +155,19 @@ def test_a_lock_that_was_lost_after_all_is_noticed(tmp_path):
 def write_checkpoints(folder: Path, *epochs: int) -> Path:
     folder.mkdir()
     for epoch in epochs:
-        torch.save({"epoch": epoch, "state_dict": {"weight": torch.randn(1000)}}, folder / f"epoch_{epoch}.pt")
+        weight = torch.frombuffer(bytearray(b"some weights" * 300), dtype=torch.uint8)
+        torch.save({"epoch": epoch, "state_dict": {"weight": weight}}, folder / f"epoch_{epoch}.pt")
     return folder
 
 
-def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path):
+@pytest.mark.parametrize("bit", [1, 128])
+@pytest.mark.parametrize("place", [b"some weights", b"PK\x01\x02", b"epoch_10/data.pkl"])
+def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
     folder = write_checkpoints(tmp_path / "checkpoints", 8, 9, 10)
     content = bytearray((folder / "epoch_10.pt").read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.rindex(place)] ^= bit
     (folder / "epoch_10.pt").write_bytes(content)
-    assert good_checkpoint.is_complete(folder / "epoch_10.pt")
+    assert good_checkpoint.newest(folder) >= 9
     assert good_checkpoint.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
     assert list(good_checkpoint.checkpoints(folder)) == [8, 9]
 
@@ -227,6 +235,10 @@ def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path)
     assert first_error(tmp_path).who == "rank 3"
     Error("rank 5", "Signal 9", time=3.0, is_cause=True).write(tmp_path / "node_1.error.json")
     assert first_error(tmp_path).who == "rank 5"
+
+
+def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
+    node_beats.NodeBeats(tmp_path / "on a full disk", 1, 2).beat()
 
 
 def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):

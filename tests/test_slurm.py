@@ -61,15 +61,23 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
-def test_a_preempted_job_goes_on_to_the_weights_of_an_undisturbed_one(cluster, work, recipe, undisturbed):
+def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_an_undisturbed_one(
+    cluster, work, recipe, undisturbed
+):
     run = work / "runs/preempted"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(run, 2)
-    cluster.call("scancel", "--signal=USR1", "--batch", job)
-    wait_until(lambda: state(run)["state"] == "preempted", 20, "the state")
+    wait_for_epoch(run, 1)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
+    wait_for_epoch(run, 3)
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    cluster.call("sbatch", *urgent, cwd=work)
     ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    assert (state(run)["state"], state(run)["restarts"]) == ("finished", 1)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [(one["state"], one["error"]) for one in starts] == [
+        ("preempted", "stopped by SIGUSR1"), ("preempted", "stopped by SIGTERM"), ("finished", None),
+    ]  # fmt: skip
+    assert (state(run)["state"], state(run)["restarts"]) == ("finished", 2)
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
 
@@ -101,7 +109,6 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.call("scancel", job)
-    cluster.call("on", "node2", "pkill", "-CONT", "-f", "bin/superclip run")
     assert cluster.wait(job)["JobState"] == "CANCELLED"
 
 
@@ -165,13 +172,6 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
         )
         assert f"--batch-size {batch_size} --accum-freq {accum_freq} " in command
         assert f"--train-data '{shards}'" in command
-
-
-def test_an_impossible_split_ends_the_job_before_anything_is_trained(cluster, work):
-    script = [SLURM / "train.sbatch", "datacomp1b/superclip_vit-b-16_512m_bs16k"]
-    job = cluster.call("sbatch", "--parsable", "--nodes=2", "--gpus-per-node=3", *script, cwd=work).strip()
-    assert cluster.wait(job)["JobState"] == "FAILED"
-    assert "does not divide among 6 GPUs" in (work / f"slurm-{job}.out").read_text()
 
 
 def test_the_study_script_gives_each_task_its_recipe(cluster, work, recipe):

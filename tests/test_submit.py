@@ -16,7 +16,7 @@ CASES = {
     "one_run": [
         B16, "--nodes", "4", "--data", "/data/{00000..41455}.tar", "--partition", "big", "--account", "vision",
         "--qos", "long", "--time", "12:00:00", "--constraint", "a100&ib", "--set", "lr=5e-4", "--gpu-batch-max", "256",
-        "--sbatch", "exclude=node7",
+        "--sbatch", "exclude=node7", "--sbatch", "gres=gpu:8",
     ],
     "study_in_pyxis": [
         B16, "--nodes", "2", "--array", "1k,16k", "--methods", "clip,superclip", "--max-running", "2",

@@ -124,6 +124,8 @@ def _job(options: argparse.Namespace, plans: dict):
     for option in options.sbatch:
         name, _, value = option.removeprefix("--").partition("=")
         sbatch[name] = value
+    if "gres" in sbatch:  # where SLURM knows no --gpus-per-node
+        sbatch["gpus-per-node"] = None
     arguments = {
         "--data": options.data,
         "--gpu-batch-max": options.gpu_batch_max,

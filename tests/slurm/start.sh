@@ -69,7 +69,10 @@ MinJobAge=3600
 JobCompType=jobcomp/filetxt
 JobCompLoc=$D/log/jobcomp.txt
 NodeName=node[1-$NODES] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM $([ "$GPUS" -gt 0 ] && echo Gres=gpu:$GPUS) State=UNKNOWN
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 EOF
 { echo "AutoDetect=off"
   if [ "$GPUS" -gt 0 ]; then echo "NodeName=node[1-$NODES] Name=gpu File=$D/dev/nvidia[0-$((GPUS-1))]"; fi; } > "$D/etc/gres.conf"

@@ -48,14 +48,13 @@ export MASTER_ADDR MASTER_PORT
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --cpu-bind=none \
     --kill-on-bad-exit=1 ${CONTAINER:-} superclip run "$recipe" "$@" &
 step=$! told=
-trap 'told=1; kill -USR1 $step' USR1 # srun hands it to every node; `superclip run` then stops and exits with 75
-while true; do
-    wait $step
-    code=$?
-    kill -0 $step 2>/dev/null || break # a signal ends wait before srun has ended
-done
+trap 'told=$SECONDS; kill -USR1 $step' USR1 # srun hands it to every node; `superclip run` then stops and exits with 75
+while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends wait before srun has ended
+wait $step
+code=$?
 
-if [ $code -eq 75 ] || { [ "$told" ] && [ $code -gt 1 ]; }; then # 0 is finished, 1 failed
+# 0 is finished, 1 failed. A job that is told as soon as it starts has no time to train, and would be queued for ever.
+if [ $code -eq 75 ] || { [ "${told:-0}" -gt 300 ] && [ $code -gt 1 ]; }; then
     echo "train.sbatch: back into the queue, to go on from the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
 fi
