@@ -31,7 +31,7 @@ def check_horovod() -> None:
     try:
         importlib.import_module("horovod.torch")
     except ImportError as error:
-        from .submission import slurm_folder
+        from .running.submission import slurm_folder
 
         raise InputError(
             f"--horovod: Horovod is not installed for this PyTorch ({' '.join(str(error).split())}): "

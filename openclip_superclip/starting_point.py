@@ -16,7 +16,7 @@ def check_resume(file: str, with_head: bool, with_ddp: bool | None = None) -> No
         with_head: whether --superclip trains.
         with_ddp: whether the ranks are torch.distributed's; None for a process alone, which reads either's names.
     """
-    from .checkpoint import read_checkpoint
+    from .weights.checkpoint import read_checkpoint
 
     try:
         checkpoint = read_checkpoint(file)
@@ -56,8 +56,8 @@ def how_to_load(pretrained: str) -> dict:
     """Returns what OpenCLIP's factory must be told about a file of weights."""
     if not os.path.isfile(pretrained):
         return {}
-    from .checkpoint import is_torchscript
     from .model import FRESH_HEAD
+    from .weights.checkpoint import is_torchscript
 
     if pretrained.endswith(".npz"):
         logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come

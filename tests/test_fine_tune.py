@@ -17,7 +17,7 @@ from released import FULL_SHAPES, LIST_OF_WORDS, add_to_cache, random_weights, w
 from safetensors.torch import save_file
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoint import is_torchscript
+from openclip_superclip.weights.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"

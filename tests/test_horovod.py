@@ -20,10 +20,10 @@ from tiny_run import SLICES, state, write_recipe
 from openclip_superclip.__main__ import main as superclip_main
 from openclip_superclip.demo.model import write_model as write_demo_model
 from openclip_superclip.demo.scenes import write_shards
-from openclip_superclip.engine import engine_flags
 from openclip_superclip.errors import InputError
-from openclip_superclip.plan import make_plan
-from openclip_superclip.recipe import read_recipe
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe import read_recipe
+from openclip_superclip.running.engine import engine_flags
 
 SLURM = Path(__file__).parent.parent / "slurm"
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.authors import from_authors
 from openclip_superclip.vision import encode_image
+from openclip_superclip.weights.authors import from_authors
 
 THEIRS, CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
 

@@ -12,13 +12,13 @@ from conftest import run_ranks, superclip_train
 from small_shards import write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.batch_split import divisors
 from openclip_superclip.demo.model import write_model
 from openclip_superclip.errors import InputError
-from openclip_superclip.plan import make_plan, openclip_steps
-from openclip_superclip.plan_cost import estimate_cost
-from openclip_superclip.plan_text import command_text
-from openclip_superclip.recipe import read_recipe
+from openclip_superclip.planning.batch_split import divisors
+from openclip_superclip.planning.plan import make_plan, openclip_steps
+from openclip_superclip.planning.plan_cost import estimate_cost
+from openclip_superclip.planning.plan_text import command_text
+from openclip_superclip.planning.recipe import read_recipe
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 DEMO = "demo/superclip_demo-model_8k_bs16"

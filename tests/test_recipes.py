@@ -11,11 +11,11 @@ import paper
 import pytest
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.command_check import check_command
 from openclip_superclip.config import Config, config_from
 from openclip_superclip.errors import InputError
-from openclip_superclip.plan import make_plan
-from openclip_superclip.recipe import FIELDS, read_recipe, recipe_files
+from openclip_superclip.planning.command_check import check_command
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe import FIELDS, read_recipe, recipe_files
 
 RECIPES = {f"{path.parent.name}/{path.stem}": read_recipe(str(path)) for path in recipe_files()}
 STUDY = [1024, 2048, 4096, 8192, 16384, 32768]

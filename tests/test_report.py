@@ -19,7 +19,7 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.evaluation.records import record_file
-from openclip_superclip.recipe import read_recipe
+from openclip_superclip.planning.recipe import read_recipe
 from openclip_superclip.report.reading import read_run
 from openclip_superclip.report.study import find_studies
 from openclip_superclip.training_log import read_log
@@ -325,7 +325,7 @@ def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
 
 
 def _recipes(group: str) -> list[Path]:
-    from openclip_superclip.recipe import recipe_files
+    from openclip_superclip.planning.recipe import recipe_files
 
     return [path for path in recipe_files() if path.parent.name == group]
 

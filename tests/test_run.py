@@ -14,7 +14,7 @@ import torch
 import yaml
 from tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
-from openclip_superclip.good_checkpoint import is_whole
+from openclip_superclip.running.good_checkpoint import is_whole
 
 SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]

@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_run import write_recipe
 
-from openclip_superclip import good_checkpoint, node_beats
 from openclip_superclip.errors import InputError
-from openclip_superclip.first_error import Error, first_error
-from openclip_superclip.placement import Placement, find_placement
-from openclip_superclip.provenance import recorded_environment
-from openclip_superclip.recipe import read_recipe
-from openclip_superclip.run_folder import PREEMPTED, RunFolder
-from openclip_superclip.run_lock import lock
+from openclip_superclip.planning.recipe import read_recipe
+from openclip_superclip.running import good_checkpoint, node_beats
+from openclip_superclip.running.first_error import Error, first_error
+from openclip_superclip.running.placement import Placement, find_placement
+from openclip_superclip.running.provenance import recorded_environment
+from openclip_superclip.running.run_folder import PREEMPTED, RunFolder
+from openclip_superclip.running.run_lock import lock
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
@@ -129,8 +129,8 @@ def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from openclip_superclip.run_lock import lock\n"
-        "from openclip_superclip.placement import Placement\n"
+        "import sys; from pathlib import Path; from openclip_superclip.running.run_lock import lock\n"
+        "from openclip_superclip.running.placement import Placement\n"
         "with lock(Path(sys.argv[1]), Placement()): print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, tmp_path / "lock"]

@@ -9,9 +9,9 @@ import webdataset
 from small_shards import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.brace_pattern import contract, expand
 from openclip_superclip.errors import InputError
-from openclip_superclip.shard_check import check_data
+from openclip_superclip.planning.brace_pattern import contract, expand
+from openclip_superclip.planning.shard_check import check_data
 from openclip_superclip.slices import reads
 
 SAMPLES = NUM_SHARDS * SHARD_SIZE

@@ -104,7 +104,7 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
     wait_for_epoch(run, 1)
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.rank_process")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
     wait_until(lambda: state(run)["state"] == "preempted", 60, "the state")
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"

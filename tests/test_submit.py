@@ -8,7 +8,7 @@ import pytest
 from tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.submission import Job, job_script, template
+from openclip_superclip.running.submission import Job, job_script, template
 
 GOLDEN = Path(__file__).parent / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"

@@ -35,9 +35,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _average(options: argparse.Namespace) -> str:
-    from ..averaging import average
-    from ..checkpoint import read_checkpoint
-    from ..folder import save_weights, whole_output
+    from ..weights.averaging import average
+    from ..weights.checkpoint import read_checkpoint
+    from ..weights.folder import save_weights, whole_output
 
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints, options.add_counts)

@@ -44,11 +44,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _export(options: argparse.Namespace) -> str:
-    from ..card import model_card
-    from ..checkpoint import check_match, read_checkpoint
-    from ..folder import fit, save_weights, whole_output, write_model
-    from ..run_record import read_run_record
-    from ..which_model import which_model
+    from ..weights.card import model_card
+    from ..weights.checkpoint import check_match, read_checkpoint
+    from ..weights.folder import fit, save_weights, whole_output, write_model
+    from ..weights.run_record import read_run_record
+    from ..weights.which_model import which_model
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     checkpoint = read_checkpoint(options.checkpoint)
@@ -64,7 +64,7 @@ def _export(options: argparse.Namespace) -> str:
     with whole_output(options.out, options.overwrite) as folder:
         folder.mkdir()
         if options.format == "hf":
-            from ..transformers_clip import write_clip_model
+            from ..weights.transformers_clip import write_clip_model
 
             write_clip_model(folder, architecture, model, weights)
             usage = _HF_USAGE.format(folder=options.push or options.out)

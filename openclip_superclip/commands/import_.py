@@ -40,10 +40,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> str:
-    from ..authors import from_authors, with_text_in_place
-    from ..checkpoint import check_match, read_checkpoint
-    from ..folder import fit, read_architecture, whole_output, write_model
     from ..unpatched import plugins_model_class
+    from ..weights.authors import from_authors, with_text_in_place
+    from ..weights.checkpoint import check_match, read_checkpoint
+    from ..weights.folder import fit, read_architecture, whole_output, write_model
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     architecture = read_architecture(options.model)

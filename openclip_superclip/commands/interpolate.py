@@ -51,9 +51,9 @@ def _released_file(released: str) -> str:
 
 
 def _interpolate(options: argparse.Namespace) -> str:
-    from ..averaging import interpolate
-    from ..checkpoint import read_checkpoint
-    from ..folder import save_weights, whole_output
+    from ..weights.averaging import interpolate
+    from ..weights.checkpoint import read_checkpoint
+    from ..weights.folder import save_weights, whole_output
 
     released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)

@@ -6,20 +6,20 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..engine import ENGINES
 from ..errors import InputError
+from ..running.engine import ENGINES
 
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be queued again, 128 + n stopped by signal n."""
     options = _parse(argv)
     from ..extras import check_horovod
-    from ..launch import Stopped, stopped_by_signals
-    from ..placement import find_placement
-    from ..plan import make_plan
-    from ..recipe import read_recipe
-    from ..run import Run
-    from ..run_folder import RunFolder
+    from ..planning.plan import make_plan
+    from ..planning.recipe import read_recipe
+    from ..running.launch import Stopped, stopped_by_signals
+    from ..running.placement import find_placement
+    from ..running.run import Run
+    from ..running.run_folder import RunFolder
 
     placement = find_placement()
     recipe = read_recipe(options.recipe, options.set)

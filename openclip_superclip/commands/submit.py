@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
     """Writes the job script beside the run, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
     from ..files import whole_file
-    from ..run_folder import RunFolder
-    from ..submission import job_script, template
+    from ..running.run_folder import RunFolder
+    from ..running.submission import job_script, template
 
     plans = _plans(options)
     job = _job(options, plans)
@@ -77,11 +77,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _plans(options: argparse.Namespace) -> dict:
     """Returns folder: plan of every run; raises InputError where one cannot be trained."""
-    from ..engine import engine_flags
-    from ..plan import make_plan
-    from ..recipe import read_recipe
-    from ..run_folder import FINISHED, RunFolder
-    from ..study import study_recipes
+    from ..planning.plan import make_plan
+    from ..planning.recipe import read_recipe
+    from ..running.engine import engine_flags
+    from ..running.run_folder import FINISHED, RunFolder
+    from ..running.study import study_recipes
 
     wanted = [options.recipe]
     if options.array:
@@ -106,8 +106,8 @@ def _plans(options: argparse.Namespace) -> dict:
 
 
 def _job(options: argparse.Namespace, plans: dict):
-    from ..study import study_name
-    from ..submission import Job
+    from ..running.study import study_name
+    from ..running.submission import Job
 
     runs = list(plans)
     folder = str(options.out or "runs") if options.array else runs[0]
@@ -156,7 +156,7 @@ def _container(options: argparse.Namespace) -> str:
 
 
 def _script_path(options: argparse.Namespace, plans: dict) -> Path:
-    from ..study import study_name
+    from ..running.study import study_name
 
     if options.array:
         return (options.out or Path("runs")) / f"{study_name(options.recipe)}.job.sh"

@@ -13,11 +13,11 @@ from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from torch import Tensor, nn
 
-from ..checkpoint import check_match, read_checkpoint
 from ..errors import InputError
-from ..folder import Architecture, fit, write_model
-from ..run_record import read_run_record
-from ..which_model import which_model
+from ..weights.checkpoint import check_match, read_checkpoint
+from ..weights.folder import Architecture, fit, write_model
+from ..weights.run_record import read_run_record
+from ..weights.which_model import which_model
 
 
 class Evaluated(NamedTuple):

@@ -3,7 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from ..recipe import Recipe, read_recipe, recipe_files
+from ..planning.recipe import Recipe, read_recipe, recipe_files
 from .reported import method_variant
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from ..errors import InputError
-from ..recipe import read_recipe
-from ..run_record import read_run_record
+from ..planning.recipe import read_recipe
 from ..training_log import read_log
+from ..weights.run_record import read_run_record
 from .reported import CUT, FINISHED, MISSING, Reported, method_variant, not_default
 from .scores import read_scores
 

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..recipe import Recipe
+from ..planning.recipe import Recipe
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 NAMES = {

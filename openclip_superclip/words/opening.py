@@ -10,14 +10,14 @@ from open_clip.constants import HF_CONFIG_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from ..checkpoint import check_match, read_checkpoint
 from ..commands.export import HEAD_NAME
 from ..errors import InputError
-from ..folder import fit
-from ..run_record import read_run_record
 from ..statistics import special_token_ids
 from ..unpatched import plugins_model_class
-from ..which_model import which_model
+from ..weights.checkpoint import check_match, read_checkpoint
+from ..weights.folder import fit
+from ..weights.run_record import read_run_record
+from ..weights.which_model import which_model
 
 
 class Opened(NamedTuple):

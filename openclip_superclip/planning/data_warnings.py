@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..slices import Reads
 from .shard_look import Look
-from .slices import Reads
 
 TOLERANCE = 0.02  # of a number of samples: data sets that are downloaded at different times differ
 

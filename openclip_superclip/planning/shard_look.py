@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .captions import long_caption
-from .shards import read_samples
+from ..captions import long_caption
+from ..shards import read_samples
 
 IMAGES = ("png", "jpg", "jpeg", "webp")  # OpenCLIP's
 

@@ -1,6 +1,6 @@
 """The global batch over GPUs: what each takes at once, and how often it takes it before a step."""
 
-from .errors import InputError
+from ..errors import InputError
 
 WELL_FILLED = 0.5  # of what a GPU holds; below it another number of GPUs trains faster
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 HEAD_NAMES = {
     "text_decoder.ln_mlp.weight": "class_head.ln.weight",

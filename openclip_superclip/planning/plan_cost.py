@@ -4,11 +4,11 @@ import os
 
 from open_clip import get_model_config, get_tokenizer
 
-from .benchmark.flops import count_gmacs, model_without_weights
-from .errors import InputError
-from .good_checkpoint import KEPT
+from ..benchmark.flops import count_gmacs, model_without_weights
+from ..errors import InputError
+from ..running.good_checkpoint import KEPT
+from ..statistics import special_token_ids
 from .plan import Plan
-from .statistics import special_token_ids
 
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from ..planning.plan import Plan
 from .placement import Placement, hosts
-from .plan import Plan
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow")
 RECORDED = re.compile(r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$")
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Returns the commit of the checkout that this package runs from, with "-dirty" where files differ from it."""
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parent.parent.parent
     if not (checkout / ".git").exists():
         return None
     git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

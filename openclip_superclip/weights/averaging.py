@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ..errors import InputError
 from .checkpoint import Checkpoint, check_match
-from .errors import InputError
 
 COUNTS = ("statistics.num_captions", "statistics.document_frequency")
 

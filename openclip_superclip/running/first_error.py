@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files import whole_file
 from .engine import killed_rank
-from .files import whole_file
 
 
 class Error(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 HEAD_PREFIXES = ("class_head.", "statistics.")
 NUM_SHOWN = 3  # mismatches: enough to see what kind they are

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..errors import InputError
+from ..shards import is_remote
+from ..slices import reads
 from . import data_warnings
 from .brace_pattern import contract, expand
-from .errors import InputError
 from .shard_look import Look, look_at
-from .shards import is_remote
-from .slices import reads
 
 NUM_THREADS = 32  # that ask a network's file system for sizes
 MORE = 3  # shards, before a broken first and last one are taken for all

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from open_clip.constants import HF_CONFIG_NAME
 
-from .errors import InputError
+from ..errors import InputError
 from .folder import Architecture, read_architecture
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from .config import Config
-from .errors import InputError
+from ..config import Config
+from ..errors import InputError
 from .yaml_text import dump, parse
 
 
@@ -64,7 +64,7 @@ KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping
 
 def recipe_files() -> list[Path]:
     """Returns the shipped recipes, of the installed package or of the checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     files = [*package.glob("recipes/*/*.yaml")] or [*package.parent.glob("recipes/*/*.yaml")]
     return sorted(files)
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 
+from ..errors import InputError
+from ..planning.plan import Plan
 from . import good_checkpoint
 from .engine import engine_flags, torchrun_command
-from .errors import InputError
 from .first_error import Error, describe, first_error, node_failed, rank_failed, write_node_error
 from .launch import QUEUE_AGAIN, Follower, Stopped, launch
 from .node_beats import NodeBeats
 from .placement import Placement, hosts
-from .plan import Plan
 from .provenance import what_runs, which_start
 from .run_folder import FAILED, FINISHED, PREEMPTED, RunFolder
 from .run_lock import LockLost

@@ -23,7 +23,7 @@ class Job:
 
 def slurm_folder() -> Path:
     """Returns the folder of the scripts for clusters, of the installed package or of the checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     return next(path for path in (package, package.parent) if (path / "slurm").is_dir()) / "slurm"
 
 

@@ -7,8 +7,8 @@ import io
 import sys
 import types
 
-from . import hooks, unpatched
-from .errors import InputError
+from .. import hooks, unpatched
+from ..errors import InputError
 
 
 class _Parsed(Exception):

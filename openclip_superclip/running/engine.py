@@ -17,8 +17,8 @@ def engine_flags(engine: str, arguments: list[str]) -> list[str]:
     """
     if engine == "torchrun":
         return []
-    from .command_check import check_command
-    from .horovod_mends import refuse_broken
+    from ..horovod_mends import refuse_broken
+    from ..planning.command_check import check_command
 
     refuse_broken(check_command(arguments))
     return ["--horovod"]
@@ -42,7 +42,7 @@ def torchrun_command(placement: Placement, num_processes: int, logs: Path, argum
     return [
         sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={num_processes}",
         f"--log-dir={os.devnull}",  # or it leaves a folder in /tmp
-        "-m", "openclip_superclip.rank_process", "--", str(logs), *arguments,
+        "-m", "openclip_superclip.running.rank_process", "--", str(logs), *arguments,
     ]  # fmt: skip
 
 

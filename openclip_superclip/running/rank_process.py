@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .commands import train
+from ..commands import train
 from .first_error import Error
 from .launch import end_with_parent
 

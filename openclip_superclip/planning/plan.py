@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
+from ..errors import InputError
 from .batch_split import split
 from .command_check import check_command
-from .errors import InputError
 from .recipe import Recipe
 from .train_command import train_arguments
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 from .placement import Placement
 
 

@@ -10,8 +10,8 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .checkpoint import check_match
-from .errors import InputError
 from .folder import Architecture, save_weights
 
 # Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import braceexpand
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from .errors import InputError
-from .recipe import find_recipe
+from ..errors import InputError
+from ..planning.recipe import find_recipe
 
 NAME = re.compile(r"(?P<method>[^_]+)_(?P<study>.+)_bs(?P<batch>\w+)")
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from .errors import InputError
-from .files import whole_file
+from ..errors import InputError
+from ..files import whole_file
+from ..planning.recipe import Recipe, read_recipe
 from .good_checkpoint import newest
 from .placement import Placement
-from .recipe import Recipe, read_recipe
 from .run_lock import lock
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 
 
 class Architecture(NamedTuple):

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from .config import Config
-from .errors import InputError
+from ..config import Config
+from ..errors import InputError
 from .recipe import Recipe
 
 METHODS = {  # with the paper's names

@@ -1,0 +1,1 @@
+"""A recipe's training: on this machine or, under SLURM, on all nodes of a job."""
