@@ -18,6 +18,7 @@ from openclip_superclip.unpatched import REPLACED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ON_ONE_LINE = " ".join(README.split())
 
 
 @pytest.mark.parametrize(("recorded", "tables"), [
@@ -57,9 +58,9 @@ def test_every_command_it_calls_exists():
 def test_it_counts_the_hooks_and_the_names_that_the_launcher_replaces():
     words = {6: "six", 7: "seven", 8: "eight", 9: "nine", 12: "twelve", 13: "thirteen", 14: "fourteen"}
     num_hooks = words[sum(hasattr(value, "open_clip_spec") for value in vars(hooks).values())]
-    assert f"[the {num_hooks} hooks]" in README
-    assert f"{num_hooks} [pluggy]" in README
-    assert f"the {words[len(REPLACED)]} names that it replaces" in README
+    assert f"[the {num_hooks} hooks]" in ON_ONE_LINE
+    assert f"{num_hooks} [pluggy]" in ON_ONE_LINE
+    assert f"the {words[len(REPLACED)]} names that it replaces" in ON_ONE_LINE
 
 
 def test_every_file_it_links_to_exists():
