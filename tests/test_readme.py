@@ -1,5 +1,6 @@
 """The README says what the code does: its tables are the commands' output, its flags exist, its snippets run."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -28,6 +29,13 @@ ON_ONE_LINE = " ".join(README.split())
 ])  # fmt: skip
 def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, tables):
     assert tables(json.loads((ROOT / recorded).read_text())) in README
+
+
+def test_its_batch_size_study_is_what_superclip_report_wrote():
+    (table,) = re.findall(r"<!-- batch table -->\n(.*?)\n<!-- end", README, flags=re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    with open(ROOT / "docs/batch_size.csv", newline="") as file:
+        assert [rows[0], *rows[2:]] == list(csv.reader(file))
 
 
 def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
