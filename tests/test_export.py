@@ -314,6 +314,9 @@ def write_bad_files(folder):
     save_file({"a": torch.ones(1000)}, folder / "whole.safetensors")
     (folder / "truncated.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:500])
     (folder / "folder").mkdir()
+    for epoch in (2, 10):
+        (folder / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / f"run/checkpoints/epoch_{epoch}.pt").write_bytes(whole)
 
 
 BAD_FILES = {
@@ -327,6 +330,7 @@ BAD_FILES = {
     "code.bin": "nothing but weights is ever loaded",
     "nowhere.pt": "there is no file",
     "folder": "holds no weights",
+    "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
     "whole.safetensors": "does not match",
 }
 

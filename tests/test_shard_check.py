@@ -163,6 +163,14 @@ def test_a_pattern_that_nothing_matches_is_refused(tmp_path):
         check(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"), [("", "is a folder; expected its shards"), ("/*.tar", r"has a \*; expected braces")]
+)
+def test_a_folder_and_a_star_are_not_taken_for_one_shard_among_too_few(wrong, told, whole):
+    with pytest.raises(InputError, match=told):
+        check_data(f"{whole}{wrong}", 8, 4, 4)
+
+
 @pytest.mark.parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar", "https://host/{00..15}.tar"])
 def test_what_is_not_a_file_is_said_not_to_be_checked(pattern, capsys):
     checked = check_data(pattern, 1, 1, 4, full=True)

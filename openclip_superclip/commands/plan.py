@@ -43,7 +43,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
-        "--data", metavar="SHARDS", help="brace pattern of the shards, in quotes; the first and the last are read"
+        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes (no * or folder); first and last are read"
     )
     parser.add_argument("--check", action="store_true", help="read all shards; exit code 1 where one is bad")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that --check reads with (default: one a core)")

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         name: read_recipe(str(path)) for name, path in named.items() if all(word in name for word in options.words)
     }
     if not found:
-        raise InputError(f"WORD: no recipe's name holds {' and '.join(options.words)}; superclip recipes lists all")
+        raise InputError(f"no recipe's name holds {' and '.join(options.words)}; superclip recipes lists all")
     recipes = dict(sorted(found.items(), key=lambda item: (item[0].rpartition("_bs")[0], item[1].global_batch_size)))
     if options.json:
         print(json.dumps({name: recipe.as_dict() for name, recipe in recipes.items()}, indent=1))

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         with stopped_by_signals():
             return run.first_node() if placement.node == 0 else run.other_node()
     except Stopped as stop:
-        print(f"superclip run: stopped by {stop}", file=sys.stderr, flush=True)
+        print(f"superclip run: stopped by {stop}; the same command goes on", file=sys.stderr, flush=True)
         return stop.exit_code
 
 
@@ -69,7 +69,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what `superclip run` and `superclip submit` have in common."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
-    parser.add_argument("--data", metavar="SHARDS", help="brace pattern of the shards (default: the recipe's)")
+    parser.add_argument("--data", metavar="SHARDS", help="brace pattern of shards, in quotes (default: the recipe's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"

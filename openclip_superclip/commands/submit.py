@@ -65,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--skip-data-check", action="store_true", help="the nodes see the shards, this machine does not"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the job script, and submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the job script, read no shards, submit nothing")
     options = parser.parse_args(argv)
     options.set = settings(options.set)
     if options.mounts and not (options.container_image or options.apptainer):

@@ -41,18 +41,20 @@ def check_data(
         long_caption: where the long caption is; "" where none is read.
     """
     shards = expand(pattern)
-    _check_number(len(shards), world_size, workers, slices)
+    _refuse_other_patterns(shards[0])
     checked = {
         "data": pattern, "shards": len(shards), "found": None, "bytes": None, "full": False, "samples": None,
         "samples_listed": None, "samples_expected": expected_samples, "bad": [], "good": None, "warnings": [],
     }  # fmt: skip
     if any(map(is_remote, shards)):
+        _check_number(len(shards), world_size, workers, slices)
         return checked | {"warnings": data_warnings.remote(sum(map(is_remote, shards)), len(shards))}
     sizes = _file_sizes(shards)
     if not sizes:
         hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
         raise InputError(f"--data: there is no file {shards[0]}{others}{hint}")
+    _check_number(len(shards), world_size, workers, slices)
     looks = look_at(list(sizes), long_caption, jobs) if full else _look_at_ends(list(sizes), long_caption)
     if all(look.problem for look in looks):
         raise InputError(f"--data: {looks[0].shard}: {looks[0].problem}")
@@ -70,6 +72,14 @@ def check_data(
         )  # fmt: skip
         warnings += data_warnings.read_twice(first)
     return checked | {"warnings": warnings}
+
+
+def _refuse_other_patterns(first: str) -> None:
+    """Raises InputError for a folder or a *, which OpenCLIP does not look into."""
+    if os.path.isdir(first):
+        raise InputError(f"--data: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
+    if "*" in first and not is_remote(first):
+        raise InputError(f"--data: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
 
 
 def _check_number(num_shards: int, world_size: int, workers: int, slices: int) -> None:

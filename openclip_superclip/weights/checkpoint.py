@@ -80,9 +80,13 @@ def _file_in(path: Path) -> Path:
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir  # OpenCLIP's own choice among the files of a folder
 
+        from ..starting_point import latest_checkpoint
+
         found = _find_checkpoint_in_dir(path)
         if found is None:
-            raise InputError(f"{path} holds no weights: expected open_clip_model.safetensors or the like")
+            last = latest_checkpoint(str(path / "checkpoints"), save_most_recent=False)
+            expected = f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
+            raise InputError(f"{path} holds no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
