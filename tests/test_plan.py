@@ -243,6 +243,7 @@ def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, c
     (["--gpu-batch-max", "0"], "--gpu-batch-max is 0"),
     (["--workers", "-1"], "--workers is -1"),
     (["--mfu", "0"], "--mfu is 0.0"),
+    (["--mfu", "40"], "--mfu is 40.0; expected a share of the peak"),
     (["--set", "lr"], "--set is lr"),
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),

@@ -56,6 +56,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--array", "16,1k"], "there is no recipe {recipe.parent}/superclip_tiny_192_bs1k.yaml; beside it are superclip_"),
     (["--apptainer", "my image.sif", "--gpus-per-node", "1"], "'my image.sif' has a space in it"),
     (["--methods", "clip"], "--methods is clip; expected --array beside it"),
+    (["--max-running", "2"], "--max-running is 2; expected --array beside it"),
     (["--mounts", "/data"], "--mounts is /data; expected --container-image or --apptainer"),
     (["--set", "lr"], "--set is lr; expected KEY=VALUE"),
     (["--gpus-per-node", "5"], "a global batch of 16 does not divide among 5 GPUs"),

@@ -72,6 +72,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--mounts is {options.mounts}; expected --container-image or --apptainer beside it")
     if options.methods and not options.array:
         raise InputError(f"--methods is {options.methods}; expected --array beside it, the batch sizes")
+    if options.max_running and not options.array:
+        raise InputError(f"--max-running is {options.max_running}; expected --array beside it, the batch sizes")
     return options
 
 
