@@ -2,6 +2,8 @@
 
 import importlib
 import keyword
+import os
+import select
 import sys
 
 from . import __version__
@@ -45,10 +47,24 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = f"{name}_" if keyword.iskeyword(name) else name
     try:
-        return importlib.import_module(f".commands.{module}", __package__).main(rest)
+        code = importlib.import_module(f".commands.{module}", __package__).main(rest)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+        return 1
+
+
+def _reader_is_gone() -> bool:
+    """Tells whether what reads our output, `head` say, has closed it."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _usage() -> str:

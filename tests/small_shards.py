@@ -12,15 +12,18 @@ NUM_SHARDS, SHARD_SIZE = 16, 16
 PATTERN = "{000000..000015}.tar"
 
 
-def write_shards(folder: Path) -> str:
-    """Writes them and returns their brace pattern."""
+def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
+    """Writes them, once, and returns their brace pattern."""
+    pattern = f"{folder}/{{000000..{num_shards - 1:06}}}.tar"
+    if folder.exists():
+        return pattern
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for shard in range(NUM_SHARDS):
+    for shard in range(num_shards):
         with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
             for sample in range(SHARD_SIZE):
                 picture = io.BytesIO()
                 Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(picture, "png")
                 caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
                 tar.write({"__key__": f"{shard:06}{sample:03}", "png": picture.getvalue(), "txt": caption})
-    return f"{folder}/{PATTERN}"
+    return pattern

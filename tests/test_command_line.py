@@ -118,3 +118,9 @@ def test_it_trains_under_torchrun(train_flags, tmp_path):
     assert "world_size: 2" in done.stderr + done.stdout
     assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2
     assert done.stdout.count("this OpenCLIP is not patched") == 1
+
+
+def test_output_that_its_reader_no_longer_wants_is_no_traceback():
+    command = f"{sys.executable} -m openclip_superclip recipes | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("1", "")

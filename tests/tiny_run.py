@@ -1,22 +1,19 @@
 """A recipe that trains in seconds on CPU processes, and what a run of it leaves behind."""
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-import webdataset
 import yaml
-from conftest import WORDS, write_model
-from PIL import Image
+from conftest import write_model
+from small_shards import SHARD_SIZE, write_shards
 
-NUM_SHARDS, SHARD_SIZE, SLICES, BATCH = 12, 16, 3, 16
+NUM_SHARDS, SLICES, BATCH = 12, 3, 16
 
 
 def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, passes: int = 2, **values) -> Path:
-    """Writes a recipe with its model and its shards, and returns its file, METHOD_tiny_256_bsBATCH.yaml."""
-    shards = write_shards(folder / "shards")
+    """Writes a recipe with its model and its shards, and returns its file, METHOD_tiny_SAMPLES_bsBATCH.yaml."""
+    shards = write_shards(folder / "shards", NUM_SHARDS)
     num_samples = NUM_SHARDS * SHARD_SIZE
     recipe = {
         "method": method, "model": write_model(folder / "model", text={"vocab_size": 49408, "width": 32, "heads": 2}),
@@ -30,23 +27,6 @@ def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, pa
     path = folder / f"{method}_tiny_{num_samples}_bs{batch}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
-
-
-def write_shards(folder: Path) -> str:
-    """Writes pictures of noise with captions, once, and returns their brace pattern."""
-    pattern = f"{folder}/{{000000..{NUM_SHARDS - 1:06}}}.tar"
-    if folder.exists():
-        return pattern
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for shard in range(NUM_SHARDS):
-        with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
-            for sample in range(SHARD_SIZE):
-                picture = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(picture, "png")
-                caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
-                tar.write({"__key__": f"{shard:06}{sample:03}", "png": picture.getvalue(), "txt": caption})
-    return pattern
 
 
 def state(run: Path) -> dict:

@@ -5,7 +5,7 @@ import json
 import math
 
 from ..errors import InputError
-from .run import settings
+from .run import add_recipe_options, settings
 
 MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 
@@ -39,20 +39,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description="Prints the whole plan of a run: OpenCLIP's command, batch arithmetic, steps, slices, FLOPs and "
         "sizes, and what is known of the data.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that superclip recipes lists")
+    add_recipe_options(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
-        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes (no * or folder); first and last are read"
+        "--check",
+        action="store_true",
+        help="read all shards, not the first and the last; exit code 1 where one is bad",
     )
-    parser.add_argument("--check", action="store_true", help="read all shards; exit code 1 where one is bad")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that --check reads with (default: one a core)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
-    )
-    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
-    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
     parser.add_argument(
         "--mfu", type=float, default=MFU, metavar="SHARE",
         help="share of its peak that a GPU reaches, recomputation counted (default: %(default)s)",

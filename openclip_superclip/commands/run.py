@@ -66,17 +66,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `superclip run` and `superclip submit` have in common."""
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what makes a plan of a recipe, for `superclip plan`, `run` and `submit`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
-    parser.add_argument("--data", metavar="SHARDS", help="brace pattern of shards, in quotes (default: the recipe's)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes, no * or folder (default: the recipe's)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
     )
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `superclip run` and `superclip submit` have in common."""
+    add_recipe_options(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--engine", choices=ENGINES, default="torchrun",
         help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
