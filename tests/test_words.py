@@ -325,7 +325,7 @@ def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
     [
         (["empty", "--model", "model"], "empty holds no pictures; expected .bmp .gif"),
         (["nowhere.png", "--model", "model"], "there is no picture nowhere.png"),
-        (["picture.png", "--model", "nowhere"], "--model: there is no nowhere"),
+        (["picture.png", "--model", "nowhere"], "--model: there is no file or folder nowhere"),
         (["picture.png", "--model", "plain"], "--model: plain holds no class head, which is what sees words: export "),
         (["picture.png", "--model", "plain.pt"], "plain.pt holds no class head, which is what sees words: it is of a"),
         (["picture.png", "--model", "for-transformers"], "for-transformers is for transformers; export the checkpoint"),

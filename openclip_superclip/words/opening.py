@@ -61,7 +61,7 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
 def _weights(path: Path) -> dict[str, Tensor]:
     """Returns the weights with those of the head, which an export keeps in a file of its own."""
     if not path.exists():
-        raise InputError(f"--model: there is no {path}")
+        raise InputError(f"--model: there is no file or folder {path}")
     try:
         checkpoint = read_checkpoint(path)
         beside = path / HEAD_NAME
