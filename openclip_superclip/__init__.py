@@ -4,25 +4,25 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .classification import class_loss, plain_class_loss
     from .errors import InputError
-    from .factory import create_model_and_transforms
-    from .loss import SuperCLIPLoss
-    from .model import SuperCLIP, SuperCoCa, SuperCustomTextCLIP
-    from .statistics import TokenStatistics
+    from .integration.model_factory import create_model_and_transforms
+    from .method.class_loss import class_loss, plain_class_loss
+    from .method.model import SuperCLIP, SuperCoCa, SuperCustomTextCLIP
+    from .method.superclip_loss import SuperCLIPLoss
+    from .method.token_statistics import TokenStatistics
 
 __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "errors",
-    "SuperCLIP": "model",
-    "SuperCLIPLoss": "loss",
-    "SuperCoCa": "model",
-    "SuperCustomTextCLIP": "model",
-    "TokenStatistics": "statistics",
-    "class_loss": "classification",
-    "create_model_and_transforms": "factory",
-    "plain_class_loss": "classification",
+    "SuperCLIP": "method.model",
+    "SuperCLIPLoss": "method.superclip_loss",
+    "SuperCoCa": "method.model",
+    "SuperCustomTextCLIP": "method.model",
+    "TokenStatistics": "method.token_statistics",
+    "class_loss": "method.class_loss",
+    "create_model_and_transforms": "integration.model_factory",
+    "plain_class_loss": "method.class_loss",
 }
 
 __all__ = [

@@ -2,12 +2,12 @@
 
 import os
 
+from .checkpoints.resume_check import check_resume, how_to_load
 from .config import Config, add_options, config_from, data_config_from, options_of
-from .data_check import check_captions, is_table
+from .data.caption_check import check_captions, is_table
 from .errors import InputError, print_in_one_line
-from .extras import check_horovod
 from .hooks import hookimpl
-from .starting_point import check_resume, how_to_load, latest_checkpoint
+from .optional_dependencies import check_horovod
 
 
 @hookimpl
@@ -40,13 +40,13 @@ def open_clip_check_options(args):
 @hookimpl
 def open_clip_model_kwargs(args):
     if _mends_horovod(args):
-        from .horovod_mends import start_process_group
+        from .distributed.horovod_fixes import start_process_group
 
         start_process_group()
     config = config_from(vars(args))
     if config is None:
         return None
-    from .factory import head_options
+    from .integration.model_factory import head_options
 
     return how_to_load(args.pretrained) | {
         "superclip": head_options(
@@ -66,7 +66,7 @@ def open_clip_model_kwargs(args):
 def open_clip_select_model_class(model_class, model_cfg):
     if "superclip" not in model_cfg:
         return None
-    from .model import with_class_head
+    from .method.model import with_class_head
 
     return with_class_head(model_class)
 
@@ -78,7 +78,7 @@ def open_clip_create_loss(args):
         return None
     from open_clip import create_loss
 
-    from .loss import SuperCLIPLoss
+    from .method.superclip_loss import SuperCLIPLoss
 
     # SigLIP exchanges features with gradients; a local loss keeps the scale of its own rows.
     shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
@@ -90,7 +90,7 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     config = config_from(vars(args))
     if config is None or config.captions == "short":
         return None
-    from .captions import CaptionTokens
+    from .data.caption_tokens import CaptionTokens
 
     table = is_table(args.train_data, args.dataset_type)
     return CaptionTokens(
@@ -109,7 +109,7 @@ def open_clip_data_order(args, shared_epoch):
     slices = data_config_from(vars(args)).slices
     if slices is None:
         return None
-    from .data_order import DataOrder
+    from .data.slice_order import DataOrder
 
     order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch)
     return order.shards, order.samples
@@ -124,7 +124,7 @@ def _check_horovod(args) -> None:
     """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet."""
     check_horovod()
     if _mends_horovod(args):
-        from .horovod_mends import mend_horovod, refuse_broken
+        from .distributed.horovod_fixes import mend_horovod, refuse_broken
 
         refuse_broken(args)
         mend_horovod()
@@ -141,8 +141,8 @@ def _check_slices(args, slices: int) -> None:
     """Raises InputError for training data that cannot be passed over in slices, by as many ranks as are to train."""
     if not args.train_data and args.dataset_type != "synthetic":
         return
-    from .horovod_ranks import launched_size
-    from .slices import check_slices
+    from .data.slices import check_slices
+    from .distributed.horovod_rendezvous import launched_size
 
     samples, world_size = args.train_num_samples, launched_size()
     check_slices(slices, args.train_data, args.dataset_type, args.dataset_resampled, samples, world_size, args.workers)
@@ -154,7 +154,7 @@ def _check_idf_file(args, idf: str) -> None:
         return
     from open_clip import get_tokenizer
 
-    from .frequencies import read_frequencies
+    from .data.frequency_file import read_frequencies
 
     tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
     read_frequencies(idf).check(tokenizer, f"--superclip-idf: {idf}")
@@ -176,6 +176,8 @@ def _check_resume(args, with_head: bool) -> None:
     if file == "latest":
         if args.name is None or args.remote_sync is not None:
             return
+        from .checkpoints.checkpoint import latest_checkpoint
+
         file = latest_checkpoint(os.path.join(args.logs, args.name, "checkpoints"), args.save_most_recent)
     if file and os.path.isfile(file):
         from open_clip_train.distributed import is_using_distributed

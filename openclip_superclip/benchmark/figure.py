@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..files import whole_file
+from ..atomic_files import whole_file
 
 
 def draw(path: Path, report: dict) -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import InputError
-from ..extras import check_matplotlib
+from ..optional_dependencies import check_matplotlib
 
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs, attention's products left out
 AUTOCAST = {"fp32": None, "amp": "float16", "amp_bf16": "bfloat16"}
@@ -61,10 +61,10 @@ def _measure(options: argparse.Namespace) -> dict:
     import open_clip
     import torch
 
-    from ..benchmark.flops import count_gmacs
-    from ..benchmark.losses import CONTENDERS
-    from ..benchmark.step import make_step
+    from ..benchmark.loss_variants import CONTENDERS
     from ..benchmark.timing import interleaved, peak_memory
+    from ..benchmark.training_step import make_step
+    from ..method.flops import count_gmacs
 
     if options.model not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's built-in models")
@@ -112,7 +112,7 @@ def _prepare(names, batch: int, width: int, vocab: int, device: str, autocast: s
     """Returns the calls of contenders on the same inputs."""
     import torch
 
-    from ..benchmark.losses import compute, make_inputs
+    from ..benchmark.loss_variants import compute, make_inputs
 
     inputs = make_inputs(batch, width, vocab, device)
     dtype = autocast and getattr(torch, autocast)
@@ -136,7 +136,7 @@ def _device_name(device: str) -> str:
 
 def tables(report: dict) -> str:
     """Returns the report's tables in Markdown: medians, ratios, peak memory, FLOPs."""
-    from ..benchmark.flops import head_share
+    from ..method.flops import head_share
 
     options = report["options"]
     baseline = statistics.median(report["head_seconds"]["three products"])
@@ -179,8 +179,8 @@ def tables(report: dict) -> str:
 
 
 def _write(out: Path, report: dict) -> None:
+    from ..atomic_files import whole_file
     from ..benchmark.figure import draw
-    from ..files import whole_file
 
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(out / "benchmark.json") as file:

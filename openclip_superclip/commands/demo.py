@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InputError
-from ..extras import check_matplotlib
+from ..optional_dependencies import check_matplotlib
 
 EQUAL_TIME = "CLIP, equal time"
 QUICK = {"seeds": 1, "samples": 5000, "learning_rates": [5e-4]}
@@ -97,7 +97,7 @@ def _write_recipe_data(folder: Path) -> int:
 
 
 def _write_evaluation(folder: Path) -> int:
-    from ..demo.benchmark_data import write_benchmark_data
+    from ..demo.evaluation_data import write_benchmark_data
 
     names = " ".join(write_benchmark_data(folder))
     print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {names} --suite zeroshot,retrieval,probe")
@@ -115,7 +115,7 @@ def _is_mode(captions: str) -> bool:
 
 def _compare_captions(options: argparse.Namespace) -> int:
     """Trains and measures in every mode of captions, prints the table and returns the exit code."""
-    from ..demo.modes import compare_modes, modes_table
+    from ..demo.caption_modes import compare_modes, modes_table
 
     print(f"\n{modes_table(compare_modes(options))}\n\n{options.out}/captions.json and runs/ hold the rest.")
     return 0
@@ -125,8 +125,8 @@ def _compare(options: argparse.Namespace) -> dict:
     """Makes the data, runs everything and returns what demo.json holds."""
     import torch
 
-    from ..demo.model import write_model
-    from ..demo.run import METHODS, Run, train_and_measure, versions
+    from ..demo.demo_model import write_model
+    from ..demo.demo_run import METHODS, Run, train_and_measure, versions
     from ..demo.scenes import write_shards
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
@@ -209,10 +209,10 @@ def table(report: dict) -> str:
 
 
 def _write(out: Path, report: dict, model: str) -> None:
+    from ..atomic_files import whole_file
+    from ..demo.demo_run import Run, checkpoint, load
     from ..demo.figure import draw
     from ..demo.measures import describe
-    from ..demo.run import Run, checkpoint, load
-    from ..files import whole_file
 
     with whole_file(out / "demo.json") as file:
         file.write(json.dumps(report, indent=1).encode())

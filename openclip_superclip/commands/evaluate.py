@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..extras import check_clip_benchmark
+from ..optional_dependencies import check_clip_benchmark
 
 
 def main(argv: list[str]) -> int:
@@ -69,8 +69,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import make_plan
+    from ..evaluation.evaluate_models import evaluate_all
     from ..evaluation.models import find_models
-    from ..evaluation.run import evaluate_all
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     settings = _settings(options)
@@ -102,10 +102,10 @@ def _settings(options: argparse.Namespace):
 
 def _report(outcome, plan, data: Path, folders: list[Path]) -> None:
     """Prints the results and what is missing from them, and writes each folder's table beside its results."""
+    from ..atomic_files import whole_file
     from ..evaluation.datasets import other_data
     from ..evaluation.records import read_records
     from ..evaluation.summary import table
-    from ..files import whole_file
 
     for folder in folders:
         if records := read_records(folder):

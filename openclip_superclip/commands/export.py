@@ -4,10 +4,10 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..checkpoints import HEAD_NAME
 from ..errors import InputError
 
 WEIGHTS_NAMES = {"openclip": "open_clip_model.safetensors", "torch": "open_clip_pytorch_model.bin"}
-HEAD_NAME = "superclip_head.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -44,11 +44,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _export(options: argparse.Namespace) -> str:
-    from ..weights.card import model_card
-    from ..weights.checkpoint import check_match, read_checkpoint
-    from ..weights.folder import fit, save_weights, whole_output, write_model
-    from ..weights.run_record import read_run_record
-    from ..weights.which_model import which_model
+    from ..checkpoints.checkpoint import check_match, read_checkpoint
+    from ..checkpoints.model_card import model_card
+    from ..checkpoints.model_folder import fit, save_weights, whole_output, write_model
+    from ..checkpoints.training_record import read_run_record
+    from ..checkpoints.which_model import which_model
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     checkpoint = read_checkpoint(options.checkpoint)
@@ -64,7 +64,7 @@ def _export(options: argparse.Namespace) -> str:
     with whole_output(options.out, options.overwrite) as folder:
         folder.mkdir()
         if options.format == "hf":
-            from ..weights.transformers_clip import write_clip_model
+            from ..checkpoints.transformers_export import write_clip_model
 
             write_clip_model(folder, architecture, model, weights)
             usage = _HF_USAGE.format(folder=options.push or options.out)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..errors import InputError
-from ..extras import check_matplotlib
+from ..optional_dependencies import check_matplotlib
 
 LISTED = 20  # tokens that --show lists at either end
 
@@ -74,7 +74,7 @@ def _counting(options: argparse.Namespace):
     from open_clip_train.data import expand_urls
 
     from ..config import Config
-    from ..counting import Counting
+    from ..data.frequency_count import Counting
 
     torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
     if options.captions == "dual":
@@ -98,7 +98,7 @@ def _part(part: str, num_shards: int) -> tuple[int, int]:
 
 
 def _count(options: argparse.Namespace) -> str:
-    from ..counting import count_shards
+    from ..data.frequency_count import count_shards
 
     out = _out(options)
     counting, shards = _counting(options)
@@ -113,7 +113,7 @@ def _count(options: argparse.Namespace) -> str:
 
 
 def _merge(options: argparse.Namespace) -> str:
-    from ..frequencies import merge, read_frequencies
+    from ..data.frequency_file import merge, read_frequencies
 
     out = _out(options)
     total = merge([read_frequencies(part) for part in options.merge], [str(part) for part in options.merge])
@@ -122,10 +122,11 @@ def _merge(options: argparse.Namespace) -> str:
 
 
 def _show(options: argparse.Namespace) -> str:
-    from ..frequencies import idf, read_frequencies
+    from ..data.frequency_file import read_frequencies
+    from ..method.idf import idf
 
     check_matplotlib("--show")
-    from ..frequency_figure import draw
+    from ..data.frequency_figure import draw
 
     frequencies = read_frequencies(options.show)
     counts = frequencies.document_frequency
@@ -157,7 +158,7 @@ def _decoder(options: argparse.Namespace):
 
 
 def _benchmark(options: argparse.Namespace) -> str:
-    from ..benchmark.captions import captions_per_second
+    from ..benchmark.counting_speed import captions_per_second
 
     counting, shards = _counting(options)
     rates = captions_per_second(counting, shards)

@@ -51,9 +51,9 @@ def _released_file(released: str) -> str:
 
 
 def _interpolate(options: argparse.Namespace) -> str:
-    from ..weights.averaging import interpolate
-    from ..weights.checkpoint import read_checkpoint
-    from ..weights.folder import save_weights, whole_output
+    from ..checkpoints.averaging import interpolate
+    from ..checkpoints.checkpoint import read_checkpoint
+    from ..checkpoints.model_folder import save_weights, whole_output
 
     released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)

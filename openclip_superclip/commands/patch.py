@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import patching
 from ..errors import InputError
-from ..installation import Installation, find_installation
+from ..integration import patching
+from ..integration.installed_openclip import Installation, find_installation
 
 EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.OTHER: 3, patching.MODIFIED: 4}
 ERROR = 2  # argparse's own

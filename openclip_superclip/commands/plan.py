@@ -13,10 +13,10 @@ MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
     options = _parse(argv)
+    from ..planning.cost import estimate_cost
     from ..planning.plan import make_plan
-    from ..planning.plan_cost import estimate_cost
-    from ..planning.plan_text import plan_text
-    from ..planning.recipe import read_recipe
+    from ..planning.plan_summary import plan_text
+    from ..planning.recipe_file import read_recipe
 
     recipe = read_recipe(options.recipe, settings(options.set))
     plan = make_plan(

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="WORD", help="only the recipes whose name holds every WORD")
     parser.add_argument("--json", action="store_true", help="print all that they say, for machines")
     options = parser.parse_args(argv)
-    from ..planning.recipe import read_recipe, recipe_files
+    from ..planning.recipe_file import read_recipe, recipe_files
 
     named = {f"{path.parent.name}/{path.stem}": path for path in recipe_files()}
     found = {
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def table(recipes: dict) -> str:
     """Returns a line for each recipe, given by name."""
-    from ..planning.recipe_check import METHODS
+    from ..planning.recipe_rules import METHODS
 
     rows = [HEAD]
     for name, recipe in recipes.items():

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
-from ..extras import check_matplotlib
+from ..optional_dependencies import check_matplotlib
 
 
 def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     check_matplotlib("superclip report")
-    from ..report.reading import read_run
-    from ..report.reported import MISSING
-    from ..report.study import find_studies
+    from ..report.comparison import find_studies
+    from ..report.reported_run import MISSING
+    from ..report.run_reader import read_run
 
     runs = [read_run(path) for path in dict.fromkeys(options.runs)]
     missing = [run for run in runs if run.state == MISSING]
     if len(missing) == len(runs):
         told = "; ".join(f"{run.path}: {run.note}" for run in missing[:3])
         raise InputError(f"RUN: no run was found ({told}); give folders of superclip run or of OpenCLIP's training")
-    from ..report.files import write_report
+    from ..report.report_files import write_report
 
     facts = (
         f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "

@@ -7,18 +7,18 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..running.engine import ENGINES
+from ..running.rank_command import ENGINES
 
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be queued again, 128 + n stopped by signal n."""
     options = _parse(argv)
-    from ..extras import check_horovod
+    from ..optional_dependencies import check_horovod
     from ..planning.plan import make_plan
-    from ..planning.recipe import read_recipe
+    from ..planning.recipe_file import read_recipe
     from ..running.launch import Stopped, stopped_by_signals
+    from ..running.node_run import Run
     from ..running.placement import find_placement
-    from ..running.run import Run
     from ..running.run_folder import RunFolder
 
     placement = find_placement()

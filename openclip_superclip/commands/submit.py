@@ -15,9 +15,9 @@ SBATCH = ("partition", "account", "qos", "time", "constraint")  # options that a
 def main(argv: list[str]) -> int:
     """Writes the job script beside the run, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
-    from ..files import whole_file
+    from ..atomic_files import whole_file
+    from ..running.job_script import job_script, template
     from ..running.run_folder import RunFolder
-    from ..running.submission import job_script, template
 
     plans = _plans(options)
     job = _job(options, plans)
@@ -80,10 +80,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _plans(options: argparse.Namespace) -> dict:
     """Returns folder: plan of every run; raises InputError where one cannot be trained."""
     from ..planning.plan import make_plan
-    from ..planning.recipe import read_recipe
-    from ..running.engine import engine_flags
+    from ..planning.recipe_file import read_recipe
+    from ..planning.study import study_recipes
+    from ..running.rank_command import engine_flags
     from ..running.run_folder import FINISHED, RunFolder
-    from ..running.study import study_recipes
 
     wanted = [options.recipe]
     if options.array:
@@ -108,8 +108,8 @@ def _plans(options: argparse.Namespace) -> dict:
 
 
 def _job(options: argparse.Namespace, plans: dict):
-    from ..running.study import study_name
-    from ..running.submission import Job
+    from ..planning.study import study_name
+    from ..running.job_script import Job
 
     runs = list(plans)
     folder = str(options.out or "runs") if options.array else runs[0]
@@ -158,7 +158,7 @@ def _container(options: argparse.Namespace) -> str:
 
 
 def _script_path(options: argparse.Namespace, plans: dict) -> Path:
-    from ..running.study import study_name
+    from ..planning.study import study_name
 
     if options.array:
         return (options.out or Path("runs")) / f"{study_name(options.recipe)}.job.sh"

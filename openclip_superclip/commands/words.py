@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from ..extras import check_matplotlib
+from ..optional_dependencies import check_matplotlib
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
 
@@ -13,7 +13,7 @@ SKIPPED = 3  # exit code where some of the pictures could not be read
 def main(argv: list[str]) -> int:
     """Prints the words of each picture, or writes them all; returns the exit code, 3 where pictures were skipped."""
     options = _parse(argv)
-    from ..words.pictures import find_pictures
+    from ..tagging.images import find_pictures
 
     paths = find_pictures(options.images)
     if options.heatmap:
@@ -65,9 +65,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _results(options: argparse.Namespace, paths: list[Path]) -> Iterator:
-    from ..words.opening import open_with_head
-    from ..words.results import look
-    from ..words.tagger import Tagger
+    from ..tagging.image_words import look
+    from ..tagging.tagger import Tagger
+    from ..tagging.tagging_model import open_with_head
 
     opened = open_with_head(options.model, options.architecture, options.device)
     tagger = Tagger(opened, options.words, options.top)
@@ -87,8 +87,8 @@ def _write_sheet(options: argparse.Namespace, paths: list[Path]) -> int:
     """Writes the contact sheet and the lines of JSON, and returns how many pictures could not be read."""
     from tqdm import tqdm
 
-    from ..files import whole_file
-    from ..words.contact_sheet import ContactSheet
+    from ..atomic_files import whole_file
+    from ..tagging.contact_sheet import ContactSheet
 
     results, skipped = _results(options, paths), []
     with whole_file(options.out / "words.jsonl") as lines, whole_file(options.out / "index.html") as page:

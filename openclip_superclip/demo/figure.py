@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..files import whole_file
+from ..atomic_files import whole_file
 
 COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b", "CLIP, equal time": "#4f6d7a"}
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .model import write_model
+from .demo_model import write_model
 from .scenes import write_shards
 
 NUM_SHARDS, SHARD_SIZE = 16, 512  # 4 slices of 4 shards: every batch size and 1, 2 or 4 ranks divide them

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..files import whole_file
+from ..atomic_files import whole_file
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")

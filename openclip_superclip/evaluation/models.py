@@ -13,11 +13,11 @@ from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from torch import Tensor, nn
 
+from ..checkpoints.checkpoint import check_match, read_checkpoint
+from ..checkpoints.model_folder import Architecture, fit, write_model
+from ..checkpoints.training_record import read_run_record
+from ..checkpoints.which_model import which_model
 from ..errors import InputError
-from ..weights.checkpoint import check_match, read_checkpoint
-from ..weights.folder import Architecture, fit, write_model
-from ..weights.run_record import read_run_record
-from ..weights.which_model import which_model
 
 
 class Evaluated(NamedTuple):

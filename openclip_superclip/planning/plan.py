@@ -4,10 +4,12 @@ import dataclasses
 import math
 
 from ..errors import InputError
+from ..integration.command_check import check_command
 from .batch_split import split
-from .command_check import check_command
 from .recipe import Recipe
 from .train_command import train_arguments
+
+NUM_KEPT = 2  # newest checkpoints: the last may lie in a cache still, when a machine loses power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Plan:
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
         """Returns what is known of the plan's shards; InputError where training could not start."""
-        from .shard_check import check_data
+        from ..data.shard_scan import check_data
 
         return check_data(
             self.data, self.world_size, self.workers, self.slices, self.recipe.data_samples, full,

@@ -1,6 +1,6 @@
 """The arguments of `superclip train` that a plan comes to."""
 
-from .recipe_check import CONFIG_FIELDS
+from .recipe_rules import CONFIG_FIELDS
 
 
 def train_arguments(plan) -> list[str]:

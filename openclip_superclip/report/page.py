@@ -3,8 +3,8 @@
 import base64
 from html import escape
 
-from .reported import Reported
-from .table import Table
+from ..table import Table
+from .reported_run import Reported
 
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

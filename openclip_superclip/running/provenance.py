@@ -7,9 +7,9 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 from ..planning.plan import Plan
+from ..shipped_files import PACKAGE
 from .placement import Placement, hosts
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow")
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Returns the commit of the checkout that this package runs from, with "-dirty" where files differ from it."""
-    checkout = Path(__file__).parent.parent.parent
+    checkout = PACKAGE.parent
     if not (checkout / ".git").exists():
         return None
     git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -8,8 +8,8 @@ import time
 import traceback
 from pathlib import Path
 
-from ..commands import train
-from .first_error import Error
+from ..integration.training import train
+from .failure import Error
 from .launch import end_with_parent
 
 RESERVE = 64 << 10  # bytes for the error, kept on a disk that may become full
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     reserve = Path(logs) / f"rank_{rank}.reserve"
     reserve.write_bytes(os.urandom(RESERVE))
     try:
-        code = train.main(arguments)
+        code = train(arguments)
     except Exception as error:
         _record(Path(logs), rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
         raise

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from ..atomic_files import whole_file
 from ..errors import InputError
-from ..files import whole_file
-from ..planning.recipe import Recipe, read_recipe
-from .good_checkpoint import newest
+from ..planning.recipe import Recipe
+from ..planning.recipe_file import read_recipe
+from .checkpoint_files import newest
 from .placement import Placement
 from .run_lock import lock
 

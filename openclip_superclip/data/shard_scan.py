@@ -1,0 +1,160 @@
+"""The data check: whether the shards of a pattern are there, whole and enough for a run, before it starts."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import InputError
+from . import shard_warnings as data_warnings
+from .shard_contents import Look, look_at
+from .shard_pattern import contract, expand
+from .shard_reader import is_remote
+from .slices import reads
+
+NUM_THREADS = 32  # that ask a network's file system for sizes
+MORE = 3  # shards, before a broken first and last one are taken for all
+
+
+def check_data(
+    pattern: str,
+    world_size: int,
+    workers: int,
+    slices: int,
+    expected_samples: int | None = None,
+    full: bool = False,
+    *,
+    slice_samples: int | None = None,
+    batch_size: int | None = None,
+    long_caption: str = "",
+    jobs: int | None = None,
+) -> dict:
+    """Returns what is known of the shards of --train-data, for JSON; InputError where training could not start.
+
+    Args:
+        world_size, workers, slices: every worker of every rank needs a shard of each slice.
+        expected_samples: pairs in the data set.
+        full: whether to read all shards, in `jobs` processes, or the first and the last alone.
+        slice_samples, batch_size: --train-num-samples and --batch-size, for what a slice reads twice.
+        long_caption: where the long caption is; "" where none is read.
+    """
+    shards = expand(pattern)
+    _refuse_other_patterns(shards[0])
+    checked = {
+        "data": pattern, "shards": len(shards), "found": None, "bytes": None, "full": False, "samples": None,
+        "samples_listed": None, "samples_expected": expected_samples, "bad": [], "good": None, "warnings": [],
+    }  # fmt: skip
+    if any(map(is_remote, shards)):
+        _check_number(len(shards), world_size, workers, slices)
+        return checked | {"warnings": data_warnings.remote(sum(map(is_remote, shards)), len(shards))}
+    sizes = _file_sizes(shards)
+    if not sizes:
+        hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
+        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
+        raise InputError(f"--data: there is no file {shards[0]}{others}{hint}")
+    _check_number(len(shards), world_size, workers, slices)
+    looks = look_at(list(sizes), long_caption, jobs) if full else _look_at_ends(list(sizes), long_caption)
+    if all(look.problem for look in looks):
+        raise InputError(f"--data: {looks[0].shard}: {looks[0].problem}")
+    if long_caption and not any(look.num_long for look in looks):
+        said = f"no sample has the long caption '{long_caption}'; its members are {looks[0].members}"
+        raise InputError(f"--data: {looks[0].shard}: {said}")
+    listed = _listed_samples(shards)
+    checked |= _findings(shards, sizes, looks, listed, full)
+    warnings = data_warnings.all_of(checked, looks, listed, long_caption)
+    held = _held(shards, checked, looks, listed)
+    if slice_samples and batch_size and held:
+        first = reads(
+            held, slices, 0, 0,
+            num_samples=slice_samples, batch_size=batch_size, world_size=world_size, workers=workers,
+        )  # fmt: skip
+        warnings += data_warnings.read_twice(first)
+    return checked | {"warnings": warnings}
+
+
+def _refuse_other_patterns(first: str) -> None:
+    """Raises InputError for a folder or a *, which OpenCLIP does not look into."""
+    if os.path.isdir(first):
+        raise InputError(f"--data: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
+    if "*" in first and not is_remote(first):
+        raise InputError(f"--data: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
+
+
+def _check_number(num_shards: int, world_size: int, workers: int, slices: int) -> None:
+    """Raises InputError, with what would do, where a worker would have no shard of a slice."""
+    workers = max(1, workers)
+    needed = slices * world_size * workers
+    if num_shards >= needed:
+        return
+    advice = "fewer GPUs, or more and smaller shards"
+    if num_shards >= slices * world_size:
+        advice = f"--workers {num_shards // (slices * world_size)}"
+    elif num_shards >= world_size * workers:
+        advice = f"--set slices={num_shards // (world_size * workers)}"
+    raise InputError(
+        f"--data: {num_shards:,} shards are too few for {slices} slices × {world_size} ranks × {workers} workers; "
+        f"expected {needed:,} or more, or {advice}"
+    )
+
+
+def _file_sizes(shards: list[str]) -> dict[str, int]:
+    """Returns the bytes of those that exist."""
+
+    def size(shard: str) -> int | None:
+        try:
+            return os.stat(shard).st_size
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        sizes = list(tqdm(pool.map(size, shards), total=len(shards), desc="looking for shards", disable=None))
+    return {shard: size for shard, size in zip(shards, sizes, strict=True) if size is not None}
+
+
+def _look_at_ends(shards: list[str], long_caption: str) -> list[Look]:
+    """Returns looks at the first and the last shard, and at a few more where both are broken."""
+    looks = look_at(shards[:1] + shards[1:][-1:], long_caption)
+    return looks + (look_at(shards[1:-1][:MORE], long_caption) if all(look.problem for look in looks) else [])
+
+
+def _listed_samples(shards: list[str]) -> dict[str, int]:
+    """Returns the samples of the shards as the sizes.json beside them tell, as far as there are such."""
+    beside = {}
+    for folder in {Path(shard).parent for shard in shards}:
+        try:
+            beside[folder] = {
+                name: int(number) for name, number in json.loads((folder / "sizes.json").read_text()).items()
+            }
+        except OSError:
+            beside[folder] = {}
+        except (ValueError, TypeError, AttributeError):
+            raise InputError(f"--data: {folder}/sizes.json is no mapping of shards to numbers: remove it") from None
+    listed = {shard: beside[Path(shard).parent].get(Path(shard).name) for shard in shards}
+    return {shard: number for shard, number in listed.items() if number is not None}
+
+
+def _findings(shards: list[str], sizes: dict, looks: list[Look], listed: dict, full: bool) -> dict:
+    bad = {shard: "no such file" for shard in shards if shard not in sizes}
+    bad |= {look.shard: look.problem for look in looks if look.problem}
+    return {
+        "found": len(sizes),
+        "bytes": sum(sizes.values()),
+        "full": full,
+        "samples": sum(look.num_samples for look in looks) if full else None,
+        "samples_listed": sum(listed.values()) if listed else None,
+        "bad": [{"shard": shard, "problem": bad[shard]} for shard in shards if shard in bad],
+        "good": contract([shard for shard in shards if shard not in bad]) if bad else None,
+    }
+
+
+def _held(shards: list[str], checked: dict, looks: list[Look], listed: dict) -> list[int] | None:
+    """Returns the samples of each shard: as counted, as listed, or equally many of those expected; None if unknown."""
+    known = {look.shard: look.num_samples for look in looks} if checked["full"] else listed
+    expected = checked["samples_expected"]
+    if not known and not expected:
+        return None
+    mean = round(sum(known.values()) / len(known) if known else expected / len(shards))
+    bad = {one["shard"] for one in checked["bad"]}
+    return [0 if shard in bad else known.get(shard, mean) for shard in shards]

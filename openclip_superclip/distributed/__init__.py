@@ -1,0 +1,1 @@
+"""Ranks that train together: sums over them, and what Horovod needs."""

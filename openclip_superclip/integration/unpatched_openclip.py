@@ -1,0 +1,164 @@
+"""Makes an unpatched OpenCLIP call the hooks, by replacing a short list of its names.
+
+The calls are those that a patch would write into OpenCLIP; a patched OpenCLIP is left alone.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import itertools
+import threading
+import types
+from pathlib import Path
+
+from .. import hooks
+from ..errors import InputError
+
+PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
+MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
+
+# Every name that is replaced, and what stands there afterwards.
+REPLACED = {
+    "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
+    "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
+    "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
+    "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
+    **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
+    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
+    **{
+        f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
+        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
+    },
+    "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
+}
+
+
+_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
+_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
+
+
+def is_patched() -> bool:
+    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        raise InputError("OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4'")
+    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
+        return True
+    root = Path(package.origin).parent.parent
+    for file in (root / "open_clip/factory.py", *(root / f"open_clip_train/{name}.py" for name in PATCHED_IN_TRAINING)):
+        if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
+            raise InputError(
+                f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"
+            )
+    return False
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them."""
+
+    class Parser(argparse.ArgumentParser):
+        def __init__(self):
+            super().__init__(prog="superclip train")
+
+        def error(self, message):  # without the usage: OpenCLIP's fills the screen
+            self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
+
+        def parse_args(self, argv):
+            hook = hooks.plugin_manager().hook
+            hook.open_clip_add_options(parser=self)
+            args = super().parse_args(argv)
+            hook.open_clip_check_options(args=args)
+            return args
+
+    params = _replace("open_clip_train.params.argparse", lambda _: types.SimpleNamespace(ArgumentParser=Parser))
+    return params.parse_args(argv)
+
+
+def install(args: argparse.Namespace) -> None:
+    """Makes OpenCLIP's `main` train as `args` say, asking the plugins for model arguments, model class and loss."""
+    student = iter([args])  # the first model made; a second is the teacher of a distillation
+
+    def with_model_kwargs(create):
+        @functools.wraps(create)
+        def create_model_and_transforms(*model_args, **kwargs):
+            for args in itertools.islice(student, 1):
+                kwargs.update(hooks.model_kwargs(args))
+            return create(*model_args, **kwargs)
+
+        return create_model_and_transforms
+
+    def with_plugins_loss(create):
+        @functools.wraps(create)
+        def create_loss(args):
+            loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+            return create(args) if loss is None else loss
+
+        return create_loss
+
+    for path in REPLACED:  # whatever is missing is told before anything is replaced
+        _replace(path, lambda value: value)
+    from .unpatched_data import with_plugins_data
+
+    _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
+    _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
+    _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
+    _replace("open_clip_train.main.create_loss", with_plugins_loss)
+    _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
+    for name in MODEL_CLASSES:
+        _replace(f"open_clip.factory.{name}", _ModelSelector)
+
+
+@contextlib.contextmanager
+def plugins_model_class():
+    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
+    factory = importlib.import_module("open_clip.factory")
+    with _FACTORY:
+        before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
+        try:
+            if not is_patched():
+                for name in MODEL_CLASSES:
+                    _replace(f"open_clip.factory.{name}", _ModelSelector)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(factory, name, value)
+
+
+class _ModelSelector:
+    """Stands for a model class in OpenCLIP's factory: called, it makes the class that the plugins select."""
+
+    def __init__(self, model_class: type):
+        self.model_class = model_class
+        self.__name__ = model_class.__name__  # which the factory logs
+
+    def __call__(self, *args, **model_cfg):
+        hook = hooks.plugin_manager().hook
+        selected = hook.open_clip_select_model_class(model_class=self.model_class, model_cfg=model_cfg)
+        return (selected or self.model_class)(*args, **model_cfg)
+
+
+def _with_cpu_ranks(ddp: type) -> type:
+    class DistributedDataParallel(ddp):
+        def __init__(self, module, device_ids=None, **kwargs):
+            on_cpu = next(module.parameters()).device.type == "cpu"  # where torch accepts no device_ids
+            super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+    return DistributedDataParallel
+
+
+def _replace(path: str, make) -> types.ModuleType:
+    """Puts `make(what stands there)` in the place of the dotted `path` and returns the module that holds it."""
+    module_name, _, name = path.rpartition(".")
+    module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        version = importlib.metadata.version("open_clip_torch")
+        raise InputError(
+            f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, "
+            "pip install 'open_clip_torch[training]>=3.0,<4'"
+        )
+    setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
+    return module

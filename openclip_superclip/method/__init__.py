@@ -1,0 +1,1 @@
+"""The method: the class loss, the head, the model that carries it, and the statistics of the words."""

@@ -1,0 +1,59 @@
+"""FLOPs of a model's parts, counted by torch."""
+
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.utils import to_2tuple
+from torch.utils.flop_counter import FlopCounterMode
+
+from .model import with_class_head
+
+ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
+
+
+def model_without_weights(model_name: str, patch_dropout: float = 0.0):
+    """Returns an OpenCLIP model with its class head that has shapes alone, as training starts it.
+
+    `patch_dropout` is the share of the patch tokens that training leaves out, as --force-patch-dropout says.
+    """
+    model_cfg = open_clip.get_model_config(model_name)
+    if patch_dropout:
+        model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout
+    custom_text = model_cfg.pop("custom_text", False)
+    kind = CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP if custom_text else CLIP
+    with torch.device("meta"):
+        return with_class_head(kind)(**model_cfg, superclip={})
+
+
+def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: float = 0.0) -> dict[str, float]:
+    """Returns GMACs of one pair through `vision`, `text` and `head` of an OpenCLIP model, forward.
+
+    Counted on shapes alone. The paper's figures leave out attention's own products, as does `with_attention=False`.
+    """
+    model = model_without_weights(model_name, patch_dropout)
+    image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
+    text = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
+    patch_mean = torch.empty(1, model.patch_tokens.width, device="meta")
+    parts = {
+        "vision": lambda: model.encode_image(image),
+        "text": lambda: model.encode_text(text),
+        "head": lambda: model.class_head.logits(patch_mean),
+    }
+    return {name: _gmacs(part, with_attention) for name, part in parts.items()}
+
+
+def head_share(gmacs: dict[str, float]) -> float:
+    """Returns the head's GMACs over those of the two towers."""
+    return gmacs["head"] / (gmacs["vision"] + gmacs["text"])
+
+
+def _gmacs(part, with_attention: bool) -> float:
+    with FlopCounterMode(display=False) as counter:
+        part()
+    by_operator = counter.get_flop_counts()["Global"]
+    return sum(
+        count / 2e9
+        for operator, count in by_operator.items()
+        if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
+    )

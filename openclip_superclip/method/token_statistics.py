@@ -1,0 +1,106 @@
+"""How many captions hold each token, and the IDF weights that follow."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import rank_sums as ranks
+from ..errors import InputError
+from .idf import idf
+
+
+class Update(NamedTuple):
+    """Counts of one batch on their way to every rank."""
+
+    message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
+    work: object  # the running sum over the ranks, or None
+
+
+class TokenStatistics(nn.Module):
+    """Counts, for each token of the vocabulary, the captions that hold it (document frequency), over all ranks.
+
+    The counts are int64 buffers: they are saved with the model, no cast of the model touches them, and they stay exact.
+    Ids in `ignored_tokens` are never counted and have weight 0; a caption of nothing else is not counted either.
+
+    Args:
+        vocab_size: V, the number of token ids.
+        ignored_tokens: ids that are no words, such as start, end and padding.
+    """
+
+    def __init__(self, vocab_size: int, ignored_tokens: Iterable[int] = ()):
+        super().__init__()
+        self.vocab_size = vocab_size
+        counted = torch.ones(vocab_size, dtype=torch.bool)
+        ignored = {token for token in ignored_tokens if token < vocab_size}
+        counted[sorted(ignored)] = False
+        self.num_ignored = len(ignored)
+        self.register_buffer("counted", counted, persistent=False)  # bool [V]
+        self.register_buffer("num_captions", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("document_frequency", torch.zeros(vocab_size, dtype=torch.int64))
+        self._checked_ids = False
+
+    def update(self, tokens: Tensor) -> Tensor:
+        """Adds a batch of captions, tokens [B, L], and returns how many captions it holds on all ranks (int64 scalar).
+
+        Collective where torch.distributed or Horovod runs: every rank calls it, with a batch of any size of its own.
+        Raises InputError for an id outside the vocabulary.
+        """
+        return self.finish(self.begin(tokens))
+
+    @torch.compiler.disable
+    def begin(self, tokens: Tensor) -> Update:
+        """Counts tokens [B, L] here and starts their sum over the ranks; `finish` adds it."""
+        self._check_ids(tokens)
+        tokens, _ = tokens.long().sort(dim=1)
+        counts = self.counted[tokens]  # [B, L]
+        counts[:, 1:] &= tokens[:, 1:] != tokens[:, :-1]  # a repeated token counts once
+        message = torch.zeros(self.vocab_size + 2, dtype=torch.int64, device=tokens.device)
+        message.scatter_add_(0, tokens.flatten(), counts.flatten().long())
+        message[-2] = counts.any(dim=1).sum()
+        message[-1] = len(tokens)
+        several = ranks.world_size() > 1
+        return Update(message, ranks.begin_sum(message, "token counts") if several else None)
+
+    @torch.compiler.disable
+    def finish(self, update: Update) -> Tensor:
+        """Adds the counts of all ranks and returns how many captions the batch holds on all of them (int64 scalar)."""
+        if update.work is not None:
+            update.work.wait()
+        self.document_frequency += update.message[:-2]
+        self.num_captions += update.message[-2]
+        return update.message[-1]
+
+    def idf(self) -> Tensor:
+        """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper, eq. 4, online form).
+
+        The authors' code keeps running means in float64; on integer counts they reduce to this.
+        """
+        return idf(self.document_frequency, self.num_captions + 1) * self.counted
+
+    def _check_ids(self, tokens: Tensor) -> None:
+        """Raises InputError for an id outside the vocabulary.
+
+        Reading a value back from an accelerator would stall it, so there only the first batch is looked at.
+        """
+        if self._checked_ids and tokens.device.type != "cpu":
+            return
+        self._checked_ids = True
+        wrong = (tokens < 0) | (tokens >= self.vocab_size)
+        if wrong.any():
+            caption, position = wrong.nonzero()[0].tolist()
+            raise InputError(
+                f"caption {caption} of the batch holds token id {tokens[caption, position].item()}, but the text "
+                f"tower's vocabulary ends at {self.vocab_size - 1}: tokenizer and text_cfg.vocab_size do not match"
+            )
+
+
+def special_token_ids(tokenizer) -> tuple[int, ...]:
+    """Returns the ids that an OpenCLIP tokenizer adds to every caption: start, end, padding and the like.
+
+    0 is always among them: OpenCLIP's own tokenizer pads with it (there it is also the token "!"), and so does
+    OpenCLIP's wrapper of Hugging Face tokenizers where it strips the separator.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrappers keep theirs here
+    return tuple(sorted({0, *inner.all_special_ids}))

@@ -1,0 +1,39 @@
+"""Whether an optional dependency is there."""
+
+import importlib
+import importlib.util
+import sys
+
+from .errors import InputError
+
+
+def check_matplotlib(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot draw."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            f"{what} draws with matplotlib, which is not installed: install the extra [report], or "
+            "pip install matplotlib"
+        )
+
+
+def check_clip_benchmark(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot evaluate."""
+    for package in ("clip_benchmark", "requests"):  # which CLIP_benchmark imports and does not ask for
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{what} measures with {package}, which is not installed: install the extra [eval], or "
+                "pip install clip-benchmark requests"
+            )
+
+
+def check_horovod() -> None:
+    """Raises InputError, with the script to run, where there is no Horovod for this PyTorch."""
+    try:
+        importlib.import_module("horovod.torch")
+    except ImportError as error:
+        from .shipped_files import shipped_folder
+
+        raise InputError(
+            f"--horovod: Horovod is not installed for this PyTorch ({' '.join(str(error).split())}): "
+            f"PYTHON={sys.executable} bash {shipped_folder('slurm')}/build-horovod.sh builds and installs it"
+        ) from error

@@ -1,0 +1,167 @@
+"""A plan on one screen."""
+
+import shlex
+import textwrap
+
+from .plan import Plan
+from .recipe import Recipe
+from .recipe_rules import METHODS
+
+SHOWN = 10  # bad shards
+LONGEST = 1000  # characters of a pattern
+
+
+def plan_text(plan: Plan, cost: dict, checked: dict | None) -> str:
+    """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
+    recipe = plan.recipe
+    lines = [
+        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}",
+        *_row("paper", paper_text(recipe) or "reproduces none of its values"),
+        *_row("batch", _batch(plan)),
+        *_row("steps", _steps(plan)),
+        *_row("slices", _slices(plan, cost)),
+        *_row("compute", _compute(plan, cost)),
+        *_row("model", _model(cost)),
+        *_row("checkpoint", _checkpoints(plan, cost)),
+        *(line for warning in plan.warnings for line in _row("warning", warning)),
+        *_data(plan, checked),
+        "",
+        _where(plan),
+        command_text(plan),
+    ]
+    return "\n".join(lines)
+
+
+def paper_text(recipe: Recipe) -> str:
+    """Returns the paper's values of a recipe; "" where it reproduces none."""
+    if recipe.paper is None:
+        return ""
+    values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
+    return f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+
+
+def command_text(plan: Plan) -> str:
+    """Returns the command for a shell, a few flags a line."""
+    line = "superclip train"
+    if plan.world_size > 1:
+        where = "--standalone"
+        if plan.nodes > 1:
+            where = f"--nnodes {plan.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
+        line = f"torchrun {where} --nproc-per-node {plan.gpus_per_node} -m openclip_superclip train --"
+    lines = []
+    for flag in _flags([*plan.command, "--logs", "runs", "--name", plan.recipe.name]):
+        if len(line) + len(flag) > 115:
+            lines.append(line)
+            line = " "
+        line += f" {flag}"
+    return " \\\n".join([*lines, line])
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """Returns each flag with its values as the shell reads them."""
+    flags = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flags.append(argument)
+        else:
+            flags[-1] += f" {shlex.quote(argument)}"
+    return flags
+
+
+def _row(label: str, text: str) -> list[str]:
+    """Returns the lines of a row, wrapped."""
+    indents = {"initial_indent": f"  {label:<12}", "subsequent_indent": " " * 14}
+    return textwrap.wrap(text, 118, **indents, break_long_words=False, break_on_hyphens=False)
+
+
+def _batch(plan: Plan) -> str:
+    rank, ranks = ("GPU", "GPUs") if plan.device == "cuda" else ("process", "processes")
+    accumulated = f" × {plan.accum_freq} accumulated" if plan.accum_freq > 1 else ""
+    return (
+        f"{plan.global_batch_size:,} = {plan.batch_size:,} a {rank}{accumulated} × {plan.world_size} {ranks} "
+        f"({plan.nodes} × {plan.gpus_per_node})"
+    )
+
+
+def _steps(plan: Plan) -> str:
+    recipe = plan.recipe
+    return (
+        f"{plan.steps:,}: {plan.samples:,} samples, {plan.samples / recipe.data_samples:.3g} × the data set; learning "
+        f"rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"
+    )
+
+
+def _slices(plan: Plan, cost: dict) -> str:
+    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    return (
+        f"{plan.epochs}, {plan.slices} to a pass; a checkpoint after each, every {plan.slice_steps:,} steps{minutes}: "
+        "what an interruption loses at most"
+    )
+
+
+def _compute(plan: Plan, cost: dict) -> str:
+    flops = f"{cost['flops']:.2e} FLOPs, {cost['flops_per_sample'] / 1e9:,.1f} G a sample"
+    if cost["samples_per_second"]:
+        return f"{flops}; {_hours(cost)} at {cost['samples_per_second']:,.10g} samples/s"
+    if plan.device == "cpu":
+        return flops
+    return f"{flops}; {_hours(cost)} at {cost['mfu']:.0%} of {cost['gpu_tflops']:g} TFLOPS a GPU"
+
+
+def _hours(cost: dict) -> str:
+    return f"{cost['gpu_hours']:,.3g} GPU-hours, {cost['hours']:,.3g} hours"
+
+
+def _model(cost: dict) -> str:
+    if "vocabulary" not in cost:
+        return f"{cost['parameters']:,} parameters"
+    return (
+        f"{cost['parameters']:,} parameters, {cost['head_parameters']:,} of them the head's, for the vocabulary's "
+        f"{cost['vocabulary']:,} tokens ({cost['ignored_tokens']} special ones left out)"
+    )
+
+
+def _checkpoints(plan: Plan, cost: dict) -> str:
+    return (
+        f"{_bytes(cost['checkpoint_bytes'])}: weights, AdamW's moments and counts; superclip run keeps the two newest "
+        f"and each pass's last, {_bytes(cost['disk_bytes'])} at most"
+    )
+
+
+def _data(plan: Plan, checked: dict | None) -> list[str]:
+    if checked is None:
+        return _row("data", f"{plan.data}, the recipe's own: not checked; --data SHARDS looks at yours")
+    if checked["found"] is None:
+        return [*_row("data", plan.data), *(line for text in checked["warnings"] for line in _row("warning", text))]
+    counted = f", {checked['samples']:,} samples counted" if checked["full"] else ""
+    listed = f", {checked['samples_listed']:,} samples by sizes.json" if checked["samples_listed"] else ""
+    looked = "all were read" if checked["full"] else "the first and the last were read"
+    lines = _row(
+        "data",
+        f"{plan.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {_bytes(checked['bytes'])}"
+        f"{counted}{listed}; {looked}",
+    )
+    for warning in checked["warnings"]:
+        lines += _row("warning", warning)
+    for one in checked["bad"][:SHOWN]:
+        lines += _row("bad shard", f"{one['shard']}: {one['problem']}")
+    if len(checked["bad"]) > SHOWN:
+        lines += _row("", f"and {len(checked['bad']) - SHOWN:,} more: --json lists all")
+    if checked["good"] and len(checked["good"]) > LONGEST:
+        lines += _row("without bad", "a long pattern, which --json holds as data_check.good")
+    elif checked["good"]:
+        lines += _row("without bad", f"--data {shlex.quote(checked['good'])}")
+    return lines
+
+
+def _where(plan: Plan) -> str:
+    if plan.nodes > 1:
+        return f"On each node, $NODE from 0 to {plan.nodes - 1}, $HEAD the first one's name:"
+    return "The command, which superclip run gives:"
+
+
+def _bytes(number: int) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            return f"{number:,.3g} {unit}"
+        number /= 1000

@@ -1,0 +1,127 @@
+"""Runs that may be compared: of one model, data set and number of samples, by method and batch size."""
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from .paper_scores import PaperPoint, paper_points
+from .reported_run import NAMES, Reported
+from .run_scores import in_order
+
+
+class Spread(NamedTuple):
+    """A score of runs that differ by the seed alone: never the best of them."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation, None of one run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+
+
+@dataclass(frozen=True)
+class Series:
+    """What one line of a figure shows: a method, what of it is no default, and training that tells it from others."""
+
+    method: str
+    variant: tuple[tuple[str, object], ...] = ()
+    training: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training)
+        return NAMES.get(self.method, self.method) + (f" ({told})" if told else "")
+
+
+@dataclass
+class Study:
+    """The runs of one model, data set and number of samples."""
+
+    model: str
+    data: str
+    samples: int
+    cells: dict[tuple[Series, int], list[Reported]]  # runs that differ by the seed alone, by series and batch size
+    paper: list[PaperPoint]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.data}, {number(self.samples)} samples"
+
+    @property
+    def series(self) -> list[Series]:
+        order = {method: place for place, method in enumerate(NAMES)}
+        found = {series for series, _ in self.cells}
+        return sorted(found, key=lambda series: (order.get(series.method, len(order)), series.name))
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return sorted({batch_size for _, batch_size in self.cells})
+
+    @property
+    def runs(self) -> list[Reported]:
+        return [
+            run for series in self.series for size in self.batch_sizes for run in self.cells.get((series, size), [])
+        ]
+
+    @property
+    def score_keys(self) -> list[str]:
+        """The scores of finished runs."""
+        return in_order([key for run in self.runs if run.is_whole for key in run.scores])
+
+    def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
+        """Returns a score over the seeds of a cell's finished runs, None where none has it."""
+        runs = [run for run in self.cells.get((series, batch_size), []) if run.is_whole and key in run.scores]
+        return Spread([run.scores[key] for run in runs]) if runs else None
+
+    def paper_value(self, series: Series, batch_size: int, key: str) -> PaperPoint | None:
+        """Returns the paper's score of what a cell trained."""
+        wanted = series.method, dict(series.variant), batch_size, key
+        return next((p for p in self.paper if (p.method, p.variant, p.batch_size, p.key) == wanted), None)
+
+
+def find_studies(runs: list[Reported]) -> list[Study]:
+    """Returns the runs sorted into studies, which never mix models, data sets or numbers of samples."""
+    groups = defaultdict(list)
+    for run in runs:
+        if run.has_trained:
+            groups[run.model, run.data, run.samples].append(run)
+    return [Study(*key, _cells(group), paper_points(*key)) for key, group in groups.items()]
+
+
+def number(value: int) -> str:
+    """Returns 512M for 512,000,000 and so on; numbers that are not round stay as they are."""
+    for factor, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if value >= factor and value * 10 % factor == 0:
+            return f"{value / factor:.4g}{letter}"
+    return f"{value:,}"
+
+
+def _cells(runs: list[Reported]) -> dict[tuple[Series, int], list[Reported]]:
+    """Returns the runs by series and batch size.
+
+    Runs of one method and batch size that differ in their training (a learning rate) are no seeds of each other: what
+    differs becomes part of the series.
+    """
+    cells = defaultdict(list)
+    for run in runs:
+        cells[Series(run.method, tuple(sorted(run.variant.items()))), run.batch_size].append(run)
+    differing = defaultdict(set)
+    for (series, _), found in cells.items():
+        for name in found[0].training:
+            if len({str(run.training.get(name)) for run in found}) > 1:
+                differing[series].add(name)
+    split = defaultdict(list)
+    for (series, batch_size), found in cells.items():
+        for run in found:
+            told = tuple((name, run.training.get(name)) for name in sorted(differing[series]))
+            split[replace(series, training=told), batch_size].append(run)
+    return dict(split)

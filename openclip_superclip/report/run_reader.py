@@ -1,0 +1,110 @@
+"""Reads runs: the folder of `superclip run`, or OpenCLIP's own as far as it tells."""
+
+import json
+from pathlib import Path
+
+from ..checkpoints.training_log import read_log
+from ..checkpoints.training_record import read_run_record
+from ..errors import InputError
+from ..planning.recipe_file import read_recipe
+from .reported_run import CUT, FINISHED, MISSING, Reported, method_variant, not_default
+from .run_scores import read_scores
+
+TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precision")
+_OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
+
+
+def read_run(path: Path) -> Reported:
+    """Returns the run in a folder; one that is not there, or tells nothing, is missing."""
+    if not path.is_dir():
+        return Reported(path, MISSING, "there is no such folder")
+    options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
+    recorded, state = _json(path / "run.json"), _json(path / "state.json")
+    run = Reported(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
+    run.command = " ".join(map(str, recorded.get("command") or []))
+    log = path / "out.log"
+    run.points = read_log(log) if log.is_file() else []
+    _read_recipe(run)
+    if run.recipe is None and not _read_options(run, options):
+        return Reported(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
+    run.epochs = (recorded.get("plan") or {}).get("epochs") or options.get("epochs")
+    run.split, run.hosts = _split(recorded.get("plan") or options), tuple(recorded.get("hosts") or ())
+    run.scores, run.epoch, run.measured_with = read_scores(path)
+    _tell_state(run, state, log.is_file())
+    return run
+
+
+def _read_recipe(run: Reported) -> None:
+    file = run.path / "recipe.yaml"
+    if not file.is_file():
+        return
+    try:
+        recipe = read_recipe(str(file))
+    except InputError as error:
+        run.note = str(error)
+        return
+    run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
+    run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
+    run.variant = method_variant(recipe)
+    run.training = {name: getattr(recipe, name) for name in TRAINING}
+
+
+def _read_options(run: Reported, options: dict) -> bool:
+    """Fills in what OpenCLIP's params.txt tells; returns whether it tells what was trained."""
+    sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq", "epochs")]
+    if not all(isinstance(size, int) for size in sizes) or not options.get("model"):
+        return False
+    batch_size, world_size, accum_freq, epochs = sizes
+    num_samples = options.get("train_num_samples")
+    if num_samples is None:  # of a table; the log knows its length
+        num_samples = run.points[0]["epoch_samples"] if run.points else 0
+    superclip = {
+        name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
+    }
+    with_head = options.get("superclip") is True and superclip.get("weight") != 0
+    base = "siglip" if options.get("siglip") else "flip" if options.get("force_patch_dropout") else "clip"
+    run.method = f"super{base}" if with_head else base
+    run.model, run.data = str(options["model"]), str(options.get("train_data"))
+    run.samples, run.batch_size = num_samples * epochs, batch_size * world_size * accum_freq
+    run.seed = options.get("seed")
+    run.variant = not_default(superclip, run.method) if options.get("superclip") else {}
+    if options.get("pretrained"):
+        run.variant["pretrained"] = options["pretrained"]
+    run.training = {name: options.get(_OPENCLIP.get(name, name)) for name in TRAINING}
+    return True
+
+
+def _tell_state(run: Reported, state: dict, has_log: bool) -> None:
+    """Says how the run stands: as state.json tells, and whether the log agrees."""
+    last = run.points[-1] if run.points else None
+    total = last["epoch_samples"] * run.epochs if last and run.epochs else None
+    at_end = last is not None and total is not None and last["samples"] >= total
+    if last is None:
+        seen = "out.log holds no step" if has_log else "there is no out.log"
+    else:
+        seen = f"the log ends at {last['samples']:,} of {total:,} samples" if total else f"{last['samples']:,} samples"
+    run.state = state.get("state") or (FINISHED if at_end else CUT)
+    told = [run.note, state.get("error") or "", "" if at_end else seen]
+    if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
+        told.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
+    if not all(map(_is_number, (value for point in run.points for value in point.values()))):
+        told.append("the loss became infinite or no number")
+    run.note = "; ".join(filter(None, told))
+
+
+def _is_number(value: float | None) -> bool:
+    return value is None or abs(value) < float("inf")
+
+
+def _split(told: dict) -> str:
+    accumulated = told.get("accum_freq", 1)
+    more = f", {accumulated} × accumulated" if accumulated != 1 else ""
+    return f"{told['world_size']} × {told.get('device')}{more}" if "world_size" in told else ""
+
+
+def _json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,116 @@
+"""What was measured of a run, in percent, under the paper's keys where it has one."""
+
+import importlib.util
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoints.training_record import read_run_record
+
+PAPER_DATASETS = {
+    "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
+}  # fmt: skip
+RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
+LABELS = {
+    "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
+    "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot", "coco_text_to_image_r1": "COCO text→image R@1",
+    "flickr30k_text_to_image_r1": "Flickr30k text→image R@1", "coco_image_to_text_r1": "COCO image→text R@1",
+    "flickr30k_image_to_text_r1": "Flickr30k image→text R@1", "average_of_38": "average of 38",
+}  # fmt: skip
+OF_TRAINING = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
+
+
+def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]]:
+    """Returns a run's scores, the epoch that they are of and the versions that measured them.
+
+    They are CLIP_benchmark's in RUN/evaluation, of the last epoch that is there; what the training itself measured at
+    its last epoch (--val-data, --imagenet-val); and the demo's own.
+    """
+    records = list(_records(run / "evaluation"))
+    epochs = [record["epoch"] for record in records if isinstance(record.get("epoch"), int)]
+    epoch = max(epochs, default=None)
+    records = [record for record in records if record.get("epoch") == epoch]
+    scores = {key: 100 * value for record in records for key, value in _of_record(record)}
+    average = _average_of_38(records)
+    if average is not None:
+        scores["average_of_38"] = average
+    scores |= _of_training(run) | _of_demo(run)
+    return scores, epoch, next((record.get("versions") or {} for record in records), {})
+
+
+def label(key: str) -> str:
+    """Returns a score's name for people."""
+    return LABELS.get(key) or key
+
+
+def in_order(keys: list[str]) -> list[str]:
+    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval, probe, the rest."""
+
+    def place(key: str) -> int:
+        return next((place for place, word in enumerate(("zero", "→", "_to_", " to ", "probe")) if word in key), 5)
+
+    known = [key for key in LABELS if key in keys]
+    return known + sorted((key for key in dict.fromkeys(keys) if key not in LABELS), key=place)
+
+
+def _records(folder: Path) -> Iterator[dict]:
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("metrics"), dict):
+            yield record
+
+
+def _of_record(record: dict) -> Iterator[tuple[str, float]]:
+    """Yields the measures of one of CLIP_benchmark's results that tables show."""
+    dataset, task, metrics = str(record.get("dataset")), record.get("task"), record["metrics"]
+    paper = PAPER_DATASETS.get(dataset)
+    names = {
+        "acc1": f"{paper}_zero_shot" if paper else f"{dataset} zero-shot",
+        "mean_average_precision": f"{dataset} zero-shot mAP",
+        "lp_acc1": f"{paper}_linear_probe" if paper else f"{dataset} linear probe",
+    }
+    for measure, side in RETRIEVAL.items():
+        arrow = side.removesuffix("_r1").replace("_to_", "→")
+        names[measure] = f"{paper}_{side}" if paper else f"{dataset} {arrow} R@1"
+    for measure, name in names.items():
+        value = metrics.get(measure)
+        if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
+            yield name, value
+
+
+def _average_of_38(records: list[dict]) -> float | None:
+    """Returns the mean of CLIP_benchmark's 38 data sets where all are there; which 38 the paper took is unknown."""
+    if len(records) < 38 or importlib.util.find_spec("clip_benchmark") is None:
+        return None
+    from ..evaluation.summary import THE_38
+
+    found = {}
+    for record in records:
+        values = [value for name, value in _of_record(record) if "linear" not in name]
+        if record.get("dataset") in THE_38 and values:
+            found[record["dataset"]] = statistics.mean(values)
+    return 100 * statistics.mean(found.values()) if len(found) == len(THE_38) else None
+
+
+def _of_training(run: Path) -> dict[str, float]:
+    file = run / "checkpoints" / "results.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        last = max(row["epoch"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    measures = read_run_record(file.with_name(f"epoch_{last}.pt"), last).measures
+    return {f"{name} (training's own)": 100 * v for name, v in measures.items() if OF_TRAINING.match(name)}
+
+
+def _of_demo(run: Path) -> dict[str, float]:
+    try:
+        measures = json.loads((run / "test.json").read_text())["measures"]
+        return {f"demo {name.replace('_', ' ')}": float(value) for name, value in measures.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,68 @@
+"""Which words the class head sees in a picture, how much of its caption each is, and where."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..method.patch_tokens import patch_map
+from .lexicon import chosen_lexicon, open_lexicon
+from .tagging_model import Opened
+from .word_scores import Shares
+
+
+class Seen(NamedTuple):
+    """A word in a picture."""
+
+    word: str
+    score: float  # its share of the caption's IDF-weighted words, 0 to 1
+    map: Tensor  # [h, w], the same share at every patch
+
+    @property
+    def peak(self) -> float:
+        """The share at the patch where it is highest."""
+        return self.map.max().item()
+
+
+class Tagger:
+    """Names the words of pictures, with scores that are shares of the caption's IDF-weighted words (see `Shares`).
+
+    Args:
+        words: the words to look for, as --words gives them; without, every word that the lexicon holds, and the words
+            divide the tokens between them.
+        top: how many words a picture.
+    """
+
+    def __init__(self, opened: Opened, words: str | None, top: int):
+        self.model, self.preprocess = opened.model, opened.preprocess()
+        self.device = opened.model.class_head.weight.device
+        vocab_size = opened.model.statistics.vocab_size
+        self.top, self.is_open = top, words is None
+        if self.is_open:
+            self.lexicon = open_lexicon(opened.tokenizer, vocab_size)
+        else:
+            self.lexicon = chosen_lexicon(words, opened.tokenizer, vocab_size)
+        self.shares = Shares(self.lexicon, opened.token_weights.cpu())
+
+    @torch.inference_mode()
+    def look(self, pictures: Sequence[Image.Image]) -> list[list[Seen]]:
+        """Returns the words of each picture, the highest score first."""
+        if not pictures:
+            return []
+        images = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.device)
+        patches = patch_map(self.model.visual, self.model.patch_tokens, images).float()  # [B, W, h, w]
+        return list(map(self._words, patches))  # one at a time: the vocabulary's logits at every patch are large
+
+    def _words(self, patches: Tensor) -> list[Seen]:
+        """Returns the words of one picture, patches [W, h, w]."""
+        mean = self._probabilities(patches.mean(dim=(1, 2)))  # [V]
+        at_patches = self._probabilities(patches.flatten(1).T)  # [h · w, V]
+        best = self.shares.divide(mean, at_patches, self.top) if self.is_open else self.shares.highest(mean, self.top)
+        words = list(best)
+        maps = self.shares.of(at_patches, words).T.unflatten(1, patches.shape[1:])  # [K, h, w]
+        return [Seen(self.lexicon.words[word], best[word], map) for word, map in zip(words, maps, strict=True)]
+
+    def _probabilities(self, tokens: Tensor) -> Tensor:
+        return self.model.class_head.logits(tokens).float().softmax(dim=-1).cpu()

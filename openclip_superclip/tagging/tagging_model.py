@@ -1,0 +1,74 @@
+"""Opens a model with its class head: an export made with --with-head, a training checkpoint, or an import's folder."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+from open_clip.constants import HF_CONFIG_NAME
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+
+from ..checkpoints import HEAD_NAME
+from ..checkpoints.checkpoint import check_match, read_checkpoint
+from ..checkpoints.model_folder import fit
+from ..checkpoints.training_record import read_run_record
+from ..checkpoints.which_model import which_model
+from ..errors import InputError
+from ..integration.unpatched_openclip import plugins_model_class
+from ..method.token_statistics import special_token_ids
+
+
+class Opened(NamedTuple):
+    """A model for evaluation, with its class head."""
+
+    model: nn.Module
+    tokenizer: Callable
+    preprocess_cfg: PreprocessCfg
+    token_weights: Tensor  # [V], what each token weighed as a label: its IDF
+
+    def preprocess(self) -> Callable:
+        """Returns what makes a picture the model's input."""
+        return image_transform_v2(self.preprocess_cfg, is_train=False)
+
+
+def open_with_head(path: Path, architecture: str | None = None, device: str = "cpu") -> Opened:
+    """Returns the model in a file or folder; InputError where that holds no class head.
+
+    Args:
+        architecture: the OpenCLIP model's name, where nothing beside the weights says it.
+    """
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns of a model without weights: they come below
+    if path.is_dir() and (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
+        raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
+    weights = _weights(path)
+    record = read_run_record(path, epoch=None)
+    found = which_model(path, record.options, architecture, flag="--architecture")
+    fitted, weights = fit(found, weights)
+    tokenizer = open_clip.get_tokenizer(found.name)
+    with plugins_model_class():
+        model = fitted.on("cpu", superclip={"ignored_tokens": special_token_ids(tokenizer)})
+    check_match(weights, model.state_dict(), str(path), found.name)
+    model.load_state_dict(weights)
+    counts = model.statistics
+    equal = record.options.get("superclip_idf") == "off" or not counts.num_captions
+    weights = counts.counted.float() if equal else counts.idf()
+    preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
+    return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, weights)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Returns the weights with those of the head, which an export keeps in a file of its own."""
+    if not path.exists():
+        raise InputError(f"--model: there is no file or folder {path}")
+    try:
+        checkpoint = read_checkpoint(path)
+        beside = path / HEAD_NAME
+        head = checkpoint.head() or (read_checkpoint(beside).weights if beside.is_file() else {})
+    except InputError as error:
+        raise InputError(f"--model: {error}") from error
+    if not head:
+        advice = "export its checkpoint with --with-head" if path.is_dir() else "it is of a run without --superclip"
+        raise InputError(f"--model: {path} holds no class head, which is what sees words: {advice}")
+    return {**checkpoint.without_head(), **head}

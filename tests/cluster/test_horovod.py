@@ -1,0 +1,357 @@
+"""Horovod's ranks train as torch.distributed's do, whoever starts them; what --horovod breaks is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import pytest
+import torch
+import webdataset
+from support.models import write_model
+from support.three_steps import assert_same_gradients, results_of, train_three_steps
+from support.tiny_run import SLICES, state, write_recipe
+from support.training_runs import WHOLE_PICTURES, Run, load, run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main as superclip_main
+from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.demo.scenes import write_shards
+from openclip_superclip.errors import InputError
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.running.rank_command import engine_flags
+
+SLURM = Path(__file__).parents[2] / "slurm"
+
+EQUAL = {  # what trains the same under Horovod
+    "a table": "--superclip",
+    "a table, evaluated": "--superclip --val-data {csv}",
+    "synthetic data": "--superclip --dataset-type synthetic --train-num-samples 64",
+    "the released recipe": "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16",
+    "clipped gradients in amp": "--superclip --precision amp --grad-clip-norm 1",
+    "shards, mixed captions": "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt",
+    "shards, plain CLIP": "{scenes}",
+}
+
+REFUSED = {  # flags: what the error says
+    "--superclip --siglip": "OpenCLIP's SigLIP loss",
+    "--superclip --accum-freq 2": "--accum-freq 2",
+    "--superclip --precision bf16": "--precision bf16",
+    "--superclip --precision pure_bf16": "--precision pure_bf16",
+    "--superclip --grad-clip-norm 1": "drift apart",
+    "--superclip --grad-clip-norm 1 --precision amp_bf16": "drift apart",
+    "--superclip --use-bn-sync": "--use-bn-sync",
+    "{scenes} --accum-freq 2": "--accum-freq 2",
+}
+
+GRADIENT_SCALES = [({}, 0.5), ({"gather_with_grad": True}, 1.0), ({"local_loss": True, "gather_with_grad": True}, 1.0)]
+
+
+class Horovod(NamedTuple):
+    """Horovod in a folder of its own, for child processes."""
+
+    folder: Path
+
+    def environment(self, *first: Path) -> dict[str, str]:
+        paths = [*map(str, first), str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def horovodrun(self, command: list[str], cwd: Path, *first: Path) -> None:
+        """Runs a command on two ranks; packages in the folders of `first` hide others of their name."""
+        horovodrun = [sys.executable, self.folder / "bin/horovodrun", "-np", "2", "--gloo", *command]
+        done = subprocess.run(horovodrun, env=self.environment(*first), cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+    def run(self, jobs: dict, folder: Path) -> dict[str, list[Run]]:
+        """Returns what the jobs of horovod_interpreter.py left behind."""
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        command = [sys.executable, "-m", "support.horovod_interpreter", folder / "jobs.json", folder / "runs.json"]
+        tests = Path(__file__).parents[1]
+        done = subprocess.run(command, env=self.environment(tests), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        runs = json.loads((folder / "runs.json").read_text())
+        return {name: [Run(*run) for run in ranks] for name, ranks in runs.items()}
+
+
+def build_wheel(**variables: str) -> subprocess.CompletedProcess:
+    """Runs slurm/build-horovod.sh, which prints the wheel's path."""
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
+    command = ["bash", SLURM / "build-horovod.sh", "--wheel"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def wheel() -> str:
+    """Horovod for this PyTorch, built or kept from before."""
+    built = build_wheel()
+    assert built.returncode == 0, built.stderr
+    return built.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def horovod(wheel, tmp_path_factory) -> Horovod:
+    folder = tmp_path_factory.mktemp("horovod")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True)
+    return Horovod(folder)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory) -> str:
+    """--model of a model whose checkpoints are small."""
+    text = {"width": 16, "heads": 2}
+    return write_model(tmp_path_factory.mktemp("model"), vision={"width": 32, "head_width": 16}, text=text)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> str:
+    """--train-data of the demo's scenes, 4 shards of 32, with two captions each."""
+    folder = tmp_path_factory.mktemp("scenes") / "shards"
+    return write_shards(folder, 128, seed=0, samples_per_shard=32, caption="short")
+
+
+@pytest.fixture(scope="module")
+def flags_of(csv_data, shards, scenes, small_model, train_flags):
+    """A function that returns the flags of a short run, given those that it is about."""
+    webdataset = "--dataset-type webdataset --train-num-samples 64 --train-data"
+    data = {
+        "csv": csv_data,
+        "shards": f"{webdataset} {shards}",
+        "scenes": f"{webdataset} {scenes} --superclip-slices 2",
+    }
+
+    def flags(text: str) -> list[str]:
+        short = ["--model", small_model, "--batch-size", "10", "--precision", "fp32", *WHOLE_PICTURES]
+        return [*train_flags, *short, *text.format(**data).split()]
+
+    return flags
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the interpreter with Horovod trains, a folder for each name."""
+    return tmp_path_factory.mktemp("horovod-runs")
+
+
+@pytest.fixture(scope="module")
+def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
+    """Everything that one interpreter with Horovod trains."""
+    with_ddp = run_ranks(superclip_train, *flags_of("--superclip --name ddp"), world_size=2, cwd=folder)
+    assert [run.returncode for run in with_ddp] == [0, 0]
+    two_epochs = "--horovod --superclip --lr-scheduler const --epochs 2 --name"
+    train = {
+        **{name: ("superclip_train", 2, f"--horovod {flags}") for name, flags in EQUAL.items()},
+        **{flags: ("superclip_train", 1, f"--horovod {flags}") for flags in REFUSED},
+        "unbroken": ("superclip_train", 2, f"{two_epochs} unbroken"),
+        "stopped": ("superclip_train", 2, f"{two_epochs} resumed --epochs 1"),
+        "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
+        "of ddp": ("superclip_train", 2, f"--horovod --superclip --resume {folder}/logs/ddp/checkpoints/epoch_1.pt"),
+        "lost": ("superclip_train_as_a_task_of_srun", 1, "--horovod --superclip"),
+        "alone": ("superclip_train", 1, "--horovod --superclip"),
+        "stock": ("stock_train_under_horovod", 2, "--horovod {shards} --name stock"),
+        "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
+    }
+    jobs = {
+        name: [function, ranks, f"{folder}/{'resumed' if name == 'stopped' else name}", flags_of(flags)]
+        for name, (function, ranks, flags) in train.items()
+    }
+    for number, case in enumerate(GRADIENT_SCALES):
+        jobs[f"steps{number}"] = [
+            "train_three_steps_under_horovod", 2, f"{folder}/steps{number}", [small_model, *case],
+        ]  # fmt: skip
+    return horovod.run(jobs, folder)
+
+
+def test_the_wheel_is_built_once_for_each_pytorch(wheel):
+    again = build_wheel(CXX="no-compiler")
+    assert (again.returncode, again.stdout.strip(), again.stderr) == (0, wheel, "")
+    assert f"torch{torch.__version__}" in wheel
+
+
+def test_a_build_that_fails_says_why_and_keeps_nothing(tmp_path):
+    failed = build_wheel(CXX="no-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "there is no C++ compiler no-compiler" in failed.stderr
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("number", range(len(GRADIENT_SCALES)), ids=lambda number: str(GRADIENT_SCALES[number][0]))
+def test_two_horovod_ranks_equal_two_of_ddp_and_one_process_on_the_same_global_batch(
+    number, runs, folder, small_model, tmp_path
+):
+    assert [run.returncode for run in runs[f"steps{number}"]] == [0, 0], runs[f"steps{number}"][0].output[-2000:]
+    ours = [torch.load(folder / f"steps{number}/rank{rank}.pt") for rank in range(2)]
+    flags, scale = GRADIENT_SCALES[number]
+    one = results_of(lambda *ranks: train_three_steps(small_model, *ranks, flags, 1.0), 1, tmp_path / "one")[0]
+    ddp = results_of(lambda *ranks: train_three_steps(small_model, *ranks, flags, scale), 2, tmp_path / "ddp")
+    for rank in range(2):
+        assert ours[rank]["losses"] == ddp[rank]["losses"]
+        torch.testing.assert_close(ours[rank]["gradients"], ddp[rank]["gradients"], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(ours[rank]["state_dict"], ddp[rank]["state_dict"], rtol=1e-6, atol=1e-8)
+        assert_same_gradients(ours[rank]["gradients"], one["gradients"])
+        torch.testing.assert_close(ours[rank]["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
+        for name in ("statistics.num_captions", "statistics.document_frequency"):
+            assert torch.equal(ours[rank]["state_dict"][name], one["state_dict"][name])
+    assert one["state_dict"]["statistics.num_captions"] == 3 * 16
+    for step in range(3):
+        for name, value in one["losses"][step].items():
+            mean = sum(rank["losses"][step][name] for rank in ours) / 2
+            torch.testing.assert_close(mean, value, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize(("name", "flags"), EQUAL.items(), ids=EQUAL)
+def test_training_under_horovod_equals_ddp_bit_for_bit(name, flags, runs, folder, flags_of, tmp_path):
+    assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
+    ddp = run_ranks(superclip_train, *flags_of(flags), world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in ddp] == [0, 0]
+    assert len(ddp[0].losses()) >= 3
+    assert runs[name][0].losses() == ddp[0].losses()
+    ours, theirs = load(folder / name / "logs/run"), load(tmp_path / "logs/run")
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+
+
+def test_a_run_under_horovod_resumes_to_the_weights_of_one_that_never_stopped(runs, folder):
+    for name in ("unbroken", "stopped", "resumed"):
+        assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
+    assert "resuming checkpoint" in runs["resumed"][1].output
+    unbroken, resumed = (load(folder / name / "logs" / name, epoch=2) for name in ("unbroken", "resumed"))
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(resumed[part], unbroken[part], rtol=0, atol=0)
+
+
+def test_one_process_trains_under_horovod(runs):
+    (run,) = runs["alone"]
+    assert run.returncode == 0, run.output[-2000:]
+    assert len(run.values("Class_loss")) == 6
+
+
+def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_digit(runs):
+    for name in ("stock", "without our flags"):
+        assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
+    assert len(runs["stock"][0].losses()) == 4
+    assert runs["without our flags"][0].losses() == runs["stock"][0].losses()
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason, runs):
+    (run,) = runs[flags]
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert error.startswith("error: --horovod: ")
+    assert reason in error
+    assert "Train Epoch" not in run.output
+
+
+def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
+    few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
+    plan = make_plan(read_recipe("demo/superclip_demo-model_8k_bs64", few), data=scenes, gpu_batch_max=32, device="cpu")
+    with pytest.raises(InputError, match="--accum-freq 2 cannot go with it"):
+        engine_flags("horovod", plan.command)
+
+
+def test_a_checkpoint_of_ddp_is_not_resumed_under_horovod(runs):
+    for run in runs["of ddp"]:
+        assert run.returncode == 1
+        assert "is of a run of torchrun's ranks" in run.errors()[0]
+
+
+def test_a_task_of_srun_that_was_not_told_where_to_meet_the_others_says_so(runs):
+    (run,) = runs["lost"]
+    assert run.returncode == 1
+    assert "rank 1 of 2" in run.errors()[0]
+    assert "MASTER_ADDR" in run.errors()[0]
+
+
+def test_without_horovod_the_error_names_the_script_that_builds_it(flags_of, tmp_path):
+    (run,) = run_ranks(superclip_train, *flags_of("--superclip --horovod"), cwd=tmp_path)
+    assert run.returncode == 1
+    assert "slurm/build-horovod.sh" in run.errors()[0]
+
+
+# Other processes that start the ranks
+
+
+def test_horovodrun_trains_the_demos_recipe_on_every_sample_once_as_ddp_does(horovod, tmp_path):
+    model = write_demo_model(tmp_path / "model")
+    shards = write_shards(tmp_path / "shards", 256, seed=0, samples_per_shard=64)
+    smaller = {"model": model, "data_samples": "256", "samples": "256", "slices": "1", "warmup": "1"}
+    recipe = read_recipe("demo/superclip_demo-model_8k_bs64", smaller)
+    plan = make_plan(recipe, gpus_per_node=2, data=shards, device="cpu")
+    ddp = run_ranks(superclip_train, *plan.command, "--name", "ddp", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in ddp] == [0, 0], ddp[0].output[-2000:]
+    train = [sys.executable, "-m", "openclip_superclip", "train", *plan.command, "--horovod", "--name", "horovod"]
+    horovod.horovodrun(train, tmp_path)
+    ours, theirs = (load(tmp_path / "logs" / name)["state_dict"] for name in ("horovod", "ddp"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert_counted_once(ours, model, tmp_path / "shards")
+
+
+def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(horovod, runs, folder, flags_of, tmp_path):
+    installed = Path(open_clip.__file__).parent.parent
+    for part in ("open_clip", "open_clip_train", f"open_clip_torch-{version('open_clip_torch')}.dist-info"):
+        shutil.copytree(installed / part, tmp_path / "patched" / part)
+    assert superclip_main(["patch", "apply", "--source", str(tmp_path / "patched")]) == 0
+    train = [sys.executable, "-m", "open_clip_train.main", *flags_of("--superclip --horovod")]
+    horovod.horovodrun(train, tmp_path, tmp_path / "patched")
+    ours, launchers = load(tmp_path / "logs/run"), load(folder / "a table/logs/run")
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(ours[part], launchers[part], rtol=0, atol=0)
+
+
+def assert_counted_once(weights: dict, model: str, shards: Path) -> None:
+    """Every caption of the shards was trained on once: the ranks' shards were disjoint."""
+    files = sorted(map(str, shards.glob("*.tar")))
+    captions = [sample["txt"].decode() for sample in webdataset.WebDataset(files, shardshuffle=False)]
+    frequency = torch.zeros_like(weights["statistics.document_frequency"])
+    tokenizer = open_clip.get_tokenizer(model)
+    for tokens in tokenizer(captions):
+        frequency[[token for token in set(tokens.tolist()) if token not in (0, *tokenizer.all_special_ids)]] += 1
+    assert weights["statistics.num_captions"] == len(captions)
+    assert torch.equal(weights["statistics.document_frequency"], frequency)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A recipe of one pass over 12 shards, in slices."""
+    return write_recipe(tmp_path_factory.mktemp("recipe"), passes=1, eps=1e-5)  # 1e-6 shows how sums are rounded
+
+
+def train_with_ddp(recipe: Path, world_size: int) -> tuple[list[str], dict]:
+    """Returns the recipe's command for so many ranks, and the weights that torch.distributed's train."""
+    plan = make_plan(read_recipe(str(recipe)), gpus_per_node=world_size, device="cpu")
+    name = f"ddp{world_size}"
+    runs = run_ranks(superclip_train, *plan.command, "--name", name, world_size=world_size, cwd=recipe.parent)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    return plan.command, load(recipe.parent / "logs" / name, epoch=SLICES)["state_dict"]
+
+
+def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(cluster, horovod, recipe):
+    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"]}
+    submit = ["superclip", "submit", recipe, "--engine", "horovod", "--device", "cpu"]
+    nodes = ["--nodes", "2", "--gpus-per-node", "1", "--out", "runs/submitted"]
+    printed = cluster.call(*submit, *nodes, cwd=recipe.parent, **variables)
+    job, run = printed.split()[1], recipe.parent / "runs/submitted"
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()[-4000:]
+    assert state(run)["state"] == "finished"
+    assert json.loads((run / "run.json").read_text())["hosts"] == ["node1", "node2"]
+    assert "Running in horovod mode" in (run / "out.log").read_text()
+    _, expected = train_with_ddp(recipe, 2)
+    torch.testing.assert_close(load(run, epoch=SLICES)["state_dict"], expected, rtol=0, atol=0)
+
+
+def test_srun_starts_horovods_ranks_on_two_nodes_without_ssh_and_they_train_as_ddp_does(cluster, horovod, recipe):
+    command, expected = train_with_ddp(recipe, 4)
+    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"], "HOROVOD_GLOO_IFACE": "eth0"}
+    nodes = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0"]
+    script = ["sbatch", "--parsable", *nodes, SLURM / "train-horovod.sbatch", *command, "--name", "srun"]
+    job = cluster.call(*script, cwd=recipe.parent, **variables).strip()
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (recipe.parent / f"slurm-{job}.out").read_text()[-4000:]
+    weights = load(recipe.parent / "logs/srun", epoch=SLICES)["state_dict"]
+    torch.testing.assert_close(weights, expected, rtol=0, atol=2e-5)  # of steps of 1e-3: four ranks are added otherwise
+    for name in ("statistics.num_captions", "statistics.document_frequency"):
+        assert torch.equal(weights[name], expected[name])

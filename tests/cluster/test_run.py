@@ -1,0 +1,226 @@
+"""`superclip run`: the folder that it leaves, and what it survives on one machine."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
+
+from openclip_superclip.running.checkpoint_files import is_whole
+
+SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
+TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
+
+
+def start(recipe: Path, run: Path, *arguments, **variables: str) -> subprocess.Popen:
+    """Starts `superclip run` beside the recipe, its output in a file beside the folder."""
+    command = [SUPERCLIP, "run", str(recipe), "--out", str(run), *(arguments or TWO_PROCESSES)]
+    with open(run.with_suffix(".output"), "a") as output:
+        return subprocess.Popen(command, cwd=recipe.parent, stdout=output, stderr=output, env=os.environ | variables)
+
+
+def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str]:
+    """Runs it to its end, and returns its exit code and output."""
+    code = start(recipe, run, *arguments, **variables).wait(120)
+    return code, run.with_suffix(".output").read_text()
+
+
+def wait_for(run: Path, text: str, process: subprocess.Popen) -> None:
+    """Returns when out.log has the text, an AssertionError where the process ends before."""
+    log, deadline = run / "out.log", time.monotonic() + 120
+    while not (log.exists() and text in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
+        time.sleep(0.05)
+
+
+def ranks(run: Path) -> list[int]:
+    """The processes that train into a folder, in the order of their ranks."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:  # it has ended
+            continue
+        rank = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
+        if rank and b"rank_process" in command and str(run).encode() in command:
+            found[int(rank[1])] = int(path.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def assert_no_rank_is_left(run: Path) -> None:
+    deadline = time.monotonic() + 20
+    while ranks(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe) -> Path:
+    run = recipe.parent / "undisturbed"
+    code, output = end(recipe, run)
+    assert code == 0, output
+    return run
+
+
+def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
+    assert {**state(undisturbed), "since": None} == {
+        "state": "finished", "since": None, "job": None, "error": None, "restarts": 0, "epoch": 2 * SLICES,
+    }  # fmt: skip
+    as_run = yaml.safe_load((undisturbed / "recipe.yaml").read_text())
+    assert as_run == {**yaml.safe_load(recipe.read_text()), "wd": 0.1, "chosen": as_run["chosen"]}
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["set"] == {"wd": "0.1"}
+    assert record["command"][:2] == ["superclip", "train"]
+    assert record["command"][2 : 2 + len(record["plan"]["command"])] == record["plan"]["command"]
+    assert record["data_check"]["found"] == 12
+    assert record["versions"]["open_clip_torch"]
+    assert record["environment"]["OMP_NUM_THREADS"] == "1"
+    assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [("finished", 2 * SLICES)]
+    assert "wd: 0.1" in (undisturbed / "params.txt").read_text()
+    assert len(list(undisturbed.glob("ranks/*/rank_[01].log"))) == 2
+
+
+def test_checkpoints_are_kept_of_the_newest_slices_and_the_ends_of_passes(undisturbed):
+    kept = {path.name for path in (undisturbed / "checkpoints").iterdir()}
+    assert kept == {f"epoch_{epoch}.pt" for epoch in (SLICES, 2 * SLICES - 1, 2 * SLICES)}
+
+
+def test_a_finished_run_is_left_alone(undisturbed, recipe):
+    before = (undisturbed / "run.json").read_bytes()
+    code, output = end(recipe, undisturbed)
+    assert code == 0
+    assert output.endswith("is finished: nothing is left to train\n")
+    assert (undisturbed / "run.json").read_bytes() == before
+
+
+def test_a_folder_takes_no_other_recipe(undisturbed, recipe):
+    code, output = end(recipe, undisturbed, "--device", "cpu", "--set", "lr=0.5")
+    assert code == 1
+    assert "lr is 0.001 there and 0.5 here, wd is 0.1 there and 0.2 here; give --out another folder" in output
+
+
+@pytest.fixture(scope="module")
+def troubled(recipe) -> dict:
+    """One run that is stopped, killed and damaged in every slice, and what was seen of it each time."""
+    run = recipe.parent / "troubled"
+    seen = {"run": run}
+    process = start(recipe, run)
+    wait_for(run, "Start epoch 1\n", process)
+    seen["first process"] = process.pid
+    other = subprocess.run(
+        [SUPERCLIP, "run", recipe, "--out", run, *TWO_PROCESSES], cwd=recipe.parent, capture_output=True, text=True
+    )
+    seen["second start"] = (other.returncode, other.stderr)
+    process.send_signal(signal.SIGINT)
+    seen["after Ctrl-C"] = (process.wait(20), state(run))
+    assert_no_rank_is_left(run)
+
+    process = start(recipe, run)
+    wait_for(run, "Start epoch 2\n", process)
+    process.kill()
+    assert_no_rank_is_left(run)
+    seen["after kill -9"] = (process.wait(), state(run))
+
+    process = start(recipe, run)
+    wait_for(run, "Start epoch 4\n", process)
+    os.kill(ranks(run)[1], signal.SIGKILL)
+    seen["after a rank was killed"] = (process.wait(60), state(run), run.with_suffix(".output").read_text())
+    assert_no_rank_is_left(run)
+
+    newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    os.truncate(newest, newest.stat().st_size // 2)
+    seen["cut"] = newest.name
+    seen["last"] = (*end(recipe, run), state(run))
+    return seen
+
+
+def test_a_second_start_on_the_same_folder_is_refused_and_names_the_first(troubled):
+    code, said = troubled["second start"]
+    assert code == 1
+    assert f"belongs to another run: process {troubled['first process']} on {os.uname().nodename} since " in said
+
+
+def test_ctrl_c_ends_every_process_and_leaves_the_run_to_be_resumed(troubled):
+    code, left = troubled["after Ctrl-C"]
+    assert code == 128 + signal.SIGINT
+    assert (left["state"], left["error"]) == ("preempted", "stopped by SIGINT")
+
+
+def test_the_ranks_end_with_a_launcher_that_is_killed_and_its_lock_is_taken_over(troubled):
+    code, left = troubled["after kill -9"]
+    assert code == -signal.SIGKILL
+    assert left["state"] == "running"
+    assert troubled["last"][2]["restarts"] == 3
+
+
+def test_a_killed_rank_ends_the_run_which_says_so(troubled):
+    code, left, output = troubled["after a rank was killed"]
+    assert code == 1
+    said = f"rank 1 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
+    assert (left["state"], left["error"]) == ("failed", said)
+    assert "rank 1 on" in output[output.index("failed first") - 40 :]
+
+
+def test_a_checkpoint_that_was_cut_is_set_aside_and_the_one_before_is_used(troubled):
+    cut, log = troubled["cut"], (troubled["run"] / "out.log").read_text()
+    assert (troubled["run"] / "checkpoints" / f"{cut}.damaged").exists()
+    assert f"{cut} is damaged and was set aside as {cut}.damaged" in log
+    epoch = int(re.search(r"\d+", cut)[0])
+    assert f"checkpoints/epoch_{epoch - 1}.pt' (epoch {epoch - 1})" in log.rpartition(".damaged")[2]
+
+
+def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, undisturbed):
+    code, _, left = troubled["last"]
+    assert code == 0
+    assert left["state"] == "finished"
+    assert_equal_weights(troubled["run"], undisturbed)
+
+
+def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
+    run = recipe.parent / "failing"
+    code, output = end(recipe, run, PYTHONPATH=str(write_failing_plugin(recipe.parent / "plugin")))
+    assert code == 1
+    first = output[output.index("Traceback") :]
+    assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
+    said = f"rank 1 on {os.uname().nodename}: RuntimeError: the lens of rank 1 is cracked"
+    assert (state(run)["state"], state(run)["error"]) == ("failed", said)
+    assert_no_rank_is_left(run)
+
+
+def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
+    run = recipe.parent / "plain"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save({"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt")
+    code, output = end(recipe, run, "--device", "cpu")
+    assert code == 1
+    assert "Traceback" not in output
+    assert "--superclip" in state(run)["error"]
+    assert f"failed first:\n{state(run)['error'].partition(': ')[2]}\n" in output
+
+
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(recipe, tmp_path):
+    # The disk is seen through a process that ends with this one, and its mount with that.
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=100m tmpfs "$0" && echo && exec cat', tmp_path]
+    with subprocess.Popen(mount, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline()
+        disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
+        code, _ = end(recipe, disk / "run", "--device", "cpu")
+        assert code == 1
+        assert state(disk / "run")["state"] == "failed"
+        assert state(disk / "run")["error"].endswith(f"(the disk of {disk / 'run'} is full)")
+        assert state(disk / "run")["epoch"] == 1
+        assert is_whole(disk / "run/checkpoints/epoch_1.pt")
+        assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["epoch_1.pt"]

@@ -1,0 +1,210 @@
+"""Training on a real SLURM cluster of two nodes, and what it survives there."""
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from support.slurm_cluster import Cluster, wait_until
+from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
+
+from openclip_superclip.demo.evaluation_data import write_benchmark_data
+
+SLURM = Path(__file__).parents[2] / "slurm"
+ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Where the jobs are submitted from."""
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="module")
+def recipe(work) -> Path:
+    return write_recipe(work)
+
+
+def submit(cluster: Cluster, work: Path, *arguments, **variables: str) -> tuple[str, str]:
+    """Returns the number of the job that `superclip submit` starts, and what it prints."""
+    printed = cluster.call("superclip", "submit", *arguments, cwd=work, **variables)
+    return re.match(r"job (\d+) is in the queue", printed)[1], printed
+
+
+def wait_for_epoch(run: Path, epoch: int, seconds: float = 120) -> None:
+    """Returns when a run trains the slice."""
+    log = run / "out.log"
+    wait_until(lambda: log.exists() and f"Start epoch {epoch}\n" in log.read_text(), seconds, f"{run} epoch {epoch}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, work, recipe) -> Path:
+    """A run on both nodes that nothing has disturbed."""
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", "runs/undisturbed")
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (work / f"runs/undisturbed/slurm-{job}.out").read_text()
+    return work / "runs/undisturbed"
+
+
+def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
+    assert state(undisturbed)["state"] == "finished"
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["hosts"] == ["node1", "node2"]
+    assert record["plan"]["world_size"] == 2
+    assert record["data_check"]["found"] == 12
+    assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
+    (start,) = record["attempts"]
+    assert sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log")) == [
+        "node_0.log", "node_1.log", "rank_0.log", "rank_1.log",
+    ]  # fmt: skip
+    assert "world_size: 2" in (undisturbed / "out.log").read_text()
+
+
+def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_an_undisturbed_one(
+    cluster, work, recipe, undisturbed
+):
+    run = work / "runs/preempted"
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+    wait_for_epoch(run, 1)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
+    wait_for_epoch(run, 3)
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    cluster.call("sbatch", *urgent, cwd=work)
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [(one["state"], one["error"]) for one in starts] == [
+        ("preempted", "stopped by SIGUSR1"), ("preempted", "stopped by SIGTERM"), ("finished", None),
+    ]  # fmt: skip
+    assert (state(run)["state"], state(run)["restarts"]) == ("finished", 2)
+    assert "resuming checkpoint" in (run / "out.log").read_text()
+    assert_equal_weights(run, undisturbed)
+
+
+def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturbed):
+    run = work / "runs/powerless"
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+    wait_for_epoch(run, 2)
+    cluster.call("power", "off", "node2")
+    cluster.call(
+        "scontrol", "update", "nodename=node2", "state=down", "reason=power"
+    )  # it would notice in half a minute
+    wait_until(lambda: state(run)["state"] == "preempted", 20, "the state")
+    cluster.call("power", "on", "node2")
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert state(run)["restarts"] == 1
+    assert_equal_weights(run, undisturbed)
+
+
+def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, work, recipe):
+    run = work / "runs/silent"
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+    wait_for_epoch(run, 1)
+    # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
+    cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    wait_until(lambda: state(run)["state"] == "preempted", 60, "the state")
+    assert state(run)["error"] == "lost contact with node2"
+    assert cluster.job(job)["JobState"] == "RUNNING"
+    cluster.call("scancel", job)
+    assert cluster.wait(job)["JobState"] == "CANCELLED"
+
+
+def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, recipe):
+    plugin = write_failing_plugin(work / "plugin")
+    run = work / "runs/failing"
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, PYTHONPATH=str(plugin))
+    ended = cluster.wait(job)
+    assert ended["JobState"] == "FAILED"
+    (failed_at,) = (json.loads(path.read_text())["time"] for path in run.glob("ranks/*/rank_1.error.json"))
+    assert datetime.fromisoformat(ended["EndTime"]).timestamp() - failed_at < 60
+    assert state(run)["state"] == "failed"
+    assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
+    output = (run / f"slurm-{job}.out").read_text()
+    first = output[output.index("Traceback") :]
+    assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
+
+
+def test_an_array_trains_both_methods_at_several_batch_sizes(cluster, work, recipe):
+    for method in ("clip", "superclip"):
+        for batch in (16, 32):
+            write_recipe(work, method, batch, passes=1)
+    one_process = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
+    study = ["--array", "16,32", "--methods", "clip,superclip", "--max-running", "2", "--out", "runs/the study"]
+    job, printed = submit(cluster, work, work / "clip_tiny_192_bs16.yaml", *one_process, *study)
+    assert "4 runs" in printed
+    wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 240, "the tasks to train")
+    runs = sorted(path for path in (work / "runs/the study").iterdir() if path.is_dir())
+    assert [run.name for run in runs] == [
+        "clip_tiny_192_bs16", "clip_tiny_192_bs32", "superclip_tiny_192_bs16", "superclip_tiny_192_bs32",
+    ]  # fmt: skip
+    steps = 0
+    for run in runs:
+        assert state(run)["state"] == "finished"
+        lines = [line for line in (run / "out.log").read_text().splitlines() if "Train Epoch" in line]
+        assert all(("Class_loss" in line) == run.name.startswith("super") for line in lines)
+        steps += len(lines)
+    assert steps == 2 * (192 // 16 + 192 // 32)
+
+
+def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
+    """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are accumulated."""
+    name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
+    nodes = ["--nodes=2", "--gpus-per-node=4"]
+    for limit, batch_size, accum_freq in (([], 2048, 1), (["--gpu-batch-max", "512"], 512, 4)):
+        plan = json.loads(cluster.call("superclip", "plan", name, *nodes, *limit, "--json"))
+        assert (plan["world_size"], plan["batch_size"], plan["accum_freq"]) == (8, batch_size, accum_freq)
+        assert plan["global_batch_size"] == 16_384
+        assert plan["steps"] == 512_000_000 // 16_384
+        arguments = [name, shards, *limit, "--dry-run"]
+        job = cluster.call("sbatch", "--parsable", *nodes, SLURM / "train.sbatch", *arguments, cwd=work).strip()
+        assert cluster.wait(job)["JobState"] == "COMPLETED"
+        summary, steps, command = (work / f"slurm-{job}.out").read_text().splitlines()
+        assert summary == (
+            f"2 × 4 processes: {batch_size} samples each × 8 × {accum_freq} accumulated = 16384 samples a step"
+        )
+        assert steps.startswith("31250 steps")
+        assert (
+            f"--nnodes=2 --node-rank=0 --master-addr=node1 --master-port={20000 + int(job)} --nproc-per-node=4"
+            in command
+        )
+        assert f"--batch-size {batch_size} --accum-freq {accum_freq} " in command
+        assert f"--train-data '{shards}'" in command
+
+
+def test_the_study_script_gives_each_task_its_recipe(cluster, work, recipe):
+    recipes = f"{recipe} datacomp1b/clip_vit-b-16_512m_bs1k"
+    script = ["--array=0-1%2", "--gpus-per-node=1", SLURM / "study.sbatch", "--dry-run"]
+    job = cluster.call("sbatch", "--parsable", *script, cwd=work, RECIPES=recipes).strip()
+    wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 60, "the tasks")
+    assert "= 16 samples a step" in (work / f"slurm-{job}_0.out").read_text()
+    assert "= 1024 samples a step" in (work / f"slurm-{job}_1.out").read_text()
+
+
+def test_frequencies_are_counted_in_parts_and_added_up(cluster, work, recipe):
+    model, shards = f"local-dir:{work}/model", f"{work}/shards/{{000000..000011}}.tar"
+    what = [shards, "--tokenizer-of", model]
+    script = ["bash", SLURM / "frequencies.sbatch", "parts.safetensors", 2, *what]
+    printed = cluster.call(*script, cwd=work, SBATCH="--cpus-per-task=1")
+    total = re.fullmatch(r"job \d+ counts in 2 parts; job (\d+) waits for it and writes parts.safetensors\n", printed)[
+        1
+    ]
+    assert cluster.wait(total)["JobState"] == "COMPLETED"
+    cluster.call("superclip", "frequencies", *what, "--out", "whole.safetensors", cwd=work)
+    parts, whole = (safetensors.torch.load_file(work / f"{name}.safetensors") for name in ("parts", "whole"))
+    assert parts.keys() == whole.keys()
+    assert all((parts[name] == whole[name]).all() for name in whole)
+    assert not list(work.glob("*.part*"))
+
+
+def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
+    write_benchmark_data(work / "scenes", 20, num_probe_scenes=10)
+    options = ["--data", "scenes", "--datasets", "demo_objects", "--device", "cpu", "--workers", "0"]
+    script = ["--gpus-per-node=0", "--cpus-per-task=1", SLURM / "evaluate.sbatch", "runs/undisturbed", *options]
+    job = cluster.call("sbatch", "--parsable", *script, cwd=work).strip()
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (work / f"evaluate-{job}.out").read_text()
+    (result,) = map(json.loads, (path.read_text() for path in (undisturbed / "evaluation").glob("*.json")))
+    assert result["checkpoint"].endswith(f"epoch_{2 * SLICES}.pt")
+    assert 0 <= result["metrics"]["acc1"] <= 1

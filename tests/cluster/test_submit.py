@@ -1,0 +1,85 @@
+"""`superclip submit`: the job script, compared whole, and what is refused before anything is submitted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.tiny_run import write_recipe
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.running.job_script import Job, job_script, template
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
+B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+CASES = {
+    "one_run": [
+        B16, "--nodes", "4", "--data", "/data/{00000..41455}.tar", "--partition", "big", "--account", "vision",
+        "--qos", "long", "--time", "12:00:00", "--constraint", "a100&ib", "--set", "lr=5e-4", "--gpu-batch-max", "256",
+        "--sbatch", "exclude=node7", "--sbatch", "gres=gpu:8",
+    ],
+    "study_in_pyxis": [
+        B16, "--nodes", "2", "--array", "1k,16k", "--methods", "clip,superclip", "--max-running", "2",
+        "--out", "runs/figure 4", "--container-image", "/images/superclip.sqsh", "--mounts", "/data,/scratch:/scratch",
+    ],
+    "cpus_of_shared_nodes_in_apptainer": [
+        B16, "--gpus-per-node", "4", "--device", "cpu", "--cpus-per-node", "16", "--sbatch", "mem=64G",
+        "--out", "/runs/b16", "--apptainer", "superclip.sif", "--mounts", "/data",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_job_script_is(name, monkeypatch, capsys):
+    monkeypatch.chdir("/")  # it is in the script, as is where `superclip` is
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    assert main(["submit", *CASES[name], "--dry-run"]) == 0
+    assert capsys.readouterr().out == (GOLDEN / f"{name}.sh").read_text()
+    subprocess.run(["bash", "-n", GOLDEN / f"{name}.sh"], check=True)
+
+
+def test_nothing_but_what_was_asked_for_is_changed_in_the_script():
+    """So that it is slurm/train.sbatch that people read and mend."""
+    script = job_script(template(), Job(["run"], options={"nodes": "3"}))
+    kept = [line for line in template().splitlines() if line and not line.startswith("#SBATCH --nodes")]
+    assert [line for line in script.splitlines() if line in kept] == kept
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    return write_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--array", "16,1k"], "there is no recipe {recipe.parent}/superclip_tiny_192_bs1k.yaml; beside it are superclip_"),
+    (["--apptainer", "my image.sif", "--gpus-per-node", "1"], "'my image.sif' has a space in it"),
+    (["--methods", "clip"], "--methods is clip; expected --array beside it"),
+    (["--max-running", "2"], "--max-running is 2; expected --array beside it"),
+    (["--mounts", "/data"], "--mounts is /data; expected --container-image or --apptainer"),
+    (["--set", "lr"], "--set is lr; expected KEY=VALUE"),
+    (["--gpus-per-node", "5"], "a global batch of 16 does not divide among 5 GPUs"),
+    (["--data", "nowhere/{0..9}.tar", "--gpus-per-node", "1"], "there is no file nowhere/0.tar"),
+    (["--gpus-per-node", "1"], "sbatch was not found here"),
+])  # fmt: skip
+def test_what_cannot_run_is_refused(recipe, arguments, said, capsys):
+    assert main(["submit", str(recipe), *arguments]) == 1
+    assert said.format(recipe=recipe) in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_submitted_again(recipe, capsys):
+    run = Path("runs") / recipe.stem
+    run.mkdir(parents=True)
+    (run / "state.json").write_text('{"state": "finished"}')
+    assert main(["submit", str(recipe), "--gpus-per-node", "1"]) == 1
+    assert f"{run} is finished: give --out another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_help_does_not_import_torch(command):
+    program = (
+        "import sys; from openclip_superclip.__main__ import main\n"
+        f"try: main(['{command}', '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

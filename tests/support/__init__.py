@@ -1,0 +1,6 @@
+"""What several test modules share."""
+
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+WORDS = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat", "sun", "moon", "fish", "bird"]

@@ -1,0 +1,64 @@
+"""Trains in an interpreter that has Horovod, which pytest's own must not have: OpenCLIP uses it wherever it finds it.
+
+    python -m support.horovod_interpreter JOBS RUNS
+
+JOBS holds {name: [function of FUNCTIONS, number of ranks, folder, arguments]}, and RUNS gets {name: [run, …]}.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import conftest  # noqa: F401  # the environment of the tests
+import horovod.torch as hvd
+import torch
+
+from openclip_superclip.distributed.horovod_fixes import mend_horovod
+from openclip_superclip.distributed.horovod_rendezvous import join_ranks
+from support.three_steps import train_three_steps
+from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
+
+
+def train_three_steps_under_horovod(model_name: str, flags: dict, gradient_scale: float) -> None:
+    """Saves what train_three_steps returns as rank0.pt, rank1.pt."""
+    mend_horovod()
+    join_ranks()
+    hvd.init()
+    flags = {**flags, "horovod": True}
+    torch.save(train_three_steps(model_name, hvd.rank(), hvd.size(), flags, gradient_scale), f"rank{hvd.rank()}.pt")
+
+
+def stock_train_under_horovod(*argv: str) -> int | None:
+    """`python -m open_clip_train.main` with WebDataset's shuffling in one order."""
+    join_ranks()
+    return in_one_order(stock_train)(*argv)
+
+
+def superclip_train_in_one_order(*argv: str) -> int:
+    return in_one_order(superclip_train)(*argv)
+
+
+def superclip_train_as_a_task_of_srun(*argv: str) -> int:
+    """`superclip train` as the second of two tasks, which nothing has told where they meet."""
+    os.environ.update(SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_LOCALID="1")
+    return superclip_train(*argv)
+
+
+FUNCTIONS = (
+    superclip_train, superclip_train_in_one_order, superclip_train_as_a_task_of_srun, stock_train_under_horovod,
+    train_three_steps_under_horovod,
+)  # fmt: skip
+
+
+def main(jobs: str, runs: str) -> None:
+    functions = {function.__name__: function for function in FUNCTIONS}
+    done = {}
+    for name, (function, world_size, folder, arguments) in json.loads(Path(jobs).read_text()).items():
+        Path(folder).mkdir(exist_ok=True)
+        done[name] = run_ranks(functions[function], *arguments, world_size=world_size, cwd=Path(folder))
+    Path(runs).write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Small models of every kind of tower, as --model opens them."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+
+
+def write_model(folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg) -> str:
+    """Writes a small OpenCLIP model configuration and returns the --model that opens it."""
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, **(vision or {})},
+        "text_cfg": {
+            "context_length": 20, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2, **(text or {}),
+        },
+        **model_cfg,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return f"local-dir:{folder}"
+
+
+MODELS = {
+    "vit": {},
+    "one-layer": {"vision": {"layers": 1}, "text": {"layers": 1}},
+    "output-tokens": {"vision": {"output_tokens": True}},
+    "avg-pool": {"vision": {"pool_type": "avg"}},
+    "attentional-pool": {"vision": {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}},
+    "norm-after-pool": {"vision": {"final_ln_after_pool": True, "pool_type": "avg"}},
+    "custom-block": {"vision": {"qk_norm": True, "scale_attn": True}},
+    "resnet": {"vision": {"layers": [1, 1, 1, 1], "width": 16}},
+    "timm-vit": {"vision": {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}},
+    "timm-vit-map": {"vision": {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": ""}},
+    "timm-convnext": {"vision": {"timm_model_name": "test_convnext", "image_size": 64}},
+    "timm-efficientnet": {"vision": {"timm_model_name": "test_efficientnet", "image_size": 64}},
+    "timm-resnet": {"vision": {"timm_model_name": "test_resnet", "image_size": 64}},
+    "timm-attn-pool": {
+        "vision": {"timm_model_name": "resnet10t", "image_size": 64, "timm_pool": "rot_attn", "timm_proj": ""},
+    },
+    "coca": {
+        "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
+        "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
+}  # fmt: skip
+
+
+def write_weights(model: str) -> None:
+    """Puts random weights beside a model's configuration."""
+    torch.manual_seed(1)
+    weights = open_clip.create_model(model).state_dict()
+    if "text_decoder.text_projection" in weights:  # which OpenCLIP 3 leaves as the memory was
+        weights["text_decoder.text_projection"].normal_(std=0.02)
+    torch.save(weights, Path(model.removeprefix("local-dir:")) / "pytorch_model.bin")

@@ -1,0 +1,94 @@
+"""Three steps of training without the data pipeline, on any number of ranks."""
+
+import argparse
+import contextlib
+import random
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.distributed as dist
+
+import openclip_superclip as superclip
+from openclip_superclip import plugin
+from support import WORDS
+
+from .training_runs import run_ranks
+
+
+def batch(num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of noise [B, 3, 32, 32] and the tokens of captions that differ [B, L]."""
+    rng = random.Random(0)
+    captions = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(num_captions)]
+    tokens = open_clip.get_tokenizer("ViT-B-32", context_length=20)(captions)
+    return torch.randn(num_captions, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tokens
+
+
+def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float) -> dict:
+    """Trains on one global batch of 16 and returns losses, first gradients, counts and weights.
+
+    The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their size.
+    """
+    torch.manual_seed(0)
+    kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if flags.get("siglip") else {}
+    model, _, _ = superclip.create_model_and_transforms(model_name, **kwargs)
+    defaults = {"superclip": True, "distill": False, "siglip": False, "horovod": False, "loss_dist_impl": None}
+    gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
+    args = argparse.Namespace(**{**defaults, **gather, "world_size": world_size, **flags})
+    loss = plugin.open_clip_create_loss(args)
+    module = model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if args.horovod:
+        import horovod.torch as hvd
+
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    elif world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(16))
+    results = {"losses": []}
+    for step in range(3):
+        losses = loss(**model(images, tokens), output_dict=True)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        if args.horovod:
+            optimizer.synchronize()
+        for name, parameter in module.named_parameters():
+            if name != "logit_scale":  # every rank has its whole gradient, whatever the features' is
+                parameter.grad /= gradient_scale
+        if step == 0:
+            results["gradients"] = {name: p.grad.clone() for name, p in module.named_parameters()}
+        with optimizer.skip_synchronize() if args.horovod else contextlib.nullcontext():
+            optimizer.step()
+        results["losses"].append({name: value.detach() for name, value in losses.items()})
+    results["state_dict"] = module.state_dict()
+    return results
+
+
+def assert_same_gradients(ours: dict, expected: dict) -> None:
+    """Within the rounding of float32, parameter by parameter: a common bound would say little on small gradients."""
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
+
+
+def in_ranks(function):
+    """`function(rank, world_size)` in a process of run_ranks; what it returns is saved as rank0.pt, rank1.pt."""
+
+    def in_rank(world_size):
+        rank = 0
+        if world_size > 1:
+            dist.init_process_group("gloo")
+            rank = dist.get_rank()
+        torch.save(function(rank, world_size), f"rank{rank}.pt")
+        if world_size > 1:
+            dist.destroy_process_group()
+
+    return in_rank
+
+
+def results_of(function, world_size: int, folder: Path) -> list[dict]:
+    folder.mkdir()
+    runs = run_ranks(in_ranks(function), world_size, world_size=world_size, cwd=folder)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]

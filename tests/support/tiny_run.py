@@ -1,0 +1,66 @@
+"""A recipe that trains in seconds on CPU processes, and what a run of it leaves behind."""
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from support.models import write_model
+from support.small_shards import SHARD_SIZE, write_shards
+
+NUM_SHARDS, SLICES, BATCH = 12, 3, 16
+
+
+def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, passes: int = 2, **values) -> Path:
+    """Writes a recipe with its model and its shards, and returns its file, METHOD_tiny_SAMPLES_bsBATCH.yaml."""
+    shards = write_shards(folder / "shards", NUM_SHARDS)
+    num_samples = NUM_SHARDS * SHARD_SIZE
+    recipe = {
+        "method": method, "model": write_model(folder / "model", text={"vocab_size": 49408, "width": 32, "heads": 2}),
+        "data": "noise", "shards": shards, "data_samples": num_samples, "samples": num_samples * passes,
+        "global_batch_size": batch, "lr": 1e-3, "warmup": 4, "schedule": "cosine", "beta1": 0.9, "beta2": 0.98,
+        "eps": 1e-6, "wd": 0.2, "precision": "fp32", "seed": 0, "slices": SLICES, "workers": 0,
+        "flags": {"log-every-n-steps": 1}, "chosen": {"lr": "for a test"}, **values,
+    }  # fmt: skip
+    if method.startswith("super"):
+        recipe["superclip"] = {"weight": 1.0, "idf": "online", "captions": "short"}
+    path = folder / f"{method}_tiny_{num_samples}_bs{batch}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def state(run: Path) -> dict:
+    """What state.json says, nothing before there is one."""
+    path = run / "state.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def weights(run: Path, epoch: int = 2 * SLICES) -> dict[str, torch.Tensor]:
+    """The weights, counts included, of a run's checkpoint, without what data parallelism puts before their names."""
+    checkpoint = torch.load(run / "checkpoints" / f"epoch_{epoch}.pt", weights_only=False)
+    return {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
+
+
+def assert_equal_weights(run: Path, other: Path) -> None:
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def write_failing_plugin(folder: Path) -> Path:
+    """Writes a plugin of OpenCLIP's that fails on rank 1 once the model is made; PYTHONPATH=FOLDER installs it."""
+    info = folder / "cracked-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cracked\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[open_clip]\ncracked = cracked\n")
+    (folder / "cracked.py").write_text(
+        "import os\n"
+        "from open_clip.hooks import hookimpl\n\n"
+        "@hookimpl(tryfirst=True)\n"
+        "def open_clip_create_loss(args):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise RuntimeError('the lens of rank 1 is cracked')\n"
+    )
+    return folder

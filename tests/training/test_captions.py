@@ -1,0 +1,480 @@
+"""Long captions: which words reach which loss, through OpenCLIP's own training on WebDataset and tables."""
+
+import functools
+import json
+import re
+import types
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import webdataset
+from open_clip.tokenizer import HFTokenizer
+from support.models import MODELS, write_model, write_weights
+from support.training_runs import run_ranks, superclip_train
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from openclip_superclip.config import Config
+from openclip_superclip.data.caption_tokens import CaptionTokens, long_caption
+from openclip_superclip.errors import InputError
+from openclip_superclip.method.model import SuperCLIP, _WithClassHead
+
+SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat"]
+LONG = ["sun moon", "fish bird", "sky", "stone road", "milk", "green lamp", "door", "paper glass ring"]
+NUM_SAMPLES = 32
+
+
+def short(index: int) -> str:
+    return SHORT[index % 8]
+
+
+def long(index: int) -> str:
+    return LONG[index % 8]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """--model of a model that is quick to train."""
+    return write_model(
+        tmp_path_factory.mktemp("model"),
+        vision={"width": 16, "head_width": 8, "layers": 1},
+        text={"context_length": 6, "width": 16, "heads": 2, "layers": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def picture(csv_data) -> bytes:
+    return next(csv_data.parent.glob("*.png")).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def write_shards(picture):
+    """Writes two shards of samples with picture, short caption and the given members; returns their pattern."""
+
+    def write(folder: Path, members=lambda index: {"long.txt": long(index)}) -> str:
+        folder.mkdir(exist_ok=True)
+        for shard in range(2):
+            with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
+                for index in range(shard, NUM_SAMPLES, 2):
+                    sample = {"__key__": f"{index:03d}", "png": picture, "txt": short(index)}
+                    tar.write(sample | members(index))
+        return f"{folder}/{{0..1}}.tar"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def data(write_shards, picture, tmp_path_factory) -> dict[str, list[str]]:
+    """Flags of a training on 32 samples with a short caption and a long one, by type of data."""
+    folder = tmp_path_factory.mktemp("captions")
+    rows = ["filepath\ttitle\tre_caption"]
+    for index in range(NUM_SAMPLES):
+        (folder / f"{index}.png").write_bytes(picture)
+        rows.append(f"{folder}/{index}.png\t{short(index)}\t{long(index)}")
+    (folder / "train.csv").write_text("\n".join(rows))
+    table = ["--dataset-type", "csv", "--train-data", str(folder / "train.csv")]
+    return {
+        "webdataset": [*webdataset_flags(write_shards(folder)), "--superclip-long-caption", "long.txt"],
+        "csv": [*table, "--superclip-long-caption", "re_caption"],
+    }
+
+
+def webdataset_flags(shards: str) -> list[str]:
+    return ["--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", str(NUM_SAMPLES)]
+
+
+def recording_train(*argv) -> int:
+    """`superclip train` that prints, at each training step, which words every loss was given."""
+    decode = functools.partial(words, open_clip.get_tokenizer("ViT-B-32"))
+    encode, class_losses = _WithClassHead._encode, _WithClassHead._class_losses
+
+    def record(name, method, captions):
+        def call(self, *args):
+            for caption in decode(args[captions]):
+                print(json.dumps({name: caption}), flush=True)
+            return method(self, *args)
+
+        return call
+
+    _WithClassHead._encode = record("contrastive", encode, 1)
+    _WithClassHead._class_losses = record("class", class_losses, 1)
+    return superclip_train(*argv)
+
+
+def words(tokenizer, tokens: torch.Tensor) -> list[str]:
+    """Captions as OpenCLIP's tokenizer reads them back, without start, end and padding."""
+    special = {0, *tokenizer.all_special_ids}
+    return [tokenizer.decode([token for token in row if token not in special]).strip() for row in tokens.tolist()]
+
+
+@pytest.fixture(scope="module")
+def train(model, train_flags, tmp_path_factory):
+    """Trains and returns the runs of all ranks."""
+
+    def train(*flags, cwd=None, world_size=1, function=recording_train):
+        argv = [*train_flags, "--model", model, "--batch-size", "8", "--workers", "0", "--superclip", *flags]
+        return run_ranks(function, *argv, world_size=world_size, cwd=cwd or tmp_path_factory.mktemp("run"))
+
+    return train
+
+
+def seen(run, loss: str) -> list[str]:
+    """The captions that a loss was given, in order."""
+    assert run.returncode == 0, run.output[-3000:]
+    return re.findall(rf'{{"{loss}": "(.*)"}}', run.output)
+
+
+def pairs(run) -> set[tuple[str, str]]:
+    return set(zip(seen(run, "contrastive"), seen(run, "class"), strict=True))
+
+
+both_types = pytest.mark.parametrize("kind", ["webdataset", "csv"])
+
+
+# The four modes
+
+
+@pytest.mark.parametrize(("mode", "expected"), [
+    ("short", {(caption, caption) for caption in SHORT}),
+    ("long", {(caption, caption) for caption in LONG}),
+    ("dual", set(zip(SHORT, LONG, strict=True))),
+    ("mixed:0.5", {(caption, caption) for caption in SHORT + LONG}),
+])  # fmt: skip
+@both_types
+def test_each_mode_gives_each_loss_its_caption(kind, mode, expected, data, train):
+    (run,) = train(*data[kind], "--superclip-captions", mode, "--epochs", "2", "--logs", "none")
+    if mode.startswith("mixed"):
+        assert pairs(run) <= expected
+        assert {caption for caption, _ in pairs(run)} & set(SHORT)
+        assert {caption for caption, _ in pairs(run)} & set(LONG)
+    else:
+        assert pairs(run) == expected
+    assert len(seen(run, "class")) == 2 * NUM_SAMPLES
+
+
+@pytest.mark.parametrize("flags", ["--accum-freq 2", "--siglip", "--force-custom-text", "--superclip-idf off"])
+def test_dual_trains_beside_other_options(flags, data, train):
+    (run,) = train(*data["csv"], "--superclip-captions", "dual", *flags.split(), "--logs", "none")
+    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
+    assert all(value > 0 for value in run.values("Class_loss")[-1:])
+
+
+def test_dual_trains_a_coca(data, train, tmp_path):
+    coca = write_model(tmp_path / "coca", **MODELS["coca"])
+    write_weights(coca)
+    (run,) = train(*data["csv"], "--model", coca, "--superclip-captions", "dual", "--logs", "none")
+    assert run.returncode == 0, run.output[-3000:]
+    assert set(seen(run, "class")) == set(LONG)
+    assert all(value > 0 for value in run.values("Caption_loss"))
+
+
+def test_dual_counts_the_words_of_the_long_captions_alone(data, train, tmp_path):
+    (run,) = train(*data["webdataset"], "--superclip-captions", "dual", cwd=tmp_path)
+    assert run.returncode == 0, run.output[-3000:]
+    weights = torch.load(tmp_path / "logs/run/checkpoints/epoch_1.pt")["state_dict"]
+    counted = weights["statistics.document_frequency"].nonzero().flatten()
+    assert words(open_clip.get_tokenizer("ViT-B-32"), counted[:, None]) == sorted(
+        {word for caption in LONG for word in caption.split()}, key=counted_id
+    )
+    assert weights["statistics.num_captions"] == NUM_SAMPLES
+
+
+def counted_id(word: str) -> int:
+    return open_clip.get_tokenizer("ViT-B-32").encode(word)[0]
+
+
+def test_the_validation_data_stays_openclips_own(data, csv_data, train):
+    (run,) = train(*data["csv"], "--superclip-captions", "dual", "--val-data", str(csv_data), "--logs", "none")
+    assert run.returncode == 0, run.output[-3000:]
+    assert "Eval Epoch: 1" in run.output
+
+
+@both_types
+def test_two_ranks_give_every_sample_its_captions(kind, data, train):
+    runs = train(*data[kind], "--superclip-captions", "dual", "--logs", "none", world_size=2)
+    assert pairs(runs[0]) | pairs(runs[1]) == set(zip(SHORT, LONG, strict=True))
+    assert sum(len(seen(run, "class")) for run in runs) == NUM_SAMPLES
+
+
+@both_types
+def test_the_workers_give_every_sample_its_captions(kind, data, train):
+    (run,) = train(*data[kind], "--superclip-captions", "dual", "--workers", "2", "--logs", "none")
+    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
+
+
+# The draw
+
+
+@both_types
+def test_two_runs_with_one_seed_draw_alike_and_with_two_seeds_differ(kind, data, train):
+    flags = [*data[kind], "--superclip-captions", "mixed:0.5", "--logs", "none"]
+    first, same, other = (train(*flags, "--seed", seed)[0] for seed in ("1", "1", "2"))
+    assert sorted(seen(first, "class")) == sorted(seen(same, "class")) != sorted(seen(other, "class"))
+    if kind == "csv":  # WebDataset's shuffling seeds itself with the time
+        assert first.losses() == same.losses() != other.losses()
+
+
+@both_types
+def test_a_resumed_run_draws_as_one_that_never_stopped_and_each_epoch_anew(kind, data, train, tmp_path):
+    flags = [*data[kind], "--superclip-captions", "mixed:0.5"]
+    whole = seen(train(*flags, "--epochs", "2", "--save-frequency", "1", cwd=tmp_path)[0], "class")
+    epochs = [sorted(whole[:NUM_SAMPLES]), sorted(whole[NUM_SAMPLES:])]
+    assert epochs[0] != epochs[1]
+    resume = ["--resume", str(tmp_path / "logs/run/checkpoints/epoch_1.pt"), "--name", "resumed"]
+    (resumed,) = train(*flags, "--epochs", "2", *resume, cwd=tmp_path)
+    assert sorted(seen(resumed, "class")) == epochs[1]
+
+
+@pytest.fixture
+def tokens_of():
+    """Makes CaptionTokens, WebDataset's unless told otherwise."""
+
+    def tokens_of(captions: str, seed=0, rank=0, epoch=0, tokenizer=None, **config) -> CaptionTokens:
+        return CaptionTokens(
+            Config(captions=captions, long_caption="long.txt", **config),
+            tokenizer or open_clip.get_tokenizer("ViT-B-32", context_length=8),
+            caption_key="txt",
+            sample_key="__key__",
+            seed=seed,
+            rank=rank,
+            epoch=types.SimpleNamespace(get_value=lambda: epoch),
+        )
+
+    return tokens_of
+
+
+def samples(number: int) -> list[dict]:
+    return [{"__key__": f"{index}", "txt": short(index), "long.txt": long(index)} for index in range(number)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.8, 1.0])
+def test_the_share_of_short_captions_is_within_binomial_bounds(share, tokens_of):
+    reader = tokens_of(f"mixed:{share}")
+    num_short = sum(reader.captions(sample)[1] is None for sample in samples(4000))
+    assert abs(num_short - 4000 * share) <= 4 * (4000 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}])
+def test_seed_rank_and_epoch_each_draw_anew_and_independently(other, tokens_of):
+    first, second = (
+        [reader.captions(sample)[1] is None for sample in samples(2000)]
+        for reader in (tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other))
+    )
+    agree = sum(a == b for a, b in zip(first, second, strict=True))
+    assert abs(agree - 1000) < 4 * 2000**0.5 / 2
+
+
+class DrawingData(torch.utils.data.IterableDataset):
+    """In every worker the same samples, and whether the short caption was drawn."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __iter__(self):
+        yield [self.reader.captions(sample)[1] is None for sample in samples(200)]
+
+
+def test_two_workers_draw_differently_for_one_sample(tokens_of):
+    loader = torch.utils.data.DataLoader(DrawingData(tokens_of("mixed:0.5")), batch_size=None, num_workers=2)
+    first, second = loader
+    assert first != second
+
+
+# Where the long caption is
+
+
+@pytest.mark.parametrize(("sample", "place", "found"), [
+    ({"long.txt": "a sun"}, "long.txt", "a sun"),
+    ({"long.txt": b"a sun \xc3\xa9"}, ".LONG.txt", "a sun é"),
+    ({"json": {"re_caption": " a sun\n"}}, "json:re_caption", "a sun"),
+    ({"json": b'{"a": {"b": "a sun"}}'}, "json:a.b", "a sun"),
+    ({"json": {"a": {"b": "a sun"}}}, "json:a.c", ""),
+    ({"json": {"a": "a sun"}}, "json:a.b", ""),
+    ({"json": {"a": None}}, "json:a", ""),
+    ({"txt": "cat"}, "json:a", ""),
+    ({"txt": "cat"}, "long.txt", ""),
+    ({"re_caption": float("nan")}, "re_caption", ""),
+])  # fmt: skip
+def test_the_long_caption_is_found_in_a_member_a_column_or_the_json(sample, place, found):
+    assert long_caption(sample, place) == found
+
+
+@pytest.mark.parametrize("place", ["json:re_caption", "json:captions.long"])
+def test_a_field_of_the_json_trains_as_a_member_does(place, write_shards, train, tmp_path):
+    def members(index):
+        return {"json": {"re_caption": long(index), "captions": {"long": long(index)}}}
+
+    flags = webdataset_flags(write_shards(tmp_path / "json", members))
+    (run,) = train(*flags, "--superclip-captions", "dual", "--superclip-long-caption", place, "--logs", "none")
+    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
+
+
+# Missing, long, unreadable
+
+
+def half_missing(index: int) -> dict:
+    return {"long.txt": long(index) if index % 4 < 2 else " "}
+
+
+@pytest.fixture(scope="module")
+def holey(write_shards, picture, tmp_path_factory) -> dict[str, list[str]]:
+    """Flags as in `data`, but half of the samples have no long caption."""
+    folder = tmp_path_factory.mktemp("holey")
+    rows = ["filepath\ttitle\tlong.txt"]
+    (folder / "picture.png").write_bytes(picture)
+    for index in range(NUM_SAMPLES):
+        rows.append(f"{folder}/picture.png\t{short(index)}\t{half_missing(index)['long.txt'].strip()}")
+    (folder / "train.csv").write_text("\n".join(rows))
+    return {
+        "webdataset": webdataset_flags(write_shards(folder, half_missing)),
+        "csv": ["--dataset-type", "csv", "--train-data", str(folder / "train.csv")],
+    }
+
+
+HAVE_LONG = {(short(index), long(index)) for index in range(8) if index % 4 < 2}
+USE_SHORT = HAVE_LONG | {(short(index), short(index)) for index in range(8) if index % 4 >= 2}
+
+
+@pytest.mark.parametrize(("missing", "expected"), [("use-short", USE_SHORT), ("skip", HAVE_LONG)])
+@both_types
+def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, missing, expected, holey, train):
+    flags = [*holey[kind], "--superclip-long-caption", "long.txt", "--superclip-captions", "dual", "--logs", "none"]
+    (run,) = train(*flags, "--superclip-missing-long", missing)
+    assert pairs(run) == expected
+    assert len(seen(run, "class")) == NUM_SAMPLES
+    (line,) = [line for line in run.output.splitlines() if "samples read" in line]
+    num_samples, num_missing = map(int, re.search(r"of (\d+) samples read, (\d+) had no long caption", line).groups())
+    assert num_samples >= NUM_SAMPLES
+    assert num_missing == pytest.approx(num_samples / 2, abs=8)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@both_types
+def test_a_missing_long_caption_may_end_the_run(kind, workers, holey, train):
+    flags = ["--superclip-long-caption", "long.txt", "--superclip-missing-long", "error", "--workers", workers]
+    (run,) = train(*holey[kind], *flags, "--superclip-captions", "long", "--logs", "none")
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert "error: --superclip-missing-long: sample " in error
+
+
+def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, train, tmp_path):
+    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, re_caption")):
+        flags = ["--superclip-long-caption", "re_captoin", "--superclip-captions", "dual"]
+        (run,) = train(*data[kind], *flags, cwd=tmp_path)
+        assert run.returncode == 1
+        (error,) = run.errors()
+        assert "--superclip-long-caption" in error
+        assert error.endswith(found)
+        assert not (tmp_path / "logs").exists()
+
+
+def test_a_key_that_no_sample_of_a_stream_holds_ends_the_run_after_a_shards_worth(tokens_of, monkeypatch):
+    monkeypatch.setattr("openclip_superclip.data.caption_tokens.NUM_WITHOUT", 5)
+    reader = tokens_of("dual")
+    without = {"__key__": "0", "txt": "cat", "png": b"", "other.txt": "sun"}
+    for _ in range(4):
+        reader(without)
+    with pytest.raises(InputError, match=r"none of the first 5 samples holds 'long.txt'.* holds txt, png, other.txt$"):
+        reader(without)
+
+
+def test_a_caption_that_is_not_utf8_is_skipped_with_a_warning_as_openclip_does(write_shards, train, tmp_path):
+    def members(index):
+        return {"long.txt": b"\xff\xfe" if index % 8 == 0 else long(index).encode()}
+
+    flags = webdataset_flags(write_shards(tmp_path / "bytes", members))
+    (run,) = train(*flags, "--superclip-long-caption", "long.txt", "--superclip-captions", "dual", "--logs", "none")
+    assert pairs(run) == set(zip(SHORT[1:], LONG[1:], strict=True))
+    assert "Ignoring" in run.output
+
+
+def test_an_empty_caption_has_no_class_loss_and_is_not_counted(tokens_of, model):
+    superclip = {"ignored_tokens": (0, 49406, 49407), "text_length": 8, "idf": "off"}
+    config = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    clip = SuperCLIP(16, config, text, superclip=superclip)
+    reader = tokens_of("dual")
+    tokens = torch.stack([reader({"txt": "", "long.txt": ""}), reader({"txt": "cat", "long.txt": "sun"})])
+    losses = clip(torch.randn(2, 3, 16, 16), tokens)["class_losses"]
+    assert losses[0] == 0 < losses[1]
+    assert clip.statistics.num_captions == 1
+
+
+def test_duals_class_loss_may_read_more_than_the_text_tower_and_cut_captions_are_counted(tokens_of):
+    decode = functools.partial(words, open_clip.get_tokenizer("ViT-B-32"))
+    sample = {"__key__": "0", "txt": "cat " * 20, "long.txt": " ".join(SHORT)}
+    for length, num_words, num_cut in ((0, 6, 1), (9, 7, 1), (10, 8, 0), (30, 8, 0)):
+        reader = tokens_of("dual", long_context=length)
+        tokens = reader(sample)
+        assert len(tokens) == 8 + (length or 8)
+        assert decode(tokens[None, :8]) == [" ".join(["cat"] * 6)]
+        assert decode(tokens[None, 8:]) == [" ".join(SHORT[:num_words])]
+        assert (reader.counts.num_long, reader.counts.num_cut) == (1, num_cut)
+
+
+def test_a_longer_class_context_trains_and_the_share_that_was_cut_is_logged(data, train):
+    flags = [*data["csv"], "--superclip-captions", "dual", "--superclip-long-context", "4", "--logs", "none"]
+    (run,) = train(*flags)
+    assert set(seen(run, "class")) == {" ".join(caption.split()[:2]) for caption in LONG}
+    assert "12.5% of the long ones were cut at 4 tokens" in run.output
+
+
+@pytest.fixture
+def hugging_face(tmp_path):
+    """Makes OpenCLIP's wrapper of a tokenizer that knows our words."""
+    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *SHORT, *" ".join(LONG).split()]
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(known)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
+    return functools.partial(HFTokenizer, str(tmp_path), context_length=6)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"strip_sep_token": True},
+    {"clean": "canonicalize"},  # as the SigLIP models
+], ids=str)  # fmt: skip
+def test_hugging_face_tokenizers_make_both_captions_and_count_what_is_cut(options, hugging_face, tokens_of):
+    tokenizer = hugging_face(**options)
+    reader = tokens_of("dual", tokenizer=tokenizer, long_context=8)
+    for caption, expected, num_cut in (("sun moon", "sun moon", 0), (" ".join(SHORT), " ".join(SHORT[:6]), 1)):
+        tokens = reader({"txt": "cat", "long.txt": caption})
+        first, second = (tokenizer.tokenizer.decode(part, skip_special_tokens=True) for part in tokens.split([6, 8]))
+        assert (first, second) == ("cat", expected)
+        assert reader.counts.num_cut == num_cut
+
+
+@pytest.mark.parametrize("reduction_mask", ["simple", "random", "shuffle"])
+def test_text_masks_keep_working(reduction_mask, tokens_of):
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=6, reduction_mask=reduction_mask)
+    reader = tokens_of("dual", tokenizer=tokenizer)
+    (short_part, long_part) = words(tokenizer, reader({"txt": "cat", "long.txt": " ".join(SHORT)}).reshape(2, 6))
+    assert short_part == "cat"
+    assert set(long_part.split()) < set(SHORT)
+    assert reader.counts.num_cut == 1
+
+
+@pytest.mark.parametrize("flags", [
+    "--superclip-captions dual",
+    "--superclip-captions mixed:1.5 --superclip-long-caption long.txt",
+    "--superclip-captions mixed:-0.1 --superclip-long-caption long.txt",
+    "--superclip-captions mixed:nan --superclip-long-caption long.txt",
+    "--superclip-captions mixed --superclip-long-caption long.txt",
+    "--superclip-captions both --superclip-long-caption long.txt",
+    "--superclip-missing-long pass",
+    "--superclip-long-context 99",
+    "--superclip-long-context -1 --superclip-captions dual --superclip-long-caption long.txt",
+    "--superclip-captions dual --superclip-long-caption long.txt --dataset-type synthetic",
+    "--superclip-captions dual --superclip-long-caption long.txt --distill-model ViT-B-32",
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line_that_names_the_flag(flags, data, train, tmp_path):
+    (run,) = train(*data["webdataset"][:-2], *flags.split(), cwd=tmp_path, function=superclip_train)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert flags.split()[0] in error
+    assert not (tmp_path / "logs").exists()

@@ -1,0 +1,239 @@
+"""Runs that must be equal: flag absent and stock, two ranks and one, accumulated and whole, resumed and unbroken."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from support.models import write_model
+from support.three_steps import assert_same_gradients, batch, results_of, train_three_steps
+from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, stock_train, superclip_train
+
+import openclip_superclip as superclip
+
+# The whole picture, always: what a run sees then depends on the order of the samples alone.
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> str:
+    """--model of a model whose checkpoints are small."""
+    return write_model(
+        tmp_path_factory.mktemp("small-model"), vision={"width": 32, "head_width": 16}, text={"width": 16, "heads": 2}
+    )
+
+
+# Flag absent
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--dataset-type webdataset --train-data {shards} --train-num-samples 64",
+        "--siglip",
+        "--accum-freq 2",
+        "--val-data {csv}",
+        "--precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5",
+    ],
+)
+def test_without_the_flag_the_launcher_trains_as_stock_openclip_to_the_last_digit(
+    flags, shards, csv_data, train_flags, tmp_path
+):
+    argv = [*train_flags, "--logs", "none", *flags.format(shards=shards, csv=csv_data).split()]
+    (ours,) = run_ranks(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
+    (stock,) = run_ranks(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
+    assert ours.returncode == stock.returncode == 0
+    assert len(stock.losses()) == (2 if "--accum-freq" in flags else 4)
+    assert ours.losses() == stock.losses()
+    assert _metrics(ours) == _metrics(stock)
+
+
+def _metrics(run) -> list[str]:
+    return [line.partition("Eval Epoch")[2] for line in run.output.splitlines() if "Eval Epoch" in line]
+
+
+# Two ranks and one
+
+
+# flags: the size of OpenCLIP's gradient on two ranks against the loss's own. Its ClipLoss gathers without gradients by
+# default, so that each rank's is half; --local-loss without --gather-with-grad is another gradient altogether.
+GRADIENT_SCALES = [
+    ({}, 0.5),
+    ({"gather_with_grad": True}, 1.0),
+    ({"local_loss": True, "gather_with_grad": True}, 1.0),
+    *(({"siglip": True, "loss_dist_impl": impl}, 1.0) for impl in ("bidir", "shift", "reduce", "gather")),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "gradient_scale"),
+    GRADIENT_SCALES,
+    ids=[" ".join(map(str, flags.values())) for flags, _ in GRADIENT_SCALES],
+)
+def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tiny_model, tmp_path):
+    one = results_of(lambda *ranks: train_three_steps(tiny_model, *ranks, flags, 1.0), 1, tmp_path / "one")[0]
+    two = results_of(lambda *ranks: train_three_steps(tiny_model, *ranks, flags, gradient_scale), 2, tmp_path / "two")
+    for step in range(3):
+        for name, value in one["losses"][step].items():
+            mean = sum(rank["losses"][step][name] for rank in two) / 2
+            torch.testing.assert_close(mean, value, rtol=2e-6, atol=0)
+    assert one["state_dict"]["statistics.num_captions"] == 3 * 16
+    for rank in two:
+        assert_same_gradients(rank["gradients"], one["gradients"])
+        torch.testing.assert_close(rank["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
+        for name in ("statistics.num_captions", "statistics.document_frequency"):
+            assert torch.equal(rank["state_dict"][name], one["state_dict"][name])
+
+
+def class_loss_of_unequal_batches(model_name: str, rank: int, world_size: int) -> dict:
+    """The class loss alone, of 16 captions that two ranks share as 11 and 5, and its gradients."""
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(model_name)
+    module = model
+    if world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(16))
+    loss = model(images, tokens)["class_losses"].mean()
+    loss.backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    return {"loss": loss.detach(), "gradients": gradients}
+
+
+def test_the_mean_over_ranks_is_right_when_their_batches_differ(tiny_model, tmp_path):
+    one = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 1, tmp_path / "one")[0]
+    two = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 2, tmp_path / "two")
+    torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-6, atol=0)
+    assert {"class_head.weight", "visual.conv1.weight"} <= one["gradients"].keys()
+    for rank in two:
+        assert_same_gradients(rank["gradients"], one["gradients"])
+
+
+# Accumulated and whole
+
+
+ACCUMULATED = ["", "--siglip", "--local-loss --gather-with-grad", "--superclip-special-tokens --superclip-weight 2"]
+
+
+def accumulated_and_whole(argv, batch_size: int, world_size: int, folder: Path) -> list:
+    """The runs of rank 0 with half the batch size and --accum-freq 2, and without."""
+    parts = ["--name", "parts", "--batch-size", batch_size // 2 // world_size, "--accum-freq", "2"]
+    whole = ["--name", "whole", "--batch-size", batch_size // world_size]
+    argv = [*argv, "--precision", "fp32", *WHOLE_PICTURES, "--superclip"]
+    runs = [run_ranks(superclip_train, *argv, *more, world_size=world_size, cwd=folder) for more in (parts, whole)]
+    assert [run.returncode for ranks in runs for run in ranks] == [0] * 2 * world_size
+    return [ranks[0] for ranks in runs]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("flags", ACCUMULATED)
+def test_accumulated_batches_train_as_one_that_is_as_large(flags, world_size, small_model, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--eps", "1e-5", *flags.split()]
+    parts, whole = accumulated_and_whole(argv, 16, world_size, tmp_path)
+    for name in ("Contrastive_loss", "Class_loss", "Loss"):
+        assert len(whole.values(name)) == 4
+        assert parts.values(name) == pytest.approx(whole.values(name), rel=1e-4)  # printed with five digits
+    parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)  # of steps of 1e-3
+    assert torch.equal(parts["statistics.document_frequency"], whole["statistics.document_frequency"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("flags", ACCUMULATED[:2])
+def test_accumulated_gradients_are_as_large_as_one_batchs(flags, world_size, small_model, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--opt", "timm/sgd", "--wd", "0", "--lr", "1", *flags.split()]
+    accumulated_and_whole(argv, 64, world_size, tmp_path)  # one step of plain gradient descent
+    parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
+    for weights in (parts, whole):  # OpenCLIP adds their gradient up once a part
+        weights.pop("logit_scale"), weights.pop("logit_bias", None)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=5e-6)
+
+
+# Resumed and unbroken
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_flags, tmp_path):
+    # Two ranks: their sampler's order depends on the epoch alone. OpenCLIP does not restore the random state.
+    argv = [*train_flags, "--model", small_model, "--epochs", "2", "--superclip", *WHOLE_PICTURES]
+    unbroken = run_ranks(superclip_train, *argv, "--logs", "unbroken", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in unbroken] == [0, 0]
+    shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
+    (tmp_path / "stopped/run/checkpoints/epoch_2.pt").unlink()
+    resumed = run_ranks(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in resumed] == [0, 0]
+    assert len(resumed[0].losses()) == 2
+    assert resumed[0].values("Class_loss") == unbroken[0].values("Class_loss")[2:]
+    one, other = load(tmp_path / "unbroken/run", epoch=2), load(tmp_path / "stopped/run", epoch=2)
+    assert one["state_dict"]["statistics.num_captions"] == 2 * 64
+    for part in ("state_dict", "optimizer"):
+        torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
+
+
+# Counted once
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size"),
+    [
+        ("", 1),
+        ("", 2),
+        ("--accum-freq 2", 1),
+        ("--accum-freq 2", 2),
+        ("--accum-freq 3", 1),  # of four batches: OpenCLIP drops the last, which was counted
+        ("--val-data {csv}", 1),
+        ("--val-data {csv}", 2),
+        ("--grad-checkpointing", 1),
+        ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1),
+    ],
+)
+def test_every_trained_caption_is_counted_once(flags, world_size, small_model, csv_data, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small_model, "--batch-size", "16", "--epochs", "2", "--save-frequency", "0"]
+    argv += ["--superclip", *flags.format(csv=csv_data).split()]
+    runs = run_ranks(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size
+    counts = load(tmp_path / "logs/run", epoch=2)["state_dict"]
+    with open(csv_data, newline="") as table:
+        captions = [row["title"] for row in csv.DictReader(table, delimiter="\t")]
+    frequency = torch.zeros(49408, dtype=torch.int64)
+    for tokens in open_clip.get_tokenizer("ViT-B-32")(captions):
+        frequency[[token for token in set(tokens.tolist()) if token not in (0, 49406, 49407)]] += 2  # epochs
+    assert counts["statistics.num_captions"] == 2 * len(captions)
+    assert torch.equal(counts["statistics.document_frequency"], frequency)
+
+
+# Inference
+
+
+INFERENCE = {  # what has a head: its configuration
+    "CLIP": {},
+    "CustomTextCLIP": {"custom_text": True},
+    "timm": {"vision": {"timm_model_name": "test_vit", "image_size": 160}},
+    "ResNet": {"vision": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}},
+    "CoCa": {
+        "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
+        "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "custom_text": True,
+    },
+}
+
+
+@pytest.mark.parametrize("cfg", INFERENCE.values(), ids=INFERENCE)
+def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypatch):
+    name = write_model(tmp_path, **cfg)
+    torch.manual_seed(0)
+    stock, _, _ = open_clip.create_model_and_transforms(name, output_dict=True)
+    ours, _, _ = superclip.create_model_and_transforms(name)
+    ours.load_state_dict(stock.state_dict())
+    for part, method in ((ours.class_head, "forward"), (ours.statistics, "begin")):
+        monkeypatch.setattr(part, method, lambda *_: pytest.fail("inference called the head"))
+    stock.eval(), ours.eval()
+    size = cfg.get("vision", {}).get("image_size", 32)
+    images, tokens = torch.randn(4, 3, size, size), batch(4)[1]
+    equal = {"rtol": 0, "atol": 0, "equal_nan": True}  # OpenCLIP leaves a weight of CoCa's decoder as the memory was
+    with torch.no_grad():
+        assert torch.equal(ours.encode_image(images), stock.encode_image(images))
+        assert torch.equal(ours.encode_text(tokens), stock.encode_text(tokens))
+        torch.testing.assert_close(ours(images, tokens), stock(images, tokens), **equal)
+        torch.testing.assert_close(ours(images), stock(images), **equal)

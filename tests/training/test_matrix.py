@@ -1,0 +1,370 @@
+"""Everything that OpenCLIP can train, through real steps of `superclip train`; what cannot be trained is refused."""
+
+import importlib
+import math
+import re
+import shutil
+from pathlib import Path
+
+import open_clip
+import open_clip_train.zero_shot
+import pytest
+import timm
+import torch
+import transformers
+import webdataset
+from open_clip.utils import to_2tuple
+from support import WORDS
+from support.models import MODELS, write_model, write_weights
+from support.released_models import write_tokenizer
+from support.training_runs import run_ranks, superclip_train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import openclip_superclip as superclip
+
+LOCKED_TEXT = "--lock-text --lock-text-freeze-layer-norm"
+RELEASED = "--local-loss --gather-with-grad --ddp-static-graph --grad-checkpointing --precision amp_bfloat16"
+SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type"
+
+TRAINS = [  # what is trained: --model, further flags, ranks
+    ("a native ViT", "vit", "", 1),
+    ("a ViT with output_tokens", "output-tokens", "", 1),
+    ("a ViT with output_tokens and a custom text tower", "output-tokens", "--force-custom-text", 1),
+    ("average pooling", "avg-pool", "", 1),
+    ("attentional pooling", "attentional-pool", "", 1),
+    ("the final norm after pooling", "norm-after-pool", "", 1),
+    ("custom attention blocks", "custom-block", "", 1),
+    ("patch dropout", "vit", "--force-patch-dropout 0.5", 1),
+    ("gradient checkpointing", "vit", "--grad-checkpointing", 1),
+    ("ModifiedResNet", "resnet", "", 1),
+    ("timm's ViT", "timm-vit", "", 1),
+    ("timm's ViT with attention pooling", "timm-vit-map", "", 1),
+    ("timm's ViT with patch dropout", "timm-vit", "--force-patch-dropout 0.5", 1),
+    ("timm's ViT with gradient checkpointing", "timm-vit", "--grad-checkpointing", 1),
+    ("timm's ConvNeXt", "timm-convnext", "", 1),
+    ("timm's EfficientNet", "timm-efficientnet", "", 1),
+    ("timm's ResNet", "timm-resnet", "", 1),
+    ("timm's ResNet with OpenCLIP's attention pool", "timm-attn-pool", "", 1),
+    ("a custom text tower", "vit", "--force-custom-text", 1),
+    ("a Hugging Face text tower", "hf-text", "", 1),
+    ("a Hugging Face text tower, locked", "hf-text", "--lock-text", 1),
+    ("SigLIP", "vit", "--siglip", 1),
+    ("CoCa", "coca", "", 1),
+    ("distillation", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 1),
+    ("distillation on two ranks", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 2),
+    ("a locked text tower", "vit", LOCKED_TEXT, 1),
+    ("a text tower locked but for a layer", "vit", f"{LOCKED_TEXT} --lock-text-unlocked-layers 1", 1),
+    ("an image tower locked but for two groups", "vit", "--lock-image --lock-image-unlocked-groups 2", 1),
+    ("a compiled model", "one-layer", "--torchcompile", 1),
+    ("a larger image", "vit", "--force-image-size 64", 1),
+    ("precision amp", "vit", "--precision amp", 1),
+    ("precision amp_bf16", "vit", "--precision amp_bf16", 1),
+    ("precision amp_bfloat16", "vit", "--precision amp_bfloat16", 1),
+    ("precision bf16", "vit", "--precision bf16", 1),
+    ("precision pure_bf16", "vit", "--precision pure_bf16", 1),
+    ("precision fp16", "vit", "--precision fp16", 1),
+    ("precision pure_fp16", "vit", "--precision pure_fp16", 1),
+    ("timm's ViT in amp_bf16", "timm-vit", "--precision amp_bf16", 1),
+    ("CoCa in pure_bf16", "coca", "--precision pure_bf16", 1),
+    ("timm/adamw", "vit", "--opt timm/adamw --eps 1e-8", 1),
+    ("timm/lamb", "vit", "--opt timm/lamb --eps 1e-6", 1),
+    ("timm/sgd", "vit", "--opt timm/sgd --momentum 0.9", 1),
+    ("gradient clipping", "vit", "--grad-clip-norm 1", 1),
+    ("two ranks", "vit", "", 2),
+    ("two ranks, local loss", "vit", "--local-loss", 2),
+    ("two ranks, gather with gradients", "vit", "--gather-with-grad", 2),
+    ("two ranks, local loss, gather with gradients", "vit", "--local-loss --gather-with-grad", 2),
+    ("two ranks, static graph", "vit", "--ddp-static-graph", 2),
+    ("two ranks, the released recipe", "vit", RELEASED, 2),
+    ("two ranks, synchronised batch norm", "vit", "--use-bn-sync", 2),
+    ("two ranks, CoCa", "coca", "", 2),
+    ("two ranks, SigLIP bidir", "vit", "--siglip --loss-dist-impl bidir", 2),
+    ("two ranks, SigLIP shift", "vit", "--siglip --loss-dist-impl shift", 2),
+    ("two ranks, SigLIP reduce", "vit", "--siglip --loss-dist-impl reduce", 2),
+    ("two ranks, SigLIP gather", "vit", "--siglip --loss-dist-impl gather", 2),
+    ("accumulation", "vit", "--accum-freq 2", 1),
+    ("accumulation, patch dropout", "vit", "--accum-freq 2 --force-patch-dropout 0.5", 1),
+    ("accumulation, SigLIP", "vit", "--accum-freq 2 --siglip", 1),
+    ("accumulation, CoCa", "coca", "--accum-freq 2", 1),
+    ("accumulation, pure_bf16", "vit", "--accum-freq 2 --precision pure_bf16", 1),
+    ("accumulation on two ranks", "vit", "--accum-freq 2", 2),
+    ("accumulation on two ranks, local loss", "vit", "--accum-freq 2 --local-loss --gather-with-grad", 2),
+    ("accumulation on two ranks, static graph", "vit", "--accum-freq 2 --ddp-static-graph", 2),
+    ("WebDataset", "vit", f"{SHARDS} webdataset", 1),
+    ("WebDataset by its extension, a worker", "vit", f"{SHARDS} auto --workers 1", 1),
+    ("WebDataset, resampled", "vit", f"{SHARDS} webdataset --dataset-resampled", 1),
+    ("WebDataset on two ranks", "vit", f"{SHARDS} webdataset", 2),
+    ("equal weights", "vit", "--superclip-idf off", 1),
+    ("special tokens as words", "vit", "--superclip-special-tokens", 1),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, str]:
+    """--model of each of MODELS, and of a model whose text tower and tokenizer are Hugging Face's."""
+    root = tmp_path_factory.mktemp("models")
+    models = {name: write_model(root / name, **cfg) for name, cfg in MODELS.items()}
+    write_weights(models["coca"])
+    return models | {"hf-text": _write_hf_model(root / "hf-text")}
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> str:
+    """--model of a folder that holds the weights of a plain OpenCLIP model as well."""
+    teacher = write_model(tmp_path_factory.mktemp("teacher"))
+    write_weights(teacher)
+    return teacher
+
+
+def _write_hf_model(folder: Path) -> str:
+    """Writes a BERT of random weights and a tokenizer of a few words, as a download would, and returns its --model."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    write_tokenizer(folder, words)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+        max_position_embeddings=20,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder / "tower")
+    text = {"hf_model_name": str(folder / "tower"), "hf_tokenizer_name": str(folder), "hf_pooler_type": "cls_pooler"}
+    return write_model(folder, text=text)
+
+
+@pytest.mark.parametrize(("model", "flags", "world_size"), [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS])
+def test_superclip_trains(model, flags, world_size, models, teacher, shards, train_flags, tmp_path):
+    batch_size = 64 // world_size // (4 if "--accum-freq" in flags else 2)
+    argv = [
+        "--model",
+        models[model],
+        "--batch-size",
+        batch_size,
+        "--precision",
+        "fp32",
+        "--logs",
+        "none",
+        "--superclip",
+    ]
+    flags = [flag.format(teacher=teacher, shards=shards) for flag in flags.split()]
+    runs = run_ranks(superclip_train, *train_flags, *argv, *flags, world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    class_losses, contrastive_losses = runs[0].values("Class_loss"), runs[0].values("Contrastive_loss")
+    assert len(class_losses) == len(contrastive_losses) == 2
+    assert all(map(math.isfinite, class_losses + contrastive_losses))
+    assert min(class_losses) > 0
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> str:
+    """--model of a model whose checkpoints are small."""
+    return write_model(tmp_path_factory.mktemp("small"), vision={"width": 16, "head_width": 16}, text={"width": 12})
+
+
+@pytest.fixture(scope="session")
+def imagenet(csv_data, tmp_path_factory) -> Path:
+    """--imagenet-val of five classes, a picture each."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    for index, word in enumerate(WORDS[:5]):
+        (folder / word).mkdir()
+        shutil.copy(csv_data.parent / f"{index}.png", folder / word)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small, train_flags, tmp_path_factory) -> Path:
+    """What training with --superclip saved."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (run,) = run_ranks(superclip_train, *train_flags, "--model", small, "--superclip", cwd=folder)
+    assert run.returncode == 0
+    return folder / "logs/run/checkpoints/epoch_1.pt"
+
+
+def train_on_five_classes(*argv) -> int:
+    """`superclip train` where ImageNet has five classes: its texts would take longer than everything else."""
+    open_clip_train.zero_shot.IMAGENET_CLASSNAMES = WORDS[:5]
+    open_clip_train.zero_shot.OPENAI_IMAGENET_TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES[:2]
+    return superclip_train(*argv)
+
+
+EVALUATIONS = {  # flags: what OpenCLIP then prints
+    "--val-data {csv}": "image_to_text_R@1",
+    "--dataset-type webdataset --val-data {shards} --val-num-samples 64 --train-num-samples 64": "text_to_image_R@1",
+    "--imagenet-val {imagenet}": "imagenet-zeroshot-val-top1",
+}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("flags", "metric"), EVALUATIONS.items(), ids=EVALUATIONS)
+def test_openclip_evaluates_during_training(
+    flags, metric, world_size, small, csv_data, shards, imagenet, train_flags, tmp_path
+):
+    flags = flags.format(csv=csv_data, shards=shards, imagenet=imagenet).split()
+    if "webdataset" in flags:
+        flags += ["--train-data", shards]
+    argv = [*train_flags, "--model", small, "--logs", "none", "--superclip", *flags]
+    runs = run_ranks(train_on_five_classes, *argv, world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert len(runs[0].values("Class_loss")) > 0
+    assert f"{metric}: " in runs[0].output
+
+
+@pytest.mark.parametrize(("flags", "metric"), EVALUATIONS.items(), ids=EVALUATIONS)
+def test_openclip_evaluates_a_checkpoint_without_training(
+    flags, metric, small, checkpoint, csv_data, shards, imagenet, tmp_path
+):
+    flags = flags.format(csv=csv_data, shards=shards, imagenet=imagenet).split()
+    argv = [
+        "--model",
+        small,
+        "--resume",
+        checkpoint,
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--superclip",
+    ]
+    (run,) = run_ranks(train_on_five_classes, *argv, *flags, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert f"{metric}: " in run.output
+
+
+def test_coca_is_evaluated_with_its_captioning_loss(models, csv_data, train_flags, tmp_path):
+    argv = [*train_flags, "--model", models["coca"], "--logs", "none", "--val-data", str(csv_data), "--superclip"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert "val_generative_loss: " in run.output
+
+
+def test_tensorboard_receives_the_losses(small, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small, "--report-to", "tensorboard", "--superclip"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    events = EventAccumulator(str(tmp_path / "logs/run/tensorboard")).Reload()
+    for name in ("class_loss", "contrastive_loss"):
+        plotted = [event.value for event in events.Scalars(f"train/{name}")]
+        assert plotted == pytest.approx(run.values(name.capitalize()), rel=1e-4)
+
+
+def write_bad_data(folder: Path) -> None:
+    """Writes training data that nothing can be learnt from."""
+    (folder / "no-column.csv").write_text("filepath\tcaption\na.png\ta cat\n")
+    (folder / "no-captions.csv").write_text("filepath\ttitle\na.png\t\nb.png\t \n")
+    (folder / "empty.csv").write_text("")
+    (folder / "corrupt.tar").write_bytes(b"not a tar file" * 100)
+    (folder / "empty.tar").write_bytes(b"")
+    with webdataset.TarWriter(str(folder / "no-captions.tar")) as tar:
+        tar.write({"__key__": "0", "json": {"caption": "a cat"}})
+
+
+REFUSED = {  # flags: what the error says
+    "--superclip --torchscript": "--torchscript",
+    "--superclip --trace": "--trace",
+    "--superclip --lock-image": "--lock-image",
+    "--superclip --superclip-weight -1": "--superclip-weight",
+    "--superclip --superclip-weight nan": "--superclip-weight",
+    "--superclip --superclip-weight inf": "--superclip-weight",
+    "--superclip --superclip-weight much": "--superclip-weight",
+    "--superclip --superclip-idf bogus": "--superclip-idf",
+    "--superclip --superclip-unknown": "--superclip-unknown",
+    "--superclip-weight 2": "--superclip-weight",
+    "--superclip-idf off": "--superclip-idf",
+    "--superclip-special-tokens": "--superclip-special-tokens",
+    "--superclip --train-data nowhere.csv": "nowhere.csv",
+    "--superclip --train-data .": "--train-data",
+    "--superclip --train-data no-column.csv": "--csv-caption-key",
+    "--superclip --train-data no-captions.csv": "no-captions.csv",
+    "--superclip --train-data empty.csv": "empty.csv",
+    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "{0..9}.tar",
+    "--superclip --dataset-type webdataset --train-data {{0..9.tar": "{0..9.tar",
+    "--superclip --dataset-type webdataset --train-data .": "--train-data",
+    "--superclip --dataset-type webdataset --train-data no-captions.tar": "no-captions.tar",
+    "--superclip --dataset-type webdataset --train-data corrupt.tar": "corrupt.tar",
+    "--superclip --dataset-type auto --train-data empty.tar": "empty.tar",
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(flags, reason, train_flags, tmp_path):
+    write_bad_data(tmp_path)
+    (run,) = run_ranks(superclip_train, *train_flags, *flags.format().split(), cwd=tmp_path)
+    assert run.returncode != 0
+    assert "Traceback" not in run.output
+    (line,) = run.output.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("separator", [",", r"\t", r"\s*;\s*"])
+def test_a_separator_that_pandas_understands_is_accepted(separator, csv_data, small, train_flags, tmp_path):
+    table = tmp_path / "train.csv"
+    table.write_text(csv_data.read_text().replace("\t", {",": ",", r"\t": "\t"}.get(separator, " ; ")))
+    argv = [*train_flags, "--model", small, "--logs", "none", "--train-data", table, "--csv-separator", separator]
+    (run,) = run_ranks(superclip_train, *argv, "--superclip", cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+
+
+def test_unlocking_the_projection_alone_is_refused_as_the_class_loss_does_not_reach_it(small, train_flags, tmp_path):
+    argv = [*train_flags, "--model", small, "--superclip", "--lock-image", "--lock-image-unlocked-groups", "1"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode != 0
+    (error,) = run.errors()
+    assert "--lock-image-unlocked-groups 1" in error
+
+
+@pytest.mark.parametrize("name", [*MODELS, "hf-text"])
+def test_the_class_loss_trains_the_vision_tower_from_its_first_layer_on_and_no_text_tower(name, models):
+    torch.manual_seed(0)
+    model = superclip.create_model_and_transforms(models[name])[0].train()
+    captions = open_clip.get_tokenizer(models[name])(["a cat", "a red dog"])
+    losses = model(torch.randn(2, 3, *to_2tuple(model.visual.image_size)), captions)["class_losses"]
+    losses.mean().backward()
+    first = next(p for p in model.visual.parameters() if p.ndim == 4)  # a convolution, or the patches' projection
+    assert first.grad.count_nonzero() > first.numel() / 2
+    vision_or_head = ("visual.", "class_head.")
+    assert not [n for n, p in model.named_parameters() if p.grad is not None and not n.startswith(vision_or_head)]
+
+
+def train_without_forward_intermediates(*argv) -> int:
+    """`superclip train` with a timm whose test_resnet has no forward_intermediates."""
+    del timm.models.resnet.ResNet.forward_intermediates
+    return superclip_train(*argv)
+
+
+def test_a_vision_tower_without_patch_features_is_refused_by_name(models, train_flags, tmp_path):
+    argv = [*train_flags, "--model", models["timm-resnet"], "--superclip"]
+    (run,) = run_ranks(train_without_forward_intermediates, *argv, cwd=tmp_path)
+    assert run.returncode != 0
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    assert "patch features" in error
+    assert "ResNet" in error
+
+
+@pytest.mark.parametrize("flags", ["", "--accum-freq 2", "--force-custom-text"])
+def test_a_token_beyond_the_vocabulary_is_named_with_its_caption(flags, train_flags, tmp_path):
+    model = write_model(tmp_path / "model", text={"vocab_size": 300})
+    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=tmp_path)
+    assert run.returncode != 0
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    assert re.search(r"caption \d+ of the batch holds token id \d+", error)
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip_train.main.create_loss", "open_clip_train.main.parse_args", "open_clip.factory.CoCa"]
+)
+def test_an_openclip_without_a_name_that_is_needed_is_refused_with_its_version(name, train_flags, tmp_path):
+    def train_without_name(*argv):
+        module, _, attribute = name.rpartition(".")
+        delattr(importlib.import_module(module), attribute)
+        return superclip_train(*argv)
+
+    (run,) = run_ranks(train_without_name, *train_flags, "--superclip", cwd=tmp_path)
+    assert run.returncode != 0
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    assert name in error
+    assert open_clip.__version__ in error
+    assert not (tmp_path / "logs").exists()

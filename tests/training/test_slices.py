@@ -1,0 +1,333 @@
+"""Slices: every sample of a pass is read once, and a run that was killed ends where one that never stopped ends."""
+
+import collections
+import functools
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import open_clip_train.data
+import open_clip_train.main
+import pytest
+import torch
+import webdataset
+from open_clip import get_tokenizer
+from PIL import Image
+from support.training_runs import run_ranks, superclip_train
+from torchvision import transforms
+
+from openclip_superclip.data.slices import Reads, reads, slice_of
+from openclip_superclip.errors import InputError
+from openclip_superclip.integration import unpatched_openclip as unpatched
+
+SHARD_SIZES = [4] * 12
+SLICES = 3
+
+
+def write_shards(folder: Path, sizes: list[int]) -> str:
+    """Writes shards of so many pictures of noise, whose captions number them, and returns --train-data."""
+    rng = np.random.default_rng(0)
+    captions = iter(caption_names(sizes))
+    for shard, size in enumerate(sizes):
+        with webdataset.TarWriter(str(folder / f"{shard:02d}.tar")) as tar:
+            for _ in range(size):
+                caption = next(captions)
+                picture = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+                tar.write({"__key__": caption.replace(" ", ""), "png": picture, "txt": caption})
+    return f"{folder}/{{00..{len(sizes) - 1:02d}}}.tar"
+
+
+def caption_names(sizes: list[int]) -> list[str]:
+    return [f"picture {number}" for number in range(sum(sizes))]
+
+
+@pytest.fixture(scope="module")
+def train_data(tmp_path_factory) -> str:
+    return write_shards(tmp_path_factory.mktemp("shards"), SHARD_SIZES)
+
+
+# Which shards an epoch reads
+
+
+@pytest.mark.parametrize(("num_shards", "slices"), [(1, 1), (5, 5), (7, 3), (12, 4), (100, 1)])
+def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_shards, slices):
+    orders = []
+    for pass_ in range(4):
+        drawn = {shard: hashlib.blake2b(f"7\0{pass_}\0{shard}".encode()).digest() for shard in range(num_shards)}
+        order = []
+        while drawn:  # the shard whose hash is least, as long as there is one
+            least = min(drawn, key=drawn.get)
+            order.append(least)
+            del drawn[least]
+        for part in range(slices):
+            expected = [shard for place, shard in enumerate(order) if place % slices == part]
+            assert slice_of(num_shards, slices, seed=7, epoch=pass_ * slices + part) == expected
+        orders.append(tuple(order))
+    assert num_shards < 5 or len(set(orders)) == 4
+    assert num_shards < 5 or slice_of(num_shards, 1, seed=7, epoch=0) != slice_of(num_shards, 1, seed=8, epoch=0)
+
+
+# What OpenCLIP's data pipeline reads
+
+
+def pipeline(*argv: str, epochs: range) -> int:
+    """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions, and pictures' digests."""
+    args = unpatched.parse_args([*argv])
+    unpatched.install(args)
+    args.rank, args.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    crop = transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])
+    data = open_clip_train.data.get_data(args, (crop, crop), epoch=epochs.start, tokenizer=lambda caption: [caption])
+    given = {}
+    for epoch in epochs:
+        data["train"].set_epoch(epoch)
+        given[epoch] = [
+            (caption, hashlib.md5(picture.numpy().tobytes()).hexdigest())
+            for pictures, captions in data["train"].dataloader
+            for picture, caption in zip(pictures, captions, strict=True)
+        ]
+    Path(f"given-{args.rank}.json").write_text(json.dumps(given))
+    return 0
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Returns what each epoch gave all ranks, the first rank's first: lists of captions and pictures."""
+
+    def read(*argv, epochs, world_size=1):
+        cwd = tmp_path / str(len([*tmp_path.iterdir()]))
+        cwd.mkdir()
+        runs = run_ranks(functools.partial(pipeline, epochs=epochs), *argv, world_size=world_size, cwd=cwd)
+        assert [run.returncode for run in runs] == [0] * world_size, runs[0].output
+        ranks = [json.loads((cwd / f"given-{rank}.json").read_text()) for rank in range(world_size)]
+        return {epoch: [sample for rank in ranks for sample in rank[str(epoch)]] for epoch in epochs}
+
+    return read
+
+
+def slice_flags(train_data: str, sizes: list[int] = SHARD_SIZES, slices: int = SLICES) -> list[str]:
+    return [
+        "--train-data", train_data, "--dataset-type", "webdataset", "--train-num-samples", str(sum(sizes) // slices),
+        "--superclip-slices", str(slices), "--batch-size", "4",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)])
+def test_every_pass_reads_every_sample_once(world_size, workers, read, train_data):
+    epochs = read(*slice_flags(train_data), "--workers", str(workers), epochs=range(2 * SLICES), world_size=world_size)
+    passes = [[caption for e in range(p, p + SLICES) for caption, _ in epochs[e]] for p in (0, SLICES)]
+    for captions in passes:
+        assert sorted(captions) == sorted(caption_names(SHARD_SIZES))
+    assert passes[0] != passes[1]
+    slices = [{caption for caption, _ in epochs[epoch]} for epoch in epochs]
+    assert not any(slices[epoch] == slices[epoch + SLICES] for epoch in range(SLICES))
+
+
+def test_order_and_crops_follow_from_seed_and_epoch(read, train_data):
+    flags = [*slice_flags(train_data), "--workers", "1"]
+    whole = read(*flags, epochs=range(2 * SLICES), world_size=2)
+    assert len({picture for epoch in whole.values() for _, picture in epoch}) == 2 * sum(SHARD_SIZES)
+    resumed = read(*flags, epochs=range(SLICES + 1, 2 * SLICES), world_size=2)
+    assert all(resumed[epoch] == whole[epoch] for epoch in resumed)
+    other = read(*flags, "--seed", "1", epochs=range(1), world_size=2)
+    assert other[0] != whole[0]
+
+
+def test_ranks_and_workers_may_change_from_one_slice_to_the_next(read, train_data):
+    captions = []
+    for epoch, (world_size, workers) in enumerate([(1, "2"), (2, "1"), (2, "0")]):
+        flags = [*slice_flags(train_data), "--workers", workers]
+        given = read(*flags, epochs=range(epoch, epoch + 1), world_size=world_size)[epoch]
+        captions += [caption for caption, _ in given]
+    assert sorted(captions) == sorted(caption_names(SHARD_SIZES))
+
+
+@pytest.mark.parametrize("num_samples", [20, 60])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2)])
+def test_reads_tells_what_openclip_leaves_out_and_what_it_reads_again(num_samples, world_size, workers, read, tmp_path):
+    sizes = [5, 9, 4, 5, 12, 6, 7, 8, 10, 4, 6, 5, 9]
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    flags = slice_flags(write_shards(folder, sizes), slices=2)
+    flags += ["--train-num-samples", str(num_samples), "--workers", str(workers)]
+    epochs = read(*flags, epochs=range(4), world_size=world_size)
+    options = {"num_samples": num_samples, "batch_size": 4, "world_size": world_size, "workers": workers}
+    told = [reads(sizes, 2, 0, epoch, **options) for epoch in epochs]
+    assert any(epoch.again for epoch in told) or any(epoch.held > epoch.once for epoch in told)
+    for epoch, (held, once, again) in zip(epochs, told, strict=True):
+        times = collections.Counter(caption for caption, _ in epochs[epoch])
+        assert times.total() == once + again
+        assert once <= len(times) <= held
+        assert again or set(times.values()) == {1}
+    assert sum(epoch.held for epoch in told) == 2 * sum(sizes)
+
+
+def test_reads_of_equal_shards_that_fill_the_batches_are_all_samples_once():
+    for world_size, workers in ((1, 0), (1, 1), (1, 4), (2, 2)):
+        options = {"num_samples": 16, "batch_size": 4, "world_size": world_size, "workers": workers}
+        assert reads(SHARD_SIZES, SLICES, 0, 1, **options) == Reads(held=16, once=16, again=0)
+    assert reads([4] * 3, 1, 0, 0, num_samples=12, batch_size=4, world_size=2) == Reads(held=12, once=12, again=4)
+
+
+# Training
+
+
+class Traced:
+    """OpenCLIP's data loader, which writes down what is trained on, and kills its process before one of the batches."""
+
+    def __init__(self, data, rank: int, decode, killed_at: tuple[int, int] | None):
+        self.loader, self.epoch = data.dataloader, data.shared_epoch
+        self.num_batches, self.num_samples = data.dataloader.num_batches, data.dataloader.num_samples
+        self.rank, self.decode, self.killed_at = rank, decode, killed_at
+
+    def __iter__(self):
+        epoch = self.epoch.get_value()
+        with open(f"trained-{self.rank}.txt", "a") as trained:
+            for batch, (images, texts) in enumerate(self.loader):
+                if (epoch, batch) == self.killed_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                print(json.dumps([epoch, self.decode(texts)]), file=trained, flush=True)
+                yield images, texts
+
+
+def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
+    """`superclip train`, traced."""
+    get_data = open_clip_train.main.get_data
+
+    def get_traced_data(args, *rest, **options):
+        data = get_data(args, *rest, **options)
+        decode = get_tokenizer("ViT-B-32").decode
+        names = {}
+
+        def decoded(texts):
+            return [
+                names.setdefault(tuple(text), decode([t for t in text if 0 < t < 49406])) for text in texts.tolist()
+            ]
+
+        data["train"].dataloader = Traced(data["train"], args.rank, decoded, killed_at)
+        return data
+
+    open_clip_train.main.get_data = get_traced_data
+    return superclip_train(*argv)
+
+
+def trained(folder: Path, world_size: int) -> dict[int, list[str]]:
+    """The captions that each epoch trained on, over all ranks."""
+    captions = collections.defaultdict(list)
+    for rank in range(world_size):
+        for line in (folder / f"trained-{rank}.txt").read_text().splitlines():
+            epoch, batch = json.loads(line)
+            captions[epoch] += batch
+    return captions
+
+
+def state(folder: Path, epoch: int) -> list[bytes]:
+    """Every bit of weights, counts and optimizer."""
+    checkpoint = torch.load(folder / f"logs/run/checkpoints/epoch_{epoch}.pt", weights_only=False)
+    tensors = dict(checkpoint["state_dict"])
+    for index, values in checkpoint["optimizer"]["state"].items():
+        tensors |= {f"{index} {name}": value for name, value in values.items()}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+RESUMED = {
+    "CLIP": ("--workers 1", 1),
+    "FLIP, two ranks": ("--workers 1 --force-patch-dropout 0.5", 2),
+    "SuperFLIP": ("--workers 0 --superclip --force-patch-dropout 0.5", 1),
+    "SuperCLIP, two ranks": ("--workers 1 --superclip", 2),
+}
+
+
+@pytest.mark.parametrize(("flags", "world_size"), RESUMED.values(), ids=RESUMED)
+def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
+    flags, world_size, train_flags, train_data, tmp_path
+):
+    epochs = SLICES + 1
+    argv = [*train_flags, *slice_flags(train_data), *flags.split(), "--epochs", str(epochs)]
+    argv += ["--aug-cfg", "scale=(0.3, 1.0)"]
+    folders = [tmp_path / "undisturbed", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    undisturbed, killed = folders
+    ranks = functools.partial(run_ranks, world_size=world_size)
+    codes = [run.returncode for run in ranks(traced_train, *argv, cwd=undisturbed)]
+    assert codes == [0] * world_size
+    runs = ranks(functools.partial(traced_train, killed_at=(1, 1)), *argv, cwd=killed)
+    assert [run.returncode for run in runs] == [-signal.SIGKILL] * world_size
+    lost = trained(killed, world_size)
+    runs = ranks(traced_train, *argv, "--resume", "latest", cwd=killed)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+
+    assert state(killed, epochs) == state(undisturbed, epochs)
+    seen = trained(killed, world_size)
+    times = collections.Counter(caption.replace(" ", "") for epoch in range(SLICES) for caption in seen[epoch])
+    times -= collections.Counter(caption.replace(" ", "") for caption in lost[1])  # trained, but not kept
+    assert times == collections.Counter(caption.replace(" ", "") for caption in caption_names(SHARD_SIZES))
+    assert lost[1]
+
+
+# What is refused
+
+FLAGS = "--superclip-slices 3 --train-num-samples 16 --train-data {shards}"
+REFUSED = {
+    "no slice": (f"{FLAGS} --superclip-slices 0", "--superclip-slices is 0"),
+    "a table": (f"{FLAGS} --train-data table.csv", "--superclip-slices cuts"),
+    "a table, named": (f"{FLAGS} --dataset-type csv", "--dataset-type is csv"),
+    "no data at all": ("--superclip-slices 3 --dataset-type synthetic", "--dataset-type is synthetic"),
+    "resampled": (f"{FLAGS} --dataset-resampled", "--dataset-resampled"),
+    "braces": (f"{FLAGS} --train-data x/{{{{0..1.tar", "--train-data"),
+    "too few shards": (f"{FLAGS} --superclip-slices 13 --workers 0", "has 12 shards; expected 13"),
+    "too few for the workers": (f"{FLAGS} --workers 5", "has 12 shards; expected 15"),
+    "no samples": ("--superclip-slices 3 --train-data {shards} --workers 1", "--train-num-samples is not given"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("superclip", [[], ["--superclip"]], ids=["CLIP", "SuperCLIP"])
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_sliced_is_refused_before_anything_is_loaded(
+    flags, reason, superclip, parse_args, train_data, tmp_path
+):
+    with pytest.raises(SystemExit) as refused:
+        parse_args([*flags.format(shards=train_data).split(), *superclip])
+    assert str(refused.value).startswith("error: --")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_too_few_shards_for_the_ranks_are_refused_and_the_run_is_not_begun(train_flags, train_data, tmp_path):
+    argv = [*train_flags, *slice_flags(train_data), "--superclip-slices", "4", "--workers", "2"]
+    for run in run_ranks(superclip_train, *argv, world_size=2, cwd=tmp_path):
+        assert run.returncode == 1
+        (error,) = run.errors()
+        assert error.endswith("12 shards; expected 16 or more, 4 slices × 2 ranks × 2 workers")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_the_samples_of_the_whole_data_set_are_refused_where_its_size_is_known(parse_args, tmp_path):
+    shards = write_shards(tmp_path, SHARD_SIZES)
+    (tmp_path / "sizes.json").write_text(json.dumps({f"{shard:02d}.tar": 4 for shard in range(12)}))
+    flags = [*slice_flags(shards), "--workers", "0"]
+    assert parse_args(flags).train_num_samples == 16
+    for samples in ("48", "32"):
+        with pytest.raises(SystemExit, match=r"--train-num-samples is \d+; expected .* of the 3 slices, 16 of 48$"):
+            parse_args([*flags, "--train-num-samples", samples])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_for_ever(
+    workers, train_flags, train_data, tmp_path
+):
+    argv = [*train_flags, *slice_flags(train_data, slices=12), "--batch-size", "5", "--workers", workers]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert error.startswith("error: --superclip-slices: ")
+    assert "hold 4 samples, and --batch-size is 5" in error
+    with pytest.raises(InputError, match="hold 4 samples, and --batch-size is 5"):
+        reads(SHARD_SIZES, 12, 0, 0, num_samples=4, batch_size=5)
+
+
+def test_evaluation_alone_ignores_the_flag(parse_args, train_data):
+    assert parse_args(["--superclip-slices", "3", "--val-data", train_data]).superclip_slices == 3

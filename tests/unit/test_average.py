@@ -1,0 +1,129 @@
+"""Means of checkpoints, and what lies between released weights and fine-tuned ones."""
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.models import write_model
+from support.released_models import add_to_cache, random_weights
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+
+
+def run(*argv) -> int:
+    return main([*map(str, argv)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Three checkpoints of a small ResNet with a head, which have seen 10, 20 and 30 captions, and a plain one."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = write_model(folder / "model", vision={"layers": [1, 1, 1, 1], "width": 16}, text={"vocab_size": 500})
+    for number in (1, 2, 3):
+        torch.manual_seed(number)
+        state = superclip.create_model_and_transforms(model)[0].state_dict()
+        state["statistics.num_captions"].fill_(10 * number)
+        state["statistics.document_frequency"].fill_(number)
+        state["visual.bn1.num_batches_tracked"].fill_(number)
+        content = {"epoch": number, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+        torch.save(content, folder / f"{number}.pt")
+    save_file(random_weights(model), folder / "plain.safetensors")
+    return folder
+
+
+def state(file):
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    content = torch.load(file, weights_only=True)
+    return {k.removeprefix("module."): v for k, v in content.get("state_dict", content).items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(suffix, files, tmp_path):
+    out = tmp_path / f"mean{suffix}"
+    assert run("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out) == 0
+    mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
+    assert mean.keys() == parts[0].keys()
+    for name, tensor in mean.items():
+        if tensor.is_floating_point():
+            expected = torch.stack([part[name].double() for part in parts]).mean(dim=0)
+            torch.testing.assert_close(tensor.double(), expected, atol=1e-7, rtol=1e-6)
+            assert tensor.dtype == parts[0][name].dtype
+        else:
+            assert torch.equal(tensor, parts[2][name]), name
+    assert mean["statistics.num_captions"] == 30
+    superclip.create_model_and_transforms(f"local-dir:{files}/model")[0].load_state_dict(mean)
+
+
+def test_counts_are_added_where_asked(files, tmp_path):
+    assert run("average", *(files / f"{n}.pt" for n in (1, 2, 3)), "--out", tmp_path / "sum.pt", "--add-counts") == 0
+    merged = state(tmp_path / "sum.pt")
+    assert merged["statistics.num_captions"] == 60
+    assert (merged["statistics.document_frequency"] == 6).all()
+    assert merged["visual.bn1.num_batches_tracked"] == 3  # no count of captions
+
+
+def test_the_average_of_equal_checkpoints_is_that_checkpoint(files, tmp_path):
+    assert run("average", files / "2.pt", files / "2.pt", files / "2.pt", "--out", tmp_path / "same.pt") == 0
+    same, before = state(tmp_path / "same.pt"), state(files / "2.pt")
+    assert all(torch.equal(same[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("alpha", "end"), [(0.0, "1.pt"), (1.0, "2.pt")])
+def test_an_interpolation_ends_at_both_checkpoints(alpha, end, files, tmp_path):
+    assert run("interpolate", files / "1.pt", files / "2.pt", "--alpha", alpha, "--out", tmp_path / "out.pt") == 0
+    out, expected = state(tmp_path / "out.pt"), state(files / end)
+    assert all(torch.equal(out[k], v) for k, v in expected.items() if v.is_floating_point())
+
+
+def test_between_a_plain_and_a_tuned_model_the_head_is_the_tuned_ones(files, tmp_path):
+    assert (
+        run("interpolate", files / "plain.safetensors", files / "2.pt", "--alpha", 0.25, "--out", tmp_path / "out.pt")
+        == 0
+    )
+    out, plain, tuned = state(tmp_path / "out.pt"), state(files / "plain.safetensors"), state(files / "2.pt")
+    assert out.keys() == tuned.keys()
+    for name, tensor in out.items():
+        if name in plain and tensor.is_floating_point():
+            torch.testing.assert_close(tensor, 0.75 * plain[name] + 0.25 * tuned[name])
+        else:
+            assert torch.equal(tensor, tuned[name])
+
+
+def test_released_weights_can_be_named_by_model_and_tag(files, tmp_path, monkeypatch):
+    """As OpenCLIP names them; here out of a cache that a download would have left."""
+    add_to_cache(tmp_path / "cache", "someone/model")
+    save_file(state(files / "plain.safetensors"), tmp_path / "open_clip_model.safetensors")
+    add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}})
+    assert run("interpolate", "tiny:ours", files / "2.pt", "--alpha", 0, "--out", tmp_path / "out.pt") == 0
+    plain = state(files / "plain.safetensors")
+    assert all(torch.equal(state(tmp_path / "out.pt")[k], v) for k, v in plain.items() if v.is_floating_point())
+
+
+REFUSED = {
+    "average 1.pt --out x.pt": "one checkpoint was given",
+    "average 1.pt plain.safetensors --out x.pt": "plain.safetensors does not match 1.pt: class_head.bias is missing",
+    "average 1.pt nowhere.pt --out x.pt": "there is no file nowhere.pt",
+    "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",
+    "average 1.pt 2.pt --out plain.safetensors/x.pt": "cannot be written",
+    "interpolate 1.pt 2.pt --alpha 1.5 --out x.pt": "--alpha is 1.5",
+    "interpolate 1.pt 2.pt --alpha nan --out x.pt": "--alpha is nan",
+    "interpolate no-such:tag 2.pt --out x.pt": "no MODEL:TAG",
+    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be had",
+    "interpolate 1.pt model --out x.pt": "holds no weights",
+}
+
+
+@pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reason, files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    before = sorted(files.rglob("*"))
+    assert run(*argv.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert sorted(files.rglob("*")) == before

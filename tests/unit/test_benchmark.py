@@ -1,0 +1,95 @@
+"""The benchmark: its counts are the paper's, its contenders agree, and its command writes what it prints."""
+
+import json
+
+import pytest
+import torch
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.benchmark.loss_variants import CONTENDERS, compute, make_inputs
+from openclip_superclip.benchmark.timing import peak_memory
+from openclip_superclip.method.flops import count_gmacs, head_share
+
+
+@pytest.mark.parametrize(("model", "vision", "text", "share"), [
+    ("ViT-L-16", 59.689, 6.547, 0.00077),
+    ("ViT-B-16", 16.87, 2.91, 0.0019),
+])  # fmt: skip
+def test_the_head_adds_the_share_of_flops_that_the_paper_states(model, vision, text, share):
+    gmacs = count_gmacs(model, with_attention=False)
+    assert gmacs["vision"] == pytest.approx(vision, rel=2e-3)  # the paper's count holds norms and biases, too
+    assert gmacs["text"] == pytest.approx(text, rel=2e-3)
+    assert head_share(gmacs) == pytest.approx(share, rel=0.02)
+
+
+def test_attentions_own_products_are_what_the_two_counts_differ_by():
+    tokens, width, layers = 197, 768, 12
+    attention = layers * 2 * tokens**2 * width / 1e9
+    counts = [count_gmacs("ViT-B-16", with_attention)["vision"] for with_attention in (True, False)]
+    assert counts[0] - counts[1] == pytest.approx(attention, rel=1e-3)
+
+
+def test_the_contenders_compute_the_same_gradients():
+    inputs = make_inputs(batch=9, width=16, vocab_size=101, device="cpu")
+    gradients = {}
+    for name in CONTENDERS:
+        compute(name, inputs)
+        gradients[name] = [leaf.grad for leaf in inputs[:3]]
+    for name in ("sparse targets", "class_loss"):
+        for gradient, expected in zip(gradients[name], gradients["dense targets"], strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+def allocate(num_bytes):
+    kept = torch.ones(2**20)
+
+    def call():
+        return torch.ones(num_bytes // 4).sum() + kept.sum()
+
+    return call
+
+
+def test_peak_memory_is_what_a_call_allocates_and_not_what_lay_there_before():
+    assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
+
+
+def prepare(name, batch, width, vocab):
+    inputs = make_inputs(batch, width, vocab, "cpu")
+    return lambda: compute(name, inputs)
+
+
+def test_the_class_loss_takes_a_third_of_the_memory_of_dense_targets_at_most():
+    sizes = 1024, 64, 49408
+    dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
+    assert ours <= 0.35 * dense
+
+
+def test_a_vocabulary_of_256000_takes_less_than_3_gb_above_its_weights():
+    assert peak_memory(prepare, "class_loss", 1024, 768, 256_000, device="cpu") < 3e9
+
+
+def test_the_command_prints_the_ratios_and_writes_json_and_png(tmp_path, capsys):
+    code = main([
+        "benchmark", "--head-batch", "32", "--width", "16", "--vocab", "1000", "--repeats", "2",
+        "--model", "ViT-S-32-alt", "--local-batch", "2", "--step-repeats", "1", "--out", str(tmp_path),
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "| class_loss |" in printed
+    assert "| with --superclip |" in printed
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    assert all(len(seconds) == 2 for seconds in report["head_seconds"].values())
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["--head-batch", "0"], "--head-batch"),
+    (["--model", "no-such-model"], "no-such-model"),
+    (["--device", "cuda:9"], "cuda:9"),
+    (["--step-repeats", "-1"], "--step-repeats"),
+])  # fmt: skip
+def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, named, tmp_path, capsys):
+    assert main(["benchmark", *arguments, "--out", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,422 @@
+"""The chunked class loss equals its definition, is no less exact, and never holds [B, V]."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from openclip_superclip import class_loss, plain_class_loss
+from openclip_superclip.method import class_loss as classification
+
+# B, W, V, L, chunk_size
+SIZES = {
+    "one caption": (1, 8, 53, 5, None),
+    "one caption of one token": (1, 4, 11, 1, 1),
+    "captions of one token": (9, 8, 31, 1, 4),
+    "batch no multiple of the chunk": (7, 16, 101, 9, 3),
+    "chunk of one": (5, 8, 53, 4, 1),
+    "chunk beyond the batch": (3, 8, 31, 6, 64),
+    "more tokens than the vocabulary": (4, 8, 5, 12, 2),
+    "large prime vocabulary": (6, 16, 4999, 20, 4),
+}
+IDF = {
+    "positive": lambda idf: idf,
+    "ones": torch.ones_like,
+    "zeros among them": lambda idf: idf * (torch.arange(len(idf)) % 2),
+    "all zero": torch.zeros_like,
+}
+UPSTREAM = {
+    "of a mean": lambda losses: torch.full_like(losses, 1 / len(losses)),
+    "of a sum": torch.ones_like,
+    "random": lambda losses: torch.randn(len(losses), generator=torch.Generator().manual_seed(7)),
+    "zero": torch.zeros_like,
+    "zero for some": lambda losses: (torch.arange(len(losses)) % 2).float(),
+}
+# The type of the weights, that of autocast, and the rounding of the products (in float32, of sums of thousands).
+PRECISIONS = {
+    "fp32": (torch.float32, None, 5e-7),
+    "bf16 autocast": (torch.float32, torch.bfloat16, torch.finfo(torch.bfloat16).eps),
+    "fp16 autocast": (torch.float32, torch.float16, torch.finfo(torch.float16).eps),
+    "pure bf16": (torch.bfloat16, None, torch.finfo(torch.bfloat16).eps),
+}
+
+
+def cases(**tables):
+    """Marks that run a test with each entry of the tables, under the entry's name."""
+
+    def decorate(test):
+        for name, table in tables.items():
+            test = pytest.mark.parametrize(name, table.values(), ids=table.keys())(test)
+        return test
+
+    return decorate
+
+
+def problem(batch=7, width=16, vocab=101, length=9, dtype=torch.float32):
+    """Leaves (features, weight, bias), tokens with repetitions and an empty caption (all 0), idf (0 for id 0)."""
+    rng = torch.Generator().manual_seed(batch * vocab)
+    features = torch.randn(batch, width, generator=rng)
+    weight = torch.randn(vocab, width, generator=rng)
+    bias = torch.randn(vocab, generator=rng)
+    tokens = torch.randint(0, vocab, (batch, length), generator=rng)
+    tokens[0, length // 2 :] = tokens[0, 0]  # a repeated token
+    if batch > 2:
+        tokens[2] = 0  # an empty caption: nothing but an id that is no word
+    idf = torch.rand(vocab, generator=rng) + 0.1
+    idf[0] = 0.0
+    return tuple(x.to(dtype).requires_grad_() for x in (features, weight, bias)), tokens, idf
+
+
+def soft_targets(tokens, idf):
+    """The target of each caption, float64 [B, V], by a slow loop over sets of words."""
+    target = torch.zeros(len(tokens), len(idf), dtype=torch.float64)
+    for row, caption in enumerate(tokens.tolist()):
+        weights = {token: idf[token].item() for token in set(caption)}
+        total = sum(weights.values())
+        for token, weight in weights.items():
+            target[row, token] = weight / total if total else 0.0
+    return target
+
+
+def exact_class_loss(features, weight, bias, tokens, idf):
+    """The truth: torch's own cross-entropy against the slow targets, in float64."""
+    logits = F.linear(features.double(), weight.double(), bias.double())
+    return nn.CrossEntropyLoss(reduction="none")(logits, soft_targets(tokens, idf))
+
+
+def losses_and_gradients(function, leaves, *args, upstream=torch.ones_like, autocast=None, **kwargs):
+    """The losses and the gradients by features, weight and bias, as a list of four."""
+    with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
+        losses = function(*leaves, *args, **kwargs)
+    gradients = torch.autograd.grad(losses, leaves, upstream(losses.detach().float()).to(losses.dtype))
+    return [losses.detach(), *gradients]
+
+
+def assert_close(ours, expected, tolerance=1e-5):
+    for ours_, expected_ in zip(ours, expected, strict=True):
+        torch.testing.assert_close(ours_, expected_, atol=tolerance, rtol=tolerance, check_dtype=False)
+
+
+@cases(sizes=SIZES, idf_of=IDF)
+def test_the_plain_loss_is_cross_entropy_with_soft_targets_made_from_sets(sizes, idf_of):
+    *shape, _ = sizes
+    leaves, tokens, idf = problem(*shape)
+    plain = losses_and_gradients(plain_class_loss, leaves, tokens, idf_of(idf))
+    assert_close(plain, losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf)))
+
+
+@cases(sizes=SIZES, idf_of=IDF)
+def test_the_chunked_loss_is_cross_entropy_with_soft_targets_made_from_sets(sizes, idf_of):
+    *shape, chunk_size = sizes
+    leaves, tokens, idf = problem(*shape)
+    ours = losses_and_gradients(class_loss, leaves, tokens, idf_of(idf), chunk_size=chunk_size)
+    assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf)))
+
+
+@cases(sizes=SIZES, precision=PRECISIONS, upstream=UPSTREAM)
+def test_the_chunked_loss_errs_no_more_than_the_plain_one(sizes, precision, upstream):
+    *shape, chunk_size = sizes
+    dtype, autocast, rounding = precision
+    leaves, tokens, idf = problem(*shape, dtype=dtype)
+    truth = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream)
+    plain = losses_and_gradients(plain_class_loss, leaves, tokens, idf, upstream=upstream, autocast=autocast)
+    ours = losses_and_gradients(
+        class_loss, leaves, tokens, idf, upstream=upstream, autocast=autocast, chunk_size=chunk_size
+    )
+    for name, exact, plain_, ours_ in zip(("losses", "features", "weight", "bias"), truth, plain, ours, strict=True):
+        error = (exact.double() - ours_.double()).abs()
+        budget = (exact.double() - plain_.double()).abs() + 2 * rounding * exact.double().abs().max()
+        assert (error <= budget).all(), f"{name}: {error.max():.3g}"
+
+
+@cases(sizes=SIZES, precision=PRECISIONS)
+def test_the_chunked_loss_errs_no_more_on_average_than_the_plain_one(sizes, precision):
+    *shape, chunk_size = sizes
+    dtype, autocast, rounding = precision
+    leaves, tokens, idf = problem(*shape, dtype=dtype)
+    mean = UPSTREAM["of a mean"]
+    truth = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=mean)
+    plain = losses_and_gradients(plain_class_loss, leaves, tokens, idf, upstream=mean, autocast=autocast)
+    ours = losses_and_gradients(
+        class_loss, leaves, tokens, idf, upstream=mean, autocast=autocast, chunk_size=chunk_size
+    )
+    for name, exact, plain_, ours_ in zip(("losses", "features", "weight", "bias"), truth, plain, ours, strict=True):
+        error = (exact.double() - ours_.double()).norm()
+        budget = (exact.double() - plain_.double()).norm() + rounding * exact.double().norm() / 2
+        assert error <= budget, f"{name}: {error:.3g} > {budget:.3g}"
+
+
+@cases(precision=PRECISIONS)
+@pytest.mark.parametrize("function", [class_loss, plain_class_loss])
+def test_losses_are_float32_whatever_the_precision(precision, function):
+    dtype, autocast, _ = precision
+    leaves, tokens, idf = problem(dtype=dtype)
+    losses, *gradients = losses_and_gradients(function, leaves, tokens, idf, autocast=autocast)
+    assert losses.dtype == torch.float32
+    assert [gradient.dtype for gradient in gradients] == [dtype] * 3
+
+
+@cases(upstream=UPSTREAM)
+def test_float32_features_with_bfloat16_weights_cost_no_more_than_rounding_the_features(upstream):
+    (features, _, _), tokens, idf = problem()
+    leaves = (features, *problem(dtype=torch.bfloat16)[0][1:])
+    ours = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=upstream)
+    assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream), tolerance=0.05)
+
+
+def error_on_rare_words(function):
+    """Relative error of the weight's gradient in rows of tokens that no caption holds, in float16 with exact logits."""
+    vocab, rng = 49_999, torch.Generator().manual_seed(0)
+    features = torch.randint(-2, 3, (8, 16), generator=rng) / 2
+    weight = torch.randint(-2, 3, (vocab, 16), generator=rng) / 4
+    bias = torch.randint(-8, 9, (vocab,), generator=rng) / 4
+    tokens = torch.randint(0, vocab, (8, 6), generator=rng)
+    args = [x.requires_grad_() for x in (features, weight, bias)], tokens, torch.rand(vocab, generator=rng)
+    rare = torch.ones(vocab, dtype=torch.bool)
+    rare[tokens.unique()] = False
+    truth = losses_and_gradients(exact_class_loss, *args, upstream=UPSTREAM["of a mean"])[2][rare]
+    found = losses_and_gradients(function, *args, upstream=UPSTREAM["of a mean"], autocast=torch.float16)[2][rare]
+    return (found - truth).norm() / truth.norm()
+
+
+def test_float16_keeps_the_gradients_of_rare_words_better_than_the_plain_loss():
+    assert error_on_rare_words(class_loss) < error_on_rare_words(plain_class_loss) / 4
+
+
+def test_lifting_small_probabilities_makes_float16_more_exact(monkeypatch):
+    lifted = error_on_rare_words(class_loss)
+    monkeypatch.setattr(classification, "FLOAT16_SCALE", 1.0)
+    assert lifted < 0.8 * error_on_rare_words(class_loss)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16], ids=["fp32", "fp16 autocast"])
+def test_a_scaled_loss_has_the_same_gradients_scaled(autocast):
+    leaves, tokens, idf = problem()
+    small = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=torch.ones_like, autocast=autocast)
+    large = losses_and_gradients(
+        class_loss, leaves, tokens, idf, upstream=lambda x: torch.full_like(x, 2.0**16), autocast=autocast
+    )
+    for a, b in zip(small[1:], large[1:], strict=True):
+        assert torch.equal(a * 2.0**16, b)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.37, 2, torch.tensor(1.7), torch.tensor([0.4])], ids=str)
+def test_scale_multiplies_losses_and_gradients(scale):
+    leaves, tokens, idf = problem()
+    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, scale=scale, chunk_size=3)
+    unscaled = losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=3)
+    assert_close(scaled, [float(scale) * x for x in unscaled])
+
+
+@cases(upstream=UPSTREAM)
+def test_scale_and_upstream_gradient_multiply(upstream):
+    leaves, tokens, idf = problem()
+    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=upstream, scale=0.3)
+    exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream)
+    assert_close(scaled, [0.3 * x for x in exact])
+
+
+def test_a_caption_without_words_has_no_loss_and_no_gradient():
+    leaves, tokens, idf = problem()
+    assert (tokens[2] == 0).all()
+    losses, grad_features, _, _ = losses_and_gradients(class_loss, leaves, tokens, idf)
+    assert losses[2] == 0
+    assert (grad_features[2] == 0).all()
+    assert (losses[[0, 1, 3, 4, 5, 6]] > 0).all()
+
+
+def test_a_batch_without_words_has_no_loss_and_no_gradient():
+    leaves, tokens, idf = problem()
+    for x in losses_and_gradients(class_loss, leaves, torch.zeros_like(tokens), idf):
+        assert (x == 0).all()
+
+
+def test_the_order_and_the_repetition_of_tokens_change_nothing():
+    leaves, tokens, idf = problem()
+    twice = torch.cat([tokens, tokens.flip(1)], dim=1)
+    once = losses_and_gradients(class_loss, leaves, tokens, idf)
+    for a, b in zip(once, losses_and_gradients(class_loss, leaves, twice, idf), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_tokens_may_be_of_any_integer_type(dtype):
+    leaves, tokens, idf = problem()
+    ours = class_loss(*leaves, tokens.to(dtype), idf)
+    assert torch.equal(ours, class_loss(*leaves, tokens, idf))
+
+
+def test_inputs_are_left_as_they_were():
+    leaves, tokens, idf = problem()
+    before = [x.clone() for x in (*leaves, tokens, idf)]
+    losses_and_gradients(class_loss, leaves, tokens, idf, upstream=UPSTREAM["random"])
+    for x, copy in zip((*leaves, tokens, idf), before, strict=True):
+        assert torch.equal(x, copy)
+
+
+def test_logits_too_large_for_an_exponential_are_no_trouble():
+    (features, weight, bias), tokens, idf = problem()
+    leaves = [features.detach().mul(1e3).requires_grad_(), weight, bias]
+    ours = losses_and_gradients(class_loss, leaves, tokens, idf)
+    assert all(x.isfinite().all() for x in ours)
+    assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf), tolerance=1e-3)
+
+
+@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
+def test_a_second_backward_doubles_the_gradients(upstream):
+    leaves, tokens, idf = problem()
+    once = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=upstream)[1:]
+    losses = class_loss(*leaves, tokens, idf)
+    losses.backward(upstream(losses.detach()), retain_graph=True)
+    losses.backward(upstream(losses.detach()))
+    assert_close([leaf.grad for leaf in leaves], [2 * x for x in once])
+
+
+def test_a_second_backward_may_have_another_upstream_gradient():
+    leaves, tokens, idf = problem()
+    losses = class_loss(*leaves, tokens, idf)
+    first = torch.autograd.grad(losses, leaves, UPSTREAM["of a mean"](losses.detach()), retain_graph=True)
+    first_copies = [x.clone() for x in first]
+    second = torch.autograd.grad(losses, leaves, UPSTREAM["random"](losses.detach()))
+    for upstream, ours in (("of a mean", first), ("random", second)):
+        assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=UPSTREAM[upstream])[1:])
+    assert all(torch.equal(x, copy) for x, copy in zip(first, first_copies, strict=True))
+
+
+def test_a_head_may_be_used_twice_in_a_graph():
+    (features, weight, bias), tokens, idf = problem()
+    leaves = features, weight, bias
+
+    def twice(function):
+        first, second = function(*leaves, tokens, idf), function(features.sin(), weight, bias, tokens.flip(0), idf)
+        return torch.autograd.grad(first.mean() + 2 * second.sum(), leaves)
+
+    assert_close(twice(class_loss), twice(exact_class_loss))
+
+
+def test_micro_batches_accumulate_to_the_gradient_of_the_whole_batch():
+    leaves, tokens, idf = problem(8)
+    whole = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=UPSTREAM["of a mean"])[1:]
+    for rows in torch.arange(8).split(3):
+        (class_loss(leaves[0][rows], *leaves[1:], tokens[rows], idf).sum() / 8).backward()
+    assert_close([leaf.grad for leaf in leaves], whole)
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    leaves, tokens, idf = problem()
+    losses = class_loss(*leaves, tokens, idf)
+    (gradient,) = torch.autograd.grad(losses.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_the_gradient_is_the_slope_of_the_loss():
+    leaves, tokens, idf = problem()
+    upstream = UPSTREAM["random"](torch.zeros(len(tokens)))
+    gradients = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=lambda _: upstream)[1:]
+    rng = torch.Generator().manual_seed(3)
+    for index, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
+
+        def loss_at(step, index=index, direction=direction):
+            moved = [leaf.detach().double() for leaf in leaves]
+            moved[index] = moved[index] + step * direction
+            return (exact_class_loss(*moved, tokens, idf) * upstream).sum()
+
+        slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
+        torch.testing.assert_close((gradient.double() * direction).sum(), slope, atol=1e-5, rtol=1e-5)
+
+
+class Allocations(TorchDispatchMode):
+    """Shapes of the tensors that own new memory, made while it is on."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {x.untyped_storage().data_ptr() for x in known}
+        self.alive = []  # so that no address is used twice
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        for output in outputs if isinstance(outputs, tuple | list) else [outputs]:
+            if isinstance(output, torch.Tensor) and output.untyped_storage().data_ptr() not in self.known:
+                self.known.add(output.untyped_storage().data_ptr())
+                self.alive.append(output)
+                self.shapes.append(tuple(output.shape))
+        return outputs
+
+    def largest(self):
+        return max(torch.Size(shape).numel() for shape in self.shapes)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16], ids=str)
+@cases(upstream=UPSTREAM)
+def test_no_tensor_has_the_size_of_batch_times_vocabulary(precision, upstream):
+    leaves, tokens, idf = problem(64, 8, 1009, 6)
+    with Allocations(*leaves, tokens, idf) as made:
+        losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=4, upstream=upstream, autocast=precision)
+    assert made.largest() == 8 * 1009  # the weight's gradient; a chunk's logits are 4 * 1009
+
+
+def test_the_plain_loss_does_hold_batch_times_vocabulary():
+    leaves, tokens, idf = problem(64, 8, 1009, 6)
+    with Allocations(*leaves, tokens, idf) as made:
+        plain_class_loss(*leaves, tokens, idf)
+    assert made.largest() == 64 * 1009
+
+
+@pytest.mark.parametrize(("megabytes", "rows"), [(3.5, 3), (1.0, 1), (0.1, 1), (100, 20)])
+def test_a_chunk_is_as_many_captions_as_fill_the_budget_and_at_least_one(monkeypatch, megabytes, rows):
+    vocab = 2**18
+    monkeypatch.setitem(classification.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
+    leaves, tokens, idf = problem(20, 2, vocab, 6)
+    with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
+        class_loss(*leaves, tokens, idf)
+    assert made.largest() == rows * vocab
+
+
+def test_without_gradients_none_are_computed():
+    leaves, tokens, idf = problem(8, 16, 101, 6)
+    with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
+        losses = class_loss(*leaves, tokens, idf, chunk_size=2)
+    assert not {(101, 16), (8, 16), (101,)} & set(made.shapes)
+    assert_close([losses], [exact_class_loss(*leaves, tokens, idf).detach()])
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
+@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
+def test_only_the_gradients_that_are_needed_are_computed(needed, upstream):
+    leaves, tokens, idf = problem(8, 16, 101, 6)
+    exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream)[1:]
+    for index, leaf in enumerate(leaves):
+        leaf.requires_grad_(index in needed)
+    with Allocations(*leaves, tokens, idf) as made:
+        losses = class_loss(*leaves, tokens, idf, chunk_size=2)
+        ours = torch.autograd.grad(losses, [leaves[i] for i in needed], upstream(losses.detach()))
+    assert_close(ours, [exact[i] for i in needed])
+    not_needed = {shape for i, shape in enumerate([(8, 16), (101, 16), (101,)]) if i not in needed}
+    assert not not_needed & set(made.shapes)
+
+
+def test_a_uniform_upstream_gradient_costs_no_second_pass():
+    leaves, tokens, idf = problem(64, 8, 1009, 6)
+    with Allocations(*leaves, tokens, idf) as made:
+        losses = class_loss(*leaves, tokens, idf, chunk_size=4)
+        made.shapes.clear()
+        torch.autograd.grad(losses.mean(), leaves)
+    assert made.largest() < 4 * 1009
+
+
+@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
+def test_a_compiled_function_computes_the_same(upstream):
+    leaves, tokens, idf = problem()
+
+    def step(features, weight, bias):
+        return class_loss(features.sin(), weight, bias, tokens, idf, chunk_size=3)
+
+    compiled = torch.compile(step, backend="aot_eager")
+    ours = losses_and_gradients(compiled, leaves, upstream=upstream)
+    assert_close(ours, losses_and_gradients(step, leaves, upstream=upstream))

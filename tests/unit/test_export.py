@@ -1,0 +1,439 @@
+"""Exports are plain CLIP: stock OpenCLIP and transformers open them, without this package, and compute the same."""
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.models import write_model
+from support.released_models import FULL_SHAPES, plain_model, random_weights, write_hf_text_model, write_tokenizer
+from support.training_runs import run_ranks, superclip_train
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.demo.demo_model import write_model as write_demo_model
+
+
+def run(*argv) -> int:
+    return main(["export", *map(str, argv)])
+
+
+def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
+    """A class head and counts, as a checkpoint of a SuperCLIP run holds them."""
+    return {
+        "class_head.weight": torch.randn(1, width).repeat(vocab_size, 1),
+        "class_head.bias": torch.zeros(vocab_size),
+        "class_head.ln.weight": torch.ones(width),
+        "class_head.ln.bias": torch.zeros(width),
+        "statistics.num_captions": torch.tensor(1234),
+        "statistics.document_frequency": torch.arange(vocab_size),
+    }
+
+
+OPEN = """
+import sys
+sys.modules["openclip_superclip"] = None  # importing it fails
+import open_clip, torch
+from PIL import Image
+
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    name = f"local-dir:{folder}"
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    model.eval()
+    image = preprocess(Image.open(f"{folder}/../picture.png"))[None]
+    text = open_clip.get_tokenizer(name)(["a red cat", "a blue dog and a house"])
+    with torch.no_grad():
+        torch.save([image, text, model.encode_image(image), model.encode_text(text)], f"{folder}/../features.pt")
+    assert not [name for name in sys.modules if name.startswith("openclip_superclip.")]
+"""
+
+
+def open_without_this_package(*folders: Path) -> list[list[torch.Tensor]]:
+    """Pixels, tokens and features of the picture beside each folder, from a process that cannot import us."""
+    for folder in folders:
+        Image.effect_mandelbrot((300, 260), (-2, -1, 1, 1), 60).convert("RGB").save(folder.parent / "picture.png")
+    run = subprocess.run([sys.executable, "-c", OPEN, *map(str, folders)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder.parent / "features.pt", weights_only=True) for folder in folders]
+
+
+@torch.no_grad()
+def assert_same_features(model, image, text, image_features, text_features):
+    assert torch.equal(model.encode_image(image), image_features)
+    assert torch.equal(model.encode_text(text), text_features)
+
+
+def test_stock_openclip_opens_released_shapes_with_bit_equal_features(tmp_path, monkeypatch):
+    """One process opens them all: ViTs, a ResNet, a ConvNeXt, timm's ViT, SigLIP."""
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS["ViT-B-16-SigLIP"]["text_cfg"], "hf_tokenizer_name", str(tmp_path / "words")
+    )
+    write_tokenizer(tmp_path / "words")
+    folders = [tmp_path / name / "out" for name in FULL_SHAPES]
+    for name, folder in zip(FULL_SHAPES, folders, strict=True):
+        folder.parent.mkdir()
+        weights = random_weights(name) | head_of(8, 100)
+        torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in weights.items()}}, folder.parent / "run.pt")
+        del weights
+        assert run(folder.parent / "run.pt", "--model", name, "--out", folder) == 0
+        (folder.parent / "run.pt").unlink()
+    for name, folder, opened in zip(FULL_SHAPES, folders, open_without_this_package(*folders), strict=True):
+        shutil.rmtree(folder)
+        assert_same_features(plain_model(name, random_weights(name)), *opened)
+
+
+def test_a_hugging_face_text_tower_and_its_tokenizer_travel(tmp_path):
+    name = write_hf_text_model(tmp_path / "model")
+    weights = random_weights(name)
+    save_file(weights | head_of(64, 10), tmp_path / "model" / "open_clip_model.safetensors")
+    assert run(tmp_path / "model", "--out", tmp_path / "out") == 0
+    for file in (tmp_path / "model").glob("*.json"):
+        file.unlink()
+    (opened,) = open_without_this_package(tmp_path / "out")
+    assert opened[1].tolist()[0][:5] == [2, 4, 5, 7, 3]  # start, a, red, cat, end
+    assert_same_features(plain_model(f"local-dir:{tmp_path}/out", weights), *opened)
+
+
+def test_a_vocabulary_of_ones_own_travels(tmp_path):
+    demo = write_demo_model(tmp_path / "model")
+    weights = random_weights(demo)
+    torch.save(weights, tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", demo, "--out", tmp_path / "out") == 0
+    tokens = open_clip.get_tokenizer(demo)(["a red cat", "a blue dog and a house"])
+    shutil.rmtree(tmp_path / "model")
+    (opened,) = open_without_this_package(tmp_path / "out")
+    assert torch.equal(opened[1], tokens)
+    assert_same_features(plain_model(f"local-dir:{tmp_path}/out", weights), *opened)
+
+
+@pytest.fixture(scope="module")
+def trained(train_flags, shards, tmp_path_factory):
+    """The checkpoint of a run that measured itself, at a size and a preprocessing that the command line gave."""
+    folder = tmp_path_factory.mktemp("trained")
+    model = write_model(folder / "model")
+    flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
+    flags += " --force-quick-gelu --force-context-length 16"
+    (run,) = run_ranks(
+        superclip_train, *train_flags, "--model", model, "--superclip", "--dataset-type", "auto",
+        "--val-data", shards, "--val-num-samples", "64",
+        *flags.split(), cwd=folder,
+    )  # fmt: skip
+    assert run.returncode == 0, run.output[-3000:]
+    return folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"
+
+
+def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(trained, tmp_path):
+    names = {"openclip": "open_clip_model.safetensors", "torch": "open_clip_pytorch_model.bin"}
+    folders = {format: tmp_path / format / "out" for format in names}
+    for format, folder in folders.items():
+        assert run(trained, "--out", folder, "--format", format) == 0
+        assert {path.name for path in folder.iterdir()} == {"README.md", "open_clip_config.json", names[format]}
+    model, _, preprocess = superclip.create_model_and_transforms(
+        f"local-dir:{trained.parents[3]}/model", load_weights=False, force_image_size=24, force_quick_gelu=True,
+        force_context_length=16, image_mean=(0.1, 0.2, 0.3), image_resize_mode="squash", image_interpolation="bilinear",
+    )  # fmt: skip
+    model.load_state_dict(torch.load(trained, weights_only=True)["state_dict"])
+    for folder, opened in zip(folders.values(), open_without_this_package(*folders.values()), strict=True):
+        assert torch.equal(preprocess(Image.open(folder.parent / "picture.png"))[None], opened[0])
+        assert opened[1].shape == (2, 16)
+        assert_same_features(model.eval(), *opened)
+
+
+def test_the_model_card_says_what_is_known_and_nothing_else(trained, csv_data, tmp_path):
+    assert run(trained, "--out", tmp_path / "out", "--license", "apache-2.0") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: open_clip\n")
+    for fact in (
+        f"- data: {csv_data}", "- captions seen with the class loss: 64", "- learning rate: 0.001",
+        "- weight of the class loss λ: 1.0", "- global batch: 16", f"openclip-superclip {superclip.__version__}",
+        "| image_to_text_R@1 | ",
+    ):  # fmt: skip
+        assert fact in card
+    assert "base_model" not in card
+    assert "None" not in card
+
+
+def test_the_model_card_of_a_lone_plain_file_claims_no_recipe_and_no_class_loss(tmp_path):
+    model = write_model(tmp_path / "model")
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: unknown" in card
+    for claim in ("Recipe", "Measured", "data:", "captions seen", "trained with the class loss"):
+        assert claim not in card
+
+
+def test_released_weights_are_named_as_the_base_model(trained, tmp_path):
+    shutil.copytree(trained.parents[1], tmp_path / "run")
+    params = tmp_path / "run" / "params.txt"
+    replaced = {"pretrained: ": "pretrained: laion2b_s34b_b79k", "model: ": "model: ViT-B-32"}
+    lines = [
+        next((new for old, new in replaced.items() if line.startswith(old)), line)
+        for line in params.read_text().splitlines()
+    ]
+    params.write_text("\n".join(lines))
+    model = f"local-dir:{trained.parents[3]}/model"
+    assert run(tmp_path / "run" / "checkpoints" / "epoch_1.pt", "--model", model, "--out", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in card
+    assert "- base model: ViT-B-32, laion2b_s34b_b79k" in card
+
+
+@pytest.mark.parametrize("format", ["openclip", "torch", "hf"])
+def test_the_head_stays_beside_the_model_where_asked(format, trained, tmp_path):
+    assert run(trained, "--out", tmp_path / "out", "--with-head", "--format", format, "--overwrite") == 0
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    kept = load_file(tmp_path / "out" / "superclip_head.safetensors")
+    assert kept.keys() == {name for name in state if name.startswith(("class_head.", "statistics."))}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
+    if format != "hf":
+        open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}/out")
+
+
+# transformers
+
+
+def test_transformers_opens_a_clip_model_with_the_same_features(trained, tmp_path):
+    assert run(trained, "--out", tmp_path / "out", "--format", "hf") == 0
+    options = {"force_image_size": 24, "force_quick_gelu": True, "force_context_length": 16}
+    stock = open_clip.create_model(f"local-dir:{trained.parents[3]}/model", load_weights=False, **options).eval()
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    stock.load_state_dict({k: v for k, v in state.items() if not k.startswith(("class_head.", "statistics."))})
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    tower = transformers.CLIPVisionModel.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "out")
+    inputs = processor(
+        images=[Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 60).convert("RGB")],
+        text=["A red CAT, isn't it?", "two dogs!!"],
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
+    )
+    texts = open_clip.get_tokenizer("ViT-B-32", context_length=16)(["A red CAT, isn't it?", "two dogs!!"])
+    words = texts != 0
+    assert torch.equal(inputs["input_ids"][words], texts[words])
+    with torch.no_grad():
+        outputs = model(**inputs)
+        image_features, text_features, _ = stock(inputs["pixel_values"], texts)
+        pooled = tower(inputs["pixel_values"]).pooler_output
+        hidden = stock.visual.forward_intermediates(inputs["pixel_values"], indices=1, output_fmt="NLC")
+    torch.testing.assert_close(outputs.image_embeds, image_features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.text_embeds, text_features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.logit_scale, stock.logit_scale)
+    projected = torch.nn.functional.normalize(pooled @ stock.visual.proj, dim=-1)
+    torch.testing.assert_close(projected, image_features, atol=1e-5, rtol=0)
+    patches = tower(inputs["pixel_values"]).last_hidden_state[:, 1:]  # what LLaVA-style projects read
+    torch.testing.assert_close(patches, hidden["image_intermediates"][-1], atol=1e-5, rtol=0)
+
+
+def test_the_processors_pictures_are_nearly_openclips(trained, tmp_path):
+    """torchvision resizes tensors and OpenCLIP pictures: the same but for rounding to 8 bits."""
+    model = write_model(tmp_path / "model")
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
+    picture = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 60).convert("RGB")
+    processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out")
+    _, _, preprocess = open_clip.create_model_and_transforms(model)
+    difference = processor(picture, return_tensors="pt")["pixel_values"][0] - preprocess(picture)
+    assert difference.abs().max() < 0.05
+
+
+def test_custom_text_towers_of_openclips_own_are_expressed_too(tmp_path):
+    model = write_model(tmp_path / "model", custom_text=True, text={"vocab_size": 600})
+    weights = random_weights(model)
+    torch.save(weights, tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
+    stock, ours = plain_model(model, weights), transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    texts = torch.randint(1, 599, (3, 20))
+    texts[:, 11] = 599
+    with torch.no_grad():
+        outputs = ours(pixel_values=torch.ones(1, 3, 32, 32), input_ids=texts)
+        expected = stock(torch.ones(1, 3, 32, 32), texts)
+    torch.testing.assert_close(outputs.image_embeds, expected[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.text_embeds, expected[1], atol=1e-5, rtol=0)
+
+
+NOT_EXPRESSED = {
+    "ResNet": ({"vision": {"layers": [1, 1, 1, 1], "width": 16}}, "a ResNet"),
+    "timm": ({"vision": {"timm_model_name": "test_vit", "image_size": 160}}, "vision_cfg.timm_model_name = 'test_vit'"),
+    "average pooling": ({"vision": {"pool_type": "avg"}}, "vision_cfg.pool_type = 'avg'"),
+    "no causal mask": ({"text": {"no_causal_mask": True}}, "text_cfg.no_causal_mask = True"),
+    "logit bias": ({"init_logit_bias": -10}, "init_logit_bias"),
+}
+
+
+@pytest.mark.parametrize(("cfg", "reason"), NOT_EXPRESSED.values(), ids=NOT_EXPRESSED)
+def test_what_transformers_cannot_express_is_refused_by_name(cfg, reason, tmp_path, capsys):
+    model = write_model(tmp_path / "model", **cfg)
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 1
+    error = capsys.readouterr().err
+    assert f"({reason})" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# What is refused, and what a failure leaves behind
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder with a small model's configuration beside a file of its weights."""
+    model = write_model(tmp_path / "model", vision={"width": 16, "head_width": 16}, text={"width": 12})
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    return tmp_path
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.mkdir, ("pwned",))
+
+
+def write_bad_files(folder):
+    whole = (folder / "plain.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "text.pt").write_text("no checkpoint at all")
+    (folder / "list.pt").write_bytes(b"")
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"epoch": 1}, folder / "epoch.pt")
+    torch.save({"state_dict": RunsCode()}, folder / "code.pt")
+    (folder / "code.bin").write_bytes(pickle.dumps(RunsCode()))
+    save_file({"a": torch.ones(1000)}, folder / "whole.safetensors")
+    (folder / "truncated.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:500])
+    (folder / "folder").mkdir()
+    for epoch in (2, 10):
+        (folder / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / f"run/checkpoints/epoch_{epoch}.pt").write_bytes(whole)
+
+
+BAD_FILES = {
+    "truncated.pt": "truncated, corrupt, or no checkpoint",
+    "empty.pt": "truncated, corrupt, or no checkpoint",
+    "text.pt": "holds no weights as torch saves them",
+    "truncated.safetensors": "truncated, corrupt, or no checkpoint",
+    "list.pt": "expected tensors under their names",
+    "epoch.pt": "expected tensors under their names",
+    "code.pt": ".mkdir, and nothing but weights is ever loaded",
+    "code.bin": "nothing but weights is ever loaded",
+    "nowhere.pt": "there is no file",
+    "folder": "holds no weights",
+    "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
+    "whole.safetensors": "does not match",
+}
+
+
+@pytest.mark.parametrize(("file", "reason"), BAD_FILES.items(), ids=BAD_FILES)
+def test_a_bad_file_is_refused_in_one_line_and_nothing_is_written(file, reason, small, capsys, monkeypatch):
+    monkeypatch.chdir(small)
+    write_bad_files(small)
+    before = sorted(small.iterdir())
+    assert run(file, "--model", f"local-dir:{small}/model", "--out", "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert file in error
+    assert reason in error
+    assert error.count("\n") == 1
+    assert sorted(small.iterdir()) == before
+
+
+def test_a_configuration_that_does_not_match_shows_three_mismatches_with_both_shapes(small, capsys):
+    assert run(small / "plain.pt", "--model", "ViT-B-32", "--out", small / "out") == 1
+    error = capsys.readouterr().err
+    assert "does not match ViT-B-32: ln_final.bias is [12], expected [512]; " in error
+    assert error.count(" is [") == 3
+    assert error.count("\n") == 1
+
+
+BAD_OPTIONS = {
+    "": "nothing beside",
+    "--model local-dir:model --with-head": "--with-head",
+    "--model nonsense": "OpenCLIP knows no 'nonsense'",
+    "--model local-dir:model --out plain.pt": "--out: plain.pt exists",
+    "--model local-dir:model --out model": "--out: model exists; give another name, or --overwrite",
+    "--model local-dir:model --out plain.pt/out": "--out: plain.pt/out cannot be written",
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), BAD_OPTIONS.items(), ids=BAD_OPTIONS)
+def test_bad_options_are_refused_in_one_line(flags, reason, small, capsys, monkeypatch):
+    monkeypatch.chdir(small)
+    before = sorted(small.rglob("*"))
+    assert run("plain.pt", "--out", "out", *flags.split()) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert sorted(small.rglob("*")) == before
+
+
+def test_overwrite_replaces_files_of_the_same_names_and_leaves_others(small):
+    (small / "model" / "notes.txt").write_text("mine")
+    assert run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", small / "model", "--overwrite") == 0
+    assert (small / "model" / "notes.txt").read_text() == "mine"
+    open_clip.create_model_from_pretrained(f"local-dir:{small}/model")
+
+
+def export_on_a_full_disk(folder):
+    """No file may grow beyond 64 KiB, which is how a full disk looks from here."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+    return run(folder / "plain.pt", "--model", f"local-dir:{folder}/model", "--out", folder / "out")
+
+
+def test_a_full_disk_leaves_nothing_half_written(small, tmp_path_factory):
+    before = sorted(small.rglob("*"))
+    (failed,) = run_ranks(export_on_a_full_disk, small, cwd=tmp_path_factory.mktemp("log"))
+    assert failed.returncode == 1
+    (error,) = failed.errors()
+    assert error.startswith(f"error: --out: {small}/out cannot be written")
+    assert "Traceback" not in failed.output
+    assert sorted(small.rglob("*")) == before
+
+
+def test_push_uploads_the_folder_and_nothing_does_by_default(small, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, repo, **_: calls.append(repo) or f"hub/{repo}"
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "upload_folder",
+        lambda self, repo_id, folder_path, **_: calls.append((repo_id, folder_path)),
+    )
+    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model"]
+    assert run(*argv, "--out", small / "one") == 0
+    assert calls == []
+    assert run(*argv, "--out", small / "two", "--push", "someone/model") == 0
+    assert calls == ["someone/model", ("someone/model", small / "two")]
+    assert "hf-hub:someone/model" in (small / "two" / "README.md").read_text()
+
+
+def test_a_push_that_fails_says_so_in_one_line(small, monkeypatch, capsys):
+    def refuse(self, repo, **_):
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    argv = [
+        small / "plain.pt",
+        "--model",
+        f"local-dir:{small}/model",
+        "--out",
+        small / "out",
+        "--push",
+        "someone/model",
+    ]
+    assert run(*argv) == 1
+    assert "--push: someone/model did not take" in capsys.readouterr().err
+    assert (small / "out" / "open_clip_model.safetensors").is_file()

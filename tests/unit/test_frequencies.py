@@ -1,0 +1,346 @@
+"""Word frequencies of a data set: the counts, the weights that follow, and what a wrong file is told."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import webdataset
+from open_clip.tokenizer import HFTokenizer
+from PIL import Image
+from support import WORDS
+from support.models import write_model
+from support.training_runs import run_ranks, superclip_train
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.config import Config
+from openclip_superclip.data import frequency_count as counting
+from openclip_superclip.data import shard_reader as shards
+from openclip_superclip.data.frequency_file import Frequencies, read_frequencies
+from openclip_superclip.method.idf import idf
+
+NUM_SHARDS, PER_SHARD = 4, 25
+
+
+def captions(shard: int, index: int) -> tuple[str, str]:
+    """A short caption and a long one; the first of each shard are empty."""
+    rng = random.Random(1000 * shard + index)
+    if index == 0:
+        return "", ""
+    return " ".join(rng.choices(WORDS[:6], k=2)), " ".join(rng.choices(WORDS, k=6))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Four shards of 25 samples with a short caption and a long one, and three things that are no samples."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(NUM_SHARDS):
+        with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
+            for index in range(PER_SHARD):
+                short, long = captions(shard, index)
+                sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
+                tar.write({**sample, "jpg": os.urandom(2000)})
+            tar.write({"__key__": "no caption", "jpg": b"1"})
+            tar.write({"__key__": "no picture", "txt": "moon"})
+            tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pattern(folder) -> str:
+    return f"{folder}/{{0..3}}.tar"
+
+
+def expected(kind: int) -> tuple[Counter, int]:
+    """Captions that hold each word, and captions with any."""
+    texts = [captions(shard, index)[kind].split() for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
+    return Counter(word for text in texts for word in set(text)), sum(bool(text) for text in texts)
+
+
+def by_word(counts: torch.Tensor) -> Counter:
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    return Counter({tokenizer.decode([id]).strip(): counts[id].item() for id in counts.nonzero().flatten().tolist()})
+
+
+def call(*argv) -> None:
+    assert main(["frequencies", *map(str, argv)]) == 0
+
+
+@pytest.fixture(scope="module")
+def counted(pattern, tmp_path_factory) -> Path:
+    """The file of the short captions' frequencies."""
+    out = tmp_path_factory.mktemp("counted") / "df.safetensors"
+    call(pattern, "--tokenizer-of", "ViT-B-32", "--out", out)
+    return out
+
+
+@pytest.mark.parametrize(("flags", "kind"), [
+    ([], 0),
+    (["--workers", "2"], 0),
+    (["--captions", "long", "--long-caption", "long.txt"], 1),
+    (["--captions", "long", "--long-caption", "json:a.b", "--workers", "2"], 1),
+    (["--captions", "mixed:1", "--long-caption", "long.txt"], 0),
+])  # fmt: skip
+def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path, capsys):
+    out = tmp_path / "df.safetensors"
+    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", out)
+    frequencies = read_frequencies(out)
+    words, num_captions = expected(kind)
+    assert by_word(frequencies.document_frequency) == words
+    assert frequencies.document_frequency.dtype == torch.int64
+    assert frequencies.num_captions == num_captions
+    assert len(frequencies.shards) == NUM_SHARDS
+    assert capsys.readouterr().out.startswith(f"{out}: {num_captions:,} captions of 4 shards, SimpleTokenizer lower")
+    assert not out.with_name("df.safetensors.part").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_without_a_long_caption_are_counted_by_their_short_one_and_told(workers, pattern, tmp_path, capsys):
+    flags = ["--captions", "long", "--long-caption", "other.txt", "--workers", workers]
+    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", tmp_path / "df")
+    assert by_word(read_frequencies(tmp_path / "df").document_frequency) == expected(0)[0]
+    assert "100 samples have no long caption: the short one was counted" in capsys.readouterr().out
+
+
+def test_pictures_are_not_read(folder, monkeypatch):
+    extracted = []
+    extractfile = shards.tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        shards.tarfile.TarFile,
+        "extractfile",
+        lambda tar, member: extracted.append(member.name) or extractfile(tar, member),
+    )
+    assert len([*shards.read_captions(str(folder / "0.tar"), "long.txt")]) == PER_SHARD + 1
+    assert {name.partition(".")[2] for name in extracted} == {"txt", "long.txt"}
+
+
+def test_a_shard_may_come_through_a_pipe(folder, tmp_path):
+    call(f"pipe:cat {folder}/0.tar", "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df.safetensors")
+    assert read_frequencies(tmp_path / "df.safetensors").num_captions == PER_SHARD - 1
+
+
+def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, counted, tmp_path, monkeypatch):
+    out = tmp_path / "df.safetensors"
+    count_shard, done = counting._count_shard, []
+
+    def interrupted(shard):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(shard)
+        return count_shard(shard)
+
+    monkeypatch.setattr(counting, "_count_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(pattern, "--tokenizer-of", "ViT-B-32", "--out", out)
+    assert not out.exists()
+    first, done[:] = [*done], []
+    monkeypatch.setattr(counting, "_count_shard", lambda shard: done.append(shard) or count_shard(shard))
+    call(pattern, "--tokenizer-of", "ViT-B-32", "--out", out)
+    assert len(first) == len(done) == 2
+    assert not set(first) & set(done)
+    assert read_frequencies(out).document_frequency.equal(read_frequencies(counted).document_frequency)
+    assert read_frequencies(out).num_captions == read_frequencies(counted).num_captions
+
+
+def test_parts_add_up_to_the_whole(folder, counted, tmp_path):
+    for name, part in (("a", f"{folder}/{{0..1}}.tar"), ("b", f"{folder}/{{2..3}}.tar")):
+        call(part, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / name)
+    call("--merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "whole")
+    whole, once = read_frequencies(tmp_path / "whole"), read_frequencies(counted)
+    assert whole.document_frequency.equal(once.document_frequency)
+    assert (whole.num_captions, whole.shards) == (once.num_captions, once.shards)
+
+
+def test_parts_that_share_a_shard_or_were_counted_otherwise_are_refused(pattern, counted, tmp_path, capsys):
+    assert main(["frequencies", "--merge", str(counted), str(counted), "--out", str(tmp_path / "a")]) == 1
+    assert f"error: --merge: {counted} counts " in capsys.readouterr().err
+    flags = ["--captions", "long", "--long-caption", "long.txt"]
+    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", tmp_path / "long")
+    assert main(["frequencies", "--merge", str(counted), str(tmp_path / "long"), "--out", str(tmp_path / "a")]) == 1
+    assert "has captions long long.txt" in capsys.readouterr().err
+
+
+def test_show_lists_the_commonest_and_the_rarest_and_draws_a_figure(counted, capsys):
+    call("--show", counted, "--tokenizer-of", "ViT-B-32")
+    words, _ = expected(0)
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if line.startswith("| ")]
+    commonest = rows[1 : 1 + len(words)]
+    assert sorted(commonest) == sorted(words)
+    assert words[commonest[0]] == max(words.values())
+    assert words[rows[len(words) + 2]] == min(words.values())
+    assert f"{len(words)} of 49,408 tokens" in printed
+    assert np.asarray(Image.open(counted.with_suffix(".png")).convert("L")).std() > 10
+
+
+def test_the_benchmark_prints_captions_a_second_beside_a_plain_loop(pattern, capsys):
+    call(pattern, "--tokenizer-of", "ViT-B-32", "--benchmark")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == [
+        "plain webdataset loop", "superclip frequencies, 1 worker", "superclip frequencies, 2 workers",
+    ]  # fmt: skip
+    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
+
+
+# The weights
+
+
+def test_the_weights_are_equation_3_of_the_paper_and_never_below_0():
+    counts = torch.tensor([0, 1, 9, 10])
+    wanted = [math.log(10), math.log(10 / 2), 0.0, 0.0]
+    assert idf(counts, 10).tolist() == pytest.approx(wanted)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return write_model(
+        tmp_path_factory.mktemp("model"), vision={"width": 16, "head_width": 8}, text={"width": 16, "heads": 2}
+    )
+
+
+def test_a_file_fixes_the_weights_from_the_first_step(counted, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+    tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
+    with torch.no_grad():
+        losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
+        patch_mean = clip._encode(torch.ones(2, 3, 32, 32), tokens)[1]
+    words, num_captions = expected(0)
+    weights = torch.zeros(49408)
+    for word in ("cat", "dog", "red"):
+        weights[open_clip.get_tokenizer(model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
+    assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
+
+
+def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(counted, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+    before = clip.fixed_idf()
+    assert clip.to(torch.bfloat16).fixed_idf().equal(before)
+    assert not any("fixed_idf" in name for name in clip.state_dict())
+    assert before[[0, 49406, 49407]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_openclip_trains_with_a_file(world_size, counted, pattern, csv_data, train_flags, model, tmp_path):
+    flags = ["--model", model, "--superclip", "--superclip-idf", counted, "--batch-size", 64 // world_size]
+    runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert runs[0].values("Class_loss")[0] > 0
+
+
+# Bad input
+
+
+def other_tokenizer(path: Path) -> str:
+    """Writes frequencies of a vocabulary that no model has."""
+    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(path)
+    return "HFTokenizer other (300 of them)"
+
+
+@pytest.mark.parametrize(("write", "reason"), [
+    (other_tokenizer, "HFTokenizer other"),
+    (lambda path: path.write_bytes(b"no safetensors"), "superclip frequencies wrote"),
+    (lambda path: None, "expected online, off or a file"),
+])  # fmt: skip
+def test_a_file_that_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(
+    write, reason, train_flags, model, tmp_path
+):
+    path = tmp_path / "df.safetensors"
+    write(path)
+    argv = [*train_flags, "--model", model, "--superclip", "--superclip-idf", path]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    assert "--superclip-idf" in error or str(path) in error
+    assert reason in error
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    ("--tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
+    ("{shards} --out {out}", "--tokenizer-of"),
+    ("{shards} --tokenizer-of ViT-B-32", "--out"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --workers 0", "--workers"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --context 2", "--context"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions dual", "--captions"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions long", "long-caption"),
+    ("{out}.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 0/2", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 3/2", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1/999", "--part"),
+    ("--merge {out} --out {out}", "df"),
+    ("--show {out}", "df"),
+])  # fmt: skip
+def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, capsys):
+    out = tmp_path / "df"
+    assert main(["frequencies", *flags.format(shards=pattern, out=out).split()]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert named in error
+    assert not out.exists()
+
+
+def test_a_shard_that_breaks_off_is_counted_up_to_there_and_named(folder, tmp_path, capsys):
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes((folder / "0.tar").read_bytes()[:40_000])
+    call(broken, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
+    assert 0 < read_frequencies(tmp_path / "df").num_captions < PER_SHARD
+    assert f"1 could not be read to their end: {broken}" in capsys.readouterr().out
+
+
+def test_a_count_of_other_captions_is_not_gone_on_with(pattern, counted, tmp_path, capsys):
+    out = tmp_path / "df"
+    (tmp_path / "df.part").write_bytes(counted.read_bytes())
+    flags = ["--captions", "long", "--long-caption", "long.txt"]
+    assert main(["frequencies", pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", str(out)]) == 1
+    assert "df.part is of an interrupted count of other captions" in capsys.readouterr().err
+
+
+def test_special_tokens_cannot_be_words_of_a_file_that_leaves_them_out(counted):
+    with pytest.raises(superclip.InputError, match="--superclip-special-tokens"):
+        Config(idf=str(counted), special_tokens=True)
+
+
+def test_a_hugging_face_tokenizer_is_told_by_its_vocabulary(tmp_path):
+    def tokenizer(*words):
+        inner = Tokenizer(WordLevel({word: id for id, word in enumerate(["[PAD]", *words])}, unk_token="[PAD]"))
+        PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]").save_pretrained(tmp_path)
+        return HFTokenizer(str(tmp_path), context_length=8)
+
+    counted = Frequencies.none(tokenizer("cat", "dog"), "short").plus(torch.tensor([0, 1, 1]), 1, ["0.tar"])
+    counted.check(tokenizer("cat", "dog"), "df")
+    with pytest.raises(superclip.InputError, match="df counts the tokens of HFTokenizer"):
+        counted.check(tokenizer("dog", "cat"), "df")
+
+
+def test_help_answers_without_importing_torch():
+    program = "import sys; from openclip_superclip.__main__ import main\ntry: main(['frequencies', '--help'])\n"
+    program += "except SystemExit: sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--tokenizer-of" in done.stdout
+
+
+def test_the_metadata_says_what_was_counted(counted):
+    from safetensors import safe_open
+
+    with safe_open(counted, "pt") as file:
+        about = file.metadata()
+    assert about["tokenizer"] == "SimpleTokenizer lower"
+    assert about["vocab_size"] == "49408"
+    assert about["captions"] == "short, 77 tokens"
+    assert json.loads(about["ignored_tokens"]) == [0, 49406, 49407]
+    assert len(json.loads(about["shards"])) == NUM_SHARDS

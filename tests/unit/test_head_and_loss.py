@@ -1,0 +1,194 @@
+"""The head has the paper's size and start; the loss adds one term to any of OpenCLIP's."""
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
+from open_clip.model import CLIP
+
+from openclip_superclip import SuperCLIP, SuperCLIPLoss, plain_class_loss
+from openclip_superclip.method.class_head import ClassHead
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("width", "vocab"), [(16, 20_011), (64, 5_000), (768, 1_000)])
+def test_the_weight_starts_normal_with_the_inverse_root_of_the_width(width, vocab):
+    weight = ClassHead(width, vocab).weight * width**0.5
+    error = 1 / weight.numel() ** 0.5
+    assert weight.mean().abs() < 5 * error
+    assert (weight.std() - 1).abs() < 5 * error
+    assert abs((weight.abs() > 2).float().mean() - 0.0455) < 5 * error  # of a normal distribution
+
+
+def test_the_bias_starts_at_0_and_the_norm_as_the_identity():
+    head = ClassHead(16, 50)
+    assert (head.bias == 0).all()
+    assert (head.ln.weight == 1).all()
+    assert (head.ln.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "num_head", "num_clip"),
+    [("ViT-B-16", 768, 37_996_288, 149_620_737), ("ViT-L-16", 1024, 50_645_248, 427_739_393)],
+)
+def test_head_and_model_have_the_authors_number_of_parameters(name, width, num_head, num_clip):
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        model = SuperCLIP(**config, superclip={"ignored_tokens": (0, 49406, 49407)})
+        clip = CLIP(**config)
+    assert model.patch_tokens.width == width
+    assert sum(p.numel() for p in model.class_head.parameters()) == num_head
+    assert sum(p.numel() for p in clip.parameters()) == num_clip
+    assert sum(p.numel() for p in model.parameters()) == num_head + num_clip
+
+
+def test_openclip_decays_only_the_heads_weight():
+    def excluded(n, p):  # OpenCLIP's rule, open_clip_train/main.py
+        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+
+    head = ClassHead(16, 50)
+    names = [f"class_head.{name}" for name, _ in head.named_parameters()]
+    assert len(names) == 4
+    assert [name for name, p in zip(names, head.parameters(), strict=True) if not excluded(name, p)] == [
+        "class_head.weight"
+    ]
+
+
+def trained_head(width=16, vocab=50):
+    """A head whose every parameter matters."""
+    head = ClassHead(width, vocab)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head
+
+
+def captions(batch=6, length=9, vocab=50):
+    return torch.randint(0, vocab, (batch, length))
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (6, 16), (2, 5, 16)], ids=str)
+def test_logits_are_a_norm_and_a_linear_map(shape):
+    head = trained_head()
+    x = torch.randn(shape) * 3 + 1
+    expected = F.linear(F.layer_norm(x, (16,), head.ln.weight, head.ln.bias), head.weight, head.bias)
+    assert expected.shape == (*shape[:-1], 50)
+    torch.testing.assert_close(head.logits(x), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_losses_are_those_of_the_logits(scale):
+    head, x, tokens, idf = trained_head(), torch.randn(6, 16), captions(), torch.rand(50)
+    losses = head(x, tokens, idf, scale)
+    assert losses.shape == (6,)
+    identity, none = torch.eye(50), torch.zeros(50)
+    torch.testing.assert_close(losses, scale * plain_class_loss(head.logits(x), identity, none, tokens, idf))
+
+
+def test_the_gradients_of_the_head_are_those_of_the_plain_loss():
+    head, tokens, idf = trained_head(), captions(), torch.rand(50)
+    x = torch.randn(6, 16, requires_grad=True)
+    leaves = [x, *head.parameters()]
+    ours = torch.autograd.grad(head(x, tokens, idf).mean(), leaves)
+    plain = plain_class_loss(head.ln(x), head.weight, head.bias, tokens, idf).mean()
+    for ours_, plain_ in zip(ours, torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(ours_, plain_)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_head_normalises_in_float32(dtype):
+    head = trained_head().to(dtype)
+    x = 1000 + torch.randn(6, 16)  # which half precision cannot tell from a constant
+    precise = F.layer_norm(x, (16,), head.ln.weight.float(), head.ln.bias.float()).to(dtype)
+    assert torch.equal(head.logits(x), F.linear(precise, head.weight, head.bias))
+    losses = head(x, captions(), torch.rand(50))
+    assert losses.dtype == torch.float32
+    losses.mean().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in head.parameters())
+
+
+def outputs_for(loss):
+    """What the OpenCLIP model for this loss returns in training."""
+    rng = torch.Generator().manual_seed(0)
+    image, text, *teacher = (F.normalize(torch.randn(4, 8, generator=rng), dim=-1) for _ in range(4))
+    outputs = {"image_features": image, "text_features": text, "logit_scale": torch.tensor(10.0)}
+    if isinstance(loss, SigLipLoss):
+        outputs["logit_bias"] = torch.tensor(-10.0)
+    if isinstance(loss, CoCaLoss):
+        outputs["logits"] = torch.randn(4, 5, 50, generator=rng)
+        outputs["labels"] = torch.randint(1, 50, (4, 5), generator=rng)
+    if isinstance(loss, DistillClipLoss):
+        names = "dist_image_features", "dist_text_features", "dist_logit_scale"
+        outputs.update(zip(names, (*teacher, torch.tensor(20.0)), strict=True))
+    return outputs
+
+
+LOSSES = {
+    "ClipLoss": ClipLoss(),
+    "SigLipLoss": SigLipLoss(),
+    "CoCaLoss": CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0),
+    "DistillClipLoss": DistillClipLoss(),
+}
+EVERY_LOSS = pytest.mark.parametrize("stock", LOSSES.values(), ids=LOSSES.keys())
+CLASS_LOSSES = torch.tensor([1.0, 2.0, 3.0, 6.0])
+
+
+@EVERY_LOSS
+def test_openclips_own_losses_stay_as_they_are(stock):
+    outputs = outputs_for(stock)
+    ours = SuperCLIPLoss(stock)(**outputs, class_losses=CLASS_LOSSES, output_dict=True)
+    theirs = stock(**outputs, output_dict=True)
+    assert list(ours) == [*theirs, "class_loss"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0, 2])
+def test_the_class_loss_is_weight_times_the_mean(stock, weight):
+    losses = SuperCLIPLoss(stock, weight)(**outputs_for(stock), class_losses=CLASS_LOSSES, output_dict=True)
+    assert losses["class_loss"] == weight * 3.0
+
+
+@EVERY_LOSS
+def test_every_name_ends_in_loss(stock):
+    losses = SuperCLIPLoss(stock)(**outputs_for(stock), class_losses=CLASS_LOSSES, output_dict=True)
+    assert all(name.endswith("_loss") for name in losses)
+
+
+@EVERY_LOSS
+def test_without_output_dict_the_same_losses_come_as_a_tuple(stock):
+    loss, outputs = SuperCLIPLoss(stock), outputs_for(stock)
+    named = loss(**outputs, class_losses=CLASS_LOSSES, output_dict=True)
+    assert loss(**outputs, class_losses=CLASS_LOSSES) == tuple(named.values())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.125, 0.0])
+def test_gradient_scale_multiplies_the_gradient_and_not_the_value(scale):
+    stock = LOSSES["ClipLoss"]
+    class_losses = CLASS_LOSSES.clone().requires_grad_()
+    loss = SuperCLIPLoss(stock, weight=3.0, gradient_scale=scale)
+    losses = loss(**outputs_for(stock), class_losses=class_losses, output_dict=True)
+    assert losses["class_loss"] == 3.0 * 3.0
+    (gradient,) = torch.autograd.grad(sum(losses.values()), class_losses)
+    assert torch.equal(gradient, torch.full((4,), 3.0 * scale / 4))
+
+
+def test_gradient_scale_leaves_the_contrastive_gradient_alone():
+    stock = LOSSES["ClipLoss"]
+    outputs = outputs_for(stock)
+    features = outputs["image_features"].requires_grad_()
+    loss = SuperCLIPLoss(stock, gradient_scale=0.5)
+    total = sum(loss(**outputs, class_losses=CLASS_LOSSES))
+    (ours,) = torch.autograd.grad(total, features)
+    (theirs,) = torch.autograd.grad(stock(**outputs), features)
+    assert torch.equal(ours, theirs)
+
+
+def test_without_class_losses_as_in_evaluation_the_loss_is_openclips():
+    features = F.normalize(torch.randn(2, 5, 8), dim=-1)
+    outputs = {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
+    assert SuperCLIPLoss(ClipLoss())(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)

@@ -1,0 +1,356 @@
+"""OpenCLIP's factory makes models with a head, weights go in and out, and the public names are there."""
+
+import json
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from support.models import write_model
+
+import openclip_superclip as superclip
+from openclip_superclip.integration.unpatched_openclip import MODEL_CLASSES, plugins_model_class
+from openclip_superclip.method.patch_tokens import encode_image
+
+NAME = "superclip-tiny"
+SPECIAL = [0, 49406, 49407]
+COCA = {
+    "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 5, "output_tokens": True},
+    "text": {"embed_cls": True, "output_tokens": True, "context_length": 19, "width": 32, "heads": 2},
+    "multimodal_cfg": {"context_length": 19, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "custom_text": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_configuration(tiny_model, monkeypatch):
+    """A tiny ViT under a name, as OpenCLIP's own configurations have."""
+    folder = Path(tiny_model.removeprefix("local-dir:"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, config["model_cfg"])
+    torch.manual_seed(0)
+
+
+def create(*args, **kwargs):
+    return superclip.create_model_and_transforms(NAME, *args, **kwargs)[0]
+
+
+def batch(num=4):
+    captions = ["a red cat", "a dog", "the blue boat and the cat", "a house"][:num]
+    return torch.randn(num, 3, 32, 32), open_clip.get_tokenizer(NAME)(captions)
+
+
+def test_the_documented_snippet_trains():
+    model, preprocess_train, preprocess_val = superclip.create_model_and_transforms(NAME)
+    loss = superclip.SuperCLIPLoss(open_clip.ClipLoss(), weight=1.0)
+    images, texts = batch()
+    losses = loss(**model(images, texts), output_dict=True)
+    assert losses.keys() == {"contrastive_loss", "class_loss"}
+    assert all(value.shape == () and value > 0 for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert callable(preprocess_train)
+    assert callable(preprocess_val)
+
+
+def test_a_few_steps_lower_both_losses():
+    model, loss, (images, texts) = create(), superclip.SuperCLIPLoss(open_clip.ClipLoss()), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(8):
+        losses = loss(**model(images, texts), output_dict=True)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    assert all(history[-1][name] < history[0][name] for name in history[0])
+
+
+def test_the_class_loss_trains_the_vision_tower_and_not_the_text_tower():
+    model = create()
+    model(*batch())["class_losses"].mean().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    assert "visual.conv1.weight" in with_gradient
+    assert "visual.ln_post.weight" in with_gradient
+    assert "class_head.weight" in with_gradient
+    assert all(name.startswith(("visual.", "class_head.")) for name in with_gradient)
+    assert "visual.proj" not in with_gradient  # the head reads before the projection
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_class_losses_are_one_a_caption_and_equal_the_definition(num):
+    model, (images, texts) = create(), batch(num)
+    losses = model(images, texts)["class_losses"]
+    assert losses.shape == (num,)
+    _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
+    head, idf = model.class_head, model.statistics.idf()
+    expected = superclip.plain_class_loss(head.ln(patch_mean), head.weight, head.bias, texts, idf)
+    torch.testing.assert_close(losses, expected)
+
+
+MODELS = pytest.mark.parametrize(
+    ("options", "model_class", "stock_class"),
+    [
+        ({}, "SuperCLIP", CLIP),
+        ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
+        ({"force_patch_dropout": 0.5}, "SuperCLIP", CLIP),
+        ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
+        ({"precision": "bf16"}, "SuperCLIP", CLIP),
+    ],
+    ids=str,
+)
+
+
+@MODELS
+def test_the_model_is_openclips_class_with_a_head(options, model_class, stock_class):
+    model = create(**options)
+    assert type(model) is getattr(superclip, model_class)
+    assert isinstance(model, stock_class)
+
+
+@MODELS
+def test_state_dict_keys_are_openclips_and_those_of_head_and_statistics(options, model_class, stock_class):
+    ours, stock = create(**options).state_dict(), open_clip.create_model(NAME, **options).state_dict()
+    added = {"class_head.ln.weight", "class_head.ln.bias", "class_head.weight", "class_head.bias"}
+    assert ours.keys() - stock.keys() == added | {"statistics.num_captions", "statistics.document_frequency"}
+    assert stock.keys() <= ours.keys()
+
+
+@MODELS
+@torch.no_grad()
+def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(options, model_class, stock_class):
+    ours, stock = create(**options).eval(), open_clip.create_model(NAME, **options, output_dict=True).eval()
+    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
+    images, texts = batch()
+    images = images.to(ours.visual.conv1.weight.dtype)
+    outputs, expected = ours(images, texts), stock(images, texts)
+    assert outputs.keys() == expected.keys()
+    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+    assert torch.equal(ours.encode_image(images), stock.encode_image(images))
+    assert torch.equal(ours.encode_text(texts), stock.encode_text(texts))
+    assert ours.statistics.num_captions == 0
+
+
+def test_in_training_the_contrastive_outputs_are_openclips_to_the_last_bit():
+    ours, stock = create(), open_clip.create_model(NAME, output_dict=True)
+    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
+    images, texts = batch()
+    outputs, expected = ours.train()(images, texts), stock.train()(images, texts)
+    assert outputs.keys() == expected.keys() | {"class_losses"}
+    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("given", ["image", "text"])
+def test_in_training_an_image_or_a_text_alone_counts_nothing_and_has_no_class_loss(given):
+    model = create()
+    outputs = model(**{given: dict(zip(("image", "text"), batch(), strict=True))[given]})
+    assert "class_losses" not in outputs
+    assert model.statistics.num_captions == 0
+
+
+def test_coca_gets_a_head_and_keeps_its_outputs(tmp_path):
+    name = write_model(tmp_path, **COCA)
+    ours = superclip.create_model_and_transforms(name)[0].train()
+    stock = open_clip.create_model(name).train()
+    assert (type(ours), type(stock)) == (superclip.SuperCoCa, CoCa)
+    torch.nn.init.normal_(ours.text_decoder.text_projection)  # OpenCLIP leaves in it what the memory held
+    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
+    images, texts = batch()
+    texts = texts[:, :19]
+    outputs, expected = ours(images, texts), stock(images, texts)
+    assert outputs.keys() == expected.keys() | {"class_losses"}
+    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+    assert outputs["class_losses"].shape == (4,)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("options", [{}, {"force_custom_text": True}], ids=str)
+def test_a_tower_configured_to_output_tokens_gives_features_alone(training, options, tmp_path):
+    name = write_model(tmp_path, vision={"output_tokens": True})
+    model = superclip.create_model_and_transforms(name, **options)[0].train(training)
+    outputs = model(*batch())
+    assert outputs["image_features"].shape == outputs["text_features"].shape == (4, 32)
+    assert ("class_losses" in outputs) == training
+
+
+def test_the_factorys_names_are_put_back():
+    before = {name: getattr(open_clip.factory, name) for name in MODEL_CLASSES}
+    create()
+    assert before == {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP, "CoCa": CoCa}
+    assert {name: getattr(open_clip.factory, name) for name in MODEL_CLASSES} == before
+    assert type(open_clip.create_model(NAME)) is CLIP
+
+
+def test_the_factorys_names_are_put_back_after_an_error():
+    with pytest.raises(RuntimeError, match="not-a-model"):
+        superclip.create_model_and_transforms("not-a-model")
+    with pytest.raises(TypeError):
+        create(no_such_argument=1)
+    assert type(open_clip.create_model(NAME)) is CLIP
+
+
+def test_within_the_plugins_factory_the_names_are_replaced_once():
+    with plugins_model_class():
+        outer = open_clip.factory.CLIP
+        assert type(create()) is superclip.SuperCLIP
+        assert open_clip.factory.CLIP is outer
+        assert type(open_clip.create_model(NAME)) is CLIP
+
+
+def same(state, other, prefixes):
+    """Whether two state dicts hold the same bits under the prefixes."""
+    keys = [key for key in state if key.startswith(prefixes)]
+    assert keys
+    return all(torch.equal(state[key], other[key]) for key in keys)
+
+
+HEAD = "class_head.", "statistics."
+FORMATS = {
+    "weights": lambda state: state,
+    "the trainer's": lambda state: {"epoch": 3, "state_dict": state},
+    "the trainer's of several ranks": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("as_saved", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("options", [{}, {"force_custom_text": True}], ids=str)
+def test_weights_of_a_plain_model_load_and_the_head_stays_fresh(as_saved, options, tmp_path):
+    torch.manual_seed(1)
+    plain = open_clip.create_model(NAME, **options).state_dict()
+    torch.save(as_saved(plain), tmp_path / "plain.pt")
+    torch.manual_seed(2)
+    fresh = create(**options).state_dict()
+    torch.manual_seed(2)
+    model = create(str(tmp_path / "plain.pt"), **options)
+    assert same(plain, model.state_dict(), ("",))
+    assert same(fresh, model.state_dict(), HEAD)
+    assert model.class_head.weight.std() > 0
+    assert model.statistics.num_captions == 0
+
+
+def test_weights_of_a_plain_clip_load_into_a_custom_text_model(tmp_path):
+    plain = open_clip.create_model(NAME).state_dict()
+    torch.save(plain, tmp_path / "plain.pt")
+    model = create(str(tmp_path / "plain.pt"), force_custom_text=True).state_dict()
+    assert same(plain, model, ("visual.",))
+    assert torch.equal(model["text.token_embedding.weight"], plain["token_embedding.weight"])
+
+
+@pytest.mark.parametrize("as_saved", FORMATS.values(), ids=FORMATS.keys())
+def test_a_superclip_checkpoint_brings_its_head_and_statistics(as_saved, tmp_path):
+    trained = create()
+    trained(*batch())
+    assert trained.statistics.num_captions == 4
+    torch.save(as_saved(trained.state_dict()), tmp_path / "trained.pt")
+    model = create(str(tmp_path / "trained.pt"))
+    assert model.state_dict().keys() == trained.state_dict().keys()
+    assert same(trained.state_dict(), model.state_dict(), ("",))
+
+
+def test_loading_leaves_the_callers_state_dict_without_a_head_usable_again():
+    plain = open_clip.create_model(NAME).state_dict()
+    create().load_state_dict(plain)
+    open_clip.create_model(NAME).load_state_dict(plain)
+
+
+@pytest.mark.parametrize("missing", ["class_head.bias", "statistics.num_captions"])
+def test_a_checkpoint_with_half_a_head_is_refused_by_the_missing_name(missing):
+    state = create().state_dict()
+    del state[missing]
+    with pytest.raises(RuntimeError, match=missing):
+        create().load_state_dict(state)
+
+
+def test_a_checkpoint_in_the_models_folder_loads(tmp_path):
+    name = write_model(tmp_path)
+    plain = open_clip.create_model(name).state_dict()
+    torch.save(plain, tmp_path / "open_clip_pytorch_model.bin")
+    model = superclip.create_model_and_transforms(name)[0]
+    assert same(plain, model.state_dict(), ("",))
+
+
+@pytest.mark.parametrize(("special_tokens", "left_out"), [(False, SPECIAL), (True, [])])
+def test_special_tokens_are_left_out_unless_asked_for(special_tokens, left_out):
+    model = create(special_tokens=special_tokens)
+    assert (~model.statistics.counted).nonzero().flatten().tolist() == left_out
+    model(*batch())
+    assert (model.statistics.document_frequency[SPECIAL] == (4 if special_tokens else 0)).all()
+
+
+def test_online_idf_weighs_rare_words_more_and_off_weighs_all_words_alike():
+    images, texts = batch()
+    for idf in ("online", "off"):
+        model = create(idf=idf)
+        losses = model(images, texts)["class_losses"]
+        alike = torch.ones(49408).index_fill_(0, torch.tensor(SPECIAL), 0)
+        weights = model.statistics.idf() if idf == "online" else alike
+        _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
+        head = model.class_head
+        expected = superclip.plain_class_loss(head.ln(patch_mean), head.weight, head.bias, texts, weights)
+        torch.testing.assert_close(losses, expected)
+        assert model.statistics.num_captions == 4
+
+
+def test_an_unknown_idf_is_refused():
+    with pytest.raises(superclip.InputError, match="idf is 'offline'; expected online, off or a file"):
+        create(idf="offline")
+
+
+def test_a_model_says_once_what_its_head_is(caplog):
+    with caplog.at_level(logging.INFO):
+        create(idf="off")
+    (line,) = [message for message in caplog.messages if message.startswith("SuperCLIP: ")]
+    assert "vocabulary 49,408" in line
+    assert "3 special tokens" in line
+    assert f"head {49408 * 65 + 2 * 64:,} parameters" in line
+    assert "ViT patch tokens after the final LayerNorm, width 64" in line
+    assert line.endswith("IDF off")
+
+
+@pytest.mark.parametrize("name", superclip.__all__)
+def test_every_public_name_can_be_imported(name):
+    namespace = {}
+    exec(f"from openclip_superclip import {name}", namespace)
+    assert namespace[name] is not None
+    assert name in dir(superclip)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = superclip.no_such_name
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import openclip_superclip, sys; print(sorted({'torch', 'open_clip', 'numpy'} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_special_tokens_cannot_become_words_over_counts_that_leave_them_out(tmp_path, tiny_model):
+    tokens = open_clip.get_tokenizer(tiny_model)(["cat", "red dog"])
+    images = torch.zeros(2, 3, 32, 32)
+    for special_tokens in (False, True):
+        model, _, _ = superclip.create_model_and_transforms(tiny_model, special_tokens=special_tokens)
+        model.train()(images, tokens)
+        weights = model.state_dict()
+        superclip.create_model_and_transforms(tiny_model)[0].load_state_dict(weights)
+        again, _, _ = superclip.create_model_and_transforms(tiny_model, special_tokens=True)
+        if special_tokens:
+            again.load_state_dict(weights)
+        else:
+            with pytest.raises(superclip.InputError, match="--superclip-special-tokens"):
+                again.load_state_dict(weights)
+
+
+def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(tiny_model):
+    before = open_clip.factory.CLIP
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
+    assert all(type(model) is superclip.SuperCLIP for model in created)
+    assert open_clip.factory.CLIP is before

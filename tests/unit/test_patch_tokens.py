@@ -1,0 +1,237 @@
+"""Image features are the tower's own to the last bit, and the patch mean is that of the patches alone."""
+
+import open_clip
+import pytest
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP
+from torch import nn
+
+from openclip_superclip import InputError
+from openclip_superclip.method.patch_tokens import encode_image, encode_image_with_pooled_tokens, patch_tokens
+
+TEXT = {"context_length": 4, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1}
+VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
+SQUARE = {"width": 32, "head_width": 16}  # OpenCLIP's parallel and cascade pooling need width = embed_dim
+
+NATIVE = {
+    "tok": {},
+    "avg": {"pool_type": "avg"},
+    "final norm after tok": {"final_ln_after_pool": True},
+    "final norm after avg": {"final_ln_after_pool": True, "pool_type": "avg"},
+    "attentional pool": {"attentional_pool": True, **POOLER},
+    "attentional pool, avg": {"attentional_pool": True, "pool_type": "avg", **POOLER},
+    "parallel": {"attentional_pool": "parallel", **POOLER, **SQUARE},
+    "cascade": {"attentional_pool": "cascade", **POOLER, **SQUARE},
+    "output_tokens": {"output_tokens": True},
+    "no ln_pre": {"no_ln_pre": True},
+    "oblong": {"image_size": [32, 48]},
+    "custom blocks": {"qk_norm": True, "scale_heads": True},
+    "patch dropout": {"patch_dropout": 0.5},
+}
+# The configuration, image size and width of the patch tokens.
+OTHER = {
+    "ResNet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}, 64, 256),
+    "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64),
+    "timm ViT, class token": ({"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}, 160, 64),
+    "timm ViT, MLP": ({"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"}, 160, 64),
+    "timm ViT, map": ({"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"}, 160, 96),
+    "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64),
+    "timm ConvNeXt, attention": (
+        {"timm_model_name": "test_convnext", "image_size": 160, "timm_pool": "abs_attn", "timm_proj": ""}, 160, 64,
+    ),
+    "timm ResNet": ({"timm_model_name": "test_resnet", "image_size": 64}, 64, 96),
+    "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64),
+    "timm CoAtNet": ({"timm_model_name": "test_coatnet", "image_size": 160}, 160, 128),
+    "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768),
+}  # fmt: skip
+
+EVERY_NATIVE = pytest.mark.parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
+
+
+def tower(vision_cfg):
+    """The vision tower of a CLIP model of OpenCLIP's."""
+    torch.manual_seed(0)
+    return CLIP(embed_dim=32, vision_cfg=vision_cfg, text_cfg=TEXT).visual
+
+
+def native_tower(vision_cfg):
+    visual = tower({**VIT, **vision_cfg})
+    nn.init.normal_(visual.ln_post.weight)  # a norm that is not the identity
+    nn.init.normal_(visual.ln_post.bias)
+    return visual
+
+
+def images(visual, batch=3):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 3, *visual.image_size, generator=rng)
+
+
+def same_dropout(function, *args):
+    torch.manual_seed(5)
+    return function(*args)
+
+
+@EVERY_NATIVE
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, training):
+    visual = native_tower(vision_cfg).train(training)
+    features, _ = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    own = same_dropout(visual, images(visual))
+    assert torch.equal(features, own[0] if visual.output_tokens else own)
+
+
+@EVERY_NATIVE
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg, training):
+    visual = native_tower(vision_cfg).train(training)
+    seen = []
+    visual.transformer.register_forward_hook(lambda module, args, output: seen.append(output))
+    same_dropout(visual, images(visual))
+    (tokens,) = seen  # [B, 1 + N, W], the class token first
+    kept = 0.5 if training and "patch_dropout" in vision_cfg else 1
+    num_patches = int(kept * visual.grid_size[0] * visual.grid_size[1])
+    assert tokens.shape[1] == 1 + num_patches
+    pooled_before_norm = vision_cfg.get("attentional_pool") is True
+    expected = torch.zeros(3, tokens.shape[2])
+    for image in range(3):
+        for patch in range(1, 1 + num_patches):
+            token = tokens[image, patch]
+            expected[image] += (token if pooled_before_norm else visual.ln_post(token)) / num_patches
+
+    _, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    assert patch_mean.dtype == torch.float32
+    torch.testing.assert_close(patch_mean, expected)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(NATIVE.keys() - {"custom blocks"})
+)  # whose checkpointing fails in OpenCLIP itself
+def test_gradient_checkpointing_changes_no_bit_of_a_native_vit(name):
+    visual = native_tower(NATIVE[name]).train()
+
+    def features_mean_and_gradient():
+        visual.zero_grad()
+        features, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+        (features.square().mean() + patch_mean.square().mean()).backward()
+        return features, patch_mean, visual.conv1.weight.grad.clone()
+
+    plain = features_mean_and_gradient()
+    visual.set_grad_checkpointing()
+    for ours, expected in zip(features_mean_and_gradient(), plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(("vision_cfg", "size", "width"), OTHER.values(), ids=OTHER.keys())
+@torch.no_grad()
+def test_image_features_of_other_towers_are_their_own_to_the_last_bit(vision_cfg, size, width):
+    visual = tower(vision_cfg).eval()
+    image = torch.randn(2, 3, size, size)
+    tokens = patch_tokens(visual)
+    features, patch_mean = encode_image(visual, tokens, image)
+    assert torch.equal(features, visual(image))
+    assert tokens.width == width
+    assert patch_mean.shape == (2, width)
+    assert patch_mean.dtype == torch.float32
+
+
+def test_image_features_of_a_resnet_in_training_are_its_own_to_the_last_bit():
+    vision_cfg, size, _ = OTHER["ResNet"]
+    visual = tower(vision_cfg).train()
+    image = torch.randn(4, 3, size, size)
+    features, _ = encode_image(visual, patch_tokens(visual), image)
+    assert torch.equal(features, visual(image))
+
+
+@torch.no_grad()
+def test_the_patch_mean_of_a_resnet_is_that_of_its_last_feature_map():
+    vision_cfg, size, _ = OTHER["ResNet"]
+    visual = tower(vision_cfg).eval()
+    image = torch.randn(2, 3, size, size)
+    seen = []
+    visual.layer4.register_forward_hook(lambda module, args, output: seen.append(output))
+    visual(image)
+    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
+    torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")], ids=lambda name: name
+)
+@torch.no_grad()
+def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name, pool):
+    visual = tower({"timm_model_name": name, "image_size": 160, "timm_pool": pool}).eval()
+    assert visual.trunk.num_prefix_tokens == 1
+    image = torch.randn(2, 3, 160, 160)
+    tokens = visual.trunk.forward_features(image)  # after the trunk's last norm
+    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
+    torch.testing.assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
+
+
+@torch.no_grad()
+def test_the_patch_mean_of_a_timm_convnext_is_that_of_its_last_feature_map():
+    visual = tower(OTHER["timm ConvNeXt"][0]).eval()
+    image = torch.randn(2, 3, 64, 64)
+    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
+    torch.testing.assert_close(patch_mean, visual.trunk.forward_features(image).flatten(2).mean(dim=2))
+
+
+@torch.no_grad()
+def test_a_timm_net_that_widens_after_its_features_is_read_before_it_does():
+    visual = tower(OTHER["timm EfficientNet"][0]).eval()
+    assert visual.trunk.num_features == 256
+    assert patch_tokens(visual).width == 64
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_patch_mean_is_float32_under_autocast(autocast):
+    visual = native_tower({})
+    with torch.autocast("cpu", autocast):
+        features, patch_mean = encode_image(visual, patch_tokens(visual), images(visual))
+    assert features.dtype == autocast
+    assert patch_mean.dtype == torch.float32
+
+
+COCA = {
+    "one pooler": {"attentional_pool": True},
+    "parallel": {"attentional_pool": "parallel", **SQUARE},
+    "cascade": {"attentional_pool": "cascade", **SQUARE},
+}
+
+
+@pytest.mark.parametrize("vision_cfg", COCA.values(), ids=COCA.keys())
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_cfg, dropout):
+    vision_cfg = {**VIT, **POOLER, **vision_cfg, "output_tokens": True, "patch_dropout": dropout}
+    torch.manual_seed(0)
+    multimodal_cfg = {**TEXT, "width": 32}
+    model = CoCa(embed_dim=32, vision_cfg=vision_cfg, text_cfg=TEXT, multimodal_cfg=multimodal_cfg)
+    visual = model.visual.train()
+    features, pooled, patch_mean = same_dropout(encode_image_with_pooled_tokens, visual, images(visual))
+    own_features, own_pooled = same_dropout(visual, images(visual))
+    assert torch.equal(features, own_features)
+    assert torch.equal(pooled, own_pooled)
+    _, expected = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    assert torch.equal(patch_mean, expected)
+
+
+@pytest.mark.parametrize("name", ["coca_ViT-B-32", "coca_base"])
+def test_released_coca_towers_have_patch_tokens_of_their_own_width(name):
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        visual = CLIP(config["embed_dim"], config["vision_cfg"], TEXT).visual
+    assert patch_tokens(visual).width == 768
+
+
+def test_a_tower_without_features_is_refused_by_name():
+    with pytest.raises(InputError, match="vision tower with patch features; Linear has none"):
+        patch_tokens(nn.Linear(3, 4))
+
+
+def test_a_timm_trunk_without_features_is_refused_by_its_own_name():
+    visual = tower(OTHER["timm ResNet"][0])
+    visual.trunk = nn.Sequential(visual.trunk)
+    with pytest.raises(InputError, match="vision tower with patch features; Sequential has none"):
+        patch_tokens(visual)

@@ -1,0 +1,269 @@
+"""`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that OpenCLIP runs."""
+
+import json
+import shlex
+import types
+from pathlib import Path
+
+import open_clip_train.data
+import pytest
+import torch
+from support.small_shards import write_shards
+from support.training_runs import run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.demo.demo_model import write_model
+from openclip_superclip.errors import InputError
+from openclip_superclip.planning.batch_split import divisors
+from openclip_superclip.planning.cost import estimate_cost
+from openclip_superclip.planning.plan import make_plan, openclip_steps
+from openclip_superclip.planning.plan_summary import command_text
+from openclip_superclip.planning.recipe_file import read_recipe
+
+RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+DEMO = "demo/superclip_demo-model_8k_bs16"
+
+
+def plan(name=RELEASED, nodes=4, gpus=8, set_=None, **options):
+    return make_plan(read_recipe(name, set_), nodes, gpus, **options)
+
+
+def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand():
+    ours = plan()
+    assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
+    assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
+    assert (ours.slices, ours.epochs, ours.slice_steps) == (50, 25, 1250)  # 512 M × 50 / 1.3 G = 19.7, and 25 | 31,250
+    assert ours.slice_samples == 20_480_000
+    assert ours.warnings == []
+
+
+@pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max", "batch_size", "accum_freq"), [
+    (1, 8, None, 2048, 1),
+    (1, 8, 2048, 2048, 1),
+    (1, 8, 1000, 512, 4),
+    (1, 8, 300, 256, 8),
+    (1, 8, 5000, 2048, 1),
+    (2, 4, 512, 512, 4),
+    (16, 8, 100, 64, 2),
+    (1, 1, 256, 256, 64),
+])  # fmt: skip
+def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus, gpu_batch_max, batch_size, accum_freq):
+    ours = plan(nodes=nodes, gpus=gpus, gpu_batch_max=gpu_batch_max)
+    assert (ours.batch_size, ours.accum_freq) == (batch_size, accum_freq)
+    assert ours.steps == 31_250
+    flags = dict(zip(ours.command, ours.command[1:], strict=False))
+    assert (flags["--batch-size"], flags["--accum-freq"]) == (str(batch_size), str(accum_freq))
+
+
+@pytest.mark.parametrize(("nodes", "gpus", "advice"), [
+    (3, 8, "24 GPUs; the nearest that work are 16 GPUs (--nodes 2 of 8) and 32 GPUs (--nodes 4 of 8)"),
+    (1, 6, "6 GPUs; the nearest that work are 4 GPUs and 8 GPUs"),
+    (4096, 8, "32768 GPUs; the nearest that work are 16384 GPUs (--nodes 2048 of 8)"),
+])  # fmt: skip
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_numbers_of_gpus(nodes, gpus, advice):
+    with pytest.raises(InputError) as refusal:
+        plan(nodes=nodes, gpus=gpus)
+    assert f"--nodes {nodes} --gpus-per-node {gpus}: a global batch of 16,384" in str(refusal.value)
+    assert advice in str(refusal.value)
+
+
+def test_a_batch_that_fills_little_of_a_gpu_for_want_of_divisors_is_warned_of():
+    ours = plan(nodes=1, gpus=1, set_={"global_batch_size": "1018", "samples": "10180"}, gpu_batch_max=400)
+    assert (ours.batch_size, ours.accum_freq) == (2, 509)
+    assert "the next is 509" in ours.warnings[0]
+
+
+@pytest.mark.parametrize("number", [1, 2, 12, 97, 360, 16384])
+def test_divisors_are_all_that_divide(number):
+    assert divisors(number) == [size for size in range(1, number + 1) if number % size == 0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("num_samples", "batch_size", "world_size", "workers", "accum_freq"), [
+    (1000, 10, 1, 1, 1), (1000, 10, 1, 0, 1), (1000, 10, 1, 3, 1),
+    (1001, 10, 2, 4, 1), (999, 16, 4, 3, 2), (64, 4, 2, 5, 3),
+])  # fmt: skip
+def test_the_steps_of_a_slice_are_openclips(num_samples, batch_size, world_size, workers, accum_freq, shards):
+    args = types.SimpleNamespace(
+        train_data=shards.replace("{0..1}", "{0..29}"), train_num_samples=num_samples, dataset_resampled=False, seed=0,
+        train_data_upsampling_factors=None, batch_size=batch_size, world_size=world_size, workers=workers,
+    )  # fmt: skip
+    data = open_clip_train.data.get_wds_dataset(args, None, is_train=True, tokenizer=None)
+    expected = data.dataloader.num_batches // accum_freq  # train_one_epoch's num_batches_per_epoch
+    assert openclip_steps(num_samples, batch_size, world_size, workers, accum_freq) == expected
+
+
+def test_steps_that_openclip_rounds_up_are_warned_of_with_both_numbers():
+    ours = plan(workers=4)
+    assert ours.steps == 25 * 1252  # 4 workers give as many batches each
+    assert ours.warnings == [
+        "OpenCLIP will run 31,300 steps (512,819,200 samples), not the recipe's 31,250 (512,000,000)"
+    ]
+
+
+@pytest.mark.parametrize(("set_", "epochs", "slice_steps"), [
+    ({"data_samples": "1024000000"}, 25, 1250),  # 512 M × 50 / 1,024 M = 25
+    ({"data_samples": "1000000000"}, 26, 1205),  # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
+    ({"slices": "1"}, 1, 31_250),
+    ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
+])  # fmt: skip
+def test_as_few_slices_are_trained_as_hold_the_samples(set_, epochs, slice_steps):
+    ours = plan(set_=set_)
+    assert (ours.epochs, ours.slice_steps) == (epochs, slice_steps)
+    assert ours.samples >= ours.recipe.samples
+    assert bool(ours.warnings) == (ours.samples != ours.recipe.samples)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_warned_of():
+    (warning,) = plan(set_={"samples": "4096000"}).warnings
+    assert warning == "warm-up takes 500 steps, and the run 250: --set warmup=N shortens it"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with the demo's model, and with shards small enough for a test."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_model(folder / "demo" / "model")
+    write_shards(folder / "shards")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(demo):
+    """The demo's recipe, planned for 3 data loaders, and the folder that OpenCLIP has trained it into."""
+    set_ = {"samples": "128", "data_samples": "256", "global_batch_size": "8", "model": f"local-dir:{demo}/demo/model"}
+    ours = plan(
+        DEMO, 1, 1, set_, data=f"{demo}/shards/{{000000..000015}}.tar", workers=3, device="cpu", gpu_batch_max=4
+    )
+    (run,) = run_ranks(superclip_train, *ours.command, "--logs", "logs", "--name", "run", cwd=demo)
+    assert run.returncode == 0, run.output
+    return ours, demo / "logs" / "run"
+
+
+def test_openclip_then_runs_the_steps_that_were_planned(trained):
+    ours, folder = trained
+    # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
+    assert (ours.epochs, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
+    checkpoint = torch.load(folder / "checkpoints" / f"epoch_{ours.epochs}.pt", weights_only=True)
+    assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {ours.steps}
+    assert checkpoint["state_dict"]["statistics.num_captions"] == ours.samples
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch_1.pt", "epoch_2.pt"]
+
+
+def test_a_checkpoint_has_the_size_that_was_planned(trained):
+    ours, folder = trained
+    size = (folder / "checkpoints" / "epoch_1.pt").stat().st_size
+    cost = estimate_cost(ours, mfu=0.4, gpu_tflops=312)
+    assert cost["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
+    assert cost["disk_bytes"] == 2 * cost["checkpoint_bytes"]
+    assert (cost["vocabulary"], cost["ignored_tokens"]) == (4096, 3)
+
+
+@pytest.mark.parametrize(("name", "kept"), [
+    (RELEASED, 3),  # the two newest, and the one that is being written
+    ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
+])  # fmt: skip
+def test_the_disk_holds_the_newest_checkpoints_and_the_last_of_every_pass(name, kept):
+    cost = estimate_cost(plan(name), mfu=0.4, gpu_tflops=312)
+    assert cost["disk_bytes"] == kept * cost["checkpoint_bytes"]
+
+
+def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_accumulation():
+    towers, head = 17.563 + 2.980, 0.038  # README: ViT-B-16, attention's products included
+    cost = estimate_cost(plan(), mfu=0.4, gpu_tflops=312)
+    assert cost["flops_per_sample"] == pytest.approx(2e9 * (4 * towers + 3 * head), rel=1e-3)
+    assert cost["flops"] == cost["flops_per_sample"] * 512_000_000
+    assert cost["gpu_hours"] == pytest.approx(cost["flops"] / (0.4 * 312e12 * 3600))
+    assert cost["hours"] == pytest.approx(cost["gpu_hours"] / 32)
+    accumulated = estimate_cost(plan(gpu_batch_max=256), mfu=0.4, gpu_tflops=312)
+    assert accumulated["flops_per_sample"] - cost["flops_per_sample"] == pytest.approx(2e9 * towers, rel=1e-3)
+
+
+def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
+    ours = estimate_cost(plan(), mfu=0.4, gpu_tflops=312)
+    clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"), mfu=0.4, gpu_tflops=312)
+    assert ours["parameters"] - clip["parameters"] == ours["head_parameters"] == 37_996_288
+    assert clip["parameters"] == 149_620_737
+    assert "vocabulary" not in clip
+    flip = estimate_cost(plan("flip_vit-b-16_512m_bs16k"), mfu=0.4, gpu_tflops=312)
+    assert flip["forward_gmacs"]["vision"] == pytest.approx(ours["forward_gmacs"]["vision"] / 2, rel=0.01)
+
+
+def test_measured_samples_a_second_make_hours_of_the_run_and_minutes_of_a_slice():
+    cost = estimate_cost(plan(), mfu=0.4, gpu_tflops=312, samples_per_second=64_000)
+    assert cost["hours"] == pytest.approx(512e6 / 64_000 / 3600)
+    assert cost["gpu_hours"] == pytest.approx(32 * cost["hours"])
+    assert cost["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
+
+
+@pytest.mark.parametrize(("nodes", "gpus", "launcher"), [
+    (1, 1, ["superclip", "train"]),
+    (1, 2, ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "openclip_superclip", "train", "--"]),
+    (4, 8, ["torchrun", "--nnodes", "4", "--node-rank", "$NODE", "--master-addr", "$HEAD", "--master-port", "29500",
+            "--nproc-per-node", "8", "-m", "openclip_superclip", "train", "--"]),
+])  # fmt: skip
+def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
+    ours = plan(nodes=nodes, gpus=gpus, data="a folder/{0..9}.tar")
+    words = shlex.split(command_text(ours).replace("\\\n", ""))
+    assert words == [*launcher, *ours.command, "--logs", "runs", "--name", ours.recipe.name]
+
+
+def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
+    assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8", "--samples-per-second", "64000"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "imagenet zero shot 63.5", "16,384 = 512 a GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
+        "25, 50 to a pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
+        "49,408 tokens (3 special ones left out)", "2.25 GB", "the recipe's own: not checked; --data",
+        "--nnodes 4 --node-rank $NODE",
+    ):  # fmt: skip
+        assert said in printed, said
+
+
+def test_the_json_holds_the_plan_the_cost_and_the_data_check(demo, capsys, monkeypatch):
+    monkeypatch.chdir(demo)
+    arguments = ["--set", "data_samples=256", "--data", "shards/{000000..000015}.tar", "--device", "cpu", "--json"]
+    assert main(["plan", DEMO, *arguments, "--gpus-per-node", "2", "--set", "samples=256"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    expected = {"global_batch_size": 16, "world_size": 2, "batch_size": 8, "accum_freq": 1, "steps": 16, "samples": 256}
+    assert {key: printed[key] for key in expected} == expected
+    assert printed["command"][:2] == ["--model", "local-dir:demo/model"]
+    assert printed["data_check"]["found"] == 16
+    assert printed["cost"]["parameters"] > 0
+
+
+def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", DEMO]) == 1
+    assert "superclip demo --data-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["--nodes", "0"], "--nodes is 0"),
+    (["--gpu-batch-max", "0"], "--gpu-batch-max is 0"),
+    (["--workers", "-1"], "--workers is -1"),
+    (["--mfu", "0"], "--mfu is 0.0"),
+    (["--mfu", "40"], "--mfu is 40.0; expected a share of the peak"),
+    (["--set", "lr"], "--set is lr"),
+    (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
+    (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
+    (["--set", "flags.aug-cfg=scale=(0.4"], "cannot read a NAME=VALUE"),
+    (["--set", "flags.torchscript=true"], "--torchscript cannot carry the class head"),
+    (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
+    (["--data", "x/{0..9.tar"], "unbalanced braces"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(arguments, named, capsys):
+    assert main(["plan", RELEASED, *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("openclip_superclip.demo.recipe_data.SHARD_SIZE", 16)  # for 512
+    assert main(["demo", "--data-only"]) == 0
+    recipe = read_recipe(DEMO, {"samples": "256", "data_samples": "256"})
+    assert Path(recipe.model.removeprefix("local-dir:"), "open_clip_config.json").is_file()
+    checked = make_plan(recipe, 1, 4, device="cpu").check_data(full=True, jobs=1)
+    assert (checked["shards"], checked["found"], checked["samples"], checked["bad"]) == (16, 16, 256, [])
+    assert checked["warnings"] == []

@@ -1,0 +1,317 @@
+"""The recipes: complete, named after what they hold, with the paper's numbers, and told apart from what was chosen."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import open_clip
+import pytest
+from support import paper
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.config import Config, config_from
+from openclip_superclip.errors import InputError
+from openclip_superclip.integration.command_check import check_command
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe import FIELDS
+from openclip_superclip.planning.recipe_file import read_recipe, recipe_files
+
+RECIPES = {f"{path.parent.name}/{path.stem}": read_recipe(str(path)) for path in recipe_files()}
+STUDY = [1024, 2048, 4096, 8192, 16384, 32768]
+SETTINGS = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "flags")
+OUR_FLAGS = ("force-patch-dropout", "log-every-n-steps")
+DEMO = "demo/superclip_demo-model_8k_bs64"
+
+each_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+def short(number: int) -> str:
+    """512000000 as 512m."""
+    for unit, size in (("b", 10**9), ("m", 10**6)):
+        if number >= size:
+            return f"{number / size:g}{unit}"
+    return f"{number // 1000}k"
+
+
+def variant(recipe) -> str:
+    """What sets a recipe apart from the plain one of its method."""
+    options = recipe.superclip or {}
+    captions = options.get("captions", "short")
+    weight = options.get("weight", 1.0)
+    return (
+        (f"-{captions.replace(':', '')}" if captions != "short" else "")
+        + (f"-weight{weight}" if weight not in (0, 1) else "")
+        + ("-no-idf" if options.get("idf") == "off" else "")
+    )
+
+
+@each_recipe
+def test_its_name_says_what_it_holds(name):
+    recipe = RECIPES[name]
+    folder = name.partition("/")[0]
+    model = recipe.model.removeprefix("local-dir:").replace("/", "-").lower()
+    batch = recipe.global_batch_size
+    batch = f"{batch // 1024}k" if batch >= 1024 else str(batch)
+    stem = f"{recipe.method}{variant(recipe)}_{model}_{short(recipe.samples)}_bs{batch}"
+    assert name == f"{folder}/{stem}"
+    assert folder in (recipe.data, "finetune")
+
+
+def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
+    expected = {}
+    for name, sources in paper.runs().items():
+        values = {}
+        for numbers in sources.values():  # in the paper's order: what is printed comes before what is read off
+            values = numbers | values
+        expected[f"datacomp1b/{name}"] = {
+            "source": ", ".join(sources), "read_off": list(sources) == ["Figure 4"], "values": values,
+        }  # fmt: skip
+    assert {name: recipe.paper for name, recipe in RECIPES.items() if recipe.paper} == expected
+
+
+@pytest.mark.parametrize("batch", paper.differences())
+def test_its_comment_holds_the_printed_differences_of_figure_4(batch):
+    text = RECIPES[f"datacomp1b/superclip_vit-b-16_512m_bs{batch}"].source
+    assert re.findall(r"^#.* \+([\d.]+\d).* \+([\d.]+\d)", text, flags=re.MULTILINE) == [paper.differences()[batch]]
+
+
+def given(name: str) -> set[str]:
+    """The fields of a recipe that the paper or the released configuration gives."""
+    recipe, folder = RECIPES[name], name.partition("/")[0]
+    fields = {"method", "data", "schedule"}
+    if folder in ("datacomp1b", "laion400m", "laion2b"):
+        fields |= {"model", "samples", "global_batch_size"}
+    if folder == "datacomp1b":
+        fields.add("data_samples")
+        if recipe.method in ("clip", "superclip") and not variant(recipe) and recipe.samples == 512_000_000:
+            fields |= set(SETTINGS) if recipe.global_batch_size == 16384 else set(SETTINGS) - {"lr", "warmup"}
+    return fields - ({"model"} if "siglip" in recipe.method else set())
+
+
+@each_recipe
+def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason(name):
+    recipe = RECIPES[name]
+    needed = FIELDS.keys() - given(name) - {"superclip", "paper", "chosen"}
+    reasons = set(recipe.chosen) | (set(SETTINGS) if "settings" in recipe.chosen else set())
+    assert needed <= reasons
+    options = {f"superclip.{key}" for key in recipe.superclip or {} if key not in ("weight", "idf", "captions")}
+    assert options | {f"flags.{key}" for key in recipe.flags if key in OUR_FLAGS} <= recipe.chosen.keys()
+    for key, reason in recipe.chosen.items():
+        field, _, inner = key.partition(".")
+        assert key == "settings" or (inner in getattr(recipe, field) if inner else field in FIELDS), key
+        assert reason.strip()
+
+
+@each_recipe
+def test_its_settings_are_the_released_configurations_where_it_gives_no_reason_of_its_own(name):
+    recipe, released = RECIPES[name], paper.released()
+    if name.startswith("demo/"):
+        released["flags"] = {}
+    if "siglip" in recipe.method:  # a sigmoid loss gathers no features
+        released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
+    for field in SETTINGS:
+        value = getattr(recipe, field)
+        if field == "flags":
+            value = {key: on for key, on in value.items() if key not in (*OUR_FLAGS, "pretrained")}
+        assert value == released[field] or field in recipe.chosen, field
+
+
+def twins() -> list[tuple[str, str]]:
+    """The recipes that have a plain twin, with it."""
+    pairs = ((name.replace("/super", "/", 1), name) for name, recipe in RECIPES.items() if not variant(recipe))
+    return [(plain, name) for plain, name in pairs if plain != name and plain in RECIPES]
+
+
+@pytest.mark.parametrize(("plain", "name"), twins())
+def test_it_differs_from_its_plain_twin_in_the_class_loss_alone(plain, name):
+    ours, theirs = RECIPES[name].as_dict(), RECIPES[plain].as_dict()
+    different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+    assert different <= {"method", "superclip", "paper", "chosen"}
+    assert "superclip" in ours and "superclip" not in theirs
+
+
+@pytest.mark.parametrize("folder", ["datacomp1b", "laion400m", "laion2b"])
+def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2(folder):
+    for method in ("clip", "superclip"):
+        batches = {
+            recipe.global_batch_size
+            for name, recipe in RECIPES.items()
+            if name.startswith(f"{folder}/{method}_vit-b-16_512m_")
+        }
+        assert sorted(batches) == STUDY
+        assert {f"{folder}/{method}_vit-l-16_{samples}_bs16k" for samples in ("512m", "12.8b")} <= RECIPES.keys()
+
+
+@pytest.mark.parametrize("folder", ["laion400m", "laion2b", "cc12m", "finetune", "demo"])
+def test_what_reproduces_nothing_says_so(folder):
+    texts = [recipe.source for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
+    assert texts
+    assert all("reproduces none of its values" in text or "Nothing in the paper corresponds" in text for text in texts)
+
+
+def test_fine_tuning_starts_from_weights_that_openclip_knows():
+    tuned = [recipe for name, recipe in RECIPES.items() if name.startswith("finetune/")]
+    assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(open_clip.list_pretrained())
+    assert {recipe.model for recipe in RECIPES.values()} - {"local-dir:demo/model"} <= set(open_clip.list_models())
+
+
+@each_recipe
+def test_openclip_reads_from_its_command_what_it_says(name):
+    recipe = RECIPES[name]
+    args = vars(check_command(make_plan(recipe, nodes=1, gpus_per_node=8).command))
+    for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
+        assert args[field] == getattr(recipe, field)
+    assert args["lr_scheduler"] == recipe.schedule
+    assert args["superclip_slices"] == recipe.slices
+    for flag, value in recipe.flags.items():
+        assert args[flag.replace("-", "_")] == value
+    config = config_from(args)
+    assert (dataclasses.asdict(config) if config else None) == (
+        dataclasses.asdict(Config(**recipe.superclip)) if recipe.superclip else None
+    )
+
+
+@pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)])
+@each_recipe
+def test_its_samples_are_reached_exactly_in_slices_that_hold_enough(name, nodes, gpus, gpu_batch_max):
+    recipe = RECIPES[name]
+    plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
+    assert (plan.warnings, plan.samples) == ([], recipe.samples)
+    assert plan.batch_size * plan.accum_freq * plan.world_size == recipe.global_batch_size
+    assert plan.slice_samples * plan.epochs == recipe.samples
+    assert plan.slice_samples <= recipe.data_samples / recipe.slices
+
+
+def edited(tmp_path, name, change):
+    """A copy of a recipe, its text changed."""
+    path = tmp_path / "edited.yaml"
+    text = RECIPES[name].source
+    changed = change(text)
+    assert changed != text
+    path.write_text(changed)
+    return str(path)
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (lambda text: text.replace("lr: 5.0e-4\n", ""), "lr is missing"),
+    (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
+    (lambda text: text + "seed: 1\n", "'seed' stands twice"),
+    (lambda text: text.replace("lr: 5.0e-4", "lr: fast"), "lr is 'fast'; expected a number"),
+    (lambda text: text.replace("lr: 5.0e-4", "lr: .nan"), "lr is nan"),
+    (lambda text: text.replace("seed: 0", "seed: 0.5"), "seed is 0.5; expected a whole number"),
+    (lambda text: text.replace("seed: 0", "seed: true"), "seed is True"),
+    (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 or more"),
+    (lambda text: text.replace("schedule: cosine", "schedule: sine"), "schedule is 'sine'"),
+    (lambda text: text.replace("method: superclip", "method: clip"), "method is clip"),
+    (lambda text: text.replace("method: superclip", "method: supersiglip"), "flags.siglip"),
+    (lambda text: text.replace("method: superclip", "method: coca"), "method is 'coca'"),
+    (lambda text: text.replace("  weight: 1.0", "  wait: 1.0"), "superclip has no wait"),
+    (lambda text: text.replace("  weight: 1.0", "  weight: -1.0"), "--superclip-weight is -1.0"),
+    (lambda text: text.replace("  idf: online", "  idf: off"), "superclip.idf is False; expected a str in quotes"),
+    (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags holds batch-size"),
+    (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
+    (lambda text: re.sub('shards: "(.*)"', r"shards: {000000..000015}.tar", text), "not a readable YAML file"),
+    (lambda text: "- 1\n", "expected a YAML mapping"),
+    (lambda text: text + "? [lr]\n: 1\n", "found unhashable key"),
+])  # fmt: skip
+def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
+    path = edited(tmp_path, DEMO, change)
+    with pytest.raises(InputError) as refusal:
+        read_recipe(path)
+    assert path in str(refusal.value)
+    assert named in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_flag_that_openclip_does_not_know_is_refused_before_anything_is_loaded(tmp_path):
+    path = edited(tmp_path, DEMO, lambda text: text.replace("  log-every-n-steps: 4", "  log-every-m-steps: 4"))
+    with pytest.raises(InputError, match="log-every-m-steps"):
+        make_plan(read_recipe(path))
+
+
+@pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "'5e-4'"])
+def test_a_number_may_be_written_in_any_way(written, tmp_path):
+    path = edited(tmp_path, DEMO, lambda text: text.replace("lr: 5.0e-4\n", f"lr: {written}  # so\n"))
+    assert read_recipe(path).lr == 5e-4
+
+
+def test_a_name_that_several_folders_hold_is_refused_with_all_of_them():
+    with pytest.raises(InputError, match=r"datacomp1b/.*, laion2b/.*, laion400m/"):
+        read_recipe("superclip_vit-b-16_512m_bs16k")
+
+
+def test_a_name_is_found_with_its_folder_or_alone_where_it_is_the_only_one():
+    assert read_recipe(DEMO) == read_recipe(f"recipes/{DEMO}.yaml") == read_recipe(DEMO.partition("/")[2])
+
+
+def test_an_unknown_name_is_refused_with_those_near_it():
+    with pytest.raises(InputError, match="near it: demo/superclip_demo-model_8k_bs64"):
+        read_recipe("demo/superclip_demo-model_8k_bs640")
+
+
+def test_set_changes_one_field_and_the_text_says_it():
+    changed = read_recipe(DEMO, {"lr": "1e-3", "superclip.idf": "off", "shards": "{0..3}.tar"})
+    assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
+    assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
+    ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
+    assert {key for key in ours if ours[key] != before[key]} == {"lr", "superclip", "shards", "chosen"}
+
+
+@pytest.mark.parametrize(("key", "value", "kept"), [
+    ("seed", "1", True), ("data_samples", "1e9", True), ("lr", "3e-4", True), ("slices", "25", True),
+    ("wd", "0.1", False), ("superclip.weight", "2", False), ("flags.grad-clip-norm", "1", False),
+])  # fmt: skip
+def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, value, kept):
+    assert bool(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs1k", {key: value}).paper) == kept
+
+
+def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
+    recipe = read_recipe(DEMO)
+    assert recipe.text() == next(path for path in recipe_files() if DEMO in str(path)).read_text()
+    changed = read_recipe(DEMO, {"eps": "1e-8", "superclip.idf": "off", "shards": "{0..3}.tar"})
+    (tmp_path / "again.yaml").write_text(changed.text())
+    assert read_recipe(str(tmp_path / "again.yaml")).as_dict() == changed.as_dict()
+
+
+@pytest.mark.parametrize(("key", "value", "named"), [
+    ("epochs", "3", "no field 'epochs'"),
+    ("chosen", "3", "no field 'chosen'"),
+    ("superclip", "{weight: 2}", "expected --set superclip.KEY=VALUE"),
+    ("lr.x", "1", "expected --set lr=VALUE"),
+    ("lr", "fast", "with --set lr"),
+    ("samples", "12", "a global batch of them or more"),
+])  # fmt: skip
+def test_set_refuses_what_a_recipe_cannot_hold(key, value, named):
+    with pytest.raises(InputError, match=re.escape(named)):
+        read_recipe(DEMO, {key: value})
+
+
+def test_the_table_has_a_line_for_each_with_the_papers_value(capsys):
+    assert main(["recipes"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["recipe", "method", "model"]
+    assert {line.split()[0] for line in lines} == RECIPES.keys()
+    (line,) = [line for line in lines if line.startswith("datacomp1b/superclip_vit-b-16_512m_bs1k ")]
+    assert line.split()[1:6] == ["SuperCLIP", "ViT-B-16", "datacomp1b", "1,024", "512,000,000"]
+    assert line.endswith("  imagenet zero shot ≈ 54.7 (Figure 4)")
+
+
+def test_the_json_holds_all_that_the_chosen_ones_say(capsys):
+    assert main(["recipes", "--json", "cc12m", "bs4k"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name}
+    assert len(printed) == 2
+
+
+def test_words_that_no_name_holds_are_refused(capsys):
+    assert main(["recipes", "cc12m", "bs5k"]) == 1
+    assert "no recipe's name holds cc12m and bs5k" in capsys.readouterr().err
+
+
+def test_listing_and_reading_them_imports_no_torch():
+    program = (
+        "import sys; from openclip_superclip.__main__ import main; main(['recipes']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60).returncode == 0

@@ -1,0 +1,430 @@
+"""`superclip report`: real runs side by side, the paper beside them, and what is missing, cut or not comparable."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support.models import write_model
+from support.training_runs import run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.training_log import read_log
+from openclip_superclip.evaluation.records import record_file
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.report.comparison import find_studies
+from openclip_superclip.report.run_reader import read_run
+
+BATCH_SIZES, SEEDS = (8, 16), (0, 1)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
+
+
+def report(*argv) -> int:
+    return main(["report", *map(str, argv)])
+
+
+def table(file: Path) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(file.read_text())))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, shards) -> list[Path]:
+    """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured themselves."""
+    folder = tmp_path_factory.mktemp("study")
+    model = write_model(folder / "model", vision={"layers": 1, "width": 32}, text={"layers": 1, "context_length": 12})
+
+    for name, flags in {"clip": [], "superclip": ["--superclip"]}.items():
+        for batch_size in BATCH_SIZES:
+            for seed in SEEDS:
+                (run,) = run_ranks(
+                    superclip_train, "--model", model, "--train-data", shards, "--dataset-type", "webdataset",
+                    "--val-data", shards, "--train-num-samples", 64, "--val-num-samples", 64, "--epochs", 2,
+                    "--batch-size", batch_size, "--seed", seed, "--lr", 1e-3, "--warmup", 1, "--workers", 0,
+                    "--device", "cpu", "--precision", "fp32", "--log-every-n-steps", 1,
+                    "--name", f"{name}_{batch_size}_{seed}", *flags, cwd=folder,
+                )  # fmt: skip
+                assert run.returncode == 0, run.output[-3000:]
+    return sorted((folder / "logs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory) -> Path:
+    """The report of the study, and of a run that is not there."""
+    out = tmp_path_factory.mktemp("report")
+    assert report(*study, study[0].parent / "nowhere", "--out", out) == 0
+    return out
+
+
+def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state) -> Path:
+    """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here could train."""
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text())
+    plan = {"epochs": 25, "world_size": 8, "device": "cuda", "accum_freq": 1}
+    recorded = {"plan": plan, "set": set_ or {}, "versions": {"torch": "2.13.0"}, "hosts": ["gpu7"], "command": ["x"]}
+    (folder / "run.json").write_text(json.dumps(recorded))
+    (folder / "state.json").write_text(json.dumps({"state": "finished", "error": None, "epoch": 25, **state}))
+    for (dataset, task), metrics in scores.items():
+        record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics, "epoch": state.get("epoch", 25)}
+        record_file(folder / "evaluation", "x", dataset, task).write_text(json.dumps(record))
+    return folder
+
+
+def imagenet(zero_shot: float, probe: float) -> dict:
+    """CLIP_benchmark's metrics, in its fractions."""
+    return {
+        ("imagenet1k", "zeroshot_classification"): {"acc1": zero_shot / 100, "acc5": 0.9},
+        ("imagenet1k", "linear_probe"): {"lp_acc1": probe / 100, "lp_acc5": 0.9},
+    }
+
+
+# The page in a browser
+
+
+def screenshot(page: Path, out: Path, height: int = 4000) -> tuple[np.ndarray, str]:
+    """What a browser without a network shows of a page, and what it asked the network for."""
+    out.mkdir(exist_ok=True)
+    subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={out}/profile",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--force-color-profile=srgb", "--hide-scrollbars",
+            f"--window-size=1240,{height}",
+            f"--screenshot={out}/page.png", f"--log-net-log={out}/net.json", page.resolve().as_uri(),
+        ],
+        check=True, capture_output=True, timeout=120, env={**os.environ, "HOME": str(out)},
+    )  # fmt: skip
+    return np.asarray(Image.open(out / "page.png").convert("RGB")), (out / "net.json").read_text()
+
+
+def inline_figures(page: str) -> list[np.ndarray]:
+    data = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in data]
+
+
+def is_shown(figure: np.ndarray, shown: np.ndarray) -> bool:
+    """Whether a browser's picture holds a figure, pixel for pixel."""
+    height, width, _ = figure.shape
+    busiest = figure.std(axis=(1, 2)).argmax()
+    for row in range(shown.shape[0] - height + 1):
+        for column in np.flatnonzero((shown[row + busiest, :, :] != 255).any(axis=1))[:1]:
+            for left in range(max(0, column - width), min(column + 1, shown.shape[1] - width + 1)):
+                if np.array_equal(shown[row + busiest, left : left + width], figure[busiest]):
+                    return np.array_equal(shown[row : row + height, left : left + width], figure)
+    return False
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
+def test_a_browser_without_a_network_shows_every_figure(whole, tmp_path):
+    figures = inline_figures((whole / "report.html").read_text())
+    assert len(figures) == 2
+    shown, requests = screenshot(whole / "report.html", tmp_path / "browser")
+    for figure in figures:
+        assert figure.std() > 15  # not blank
+        assert is_shown(figure, shown)
+    addresses = set(re.findall(r'"url":"(?!file:|data:)([^"]+)"', requests))
+    assert not {one for one in addresses if not re.search(r"google|gvt1|chrome", one)}  # the browser's own
+
+
+def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(study, tmp_path):
+    odd = tmp_path / "a <script> & b"
+    shutil.copytree(study[0], odd)
+    assert report(odd, "--out", tmp_path / "out", "--title", "<i>x</i>") == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"<script|<link|<i>|https?://|@import|url\(", page)
+    assert page.count("a &lt;script&gt; &amp; b") >= 2
+    assert "default-src 'none'" in page
+
+
+# What it tells
+
+
+def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(study, whole):
+    rows = table(whole / "scores.csv")
+    assert [(row["method"], row["batch"], row["seeds"]) for row in rows] == [
+        ("CLIP", "8", "0, 1"), ("SuperCLIP", "8", "0, 1"), ("SuperCLIP − CLIP", "8", ""),
+        ("CLIP", "16", "0, 1"), ("SuperCLIP", "16", "0, 1"), ("SuperCLIP − CLIP", "16", ""),
+    ]  # fmt: skip
+    measured = {}
+    for run in study:
+        last = json.loads((run / "checkpoints" / "results.jsonl").read_text().splitlines()[-1])
+        measured[run.name] = 100 * last["image_to_text_R@1"]
+    for row in rows:
+        values = [measured.get(f"{row['method'].lower()}_{row['batch']}_{seed}") for seed in SEEDS]
+        if None not in values:
+            assert row[MEASURES[0]] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def test_files_beside_the_page_hold_the_same(study, whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "report.html", "report.md", "report.json", "runs.csv", "scores.csv", "cost.csv", "losses.png", "batch_size.png",
+    }  # fmt: skip
+    page, markdown = (whole / "report.html").read_text(), (whole / "report.md").read_text()
+    for figure in ("losses.png", "batch_size.png"):
+        assert base64.b64encode((whole / figure).read_bytes()).decode() in page
+        assert f"({figure})" in markdown
+    content = json.loads((whole / "report.json").read_text())
+    assert [Path(run["run"]).name for run in content["runs"]] == [*(run.name for run in study), "nowhere"]
+    superclip = next(run for run in content["runs"] if "superclip_8_0" in run["run"])
+    assert superclip["points"][-1]["samples"] == 2 * 64
+    assert superclip["points"][-1]["class_loss"] > 0
+    (found,) = content["studies"]
+    scores = next(cell["scores"] for cell in found["cells"] if (cell["method"], cell["batch_size"]) == ("CLIP", 8))
+    assert list(scores) == MEASURES
+    assert len(scores[MEASURES[0]]["values"]) == 2
+
+
+def test_the_cost_of_the_head_is_the_ratio_of_the_logs_speeds(study, whole):
+    rows = table(whole / "cost.csv")
+    assert [(row["method"], row["batch"], row["ranks"]) for row in rows] == [
+        ("SuperCLIP", "8", "1 × cpu"), ("SuperCLIP", "16", "1 × cpu"),
+    ]  # fmt: skip
+    for row in rows:
+        ratio = float(row["without the head"].replace(",", "")) / float(row["samples/s"].replace(",", ""))
+        assert float(row["time with / without"]) == pytest.approx(ratio, abs=0.01)
+        assert row["machine"] == "not recorded"
+
+
+def test_a_missing_run_is_shown_as_missing(whole):
+    row = table(whole / "runs.csv")[-1]
+    assert (row["run"], row["state"], row[""]) == ("nowhere", "missing", "there is no such folder")
+    assert "8 runs, 1 missing" in (whole / "report.html").read_text()
+
+
+def test_the_losses_of_both_methods_are_drawn_together(study, whole):
+    """In each method's colour, and the class loss of SuperCLIP alone: the lower half has no grey curve."""
+    pixels = np.asarray(Image.open(whole / "losses.png").convert("RGB")).astype(int)[60:-70, 80:]
+
+    def num_of(colour, part):
+        seen = 0.8 * np.array(colour) + 0.2 * 255  # through the curve
+        return (np.abs(part - seen).max(axis=2) < 8).sum()
+
+    upper, lower = np.array_split(pixels, 2)
+    red, grey = (0xD1, 0x49, 0x5B), (0x7D, 0x7D, 0x7D)
+    assert min(num_of(red, upper), num_of(grey, upper), num_of(red, lower)) > 300
+    assert num_of(grey, lower) < num_of(grey, upper) / 5  # some grey is of letters
+
+
+def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(study, tmp_path):
+    faster = tmp_path / "faster"
+    shutil.copytree(study[0], faster)
+    params = faster / "params.txt"
+    params.write_text(re.sub(r"^lr: .*$", "lr: 0.5", params.read_text(), flags=re.MULTILINE))
+    (found,) = find_studies([read_run(path) for path in (study[0], study[1], faster)])
+    assert [series.name for series in found.series] == ["CLIP (lr 0.001)", "CLIP (lr 0.5)"]
+
+
+def test_two_models_are_kept_apart(study, tmp_path):
+    other = tmp_path / "other"
+    for run in study[:2]:
+        shutil.copytree(run, other / run.name)
+        params = other / run.name / "params.txt"
+        params.write_text(re.sub(r"^model: .*$", "model: ViT-L-14", params.read_text(), flags=re.MULTILINE))
+    assert report(*study, *other.iterdir(), "--out", tmp_path / "out") == 0
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["studies"]
+    runs = [{run for cell in one["cells"] for run in cell["runs"]} for one in (first, second)]
+    assert runs == [{str(run) for run in study}, {str(run) for run in other.iterdir()}]
+    assert second["model"] == "ViT-L-14"
+    assert {"losses_1.png", "losses_2.png", "batch_size_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not (tmp_path / "out" / "batch_size_2.png").exists()  # one batch size is no study of it
+
+
+# Logs that a crash has cut
+
+
+def test_a_log_cut_in_a_line_is_told_as_cut_short_and_its_last_numbers_are_not_believed(study, tmp_path):
+    cut = tmp_path / "clip_cut"
+    shutil.copytree(study[0], cut)
+    log = (cut / "out.log").read_text()
+    third = [match.start() for match in re.finditer("Train Epoch", log)][2]
+    (cut / "out.log").write_text(log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")])
+    assert len(read_log(cut / "out.log")) == 2
+    assert report(cut, *study[1:], "--out", tmp_path / "out") == 0
+    row = table(tmp_path / "out" / "runs.csv")[0]
+    assert (row["state"], row[""]) == ("cut short", "the log ends at 32 of 128 samples")
+    seeds = {(row["method"], row["batch"]): row["seeds"] for row in table(tmp_path / "out" / "scores.csv")}
+    assert (seeds["CLIP", "8"], seeds["CLIP", "16"]) == ("0, 1", "1")  # of batch 16 the other one counts alone
+
+
+def test_an_empty_log_a_missing_log_and_a_loss_that_is_no_number_are_told(study, tmp_path):
+    logs = {"empty": "", "infinite": (study[0] / "out.log").read_text().replace("Contrastive_loss: ", "X: 1 (", 1)}
+    logs["infinite"] = re.sub(r"Class_loss: \S+", "Class_loss: nan", (study[-1] / "out.log").read_text())
+    for name, text in logs.items():
+        shutil.copytree(study[-1], tmp_path / name)
+        (tmp_path / name / "out.log").write_text(text)
+    shutil.copytree(study[-1], tmp_path / "none")
+    (tmp_path / "none" / "out.log").unlink()
+    assert report(*(tmp_path / name for name in ("empty", "none", "infinite")), "--out", tmp_path / "out") == 0
+    rows = {row["run"]: (row["state"], row[""]) for row in table(tmp_path / "out" / "runs.csv")}
+    assert rows["empty"] == ("cut short", "out.log holds no step")
+    assert rows["none"] == ("cut short", "there is no out.log")
+    assert rows["infinite"] == ("finished", "the loss became infinite or no number")
+    assert "NaN" not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_steps_trained_again_after_a_crash_count_as_they_were_last(study, tmp_path):
+    """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples, in the same log."""
+    lines = (study[0] / "out.log").read_text().splitlines(keepends=True)
+    steps = [line for line in lines if "Train Epoch" in line]
+    stopped = [line.replace("Contrastive_loss: ", "Contrastive_loss: 9") for line in steps[:6]]
+    (tmp_path / "out.log").write_text("".join([*stopped, *steps[4:]]))
+    points, whole = read_log(tmp_path / "out.log"), read_log(study[0] / "out.log")
+    assert [point["samples"] for point in points] == list(range(16, 129, 16))
+    assert points[4:] == whole[4:]
+    assert points[3] != whole[3]
+
+
+def test_a_run_on_a_table_is_as_long_as_its_log_says(study, tmp_path):
+    """OpenCLIP's csv data needs no --train-num-samples."""
+    shutil.copytree(study[0], tmp_path / "csv")
+    params = tmp_path / "csv" / "params.txt"
+    params.write_text(re.sub(r"^train_num_samples: .*$", "train_num_samples: None", params.read_text(), flags=re.M))
+    assert read_run(tmp_path / "csv").samples == read_run(study[0]).samples == 128
+
+
+# Recipes and the paper
+
+
+def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
+    """A real run of a recipe, in a process for its rank; the scores as superclip evaluate would write them."""
+    (recipe,) = [path for path in _recipes("demo") if path.stem.startswith("superclip") and path.stem.endswith("bs16")]
+    values = yaml.safe_load(recipe.read_text()) | {
+        "model": write_model(tmp_path / "model", vision={"layers": 1, "width": 32}, text={"layers": 1}),
+        "data": "tiny", "shards": shards, "data_samples": 64, "samples": 64, "slices": 1, "workers": 0, "seed": 3,
+    }  # fmt: skip
+    values["flags"] = {"log-every-n-steps": 1}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    program = [sys.executable, "-m", "openclip_superclip", "run", str(tmp_path / "tiny.yaml"), "--device", "cpu"]
+    done = subprocess.run(
+        [*program, "--out", str(tmp_path / "runs" / "tiny"), "--set", "lr=2e-3"], capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run = tmp_path / "runs" / "tiny"
+    (run / "evaluation").mkdir()
+    record = {"dataset": "demo_objects", "task": "zeroshot_classification", "metrics": {"acc1": 0.25}, "epoch": 1}
+    (run / "evaluation" / "one.json").write_text(json.dumps(record))
+    (run / "evaluation" / "broken.json").write_text("{")
+    assert report(run, "--out", tmp_path / "out") == 0
+    (row,) = table(tmp_path / "out" / "runs.csv")
+    assert [row[name] for name in ("run", "state", "method", "data", "samples", "batch", "seed", "lr", "")] == [
+        "tiny", "finished", "SuperCLIP", "tiny", "64", "16", "3", "0.002", "",
+    ]  # fmt: skip
+    assert table(tmp_path / "out" / "scores.csv")[0]["demo_objects zero-shot"] == "25.0"
+    page = (tmp_path / "out" / "report.html").read_text()
+    for told in ("--set: lr=2e-3", "open_clip_torch 3", "log-every-n-steps: 1", "command: superclip train --model"):
+        assert told in page
+
+
+def _recipes(group: str) -> list[Path]:
+    from openclip_superclip.planning.recipe_file import recipe_files
+
+    return [path for path in recipe_files() if path.parent.name == group]
+
+
+@pytest.fixture
+def beside_the_paper(tmp_path) -> Path:
+    """The report of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated early."""
+    name = "datacomp1b/{}_vit-b-16_512m_bs{}k".format
+    runs = [
+        recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
+        recipe_run(tmp_path / "c1b", name("clip", 1), imagenet(48.5, 70.4), {"seed": "1"}),
+        recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
+        recipe_run(tmp_path / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
+        recipe_run(tmp_path / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
+        recipe_run(tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}),
+    ]
+    assert report(*runs, "--out", tmp_path / "out") == 0
+    return tmp_path / "out"
+
+
+def test_scores_stand_beside_the_papers_with_the_difference_and_say_what_was_changed(beside_the_paper):
+    rows = table(beside_the_paper / "paper_1.csv")
+    read = {(row["method"], row["batch"], row["score, %"]): list(row.values())[3:] for row in rows}
+    zero_shot, figure = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
+    assert read["CLIP", "1,024", zero_shot] == ["49.0 ± 0.7", "49.0", "+0.0", figure]
+    assert read["SuperCLIP", "1,024", zero_shot] == ["54.0", "54.7", "-0.7", f"{figure}; here with --set lr=5e-4"]
+    assert read["CLIP", "1,024", "ImageNet-1k linear probe"] == ["70.2 ± 0.3", "70.1", "+0.1", figure]
+    assert read["CLIP", "2,048", zero_shot] == ["missing", "54.5", "–", figure]
+    assert read["SuperCLIP", "2,048", zero_shot] == ["missing", "58.7", "–", figure]
+
+
+def test_the_papers_curve_is_drawn_beside_ours_and_labelled_as_read_off(beside_the_paper):
+    note = "The paper's points are read off its Figure 4 (±0.05); those of batch 16K stand in its tables."
+    assert note in (beside_the_paper / "report.md").read_text()
+    (study, short) = json.loads((beside_the_paper / "report.json").read_text())["studies"]
+    read_off = {(p["method"], p["batch_size"]): p["value"] for p in study["paper"] if p["key"] == "imagenet_zero_shot"}
+    assert [read_off["superclip", size] for size in (1024, 2048, 4096)] == [54.7, 58.7, 61.4]
+    assert (beside_the_paper / "batch_size_1.png").exists()
+    assert short["paper"] == []  # another number of samples: nothing of the paper's is comparable
+    assert not (beside_the_paper / "batch_size_2.png").exists()
+    assert not (beside_the_paper / "paper_2.csv").exists()
+
+
+def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(beside_the_paper):
+    notes = {row["run"]: (row["state"], row[""]) for row in table(beside_the_paper / "runs.csv")}
+    assert notes["c2"] == ("failed", "rank 3: no memory; there is no out.log")
+    assert notes["s2"] == ("finished", "there is no out.log; evaluated at epoch 5 of 25")
+    seeds = {(row["method"], row["batch"]): row["seeds"] for row in table(beside_the_paper / "scores_1.csv")}
+    assert seeds["CLIP", "1,024"] == "0, 1"
+    assert seeds["CLIP", "2,048"] == seeds["SuperCLIP", "2,048"] == "1 not whole"
+
+
+def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
+    from openclip_superclip.evaluation.summary import THE_38
+
+    retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
+    scores = {
+        (name, "zeroshot_retrieval" if name in THE_38[-2:] else "zeroshot_classification"): (
+            retrieval if name in THE_38[-2:] else {"acc1": 0.5, "acc5": 0.9}
+        )
+        for name in THE_38
+    }
+    name = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+    assert report(recipe_run(tmp_path / "all", name, scores), "--out", tmp_path / "out") == 0
+    rows = {row["score, %"]: row["here"] for row in table(tmp_path / "out" / "paper.csv")}
+    assert rows["average of 38"] == f"{100 * (36 * 0.5 + 2 * 0.4) / 38:.1f}"
+    assert rows["COCO text→image R@1"] == "30.0"
+    assert rows["Flickr30k image→text R@1"] == "50.0"
+    scores.pop(next(iter(scores)))
+    assert report(recipe_run(tmp_path / "some", name, scores), "--out", tmp_path / "out") == 0
+    assert {row["score, %"]: row["here"] for row in table(tmp_path / "out" / "paper.csv")}["average of 38"] == "missing"
+
+
+# What goes wrong
+
+
+def test_where_no_run_is_found_it_fails_in_one_line_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    assert report(tmp_path / "nowhere", tmp_path / "other", "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: RUN: no run was found (")
+    assert "there is no such folder" in error
+    assert "the folder holds neither recipe.yaml nor params.txt" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(study, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert report(study[0], "--out", tmp_path / "file") == 1
+    assert capsys.readouterr().err == f"error: --out: {tmp_path}/file cannot be written (File exists)\n"
+
+
+def test_help_and_reading_need_no_torch_and_drawing_names_the_extra(study):
+    program = "import sys; sys.modules['matplotlib'] = None\nfrom openclip_superclip.__main__ import main\n"
+    program += "try: main(['report', '--help'])\nexcept SystemExit: pass\n"
+    program += f"code = main(['report', {str(study[0])!r}])\n"
+    program += "sys.exit(code if 'torch' not in sys.modules else 9)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "[report]" in done.stderr

@@ -1,0 +1,254 @@
+"""What a run's folder holds and refuses, and how its nodes know one another, without training."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_run import write_recipe
+
+from openclip_superclip.errors import InputError
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.running import checkpoint_files as good_checkpoint
+from openclip_superclip.running import heartbeat as node_beats
+from openclip_superclip.running.failure import Error, first_error
+from openclip_superclip.running.placement import Placement, find_placement
+from openclip_superclip.running.provenance import recorded_environment
+from openclip_superclip.running.run_folder import PREEMPTED, RunFolder
+from openclip_superclip.running.run_lock import lock
+
+IN_A_STEP = {
+    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "1", "SLURM_GPUS_ON_NODE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "20017",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("added", "name"), [
+    ({}, "17.0-0"),
+    ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"),
+    ({"SLURM_STEP_ID": "3"}, "17.3-0"),
+])  # fmt: skip
+def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
+    placement = find_placement(IN_A_STEP | added)
+    assert placement.name_of_start(5) == name
+    assert (placement.num_nodes, placement.node, placement.gpus, placement.master_port) == (2, 1, 4, 20017)
+
+
+def test_a_node_alone_counts_its_starts_for_a_shell_makes_several_within_a_step():
+    placement = find_placement(IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"})
+    assert (placement.name_of_start(0), placement.name_of_start(1)) == ("local-0", "local-1")
+
+
+def test_a_process_outside_slurm_is_alone():
+    alone = find_placement({})
+    assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
+
+
+@pytest.mark.parametrize(("environment", "said"), [
+    (IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"}, "srun starts 8 processes on 2 nodes; expected one a node"),
+    ({"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4"}, "job 17 has 4 nodes, and this process would use one"),
+    ({k: v for k, v in IN_A_STEP.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
+])  # fmt: skip
+def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
+    with pytest.raises(InputError, match=said):
+        find_placement(environment)
+
+
+def write_owner(path: Path, **owner) -> None:
+    path.write_text(json.dumps({"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon", **owner}))
+
+
+@pytest.fixture
+def slurm_that_knows(tmp_path, monkeypatch):
+    """Makes squeue answer as SLURM's does for a job that it has in its queue, and for one that it has not."""
+
+    def install(job: str) -> None:
+        squeue = tmp_path / "bin" / "squeue"
+        squeue.parent.mkdir()
+        squeue.write_text(
+            "#!/bin/bash\n"
+            f'[ "${{@: -1}}" = {job} ] && echo RUNNING && exit\n'
+            "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
+        )
+        squeue.chmod(0o755)
+        monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+
+    return install
+
+
+def test_a_job_that_was_put_back_into_the_queue_takes_its_lock_over(tmp_path):
+    write_owner(tmp_path / "lock", job="17")
+    with lock(tmp_path / "lock", Placement(job="17", restarts=1)):
+        assert json.loads((tmp_path / "lock").read_text())["restarts"] == 1
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def test_another_step_of_the_same_job_is_refused(tmp_path):
+    write_owner(tmp_path / "lock", job="17", restarts=1)
+    with (
+        pytest.raises(InputError, match="job 17, process 1 on elsewhere"),
+        lock(tmp_path / "lock", Placement(job="17", restarts=1)),
+    ):
+        pass
+
+
+def test_a_second_job_is_refused_while_the_first_is_in_the_queue(tmp_path, slurm_that_knows):
+    slurm_that_knows("17")
+    write_owner(tmp_path / "lock", job="17")
+    with (
+        pytest.raises(InputError, match="belongs to another run: job 17, "),
+        lock(tmp_path / "lock", Placement(job="18")),
+    ):
+        pass
+    assert json.loads((tmp_path / "lock").read_text())["job"] == "17"
+
+
+def test_the_lock_of_a_job_that_has_ended_is_taken_over(tmp_path, slurm_that_knows):
+    slurm_that_knows("16")
+    write_owner(tmp_path / "lock", job="17")
+    with lock(tmp_path / "lock", Placement(job="18")):
+        assert json.loads((tmp_path / "lock").read_text())["job"] == "18"
+
+
+def test_where_nothing_can_be_asked_a_lock_is_respected(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    write_owner(tmp_path / "lock", job="17")
+    with pytest.raises(InputError, match="if it is surely gone, remove"), lock(tmp_path / "lock", Placement(job="18")):
+        pass
+
+
+def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
+    write_owner(tmp_path / "lock", host=socket.gethostname(), pid=os.getpid())  # the number is in use again
+    with lock(tmp_path / "lock", Placement()):
+        pass
+
+
+def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from openclip_superclip.running.run_lock import lock\n"
+        "from openclip_superclip.running.placement import Placement\n"
+        "with lock(Path(sys.argv[1]), Placement()): print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {holder.pid} on "), lock(tmp_path / "lock", Placement(job="1")):
+            pass
+        holder.stdin.close()
+    with lock(tmp_path / "lock", Placement(job="1")):
+        pass
+
+
+def test_a_lock_that_was_lost_after_all_is_noticed(tmp_path):
+    with lock(tmp_path / "lock", Placement(job="17")) as check:
+        check()
+        write_owner(tmp_path / "lock", job="18")
+        with pytest.raises(InputError, match=r"job 18, .* \(which started in the same second\)"):
+            check()
+    assert json.loads((tmp_path / "lock").read_text())["job"] == "18"
+
+
+def write_checkpoints(folder: Path, *epochs: int) -> Path:
+    folder.mkdir()
+    for epoch in epochs:
+        weight = torch.frombuffer(bytearray(b"some weights" * 300), dtype=torch.uint8)
+        torch.save({"epoch": epoch, "state_dict": {"weight": weight}}, folder / f"epoch_{epoch}.pt")
+    return folder
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+@pytest.mark.parametrize("place", [b"some weights", b"PK\x01\x02", b"epoch_10/data.pkl"])
+def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
+    folder = write_checkpoints(tmp_path / "checkpoints", 8, 9, 10)
+    content = bytearray((folder / "epoch_10.pt").read_bytes())
+    content[content.rindex(place)] ^= bit
+    (folder / "epoch_10.pt").write_bytes(content)
+    assert good_checkpoint.newest(folder) >= 9
+    assert good_checkpoint.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
+    assert list(good_checkpoint.checkpoints(folder)) == [8, 9]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3000, -1])
+def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
+    folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
+    path = folder / "epoch_2.pt"
+    os.truncate(path, size % path.stat().st_size)
+    assert good_checkpoint.newest(folder) == 1
+    assert good_checkpoint.remove_cut(folder) == [path]
+    assert list(good_checkpoint.checkpoints(folder)) == [1]
+
+
+def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
+    folder = write_checkpoints(tmp_path / "checkpoints", *range(1, 10))
+    os.truncate(folder / "epoch_9.pt", 1000)
+    good_checkpoint.prune(folder, slices=4)
+    assert list(good_checkpoint.checkpoints(folder)) == [4, 7, 8, 9]
+
+
+def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+
+    def start(job):
+        folder.start({}, {"job": job})
+        folder.check_progress(job, starts=3)
+        folder.end(PREEMPTED)
+
+    for _ in range(3):
+        start("17")
+    with pytest.raises(InputError, match="job 17 was started 3 times and stopped before a slice was trained"):
+        start("17")
+    start("18")
+    for _ in range(2):
+        start("19")
+    write_checkpoints(folder.checkpoints, 1)
+    for _ in range(3):
+        start("19")
+
+
+def test_a_folder_that_openclip_would_not_look_into_is_refused():
+    with pytest.raises(InputError, match=r"--out is runs/a\[1\]; expected a path without"):
+        RunFolder(Path("runs/a[1]"))
+
+
+def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
+    folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
+    folder.write_recipe(read_recipe(path))
+    folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
+    with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
+        folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
+
+
+def test_no_secret_is_recorded():
+    kept = {"NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "1", "MASTER_PORT": "1"}
+    left_out = {"SLURM_JWT": "x", "HF_TOKEN": "x", "TORCH_API_KEY": "x", "HOME": "/root", "WANDB_API_KEY": "x"}
+    assert recorded_environment(kept | left_out) == dict(sorted(kept.items()))
+
+
+def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path):
+    Error("rank 0", "Connection closed by peer", time=2.0).write(tmp_path / "rank_0.error.json")
+    Error("rank 3", "ZeroDivisionError", time=1.0).write(tmp_path / "rank_3.error.json")
+    assert first_error(tmp_path).who == "rank 3"
+    Error("rank 5", "Signal 9", time=3.0, is_cause=True).write(tmp_path / "node_1.error.json")
+    assert first_error(tmp_path).who == "rank 5"
+
+
+def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
+    node_beats.NodeBeats(tmp_path / "on a full disk", 1, 2).beat()
+
+
+def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_beats, "PATIENCE", 3)
+    nodes = [node_beats.NodeBeats(tmp_path, node, 4) for node in range(4)]
+    for node in nodes:
+        node.beat()
+    nodes[3].end()
+    listening = threading.Thread(target=nodes[1].lost_nodes)  # beats while it listens
+    listening.start()
+    assert nodes[0].lost_nodes() == [2]
+    listening.join()

@@ -1,0 +1,245 @@
+"""The data check of `superclip plan`: what it finds in shards that are missing, broken, too few or not as expected."""
+
+import json
+import shutil
+import tarfile
+
+import pytest
+import webdataset
+from support.small_shards import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.shard_pattern import contract, expand
+from openclip_superclip.data.shard_scan import check_data
+from openclip_superclip.data.slices import reads
+from openclip_superclip.errors import InputError
+
+SAMPLES = NUM_SHARDS * SHARD_SIZE
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "shards"
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of the shards, to be broken."""
+    return shutil.copytree(whole, tmp_path / "shards")
+
+
+def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, **options):
+    return check_data(f"{folder}/{PATTERN}", world_size, workers, slices, expected, **options)
+
+
+def problems(checked) -> dict[str, str]:
+    return {one["shard"].rpartition("/")[2]: one["problem"] for one in checked["bad"]}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_whole_shards_give_their_number_and_bytes_and_no_warning(full, whole):
+    checked = check(whole, full=full, slice_samples=64, batch_size=16)
+    assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (16, 16, [], [])
+    assert checked["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
+    assert checked["samples"] == (SAMPLES if full else None)
+    json.dumps(checked)
+
+
+def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
+    for number in (0, 7, 8):
+        (folder / f"{number:06}.tar").unlink()
+    checked = check(folder)
+    assert problems(checked) == dict.fromkeys(("000000.tar", "000007.tar", "000008.tar"), "no such file")
+    assert checked["found"] == 13
+    assert "3 shards that are missing or broken" in checked["warnings"][0]
+    assert checked["good"] == f"{folder}/{{{{000001..000006}},{{000009..000015}}}}.tar"
+    assert expand(checked["good"]) == sorted(map(str, folder.glob("*.tar")))
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("size", [0, 100, 700, 5000])
+def test_a_first_or_last_shard_that_was_cut_is_found(place, size, folder):
+    path = folder / ("000000.tar" if place == "first" else "000015.tar")
+    path.write_bytes(path.read_bytes()[:size])
+    assert "not a whole tar file" in problems(check(folder))[path.name]
+
+
+def test_a_first_and_a_last_shard_that_are_broken_are_not_taken_for_all(folder):
+    for number in (0, 15):
+        (folder / f"{number:06}.tar").write_bytes(b"")
+    assert list(problems(check(folder))) == ["000000.tar", "000015.tar"]
+    for number in (1, 2, 3):
+        (folder / f"{number:06}.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"000000\.tar: not a whole tar file"):
+        check(folder)
+
+
+def test_a_shard_between_them_that_is_broken_is_found_by_the_full_check_alone(folder):
+    path = folder / "000005.tar"
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[9].offset
+    content[offset : offset + 512] = b"x" * 512  # where a header should be
+    path.write_bytes(content)
+    assert check(folder)["bad"] == []
+    checked = check(folder, full=True, jobs=2)
+    assert list(problems(checked)) == ["000005.tar"]
+    assert "what should be a member at byte" in problems(checked)["000005.tar"]
+    assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
+
+
+def write(path, sample: dict) -> None:
+    with webdataset.TarWriter(str(path)) as tar:
+        for number in range(4):
+            tar.write({"__key__": f"{path.stem}{number}", **sample})
+
+
+@pytest.mark.parametrize(("sample", "members"), [
+    ({"png": b"x"}, "png"), ({"txt": "a cat"}, "txt"), ({"gif": b"x", "caption": b"a cat"}, "caption, gif"),
+])  # fmt: skip
+def test_a_shard_without_pictures_or_captions_is_named_with_its_members(sample, members, folder):
+    write(folder / "000015.tar", sample)
+    assert problems(check(folder))["000015.tar"].endswith(f"its members are {members}")
+
+
+def test_shards_that_all_lack_captions_cannot_be_trained_on(tmp_path):
+    for number in range(NUM_SHARDS):
+        write(tmp_path / f"{number:06}.tar", {"png": b"x", "cls": b"3"})
+    with pytest.raises(InputError, match=r"000000\.tar: no sample has a picture .* its members are cls, png"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(("place", "sample"), [
+    ("long.txt", {"long.txt": "a cat on a mat"}),
+    ("json:re_caption", {"json": {"re_caption": "a cat on a mat"}}),
+    ("json:a.b", {"json": {"a": {"b": "a cat on a mat"}}}),
+])  # fmt: skip
+def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample, tmp_path):
+    for number in range(NUM_SHARDS):
+        write(tmp_path / f"{number:06}.tar", {"png": b"x", "txt": "a cat", **sample})
+    assert check(tmp_path, expected=None, long_caption=place)["warnings"] == []
+    write(tmp_path / "000015.tar", {"png": b"x", "txt": "a cat"})
+    checked = check(tmp_path, expected=None, long_caption=place)
+    assert checked["warnings"] == [f"4 of 8 samples looked at have no long caption '{place}'"]
+    with pytest.raises(InputError, match=r"000000\.tar: no sample has the long caption 'other\.txt'; its members are"):
+        check(tmp_path, long_caption="other.txt")
+
+
+def test_samples_without_a_long_caption_are_counted(tmp_path):
+    for number in range(NUM_SHARDS):
+        with webdataset.TarWriter(f"{tmp_path}/{number:06}.tar") as tar:
+            tar.write({"__key__": "a", "png": b"x", "txt": "a cat", "long.txt": "a cat on a mat"})
+            tar.write({"__key__": "b", "png": b"x", "txt": "a cat"})
+    warnings = check(tmp_path, expected=None, long_caption="long.txt")["warnings"]
+    assert warnings == ["2 of 4 samples looked at have no long caption 'long.txt'"]
+
+
+@pytest.mark.parametrize(("world_size", "workers", "slices", "advice"), [
+    (2, 3, 4, "4 slices × 2 ranks × 3 workers; expected 24 or more, or --workers 2"),
+    (8, 1, 4, "expected 32 or more, or --set slices=2"),
+    (8, 4, 4, "expected 128 or more, or fewer GPUs"),
+])  # fmt: skip
+def test_too_few_shards_are_refused_with_what_would_do(world_size, workers, slices, advice, whole):
+    with pytest.raises(InputError) as refusal:
+        check(whole, world_size, workers, slices)
+    assert f"16 shards are too few for {slices} slices" in str(refusal.value)
+    assert advice in str(refusal.value)
+
+
+def test_no_worker_of_its_own_counts_as_one(whole):
+    assert check(whole, world_size=4, workers=0)["found"] == 16
+
+
+@pytest.mark.parametrize("pattern", ["{000000..000015.tar", "000000}.tar", "{000000..{000015}.tar"])
+def test_bad_braces_are_refused(pattern, whole):
+    with pytest.raises(InputError, match="unbalanced braces"):
+        check_data(f"{whole}/{pattern}", 1, 1, 1)
+
+
+def test_a_pattern_that_nothing_matches_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file .*000000\.tar, nor any other of 16 shards"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [("", "is a folder; expected its shards"), ("/*.tar", r"has a \*; expected braces")]
+)
+def test_a_folder_and_a_star_are_not_taken_for_one_shard_among_too_few(wrong, told, whole):
+    with pytest.raises(InputError, match=told):
+        check_data(f"{whole}{wrong}", 8, 4, 4)
+
+
+@pytest.mark.parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar", "https://host/{00..15}.tar"])
+def test_what_is_not_a_file_is_said_not_to_be_checked(pattern, capsys):
+    checked = check_data(pattern, 1, 1, 4, full=True)
+    assert (checked["found"], checked["full"]) == (None, False)
+    assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
+    with pytest.raises(InputError, match="too few"):
+        check_data(pattern, 16, 2, 4)
+    assert main(["plan", "finetune/clip_vit-b-16_51.2m_bs4k", "--set=slices=1", "--data", pattern, "--check"]) == 0
+    assert "16 of 16 shards are URLs or pipes" in capsys.readouterr().out
+
+
+def test_sizes_json_is_held_against_the_recipe_and_against_the_shards(folder):
+    sizes = {f"{number:06}.tar": SHARD_SIZE for number in range(NUM_SHARDS)}
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+    assert check(folder)["samples_listed"] == SAMPLES
+    assert check(folder)["warnings"] == []
+    assert check(folder, expected=2 * SAMPLES)["warnings"] == [
+        f"sizes.json lists 256 samples, and the recipe says {2 * SAMPLES}: --set data_samples=256 plans with those"
+    ]
+    (folder / "sizes.json").write_text(json.dumps(sizes | {"000015.tar": 15}))
+    assert "sizes.json is wrong about 1 shards" in check(folder)["warnings"][0]
+
+
+def test_the_full_check_counts_the_samples(whole):
+    assert check(whole, expected=300, full=True, jobs=1)["warnings"] == [
+        "the shards hold 256 samples, and the recipe says 300: --set data_samples=256 plans with those"
+    ]
+
+
+def test_a_worker_whose_shards_fill_no_batch_could_not_start(whole):
+    with pytest.raises(InputError, match="hold 16 samples, and --batch-size is 17"):
+        check(whole, world_size=4, slice_samples=64, batch_size=17)
+
+
+def test_what_is_known_of_some_shards_stands_for_the_others(folder):
+    (folder / "sizes.json").write_text(json.dumps({"000000.tar": SHARD_SIZE}))
+    assert not [line for line in check(folder, slice_samples=64, batch_size=16)["warnings"] if "read twice" in line]
+
+
+def test_shares_that_are_too_small_are_told_with_what_is_read_twice(whole):
+    options = {"world_size": 1, "workers": 3, "slices": 4}
+    checked = check(whole, **options, slice_samples=64, batch_size=4)
+    told = reads([SHARD_SIZE] * NUM_SHARDS, 4, 0, 0, num_samples=64, batch_size=4, workers=3)
+    assert told.again > 0
+    assert (
+        f"{told.again / (told.once + told.again):.0%} of what a slice trains on is read twice" in checked["warnings"][0]
+    )
+
+
+@pytest.mark.parametrize("names", [
+    ["a/1.tar"], ["a/09.tar", "a/10.tar"], ["a/9.tar", "a/10.tar"], ["a.tar", "b.tar"], ["x1/0.tar", "x2/0.tar"],
+    ["a/00.tar", "a/02.tar", "a/03.tar", "b/00.tar"], ["pipe:cat s3://b/01.tar -", "pipe:cat s3://b/02.tar -"],
+    ["a/3.tar", "a/2.tar"],
+])  # fmt: skip
+def test_a_pattern_made_of_names_is_those_names(names):
+    assert expand(contract(names)) == names
+
+
+def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypatch):
+    (folder / "000003.tar").write_bytes(b"")
+    monkeypatch.chdir(folder)
+    sizes = [
+        f"--set={key}={value}" for key, value in {"samples": 256, "data_samples": 256, "model": "ViT-B-32"}.items()
+    ]
+    arguments = ["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN]
+    assert main([*arguments, "--check", "--jobs", "1"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "16 of 16 shards are there" in printed
+    assert "240 samples counted; all were read" in printed
+    assert "bad shard 000003.tar: not a whole tar file" in printed
+    assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
+    assert main(arguments) == 0

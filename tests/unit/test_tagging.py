@@ -1,0 +1,381 @@
+"""`superclip words`: what the head sees in pictures and where, and what a wrong picture or model is told."""
+
+import base64
+import html
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import HFTokenizer
+from PIL import Image
+from support import GOLDEN
+from support.models import write_model
+from support.training_runs import run_ranks, superclip_train
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
+from openclip_superclip.tagging.lexicon import Lexicon, lexicon, open_lexicon
+from openclip_superclip.tagging.tagger import Tagger
+from openclip_superclip.tagging.tagging_model import open_with_head
+from openclip_superclip.tagging.word_scores import Shares
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
+CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
+RESNET = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}
+COCA = {"attn_pooler_queries": 5, "attn_pooler_heads": 2, "attentional_pool": True, "output_tokens": True}
+TOWERS = {
+    "ViT": {},
+    "ViT, mean": {"pool_type": "avg", "final_ln_after_pool": True},
+    "ViT, attentional pool": {"attentional_pool": "parallel", "attn_pooler_queries": 5, "attn_pooler_heads": 2},
+    "oblong ViT": {"image_size": [32, 48]},
+    "ResNet": RESNET,
+    "timm ViT": {"timm_model_name": "test_vit", "image_size": 160},
+    "timm ConvNeXt": {"timm_model_name": "test_convnext", "image_size": 64},
+}  # fmt: skip
+
+
+def words(*argv) -> int:
+    return main(["words", *map(str, argv)])
+
+
+def squares(placed: dict[str, tuple[int, int]], size: int = 32) -> Image.Image:
+    """A picture of coloured squares, each in its quarter."""
+    image, half = Image.new("RGB", (size, size), (235, 235, 235)), size // 2
+    for name, (row, column) in placed.items():
+        box = (column * half + 2, row * half + 2, (column + 1) * half - 2, (row + 1) * half - 2)
+        image.paste(COLOURS[name], box)
+    return image
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The checkpoint of a SuperCLIP that has learned the names of colours: each caption names a picture's squares."""
+    folder = tmp_path_factory.mktemp("trained")
+    rng, rows = random.Random(0), ["filepath\ttitle"]
+    for index in range(256):
+        num_squares = rng.choice([1, 2])
+        placed = dict(zip(rng.sample(list(COLOURS), num_squares), rng.sample(CORNERS, num_squares), strict=True))
+        squares(placed).save(folder / f"{index}.png")
+        rows.append(f"{folder}/{index}.png\t{' '.join(placed)}")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    (run,) = run_ranks(
+        superclip_train, "--model", write_model(folder / "model", text={"layers": 1}), "--superclip",
+        "--train-data", folder / "train.csv", "--dataset-type", "csv", "--batch-size", 32, "--epochs", 6,
+        "--workers", 0, "--lr", 3e-3, "--warmup", 5, "--device", "cpu", "--precision", "fp32", "--name", "run",
+        "--save-frequency", 6, cwd=folder,
+    )  # fmt: skip
+    assert run.returncode == 0, run.output[-3000:]
+    return folder / "logs" / "run" / "checkpoints" / "epoch_6.pt"
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert main(["export", str(trained), "--out", str(out), "--with-head"]) == 0
+    return out
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def save(model: torch.nn.Module, config: Path) -> None:
+    """Puts weights beside a configuration that `write_model` wrote."""
+    torch.save(model.state_dict(), config / "open_clip_pytorch_model.bin")
+
+
+# What is seen
+
+
+def test_the_head_names_the_colours_of_a_picture_and_the_quarters_where_they_are(trained):
+    tagger = Tagger(open_with_head(trained), None, 2)
+    placed = [{"red": (0, 0), "blue": (1, 1)}, {"yellow": (1, 0), "green": (0, 1)}, {"blue": (0, 0), "green": (1, 0)}]
+    for where, seen in zip(placed, tagger.look([squares(where) for where in placed]), strict=True):
+        assert {word.word for word in seen} == where.keys()
+        for word in seen:
+            place = word.map.argmax().item()
+            row, column = divmod(place, word.map.shape[1])
+            assert (row // 2, column // 2) == where[word.word]
+
+
+def test_checkpoint_and_export_print_the_same_table_with_the_score_that_the_head_computes(
+    trained, exported, picture, capsys
+):
+    printed = []
+    for model in (trained, exported):
+        assert words(picture, "--model", model, "--words", "red,blue,moon", "--top", 2) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    opened = open_with_head(trained)
+    model, image = opened.model, opened.preprocess()(Image.open(picture))[None]
+    _, patch_mean = encode_image(model.visual, model.patch_tokens, image)
+    probabilities = model.class_head.logits(patch_mean)[0].softmax(dim=0)
+    red, blue = (probabilities[opened.tokenizer.encode(name)[0]].item() for name in ("red", "blue"))
+    assert set(re.findall(r"\| (\w+) \| (\S+) \|", printed[0])) == {
+        ("word", "score"), ("red", f"{red:.1%}"), ("blue", f"{blue:.1%}")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("vision_cfg", TOWERS.values(), ids=TOWERS.keys())
+def test_every_tower_has_patches_to_look_at_whose_mean_is_what_the_head_was_trained_on(vision_cfg, tmp_path, capsys):
+    base = {} if "timm_model_name" in vision_cfg or vision_cfg is RESNET else {"layers": 1, "width": 32}
+    config = write_model(tmp_path / "model", text={"layers": 1})
+    file = tmp_path / "model" / "open_clip_config.json"
+    cfg = json.loads(file.read_text())
+    native = cfg["model_cfg"]["vision_cfg"] | base if base else {}
+    cfg["model_cfg"]["vision_cfg"] = native | vision_cfg
+    file.write_text(json.dumps(cfg))
+    torch.manual_seed(0)
+    model, _, preprocess = superclip.create_model_and_transforms(config)
+    model.statistics.update(open_clip.get_tokenizer(config)(["a cat", "a red dog", "the moon"]))
+    save(model, tmp_path / "model")
+
+    image = squares({"red": (0, 0)}, 96)
+    visual, tokens = model.eval().visual, patch_tokens(model.visual)
+    with torch.no_grad():
+        map = patch_map(visual, tokens, preprocess(image)[None])
+        _, mean = encode_image(visual, tokens, preprocess(image)[None])
+    torch.testing.assert_close(map.mean(dim=(2, 3)), mean)
+    image.save(tmp_path / "picture.png")
+    assert words(tmp_path / "picture.png", "--model", tmp_path / "model", "--words", "cat,moon", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert {word["word"] for word in json.loads(line)["words"]} == {"cat", "moon"}
+
+
+def test_cocas_tower_has_patches_too(tmp_path, picture, capsys):
+    multimodal = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = write_model(
+        tmp_path / "coca", vision=COCA, text={"embed_cls": True}, custom_text=True, multimodal_cfg=multimodal
+    )
+    save(superclip.create_model_and_transforms(config)[0], tmp_path / "coca")
+    assert words(picture, "--model", tmp_path / "coca", "--top", 3) == 0
+    assert len(re.findall(r"^\| \w+ \| \d", capsys.readouterr().out, re.MULTILINE)) == 3
+
+
+def test_an_import_from_the_authors_opens(tmp_path, picture, capsys):
+    """Their tiny model knows 300 tokens: bytes and letters of CLIP's vocabulary, and no word is of these alone."""
+    config = tmp_path / "authors.json"
+    config.write_text((GOLDEN / "reference_tiny.json").read_text())
+    assert main(["import", str(GOLDEN / "reference_tiny.pt"), "--model", str(config), "--out", f"{tmp_path}/in"]) == 0
+    assert words(picture, "--model", tmp_path / "in", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]).keys() == {"image", "words"}
+
+
+# Words and tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return open_clip.get_tokenizer("ViT-B-32")
+
+
+def test_the_lexicon_is_clips_whole_words(tokenizer):
+    lexicon = open_lexicon(tokenizer, 49408)
+    assert {"cat", "hamburger", "butterfly"} <= set(lexicon.words)
+    assert len(lexicon.words) > 30_000
+    assert lexicon.tokens.tolist() == [tokenizer.encode(word) for word in lexicon.words]  # each one token
+
+
+def test_a_word_of_several_tokens_is_what_its_scarcest_token_allows(tokenizer):
+    """Its share is Σ p where they stand in proportion to their weights; a token that every caption holds is mute."""
+    p, w = torch.zeros(49408), torch.full((49408,), 2.0)
+    (cat,), (red,), (the,) = map(tokenizer.encode, ("cat", "red", "the"))
+    p[cat], p[red], p[the] = 0.3, 0.2, 0.0
+    w[cat], w[the] = 1.0, 0.0
+    shares = Shares(lexicon(["cat", "red", "red cat", "the red cat", "cat cat", "dog", "the"], tokenizer, 49408), w)
+    expected = [0.3, 0.2, 0.1 * 3, 0.1 * 3, 0.3, 0.0, 0.0]
+    torch.testing.assert_close(shares.of(p), torch.tensor(expected))
+    torch.testing.assert_close(shares.of(torch.stack([p, 0 * p])), torch.tensor([expected, [0.0] * 7]))
+
+
+def test_tokens_join_to_the_longest_word_that_is_seen_in_one_place():
+    """A vocabulary of parts: what hamburger takes is not left to burger, and two places make no melrose."""
+    vocabulary = ["ham", "bur", "ger</w>", "mel", "on</w>", "rose</w>"]
+    ham, bur, ger, mel, on, rose = range(6)
+    spelled = {"hamburger": [ham, bur, ger], "burger": [bur, ger], "melon": [mel, on], "melrose": [mel, rose]}
+    spelled["rose"] = [rose]
+    tokens = torch.tensor([[*ids, *[6] * (3 - len(ids))] for ids in spelled.values()])
+    shares = Shares(Lexicon(list(spelled), tokens, len(vocabulary)), torch.ones(6))
+    at_patches = torch.tensor([[0.3, 0.3, 0.4, 0.0, 0.0, 0.0], [0.0] * 3 + [0.5, 0.5, 0.0], [0.0] * 5 + [1.0]])
+    pooled = torch.tensor([0.15, 0.2, 0.2, 0.1, 0.1, 0.25])
+    found = shares.divide(pooled, at_patches, top=4)
+    assert [list(spelled)[word] for word in found] == ["hamburger", "rose", "melon", "burger"]
+    assert list(found.values()) == pytest.approx([0.45, 0.25, 0.2, 0.1])
+
+
+def test_a_hugging_face_tokenizers_words_are_its_own_and_those_that_it_spells_in_parts(tmp_path):
+    pieces = ["[PAD]", "[UNK]", "cat", "sun", "##flower", "flower", "ab"]
+    inner = Tokenizer(WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(tmp_path)
+    found = open_lexicon(HFTokenizer(str(tmp_path), context_length=8), len(pieces))
+    spelled = {word: [id for id in row if id < 7] for word, row in zip(found.words, found.tokens.tolist(), strict=True)}
+    assert spelled == {"cat": [2], "sun": [3], "flower": [5], "sunflower": [3, 4]}
+
+
+# What is written
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two pictures, one of them upright only by its EXIF, in a folder with one below it, and what is no picture."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    turned = squares({"green": (0, 1)})
+    exif = turned.getexif()
+    exif[0x0112] = 3  # turned by half
+    turned.save(folder / "below" / "a <b> & 'c'.jpg", quality=95, exif=exif)
+    squares({"red": (0, 0)}).convert("P").save(folder / "red.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_gives_a_contact_sheet_that_stands_alone_and_lines_of_json(folder, exported, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert words(folder, "--model", exported, "--out", out) == 0
+    assert "2 pictures, 0 skipped" in capsys.readouterr().out
+    records = [json.loads(line) for line in (out / "words.jsonl").read_text().splitlines()]
+    assert [Path(record["image"]).name for record in records] == ["a <b> & 'c'.jpg", "red.png"]
+    assert [record["words"][0]["word"] for record in records] == ["green", "red"]
+    assert all(len(record["words"]) == 10 for record in records)
+    page = (out / "index.html").read_text()
+    assert html.escape("a <b> & 'c'.jpg") in page
+    assert "<b>" not in page
+    assert not re.search(r"https?:|<script|<link|@import", page)
+    pictures = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in pictures] == [(32, 32)] * 2
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "words.jsonl"]
+
+
+def test_a_heat_map_is_lit_where_its_word_is_seen(exported, picture, tmp_path, capsys):
+    assert words(picture, picture, "--model", exported, "--words", "red, blue", "--heatmap", "--out", tmp_path) == 0
+    (record,) = map(json.loads, (tmp_path / "words.jsonl").read_text().splitlines())
+    drawn = np.asarray(Image.open(record["heatmap"]).convert("RGB")).astype(int)
+    panels = np.array_split(drawn[drawn.shape[0] // 3 :], 3, axis=1)  # the picture and two words, below their titles
+    order = [word["word"] for word in record["words"]]
+    for name, panel in zip(order, panels[1:], strict=True):
+        top, bottom = np.array_split(panel.sum(axis=2), 2)
+        assert (top.mean() > bottom.mean() + 30) == (name == "red")
+    assert "data:image/png;base64," in (tmp_path / "index.html").read_text()
+
+
+def test_pictures_of_the_same_name_keep_a_heat_map_each(folder, exported, tmp_path, monkeypatch, capsys):
+    (folder / "below" / "red.png").write_bytes((folder / "red.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert words(folder / "red.png", folder / "below" / "red.png", "--model", exported, "--heatmap", "--top", 1) == 0
+    assert sorted(path.name for path in Path("words").iterdir()) == ["red-2.words.png", "red.words.png"]
+    assert "words/red-2.words.png" in capsys.readouterr().out
+
+
+def test_words_can_come_from_a_file_with_phrases(exported, picture, tmp_path, capsys):
+    (tmp_path / "tags.txt").write_text("red\n\nred blue\nmoon \nred\n")
+    assert words(picture, "--model", exported, "--words", tmp_path / "tags.txt", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert sorted(word["word"] for word in record["words"]) == ["moon", "red", "red blue"]
+    assert record["words"][0]["word"] == "red blue"  # both are there, and a phrase is worth the sum of its words
+
+
+# What goes wrong
+
+
+def test_pictures_that_cannot_be_read_are_named_skipped_and_counted_and_the_exit_code_says_so(
+    folder, exported, tmp_path, capsys
+):
+    (folder / "broken.png").write_bytes((folder / "red.png").read_bytes()[:60])
+    (folder / "text.jpg").write_text("no picture")
+    assert words(folder, "--model", exported, "--out", tmp_path / "out") == 3
+    printed = capsys.readouterr().out
+    assert "broken.png is skipped" in printed
+    assert "text.jpg is skipped" in printed
+    assert "2 pictures, 2 skipped" in printed
+    records = [json.loads(line) for line in (tmp_path / "out" / "words.jsonl").read_text().splitlines()]
+    assert [("words" in r, "error" in r) for r in records] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+    assert "cannot be read" in (tmp_path / "out" / "index.html").read_text()
+    assert words(folder / "text.jpg", folder / "red.png", "--model", exported) == 3
+    assert "text.jpg is skipped" in capsys.readouterr().out
+
+
+def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
+    (folder / "text.jpg").write_text("no picture")
+    assert words(folder / "text.jpg", "--model", exported) == 1
+    assert capsys.readouterr().err == "error: none of the 1 pictures could be read\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["empty", "--model", "model"], "empty holds no pictures; expected .bmp .gif"),
+        (["nowhere.png", "--model", "model"], "there is no picture nowhere.png"),
+        (["picture.png", "--model", "nowhere"], "--model: there is no file or folder nowhere"),
+        (["picture.png", "--model", "plain"], "--model: plain holds no class head, which is what sees words: export "),
+        (["picture.png", "--model", "plain.pt"], "plain.pt holds no class head, which is what sees words: it is of a"),
+        (["picture.png", "--model", "for-transformers"], "for-transformers is for transformers; export the checkpoint"),
+        (["picture.png", "--model", "lone.pt"], "--architecture: nothing beside lone.pt says what model it is"),
+        (["picture.png", "--model", "lone.pt", "--architecture", "ViT-B-32"], "lone.pt does not match ViT-B-32"),
+        (["picture.png", "--model", "text.pt"], "--model: text.pt cannot be read"),
+        (["picture.png", "--model", "model", "--out", "text.pt"], "--out: text.pt cannot be written (File exists)"),
+        (["picture.png", "--model", "model", "--top", "0"], "--top is 0; expected 1 or more"),
+        (["picture.png", "--model", "model", "--words", " ,"], "--words is ' ,'; expected words with commas"),
+        (
+            ["picture.png", "--model", "model", "--words", "red,&nbsp;"],
+            "--words: the model's tokenizer has no tokens for",
+        ),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_in_one_line(argv, reason, trained, exported, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("model").symlink_to(exported)
+    main(["export", str(trained), "--out", "plain"])
+    Path("for-transformers").mkdir()
+    Path("for-transformers/config.json").write_text("{}")
+    checkpoint = torch.load(trained, weights_only=True)
+    Path("lone.pt").symlink_to(trained)
+    state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(("class_head", "statistics"))}
+    torch.save(state, "plain.pt")
+    Path("text.pt").write_text("no checkpoint")
+    capsys.readouterr()
+    assert words(*argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_lone_checkpoint_opens_where_the_user_says_what_it_is(trained, picture, tmp_path, capsys):
+    model = trained.parents[3] / "model"
+    (tmp_path / "lone.pt").symlink_to(trained)
+    assert words(picture, "--model", tmp_path / "lone.pt", "--architecture", f"local-dir:{model}", "--top", 2) == 0
+    assert set(re.findall(r"^\| (red|blue) ", capsys.readouterr().out, re.MULTILINE)) == {"red", "blue"}
+
+
+def test_help_answers_without_importing_torch_and_only_heat_maps_need_matplotlib(exported, picture):
+    program = "import sys; sys.modules['matplotlib'] = None\nfrom openclip_superclip.__main__ import main\n"
+    program += "try: main(['words', '--help'])\nexcept SystemExit: assert 'torch' not in sys.modules\n"
+    program += f"assert main(['words', {str(picture)!r}, '--model', {str(exported)!r}, '--words', 'red']) == 0\n"
+    program += f"sys.exit(main(['words', {str(picture)!r}, '--model', {str(exported)!r}, '--heatmap']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "[report]" in done.stderr
