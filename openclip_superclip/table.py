@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -19,9 +20,7 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """Returns the table in Markdown."""
-        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
-        table = "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in lines)
-        return "\n\n".join(filter(None, [f"**{self.title}**", table, self.note]))
+        return "\n\n".join(filter(None, [f"**{self.title}**", markdown_table(self.heads, self.rows), self.note]))
 
     def html(self) -> str:
         """Returns the table in HTML."""
@@ -35,6 +34,13 @@ class Table(NamedTuple):
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows([self.heads, *self.rows])
         return file.getvalue()
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns cells of text under their heads in Markdown; a cell may hold a bar or a line break."""
+    lines = ["| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in (heads, *rows)]
+    lines.insert(1, "|" + "---|" * len(heads))
+    return "\n".join(lines)
 
 
 def _one_line(cell: str) -> str:

@@ -1,31 +1,12 @@
 """Runs that may be compared: of one model, data set and number of samples, by method and batch size."""
 
-import statistics
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+from ..spread import Spread
 from .paper_scores import PaperPoint, paper_points
 from .reported_run import NAMES, Reported
 from .run_scores import in_order
-
-
-class Spread(NamedTuple):
-    """A score of runs that differ by the seed alone: never the best of them."""
-
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """The standard deviation, None of one run."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
 
 @dataclass(frozen=True)
