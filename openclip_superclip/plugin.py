@@ -4,7 +4,7 @@ import os
 
 from .checkpoints.resume_check import check_resume, how_to_load
 from .config import Config, add_options, config_from, data_config_from, options_of
-from .data.caption_check import check_captions, is_table
+from .data.training_data_check import check_captions, is_table
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
 from .optional_dependencies import check_horovod
@@ -109,7 +109,7 @@ def open_clip_data_order(args, shared_epoch):
     slices = data_config_from(vars(args)).slices
     if slices is None:
         return None
-    from .data.slice_order import DataOrder
+    from .data.slice_pipeline import DataOrder
 
     order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch)
     return order.shards, order.samples

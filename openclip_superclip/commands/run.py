@@ -115,7 +115,7 @@ def _show(plan, run) -> str:
         [
             f"{plan.nodes} × {plan.gpus_per_node} processes: {plan.batch_size} samples each × {plan.world_size} × "
             f"{plan.accum_freq} accumulated = {plan.global_batch_size} samples a step",
-            f"{plan.steps} steps in {plan.epochs} slices of {plan.slice_samples} samples, into {run.folder.path}",
+            f"{plan.steps} steps in {plan.num_slices} slices of {plan.slice_samples} samples, into {run.folder.path}",
             shlex.join(run.command()),
         ]
     )

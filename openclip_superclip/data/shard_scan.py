@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import InputError
-from . import shard_warnings as data_warnings
+from . import shard_scan_warnings as scan_warnings
 from .shard_contents import Look, look_at
 from .shard_pattern import contract, expand
 from .shard_reader import is_remote
@@ -48,7 +48,7 @@ def check_data(
     }  # fmt: skip
     if any(map(is_remote, shards)):
         _check_number(len(shards), world_size, workers, slices)
-        return checked | {"warnings": data_warnings.remote(sum(map(is_remote, shards)), len(shards))}
+        return checked | {"warnings": scan_warnings.remote(sum(map(is_remote, shards)), len(shards))}
     sizes = _file_sizes(shards)
     if not sizes:
         hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
@@ -63,14 +63,14 @@ def check_data(
         raise InputError(f"--data: {looks[0].shard}: {said}")
     listed = _listed_samples(shards)
     checked |= _findings(shards, sizes, looks, listed, full)
-    warnings = data_warnings.all_of(checked, looks, listed, long_caption)
+    warnings = scan_warnings.all_of(checked, looks, listed, long_caption)
     held = _held(shards, checked, looks, listed)
     if slice_samples and batch_size and held:
         first = reads(
             held, slices, 0, 0,
             num_samples=slice_samples, batch_size=batch_size, world_size=world_size, workers=workers,
         )  # fmt: skip
-        warnings += data_warnings.read_twice(first)
+        warnings += scan_warnings.read_twice(first)
     return checked | {"warnings": warnings}
 
 

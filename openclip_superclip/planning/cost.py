@@ -33,7 +33,8 @@ def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second:
     seconds = plan.samples / samples_per_second if samples_per_second else None
     flops = flops_per_sample * plan.samples
     sizes = _sizes(model, plan.recipe.precision, with_head)
-    num_checkpoints = min(plan.epochs, NUM_KEPT + 1 + plan.epochs // plan.slices)  # with the one that is being written
+    num_kept = NUM_KEPT + plan.num_slices // plan.slices_per_pass
+    num_checkpoints = min(plan.num_slices, num_kept + 1)  # with the one that is being written
     gpu_hours = flops / (gpu_tflops * 1e12 * mfu) / 3600
     return {
         "forward_gmacs": gmacs,

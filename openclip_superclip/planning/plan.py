@@ -25,7 +25,7 @@ class Plan:
     batch_size: int  # per GPU
     accum_freq: int
     slice_samples: int  # --train-num-samples: an epoch of OpenCLIP's is a slice
-    epochs: int  # slices that are trained
+    num_slices: int  # that are trained
     slice_steps: int  # that OpenCLIP runs in a slice
     warnings: list[str]
 
@@ -38,13 +38,13 @@ class Plan:
         return self.nodes * self.gpus_per_node
 
     @property
-    def slices(self) -> int:
+    def slices_per_pass(self) -> int:
         return self.recipe.slices
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.slice_steps * self.epochs
+        return self.slice_steps * self.num_slices
 
     @property
     def samples(self) -> int:
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def passes(self) -> float:
-        return self.epochs / self.slices
+        return self.num_slices / self.slices_per_pass
 
     @property
     def command(self) -> list[str]:
@@ -65,7 +65,7 @@ class Plan:
         from ..data.shard_scan import check_data
 
         return check_data(
-            self.data, self.world_size, self.workers, self.slices, self.recipe.data_samples, full,
+            self.data, self.world_size, self.workers, self.slices_per_pass, self.recipe.data_samples, full,
             slice_samples=self.slice_samples, batch_size=self.batch_size, long_caption=self.recipe.long_caption,
             jobs=jobs,
         )  # fmt: skip
@@ -89,8 +89,8 @@ class Plan:
             "samples": self.samples,
             "recipe_samples": recipe.samples,
             "steps": self.steps,
-            "slices": self.slices,
-            "epochs": self.epochs,
+            "slices": self.slices_per_pass,
+            "epochs": self.num_slices,
             "passes": self.passes,
             "slice_samples": self.slice_samples,
             "slice_steps": self.slice_steps,
@@ -123,11 +123,11 @@ def make_plan(
     if workers < 0:
         raise InputError(f"--workers is {workers}; expected 0 or more")
     batch_size, accum_freq, warnings = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
-    epochs, slice_samples = cut(recipe)
+    num_slices, slice_samples = cut(recipe)
     slice_steps = openclip_steps(slice_samples, batch_size, nodes * gpus_per_node, workers, accum_freq)
     plan = Plan(
         recipe, nodes, gpus_per_node, device, recipe.shards if data is None else data, workers, batch_size,
-        accum_freq, slice_samples, epochs, slice_steps, warnings,
+        accum_freq, slice_samples, num_slices, slice_steps, warnings,
     )  # fmt: skip
     warnings += _rounding(plan)
     if recipe.warmup >= plan.steps:
@@ -147,8 +147,8 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     steps = math.ceil(recipe.samples / recipe.global_batch_size)
     fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
     exact = (n for n in range(fewest, fewest + fewest // 2 + 1) if steps % n == 0)
-    epochs = next(exact, fewest)
-    return epochs, math.ceil(steps / epochs) * recipe.global_batch_size
+    num_slices = next(exact, fewest)
+    return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
 
 
 def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int) -> int:

@@ -94,8 +94,8 @@ def _steps(plan: Plan) -> str:
 def _slices(plan: Plan, cost: dict) -> str:
     minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
     return (
-        f"{plan.epochs}, {plan.slices} to a pass; a checkpoint after each, every {plan.slice_steps:,} steps{minutes}: "
-        "what an interruption loses at most"
+        f"{plan.num_slices}, {plan.slices_per_pass} to a pass; a checkpoint after each, every {plan.slice_steps:,} "
+        f"steps{minutes}: what an interruption loses at most"
     )
 
 

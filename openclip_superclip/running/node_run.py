@@ -100,7 +100,7 @@ class Run:
             if not rank_failed(self.logs):  # the first error is told first
                 follower.show(added)
                 if self.folder.note_epoch(good_checkpoint.newest(self.folder.checkpoints)):
-                    good_checkpoint.prune(self.folder.checkpoints, self.plan.slices)
+                    good_checkpoint.prune(self.folder.checkpoints, self.plan.slices_per_pass)
 
         try:
             code = self._launch(each_second)
@@ -112,8 +112,8 @@ class Run:
                 time.sleep(OTHERS)
             return first_error(self.logs)
         each_second()
-        if good_checkpoint.newest(self.folder.checkpoints) < self.plan.epochs:
-            return Error("the training", f"it ended without checkpoints/epoch_{self.plan.epochs}.pt")
+        if good_checkpoint.newest(self.folder.checkpoints) < self.plan.num_slices:
+            return Error("the training", f"it ended without checkpoints/epoch_{self.plan.num_slices}.pt")
         return None
 
     def _launch(self, each_second) -> int:
@@ -158,7 +158,7 @@ class Run:
         folder = self.folder
         if error is None:
             folder.end(FINISHED)
-            print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.plan.epochs}.pt", flush=True)
+            print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.plan.num_slices}.pt", flush=True)
             return 0
         print(describe(error, self.logs), file=sys.stderr, flush=True)
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""

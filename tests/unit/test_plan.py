@@ -32,7 +32,8 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
     ours = plan()
     assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
     assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
-    assert (ours.slices, ours.epochs, ours.slice_steps) == (50, 25, 1250)  # 512 M × 50 / 1.3 G = 19.7, and 25 | 31,250
+    # 512 M × 50 / 1.3 G = 19.7, and 25 divides 31,250
+    assert (ours.slices_per_pass, ours.num_slices, ours.slice_steps) == (50, 25, 1250)
     assert ours.slice_samples == 20_480_000
     assert ours.warnings == []
 
@@ -101,15 +102,15 @@ def test_steps_that_openclip_rounds_up_are_warned_of_with_both_numbers():
     ]
 
 
-@pytest.mark.parametrize(("set_", "epochs", "slice_steps"), [
+@pytest.mark.parametrize(("set_", "num_slices", "slice_steps"), [
     ({"data_samples": "1024000000"}, 25, 1250),  # 512 M × 50 / 1,024 M = 25
     ({"data_samples": "1000000000"}, 26, 1205),  # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
     ({"slices": "1"}, 1, 31_250),
     ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
 ])  # fmt: skip
-def test_as_few_slices_are_trained_as_hold_the_samples(set_, epochs, slice_steps):
+def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_steps):
     ours = plan(set_=set_)
-    assert (ours.epochs, ours.slice_steps) == (epochs, slice_steps)
+    assert (ours.num_slices, ours.slice_steps) == (num_slices, slice_steps)
     assert ours.samples >= ours.recipe.samples
     assert bool(ours.warnings) == (ours.samples != ours.recipe.samples)
 
@@ -143,8 +144,8 @@ def trained(demo):
 def test_openclip_then_runs_the_steps_that_were_planned(trained):
     ours, folder = trained
     # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
-    assert (ours.epochs, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
-    checkpoint = torch.load(folder / "checkpoints" / f"epoch_{ours.epochs}.pt", weights_only=True)
+    assert (ours.num_slices, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
+    checkpoint = torch.load(folder / "checkpoints" / f"epoch_{ours.num_slices}.pt", weights_only=True)
     assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {ours.steps}
     assert checkpoint["state_dict"]["statistics.num_captions"] == ours.samples
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch_1.pt", "epoch_2.pt"]

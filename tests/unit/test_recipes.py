@@ -180,7 +180,7 @@ def test_its_samples_are_reached_exactly_in_slices_that_hold_enough(name, nodes,
     plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
     assert (plan.warnings, plan.samples) == ([], recipe.samples)
     assert plan.batch_size * plan.accum_freq * plan.world_size == recipe.global_batch_size
-    assert plan.slice_samples * plan.epochs == recipe.samples
+    assert plan.slice_samples * plan.num_slices == recipe.samples
     assert plan.slice_samples <= recipe.data_samples / recipe.slices
 
 
