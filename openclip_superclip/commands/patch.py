@@ -1,4 +1,4 @@
-"""superclip patch: gives OpenCLIP's own training command the plugins' flags, or takes them away."""
+"""superclip patch: patches or unpatches OpenCLIP, so that its own training command takes the plugins' flags."""
 
 import argparse
 import sys
@@ -36,9 +36,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip patch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Patches OpenCLIP so that python -m open_clip_train.main finds the plugins that are installed\n"
-        f"and takes their flags. There are patches for open_clip_torch {', '.join(patching.patch_files())}.",
+        f"and takes their flags. There are patches for open_clip_torch {', '.join(patching.patches())}.",
         epilog="actions:\n"
-        "  apply   patch it; all or nothing, and twice is harmless\n"
+        "  apply   patch it; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
         + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
         + "  revert  give back the exact bytes of the release\n\n"

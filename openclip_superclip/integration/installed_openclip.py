@@ -1,7 +1,5 @@
-"""An OpenCLIP on disk: where it is, which release it is, and the RECORD by which pip removes it."""
+"""An OpenCLIP on disk: where it is, which release it is, and the RECORD of what pip removes."""
 
-import base64
-import hashlib
 import importlib.util
 import re
 from collections.abc import Collection, Mapping
@@ -56,23 +54,14 @@ def find_installation(source: Path | None = None) -> Installation:
     return Installation(root.absolute(), version[1])
 
 
-def rewrite_record(record: bytes, contents: Contents, added: Collection[str]) -> bytes:
-    """Returns `record` with what it tells of the files in `contents` made true; of these, `added` may be new to it.
-
-    A line without a SHA-256 told nothing of the content and is left alone.
-    """
+def without_lines(record: bytes, paths: Collection[str]) -> bytes:
+    """Returns the RECORD of a wheel without its lines for `paths`."""
     lines = record.splitlines(keepends=True)
-    end = b"\r\n" if lines and lines[0].endswith(b"\r\n") else b"\n"
-    for path, content in contents.items():
-        told = [index for index, line in enumerate(lines) if line.startswith(path.encode() + b",sha256=")]
-        true = [] if content is None else [_record_line(path, content) + end]
-        if told:
-            lines[told[0] : told[0] + 1] = true
-        elif path in added:
-            lines[:0] = true
-    return b"".join(lines)
+    return b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
 
 
-def _record_line(path: str, content: bytes) -> bytes:
-    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
-    return b"%s,sha256=%s,%d" % (path.encode(), digest, len(content))
+def with_lines(record: bytes, paths: Collection[str]) -> bytes:
+    """Returns the RECORD of a wheel with a line for each of `paths`, so that pip removes these files as well."""
+    rest = without_lines(record, paths)
+    end = b"\r\n" if b"\r\n" in rest else b"\n"
+    return b"".join(path.encode() + b",," + end for path in paths) + rest

@@ -1,4 +1,4 @@
-"""Gives an OpenCLIP on disk its hooks, and takes them away again.
+"""Patches and unpatches an OpenCLIP on disk: atomic file by file, and idempotent.
 
 A patch is a git diff: its headers name, by blob id, what each file holds before and after. These ids tell the state of
 every file, so an interrupted run is completed or undone without a journal. A wheel also keeps, in its metadata, the
@@ -6,15 +6,18 @@ patch that was applied, so that another version of this package can undo it.
 """
 
 import hashlib
+import itertools
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import whatthepatch
 
 from ..errors import InputError
 from ..shipped_files import shipped_folder
-from .installed_openclip import Contents, Installation, rewrite_record
+from .installed_openclip import Contents, Installation, with_lines, without_lines
 
 NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
 MISSING, EDITED = "missing", "edited, or of another commit"
@@ -23,10 +26,28 @@ NO_FILE = "0" * 40  # git's id of no blob
 CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whatever version wrote it
 
 
-def patch_files() -> dict[str, Path]:
-    """Returns the patches, of the installed package or of the checkout: release of OpenCLIP: file."""
-    files = shipped_folder("patches").glob("*.patch")
-    return {path.stem.removeprefix("open_clip-"): path for path in sorted(files)}
+def patches() -> dict[str, bytes]:
+    """Returns the patch for each release of OpenCLIP, from the files in patches/.
+
+    A file's first lines name the releases that it is for, and the blob ids of files that differ from its diffs' own:
+
+        release 3.3.0
+        release 3.2.0
+          open_clip_train/main.py BEFORE..AFTER
+    """
+    known = {}
+    for file in shipped_folder("patches").glob("*.patch"):
+        about, *diffs = re.split(rb"^(?=diff --git )", file.read_bytes(), flags=re.MULTILINE)
+        for block in re.split(rb"^release ", about, flags=re.MULTILINE)[1:]:
+            release, *others = block.decode().split("\n")
+            ids = dict(line.split() for line in others if line.strip())
+            known[release] = b"".join(_with_ids(diff, ids) for diff in diffs)
+    return dict(sorted(known.items()))
+
+
+def _with_ids(diff: bytes, ids: Mapping[str, str]) -> bytes:
+    path = diff.split()[2].decode().removeprefix("a/")
+    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids[path].encode(), diff, count=1) if path in ids else diff
 
 
 def blob_id(content: bytes | None) -> str:
@@ -52,20 +73,33 @@ class Patch:
         return None if self.before[path] == NO_FILE else self._change(path, content, reverse=True)
 
     def _change(self, path: str, content: bytes, reverse: bool) -> bytes:
-        lines = whatthepatch.apply_diff(self.diffs[path], content.decode().split("\n"), reverse=reverse)
+        lines = content.decode().split("\n")
+        for _, changes in itertools.groupby(self.diffs[path].changes, key=lambda change: change.hunk):
+            _exchange(lines, list(changes), reverse)
         changed = "\n".join(lines).encode()
         assert blob_id(changed) == (self.before if reverse else self.after)[path]
         return changed
+
+
+def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
+    """Makes of a hunk's one side the other, wherever in the file it lies: releases differ in lines before it."""
+    old = [change.line for change in changes if change.old is not None]
+    new = [change.line for change in changes if change.new is not None]
+    if reverse:
+        old, new = new, old
+    places = [start for start in range(len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
+    assert len(places) == 1 or not old
+    lines[places[0] : places[0] + len(old)] = new
 
 
 class Status:
     """What is known of an OpenCLIP: `state`, of the whole, and `files`, the state of each that a patch changes."""
 
     def __init__(self, openclip: Installation):
-        known = patch_files()
+        known = patches()
         if openclip.version not in known:
             raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
-        self.ours = Patch(known[openclip.version].read_bytes())
+        self.ours = Patch(known[openclip.version])
         kept = openclip.read(f"{openclip.dist_info}/{KEPT}") if openclip.dist_info else None
         self.applied = self.ours if kept is None else Patch(kept)
         before = self.applied.before | self.ours.before
@@ -140,10 +174,10 @@ def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | No
     after = {path: patch.apply(path, content) for path, content in before.items()}
     if info:
         before, after = {f"{info}/{KEPT}": None, **before}, {f"{info}/{KEPT}": patch.text, **after}
-        record = f"{info}/RECORD"
+        record = openclip.read(f"{info}/RECORD")
         added = [path for path, content in before.items() if content is None]
-        listed = [rewrite_record(openclip.read(record), contents, added) for contents in (before, after)]
-        before, after = {record: listed[0], **before}, {record: listed[1], **after}
+        before = {f"{info}/RECORD": without_lines(record, added), **before}
+        after = {f"{info}/RECORD": with_lines(record, added), **after}
     return {path: (before[path], after[path]) for path in after}
 
 

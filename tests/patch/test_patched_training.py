@@ -1,0 +1,315 @@
+"""What a patched OpenCLIP trains: what the launcher does on an unpatched one, and stock without the flag."""
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import random
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import webdataset
+from support.models import write_model
+from support.openclip_releases import each_release
+from support.plugins import BROKEN, install_plugin
+from support.training_runs import Run, run_ranks
+
+
+def enter(tree: Path) -> None:
+    """Makes `tree` the OpenCLIP of this process, which has torch imported already."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("open_clip", "open_clip_train", "openclip_superclip", "pluggy"):
+            del sys.modules[name]
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(tree))
+
+
+def openclip_train(tree: Path, *argv: str) -> None:
+    """`python -m open_clip_train.main` of the OpenCLIP in `tree`."""
+    enter(tree)
+    sys.argv = ["open_clip_train.main", *argv]
+    runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
+    assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
+
+
+def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
+    """The same where no distribution has named a plugin."""
+    find = importlib.metadata.entry_points
+    importlib.metadata.entry_points = lambda **which: () if which.get("group") == "open_clip" else find(**which)
+    openclip_train(tree, *argv)
+
+
+def superclip_train(tree: Path, *argv: str) -> int:
+    """`superclip train` with the OpenCLIP in `tree`."""
+    enter(tree)
+    code = importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
+    assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
+    return code
+
+
+def shuffle_in_one_order() -> None:
+    """Makes WebDataset, which seeds itself with the time, shuffle alike in every run."""
+    webdataset.filters.random = types.SimpleNamespace(Random=lambda *_: random.Random(0))
+
+
+def openclip_train_in_one_order(tree: Path, *argv: str) -> None:
+    shuffle_in_one_order()
+    openclip_train(tree, *argv)
+
+
+def superclip_train_in_one_order(tree: Path, *argv: str) -> int:
+    shuffle_in_one_order()
+    return superclip_train(tree, *argv)
+
+
+@pytest.fixture(scope="session")
+def losses(train_flags, tmp_path_factory):
+    """What a training printed of the losses, a string a step; each is run once, and must succeed."""
+
+    @functools.cache
+    def losses(train, tree, flags="", world_size=1):
+        argv = [*train_flags, "--batch-size", str(32 // world_size), "--logs", "none", *flags.split()]
+        runs = run_ranks(train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run"))
+        assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+        assert len(runs[0].losses()) == 2
+        return runs[0].losses()
+
+    return losses
+
+
+@each_release
+def test_patched_and_unpatched_losses_are_equal_step_by_step(release, released, patched, losses):
+    expected = losses(superclip_train, released[release], "--superclip")
+    assert all("Class_loss" in line for line in expected)
+    assert losses(openclip_train, patched[release], "--superclip") == expected
+
+
+@each_release
+def test_without_the_flag_or_a_plugin_the_losses_are_stock_to_the_last_digit(release, released, patched, losses):
+    stock = losses(openclip_train, released[release])
+    assert losses(openclip_train, patched[release]) == stock
+    assert losses(openclip_train_without_plugins, patched[release]) == stock
+
+
+VARIANTS = [
+    "--siglip",
+    "--accum-freq 2 --batch-size 16",
+    "--force-custom-text",
+    "--superclip-captions mixed:0.5 --superclip-long-caption filepath",
+    "--superclip-captions dual --superclip-long-caption filepath --superclip-long-context 30",
+    "--distill-model {teacher} --distill-pretrained {teacher}",
+]
+
+
+@pytest.fixture(scope="session")
+def teacher(released, tmp_path_factory) -> str:
+    """--model of a folder that holds the weights of a plain model as well."""
+    import open_clip
+    import torch
+
+    model = write_model(tmp_path_factory.mktemp("teacher"))
+    weights = Path(model.removeprefix("local-dir:")) / "pytorch_model.bin"
+    torch.save(open_clip.create_model(model).state_dict(), weights)
+    return model
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_other_models_and_losses_are_equal_too(flags, released, patched, teacher, losses):
+    flags = f"--superclip {flags.format(teacher=teacher)}"
+    assert losses(openclip_train, patched["3.3.0"], flags) == losses(superclip_train, released["3.3.0"], flags)
+
+
+@pytest.mark.parametrize("captions", ["short", "long", "mixed:0.5", "dual"])
+def test_long_captions_of_webdataset_are_equal_too(captions, released, patched, shards, losses):
+    flags = f"--superclip --superclip-captions {captions} --superclip-long-caption txt --dataset-type webdataset"
+    flags += f" --train-data {shards} --train-num-samples 64"
+    expected = losses(superclip_train_in_one_order, released["3.3.0"], flags)
+    assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == expected
+
+
+def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patched, shards, losses):
+    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+    stock = losses(openclip_train_in_one_order, released["3.3.0"], flags)
+    assert losses(superclip_train_in_one_order, released["3.3.0"], flags) == stock
+    assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == stock
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@each_release
+def test_slices_are_equal_too(release, workers, released, patched, shards, losses):
+    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 32 --workers {workers}"
+    flags += f" --superclip-slices 2 --epochs 2 {'--superclip' if workers else ''}"
+    expected = losses(superclip_train, released[release], flags)
+    assert losses(openclip_train, patched[release], flags) == expected
+
+
+def test_two_cpu_ranks_train_as_with_the_launcher(released, patched, losses):
+    expected = losses(superclip_train, released["3.3.0"], "--superclip", world_size=2)
+    assert losses(openclip_train, patched["3.3.0"], "--superclip", world_size=2) == expected
+
+
+def test_two_cpu_ranks_train_with_a_teacher(patched, teacher, losses):
+    flags = f"--superclip --distill-model {teacher} --distill-pretrained {teacher}"
+    assert losses(openclip_train, patched["3.3.0"], flags, world_size=2)
+
+
+def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
+    """`superclip train` of a launcher that has lost the means to replace a name."""
+    enter(tree)
+    importlib.import_module("openclip_superclip.integration.unpatched_openclip")._replace = None
+    return importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
+
+
+def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
+    printed = losses(superclip_train_that_cannot_replace, patched["3.3.0"], "--superclip")
+    assert printed == losses(openclip_train, patched["3.3.0"], "--superclip")
+
+
+def test_the_launcher_trains_with_a_release_that_has_the_names_it_needs(released, losses, tmp_path):
+    later = shutil.copytree(released["3.3.0"], tmp_path / "later")
+    (later / "open_clip/version.py").write_text("__version__ = '3.9.0'\n")
+    expected = losses(superclip_train, released["3.3.0"], "--superclip")
+    assert losses(superclip_train, later, "--superclip") == expected
+
+
+def import_openclip(tree: Path) -> int:
+    enter(tree)
+    importlib.import_module("open_clip")
+    return bool({"open_clip.hooks", "pluggy"} & sys.modules.keys())
+
+
+@each_release
+def test_a_plain_import_of_openclip_imports_no_hooks(release, patched, tmp_path):
+    (run,) = run_ranks(import_openclip, patched[release], cwd=tmp_path)
+    assert run.returncode == 0, run.output
+
+
+SECOND_PLUGIN = """
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("open_clip")
+
+
+@hookimpl
+def open_clip_add_options(parser):
+    parser.add_argument("--second", action="store_true", help="a flag of the second plugin")
+
+
+@hookimpl(wrapper=True)
+def open_clip_create_loss(args):
+    loss = yield
+    if not args.second:
+        return loss
+    from open_clip import create_loss
+    from torch import nn
+
+    class SecondLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = loss or create_loss(args)
+
+        def forward(self, *, output_dict, **outputs):
+            second = outputs["image_features"].square().sum(dim=1).mean() / 2
+            return {**self.first(**outputs, output_dict=True), "second_loss": second}
+
+    return SecondLoss()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("", ["Contrastive_loss", "Loss"]),
+        ("--second", ["Contrastive_loss", "Loss", "Second_loss"]),
+        ("--superclip --second", ["Class_loss", "Contrastive_loss", "Loss", "Second_loss"]),
+    ],
+)
+def test_two_plugins_train_at_once(flags, names, patched, losses, tmp_path):
+    tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
+    install_plugin(tree, "second", SECOND_PLUGIN)
+    for line in losses(openclip_train, tree, flags):
+        assert sorted(set(re.findall(r"(\w*loss): ", line, flags=re.IGNORECASE))) == names
+
+
+@pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(source, reason, patched, train_flags, tmp_path):
+    install_plugin(tmp_path, "broken", source)
+    sys_path = [str(tmp_path), *sys.path]
+
+    def train(*argv):
+        sys.path[:] = sys_path
+        sys.modules.pop("broken_module", None)  # another test's
+        openclip_train(*argv)
+
+    (run,) = run_ranks(train, patched["3.3.0"], *train_flags, cwd=tmp_path)
+    assert run.returncode != 0
+    last = run.output.splitlines()[-1]
+    assert "open_clip plugin 'broken' failed to load: " in last
+    assert reason in last
+
+
+def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *module.split(), *argv], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched, train_flags, losses, tmp_path):
+    flags = [*train_flags, "--batch-size", "32", "--logs", "none", "--superclip"]
+    done = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Run(0, done.stderr).losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
+
+
+@pytest.mark.parametrize("tree", ["released", "patched"])
+def test_a_flag_that_nobody_knows_is_openclips_own_error(tree, request, tmp_path):
+    tree = request.getfixturevalue(tree)["3.3.0"]
+    (run,) = run_ranks(openclip_train, tree, "--nonsense", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.output.endswith("main.py: error: unrecognized arguments: --nonsense\n")
+
+
+def test_what_superclip_finds_while_it_trains_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
+    model = write_model(tmp_path / "model", text={"vocab_size": 300})
+    argv = [*train_flags, "--model", model, "--superclip"]
+    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert re.search(r"^error: caption \d+ of the batch holds token id \d+", run.stderr, flags=re.MULTILINE)
+
+
+def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, train_flags, csv_data, tmp_path):
+    header, *rows = csv_data.read_text().splitlines()
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join([f"{header}\tlong", f"{rows[0]}\ta long caption", *(f"{row}\t" for row in rows[1:])]))
+    argv = [*train_flags, "--train-data", str(table), "--workers", "1", "--superclip", "--superclip-captions", "long"]
+    argv += ["--superclip-long-caption", "long", "--superclip-missing-long", "error"]
+    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    (error,) = Run(1, run.stderr).errors()
+    assert error.startswith("error: --superclip-missing-long: sample ")
+
+
+def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, train_flags, tmp_path):
+    tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
+    (tree / "open_clip/hooks.py").unlink()
+    run = in_a_process_of_its_own(tree, "openclip_superclip train", *train_flags, cwd=tmp_path)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert "superclip patch apply" in line
+
+
+def test_what_superclip_refuses_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
+    (run,) = run_ranks(openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.output
+    assert run.output.startswith("error: --trace cannot carry the class head")
+    assert not (tmp_path / "logs").exists()
