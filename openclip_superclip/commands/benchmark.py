@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace) -> dict:
     import torch
 
     from ..benchmark.loss_variants import CONTENDERS
-    from ..benchmark.timing import interleaved, peak_memory
+    from ..benchmark.time_and_memory import interleaved, peak_memory
     from ..benchmark.training_step import make_step
     from ..method.flops import count_gmacs
 
@@ -180,7 +180,7 @@ def tables(report: dict) -> str:
 
 def _write(out: Path, report: dict) -> None:
     from ..atomic_files import whole_file
-    from ..benchmark.figure import draw
+    from ..benchmark.head_cost_figure import draw
 
     out.mkdir(parents=True, exist_ok=True)
     with whole_file(out / "benchmark.json") as file:

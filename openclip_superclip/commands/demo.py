@@ -97,9 +97,9 @@ def _write_recipe_data(folder: Path) -> int:
 
 
 def _write_evaluation(folder: Path) -> int:
-    from ..demo.evaluation_data import write_benchmark_data
+    from ..demo.evaluation_data import write_evaluation_data
 
-    names = " ".join(write_benchmark_data(folder))
+    names = " ".join(write_evaluation_data(folder))
     print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {names} --suite zeroshot,retrieval,probe")
     return 0
 
@@ -115,7 +115,7 @@ def _is_mode(captions: str) -> bool:
 
 def _compare_captions(options: argparse.Namespace) -> int:
     """Trains and measures in every mode of captions, prints the table and returns the exit code."""
-    from ..demo.caption_modes import compare_modes, modes_table
+    from ..demo.caption_comparison import compare_modes, modes_table
 
     print(f"\n{modes_table(compare_modes(options))}\n\n{options.out}/captions.json and runs/ hold the rest.")
     return 0
@@ -126,7 +126,7 @@ def _compare(options: argparse.Namespace) -> dict:
     import torch
 
     from ..demo.demo_model import write_model
-    from ..demo.demo_run import METHODS, Run, train_and_measure, versions
+    from ..demo.demo_run import METHODS, DemoRun, train_and_measure, versions
     from ..demo.scenes import write_shards
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
@@ -136,7 +136,7 @@ def _compare(options: argparse.Namespace) -> dict:
     train_data = write_shards(data, options.samples, seed=0, caption=options.captions)
 
     def submit(method, learning_rate, seed, num_samples=options.samples, split="test"):
-        run = Run(method, num_samples, options.batch_size, learning_rate, options.captions, seed)
+        run = DemoRun(method, num_samples, options.batch_size, learning_rate, options.captions, seed)
         return pool.submit(train_and_measure, run, train_data, model, options.out, split)
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -210,7 +210,7 @@ def table(report: dict) -> str:
 
 def _write(out: Path, report: dict, model: str) -> None:
     from ..atomic_files import whole_file
-    from ..demo.demo_run import Run, checkpoint, load
+    from ..demo.demo_run import DemoRun, checkpoint, load
     from ..demo.figure import draw
     from ..demo.measures import describe
 
@@ -218,7 +218,7 @@ def _write(out: Path, report: dict, model: str) -> None:
         file.write(json.dumps(report, indent=1).encode())
     said = {}
     for method in ("CLIP", "SuperCLIP"):
-        run = Run(**report["runs"][method][0]["run"])
+        run = DemoRun(**report["runs"][method][0]["run"])
         said[method] = describe(*load(checkpoint(run, out), model))
     pictures = [
         (clip[0], clip[1], {"CLIP": clip[2], "SuperCLIP": ours[2]})

@@ -68,13 +68,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _evaluate(options: argparse.Namespace, command: str) -> int:
-    from ..evaluation.datasets import make_plan
-    from ..evaluation.evaluate_models import evaluate_all
+    from ..evaluation.datasets import select_datasets
+    from ..evaluation.evaluation_loop import evaluate_all
     from ..evaluation.models import find_models
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     settings = _settings(options)
-    plan = make_plan(options.data, options.suite.split(","), options.datasets)
+    selection = select_datasets(options.data, options.suite.split(","), options.datasets)
     models = find_models(options.checkpoints, options.model)
     folders = [options.out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
     for folder in folders:
@@ -82,15 +82,15 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
-    outcome = evaluate_all(models, folders, plan.jobs, settings, command)
-    _report(outcome, plan, options.data, list(dict.fromkeys(folders)))
+    outcome = evaluate_all(models, folders, selection.chosen, settings, command)
+    _report(outcome, selection, options.data, list(dict.fromkeys(folders)))
     return 1 if outcome.failures else 0
 
 
 def _settings(options: argparse.Namespace):
     import torch
 
-    from ..evaluation.tasks import Settings
+    from ..evaluation.metrics import Settings
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -100,12 +100,12 @@ def _settings(options: argparse.Namespace):
     return Settings(device, precision, options.batch_size, options.workers, *probe)
 
 
-def _report(outcome, plan, data: Path, folders: list[Path]) -> None:
+def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
     """Prints the results and what is missing from them, and writes each folder's table beside its results."""
     from ..atomic_files import whole_file
     from ..evaluation.datasets import other_data
-    from ..evaluation.records import read_records
-    from ..evaluation.summary import table
+    from ..evaluation.result_files import read_records
+    from ..evaluation.results_table import table
 
     for folder in folders:
         if records := read_records(folder):
@@ -114,9 +114,9 @@ def _report(outcome, plan, data: Path, folders: list[Path]) -> None:
     if outcome.records:
         print(table(outcome.records))
     print(f"\n{len(outcome.records)} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
-    if plan.absent:
-        print(f"Not evaluated: {', '.join(plan.absent)}")
-    others = other_data(data, plan)
+    if selection.absent:
+        print(f"Not evaluated: {', '.join(selection.absent)}")
+    others = other_data(data, selection)
     if others:
         print(f"In {data}, but in no suite's list: {', '.join(others)}; --datasets evaluates them")
     for failure in outcome.failures:

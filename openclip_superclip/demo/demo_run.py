@@ -21,7 +21,7 @@ METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the co
 
 
 @dataclass(frozen=True)
-class Run:
+class DemoRun:
     """What a run trains: everything that tells one from another."""
 
     method: str
@@ -39,7 +39,7 @@ class Run:
         )
 
 
-def train_and_measure(run: Run, train_data: str, model: str, out: Path, split: str = "test") -> dict:
+def train_and_measure(run: DemoRun, train_data: str, model: str, out: Path, split: str = "test") -> dict:
     """Trains and measures a run, and returns its record; one that the same versions finished earlier is read instead.
 
     The record holds the command, the measures on `split` (percent), the training's CPU seconds and its curve of losses.
@@ -64,12 +64,12 @@ def train_and_measure(run: Run, train_data: str, model: str, out: Path, split: s
     return record
 
 
-def checkpoint(run: Run, out: Path) -> Path:
+def checkpoint(run: DemoRun, out: Path) -> Path:
     """Returns where a run's weights are."""
     return out / "runs" / run.name / "checkpoints" / "epoch_1.pt"
 
 
-def command(run: Run, train_data: str, model: str, out: Path) -> list[str]:
+def command(run: DemoRun, train_data: str, model: str, out: Path) -> list[str]:
     """Returns the arguments of `superclip` that train a run: OpenCLIP's own, and --superclip or not."""
     num_steps = run.num_samples // run.batch_size
     return [
@@ -105,7 +105,7 @@ def load(weights: Path, model: str):
     return loaded.eval(), preprocess, open_clip.get_tokenizer(model)
 
 
-def _train(arguments: list[str], run: Run, log: Path) -> float:
+def _train(arguments: list[str], run: DemoRun, log: Path) -> float:
     """Runs `superclip train` on one thread and returns its CPU seconds.
 
     Raises RuntimeError, with the last lines of its output, where it fails.

@@ -12,7 +12,7 @@ from .measures import different_scenes
 from .scenes import NAMES, VERSION, Scene, sample, scenes
 
 
-def write_benchmark_data(
+def write_evaluation_data(
     folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000, seed: int = 0
 ) -> dict[str, Path]:
     """Writes two data sets and returns their folders by name. What is there already is left as it is.

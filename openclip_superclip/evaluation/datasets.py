@@ -44,14 +44,14 @@ class Data(NamedTuple):
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-class Plan(NamedTuple):
+class Selection(NamedTuple):
     """What the suites ask for: data sets with the task on each, and those that cannot be, with the reason."""
 
-    jobs: list[tuple[Data, str]]
+    chosen: list[tuple[Data, str]]
     absent: list[str]
 
 
-def make_plan(folder: Path, suites: list[str], names: list[str]) -> Plan:
+def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Selection:
     """Returns what `suites` evaluate in `folder`: their own data sets or, where there are any, those of `names`.
 
     Raises InputError for a named data set that is not there, and where nothing is left to evaluate.
@@ -61,7 +61,7 @@ def make_plan(folder: Path, suites: list[str], names: list[str]) -> Plan:
             raise InputError(f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}")
     if not folder.is_dir():
         raise InputError(f"--data: there is no folder {folder}")
-    jobs, absent, unfit = [], [], {}
+    chosen, absent, unfit = [], [], {}
     for suite in dict.fromkeys(suites):
         task, listed = SUITES[suite]
         for name in names or listed:
@@ -77,15 +77,15 @@ def make_plan(folder: Path, suites: list[str], names: list[str]) -> Plan:
             elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/ to fit to)")
             else:
-                jobs.append((data, task))
-    evaluated = {data.name for data, _ in jobs}
+                chosen.append((data, task))
+    evaluated = {data.name for data, _ in chosen}
     absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]
-    if not jobs:
+    if not chosen:
         raise InputError(
             f"--data: {folder} holds nothing for --suite {','.join(suites)}; expected folders such as "
             f"imagenet1k/ with test/nshards.txt and test/0.tar, or --datasets NAME; it holds {_held(folder)}"
         )
-    return Plan(jobs, absent)
+    return Selection(chosen, absent)
 
 
 def find_data(folder: Path, name: str) -> Data | None:
@@ -98,9 +98,9 @@ def find_data(folder: Path, name: str) -> Data | None:
     return None
 
 
-def other_data(folder: Path, plan: Plan) -> list[str]:
-    """Returns the names of data sets in `folder` that the plan leaves out."""
-    planned = {data.folder for data, _ in plan.jobs}
+def other_data(folder: Path, selection: Selection) -> list[str]:
+    """Returns the names of data sets in `folder` that the selection leaves out."""
+    planned = {data.folder for data, _ in selection.chosen}
     return [str(place.relative_to(folder)) for place in _with_shards(folder) if place not in planned]
 
 

@@ -87,7 +87,7 @@ def _average_of_38(records: list[dict]) -> float | None:
     """Returns the mean of CLIP_benchmark's 38 data sets where all are there; which 38 the paper took is unknown."""
     if len(records) < 38 or importlib.util.find_spec("clip_benchmark") is None:
         return None
-    from ..evaluation.summary import THE_38
+    from ..evaluation.results_table import THE_38
 
     found = {}
     for record in records:

@@ -10,7 +10,7 @@ import safetensors.torch
 from support.slurm_cluster import Cluster, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
-from openclip_superclip.demo.evaluation_data import write_benchmark_data
+from openclip_superclip.demo.evaluation_data import write_evaluation_data
 
 SLURM = Path(__file__).parents[2] / "slurm"
 ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
@@ -200,7 +200,7 @@ def test_frequencies_are_counted_in_parts_and_added_up(cluster, work, recipe):
 
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
-    write_benchmark_data(work / "scenes", 20, num_probe_scenes=10)
+    write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
     options = ["--data", "scenes", "--datasets", "demo_objects", "--device", "cpu", "--workers", "0"]
     script = ["--gpus-per-node=0", "--cpus-per-task=1", SLURM / "evaluate.sbatch", "runs/undisturbed", *options]
     job = cluster.call("sbatch", "--parsable", *script, cwd=work).strip()

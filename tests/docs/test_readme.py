@@ -14,7 +14,7 @@ from openclip_superclip import hooks
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.commands import benchmark, demo
 from openclip_superclip.config import Config, DataConfig
-from openclip_superclip.demo.caption_modes import modes_table
+from openclip_superclip.demo.caption_comparison import modes_table
 from openclip_superclip.integration.unpatched_openclip import REPLACED
 
 ROOT = Path(__file__).parents[2]

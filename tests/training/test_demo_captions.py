@@ -7,7 +7,7 @@ import pytest
 from support.demo_runs import run_demo
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.caption_modes import modes_table
+from openclip_superclip.demo.caption_comparison import modes_table
 from openclip_superclip.demo.demo_run import method_flags
 
 

@@ -7,7 +7,7 @@ import torch
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.benchmark.loss_variants import CONTENDERS, compute, make_inputs
-from openclip_superclip.benchmark.timing import peak_memory
+from openclip_superclip.benchmark.time_and_memory import peak_memory
 from openclip_superclip.method.flops import count_gmacs, head_share
 
 

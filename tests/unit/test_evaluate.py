@@ -21,7 +21,7 @@ from support.released_models import add_to_cache, random_weights
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.evaluation_data import write_benchmark_data
+from openclip_superclip.demo.evaluation_data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import SUITES
 
@@ -59,7 +59,7 @@ def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
 def data(tmp_path_factory) -> Path:
     """The demo's scenes under the names of two of the paper's data sets, and the colours under their own."""
     folder = tmp_path_factory.mktemp("data")
-    written = write_benchmark_data(folder / "scenes", NUM_SCENES, num_probe_scenes=40)
+    written = write_evaluation_data(folder / "scenes", NUM_SCENES, num_probe_scenes=40)
     (folder / "sets" / "wds").mkdir(parents=True)
     (folder / "sets" / "imagenet1k").symlink_to(written["demo_objects"])
     (folder / "sets" / "wds" / "flickr30k").symlink_to(written["demo_scenes"])
@@ -357,7 +357,7 @@ def test_a_gpu_that_is_not_there_is_refused(runs, data, monkeypatch, capsys):
 
 
 def test_the_demo_writes_its_scenes_once_and_into_no_folder_of_others(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(write_benchmark_data, "__defaults__", (20, 10, 0))
+    monkeypatch.setattr(write_evaluation_data, "__defaults__", (20, 10, 0))
     assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
     assert "--datasets demo_objects demo_scenes" in capsys.readouterr().out
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.tar")}

@@ -20,7 +20,7 @@ from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.training_log import read_log
-from openclip_superclip.evaluation.records import record_file
+from openclip_superclip.evaluation.result_files import record_file
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.report.comparison import find_studies
 from openclip_superclip.report.run_reader import read_run
@@ -380,7 +380,7 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(be
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
-    from openclip_superclip.evaluation.summary import THE_38
+    from openclip_superclip.evaluation.results_table import THE_38
 
     retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
     scores = {

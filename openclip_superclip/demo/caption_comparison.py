@@ -11,7 +11,7 @@ import torch
 
 from ..atomic_files import whole_file
 from .demo_model import write_model
-from .demo_run import METHODS, Run, train_and_measure
+from .demo_run import METHODS, DemoRun, train_and_measure
 from .scenes import CAPTIONS, write_shards
 
 
@@ -28,7 +28,7 @@ def compare_modes(options: argparse.Namespace) -> dict:
         kind = mode if mode in CAPTIONS else "short"  # the samples' own text
         data = options.out / "data" / f"{kind}-{options.samples}"
         train_data = write_shards(data, options.samples, seed=0, caption=kind)
-        run = Run(method, options.samples, options.batch_size, options.learning_rates[0], mode, seed)
+        run = DemoRun(method, options.samples, options.batch_size, options.learning_rates[0], mode, seed)
         return pool.submit(train_and_measure, run, train_data, model, options.out)
 
     rows = [(method, mode) for mode in options.captions for method in METHODS if (method, mode) != ("CLIP", "dual")]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .datasets import Data
+from .metrics import Settings, evaluate
 from .models import Evaluated, open_model
-from .records import read_record, record_file, versions, write_record
-from .tasks import Settings, evaluate
+from .result_files import read_record, record_file, versions, write_record
 
 
 class Outcome(NamedTuple):
@@ -21,18 +21,18 @@ class Outcome(NamedTuple):
 
 
 def evaluate_all(
-    models: list[Evaluated], folders: list[Path], jobs: list[tuple[Data, str]], settings: Settings, command: str
+    models: list[Evaluated], folders: list[Path], chosen: list[tuple[Data, str]], settings: Settings, command: str
 ) -> Outcome:
-    """Evaluates every model on every job and returns what came out. A failure takes no other result with it.
+    """Evaluates all models on every chosen data set and returns what came out; a failure takes no other result with it.
 
     Args:
         folders: where each model's results are written, and read if an earlier call has left them there.
         command: to be written into the results.
     """
     outcomes = []
-    with tqdm(total=len(models) * len(jobs), desc="evaluate", unit=" results") as progress:
+    with tqdm(total=len(models) * len(chosen), desc="evaluate", unit=" results") as progress:
         for model, folder in zip(models, folders, strict=True):
-            outcomes.append(_evaluate_model(model, folder, jobs, settings, command, progress))
+            outcomes.append(_evaluate_model(model, folder, chosen, settings, command, progress))
     return Outcome(
         [record for outcome in outcomes for record in outcome.records],
         [failure for outcome in outcomes for failure in outcome.failures],
@@ -40,20 +40,20 @@ def evaluate_all(
     )
 
 
-def _evaluate_model(model, folder, jobs, settings, command, progress) -> Outcome:
-    expected = [_expected(model, data, task, settings) for data, task in jobs]
-    files = [record_file(folder, model.name, data.name, task) for data, task in jobs]
+def _evaluate_model(model, folder, chosen, settings, command, progress) -> Outcome:
+    expected = [_expected(model, data, task, settings) for data, task in chosen]
+    files = [record_file(folder, model.name, data.name, task) for data, task in chosen]
     found = [read_record(file, facts) for file, facts in zip(files, expected, strict=True)]
     records, failures = [record for record in found if record], []
     num_read = len(records)
     progress.update(num_read)
-    if num_read == len(jobs):
+    if num_read == len(chosen):
         return Outcome(records, failures, num_read)
     try:
         opened = open_model(model, settings.device)
     except Exception as error:  # weights that cannot be fetched, a model that does not fit the GPU
         return Outcome(records, [f"{model.name} cannot be opened: {_reason(error)}"], num_read)
-    for (data, task), file, facts, record in zip(jobs, files, expected, found, strict=True):
+    for (data, task), file, facts, record in zip(chosen, files, expected, found, strict=True):
         if record:
             continue
         progress.set_postfix_str(f"{model.name}, {data.name}")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .datasets import Data
-from .probe_on_cpu import linear_probe_on_cpu
+from .linear_probe import linear_probe_on_cpu
 
 SEED = 0  # CLIP_benchmark's default
 RECALL_K = [1, 5]

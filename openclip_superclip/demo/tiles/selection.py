@@ -1,4 +1,4 @@
-"""Draw the demo's 100 emoji: `python select.py NODE_MODULES` rewrites the folders google/ and twitter/ beside it.
+"""Draw the demo's 100 emoji: `python selection.py NODE_MODULES` rewrites the folders google/ and twitter/ beside it.
 
 NODE_MODULES is where `npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0` put its packages.
 """
