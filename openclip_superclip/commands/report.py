@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     check_matplotlib("superclip report")
-    from ..report.comparison import find_studies
+    from ..report.comparison import find_comparisons
     from ..report.reported_run import MISSING
     from ..report.run_reader import read_run
 
@@ -22,14 +22,14 @@ def main(argv: list[str]) -> int:
     if len(missing) == len(runs):
         told = "; ".join(f"{run.path}: {run.note}" for run in missing[:3])
         raise InputError(f"RUN: no run was found ({told}); give folders of superclip run or of OpenCLIP's training")
-    from ..report.report_files import write_report
+    from ..report.report_folder import write_report
 
     facts = (
         f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "
         f"{datetime.now():%Y-%m-%d %H:%M}"
     )
     try:
-        write_report(options.out, options.title, facts, runs, find_studies(runs))
+        write_report(options.out, options.title, facts, runs, find_comparisons(runs))
     except OSError as error:
         raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
     print(f"{options.out}/report.html: {len(runs) - len(missing)} runs, {len(missing)} missing")

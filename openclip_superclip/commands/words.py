@@ -13,7 +13,7 @@ SKIPPED = 3  # exit code where some of the pictures could not be read
 def main(argv: list[str]) -> int:
     """Prints the words of each picture, or writes them all; returns the exit code, 3 where pictures were skipped."""
     options = _parse(argv)
-    from ..tagging.images import find_pictures
+    from ..tagging.picture_files import find_pictures
 
     paths = find_pictures(options.images)
     if options.heatmap:
@@ -65,13 +65,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _results(options: argparse.Namespace, paths: list[Path]) -> Iterator:
-    from ..tagging.image_words import look
+    from ..tagging.tagged_picture import tag_pictures
     from ..tagging.tagger import Tagger
     from ..tagging.tagging_model import open_with_head
 
     opened = open_with_head(options.model, options.architecture, options.device)
     tagger = Tagger(opened, options.words, options.top)
-    return look(paths, tagger, options.out if options.heatmap else None, opened.preprocess_cfg)
+    return tag_pictures(paths, tagger, options.out if options.heatmap else None, opened.preprocess_cfg)
 
 
 def _print(options: argparse.Namespace, paths: list[Path]) -> int:

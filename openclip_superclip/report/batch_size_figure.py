@@ -4,7 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 
-from .comparison import Study
+from .comparison import Comparison
 from .figure_style import batch, legend, png, style
 from .run_scores import label
 
@@ -12,41 +12,45 @@ MOST_PANELS = 12
 COLUMNS = 4
 
 
-def draw_batch_study(study: Study) -> bytes | None:
+def draw_batch_sizes(comparison: Comparison) -> bytes | None:
     """Returns the figure as PNG, None where no score has two batch sizes, or one beside the paper's curve."""
-    panels = _panels(study)[:MOST_PANELS]
+    panels = _panels(comparison)[:MOST_PANELS]
     if not panels:
         return None
     rows, columns = math.ceil(len(panels) / COLUMNS), min(len(panels), COLUMNS)
     size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, key in zip(grid.flat, panels, strict=False):
-        _draw(axes, study, key)
+        _draw(axes, comparison, key)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     legend(figure, grid, ncols=2)
     return png(figure)
 
 
-def _panels(study: Study) -> list[str]:
-    return [key for key in study.score_keys if len(_sizes(study, key)) > 1]
+def _panels(comparison: Comparison) -> list[str]:
+    return [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1]
 
 
-def _sizes(study: Study, key: str) -> list[int]:
+def _sizes(comparison: Comparison, key: str) -> list[int]:
     """Returns the batch sizes that a panel shows: ours and those of the paper's curves beside ours."""
-    ours = {size for series in study.series for size in study.batch_sizes if study.score(series, size, key)}
-    return sorted(ours | {point.batch_size for series in study.series for point in _paper(study, series, key)})
+    ours = {
+        size for series in comparison.series for size in comparison.batch_sizes if comparison.score(series, size, key)
+    }
+    return sorted(
+        ours | {point.batch_size for series in comparison.series for point in _paper(comparison, series, key)}
+    )
 
 
-def _paper(study: Study, series, key: str) -> list:
-    points = [p for p in study.paper if (p.method, p.variant, p.key) == (series.method, dict(series.variant), key)]
+def _paper(comparison: Comparison, series, key: str) -> list:
+    points = [p for p in comparison.paper if (p.method, p.variant, p.key) == (series.method, dict(series.variant), key)]
     return sorted(points, key=lambda point: point.batch_size)
 
 
-def _draw(axes, study: Study, key: str) -> None:
-    for series in study.series:
-        look = style(study, series)
-        found = [(size, study.score(series, size, key)) for size in study.batch_sizes]
+def _draw(axes, comparison: Comparison, key: str) -> None:
+    for series in comparison.series:
+        look = style(comparison, series)
+        found = [(size, comparison.score(series, size, key)) for size in comparison.batch_sizes]
         found = [(size, spread) for size, spread in found if spread]
         if found:
             sizes, means = [size for size, _ in found], [spread.mean for _, spread in found]
@@ -55,14 +59,14 @@ def _draw(axes, study: Study, key: str) -> None:
         for size, spread in found:
             if len(spread.values) > 1:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
-        paper = _paper(study, series, key)
+        paper = _paper(comparison, series, key)
         if paper:
             told = "read off Figure 4" if any(point.read_off for point in paper) else paper[0].source
             axes.plot(
                 [p.batch_size for p in paper], [p.value for p in paper], marker="o", markerfacecolor="white",
                 color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name}, the paper ({told})",
             )  # fmt: skip
-    sizes = _sizes(study, key)
+    sizes = _sizes(comparison, key)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [batch(size) for size in sizes])
     axes.minorticks_off()
@@ -72,10 +76,12 @@ def _draw(axes, study: Study, key: str) -> None:
     axes.margins(x=0.08, y=0.12)
 
 
-def about(study: Study) -> str:
+def about(comparison: Comparison) -> str:
     """Returns how the figure is to be read, "" where there is nothing to say."""
-    panels = _panels(study)
-    points = [p for series in study.series for key in panels[:MOST_PANELS] for p in _paper(study, series, key)]
+    panels = _panels(comparison)
+    points = [
+        p for series in comparison.series for key in panels[:MOST_PANELS] for p in _paper(comparison, series, key)
+    ]
     told = []
     if any(point.read_off for point in points):
         printed = ", ".join(batch(size) for size in sorted({p.batch_size for p in points if not p.read_off}))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..spread import Spread
 from .paper_scores import PaperPoint, paper_points
-from .reported_run import NAMES, Reported
+from .reported_run import NAMES, ReportedRun
 from .run_scores import in_order
 
 
@@ -24,13 +24,13 @@ class Series:
 
 
 @dataclass
-class Study:
+class Comparison:
     """The runs of one model, data set and number of samples."""
 
     model: str
     data: str
     samples: int
-    cells: dict[tuple[Series, int], list[Reported]]  # runs that differ by the seed alone, by series and batch size
+    cells: dict[tuple[Series, int], list[ReportedRun]]  # runs that differ by the seed alone, by series and batch size
     paper: list[PaperPoint]
 
     @property
@@ -48,7 +48,7 @@ class Study:
         return sorted({batch_size for _, batch_size in self.cells})
 
     @property
-    def runs(self) -> list[Reported]:
+    def runs(self) -> list[ReportedRun]:
         return [
             run for series in self.series for size in self.batch_sizes for run in self.cells.get((series, size), [])
         ]
@@ -69,13 +69,13 @@ class Study:
         return next((p for p in self.paper if (p.method, p.variant, p.batch_size, p.key) == wanted), None)
 
 
-def find_studies(runs: list[Reported]) -> list[Study]:
-    """Returns the runs sorted into studies, which never mix models, data sets or numbers of samples."""
+def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
+    """Returns the runs sorted into comparisons, which never mix models, data sets or numbers of samples."""
     groups = defaultdict(list)
     for run in runs:
         if run.has_trained:
             groups[run.model, run.data, run.samples].append(run)
-    return [Study(*key, _cells(group), paper_points(*key)) for key, group in groups.items()]
+    return [Comparison(*key, _cells(group), paper_points(*key)) for key, group in groups.items()]
 
 
 def number(value: int) -> str:
@@ -86,7 +86,7 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def _cells(runs: list[Reported]) -> dict[tuple[Series, int], list[Reported]]:
+def _cells(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
     """Returns the runs by series and batch size.
 
     Runs of one method and batch size that differ in their training (a learning rate) are no seeds of each other: what

@@ -5,54 +5,54 @@ from collections import defaultdict
 from dataclasses import replace
 
 from ..table import ABSENT, Table
-from .comparison import Study, number
-from .reported_run import MISSING, NAMES, Reported
+from .comparison import Comparison, number
+from .reported_run import MISSING, NAMES, ReportedRun
 from .run_scores import in_order, label
 
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")
 
 
-def scores_table(study: Study) -> Table:
+def scores_table(comparison: Comparison) -> Table:
     """Returns a row a method and batch size, a column a score; what nobody has run is missing."""
-    keys = study.score_keys
+    keys = comparison.score_keys
     rows = []
-    for batch_size in study.batch_sizes:
-        for series in study.series:
-            runs = study.cells.get((series, batch_size), [])
+    for batch_size in comparison.batch_sizes:
+        for series in comparison.series:
+            runs = comparison.cells.get((series, batch_size), [])
             whole = [run for run in runs if run.is_whole]
             seeds = ", ".join(str(run.seed) for run in whole) or (f"{len(runs)} not whole" if runs else ABSENT)
-            spreads = [study.score(series, batch_size, key) for key in keys]
+            spreads = [comparison.score(series, batch_size, key) for key in keys]
             rows.append([series.name, f"{batch_size:,}", seeds, *(str(s) if s else "–" for s in spreads)])
-        rows += _difference_rows(study, batch_size, keys)
+        rows += _difference_rows(comparison, batch_size, keys)
     note = "Mean ± standard deviation over the seeds of finished runs, in percent."
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
     return Table("Scores", ["method", "batch", "seeds", *map(label, keys)], rows, note)
 
 
-def _difference_rows(study: Study, batch_size: int, keys: list[str]) -> list[list[str]]:
+def _difference_rows(comparison: Comparison, batch_size: int, keys: list[str]) -> list[list[str]]:
     """Returns a row for what each method with a head is ahead of the same without; none where nothing compares."""
     rows = []
-    for series in study.series:
+    for series in comparison.series:
         plain = replace(series, method=series.method.removeprefix("super"))
-        pairs = [(study.score(series, batch_size, key), study.score(plain, batch_size, key)) for key in keys]
+        pairs = [(comparison.score(series, batch_size, key), comparison.score(plain, batch_size, key)) for key in keys]
         cells = [f"{ours.mean - base.mean:+.1f}" if ours and base else "–" for ours, base in pairs]
         if plain != series and any(cell != "–" for cell in cells):
             rows.append([f"{series.name} − {plain.name}", f"{batch_size:,}", "", *cells])
     return rows
 
 
-def paper_table(study: Study) -> Table | None:
+def paper_table(comparison: Comparison) -> Table | None:
     """Returns ours beside the paper's with the difference, None where the paper has none of what was trained."""
     rows = []
-    for batch_size in study.batch_sizes:
-        for series in study.series:
-            for key in in_order([point.key for point in study.paper]):
-                paper, ours = study.paper_value(series, batch_size, key), study.score(series, batch_size, key)
+    for batch_size in comparison.batch_sizes:
+        for series in comparison.series:
+            for key in in_order([point.key for point in comparison.paper]):
+                paper, ours = comparison.paper_value(series, batch_size, key), comparison.score(series, batch_size, key)
                 if paper is None:
                     continue
                 source = f"{paper.source}, read off ±0.05" if paper.read_off else paper.source
-                source += _changes(study.cells.get((series, batch_size), []))
+                source += _changes(comparison.cells.get((series, batch_size), []))
                 told = [str(ours), f"{paper.value:.1f}", f"{ours.mean - paper.value:+.1f}"] if ours else None
                 told = told or [ABSENT, f"{paper.value:.1f}", "–"]
                 rows.append([series.name, f"{batch_size:,}", label(key), *told, source])
@@ -60,20 +60,20 @@ def paper_table(study: Study) -> Table | None:
     return Table("Beside the paper", heads, rows) if rows else None
 
 
-def _changes(runs: list[Reported]) -> str:
+def _changes(runs: list[ReportedRun]) -> str:
     """Returns what --set has changed of the recipe, "" where that cannot move a score's mean."""
     changed = {f"{key}={value}" for run in runs for key, value in run.set.items() if key not in HARMLESS}
     return f"; here with --set {' '.join(sorted(changed))}" if changed else ""
 
 
-def cost_table(study: Study) -> Table | None:
+def cost_table(comparison: Comparison) -> Table | None:
     """Returns samples a second with the head and without, and what it costs, at equal batch, ranks and precision."""
     rows = []
-    for batch_size in study.batch_sizes:
-        for series in study.series:
-            with_head = _speeds(study.cells.get((series, batch_size), []))
+    for batch_size in comparison.batch_sizes:
+        for series in comparison.series:
+            with_head = _speeds(comparison.cells.get((series, batch_size), []))
             without = _speeds([
-                run for run in study.runs
+                run for run in comparison.runs
                 if f"super{run.method}" == series.method and run.batch_size == batch_size and not run.variant
             ])  # fmt: skip
             for (split, precision, hosts), fast in with_head.items():
@@ -94,7 +94,7 @@ def cost_table(study: Study) -> Table | None:
     return Table("What the head costs", heads, rows, note) if rows else None
 
 
-def _speeds(runs: list[Reported]) -> dict[tuple[str, str, tuple[str, ...]], float]:
+def _speeds(runs: list[ReportedRun]) -> dict[tuple[str, str, tuple[str, ...]], float]:
     """Returns the median samples a second by what they depend on: ranks, precision, machines."""
     found = defaultdict(list)
     for run in runs:
@@ -103,7 +103,7 @@ def _speeds(runs: list[Reported]) -> dict[tuple[str, str, tuple[str, ...]], floa
     return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 
-def runs_table(runs: list[Reported]) -> Table:
+def runs_table(runs: list[ReportedRun]) -> Table:
     """Returns a row for every run that was asked for, whatever became of it."""
     rows = []
     for run in runs:

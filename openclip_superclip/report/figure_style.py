@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .comparison import Series, Study, number
+from .comparison import Comparison, Series, number
 
 COLOURS = {
     "clip": "#7d7d7d", "superclip": "#d1495b", "siglip": "#4f6d7a", "supersiglip": "#e08e45", "flip": "#8a79af",
@@ -17,9 +17,9 @@ COLOURS = {
 STYLES = ["-", "--", "-.", ":"]  # of the series of one method
 
 
-def style(study: Study, series: Series) -> dict:
+def style(comparison: Comparison, series: Series) -> dict:
     """Returns the colour and the line of a series."""
-    same = [other for other in study.series if other.method == series.method]
+    same = [other for other in comparison.series if other.method == series.method]
     return {
         "color": COLOURS.get(series.method, "#333333"),
         "linestyle": STYLES[same.index(series) % len(STYLES)],

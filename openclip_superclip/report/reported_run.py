@@ -14,7 +14,7 @@ NAMES = {
 
 
 @dataclass
-class Reported:
+class ReportedRun:
     """A run. What nothing tells is None or empty.
 
     Attributes:

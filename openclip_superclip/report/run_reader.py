@@ -7,26 +7,26 @@ from ..checkpoints.training_log import read_log
 from ..checkpoints.training_record import read_run_record
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
-from .reported_run import CUT, FINISHED, MISSING, Reported, method_variant, not_default
+from .reported_run import CUT, FINISHED, MISSING, ReportedRun, method_variant, not_default
 from .run_scores import read_scores
 
 TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precision")
 _OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
 
 
-def read_run(path: Path) -> Reported:
+def read_run(path: Path) -> ReportedRun:
     """Returns the run in a folder; one that is not there, or tells nothing, is missing."""
     if not path.is_dir():
-        return Reported(path, MISSING, "there is no such folder")
+        return ReportedRun(path, MISSING, "there is no such folder")
     options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
     recorded, state = _json(path / "run.json"), _json(path / "state.json")
-    run = Reported(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
+    run = ReportedRun(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
     run.command = " ".join(map(str, recorded.get("command") or []))
     log = path / "out.log"
     run.points = read_log(log) if log.is_file() else []
     _read_recipe(run)
     if run.recipe is None and not _read_options(run, options):
-        return Reported(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
+        return ReportedRun(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
     run.epochs = (recorded.get("plan") or {}).get("epochs") or options.get("epochs")
     run.split, run.hosts = _split(recorded.get("plan") or options), tuple(recorded.get("hosts") or ())
     run.scores, run.epoch, run.measured_with = read_scores(path)
@@ -34,7 +34,7 @@ def read_run(path: Path) -> Reported:
     return run
 
 
-def _read_recipe(run: Reported) -> None:
+def _read_recipe(run: ReportedRun) -> None:
     file = run.path / "recipe.yaml"
     if not file.is_file():
         return
@@ -49,7 +49,7 @@ def _read_recipe(run: Reported) -> None:
     run.training = {name: getattr(recipe, name) for name in TRAINING}
 
 
-def _read_options(run: Reported, options: dict) -> bool:
+def _read_options(run: ReportedRun, options: dict) -> bool:
     """Fills in what OpenCLIP's params.txt tells; returns whether it tells what was trained."""
     sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq", "epochs")]
     if not all(isinstance(size, int) for size in sizes) or not options.get("model"):
@@ -74,7 +74,7 @@ def _read_options(run: Reported, options: dict) -> bool:
     return True
 
 
-def _tell_state(run: Reported, state: dict, has_log: bool) -> None:
+def _tell_state(run: ReportedRun, state: dict, has_log: bool) -> None:
     """Says how the run stands: as state.json tells, and whether the log agrees."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .image_words import Result
+from .tagged_picture import TaggedPicture
 
 THUMBNAIL = 240  # pixels
 
@@ -47,7 +47,7 @@ class ContactSheet:
         column, image = (700, "max-width: 100%") if heatmaps else (THUMBNAIL + 24, f"width: min(100%, {THUMBNAIL}px)")
         self._write(HEAD.format(title=escape(title), model=escape(model), column=column, image=image))
 
-    def add(self, result: Result) -> None:
+    def add(self, result: TaggedPicture) -> None:
         """Adds a picture with its words or its heat map, or why it is not there."""
         name = f"<figcaption>{escape(str(result.path))}</figcaption>"
         if result.words is None:
@@ -66,7 +66,7 @@ class ContactSheet:
         self.file.write(text.encode("utf-8", "replace"))  # a file's name may be no text
 
 
-def _table(result: Result) -> str:
+def _table(result: TaggedPicture) -> str:
     highest = max((seen.score for seen in result.words), default=0.0) or 1.0
     rows = (
         f'<tr><td>{escape(seen.word)}</td><td><span style="width:{55 * seen.score / highest:.0f}%"></span>'
@@ -76,7 +76,7 @@ def _table(result: Result) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _words(result: Result) -> str:
+def _words(result: TaggedPicture) -> str:
     return escape(", ".join(f"{seen.word} {seen.score:.1%}" for seen in result.words))
 
 

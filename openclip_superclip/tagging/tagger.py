@@ -47,7 +47,7 @@ class Tagger:
         self.shares = Shares(self.lexicon, opened.token_weights.cpu())
 
     @torch.inference_mode()
-    def look(self, pictures: Sequence[Image.Image]) -> list[list[Seen]]:
+    def tag(self, pictures: Sequence[Image.Image]) -> list[list[Seen]]:
         """Returns the words of each picture, the highest score first."""
         if not pictures:
             return []

@@ -22,7 +22,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.training_log import read_log
 from openclip_superclip.evaluation.result_files import record_file
 from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.report.comparison import find_studies
+from openclip_superclip.report.comparison import find_comparisons
 from openclip_superclip.report.run_reader import read_run
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
@@ -39,9 +39,9 @@ def table(file: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, shards) -> list[Path]:
+def trained(tmp_path_factory, shards) -> list[Path]:
     """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured themselves."""
-    folder = tmp_path_factory.mktemp("study")
+    folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model", vision={"layers": 1, "width": 32}, text={"layers": 1, "context_length": 12})
 
     for name, flags in {"clip": [], "superclip": ["--superclip"]}.items():
@@ -59,10 +59,10 @@ def study(tmp_path_factory, shards) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(study, tmp_path_factory) -> Path:
-    """The report of the study, and of a run that is not there."""
+def whole(trained, tmp_path_factory) -> Path:
+    """The report of the runs, and of a run that is not there."""
     out = tmp_path_factory.mktemp("report")
-    assert report(*study, study[0].parent / "nowhere", "--out", out) == 0
+    assert report(*trained, trained[0].parent / "nowhere", "--out", out) == 0
     return out
 
 
@@ -135,9 +135,9 @@ def test_a_browser_without_a_network_shows_every_figure(whole, tmp_path):
     assert not {one for one in addresses if not re.search(r"google|gvt1|chrome", one)}  # the browser's own
 
 
-def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(study, tmp_path):
+def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(trained, tmp_path):
     odd = tmp_path / "a <script> & b"
-    shutil.copytree(study[0], odd)
+    shutil.copytree(trained[0], odd)
     assert report(odd, "--out", tmp_path / "out", "--title", "<i>x</i>") == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"<script|<link|<i>|https?://|@import|url\(", page)
@@ -148,14 +148,14 @@ def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(study, tmp_path):
 # What it tells
 
 
-def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(study, whole):
+def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(trained, whole):
     rows = table(whole / "scores.csv")
     assert [(row["method"], row["batch"], row["seeds"]) for row in rows] == [
         ("CLIP", "8", "0, 1"), ("SuperCLIP", "8", "0, 1"), ("SuperCLIP − CLIP", "8", ""),
         ("CLIP", "16", "0, 1"), ("SuperCLIP", "16", "0, 1"), ("SuperCLIP − CLIP", "16", ""),
     ]  # fmt: skip
     measured = {}
-    for run in study:
+    for run in trained:
         last = json.loads((run / "checkpoints" / "results.jsonl").read_text().splitlines()[-1])
         measured[run.name] = 100 * last["image_to_text_R@1"]
     for row in rows:
@@ -164,7 +164,7 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(stu
             assert row[MEASURES[0]] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
-def test_files_beside_the_page_hold_the_same(study, whole):
+def test_files_beside_the_page_hold_the_same(trained, whole):
     assert {path.name for path in whole.iterdir()} == {
         "report.html", "report.md", "report.json", "runs.csv", "scores.csv", "cost.csv", "losses.png", "batch_size.png",
     }  # fmt: skip
@@ -173,17 +173,17 @@ def test_files_beside_the_page_hold_the_same(study, whole):
         assert base64.b64encode((whole / figure).read_bytes()).decode() in page
         assert f"({figure})" in markdown
     content = json.loads((whole / "report.json").read_text())
-    assert [Path(run["run"]).name for run in content["runs"]] == [*(run.name for run in study), "nowhere"]
+    assert [Path(run["run"]).name for run in content["runs"]] == [*(run.name for run in trained), "nowhere"]
     superclip = next(run for run in content["runs"] if "superclip_8_0" in run["run"])
     assert superclip["points"][-1]["samples"] == 2 * 64
     assert superclip["points"][-1]["class_loss"] > 0
-    (found,) = content["studies"]
+    (found,) = content["comparisons"]
     scores = next(cell["scores"] for cell in found["cells"] if (cell["method"], cell["batch_size"]) == ("CLIP", 8))
     assert list(scores) == MEASURES
     assert len(scores[MEASURES[0]]["values"]) == 2
 
 
-def test_the_cost_of_the_head_is_the_ratio_of_the_logs_speeds(study, whole):
+def test_the_cost_of_the_head_is_the_ratio_of_the_logs_speeds(trained, whole):
     rows = table(whole / "cost.csv")
     assert [(row["method"], row["batch"], row["ranks"]) for row in rows] == [
         ("SuperCLIP", "8", "1 × cpu"), ("SuperCLIP", "16", "1 × cpu"),
@@ -200,7 +200,7 @@ def test_a_missing_run_is_shown_as_missing(whole):
     assert "8 runs, 1 missing" in (whole / "report.html").read_text()
 
 
-def test_the_losses_of_both_methods_are_drawn_together(study, whole):
+def test_the_losses_of_both_methods_are_drawn_together(trained, whole):
     """In each method's colour, and the class loss of SuperCLIP alone: the lower half has no grey curve."""
     pixels = np.asarray(Image.open(whole / "losses.png").convert("RGB")).astype(int)[60:-70, 80:]
 
@@ -214,54 +214,54 @@ def test_the_losses_of_both_methods_are_drawn_together(study, whole):
     assert num_of(grey, lower) < num_of(grey, upper) / 5  # some grey is of letters
 
 
-def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(study, tmp_path):
+def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(trained, tmp_path):
     faster = tmp_path / "faster"
-    shutil.copytree(study[0], faster)
+    shutil.copytree(trained[0], faster)
     params = faster / "params.txt"
     params.write_text(re.sub(r"^lr: .*$", "lr: 0.5", params.read_text(), flags=re.MULTILINE))
-    (found,) = find_studies([read_run(path) for path in (study[0], study[1], faster)])
+    (found,) = find_comparisons([read_run(path) for path in (trained[0], trained[1], faster)])
     assert [series.name for series in found.series] == ["CLIP (lr 0.001)", "CLIP (lr 0.5)"]
 
 
-def test_two_models_are_kept_apart(study, tmp_path):
+def test_two_models_are_kept_apart(trained, tmp_path):
     other = tmp_path / "other"
-    for run in study[:2]:
+    for run in trained[:2]:
         shutil.copytree(run, other / run.name)
         params = other / run.name / "params.txt"
         params.write_text(re.sub(r"^model: .*$", "model: ViT-L-14", params.read_text(), flags=re.MULTILINE))
-    assert report(*study, *other.iterdir(), "--out", tmp_path / "out") == 0
-    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["studies"]
+    assert report(*trained, *other.iterdir(), "--out", tmp_path / "out") == 0
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["comparisons"]
     runs = [{run for cell in one["cells"] for run in cell["runs"]} for one in (first, second)]
-    assert runs == [{str(run) for run in study}, {str(run) for run in other.iterdir()}]
+    assert runs == [{str(run) for run in trained}, {str(run) for run in other.iterdir()}]
     assert second["model"] == "ViT-L-14"
     assert {"losses_1.png", "losses_2.png", "batch_size_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    assert not (tmp_path / "out" / "batch_size_2.png").exists()  # one batch size is no study of it
+    assert not (tmp_path / "out" / "batch_size_2.png").exists()  # one batch size is no curve of it
 
 
 # Logs that a crash has cut
 
 
-def test_a_log_cut_in_a_line_is_told_as_cut_short_and_its_last_numbers_are_not_believed(study, tmp_path):
+def test_a_log_cut_in_a_line_is_told_as_cut_short_and_its_last_numbers_are_not_believed(trained, tmp_path):
     cut = tmp_path / "clip_cut"
-    shutil.copytree(study[0], cut)
+    shutil.copytree(trained[0], cut)
     log = (cut / "out.log").read_text()
     third = [match.start() for match in re.finditer("Train Epoch", log)][2]
     (cut / "out.log").write_text(log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")])
     assert len(read_log(cut / "out.log")) == 2
-    assert report(cut, *study[1:], "--out", tmp_path / "out") == 0
+    assert report(cut, *trained[1:], "--out", tmp_path / "out") == 0
     row = table(tmp_path / "out" / "runs.csv")[0]
     assert (row["state"], row[""]) == ("cut short", "the log ends at 32 of 128 samples")
     seeds = {(row["method"], row["batch"]): row["seeds"] for row in table(tmp_path / "out" / "scores.csv")}
     assert (seeds["CLIP", "8"], seeds["CLIP", "16"]) == ("0, 1", "1")  # of batch 16 the other one counts alone
 
 
-def test_an_empty_log_a_missing_log_and_a_loss_that_is_no_number_are_told(study, tmp_path):
-    logs = {"empty": "", "infinite": (study[0] / "out.log").read_text().replace("Contrastive_loss: ", "X: 1 (", 1)}
-    logs["infinite"] = re.sub(r"Class_loss: \S+", "Class_loss: nan", (study[-1] / "out.log").read_text())
+def test_an_empty_log_a_missing_log_and_a_loss_that_is_no_number_are_told(trained, tmp_path):
+    logs = {"empty": "", "infinite": (trained[0] / "out.log").read_text().replace("Contrastive_loss: ", "X: 1 (", 1)}
+    logs["infinite"] = re.sub(r"Class_loss: \S+", "Class_loss: nan", (trained[-1] / "out.log").read_text())
     for name, text in logs.items():
-        shutil.copytree(study[-1], tmp_path / name)
+        shutil.copytree(trained[-1], tmp_path / name)
         (tmp_path / name / "out.log").write_text(text)
-    shutil.copytree(study[-1], tmp_path / "none")
+    shutil.copytree(trained[-1], tmp_path / "none")
     (tmp_path / "none" / "out.log").unlink()
     assert report(*(tmp_path / name for name in ("empty", "none", "infinite")), "--out", tmp_path / "out") == 0
     rows = {row["run"]: (row["state"], row[""]) for row in table(tmp_path / "out" / "runs.csv")}
@@ -271,24 +271,24 @@ def test_an_empty_log_a_missing_log_and_a_loss_that_is_no_number_are_told(study,
     assert "NaN" not in (tmp_path / "out" / "report.json").read_text()
 
 
-def test_steps_trained_again_after_a_crash_count_as_they_were_last(study, tmp_path):
+def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_path):
     """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples, in the same log."""
-    lines = (study[0] / "out.log").read_text().splitlines(keepends=True)
+    lines = (trained[0] / "out.log").read_text().splitlines(keepends=True)
     steps = [line for line in lines if "Train Epoch" in line]
     stopped = [line.replace("Contrastive_loss: ", "Contrastive_loss: 9") for line in steps[:6]]
     (tmp_path / "out.log").write_text("".join([*stopped, *steps[4:]]))
-    points, whole = read_log(tmp_path / "out.log"), read_log(study[0] / "out.log")
+    points, whole = read_log(tmp_path / "out.log"), read_log(trained[0] / "out.log")
     assert [point["samples"] for point in points] == list(range(16, 129, 16))
     assert points[4:] == whole[4:]
     assert points[3] != whole[3]
 
 
-def test_a_run_on_a_table_is_as_long_as_its_log_says(study, tmp_path):
+def test_a_run_on_a_table_is_as_long_as_its_log_says(trained, tmp_path):
     """OpenCLIP's csv data needs no --train-num-samples."""
-    shutil.copytree(study[0], tmp_path / "csv")
+    shutil.copytree(trained[0], tmp_path / "csv")
     params = tmp_path / "csv" / "params.txt"
     params.write_text(re.sub(r"^train_num_samples: .*$", "train_num_samples: None", params.read_text(), flags=re.M))
-    assert read_run(tmp_path / "csv").samples == read_run(study[0]).samples == 128
+    assert read_run(tmp_path / "csv").samples == read_run(trained[0]).samples == 128
 
 
 # Recipes and the paper
@@ -361,8 +361,10 @@ def test_scores_stand_beside_the_papers_with_the_difference_and_say_what_was_cha
 def test_the_papers_curve_is_drawn_beside_ours_and_labelled_as_read_off(beside_the_paper):
     note = "The paper's points are read off its Figure 4 (±0.05); those of batch 16K stand in its tables."
     assert note in (beside_the_paper / "report.md").read_text()
-    (study, short) = json.loads((beside_the_paper / "report.json").read_text())["studies"]
-    read_off = {(p["method"], p["batch_size"]): p["value"] for p in study["paper"] if p["key"] == "imagenet_zero_shot"}
+    (comparison, short) = json.loads((beside_the_paper / "report.json").read_text())["comparisons"]
+    read_off = {
+        (p["method"], p["batch_size"]): p["value"] for p in comparison["paper"] if p["key"] == "imagenet_zero_shot"
+    }
     assert [read_off["superclip", size] for size in (1024, 2048, 4096)] == [54.7, 58.7, 61.4]
     assert (beside_the_paper / "batch_size_1.png").exists()
     assert short["paper"] == []  # another number of samples: nothing of the paper's is comparable
@@ -414,16 +416,16 @@ def test_where_no_run_is_found_it_fails_in_one_line_and_writes_nothing(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(study, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_told(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert report(study[0], "--out", tmp_path / "file") == 1
+    assert report(trained[0], "--out", tmp_path / "file") == 1
     assert capsys.readouterr().err == f"error: --out: {tmp_path}/file cannot be written (File exists)\n"
 
 
-def test_help_and_reading_need_no_torch_and_drawing_names_the_extra(study):
+def test_help_and_reading_need_no_torch_and_drawing_names_the_extra(trained):
     program = "import sys; sys.modules['matplotlib'] = None\nfrom openclip_superclip.__main__ import main\n"
     program += "try: main(['report', '--help'])\nexcept SystemExit: pass\n"
-    program += f"code = main(['report', {str(study[0])!r}])\n"
+    program += f"code = main(['report', {str(trained[0])!r}])\n"
     program += "sys.exit(code if 'torch' not in sys.modules else 9)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr

@@ -105,7 +105,7 @@ def save(model: torch.nn.Module, config: Path) -> None:
 def test_the_head_names_the_colours_of_a_picture_and_the_quarters_where_they_are(trained):
     tagger = Tagger(open_with_head(trained), None, 2)
     placed = [{"red": (0, 0), "blue": (1, 1)}, {"yellow": (1, 0), "green": (0, 1)}, {"blue": (0, 0), "green": (1, 0)}]
-    for where, seen in zip(placed, tagger.look([squares(where) for where in placed]), strict=True):
+    for where, seen in zip(placed, tagger.tag([squares(where) for where in placed]), strict=True):
         assert {word.word for word in seen} == where.keys()
         for word in seen:
             place = word.map.argmax().item()

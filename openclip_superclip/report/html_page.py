@@ -4,7 +4,7 @@ import base64
 from html import escape
 
 from ..table import Table
-from .reported_run import Reported
+from .reported_run import ReportedRun
 
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -53,7 +53,7 @@ class Page:
     def table(self, table: Table) -> None:
         self.parts.append(table.html())
 
-    def run(self, run: Reported) -> None:
+    def run(self, run: ReportedRun) -> None:
         """Adds a run's recipe, versions and command, folded."""
         versions, measured_with = (
             ", ".join(f"{name} {version}" for name, version in packages.items()) or "not recorded"

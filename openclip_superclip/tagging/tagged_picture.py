@@ -8,13 +8,13 @@ from typing import NamedTuple
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
-from .images import open_picture
+from .picture_files import open_picture
 from .tagger import Seen, Tagger
 
 BATCH_SIZE = 16
 
 
-class Result(NamedTuple):
+class TaggedPicture(NamedTuple):
     """A picture and its words, or why there are none."""
 
     path: Path
@@ -41,14 +41,14 @@ class Result(NamedTuple):
         return "\n".join([*lines, f"{self.heatmap}\n"] if self.heatmap else lines)
 
 
-def look(
+def tag_pictures(
     paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None, preprocess_cfg: PreprocessCfg
-) -> Iterator[Result]:
+) -> Iterator[TaggedPicture]:
     """Yields the result of each picture, in order, drawing heat maps into the folder `heatmaps` if it is given."""
     names = set()
     for start in range(0, len(paths), BATCH_SIZE):
         pictures = [open_picture(path) for path in paths[start : start + BATCH_SIZE]]
-        words = iter(tagger.look([picture.image for picture in pictures if picture.image is not None]))
+        words = iter(tagger.tag([picture.image for picture in pictures if picture.image is not None]))
         for path, image, reason in pictures:
             seen = next(words) if image is not None else None
             heatmap = None
@@ -57,7 +57,7 @@ def look(
 
                 heatmap = heatmaps / _new_name(path, names)
                 draw(heatmap, image, seen, preprocess_cfg)
-            yield Result(path, image, seen, reason, heatmap)
+            yield TaggedPicture(path, image, seen, reason, heatmap)
 
 
 def _new_name(path: Path, names: set[str]) -> str:
