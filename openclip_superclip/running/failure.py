@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_json
 from .rank_command import killed_rank
 
 
@@ -22,8 +22,7 @@ class Error(NamedTuple):
     is_cause: bool = False  # whether it cannot follow from another rank's end
 
     def write(self, path: Path) -> None:
-        with whole_file(path) as file:
-            file.write(json.dumps(self._asdict()).encode())
+        write_json(path, self._asdict())
 
 
 def rank_failed(logs: Path) -> bool:

@@ -1,18 +1,19 @@
 """What a run ran with: plan, versions, code, machines, environment."""
 
 import os
-import platform
 import re
 import shlex
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
 
 from ..planning.plan import Plan
 from ..shipped_files import PACKAGE
+from ..versions import versions
 from .placement import Placement, hosts
 
-PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow")
+DEPENDS_ON = (
+    "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
+)  # fmt: skip
 RECORDED = re.compile(r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
 
@@ -24,7 +25,7 @@ def what_runs(plan: Plan, arguments: list[str], set_: Mapping[str, str]) -> dict
         "plan": plan.as_dict(),
         "data_check": None,
         "set": dict(set_),
-        "versions": versions(),
+        "versions": versions(*DEPENDS_ON),
         "git": git_commit(),
         "hosts": hosts(),
         "environment": recorded_environment(),
@@ -43,11 +44,6 @@ def which_start(placement: Placement, plan: Plan, logs: str, launcher: list[str]
         "ranks": f"ranks/{logs}",
         "launcher": shlex.join(launcher),
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a run depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from ..atomic_files import whole_file
+from ..atomic_files import whole_file, write_json
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
@@ -64,25 +64,26 @@ class RunFolder:
     def write_recipe(self, recipe: Recipe) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "recipe.yaml").exists():
-            self._write("recipe.yaml", recipe.text())
+            with whole_file(self.path / "recipe.yaml") as file:
+                file.write(recipe.text().encode())
 
     def start(self, record: dict, attempt: dict) -> None:
         """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""
         attempts = self.record().get("attempts", [])
         before = {"started": _now(), "epoch_before": newest(self.checkpoints)}
-        self._write("run.json", _json({**record, "attempts": [*attempts, {**attempt, **before}]}))
+        write_json(self.path / "run.json", {**record, "attempts": [*attempts, {**attempt, **before}]})
         self._write_state(RUNNING, attempt["job"])
 
     def note(self, **values) -> None:
         """Writes into run.json what has been found out."""
-        self._write("run.json", _json(self.record() | values))
+        write_json(self.path / "run.json", self.record() | values)
 
     def note_epoch(self, epoch: int) -> bool:
         """Writes into state.json that the slice is trained, and saved; tells whether that is new."""
         state = self.state()
         new = state["epoch"] != epoch
         if new:
-            self._write("state.json", _json({**state, "epoch": epoch}))
+            write_json(self.path / "state.json", {**state, "epoch": epoch})
         return new
 
     def end(self, state: str, error: str | None = None) -> None:
@@ -91,7 +92,7 @@ class RunFolder:
         last = record["attempts"][-1]
         last.update(ended=_now(), epoch_after=newest(self.checkpoints), state=state, error=error)
         self._write_state(state, last["job"], error)
-        self._write("run.json", _json(record))
+        write_json(self.path / "run.json", record)
 
     def check_progress(self, job: str | None, starts: int) -> None:
         """Raises InputError where the job's last `starts` starts before this one have not saved a slice."""
@@ -105,20 +106,12 @@ class RunFolder:
 
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
         values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}
-        self._write("state.json", _json({**values, "epoch": newest(self.checkpoints)}))
+        write_json(self.path / "state.json", {**values, "epoch": newest(self.checkpoints)})
 
     def _read(self, name: str) -> dict:
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def _write(self, name: str, text: str) -> None:
-        with whole_file(self.path / name) as file:
-            file.write(text.encode())
-
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _json(values: dict) -> str:
-    return json.dumps(values, indent=1) + "\n"
