@@ -1,11 +1,14 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import InputError
 
 
 @contextmanager
@@ -25,3 +28,30 @@ def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
     text = json.dumps(values, indent=1, allow_nan=allow_nan) + "\n"
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A path to write a folder or file to, which becomes `out` only once it is whole.
+
+    Raises InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk. In a
+    folder that exists, files of the same names are replaced and others left.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
+    part = out.with_name(f"{out.name}.{os.getpid()}.part{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        if part.is_dir() and out.is_dir():
+            for file in part.iterdir():
+                os.replace(file, out / file.name)
+        else:
+            os.replace(part, out)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        elif part.exists():
+            part.unlink()

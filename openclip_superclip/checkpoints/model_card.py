@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import open_clip
 
-from .training_record import RunRecord
+from .run_options import RunRecord
 
 RECIPE = {  # options of the run, under OpenCLIP's names, and how the card calls them
     "epochs": "epochs",

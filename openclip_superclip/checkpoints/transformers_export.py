@@ -11,8 +11,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .architecture import Architecture
 from .checkpoint import check_match
-from .model_folder import Architecture, save_weights
+from .weights_file import save_weights
 
 # Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.
 EXPRESSED = {

@@ -35,9 +35,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _average(options: argparse.Namespace) -> str:
+    from ..atomic_files import whole_output
     from ..checkpoints.averaging import average
     from ..checkpoints.checkpoint import read_checkpoint
-    from ..checkpoints.model_folder import save_weights, whole_output
+    from ..checkpoints.weights_file import save_weights
 
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints, options.add_counts)

@@ -44,11 +44,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _export(options: argparse.Namespace) -> str:
+    from ..atomic_files import whole_output
+    from ..checkpoints.architecture import architecture_of, fit
     from ..checkpoints.checkpoint import check_match, read_checkpoint
     from ..checkpoints.model_card import model_card
-    from ..checkpoints.model_folder import fit, save_weights, whole_output, write_model
-    from ..checkpoints.training_record import read_run_record
-    from ..checkpoints.which_model import which_model
+    from ..checkpoints.model_folder import write_model
+    from ..checkpoints.run_options import read_run_record
+    from ..checkpoints.weights_file import save_weights
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     checkpoint = read_checkpoint(options.checkpoint)
@@ -56,7 +58,7 @@ def _export(options: argparse.Namespace) -> str:
     head = checkpoint.head()
     if options.with_head and not head:
         raise InputError(f"--with-head: {options.checkpoint} holds no class head")
-    found = which_model(options.checkpoint, run.options, options.model)
+    found = architecture_of(options.checkpoint, run.options, options.model)
     architecture, weights = fit(found, checkpoint.without_head())
     model = architecture.on_meta()
     check_match(weights, model.state_dict(), str(options.checkpoint), found.name)

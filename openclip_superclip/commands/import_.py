@@ -40,9 +40,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> str:
+    from ..atomic_files import whole_output
+    from ..checkpoints.architecture import fit, read_architecture
     from ..checkpoints.authors_checkpoint import from_authors, with_text_in_place
     from ..checkpoints.checkpoint import check_match, read_checkpoint
-    from ..checkpoints.model_folder import fit, read_architecture, whole_output, write_model
+    from ..checkpoints.model_folder import write_model
     from ..integration.unpatched_openclip import plugins_model_class
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights

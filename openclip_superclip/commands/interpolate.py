@@ -51,9 +51,10 @@ def _released_file(released: str) -> str:
 
 
 def _interpolate(options: argparse.Namespace) -> str:
+    from ..atomic_files import whole_output
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint
-    from ..checkpoints.model_folder import save_weights, whole_output
+    from ..checkpoints.weights_file import save_weights
 
     released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)

@@ -13,10 +13,10 @@ from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from torch import Tensor, nn
 
+from ..checkpoints.architecture import Architecture, architecture_of, fit
 from ..checkpoints.checkpoint import check_match, read_checkpoint
-from ..checkpoints.model_folder import Architecture, fit, write_model
-from ..checkpoints.training_record import read_run_record
-from ..checkpoints.which_model import which_model
+from ..checkpoints.model_folder import write_model
+from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 
 
@@ -75,7 +75,7 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
     checkpoint = read_checkpoint(path)
-    found = which_model(path, read_run_record(path, checkpoint.epoch).options, model)
+    found = architecture_of(path, read_run_record(path, checkpoint.epoch).options, model)
     architecture, weights = fit(found, checkpoint.without_head())
     on_meta = architecture.on_meta()
     check_match(weights, on_meta.state_dict(), str(path), found.name)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from ..checkpoints.run_options import read_run_record
 from ..checkpoints.training_log import read_log
-from ..checkpoints.training_record import read_run_record
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from .reported_run import CUT, FINISHED, MISSING, ReportedRun, method_variant, not_default

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoints.training_record import read_run_record
+from ..checkpoints.run_options import read_run_record
 
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",

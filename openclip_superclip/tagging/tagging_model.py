@@ -11,10 +11,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ..checkpoints import HEAD_NAME
+from ..checkpoints.architecture import architecture_of, fit
 from ..checkpoints.checkpoint import check_match, read_checkpoint
-from ..checkpoints.model_folder import fit
-from ..checkpoints.training_record import read_run_record
-from ..checkpoints.which_model import which_model
+from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 from ..integration.unpatched_openclip import plugins_model_class
 from ..method.token_statistics import special_token_ids
@@ -44,7 +43,7 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
     weights = _weights(path)
     record = read_run_record(path, epoch=None)
-    found = which_model(path, record.options, architecture, flag="--architecture")
+    found = architecture_of(path, record.options, architecture, flag="--architecture")
     fitted, weights = fit(found, weights)
     tokenizer = open_clip.get_tokenizer(found.name)
     with plugins_model_class():
