@@ -2,8 +2,6 @@
 
 import dataclasses
 
-from .yaml_text import dump
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -32,11 +30,7 @@ class Recipe:
     paper: dict | None = None  # source, read_off, values in percent
     chosen: dict  # why, for every value that neither the paper nor the released configuration gives
     name: str = ""  # of the file
-    source: str = dataclasses.field(default="", repr=False)  # the file's text, where nothing was set
-
-    def text(self) -> str:
-        """Returns the YAML of the recipe as run: the file's own, or without its comments where something was set."""
-        return self.source or dump(self.as_dict())
+    text: str = dataclasses.field(default="", repr=False)  # the file's, with what was set
 
     def as_dict(self) -> dict:
         """Returns what a recipe's file holds."""
@@ -49,7 +43,12 @@ class Recipe:
         return options.get("long_caption", "") if options.get("captions", "short") != "short" else ""
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in ("name", "source")}
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.name not in ("name", "text")}
 STILL_THE_PAPERS = ("seed", "data_samples")  # runs with others are compared with its values, as with what is chosen
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+
+
+def is_mapping(field: str) -> bool:
+    """Tells whether a field holds fields of its own."""
+    return FIELDS[field].type not in (int, float, str)

@@ -1,18 +1,18 @@
-"""Recipes in files: found by name, read, and changed by --set."""
+"""Recipes in files: found by name and read."""
 
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
-from ..config import Config
 from ..errors import InputError
 from ..shipped_files import shipped_folder
-from .recipe import FIELDS, KINDS, REQUIRED, STILL_THE_PAPERS, Recipe
+from .recipe import FIELDS, KINDS, REQUIRED, Recipe, is_mapping
 from .recipe_rules import check
-from .yaml_text import parse
+from .recipe_settings import with_settings
 
 
 def recipe_files() -> list[Path]:
@@ -47,56 +47,24 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     path = find_recipe(path_or_name)
     try:
         text = path.read_text()
-        values = parse(text)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+        if set_:
+            text = with_settings(text, set_)
+        values = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable YAML file: {_reason(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a YAML mapping of {', '.join(REQUIRED)}")
-    for key, value in (set_ or {}).items():
-        _set(values, key, value)
     file = f"{path} with --set {' '.join(set_)}" if set_ else str(path)
     recipe = _recipe(values, file)
     check(recipe, file)
-    return dataclasses.replace(recipe, name=path.stem, source="" if set_ else text)
+    return dataclasses.replace(recipe, name=path.stem, text=text)
 
 
-def _set(values: dict, key: str, value: str) -> None:
-    """Puts the value of --set key=value into `values`, and its reason into `chosen`.
-
-    Takes the paper's values away where the run is no longer the paper's.
-    """
-    name, _, inner = key.partition(".")
-    if name not in FIELDS or name in ("chosen", "paper"):
-        expected = ", ".join(field for field in FIELDS if field not in ("chosen", "paper"))
-        raise InputError(f"--set {key}={value}: there is no field '{name}' to set; expected one of {expected}")
-    if bool(inner) != _is_mapping(name):
-        expected = f"{name}.KEY=VALUE" if _is_mapping(name) else f"{name}=VALUE"
-        raise InputError(f"--set {key}={value}: expected --set {expected}")
-    parsed = _parsed(name, inner, value)
-    if inner:
-        values[name] = {**(values.get(name) or {}), inner: parsed}
-    else:
-        values[name] = parsed
-    chosen = values.get("chosen")
-    if isinstance(chosen, dict):
-        if key not in STILL_THE_PAPERS and key not in chosen:
-            values["paper"] = None
-        chosen[key] = "given with --set"
-
-
-def _parsed(name: str, inner: str, value: str):
-    """Returns what YAML makes of the value, and the value itself where the field is text: a pattern, "off", "1.0"."""
-    of_config = {field.name: field.type for field in dataclasses.fields(Config)} if name == "superclip" else {}
-    if (of_config.get(inner) if inner else FIELDS[name].type) is str:
-        return value
-    try:
-        return parse(value)
-    except yaml.YAMLError:
-        return value
-
-
-def _is_mapping(name: str) -> bool:
-    return FIELDS[name].type not in (int, float, str)
+def _reason(error: Exception) -> str:
+    """Returns what is wrong with a file, and the line, in one line."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
 
 
 def _recipe(values: dict, file: str) -> Recipe:
@@ -110,8 +78,8 @@ def _recipe(values: dict, file: str) -> Recipe:
 
 
 def _typed(name: str, value, file: str):
-    """Returns the value in the field's type. Numbers may be text: YAML 1.1 takes 1e-3 for a word."""
-    kind = dict if _is_mapping(name) else FIELDS[name].type
+    """Returns the value in the field's type."""
+    kind = dict if is_mapping(name) else FIELDS[name].type
     if value is None and name not in REQUIRED:
         return None
     try:

@@ -49,6 +49,8 @@ def check(recipe: Recipe, file: str) -> None:
 
 def _check_flags(recipe: Recipe, file: str) -> None:
     for flag in recipe.flags:
+        if not isinstance(flag, str):
+            raise InputError(f"{file}: flags holds {flag!r}; expected OpenCLIP's flags, without the dashes")
         if flag in TAKEN or flag.startswith("superclip"):
             raise InputError(
                 f"{file}: flags holds {flag}, which follows from the recipe's other fields or is the run's to say"
@@ -70,8 +72,7 @@ def _check_superclip(recipe: Recipe, file: str) -> None:
             raise InputError(f"{file}: superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}")
         kind = CONFIG_FIELDS[field].type
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-            quoted = " in quotes (YAML takes a bare off or no for false)" if kind is str else ""
-            raise InputError(f"{file}: superclip.{field} is {value!r}; expected a {kind.__name__}{quoted}")
+            raise InputError(f"{file}: superclip.{field} is {value!r}; expected a {kind.__name__}")
     if recipe.method.startswith("super"):
         if options is None or options.get("weight", 1.0) == 0:
             raise InputError(f"{file}: method is {recipe.method}, which needs superclip: with a weight above 0")

@@ -65,7 +65,7 @@ class Page:
         text += [f"hosts: {', '.join(run.hosts)}"] if run.hosts else []
         text += [f"--set: {changed}"] if changed else []
         text += [f"command: {run.command}"] if run.command else []
-        text += ["", run.recipe.text().strip()] if run.recipe else []
+        text += ["", run.recipe.text.strip()] if run.recipe else []
         body = escape("\n".join(text))
         self.parts.append(f"<details><summary>{escape(run.name)}</summary><pre>{body}</pre></details>\n")
 

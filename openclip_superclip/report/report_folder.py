@@ -74,7 +74,7 @@ def _json(title: str, facts: str, runs: list[ReportedRun], comparisons: list[Com
 
 def _of_run(run: ReportedRun) -> dict:
     values = {name: value for name, value in vars(run).items() if name not in ("recipe", "path")}
-    recipe = run.recipe.text() if run.recipe else None
+    recipe = run.recipe.text if run.recipe else None
     return {"run": str(run.path), **values, "samples_per_second": run.samples_per_second, "recipe": recipe}
 
 

@@ -65,7 +65,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "recipe.yaml").exists():
             with whole_file(self.path / "recipe.yaml") as file:
-                file.write(recipe.text().encode())
+                file.write(recipe.text.encode())
 
     def start(self, record: dict, attempt: dict) -> None:
         """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from ruamel.yaml import YAML
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
 from openclip_superclip.running.checkpoint_files import is_whole
@@ -79,8 +79,8 @@ def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
     assert {**state(undisturbed), "since": None} == {
         "state": "finished", "since": None, "job": None, "error": None, "restarts": 0, "epoch": 2 * SLICES,
     }  # fmt: skip
-    as_run = yaml.safe_load((undisturbed / "recipe.yaml").read_text())
-    assert as_run == {**yaml.safe_load(recipe.read_text()), "wd": 0.1, "chosen": as_run["chosen"]}
+    as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
+    assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
     record = json.loads((undisturbed / "run.json").read_text())
     assert record["set"] == {"wd": "0.1"}
     assert record["command"][:2] == ["superclip", "train"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
+from ruamel.yaml import YAML
 
 from support.models import write_model
 from support.small_shards import SHARD_SIZE, write_shards
@@ -26,7 +26,7 @@ def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, pa
     if method.startswith("super"):
         recipe["superclip"] = {"weight": 1.0, "idf": "online", "captions": "short"}
     path = folder / f"{method}_tiny_{num_samples}_bs{batch}.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    YAML().dump(recipe, path)
     return path
 
 

@@ -24,8 +24,6 @@ SETTINGS = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", 
 OUR_FLAGS = ("force-patch-dropout", "log-every-n-steps")
 DEMO = "demo/superclip_demo-model_8k_bs64"
 
-each_recipe = pytest.mark.parametrize("name", RECIPES)
-
 
 def short(number: int) -> str:
     """512000000 as 512m."""
@@ -47,16 +45,15 @@ def variant(recipe) -> str:
     )
 
 
-@each_recipe
-def test_its_name_says_what_it_holds(name):
-    recipe = RECIPES[name]
-    folder = name.partition("/")[0]
-    model = recipe.model.removeprefix("local-dir:").replace("/", "-").lower()
-    batch = recipe.global_batch_size
-    batch = f"{batch // 1024}k" if batch >= 1024 else str(batch)
-    stem = f"{recipe.method}{variant(recipe)}_{model}_{short(recipe.samples)}_bs{batch}"
-    assert name == f"{folder}/{stem}"
-    assert folder in (recipe.data, "finetune")
+def test_the_name_of_a_recipe_says_what_it_holds():
+    for name, recipe in RECIPES.items():
+        folder = name.partition("/")[0]
+        model = recipe.model.removeprefix("local-dir:").replace("/", "-").lower()
+        batch = recipe.global_batch_size
+        batch = f"{batch // 1024}k" if batch >= 1024 else str(batch)
+        stem = f"{recipe.method}{variant(recipe)}_{model}_{short(recipe.samples)}_bs{batch}"
+        assert name == f"{folder}/{stem}"
+        assert folder in (recipe.data, "finetune"), name
 
 
 def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
@@ -71,10 +68,11 @@ def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     assert {name: recipe.paper for name, recipe in RECIPES.items() if recipe.paper} == expected
 
 
-@pytest.mark.parametrize("batch", paper.differences())
-def test_its_comment_holds_the_printed_differences_of_figure_4(batch):
-    text = RECIPES[f"datacomp1b/superclip_vit-b-16_512m_bs{batch}"].source
-    assert re.findall(r"^#.* \+([\d.]+\d).* \+([\d.]+\d)", text, flags=re.MULTILINE) == [paper.differences()[batch]]
+def test_the_comments_hold_the_printed_differences_of_figure_4():
+    for batch, differences in paper.differences().items():
+        text = RECIPES[f"datacomp1b/superclip_vit-b-16_512m_bs{batch}"].text
+        found = re.findall(r"^#.* \+([\d.]+\d).* \+([\d.]+\d)", text, flags=re.MULTILINE)
+        assert found == [differences], batch
 
 
 def given(name: str) -> set[str]:
@@ -90,46 +88,42 @@ def given(name: str) -> set[str]:
     return fields - ({"model"} if "siglip" in recipe.method else set())
 
 
-@each_recipe
-def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason(name):
-    recipe = RECIPES[name]
-    needed = FIELDS.keys() - given(name) - {"superclip", "paper", "chosen"}
-    reasons = set(recipe.chosen) | (set(SETTINGS) if "settings" in recipe.chosen else set())
-    assert needed <= reasons
-    options = {f"superclip.{key}" for key in recipe.superclip or {} if key not in ("weight", "idf", "captions")}
-    assert options | {f"flags.{key}" for key in recipe.flags if key in OUR_FLAGS} <= recipe.chosen.keys()
-    for key, reason in recipe.chosen.items():
-        field, _, inner = key.partition(".")
-        assert key == "settings" or (inner in getattr(recipe, field) if inner else field in FIELDS), key
-        assert reason.strip()
+def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason():
+    for name, recipe in RECIPES.items():
+        needed = FIELDS.keys() - given(name) - {"superclip", "paper", "chosen"}
+        reasons = set(recipe.chosen) | (set(SETTINGS) if "settings" in recipe.chosen else set())
+        assert needed <= reasons, name
+        options = {f"superclip.{key}" for key in recipe.superclip or {} if key not in ("weight", "idf", "captions")}
+        assert options | {f"flags.{key}" for key in recipe.flags if key in OUR_FLAGS} <= recipe.chosen.keys(), name
+        for key, reason in recipe.chosen.items():
+            field, _, inner = key.partition(".")
+            assert key == "settings" or (inner in getattr(recipe, field) if inner else field in FIELDS), (name, key)
+            assert reason.strip(), (name, key)
 
 
-@each_recipe
-def test_its_settings_are_the_released_configurations_where_it_gives_no_reason_of_its_own(name):
-    recipe, released = RECIPES[name], paper.released()
-    if name.startswith("demo/"):
-        released["flags"] = {}
-    if "siglip" in recipe.method:  # a sigmoid loss gathers no features
-        released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
-    for field in SETTINGS:
-        value = getattr(recipe, field)
-        if field == "flags":
-            value = {key: on for key, on in value.items() if key not in (*OUR_FLAGS, "pretrained")}
-        assert value == released[field] or field in recipe.chosen, field
+def test_settings_are_the_released_configurations_where_a_recipe_gives_no_reason_of_its_own():
+    for name, recipe in RECIPES.items():
+        released = paper.released()
+        if name.startswith("demo/"):
+            released["flags"] = {}
+        if "siglip" in recipe.method:  # a sigmoid loss gathers no features
+            released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
+        for field in SETTINGS:
+            value = getattr(recipe, field)
+            if field == "flags":
+                value = {key: on for key, on in value.items() if key not in (*OUR_FLAGS, "pretrained")}
+            assert value == released[field] or field in recipe.chosen, (name, field)
 
 
-def twins() -> list[tuple[str, str]]:
-    """The recipes that have a plain twin, with it."""
-    pairs = ((name.replace("/super", "/", 1), name) for name, recipe in RECIPES.items() if not variant(recipe))
-    return [(plain, name) for plain, name in pairs if plain != name and plain in RECIPES]
-
-
-@pytest.mark.parametrize(("plain", "name"), twins())
-def test_it_differs_from_its_plain_twin_in_the_class_loss_alone(plain, name):
-    ours, theirs = RECIPES[name].as_dict(), RECIPES[plain].as_dict()
-    different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
-    assert different <= {"method", "superclip", "paper", "chosen"}
-    assert "superclip" in ours and "superclip" not in theirs
+def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
+    twins = {name: name.replace("/super", "/", 1) for name, recipe in RECIPES.items() if not variant(recipe)}
+    pairs = [(name, plain) for name, plain in twins.items() if plain != name and plain in RECIPES]
+    assert len(pairs) > 20
+    for name, plain in pairs:
+        ours, theirs = RECIPES[name].as_dict(), RECIPES[plain].as_dict()
+        different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+        assert different <= {"method", "superclip", "paper", "chosen"}, name
+        assert "superclip" in ours and "superclip" not in theirs, name
 
 
 @pytest.mark.parametrize("folder", ["datacomp1b", "laion400m", "laion2b"])
@@ -146,7 +140,7 @@ def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2
 
 @pytest.mark.parametrize("folder", ["laion400m", "laion2b", "cc12m", "finetune", "demo"])
 def test_what_reproduces_nothing_says_so(folder):
-    texts = [recipe.source for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
+    texts = [recipe.text for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
     assert texts
     assert all("reproduces none of its values" in text or "Nothing in the paper corresponds" in text for text in texts)
 
@@ -157,37 +151,35 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
     assert {recipe.model for recipe in RECIPES.values()} - {"local-dir:demo/model"} <= set(open_clip.list_models())
 
 
-@each_recipe
-def test_openclip_reads_from_its_command_what_it_says(name):
-    recipe = RECIPES[name]
-    args = vars(check_command(make_plan(recipe, nodes=1, gpus_per_node=8).command))
-    for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
-        assert args[field] == getattr(recipe, field)
-    assert args["lr_scheduler"] == recipe.schedule
-    assert args["superclip_slices"] == recipe.slices
-    for flag, value in recipe.flags.items():
-        assert args[flag.replace("-", "_")] == value
-    config = config_from(args)
-    assert (dataclasses.asdict(config) if config else None) == (
-        dataclasses.asdict(Config(**recipe.superclip)) if recipe.superclip else None
-    )
+def test_openclip_reads_from_the_command_what_the_recipe_says():
+    for name, recipe in RECIPES.items():
+        args = vars(check_command(make_plan(recipe, nodes=1, gpus_per_node=8).command))
+        for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
+            assert args[field] == getattr(recipe, field), (name, field)
+        assert args["lr_scheduler"] == recipe.schedule, name
+        assert args["superclip_slices"] == recipe.slices, name
+        for flag, value in recipe.flags.items():
+            assert args[flag.replace("-", "_")] == value, (name, flag)
+        config = config_from(args)
+        assert (dataclasses.asdict(config) if config else None) == (
+            dataclasses.asdict(Config(**recipe.superclip)) if recipe.superclip else None
+        ), name
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)])
-@each_recipe
-def test_its_samples_are_reached_exactly_in_slices_that_hold_enough(name, nodes, gpus, gpu_batch_max):
-    recipe = RECIPES[name]
-    plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
-    assert (plan.warnings, plan.samples) == ([], recipe.samples)
-    assert plan.batch_size * plan.accum_freq * plan.world_size == recipe.global_batch_size
-    assert plan.slice_samples * plan.num_slices == recipe.samples
-    assert plan.slice_samples <= recipe.data_samples / recipe.slices
+def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus, gpu_batch_max):
+    for name, recipe in RECIPES.items():
+        plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
+        assert (plan.warnings, plan.samples) == ([], recipe.samples), name
+        assert plan.batch_size * plan.accum_freq * plan.world_size == recipe.global_batch_size, name
+        assert plan.slice_samples * plan.num_slices == recipe.samples, name
+        assert plan.slice_samples <= recipe.data_samples / recipe.slices, name
 
 
 def edited(tmp_path, name, change):
     """A copy of a recipe, its text changed."""
     path = tmp_path / "edited.yaml"
-    text = RECIPES[name].source
+    text = RECIPES[name].text
     changed = change(text)
     assert changed != text
     path.write_text(changed)
@@ -197,7 +189,7 @@ def edited(tmp_path, name, change):
 @pytest.mark.parametrize(("change", "named"), [
     (lambda text: text.replace("lr: 5.0e-4\n", ""), "lr is missing"),
     (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
-    (lambda text: text + "seed: 1\n", "'seed' stands twice"),
+    (lambda text: text + "seed: 1\n", 'not a readable YAML file: found duplicate key "seed"'),
     (lambda text: text.replace("lr: 5.0e-4", "lr: fast"), "lr is 'fast'; expected a number"),
     (lambda text: text.replace("lr: 5.0e-4", "lr: .nan"), "lr is nan"),
     (lambda text: text.replace("seed: 0", "seed: 0.5"), "seed is 0.5; expected a whole number"),
@@ -209,12 +201,14 @@ def edited(tmp_path, name, change):
     (lambda text: text.replace("method: superclip", "method: coca"), "method is 'coca'"),
     (lambda text: text.replace("  weight: 1.0", "  wait: 1.0"), "superclip has no wait"),
     (lambda text: text.replace("  weight: 1.0", "  weight: -1.0"), "--superclip-weight is -1.0"),
-    (lambda text: text.replace("  idf: online", "  idf: off"), "superclip.idf is False; expected a str in quotes"),
+    (lambda text: text.replace("  idf: online", "  idf: false"), "superclip.idf is False; expected a str"),
     (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags holds batch-size"),
     (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
     (lambda text: re.sub('shards: "(.*)"', r"shards: {000000..000015}.tar", text), "not a readable YAML file"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
-    (lambda text: text + "? [lr]\n: 1\n", "found unhashable key"),
+    (lambda text: text + "? [lr]\n: 1\n", "no field '('lr',)'"),
+    (lambda text: text.replace("flags:\n", "flags:\n  ? {a: b}\n  : 1\n"), "found unhashable key in line"),
+    (lambda text: text.replace("flags:\n", "flags:\n  1: 2\n"), "flags holds 1; expected"),
 ])  # fmt: skip
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
     path = edited(tmp_path, DEMO, change)
@@ -231,7 +225,7 @@ def test_a_flag_that_openclip_does_not_know_is_refused_before_anything_is_loaded
         make_plan(read_recipe(path))
 
 
-@pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "'5e-4'"])
+@pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "+5E-4"])
 def test_a_number_may_be_written_in_any_way(written, tmp_path):
     path = edited(tmp_path, DEMO, lambda text: text.replace("lr: 5.0e-4\n", f"lr: {written}  # so\n"))
     assert read_recipe(path).lr == 5e-4
@@ -249,6 +243,23 @@ def test_a_name_is_found_with_its_folder_or_alone_where_it_is_the_only_one():
 def test_an_unknown_name_is_refused_with_those_near_it():
     with pytest.raises(InputError, match="near it: demo/superclip_demo-model_8k_bs64"):
         read_recipe("demo/superclip_demo-model_8k_bs640")
+
+
+def test_off_is_a_word():
+    assert read_recipe(DEMO, {"superclip.idf": "off"}).superclip["idf"] == "off"
+    assert read_recipe(DEMO, {"schedule": "const"}).schedule == "const"
+
+
+def test_set_keeps_the_comments_of_the_recipe():
+    recipe, changed = read_recipe(DEMO), read_recipe(DEMO, {"lr": "1e-3", "flags.grad-clip-norm": "1"})
+    before, after = recipe.text.splitlines(), changed.text.splitlines()
+    assert after[0] == "# With --set lr, flags.grad-clip-norm."
+    assert [line for line in before if line not in after] == [
+        "lr: 5.0e-4", "  lr: the middle one that superclip demo tries",
+    ]  # fmt: skip
+    assert {line.strip() for line in after[1:] if line not in before} == {
+        "lr: 1e-3", "grad-clip-norm: 1", "lr: given with --set", "flags.grad-clip-norm: given with --set",
+    }  # fmt: skip
 
 
 def test_set_changes_one_field_and_the_text_says_it():
@@ -269,9 +280,9 @@ def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, val
 
 def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     recipe = read_recipe(DEMO)
-    assert recipe.text() == next(path for path in recipe_files() if DEMO in str(path)).read_text()
+    assert recipe.text == next(path for path in recipe_files() if DEMO in str(path)).read_text()
     changed = read_recipe(DEMO, {"eps": "1e-8", "superclip.idf": "off", "shards": "{0..3}.tar"})
-    (tmp_path / "again.yaml").write_text(changed.text())
+    (tmp_path / "again.yaml").write_text(changed.text)
     assert read_recipe(str(tmp_path / "again.yaml")).as_dict() == changed.as_dict()
 
 

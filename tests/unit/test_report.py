@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 from support.models import write_model
 from support.training_runs import run_ranks, superclip_train
 
@@ -69,7 +69,7 @@ def whole(trained, tmp_path_factory) -> Path:
 def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state) -> Path:
     """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here could train."""
     (folder / "evaluation").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text())
+    (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text)
     plan = {"epochs": 25, "world_size": 8, "device": "cuda", "accum_freq": 1}
     recorded = {"plan": plan, "set": set_ or {}, "versions": {"torch": "2.13.0"}, "hosts": ["gpu7"], "command": ["x"]}
     (folder / "run.json").write_text(json.dumps(recorded))
@@ -297,12 +297,12 @@ def test_a_run_on_a_table_is_as_long_as_its_log_says(trained, tmp_path):
 def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
     """A real run of a recipe, in a process for its rank; the scores as superclip evaluate would write them."""
     (recipe,) = [path for path in _recipes("demo") if path.stem.startswith("superclip") and path.stem.endswith("bs16")]
-    values = yaml.safe_load(recipe.read_text()) | {
+    values = YAML(typ="safe").load(recipe) | {
         "model": write_model(tmp_path / "model", vision={"layers": 1, "width": 32}, text={"layers": 1}),
         "data": "tiny", "shards": shards, "data_samples": 64, "samples": 64, "slices": 1, "workers": 0, "seed": 3,
     }  # fmt: skip
     values["flags"] = {"log-every-n-steps": 1}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    YAML().dump(values, tmp_path / "tiny.yaml")
     program = [sys.executable, "-m", "openclip_superclip", "run", str(tmp_path / "tiny.yaml"), "--device", "cpu"]
     done = subprocess.run(
         [*program, "--out", str(tmp_path / "runs" / "tiny"), "--set", "lr=2e-3"], capture_output=True, text=True,
