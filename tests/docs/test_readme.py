@@ -1,44 +1,46 @@
-"""The README says what the code does: its tables are the commands' output, its flags exist, its snippets run."""
+"""README and the pages say what the code does: their tables are the commands' output, their lists are complete."""
 
 import csv
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import open_clip
 import pytest
+import tomllib
 import torch
+import yaml
+from support.pages import PAGES, ROOT
 
-from openclip_superclip import hooks
+import openclip_superclip
+from openclip_superclip import __version__, hooks
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.commands import benchmark, demo
+from openclip_superclip.commands import benchmark, demo, patch
 from openclip_superclip.config import Config, DataConfig
 from openclip_superclip.demo.caption_comparison import modes_table
+from openclip_superclip.integration import patching
 from openclip_superclip.integration.unpatched_openclip import REPLACED
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-ON_ONE_LINE = " ".join(README.split())
+README = PAGES["README.md"]
 
 
-@pytest.mark.parametrize(("recorded", "tables"), [
-    ("docs/demo.json", demo.table),
-    ("docs/captions.json", modes_table),
-    ("docs/benchmark.json", benchmark.tables),
+@pytest.mark.parametrize(("page", "recorded", "tables"), [
+    ("README.md", "docs/demo.json", demo.table),
+    ("docs/captions.md", "docs/captions.json", modes_table),
+    ("docs/benchmark.md", "docs/benchmark.json", benchmark.tables),
 ])  # fmt: skip
-def test_its_tables_are_what_the_command_printed_for_the_recorded_run(recorded, tables):
-    assert tables(json.loads((ROOT / recorded).read_text())) in README
+def test_the_tables_are_what_the_command_printed_for_the_recorded_run(page, recorded, tables):
+    assert tables(json.loads((ROOT / recorded).read_text())) in PAGES[page]
 
 
-def test_its_batch_size_study_is_what_superclip_report_wrote():
-    (table,) = re.findall(r"<!-- batch table -->\n(.*?)\n<!-- end", README, flags=re.DOTALL)
+def test_the_batch_size_study_is_what_superclip_report_wrote():
+    (table,) = re.findall(r"<!-- batch table -->\n(.*?)\n<!-- end", PAGES["docs/report.md"], flags=re.DOTALL)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     with open(ROOT / "docs/batch_size.csv", newline="") as file:
         assert [rows[0], *rows[2:]] == list(csv.reader(file))
 
 
-def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
+def test_readme_shows_every_flag_of_superclip_with_its_default_and_no_other():
     fields = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
     flags = {field.metadata["flag"] for field in fields}
     assert set(re.findall(r"--superclip-[\w-]+", README)) == flags
@@ -49,7 +51,7 @@ def test_it_shows_every_flag_of_superclip_with_its_default_and_no_other():
         assert default == ("off" if field.default is False else shown)
 
 
-def test_its_python_snippet_runs(tiny_model):
+def test_the_python_snippet_runs(tiny_model):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     tokenizer = open_clip.get_tokenizer(tiny_model)
     names = {"images": torch.randn(2, 3, 32, 32), "texts": tokenizer(["a cat", "a red dog"])}
@@ -58,20 +60,48 @@ def test_its_python_snippet_runs(tiny_model):
     assert names["model"].class_head.weight.grad.any()
 
 
-def test_every_command_it_calls_exists():
-    called = set(re.findall(r"(?:`|bin/|^)superclip ([a-z]+)", README, flags=re.MULTILINE))
-    assert {"demo", "train"} <= called <= set(COMMANDS)
+def test_the_pages_name_every_command():
+    assert (
+        set(COMMANDS) - {name for page in PAGES.values() for name in re.findall(r"superclip ([a-z]+)", page)} == set()
+    )
 
 
-def test_it_counts_the_hooks_and_the_names_that_the_launcher_replaces():
+def test_the_hooks_and_the_names_that_the_launcher_replaces_are_counted_and_named():
     words = {6: "six", 7: "seven", 8: "eight", 9: "nine", 12: "twelve", 13: "thirteen", 14: "fourteen"}
-    num_hooks = words[sum(hasattr(value, "open_clip_spec") for value in vars(hooks).values())]
-    assert f"[the {num_hooks} hooks]" in ON_ONE_LINE
-    assert f"{num_hooks} [pluggy]" in ON_ONE_LINE
-    assert f"the {words[len(REPLACED)]} names that it replaces" in ON_ONE_LINE
+    names = [name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec")]
+    architecture = " ".join(PAGES["docs/architecture.md"].split())
+    assert re.findall(r"^\| `(open_clip_\w+)` \|", PAGES["docs/architecture.md"], flags=re.MULTILINE) == names
+    assert f"holds {words[len(names)]} [pluggy]" in architecture
+    assert f"[the {words[len(names)]} hooks]" in PAGES["docs/patching.md"]
+    assert f"the {words[len(REPLACED)]} names that it replaces" in " ".join(README.split())
+    assert f"the {words[len(REPLACED)]} names that" in architecture
 
 
-def test_every_file_it_links_to_exists():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert all((ROOT / link).exists() for link in links)
+def test_architecture_lists_the_layers_of_the_import_contract():
+    (contract, _) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (table,) = re.findall(r"^\| layer, .*?\n\n", PAGES["docs/architecture.md"], flags=re.DOTALL | re.MULTILINE)
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:] if line]
+    assert rows == [re.split(r" [:|] ", layer) for layer in contract["layers"]]
+
+
+def test_the_releases_that_a_patch_is_for_are_listed():
+    (listed,) = re.findall(r"^\| ([\d., ]+) \| \[open_clip-3\.patch\]", PAGES["docs/patching.md"], flags=re.MULTILINE)
+    assert listed.split(", ") == list(patching.patches())
+
+
+def test_patchings_table_of_exit_codes_is_the_commands():
+    codes = re.findall(r"^\| (\d) \| (.+) \|$", PAGES["docs/patching.md"], flags=re.MULTILINE)
+    assert {state: int(code) for code, state in codes} == patch.EXIT_CODES
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "preferred-citation"} <= set(citation)
+    assert citation["version"] == __version__
+    assert citation["preferred-citation"]["title"] in " ".join(README.replace("*", "").split())
+
+
+def test_the_changelog_names_what_is_public_and_where_modules_went():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {__version__}" in changelog
+    assert all(f"`{name}`" in changelog for name in openclip_superclip.__all__ if name != "__version__")

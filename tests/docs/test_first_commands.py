@@ -1,0 +1,75 @@
+"""What stands first on each page runs, on small data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.demo_runs import run_demo
+from support.models import write_model
+from support.pages import PAGES, ROOT, blocks
+
+SMALL_DEMO = {"12000": "640", "2560": "640", "0.00025": "0.001", "0.0005": "0.001", "..000002}": "..000000}"}
+EXPECTED = {  # page: what is exchanged for less of the same, and what is there afterwards
+    "architecture": ({}, []),
+    "benchmark": ({}, ["benchmark/benchmark.json"]),
+    "captions": ({}, ["df.safetensors", "df.png"]),
+    "evaluation": (SMALL_DEMO, ["demo/runs/clip_n640_b64_lr0.001_long_seed0/evaluation/summary.md"]),
+    "own-data": (
+        {"ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny", "--epochs 2": "--epochs 1 --workers 0"},
+        ["logs/clip/checkpoints/epoch_1.pt", "logs/superclip/checkpoints/epoch_1.pt"],
+    ),
+    "patching": ({}, []),
+    "recipes": ({}, []),
+    "report": ({"--device cpu": "--device cpu --set samples=2048"}, ["report/report.html"]),
+    "slices": ({"--epochs 4": "--epochs 1"}, ["logs/slices/checkpoints/epoch_1.pt"]),
+    "tagging": (SMALL_DEMO, ["scene.png", "words"]),
+    "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
+}
+SLOW = ("captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
+ON_THE_DEMO = ("captions", "evaluation", "report", "slices", "tagging", "weights")
+ELSEWHERE = ("horovod", "contributing")  # the script by tests/cluster/test_horovod.py, the tests by whoever runs this
+EXIT_CODES = {"patching": (0, 1)}  # patched or not
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The folder of a small demo with the recipes' data: the pages' own `superclip demo` finds most of it there."""
+    out = tmp_path_factory.mktemp("finished") / "demo"
+    done = run_demo(out, "--samples", "640", "--batch-size", "64", "--learning-rates", "1e-3")
+    assert done.returncode == 0, done.stderr
+    assert run_demo(out, "--data-only").returncode == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in EXPECTED]
+)
+def test_what_stands_first_on_a_page_runs(page, tmp_path, csv_data, request):
+    exchanged, written = EXPECTED[page]
+    command = blocks(PAGES[f"docs/{page}.md"])[0]
+    for whole, less in exchanged.items():
+        assert exchanged is SMALL_DEMO or whole in command
+        command = command.replace(whole, less)
+    if page in ON_THE_DEMO:
+        (tmp_path / "demo").symlink_to(request.getfixturevalue("demo"))
+    if page == "own-data":
+        write_own_data(tmp_path, csv_data)
+    folder = ROOT if page == "architecture" else tmp_path
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    shell = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode in EXIT_CODES.get(page, (0,)), f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert [name for name in written if not (tmp_path / name).exists()] == []
+
+
+def write_own_data(folder: Path, csv_data: Path) -> None:
+    """Writes what the page says its reader has, with a model that trains in seconds."""
+    rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(f"{picture},{words}\n" for picture, words in rows))
+    write_model(folder / "tiny", text={"width": 12})
+
+
+def test_every_page_is_run_here_or_elsewhere():
+    assert {*EXPECTED, *ELSEWHERE} == {Path(page).stem for page in PAGES if page.startswith("docs/")}

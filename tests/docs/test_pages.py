@@ -1,0 +1,136 @@
+"""The pages' commands are taken by the real parsers; their flags, links and file names exist."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tomllib
+from support.pages import FILES, PAGES, ROOT, blocks, code_spans, commands, parse_superclip, superclip_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip.planning.recipe_file import read_recipe
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+NOT_OURS = {  # flags of other programs that the pages' sentences name
+    "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node",
+}  # fmt: skip
+each_page = pytest.mark.parametrize("page", PAGES)
+
+
+@each_page
+def test_every_command_is_one_that_its_program_takes(page, tmp_path, monkeypatch):
+    for block in blocks(PAGES[page]):
+        for command in commands(block, tmp_path):
+            assert_taken(command, monkeypatch)
+
+
+def assert_taken(command: list[str], monkeypatch) -> None:
+    """Fails where the program would refuse its arguments, as far as that can be told without running it."""
+    program, *arguments = command
+    match Path(program).name, arguments:
+        case "superclip", [name, *_]:
+            assert name in COMMANDS, command
+            options = parse_superclip(arguments, monkeypatch)
+            if name in ("plan", "run", "submit"):
+                read_recipe(options.recipe, dict(pair.split("=", 1) for pair in options.set))
+        case "torchrun", _:
+            options = torchrun_parser().parse_args(arguments)
+            assert options.module
+            assert_taken(["python", "-m", options.training_script, *options.training_script_args], monkeypatch)
+        case "python", ["-m", "open_clip_train.main", *flags]:
+            assert_taken(["superclip", "train", *flags], monkeypatch)
+        case "python", ["-m", "openclip_superclip", *ours]:
+            assert_taken(["superclip", *ours], monkeypatch)
+        case "python", ["-c", program]:
+            compile(program, "page", "exec")
+        case "horovodrun", ["-np", number, "--gloo", *ranks]:
+            assert int(number) > 1
+            assert_taken(ranks, monkeypatch)
+        case "sbatch", _:
+            script, *given = [argument for argument in arguments if not argument.startswith("--")]
+            assert (ROOT / script).is_file(), command
+            if script.endswith("/train.sbatch"):
+                read_recipe(given[0])
+        case "bash", [script]:
+            assert (ROOT / script).is_file(), command
+        case "pip", ["install", *what]:
+            (extra,) = re.findall(r"^\.\[(\w+)\]$", what[-1])
+            assert extra in EXTRAS, command
+        case ("python3", ["-m", "venv", _]) | ("lint-imports", []):
+            pass
+        case "pytest", paths:
+            assert all((ROOT / path).exists() for path in paths if not path.startswith("-")), command
+        case _:
+            raise AssertionError(f"nothing tells whether this is right: {shlex.join(command)}")
+
+
+def test_a_command_that_is_wrong_is_found(tmp_path, monkeypatch):
+    for block in (
+        "superclip train --superclip-wieght 2", "superclip fly", "superclip plan no/such_recipe", "rm -r runs",
+        "torchrun --nproc-per-node 2 -m openclip_superclip train -- --superclip-idf", "pip install '.[nothing]'",
+        "sbatch slurm/none.sbatch RECIPE", "superclip plan demo/superclip_demo-model_8k_bs64 --set lr=fast",
+    ):  # fmt: skip
+        with pytest.raises((AssertionError, SystemExit, Exception)):
+            for command in commands(block, tmp_path):
+                assert_taken(command, monkeypatch)
+
+
+@each_page
+def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
+    known = {flag for name in COMMANDS for flag in flags_of(superclip_parser(name, monkeypatch))}
+    named = {flag for span in code_spans(PAGES[page]) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    assert named <= known | NOT_OURS
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+@each_page
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        name, _, heading = target.partition("#")
+        path = FILES[page].parent / name if name else FILES[page]
+        assert path.exists(), target
+        if heading:
+            assert heading in headings(path.read_text()), target
+
+
+def headings(text: str) -> list[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@each_page
+def test_every_source_file_that_it_names_exists(page):
+    """Named from the root, from the package, or by its name alone."""
+    trees = [ROOT / "openclip_superclip", ROOT / "tests", ROOT / "patches"]
+    names = {path.name for tree in trees for path in tree.rglob("*")} | {
+        "params.py",
+        "main.py",
+        "data.py",
+    }  # OpenCLIP's
+    for span in code_spans(PAGES[page]):
+        if re.fullmatch(r"[\w./-]+\.py|(tests|openclip_superclip|recipes|slurm|docs)/[\w./-]*", span):
+            exists = (ROOT / span).exists() or (ROOT / "openclip_superclip" / span).exists()
+            assert exists or span in names or span.startswith("open_clip/"), span
+
+
+def test_readme_links_to_every_page():
+    assert set(re.findall(r"\]\((docs/[\w-]+\.md)\)", PAGES["README.md"])) == {
+        page for page in PAGES if page.startswith("docs/")
+    }
+
+
+def test_readme_is_no_longer_than_200_lines():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_a_page_starts_with_a_command(page):
+    assert re.match(r"# .+\n\n```bash\n\S", PAGES[page])

@@ -1,0 +1,85 @@
+"""README and the pages of docs/: their text, their blocks of code, and the commands in them."""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import open_clip_train.params
+
+from openclip_superclip import hooks
+from openclip_superclip.__main__ import main as superclip
+
+ROOT = Path(__file__).parents[2]
+FILES = {"README.md": ROOT / "README.md", "slurm/README.md": ROOT / "slurm/README.md"}
+FILES |= {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {name: path.read_text() for name, path in FILES.items()}
+PROGRAMS = (  # what a page may call
+    "superclip", "python", "python3", "torchrun", "horovodrun", "sbatch", "bash", "pip", "lint-imports",
+    ".venv/bin/pip", ".venv/bin/superclip", ".venv/bin/pytest",
+)  # fmt: skip
+
+
+def blocks(text: str, language: str = "bash") -> list[str]:
+    """Returns the contents of a page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_spans(text: str) -> Iterator[str]:
+    """Yields what stands in a page between single backticks, outside of its blocks."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+
+
+def commands(block: str, folder: Path) -> list[list[str]]:
+    """Returns the commands of a block as bash would start them, its loops and quotes resolved; none is run.
+
+    Each of PROGRAMS is a recorder, and bash finds no other program. `…`, "and other flags", is left out.
+    """
+    recorder = folder / "recorder"
+    recorder.write_text('#!/bin/bash\nprintf \'%s\\n\' "${0#$PROGRAMS/}" "$@" \'\' >>"$RECORD"\n')
+    recorder.chmod(0o755)
+    for program in PROGRAMS:
+        for path in (folder / "programs" / program, folder / program):  # by PATH, and from the folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.symlink_to(recorder)
+    record = folder / "record"
+    record.write_text("")
+    environment = {"PATH": f"{folder}/programs", "PROGRAMS": f"{folder}/programs", "RECORD": str(record)}
+    shell = ["/bin/bash", "-eu", "-c", block]
+    done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}\n{block}"
+    return [
+        [part for part in command.split("\n") if part != "…"] for command in record.read_text().split("\n\n") if command
+    ]
+
+
+class _Reached(Exception):
+    """The parser of a command is about to parse."""
+
+
+def superclip_parser(command: str, monkeypatch) -> argparse.ArgumentParser:
+    """Returns the real parser of a command of `superclip`."""
+
+    def stop(parser, *_):
+        raise _Reached(parser)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "open_clip.hooks", hooks)  # as `superclip train` leaves them
+        patch.setattr(open_clip_train.params, "argparse", argparse)
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        try:
+            superclip([command])
+        except _Reached as reached:
+            return reached.args[0]
+    raise AssertionError(f"superclip {command} parses nothing")
+
+
+def parse_superclip(argv: list[str], monkeypatch) -> argparse.Namespace:
+    """Returns what the real parser makes of `superclip` arguments; it exits where it refuses them."""
+    command, *arguments = argv
+    parser = superclip_parser(command, monkeypatch)
+    return argparse.ArgumentParser.parse_args(parser, arguments[arguments[:1] == ["--"] :])
