@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there."""
 
+import errno
 import json
 import os
 import shutil
@@ -55,3 +56,13 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(part)
         elif part.exists():
             part.unlink()
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes a folder that results can be written to; InputError that names `flag` where they cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be written ({error.strerror})") from error

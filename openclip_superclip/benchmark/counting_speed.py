@@ -7,6 +7,7 @@ import webdataset
 from open_clip_train.data import filter_no_caption_or_no_image, log_and_continue, tarfile_to_samples_nothrow
 
 from ..data.frequency_count import BATCH, Counting, each_counted
+from ..table import markdown_table
 
 
 def captions_per_second(counting: Counting, shards: list[str]) -> dict[str, tuple[float, float]]:
@@ -43,3 +44,14 @@ def captions_per_second(counting: Counting, shards: list[str]) -> dict[str, tupl
         num_captions = run()
         rates[name] = num_captions / (time.perf_counter() - start), num_captions / (sum(os.times()[:4]) - cpu_start)
     return rates
+
+
+def speed_table(rates: dict[str, tuple[float, float]]) -> str:
+    """Returns what `captions_per_second` measured in Markdown, beside the plain loop."""
+    plain, plain_cpu = rates["plain webdataset loop"]
+    rows = [
+        [name, f"{rate:,.0f}", f"{rate / plain:.2f}", f"{cpu_rate:,.0f}", f"{cpu_rate / plain_cpu:.2f}"]
+        for name, (rate, cpu_rate) in rates.items()
+    ]
+    heads = ["", "captions/s", "× the plain loop", "captions/s of CPU time", "× the plain loop"]
+    return markdown_table(heads, rows)

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
+
+from ..errors import InputError
 
 
 def interleaved(calls: dict[str, Callable[[], None]], repeats: int, device: str, desc: str) -> dict[str, list[float]]:
@@ -40,6 +43,8 @@ def peak_memory(function: Callable[..., None], *args, device: str) -> int:
     process = context.Process(target=_peak_here, args=(sender, torch.get_num_threads(), function, *args))
     process.start()
     process.join()
+    if process.exitcode == -signal.SIGKILL:
+        raise InputError("too little memory here: give a smaller --head-batch or --vocab")
     if process.exitcode != 0:
         raise RuntimeError(f"measuring memory failed with exit code {process.exitcode}")
     return receiver.recv()

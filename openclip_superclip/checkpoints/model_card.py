@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import open_clip
 
+from ..table import markdown_table
 from .run_options import RunRecord
 
 RECIPE = {  # options of the run, under OpenCLIP's names, and how the card calls them
@@ -53,8 +54,8 @@ def model_card(
     if recipe:
         sections.append(f"## Recipe\n\n{recipe}")
     if run.measures:
-        rows = "\n".join(f"| {measure} | {value:.4f} |" for measure, value in run.measures.items())
-        sections.append(f"## Measured by the training run\n\n| | |\n|---|---|\n{rows}")
+        rows = [[measure, f"{value:.4f}"] for measure, value in run.measures.items()]
+        sections.append(f"## Measured by the training run\n\n{markdown_table(['', ''], rows)}")
     return "\n\n".join(sections) + "\n"
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..atomic_files import make_folder, whole_file
 from ..errors import InputError
 from ..optional_dependencies import check_clip_benchmark
 
@@ -78,10 +79,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     models = find_models(options.checkpoints, options.model)
     folders = [options.out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
     for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+        make_folder(folder, "--out")
     outcome = evaluate_all(models, folders, selection.chosen, settings, command)
     _report(outcome, selection, options.data, list(dict.fromkeys(folders)))
     return 1 if outcome.failures else 0
@@ -102,7 +100,6 @@ def _settings(options: argparse.Namespace):
 
 def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
     """Prints the results and what is missing from them, and writes each folder's table beside its results."""
-    from ..atomic_files import whole_file
     from ..evaluation.datasets import other_data
     from ..evaluation.result_files import read_records
     from ..evaluation.results_table import table

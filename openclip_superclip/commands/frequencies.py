@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
+from ..table import markdown_table
 
 LISTED = 20  # tokens that --show lists at either end
 
@@ -141,8 +142,8 @@ def _show(options: argparse.Namespace) -> str:
         f"{len(held):,} of {len(counts):,} tokens are held by a caption; {figure} shows how often",
     ]
     for title, tokens in (("commonest", held[:LISTED]), ("rarest", held[: -LISTED - 1 : -1])):
-        lines += ["", f"| {title} | captions | weight |", "|---|---|---|"]
-        lines += [f"| {decode(token)} | {counts[token]:,} | {weights[token]:.2f} |" for token in tokens]
+        rows = [[decode(token), f"{counts[token]:,}", f"{weights[token]:.2f}"] for token in tokens]
+        lines += ["", markdown_table([title, "captions", "weight"], rows)]
     return "\n".join(lines)
 
 
@@ -154,16 +155,10 @@ def _decoder(options: argparse.Namespace):
 
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of)
     inner = getattr(tokenizer, "tokenizer", tokenizer)
-    return lambda token: inner.decode([token]).strip().replace("|", "\\|") or str(token)
+    return lambda token: inner.decode([token]).strip() or str(token)
 
 
 def _benchmark(options: argparse.Namespace) -> str:
-    from ..benchmark.counting_speed import captions_per_second
+    from ..benchmark.counting_speed import captions_per_second, speed_table
 
-    counting, shards = _counting(options)
-    rates = captions_per_second(counting, shards)
-    plain, plain_cpu = rates["plain webdataset loop"]
-    lines = ["| | captions/s | × the plain loop | captions/s of CPU time | × the plain loop |", "|---|---|---|---|---|"]
-    for name, (rate, cpu_rate) in rates.items():
-        lines.append(f"| {name} | {rate:,.0f} | {rate / plain:.2f} | {cpu_rate:,.0f} | {cpu_rate / plain_cpu:.2f} |")
-    return "\n".join(lines)
+    return speed_table(captions_per_second(*_counting(options)))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..atomic_files import whole_file
 from ..checkpoints.training_log import read_log
+from ..errors import InputError
 from .scenes import CAPTIONS
 
 METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the command
@@ -108,7 +109,7 @@ def load(weights: Path, model: str):
 def _train(arguments: list[str], run: DemoRun, log: Path) -> float:
     """Runs `superclip train` on one thread and returns its CPU seconds.
 
-    Raises RuntimeError, with the last lines of its output, where it fails.
+    Raises InputError, with its last words, where it fails.
     """
     output_path = log.parent.parent / f"{run.name}.output"
     output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +131,9 @@ def _train(arguments: list[str], run: DemoRun, log: Path) -> float:
                 process.kill()
     returncode = os.waitstatus_to_exitcode(status)
     if returncode != 0:
-        last = "\n".join(output_path.read_text().splitlines()[-15:])
-        raise RuntimeError(f"the run {run.name} failed with exit code {returncode}; its last words:\n{last}")
+        lines = output_path.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        raise InputError(f"the run {run.name} failed with exit code {returncode}: {last} ({output_path} holds it all)")
     output_path.unlink()  # all of it stands in out.log
     return usage.ru_utime + usage.ru_stime
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..atomic_files import whole_file
+from ..errors import InputError
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
@@ -114,7 +115,8 @@ def write_shards(
     The same arguments give the same bytes. A folder that already holds this data set is left as it is.
 
     Raises:
-        ValueError: for an unknown kind of caption or split, no samples, or a folder that holds another data set.
+        InputError: for a folder that holds another data set.
+        ValueError: for an unknown kind of caption or split, or no samples.
     """
     dataset = {
         "num_samples": num_samples,
@@ -134,7 +136,7 @@ def write_shards(
     record = folder / "dataset.json"
     if record.exists():
         if json.loads(record.read_text()) != dataset:
-            raise ValueError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
+            raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=num_samples, desc=f"scenes for {folder}", unit=" scenes") as progress:

@@ -2,6 +2,7 @@
 
 import statistics
 
+from ..table import markdown_table
 from .datasets import SUITES
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
@@ -28,11 +29,9 @@ def table(records: list[dict]) -> str:
         label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
         for model in models:
             cells[label, model] = 100 * statistics.mean(_score(records, model, name) for name in shared)
-    rows = [
-        f"| {label} | " + " | ".join(_cell(cells.get((label, model))) for model in models) + " |"
-        for label in dict.fromkeys(label for label, _ in cells)
-    ]
-    return "\n".join([f"| % | {' | '.join(models)} |", "|---|" + "---|" * len(models), *rows])
+    labels = dict.fromkeys(label for label, _ in cells)
+    rows = [[label, *(_cell(cells.get((label, model))) for model in models)] for label in labels]
+    return markdown_table(["%", *models], rows)
 
 
 def _label(record: dict, measure: str) -> str:

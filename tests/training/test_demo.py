@@ -10,9 +10,9 @@ from PIL import Image
 from support.demo_runs import run_demo
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.commands.demo import table
 from openclip_superclip.data.frequency_file import Frequencies
 from openclip_superclip.demo.demo_run import read_log
+from openclip_superclip.demo.method_comparison import methods_table
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_it_prints_one_table_of_every_measure_at_equal_samples_and_at_equal_time
     out, finished = demo
     assert finished.returncode == 0, finished.stderr
     report = json.loads((out / "demo.json").read_text())
-    assert table(report) in finished.stdout
+    assert methods_table(report) in finished.stdout
     assert list(report["summary"]) == ["CLIP", "SuperCLIP", "CLIP, equal time"]
     for measures in report["summary"].values():
         assert list(measures) == [
