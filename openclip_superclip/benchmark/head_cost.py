@@ -1,18 +1,17 @@
 """What the class head costs on this machine: the loss beside other ways to compute it, and the whole training step."""
 
 import functools
-import json
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
 import torch
 
-from ..atomic_files import make_folder, whole_file
+from ..atomic_files import make_folder, write_json
 from ..errors import InputError
 from ..method.flops import count_gmacs
+from ..versions import versions
 from .head_cost_figure import draw
 from .loss_variants import CONTENDERS, compute, make_inputs
 from .time_and_memory import interleaved, peak_memory
@@ -52,8 +51,7 @@ def measure_head_cost(settings: BenchmarkSettings) -> dict:
         raise InputError(
             f"--device {settings.device} has too little memory: give a smaller --head-batch, --vocab or --local-batch"
         ) from error
-    with whole_file(settings.out / "benchmark.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(settings.out / "benchmark.json", report)
     draw(settings.out / "benchmark.png", report)
     return report
 
@@ -66,8 +64,7 @@ def _measure(settings: BenchmarkSettings) -> dict:
         "machine": {
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("openclip-superclip", "open_clip_torch", "torch")},
+            **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         },
         "head_seconds": interleaved(_prepare(CONTENDERS, *head), settings.repeats, device, "class loss and gradients"),
         "head_peak_bytes": {name: peak_memory(_prepare_one, name, *head, device=device) for name in CONTENDERS},

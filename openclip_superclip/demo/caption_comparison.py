@@ -1,8 +1,6 @@
 """The demo in several modes of captions: CLIP and SuperCLIP in each, in one table."""
 
-import json
-
-from ..atomic_files import whole_file
+from ..atomic_files import write_json
 from ..spread import Spread
 from ..table import markdown_table
 from .demo_run import METHODS, DemoRun
@@ -28,8 +26,7 @@ def compare_modes(settings: DemoSettings) -> dict:
             for (method, mode), runs in zip(rows, records, strict=True)
         ],
     }
-    with whole_file(settings.out / "captions.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(settings.out / "captions.json", report)
     return report
 
 

@@ -2,23 +2,24 @@
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
+from ..versions import versions
 from .scenes import CAPTIONS
 
 METHODS = {"CLIP": [], "SuperCLIP": ["--superclip"]}  # what each adds to the command
+
+PACKAGES = ("python", "openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def train_and_measure(run: DemoRun, train_data: str, model: str, out: Path, spli
     if not (_read(trained) and checkpoint(run, out).exists()):
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted run's: OpenCLIP would refuse its name
         cpu_seconds = _train(command(run, train_data, model, out), run, folder / "out.log")
-        _write(trained, {"cpu_seconds": cpu_seconds, "versions": versions()})
+        write_json(trained, {"cpu_seconds": cpu_seconds, "versions": versions(*PACKAGES)})
     record = {
         "run": asdict(run),
         "command": " ".join(["superclip", *command(run, train_data, model, out)]),
@@ -61,7 +62,7 @@ def train_and_measure(run: DemoRun, train_data: str, model: str, out: Path, spli
         **_read(trained),
         "curve": read_log(folder / "out.log"),
     }
-    _write(finished, record)
+    write_json(finished, record)
     return record
 
 
@@ -150,18 +151,7 @@ def _measure(weights: Path, model: str, split: str) -> dict[str, float]:
     return measure(*load(weights, model), split=split)
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that a run depends on."""
-    packages = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
 def _read(path: Path) -> dict | None:
     """Returns a record, or None where there is none or other versions wrote it."""
     record = json.loads(path.read_text()) if path.exists() else {}
-    return record if record.get("versions") == versions() else None
-
-
-def _write(path: Path, record: dict) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(record, indent=1).encode())
+    return record if record.get("versions") == versions(*PACKAGES) else None

@@ -1,14 +1,14 @@
 """The demo: CLIP and SuperCLIP at equal samples, and CLIP at equal time, in one table and one figure."""
 
-import json
 import statistics
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_json
 from ..spread import Spread
 from ..table import markdown_table
-from .demo_run import METHODS, DemoRun, checkpoint, load, versions
+from ..versions import versions
+from .demo_run import METHODS, PACKAGES, DemoRun, checkpoint, load
 from .figure import draw
 from .measures import describe
 from .training_pool import DemoSettings, training_pool
@@ -31,15 +31,14 @@ def compare_methods(settings: DemoSettings) -> dict:
     (captions,) = settings.captions
     report = {
         "settings": settings.as_dict() | {"captions": captions},
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "learning_rates": rates,
         "tuning": [{k: record[k] for k in ("run", "split", "measures", "cpu_seconds")} for record in trials],
         "time_superclip_over_clip": ratio,
         "summary": {column: _summarise(records) for column, records in columns.items()},
         "runs": columns,
     }
-    with whole_file(settings.out / "demo.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(settings.out / "demo.json", report)
     _draw(settings, report)
     return report
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ..versions import versions
 from .datasets import Data
 from .metrics import Settings, evaluate
 from .models import Evaluated, open_model
-from .result_files import read_record, record_file, versions, write_record
+from .result_files import PACKAGES, read_record, record_file, write_record
 
 
 class Outcome(NamedTuple):
@@ -83,7 +84,7 @@ def _expected(model: Evaluated, data: Data, task: str, settings: Settings) -> di
         "data_files": data.files_id(settings.splits(task)),
         "settings": settings.that_matter(task),
         "device": settings.device,
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
     }
 
 

@@ -2,21 +2,15 @@
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_json
 
 PACKAGES = (
     "openclip-superclip", "open_clip_torch", "clip-benchmark", "torch", "torchvision", "webdataset", "scikit-learn",
     "numpy", "pillow", "transformers",
 )  # fmt: skip
 MUST_AGREE = ("model", "dataset", "task", "weights", "data_files", "settings", "versions")
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions on which a result depends."""
-    return {name: version(name) for name in PACKAGES}
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str) -> Path:
@@ -33,8 +27,7 @@ def read_record(file: Path, expected: dict) -> dict | None:
 
 def write_record(file: Path, record: dict) -> None:
     """Writes a result whole."""
-    with whole_file(file) as out:
-        out.write(json.dumps(record, indent=1, allow_nan=False).encode())
+    write_json(file, record, allow_nan=False)
 
 
 def read_records(folder: Path) -> list[dict]:
