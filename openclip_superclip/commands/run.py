@@ -1,13 +1,12 @@
 """superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes of the job."""
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..running.rank_command import ENGINES
+from ..running.training_engine import ENGINES
 
 
 def main(argv: list[str]) -> int:
@@ -15,34 +14,27 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     from ..optional_dependencies import check_horovod
     from ..planning.plan import make_plan
-    from ..planning.recipe_file import read_recipe
-    from ..running.launch import Stopped, stopped_by_signals
-    from ..running.node_run import Run
+    from ..running.node_run import NodeRun
     from ..running.placement import find_placement
-    from ..running.run_folder import RunFolder
+    from ..running.run_folder import recipe_and_folder
+    from ..running.stop_signals import Stopped, stopped_by_signals
 
     placement = find_placement()
-    recipe = read_recipe(options.recipe, options.set)
-    folder = RunFolder(options.out or Path("runs") / recipe.name)
-    if (
-        Path(options.recipe).absolute() == (folder.path / "recipe.yaml").absolute()
-    ):  # a copy that `superclip submit` left
-        recipe = dataclasses.replace(recipe, name=folder.path.name)
-    num_processes = options.nproc or _num_processes(options.device, placement.gpus)
+    recipe, folder = recipe_and_folder(options.recipe, options.set, options.out)
     plan = make_plan(
-        recipe, placement.num_nodes, num_processes, options.data, options.gpu_batch_max, options.workers,
-        options.device,
+        recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
+        options.gpu_batch_max, options.workers, options.device,
     )  # fmt: skip
-    run = Run(plan, placement, folder, options.set, options.engine)
+    run = NodeRun(plan, placement, folder, options.set, options.engine)
     if options.dry_run:
         if placement.node == 0:
-            print(_show(plan, run))
+            print(_show(run))
         return 0
     if options.engine == "horovod":
         check_horovod()
     try:
         with stopped_by_signals():
-            return run.first_node() if placement.node == 0 else run.other_node()
+            return run.run()
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command goes on", file=sys.stderr, flush=True)
         return stop.exit_code
@@ -98,24 +90,13 @@ def settings(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _num_processes(device: str, gpus: int | None) -> int:
-    if device == "cpu":
-        return 1
-    if gpus is None:
-        import torch
-
-        gpus = torch.cuda.device_count()
-    if gpus == 0:
-        raise InputError("no GPU was found here; expected one, or --device cpu with --nproc N")
-    return gpus
-
-
-def _show(plan, run) -> str:
+def _show(run) -> str:
+    plan = run.plan
     return "\n".join(
         [
             f"{plan.nodes} × {plan.gpus_per_node} processes: {plan.batch_size} samples each × {plan.world_size} × "
             f"{plan.accum_freq} accumulated = {plan.global_batch_size} samples a step",
             f"{plan.steps} steps in {plan.num_slices} slices of {plan.slice_samples} samples, into {run.folder.path}",
-            shlex.join(run.command()),
+            shlex.join(run.ranks.command()),
         ]
     )

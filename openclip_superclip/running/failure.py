@@ -9,56 +9,67 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..atomic_files import write_json
-from .rank_command import killed_rank
 
 
-class Error(NamedTuple):
-    """What one rank, or one node's launcher, says of its end."""
+class Failure(NamedTuple):
+    """How one rank, or one node's launcher, ended; its file is one that torch.distributed.elastic reads too."""
 
     who: str
-    error: str  # one line
+    message: str  # one line
     traceback: str = ""
-    time: float = 0.0
+    timestamp: float = 0.0
     is_cause: bool = False  # whether it cannot follow from another rank's end
 
     def write(self, path: Path) -> None:
         write_json(path, self._asdict())
 
+    @staticmethod
+    def read(path: Path) -> "Failure":
+        return Failure(**json.loads(path.read_text()))
+
+    def order(self) -> tuple[bool, float]:
+        """Returns what sorts failures, the one that the others follow from first."""
+        return not self.is_cause, self.timestamp
+
 
 def rank_failed(logs: Path) -> bool:
-    """Tells whether a rank that this machine sees has written an error."""
+    """Tells whether a rank that this machine sees has written a failure."""
     return any(logs.glob("rank_*.error.json"))
 
 
 def node_failed(logs: Path) -> bool:
-    """Tells whether a node has ended because of an error."""
+    """Tells whether a node has ended because of a failure."""
     _look_again(logs)
     return any(logs.glob("node_*.error.json"))
 
 
-def first_error(logs: Path) -> Error:
-    """Returns the error that the others follow from: a rank that was killed, or else the earliest one."""
+def first_failure(logs: Path) -> Failure:
+    """Returns the failure that the others follow from: of a rank that was killed, or else the earliest one."""
     _look_again(logs)
-    return min(map(_read, logs.glob("*.error.json")), key=lambda error: (not error.is_cause, error.time))
+    return min(map(Failure.read, logs.glob("*.error.json")), key=Failure.order)
 
 
-def write_node_error(logs: Path, node: int, exit_code: int) -> None:
-    """Writes why this node ended, where a killed rank could not."""
-    host = socket.gethostname()
-    output = (logs / f"node_{node}.log").read_text(errors="replace")
-    killed = killed_rank(output)
-    if killed:
-        error = Error(f"{killed[0]} on {host}", f"it was ended from outside: {killed[1]}", "", time.time(), True)
+def launcher_file(logs: Path, node: int) -> Path:
+    """Returns where a node's launcher writes what it saw of its ranks' end, for this node alone to read."""
+    return logs / f"launcher_{node}.json"
+
+
+def write_node_failure(logs: Path, node: int, exit_code: int) -> None:
+    """Tells all nodes why this one ended, in the words of its launcher where it left any."""
+    seen = launcher_file(logs, node)
+    if seen.exists():
+        failure = Failure.read(seen)
     elif rank_failed(logs):
-        error = first_error(logs)
+        failure = first_failure(logs)
     else:
-        error = Error(f"the launcher on {host}", f"it ended with exit code {exit_code}", "", time.time())
-    error.write(logs / f"node_{node}.error.json")
+        who = f"the launcher on {socket.gethostname()}"
+        failure = Failure(who, f"it ended with exit code {exit_code}", timestamp=time.time())
+    failure.write(logs / f"node_{node}.error.json")
 
 
-def describe(error: Error, logs: Path) -> str:
+def describe(failure: Failure, logs: Path) -> str:
     """Returns what to print: the traceback first."""
-    parts = [f"superclip run: {error.who} failed first:", error.traceback.rstrip() or error.error]
+    parts = [f"superclip run: {failure.who} failed first:", failure.traceback.rstrip() or failure.message]
     return "\n".join([*parts, f"superclip run: the output of every rank is in {logs}"])
 
 
@@ -66,7 +77,3 @@ def _look_again(logs: Path) -> None:
     """Has NFS, which remembers for a minute what lies in a folder, ask for what other nodes have written there."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass
-
-
-def _read(path: Path) -> Error:
-    return Error(**json.loads(path.read_text()))

@@ -8,7 +8,7 @@ PERIOD = 2  # seconds between two beats
 PATIENCE = 20  # seconds after which a node without a beat is lost
 
 
-class NodeBeats:
+class Heartbeat:
     """Beats for this node, and listens to the others.
 
     Where a node loses power, the ranks of the others fail within seconds, and SLURM takes minutes to notice. A failed

@@ -31,6 +31,19 @@ class Placement:
         """
         return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
 
+    def num_processes(self, device: str) -> int:
+        """Returns how many processes train on this node: one a GPU, and one on CPUs; InputError without a GPU."""
+        if device == "cpu":
+            return 1
+        gpus = self.gpus
+        if gpus is None:
+            import torch
+
+            gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise InputError("no GPU was found here; expected one, or --device cpu with --nproc N")
+        return gpus
+
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     """Returns where this process is; raises InputError where srun was not told to start one process a node."""

@@ -1,6 +1,5 @@
-"""One rank of a run, as torchrun starts it: `superclip train` that keeps its output and its error in files."""
+"""One rank of a run, as rank_launcher.py starts it: `superclip train` that leaves its failure in a file."""
 
-import faulthandler
 import os
 import socket
 import sys
@@ -8,50 +7,69 @@ import time
 import traceback
 from pathlib import Path
 
-from ..integration.training import train
-from .failure import Error
-from .launch import end_with_parent
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-RESERVE = 64 << 10  # bytes for the error, kept on a disk that may become full
+from ..integration.training import train
+from .failure import Failure
+from .supervised_process import end_with_parent
+
+RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
+
+
+class Refused(Exception):
+    """Training ended with an exit code; its message is the last line of the rank's output, which says why."""
+
+
+class RankErrors(ErrorHandler):
+    """Writes the exception that ends a rank, before its output shows it: who reads the output then finds the file."""
+
+    def __init__(self, logs: Path, rank: int):
+        self.file, self.rank = logs / f"rank_{rank}.error.json", rank
+        self.reserve = logs / f"rank_{rank}.reserve"
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.reserve.write_bytes(os.urandom(RESERVE))
+
+    def record_exception(self, e: BaseException) -> None:
+        self.free_reserve()
+        who = f"rank {self.rank} on {socket.gethostname()}"
+        said = (str(e), "") if isinstance(e, Refused) else (f"{type(e).__name__}: {e}", traceback.format_exc())
+        Failure(who, *said, timestamp=time.time()).write(self.file)
+
+    def free_reserve(self) -> None:
+        self.reserve.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:
     """Trains as `superclip train` with the arguments after the folder of logs, and returns its exit code."""
-    logs, *arguments = argv
-    rank = int(os.environ.get("RANK", 0))
     end_with_parent()
-    output = os.open(Path(logs) / f"rank_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    faulthandler.enable()
-    reserve = Path(logs) / f"rank_{rank}.reserve"
-    reserve.write_bytes(os.urandom(RESERVE))
+    os.dup2(1, 2)  # the launcher has put standard output into the rank's log
+    logs, *arguments = argv
+    rank = int(os.environ["RANK"])
+    errors = RankErrors(Path(logs), rank)
+    try:
+        record(_train, errors)(Path(logs) / f"rank_{rank}.log", arguments)
+    except Refused:
+        return 1
+    errors.free_reserve()
+    return 0
+
+
+def _train(log: Path, arguments: list[str]) -> None:
+    """Trains; raises Refused where training ends with another exit code than 0."""
     try:
         code = train(arguments)
-    except Exception as error:
-        _record(Path(logs), rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
-        raise
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):  # which Python would print last of all
             print(code, file=sys.stderr)
-            code = 1
     if code:
-        _record(Path(logs), rank)
-    reserve.unlink(missing_ok=True)
-    return code
-
-
-def _record(logs: Path, rank: int, text: str = "", error: str | None = None) -> None:
-    """Writes the rank's error before its output shows it: whoever reads the output then finds the error."""
-    (logs / f"rank_{rank}.reserve").unlink(missing_ok=True)
-    if error is None:
         sys.stdout.flush()
         sys.stderr.flush()
-        lines = (logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
-        error = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-    who = f"rank {rank} on {socket.gethostname()}"
-    Error(who, error, text, time.time()).write(logs / f"rank_{rank}.error.json")
+        lines = log.read_text(errors="replace").split("\n")
+        raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The folder of a run: OpenCLIP's logs and checkpoints, and beside them what was run and how it stands."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -111,6 +112,15 @@ class RunFolder:
     def _read(self, name: str) -> dict:
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else {}
+
+
+def recipe_and_folder(file: str, set_: Mapping[str, str], out: Path | None) -> tuple[Recipe, RunFolder]:
+    """Returns a recipe, with other values where they are set, and the folder of its run: runs/NAME unless given."""
+    recipe = read_recipe(file, set_)
+    folder = RunFolder(out or Path("runs") / recipe.name)
+    if Path(file).absolute() == (folder.path / "recipe.yaml").absolute():  # a copy that `superclip submit` left
+        recipe = dataclasses.replace(recipe, name=folder.path.name)
+    return recipe, folder
 
 
 def _now() -> str:

@@ -1,6 +1,5 @@
 """The lock of a run's folder: one process at a time trains into it."""
 
-import fcntl
 import json
 import os
 import socket
@@ -10,6 +9,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ..atomic_files import write_json
 from ..errors import InputError
 from .placement import Placement
 
@@ -22,20 +24,20 @@ class LockLost(InputError):
 def lock(path: Path, placement: Placement) -> Iterator[Callable[[], None]]:
     """Holds the lock, whose file names its owner; raises InputError, naming the owner, where another one lives.
 
-    A process on this machine that lives holds the file locked, and the kernel releases it with the process. Not every
-    network file system tells other machines of that, so SLURM is asked for the owner's job. The file stays.
+    A process on this machine that lives holds a second file locked, and the kernel releases it with the process. Not
+    every network file system tells other machines of that, so SLURM is asked for the owner's job.
 
     Yields a function that raises LockLost where the lock is lost all the same, to another machine in that instant.
     """
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            raise InputError(_refusal(path, _read(file), "which runs")) from None
-        except OSError:  # a file system without locks
-            locked = False
-        _check_owner(path, _read(file), placement, locked)
+    held = FileLock(f"{path}.flock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise InputError(_refusal(path, _owner(path), "which runs")) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
+        _check_owner(path, _owner(path), placement, held.is_locked)
         owner = {
             "job": placement.job,
             "restarts": placement.restarts,
@@ -43,17 +45,19 @@ def lock(path: Path, placement: Placement) -> Iterator[Callable[[], None]]:
             "pid": os.getpid(),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        _write(file, owner)
+        write_json(path, owner)
 
         def check():
-            if _read(file) != owner:
-                raise LockLost(_refusal(path, _read(file), "which started in the same second"))
+            if _owner(path) != owner:
+                raise LockLost(_refusal(path, _owner(path), "which started in the same second"))
 
         try:
             yield check
         finally:
-            if _read(file) == owner:
-                _write(file, None)
+            if _owner(path) == owner:
+                path.unlink(missing_ok=True)
+    finally:
+        held.release()
 
 
 def _check_owner(path: Path, owner: dict | None, placement: Placement, locked: bool) -> None:
@@ -82,7 +86,7 @@ def _refusal(path: Path, owner: dict | None, state: str) -> str:
         who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}"
     return (
         f"{path.parent} belongs to another run: {who} ({state}); wait for it, end it, or give --out another folder; "
-        f"if it is surely gone, remove {path}"
+        f"if it is surely gone, remove {path}*"
     )
 
 
@@ -97,19 +101,9 @@ def _job_lives(job: str) -> bool | None:
     return False if "Invalid job id" in asked.stderr else None
 
 
-def _read(file) -> dict | None:
-    file.seek(0)
-    text = file.read()
+def _owner(path: Path) -> dict | None:
+    """Returns what the lock's file tells of its owner, None where it has none."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # empty, or its writer died
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def _write(file, owner: dict | None) -> None:
-    file.seek(0)
-    file.truncate()
-    if owner is not None:
-        json.dump(owner, file)
-    file.flush()
-    os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from ruamel.yaml import YAML
+from support.slurm_cluster import may_unshare
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
 from openclip_superclip.running.checkpoint_files import is_whole
@@ -211,6 +212,7 @@ def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
     assert f"failed first:\n{state(run)['error'].partition(': ')[2]}\n" in output
 
 
+@pytest.mark.skipif(not may_unshare(), reason="a disk that becomes full is mounted, which needs root (CAP_SYS_ADMIN)")
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(recipe, tmp_path):
     # The disk is seen through a process that ends with this one, and its mount with that.
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=100m tmpfs "$0" && echo && exec cat', tmp_path]

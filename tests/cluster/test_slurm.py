@@ -12,6 +12,8 @@ from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_
 
 from openclip_superclip.demo.evaluation_data import write_evaluation_data
 
+pytestmark = pytest.mark.slurm
+
 SLURM = Path(__file__).parents[2] / "slurm"
 ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
 
@@ -118,7 +120,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, PYTHONPATH=str(plugin))
     ended = cluster.wait(job)
     assert ended["JobState"] == "FAILED"
-    (failed_at,) = (json.loads(path.read_text())["time"] for path in run.glob("ranks/*/rank_1.error.json"))
+    (failed_at,) = (json.loads(path.read_text())["timestamp"] for path in run.glob("ranks/*/rank_1.error.json"))
     assert datetime.fromisoformat(ended["EndTime"]).timestamp() - failed_at < 60
     assert state(run)["state"] == "failed"
     assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"

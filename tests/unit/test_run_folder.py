@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from support.tiny_run import write_recipe
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running import checkpoint_files as good_checkpoint
-from openclip_superclip.running import heartbeat as node_beats
-from openclip_superclip.running.failure import Error, first_error
+from openclip_superclip.running import checkpoint_files, heartbeat, rank_launcher
+from openclip_superclip.running.failure import Failure, first_failure
 from openclip_superclip.running.placement import Placement, find_placement
 from openclip_superclip.running.provenance import recorded_environment
 from openclip_superclip.running.run_folder import PREEMPTED, RunFolder
@@ -85,7 +86,7 @@ def test_a_job_that_was_put_back_into_the_queue_takes_its_lock_over(tmp_path):
     write_owner(tmp_path / "lock", job="17")
     with lock(tmp_path / "lock", Placement(job="17", restarts=1)):
         assert json.loads((tmp_path / "lock").read_text())["restarts"] == 1
-    assert (tmp_path / "lock").read_text() == ""
+    assert not (tmp_path / "lock").exists()
 
 
 def test_another_step_of_the_same_job_is_refused(tmp_path):
@@ -168,9 +169,9 @@ def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
     content = bytearray((folder / "epoch_10.pt").read_bytes())
     content[content.rindex(place)] ^= bit
     (folder / "epoch_10.pt").write_bytes(content)
-    assert good_checkpoint.newest(folder) >= 9
-    assert good_checkpoint.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
-    assert list(good_checkpoint.checkpoints(folder)) == [8, 9]
+    assert checkpoint_files.newest(folder) >= 9
+    assert checkpoint_files.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
+    assert list(checkpoint_files.checkpoints(folder)) == [8, 9]
 
 
 @pytest.mark.parametrize("size", [0, 1, 3000, -1])
@@ -178,16 +179,16 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
     path = folder / "epoch_2.pt"
     os.truncate(path, size % path.stat().st_size)
-    assert good_checkpoint.newest(folder) == 1
-    assert good_checkpoint.remove_cut(folder) == [path]
-    assert list(good_checkpoint.checkpoints(folder)) == [1]
+    assert checkpoint_files.newest(folder) == 1
+    assert checkpoint_files.remove_cut(folder) == [path]
+    assert list(checkpoint_files.checkpoints(folder)) == [1]
 
 
 def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
     folder = write_checkpoints(tmp_path / "checkpoints", *range(1, 10))
     os.truncate(folder / "epoch_9.pt", 1000)
-    good_checkpoint.prune(folder, slices=4)
-    assert list(good_checkpoint.checkpoints(folder)) == [4, 7, 8, 9]
+    checkpoint_files.prune(folder, slices=4)
+    assert list(checkpoint_files.checkpoints(folder)) == [4, 7, 8, 9]
 
 
 def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path):
@@ -231,20 +232,39 @@ def test_no_secret_is_recorded():
 
 
 def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path):
-    Error("rank 0", "Connection closed by peer", time=2.0).write(tmp_path / "rank_0.error.json")
-    Error("rank 3", "ZeroDivisionError", time=1.0).write(tmp_path / "rank_3.error.json")
-    assert first_error(tmp_path).who == "rank 3"
-    Error("rank 5", "Signal 9", time=3.0, is_cause=True).write(tmp_path / "node_1.error.json")
-    assert first_error(tmp_path).who == "rank 5"
+    Failure("rank 0", "Connection closed by peer", timestamp=2.0).write(tmp_path / "rank_0.error.json")
+    Failure("rank 3", "ZeroDivisionError", timestamp=1.0).write(tmp_path / "rank_3.error.json")
+    assert first_failure(tmp_path).who == "rank 3"
+    Failure("rank 5", "Signal 9", timestamp=3.0, is_cause=True).write(tmp_path / "node_1.error.json")
+    assert first_failure(tmp_path).who == "rank 5"
+
+
+@pytest.mark.parametrize(("exit_codes", "said"), [
+    ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, "rank 1 on {host}: it was ended from outside: Signal 9 (SIGKILL)"),
+    ({0: 3}, "rank 0 on {host}: it ended with exit code 3"),
+    ({2: -signal.SIGABRT, 3: -signal.SIGTERM}, "rank 2 on {host}: it was ended by Signal 6 (SIGABRT)"),
+])  # fmt: skip
+def test_the_launcher_names_the_rank_that_ended_first_where_none_could_tell(exit_codes, said):
+    seen = {rank: ProcessFailure(rank, 1, code, error_file="none") for rank, code in exit_codes.items()}
+    first = rank_launcher.first_failure(seen)
+    assert f"{first.who}: {first.message}" == said.format(host=socket.gethostname())
+
+
+def test_the_launcher_takes_the_words_of_a_rank_that_has_left_any(tmp_path):
+    told = Failure("rank 1 on node1", "ZeroDivisionError: division by zero", "Traceback …", timestamp=1.5)
+    told.write(tmp_path / "rank_1.error.json")
+    seen = {0: ProcessFailure(0, 1, 1, "none"), 1: ProcessFailure(1, 2, 1, str(tmp_path / "rank_1.error.json"))}
+    assert seen[1].message == told.message  # torch reads the file too
+    assert rank_launcher.first_failure(seen) == told
 
 
 def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
-    node_beats.NodeBeats(tmp_path / "on a full disk", 1, 2).beat()
+    heartbeat.Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
 
 
 def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(node_beats, "PATIENCE", 3)
-    nodes = [node_beats.NodeBeats(tmp_path, node, 4) for node in range(4)]
+    monkeypatch.setattr(heartbeat, "PATIENCE", 3)
+    nodes = [heartbeat.Heartbeat(tmp_path, node, 4) for node in range(4)]
     for node in nodes:
         node.beat()
     nodes[3].end()

@@ -19,9 +19,9 @@ say() { echo "slurm: $*" >&2; }
 
 [ "$(id -u)" = 0 ] || { say "needs root"; exit 1; }
 if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v sbatch >/dev/null; then
-  apt-get update -qq >&2
-  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
-    slurmctld slurmd slurm-client >&2
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq \
+    --no-install-recommends slurmctld slurmd slurm-client; } >&2 ||
+    { say "Debian's or Ubuntu's packages slurmctld, slurmd and slurm-client cannot be installed"; exit 77; }
 fi
 if [ -s "$D/top.pid" ] && grep -qs bin/top.sh "/proc/$(cat "$D/top.pid")/cmdline"; then say "already running in $D"; exit 0; fi
 rm -rf "$D"/{etc,state,log,dev,bin,run}; mkdir -p "$D"/{etc,state,log,dev,bin,run}

@@ -1,0 +1,68 @@
+"""The ranks of a run on this node: started, watched, and missed where another node is lost."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .failure import write_node_failure
+from .heartbeat import Heartbeat
+from .placement import Placement, hosts
+from .supervised_process import run_to_end
+
+
+class NodeLost(Exception):
+    """Nothing more is heard of a node."""
+
+
+class NodeRanks:
+    """So many processes that train with the same arguments of `superclip train`, their logs in one folder."""
+
+    def __init__(self, placement: Placement, num_processes: int, logs: Path, arguments: list[str]):
+        self.placement, self.num_processes, self.logs, self.arguments = placement, num_processes, logs, arguments
+        self.heartbeat = Heartbeat(logs, placement.node, placement.num_nodes)
+
+    def command(self) -> list[str]:
+        """Returns the command that starts them."""
+        where = []
+        if self.placement.num_nodes > 1:
+            where = [
+                f"--nnodes={self.placement.num_nodes}", f"--node-rank={self.placement.node}",
+                f"--master-addr={self.placement.master_addr}", f"--master-port={self.placement.master_port}",
+            ]  # fmt: skip
+        launcher = [sys.executable, "-m", "openclip_superclip.running.rank_launcher"]
+        return [
+            *launcher,
+            *where,
+            f"--nproc-per-node={self.num_processes}",
+            f"--logs={self.logs}",
+            "--",
+            *self.arguments,
+        ]
+
+    def run(self, each_second: Callable[[], None], make_room: Callable[[], None] = lambda: None) -> int:
+        """Runs them to their end and returns the launcher's exit code; 0 is success.
+
+        Where they failed, makes room for what tells of it on a disk that may be full; raises NodeLost where another
+        node is silent.
+        """
+
+        def tick():
+            self.heartbeat.beat()
+            each_second()
+
+        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            code = run_to_end(self.command(), self.logs / f"node_{self.placement.node}.log", tick)
+            if code:
+                make_room()
+                lost = self.heartbeat.lost_nodes()
+                if lost:
+                    raise NodeLost(f"lost contact with {', '.join(map(self._name, lost))}")
+                write_node_failure(self.logs, self.placement.node, code)
+            return code
+        finally:
+            self.heartbeat.end()
+
+    def _name(self, node: int) -> str:
+        names = hosts()
+        return names[node] if len(names) == self.placement.num_nodes else f"node {node}"
