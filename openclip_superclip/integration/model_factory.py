@@ -4,6 +4,7 @@ import os
 
 import open_clip
 
+from ..config import is_idf_file
 from ..data.frequency_file import read_frequencies
 from ..errors import InputError
 from ..method.token_statistics import special_token_ids
@@ -27,7 +28,7 @@ def create_model_and_transforms(
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.
     """
-    if idf not in ("online", "off") and not os.path.isfile(idf):
+    if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     superclip = head_options(
         model_name,
@@ -56,7 +57,7 @@ def head_options(
     """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
-    if idf not in ("online", "off"):
+    if is_idf_file(idf):
         frequencies = read_frequencies(idf)
         frequencies.check(tokenizer, idf)
     return {
