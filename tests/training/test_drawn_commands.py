@@ -36,7 +36,8 @@ LOSSES = ["", "--siglip", "--local-loss --gather-with-grad", "--gather-with-grad
 PRECISIONS = ["fp32", "fp32", "amp_bf16", "amp_bfloat16", "bf16", "pure_bf16"]
 MORE = [
     "--grad-checkpointing", "--force-patch-dropout 0.5", "--grad-clip-norm 1", "--force-custom-text",
-    "--ddp-static-graph", "--use-bn-sync", "--opt timm/adamw --eps 1e-8", "--lock-text --lock-text-freeze-layer-norm", "--workers 1",
+    "--ddp-static-graph", "--use-bn-sync", "--opt timm/adamw --eps 1e-8", "--workers 1",
+    "--lock-text --lock-text-freeze-layer-norm",
     "--lock-image --lock-image-unlocked-groups 2", "--lock-image", "--torchscript", "--trace", "--skip-scheduler",
     "--lr-scheduler const", "--force-image-size 64", "--val-data {csv}", "--save-most-recent",
     "--distill-model {teacher} --distill-pretrained {teacher}",
