@@ -17,6 +17,7 @@ from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 from ..integration.unpatched_openclip import plugins_model_class
 from ..method.token_statistics import special_token_ids
+from ..torch_device import check_device
 
 
 class Opened(NamedTuple):
@@ -38,6 +39,7 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
     Args:
         architecture: the OpenCLIP model's name, where nothing beside the weights says it.
     """
+    check_device(device)
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns of a model without weights: they come below
     if path.is_dir() and (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
