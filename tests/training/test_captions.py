@@ -22,7 +22,7 @@ from openclip_superclip.data.caption_tokens import CaptionTokens, long_caption
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.model import SuperCLIP, _WithClassHead
 
-SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat"]
+SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]
 LONG = ["sun moon", "fish bird", "sky", "stone road", "milk", "green lamp", "door", "paper glass ring"]
 NUM_SAMPLES = 32
 
@@ -88,7 +88,7 @@ def webdataset_flags(shards: str) -> list[str]:
 
 def recording_train(*argv) -> int:
     """`superclip train` that prints, at each training step, which words every loss was given."""
-    decode = functools.partial(words, open_clip.get_tokenizer("ViT-B-32"))
+    decode = functools.partial(words, open_clip.get_tokenizer(argv[len(argv) - argv[::-1].index("--model")]))
     encode, class_losses = _WithClassHead._encode, _WithClassHead._class_losses
 
     def record(name, method, captions):
@@ -172,12 +172,12 @@ def test_dual_trains_a_coca(data, train, tmp_path):
     assert all(value > 0 for value in run.values("Caption_loss"))
 
 
-def test_dual_counts_the_words_of_the_long_captions_alone(data, train, tmp_path):
+def test_dual_counts_the_words_of_the_long_captions_alone(data, train, model, tmp_path):
     (run,) = train(*data["webdataset"], "--superclip-captions", "dual", cwd=tmp_path)
     assert run.returncode == 0, run.output[-3000:]
     weights = torch.load(tmp_path / "logs/run/checkpoints/epoch_1.pt")["state_dict"]
     counted = weights["statistics.document_frequency"].nonzero().flatten()
-    assert words(open_clip.get_tokenizer("ViT-B-32"), counted[:, None]) == sorted(
+    assert words(open_clip.get_tokenizer(model), counted[:, None]) == sorted(
         {word for caption in LONG for word in caption.split()}, key=counted_id
     )
     assert weights["statistics.num_captions"] == NUM_SAMPLES

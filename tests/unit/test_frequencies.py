@@ -17,7 +17,7 @@ import webdataset
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import WORDS
-from support.models import write_model
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -211,32 +211,38 @@ def model(tmp_path_factory) -> str:
     )
 
 
-def test_a_file_fixes_the_weights_from_the_first_step(counted, model):
-    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+@pytest.fixture(scope="module")
+def fitting(pattern, model, tmp_path_factory) -> Path:
+    """The file of the short captions' frequencies in the model's vocabulary."""
+    out = tmp_path_factory.mktemp("fitting") / "df.safetensors"
+    call(pattern, "--tokenizer-of", model, "--out", out)
+    return out
+
+
+def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(fitting))
     tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
         patch_mean = clip._encode(torch.ones(2, 3, 32, 32), tokens)[1]
     words, num_captions = expected(0)
-    weights = torch.zeros(49408)
+    weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):
         weights[open_clip.get_tokenizer(model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
     assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
 
 
-def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(counted, model):
-    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(fitting))
     before = clip.fixed_idf()
     assert clip.to(torch.bfloat16).fixed_idf().equal(before)
     assert not any("fixed_idf" in name for name in clip.state_dict())
-    assert before[[0, 49406, 49407]].tolist() == [0, 0, 0]
+    assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_openclip_trains_with_a_file(world_size, pattern, csv_data, train_flags, model, tmp_path):
-    counted = tmp_path / "df.safetensors"
-    call(pattern, "--tokenizer-of", model, "--out", counted)
-    flags = ["--model", model, "--superclip", "--superclip-idf", counted, "--batch-size", 64 // world_size]
+def test_openclip_trains_with_a_file(world_size, fitting, pattern, csv_data, train_flags, model, tmp_path):
+    flags = ["--model", model, "--superclip", "--superclip-idf", fitting, "--batch-size", 64 // world_size]
     runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=world_size, cwd=tmp_path)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
     assert runs[0].values("Class_loss")[0] > 0

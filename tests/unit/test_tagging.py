@@ -18,7 +18,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import GOLDEN
-from support.models import write_model
+from support.models import VOCAB_SIZE, write_model
 from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -163,7 +163,7 @@ def test_every_tower_has_patches_to_look_at_whose_mean_is_what_the_head_was_trai
 
 
 def test_cocas_tower_has_patches_too(tmp_path, picture, capsys):
-    multimodal = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    multimodal = {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1}
     config = write_model(
         tmp_path / "coca", vision=COCA, text={"embed_cls": True}, custom_text=True, multimodal_cfg=multimodal
     )
