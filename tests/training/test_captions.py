@@ -23,7 +23,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.method.model import SuperCLIP, _WithClassHead
 
 SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]
-LONG = ["sun moon", "fish bird", "sky", "stone road", "milk", "green lamp", "door", "paper glass ring"]
+LONG = ["sun moon", "fish bird", "sky", "stone road", "book", "green light", "door", "paper glass ring"]
 NUM_SAMPLES = 32
 
 

@@ -18,7 +18,6 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import WORDS
 from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
-from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -240,41 +239,7 @@ def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, mode
     assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_openclip_trains_with_a_file(world_size, fitting, pattern, csv_data, train_flags, model, tmp_path):
-    flags = ["--model", model, "--superclip", "--superclip-idf", fitting, "--batch-size", 64 // world_size]
-    runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=world_size, cwd=tmp_path)
-    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
-    assert runs[0].values("Class_loss")[0] > 0
-
-
 # Bad input
-
-
-def other_tokenizer(path: Path) -> str:
-    """Writes frequencies of a vocabulary that no model has."""
-    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(path)
-    return "HFTokenizer other (300 of them)"
-
-
-@pytest.mark.parametrize(("write", "reason"), [
-    (other_tokenizer, "HFTokenizer other"),
-    (lambda path: path.write_bytes(b"no safetensors"), "superclip frequencies wrote"),
-    (lambda path: None, "expected online, off or a file"),
-])  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(
-    write, reason, train_flags, model, tmp_path
-):
-    path = tmp_path / "df.safetensors"
-    write(path)
-    argv = [*train_flags, "--model", model, "--superclip", "--superclip-idf", path]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert "--superclip-idf" in error or str(path) in error
-    assert reason in error
-    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(("flags", "named"), [
