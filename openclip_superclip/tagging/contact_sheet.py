@@ -23,8 +23,7 @@ def write_contact_sheet(
         title, model: for the head of the page.
         heatmaps: whether the cards show heat maps, which are wider than pictures.
     """
-    template = html_template(Path(__file__).with_name("contact_sheet.html"))
-    template.environment.filters |= {"thumbnail": _thumbnail, "heat_map": _heat_map}
+    template = html_template(Path(__file__).with_name("contact_sheet.html"), thumbnail=_thumbnail, heat_map=_heat_map)
     column = COLUMN_OF_HEAT_MAPS if heatmaps else COLUMN
     parts = template.generate(title=title, model=model, column=column, thumbnail=THUMBNAIL, pictures=pictures)
     for part in parts:

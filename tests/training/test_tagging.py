@@ -18,6 +18,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import GOLDEN
+from support.browser import evaluated, needs_browser, num_pixels_outside
 from support.models import VOCAB_SIZE, write_model
 from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
@@ -278,6 +279,19 @@ def test_a_heat_map_is_lit_where_its_word_is_seen(exported, picture, tmp_path, c
         top, bottom = np.array_split(panel.sum(axis=2), 2)
         assert (top.mean() > bottom.mean() + 30) == (name == "red")
     assert "data:image/png;base64," in (tmp_path / "index.html").read_text()
+
+
+@needs_browser
+@pytest.mark.parametrize("flags", [[], ["--heatmap"]], ids=["thumbnails", "heat maps"])
+def test_a_contact_sheet_is_as_wide_as_a_phone(flags, folder, exported, tmp_path):
+    long_name = "a-picture-with-a-name-that-is-longer-than-any-phone-is-wide-and-has-no-space.png"
+    (folder / long_name).write_bytes((folder / "red.png").read_bytes())
+    assert words(folder, "--model", exported, "--top", 6, "--out", tmp_path / "out", *flags) == 0
+    page = tmp_path / "out" / "index.html"
+    assert num_pixels_outside(page, 390, tmp_path / "browser") == 0
+    narrowest = "Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))"
+    assert evaluated(page, 390, narrowest, tmp_path / "browser") >= 240
+    assert "initial-scale=1" in page.read_text()
 
 
 def test_pictures_of_the_same_name_keep_a_heat_map_each(folder, exported, tmp_path, monkeypatch, capsys):
