@@ -1,14 +1,13 @@
 """superclip words: the words that the class head sees in pictures, and where."""
 
 import argparse
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
-STOPPED = 130  # by Ctrl-C
 
 
 def main(argv: list[str]) -> int:
@@ -19,10 +18,14 @@ def main(argv: list[str]) -> int:
     paths = find_pictures(options.images)
     if options.heatmap:
         check_matplotlib("--heatmap")
-    writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
-    num_skipped = _write(options, paths) if writes_folder else _print(options, paths)
-    if num_skipped is None:
-        return STOPPED
+    writes_sheet = options.out is not None or any(path.is_dir() for path in options.images)
+    options.out = options.out or Path("words")
+    if writes_sheet or options.heatmap:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
+    num_skipped = _write_sheet(options, paths) if writes_sheet else _print(options, paths)
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} pictures could be read")
     return SKIPPED if num_skipped else 0
@@ -33,7 +36,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip words",
         description="Says which words the class head sees in pictures. A score is the word's share of the caption that "
         "the head expects, rare words weighing most: the IDF-weighted distribution that it was trained to predict.",
-        epilog="example: superclip words pictures/ --model exported/ --heatmap",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, and folders of them")
     parser.add_argument(
@@ -46,80 +48,62 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--words", help="look for these alone: words and phrases with commas between them, or a file with one a line"
     )
     parser.add_argument(
-        "--top", type=int, metavar="K", help="the K highest of a picture (default: 10, or all of --words)"
+        "--top", type=int, default=10, metavar="K", help="the K highest of a picture (default: %(default)s)"
     )
     parser.add_argument("--heatmap", action="store_true", help="draw where each word is seen, a PNG a picture in --out")
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture, no tables")
     parser.add_argument(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, where a folder is given or heat maps "
-        "are drawn; otherwise nothing is written); a call that was stopped is gone on with by the same command",
+        "are drawn; otherwise nothing is written)",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.top is not None and options.top < 1:
+    if options.top < 1:
         raise InputError(f"--top is {options.top}; expected 1 or more")
     return options
 
 
-def _tagger(options: argparse.Namespace):
+def _results(options: argparse.Namespace, paths: list[Path]) -> Iterator:
+    from ..tagging.tagged_picture import tag_pictures
     from ..tagging.tagger import Tagger
     from ..tagging.tagging_model import open_with_head
 
-    return Tagger(open_with_head(options.model, options.architecture, options.device), options.words, options.top)
+    opened = open_with_head(options.model, options.architecture, options.device)
+    tagger = Tagger(opened, options.words, options.top)
+    return tag_pictures(paths, tagger, options.out if options.heatmap else None, opened.preprocess_cfg)
 
 
-def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
-    """Prints each picture's table or line of JSON; returns how many could not be read, None where it was stopped."""
-    from ..tagging.tagged_picture import tag_pictures
-    from ..tagging.words_folder import make_words_folder
-
-    heatmaps = Path("words") if options.heatmap else None
-    if heatmaps:
-        make_words_folder(heatmaps)
-    num_seen = num_skipped = 0
-    try:
-        for picture in tag_pictures(paths, _tagger(options), heatmaps, {}):
-            num_seen += 1
-            num_skipped += picture.words is None
-            print(picture.json() if options.json else picture.table(), flush=True)
-    except KeyboardInterrupt:
-        print(f"\nstopped after {num_seen:,} of {len(paths):,} pictures", file=sys.stderr)
-        return None
+def _print(options: argparse.Namespace, paths: list[Path]) -> int:
+    """Prints each picture's table or line of JSON and returns how many could not be read."""
+    num_skipped = 0
+    for result in _results(options, paths):
+        num_skipped += result.words is None
+        print(result.json() if options.json else result.table())
     return num_skipped
 
 
-def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
-    """Writes the folder; returns how many pictures could not be read, None where it was stopped."""
+def _write_sheet(options: argparse.Namespace, paths: list[Path]) -> int:
+    """Writes the contact sheet and the lines of JSON, and returns how many pictures could not be read."""
     from tqdm import tqdm
 
-    from ..tagging.words_folder import make_words_folder, unfinished_words, write_words_folder
+    from ..atomic_files import whole_file
+    from ..tagging.contact_sheet import ContactSheet
 
-    out = options.out or Path("words")
-    make_words_folder(out)
-    skipped = []
-    with tqdm(total=len(paths), unit=" pictures") as progress:
-
-        def tell(picture) -> None:
+    results, skipped = _results(options, paths), []
+    with whole_file(options.out / "words.jsonl") as lines, whole_file(options.out / "index.html") as page:
+        sheet = ContactSheet(page, f"The words of {len(paths):,} pictures", str(options.model), options.heatmap)
+        for result in tqdm(results, total=len(paths), unit=" pictures"):
+            lines.write(f"{result.json()}\n".encode())
+            sheet.add(result)
             if options.json:
-                print(picture.json(), flush=True)
-            if picture.words is None:
-                skipped.append(picture)
-            progress.update()
-
-        try:
-            tagger = _tagger(options)
-            unfinished = unfinished_words(out, options.model, options.words, tagger, paths, options.heatmap)
-            if unfinished.earlier:
-                progress.write(f"{len(unfinished.earlier):,} pictures were tagged before", file=sys.stderr)
-            write_words_folder(out, paths, tagger, str(options.model), options.heatmap, unfinished, tell)
-        except KeyboardInterrupt:
-            progress.close()
-            print(f"stopped after {progress.n:,} of {len(paths):,}: the same command goes on", file=sys.stderr)
-            return None
+                print(result.json())
+            if result.words is None:
+                skipped.append(result)
+        sheet.close()
     if not options.json:
-        for picture in skipped:
-            print(picture.table())
+        for result in skipped:
+            print(result.table())
         num_seen = len(paths) - len(skipped)
-        print(f"{num_seen:,} pictures, {len(skipped):,} skipped: {out}/index.html, {out}/words.jsonl")
+        print(f"{num_seen:,} pictures, {len(skipped):,} skipped: {options.out}/index.html, {options.out}/words.jsonl")
     return len(skipped)
