@@ -70,20 +70,18 @@ class Config:
     @property
     def short_share(self) -> float | None:
         """The probability of the short caption; None for dual, which takes both."""
-        if self.captions == "dual":
-            return None
-        return {"short": 1.0, "long": 0.0}.get(self.captions, _share(self.captions))
+        return short_share(self.captions)
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"--superclip-weight is {self.weight}; expected a finite number, 0 or more")
-        if self.idf not in ("online", "off") and not os.path.isfile(self.idf):
+        if is_idf_file(self.idf) and not os.path.isfile(self.idf):
             raise InputError(
                 f"--superclip-idf is '{self.idf}'; expected online, off or a file that superclip frequencies wrote"
             )
         if self.head_warmup < 0:
             raise InputError(f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples")
-        if self.special_tokens and self.idf not in ("online", "off"):
+        if self.special_tokens and is_idf_file(self.idf):
             raise InputError(
                 "--superclip-special-tokens cannot go with a file for --superclip-idf: it does not count those tokens"
             )
@@ -91,7 +89,7 @@ class Config:
 
     def _check_captions(self) -> None:
         if self.captions not in ("short", "long", "dual"):
-            share = _share(self.captions)
+            share = self.short_share
             if share is None or not 0 <= share <= 1:
                 raise InputError(
                     f"--superclip-captions is '{self.captions}'; expected short, long, dual, or mixed:P with the short "
@@ -103,6 +101,16 @@ class Config:
             )
         if self.missing_long not in ("use-short", "skip", "error"):
             raise InputError(f"--superclip-missing-long is '{self.missing_long}'; expected use-short, skip or error")
+        if self.captions == "short":
+            for flag, value in (
+                ("--superclip-long-caption", self.long_caption),
+                ("--superclip-missing-long", self.missing_long.removeprefix("use-short")),
+            ):
+                if value:
+                    raise InputError(
+                        f"{flag} {value} does nothing with --superclip-captions short: add --superclip-captions long, "
+                        f"mixed:P or dual, or leave {flag} out"
+                    )
         if self.long_context and (self.long_context < 3 or self.captions != "dual"):
             raise InputError(
                 f"--superclip-long-context is {self.long_context}; expected 3 tokens or more, and "
@@ -129,8 +137,15 @@ class DataConfig:
             raise InputError(f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass")
 
 
-def _share(captions: str) -> float | None:
-    """Returns P of "mixed:P", None where there is no such number."""
+def is_idf_file(idf: str) -> bool:
+    """Tells whether --superclip-idf names a file, of `superclip frequencies`."""
+    return idf not in ("online", "off")
+
+
+def short_share(captions: str) -> float | None:
+    """Returns the probability of the short caption: P of "mixed:P"; None for "dual", and where there is none."""
+    if captions in ("short", "long"):
+        return float(captions == "short")
     mode, _, share = captions.partition(":")
     try:
         return float(share) if mode == "mixed" else None

@@ -1,9 +1,10 @@
 """SuperCLIP's answers to OpenCLIP's hooks; the one place where OpenCLIP's parsed command line is read."""
 
 import os
+import shlex
 
 from .checkpoints.resume_check import check_resume, how_to_load
-from .config import Config, add_options, config_from, data_config_from, options_of
+from .config import Config, add_options, config_from, data_config_from, is_idf_file, options_of
 from .data.training_data_check import check_captions, is_table
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
@@ -27,7 +28,7 @@ def open_clip_check_options(args):
         if config is not None:
             _refuse_impossible(args)
             _refuse_impossible_captions(args, config.captions)
-            _check_idf_file(args, config.idf)
+            _check_idf_file(args, config)
             _check_captions(args, config)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
@@ -51,7 +52,6 @@ def open_clip_model_kwargs(args):
     return how_to_load(args.pretrained) | {
         "superclip": head_options(
             args.model,
-            args.pretrained,
             idf=config.idf,
             special_tokens=config.special_tokens,
             accum_freq=args.accum_freq,
@@ -149,16 +149,24 @@ def _check_slices(args, slices: int) -> None:
     check_slices(slices, args.train_data, args.dataset_type, args.dataset_resampled, samples, world_size, args.workers)
 
 
-def _check_idf_file(args, idf: str) -> None:
-    """Raises InputError for a file of word frequencies that were not counted with the model's tokenizer."""
-    if idf in ("online", "off"):
+def _check_idf_file(args, config: Config) -> None:
+    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    if not is_idf_file(config.idf):
         return
     from open_clip import get_tokenizer
 
+    from .data.counted_captions import check_counted_captions
     from .data.frequency_file import read_frequencies
 
     tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
-    read_frequencies(idf).check(tokenizer, f"--superclip-idf: {idf}")
+    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
+    frequencies.check(tokenizer, what)
+    table = bool(args.train_data) and is_table(args.train_data, args.dataset_type)
+    shards = shlex.quote(args.train_data) if args.train_data and not table else "SHARDS"
+    command = f"superclip frequencies {shards} --tokenizer-of {args.model}"
+    check_counted_captions(
+        frequencies.captions, config, tokenizer.context_length, what=what, command=command, table=table
+    )
 
 
 def _refuse_impossible_captions(args, captions: str) -> None:

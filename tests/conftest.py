@@ -7,6 +7,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array lies in memory
 
 import argparse
+import shutil
+import subprocess
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,9 @@ import webdataset
 from PIL import Image
 from support import WORDS
 from support.models import write_model
+from support.openclip_releases import PIP, RELEASES
+
+from openclip_superclip.__main__ import main
 
 torch.set_num_threads(1)
 
@@ -61,6 +68,40 @@ def train_flags(csv_data, tiny_model) -> list[str]:
         "--epochs", "1", "--workers", "0", "--lr", "1e-3", "--warmup", "1", "--device", "cpu",
         "--log-every-n-steps", "1", "--name", "run",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wheels(pytestconfig) -> dict[str, Path]:
+    """The released wheels; downloaded once, into pytest's cache."""
+    folder = pytestconfig.cache.mkdir("open_clip_torch")
+    for release in RELEASES:
+        if not [*folder.glob(f"open_clip_torch-{release}-*.whl")]:
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                subprocess.run(
+                    [*PIP, "download", "--no-deps", "--dest", partial, f"open_clip_torch=={release}"], check=True
+                )
+                (wheel,) = Path(partial).iterdir()
+                wheel.rename(folder / wheel.name)
+    return {release: next(folder.glob(f"open_clip_torch-{release}-*.whl")) for release in RELEASES}
+
+
+@pytest.fixture(scope="session")
+def released(wheels, tmp_path_factory) -> dict[str, Path]:
+    """The wheels, unpacked; not to be changed."""
+    folder = tmp_path_factory.mktemp("released")
+    for release, wheel in wheels.items():
+        zipfile.ZipFile(wheel).extractall(folder / release)
+    return {release: folder / release for release in RELEASES}
+
+
+@pytest.fixture(scope="session")
+def patched(released, tmp_path_factory) -> dict[str, Path]:
+    """The wheels, unpacked and patched; not to be changed."""
+    folder = tmp_path_factory.mktemp("patched")
+    for release in RELEASES:
+        shutil.copytree(released[release], folder / release)
+        assert main(["patch", "apply", "--source", str(folder / release)]) == 0
+    return {release: folder / release for release in RELEASES}
 
 
 @pytest.fixture(scope="session")

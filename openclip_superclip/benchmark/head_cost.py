@@ -11,6 +11,7 @@ import torch
 from ..atomic_files import make_folder, write_json
 from ..errors import InputError
 from ..method.flops import count_gmacs
+from ..torch_device import check_device
 from ..versions import versions
 from .head_cost_figure import draw
 from .loss_variants import CONTENDERS, compute, make_inputs
@@ -43,7 +44,7 @@ def measure_head_cost(settings: BenchmarkSettings) -> dict:
     """
     if settings.model not in open_clip.list_models():
         raise InputError(f"--model is '{settings.model}'; expected one of OpenCLIP's built-in models")
-    _check_device(settings.device)
+    check_device(settings.device)
     make_folder(settings.out, "--out")
     try:
         report = _measure(settings)
@@ -80,16 +81,6 @@ def _measure(settings: BenchmarkSettings) -> dict:
         }
         report["step_seconds"] = interleaved(steps, settings.step_repeats, device, "training step")
     return report
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device is {name}, which torch cannot use here: {reason}") from error
-    if torch.device(name).type == "cuda":
-        torch.cuda.set_device(name)
 
 
 def _device_name(device: str) -> str:

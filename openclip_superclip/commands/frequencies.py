@@ -72,18 +72,20 @@ def _counting(options: argparse.Namespace):
     """Returns the Counting that the flags describe, and the shards."""
     import open_clip
     import torch
-    from open_clip_train.data import expand_urls
 
     from ..config import Config
     from ..data.frequency_count import Counting
+    from ..data.shard_pattern import expand
 
     torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
     if options.captions == "dual":
         raise InputError("--captions dual: the class loss is given the long captions, count with --captions long")
-    config = Config(captions=options.captions, long_caption=options.long_caption)
+    try:
+        config = Config(captions=options.captions, long_caption=options.long_caption)
+    except InputError as error:  # which names the flags of training
+        raise InputError(str(error).replace("--superclip-", "--")) from None
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
-    shards = [shard for pattern in options.shards.split("::") for shard in expand_urls(pattern)[0]]
-    shards = sorted(set(shards))
+    shards = sorted(set(expand(options.shards, "SHARDS")))
     part, num_parts = _part(options.part, len(shards))
     return Counting(config, tokenizer, options.seed), shards[part - 1 :: num_parts]
 

@@ -5,7 +5,7 @@ import json
 import math
 
 from ..errors import InputError
-from .run import add_recipe_options, settings
+from .recipe_options import add_recipe_options, settings
 
 MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 

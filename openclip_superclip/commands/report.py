@@ -14,10 +14,13 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     check_matplotlib("superclip report")
     from ..report.comparison import find_comparisons
+    from ..report.copied_runs import tell_copies
     from ..report.reported_run import MISSING
     from ..report.run_reader import read_run
 
-    runs = [read_run(path) for path in dict.fromkeys(options.runs)]
+    paths = {path.resolve(): path for path in options.runs}  # each once, however it is written
+    runs = list(map(read_run, paths.values()))
+    tell_copies(runs)
     missing = [run for run in runs if run.state == MISSING]
     if len(missing) == len(runs):
         told = "; ".join(f"{run.path}: {run.note}" for run in missing[:3])
@@ -45,6 +48,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description="Makes one page, report.html, of training runs and what superclip evaluate measured of them: loss "
         "curves, scores over the batch size, tables beside the paper's values, the cost of the class head. Figures, "
         "tables and numbers lie beside it as PNG, Markdown, CSV and JSON.",
+        epilog="example: superclip report logs/clip logs/superclip --out report",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",

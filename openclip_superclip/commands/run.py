@@ -3,10 +3,9 @@
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from ..errors import InputError
-from ..running.training_engine import ENGINES
+from .recipe_options import add_run_options, settings
 
 
 def main(argv: list[str]) -> int:
@@ -45,6 +44,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip run",
         description="Trains a recipe into a folder, from where it stopped before. Starts a process for each GPU of "
         "this machine; under srun, with one task a node, of every node of the job.",
+        epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser)
     parser.add_argument(
@@ -56,38 +56,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--nproc is {options.nproc}; expected 1 or more")
     options.set = settings(options.set)
     return options
-
-
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what makes a plan of a recipe, for `superclip plan`, `run` and `submit`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
-    parser.add_argument(
-        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes, no * or folder (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
-    )
-    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
-    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `superclip run` and `superclip submit` have in common."""
-    add_recipe_options(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="torchrun",
-        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
-    )  # fmt: skip
-
-
-def settings(pairs: list[str]) -> dict[str, str]:
-    """Returns the values of --set."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _show(run) -> str:

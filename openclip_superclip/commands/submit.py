@@ -3,7 +3,7 @@
 import argparse
 
 from ..errors import InputError
-from .run import add_run_options, settings
+from .recipe_options import add_run_options, settings
 
 SBATCH = ("partition", "account", "qos", "time", "constraint")  # options that are handed on as they are
 
@@ -29,6 +29,7 @@ def _parse(argv: list[str]) -> dict:
         prog="superclip submit",
         description="Trains a recipe as a SLURM job, which goes on after a time limit, a preemption or the death of a "
         "node. With --array, the same study at several batch sizes, a task each.",
+        epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_run_options(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")

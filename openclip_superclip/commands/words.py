@@ -1,13 +1,14 @@
 """superclip words: the words that the class head sees in pictures, and where."""
 
 import argparse
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
+STOPPED = 130  # by Ctrl-C
 
 
 def main(argv: list[str]) -> int:
@@ -18,14 +19,10 @@ def main(argv: list[str]) -> int:
     paths = find_pictures(options.images)
     if options.heatmap:
         check_matplotlib("--heatmap")
-    writes_sheet = options.out is not None or any(path.is_dir() for path in options.images)
-    options.out = options.out or Path("words")
-    if writes_sheet or options.heatmap:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
-    num_skipped = _write_sheet(options, paths) if writes_sheet else _print(options, paths)
+    writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
+    num_skipped = _write(options, paths) if writes_folder else _print(options, paths)
+    if num_skipped is None:
+        return STOPPED
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} pictures could be read")
     return SKIPPED if num_skipped else 0
@@ -36,6 +33,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip words",
         description="Says which words the class head sees in pictures. A score is the word's share of the caption that "
         "the head expects, rare words weighing most: the IDF-weighted distribution that it was trained to predict.",
+        epilog="example: superclip words pictures/ --model exported/ --heatmap",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, and folders of them")
     parser.add_argument(
@@ -48,62 +46,80 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--words", help="look for these alone: words and phrases with commas between them, or a file with one a line"
     )
     parser.add_argument(
-        "--top", type=int, default=10, metavar="K", help="the K highest of a picture (default: %(default)s)"
+        "--top", type=int, metavar="K", help="the K highest of a picture (default: 10, or all of --words)"
     )
     parser.add_argument("--heatmap", action="store_true", help="draw where each word is seen, a PNG a picture in --out")
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture, no tables")
     parser.add_argument(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, where a folder is given or heat maps "
-        "are drawn; otherwise nothing is written)",
+        "are drawn; otherwise nothing is written); a call that was stopped is gone on with by the same command",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.top < 1:
+    if options.top is not None and options.top < 1:
         raise InputError(f"--top is {options.top}; expected 1 or more")
     return options
 
 
-def _results(options: argparse.Namespace, paths: list[Path]) -> Iterator:
-    from ..tagging.tagged_picture import tag_pictures
+def _tagger(options: argparse.Namespace):
     from ..tagging.tagger import Tagger
     from ..tagging.tagging_model import open_with_head
 
-    opened = open_with_head(options.model, options.architecture, options.device)
-    tagger = Tagger(opened, options.words, options.top)
-    return tag_pictures(paths, tagger, options.out if options.heatmap else None, opened.preprocess_cfg)
+    return Tagger(open_with_head(options.model, options.architecture, options.device), options.words, options.top)
 
 
-def _print(options: argparse.Namespace, paths: list[Path]) -> int:
-    """Prints each picture's table or line of JSON and returns how many could not be read."""
-    num_skipped = 0
-    for result in _results(options, paths):
-        num_skipped += result.words is None
-        print(result.json() if options.json else result.table())
+def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
+    """Prints each picture's table or line of JSON; returns how many could not be read, None where it was stopped."""
+    from ..tagging.tagged_picture import tag_pictures
+    from ..tagging.words_folder import make_words_folder
+
+    heatmaps = Path("words") if options.heatmap else None
+    if heatmaps:
+        make_words_folder(heatmaps)
+    num_seen = num_skipped = 0
+    try:
+        for picture in tag_pictures(paths, _tagger(options), heatmaps, {}):
+            num_seen += 1
+            num_skipped += picture.words is None
+            print(picture.json() if options.json else picture.table(), flush=True)
+    except KeyboardInterrupt:
+        print(f"\nstopped after {num_seen:,} of {len(paths):,} pictures", file=sys.stderr)
+        return None
     return num_skipped
 
 
-def _write_sheet(options: argparse.Namespace, paths: list[Path]) -> int:
-    """Writes the contact sheet and the lines of JSON, and returns how many pictures could not be read."""
+def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
+    """Writes the folder; returns how many pictures could not be read, None where it was stopped."""
     from tqdm import tqdm
 
-    from ..atomic_files import whole_file
-    from ..tagging.contact_sheet import ContactSheet
+    from ..tagging.words_folder import make_words_folder, unfinished_words, write_words_folder
 
-    results, skipped = _results(options, paths), []
-    with whole_file(options.out / "words.jsonl") as lines, whole_file(options.out / "index.html") as page:
-        sheet = ContactSheet(page, f"The words of {len(paths):,} pictures", str(options.model), options.heatmap)
-        for result in tqdm(results, total=len(paths), unit=" pictures"):
-            lines.write(f"{result.json()}\n".encode())
-            sheet.add(result)
+    out = options.out or Path("words")
+    make_words_folder(out)
+    skipped = []
+    with tqdm(total=len(paths), unit=" pictures") as progress:
+
+        def tell(picture) -> None:
             if options.json:
-                print(result.json())
-            if result.words is None:
-                skipped.append(result)
-        sheet.close()
+                print(picture.json(), flush=True)
+            if picture.words is None:
+                skipped.append(picture)
+            progress.update()
+
+        try:
+            tagger = _tagger(options)
+            unfinished = unfinished_words(out, options.model, options.words, tagger, paths, options.heatmap)
+            if unfinished.earlier:
+                progress.write(f"{len(unfinished.earlier):,} pictures were tagged before", file=sys.stderr)
+            write_words_folder(out, paths, tagger, str(options.model), options.heatmap, unfinished, tell)
+        except KeyboardInterrupt:
+            progress.close()
+            print(f"stopped after {progress.n:,} of {len(paths):,}: the same command goes on", file=sys.stderr)
+            return None
     if not options.json:
-        for result in skipped:
-            print(result.table())
+        for picture in skipped:
+            print(picture.table())
         num_seen = len(paths) - len(skipped)
-        print(f"{num_seen:,} pictures, {len(skipped):,} skipped: {options.out}/index.html, {options.out}/words.jsonl")
+        print(f"{num_seen:,} pictures, {len(skipped):,} skipped: {out}/index.html, {out}/words.jsonl")
     return len(skipped)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from numbers import Number
 
 import torch
 from torch import Tensor
@@ -30,14 +31,27 @@ class CaptionTokens:
         seed: with the epoch, the sample and the worker it decides the draw of the mode *mixed*.
         rank: of this process; None where a sample is read once an epoch, whoever reads it.
         epoch: `get_value()` is the current one, in the workers as well.
+        batch_size: of this process.
+        found_long: whether the data is known to hold a long caption; if not, 10,000 samples without one end the run.
     """
 
     def __init__(
-        self, config: Config, tokenizer, *, caption_key: str, sample_key: str, seed: int, rank: int | None, epoch
+        self,
+        config: Config,
+        tokenizer,
+        *,
+        caption_key: str,
+        sample_key: str,
+        seed: int,
+        rank: int | None,
+        epoch,
+        batch_size: int = 1,
+        found_long: bool = False,
     ):
         self.config, self.tokenizer = config, tokenizer
         self.caption_key, self.sample_key = caption_key, sample_key
         self.seed, self.rank, self.epoch = seed, rank, epoch
+        self.batch_size, self.found_long = batch_size, found_long
         self.special = torch.tensor(special_token_ids(tokenizer))
         self.counts = CaptionCounts(config.missing_long)
 
@@ -60,12 +74,10 @@ class CaptionTokens:
     def captions(self, sample: dict) -> tuple[str, str | None] | None:
         """Returns the sample's captions as the mode asks: short and long, or short and None if that alone is drawn."""
         key = sample.get(self.sample_key)
-        try:
-            short = _text(sample[self.caption_key])
-            long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
-        except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
-            logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
+        captions = self._read(sample)
+        if captions is None:
             return None
+        short, long = captions
         if self.config.captions == "short":
             return short, None
         self.counts.add_sample(missing=not long)
@@ -77,12 +89,46 @@ class CaptionTokens:
         share = self.config.short_share
         return short, None if share is not None and self._draw(f"{key}\0{short}") < share else long
 
+    def keeps(self, sample: dict) -> bool:
+        """Tells whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
+        captions = self._read(sample)
+        return captions is not None and (bool(captions[1]) or self.config.missing_long != "skip")
+
+    def end_pass(self, num_kept: int) -> None:
+        """Raises InputError where a pass over a worker's shards kept too few samples for a batch.
+
+        OpenCLIP would pass over them again, for ever.
+        """
+        if num_kept >= self.batch_size:
+            return
+        if self.config.missing_long == "skip":
+            found = f"--superclip-missing-long skip keeps {num_kept:,} samples of the shards that a worker reads"
+            instead = ", or --superclip-missing-long use-short"
+        else:
+            found, instead = f"--train-data: the shards that a worker reads hold {num_kept:,} samples", ""
+        raise InputError(
+            f"{found}, and --batch-size is {self.batch_size:,}; expected a full batch or more: give fewer --workers or "
+            f"a smaller --batch-size{instead}"
+        )
+
+    def _read(self, sample: dict) -> tuple[str, str] | None:
+        """Returns the short caption and the long one, which may be ""; None where one cannot be read."""
+        try:
+            short = sample[self.caption_key]
+            short = (short.decode("utf-8") if isinstance(short, bytes) else str(short)).strip()  # str: as OpenCLIP
+            long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
+        except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
+            key = sample.get(self.sample_key)
+            logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
+            return None
+        return short, long
+
     def _refuse_if_so(self, sample: dict, key) -> None:
         if self.config.missing_long == "error":
             raise InputError(
                 f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
             )
-        if self.counts.num_missing == self.counts.num_samples >= NUM_WITHOUT:
+        if not self.found_long and self.counts.num_missing == self.counts.num_samples >= NUM_WITHOUT:
             members = ", ".join(name for name in sample if not str(name).startswith("__"))
             raise InputError(
                 f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
@@ -125,7 +171,9 @@ def long_caption(sample: dict, place: str) -> str:
 
 
 def _text(value) -> str:
-    """Returns the caption without blanks around it; whatever is no text, such as a table's empty cell, is ""."""
+    """Returns the caption without blanks around it; a number's digits; "" for whatever else, such as an empty cell."""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
+    if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
+        value = str(value)
     return value.strip() if isinstance(value, str) else ""

@@ -16,8 +16,10 @@ from tqdm import tqdm
 from ..config import Config
 from ..errors import InputError
 from .caption_tokens import CaptionTokens
+from .counted_captions import counted_captions
 from .frequency_file import Frequencies, count, read_frequencies
 from .shard_reader import read_captions
+from .tokenizer_identity import same_tokenizer
 
 BATCH = 1024  # captions tokenized at a time
 SECONDS_BETWEEN_PARTS = 30
@@ -35,8 +37,7 @@ class Counting:
 
     def __init__(self, config: Config, tokenizer, seed: int = 0):
         self.config, self.tokenizer = config, tokenizer
-        described = f"{config.captions} {config.long_caption}".strip() + f", {tokenizer.context_length} tokens"
-        self.nothing = Frequencies.none(tokenizer, described)
+        self.nothing = Frequencies.none(tokenizer, counted_captions(config, tokenizer.context_length))
         self.reader = CaptionTokens(
             config, tokenizer, caption_key="txt", sample_key="__key__", seed=seed, rank=None, epoch=FirstEpoch()
         )
@@ -132,9 +133,7 @@ def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies
     if not part.exists():
         return nothing
     earlier = read_frequencies(part)
-    same = (earlier.tokenizer, earlier.vocabulary, earlier.captions) == (
-        nothing.tokenizer, nothing.vocabulary, nothing.captions,
-    )  # fmt: skip
+    same = same_tokenizer(earlier.identity, nothing.identity) and earlier.captions == nothing.captions
     if not same or not set(earlier.shards) <= set(shards):
         raise InputError(
             f"--out: {part} is of an interrupted count of other captions: remove it, or choose another --out"

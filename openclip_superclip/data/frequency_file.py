@@ -1,6 +1,5 @@
 """How many captions of a data set hold each token, in a file, with what they were counted of."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from ..atomic_files import whole_file
 from ..errors import InputError
 from ..method.idf import DocumentFrequency
 from ..method.token_statistics import TokenStatistics, special_token_ids
+from .tokenizer_identity import TokenizerIdentity, same_tokenizer, tokenizer_identity
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class Frequencies(DocumentFrequency):
         """Returns the counts before the first caption."""
         ignored = special_token_ids(tokenizer)
         counts = torch.zeros(tokenizer.vocab_size if hasattr(tokenizer, "vocab_size") else len(tokenizer.tokenizer))
-        return cls(counts.long(), 0, tokenizer_name(tokenizer), fingerprint(tokenizer), captions, ignored)
+        return cls(counts.long(), 0, *tokenizer_identity(tokenizer), captions, ignored)
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        return TokenizerIdentity(self.tokenizer, self.vocabulary)
 
     def plus(self, document_frequency: Tensor, num_captions: int, shards: Iterable[str]) -> "Frequencies":
         """Returns these counts and those of more shards."""
@@ -45,10 +49,10 @@ class Frequencies(DocumentFrequency):
 
     def check(self, tokenizer, what: str) -> None:
         """Raises InputError where the counts are of another tokenizer's tokens, or of no caption."""
-        if (self.tokenizer, self.vocabulary) != (tokenizer_name(tokenizer), fingerprint(tokenizer)):
+        if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer is {tokenizer_name(tokenizer)}: count again with superclip frequencies "
+                f"model's tokenizer is {tokenizer_identity(tokenizer).name}: count again with superclip frequencies "
                 "--tokenizer-of this model"
             )
         if not self.num_captions:
@@ -97,7 +101,9 @@ def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
     """Returns the sum of counts of different shards; InputError where two were counted otherwise or share a shard."""
     total, *others = parts
     for other, name in zip(others, names[1:], strict=True):
-        for what in ("tokenizer", "vocabulary", "captions", "ignored_tokens"):
+        if not same_tokenizer(total.identity, other.identity):
+            raise InputError(f"--merge: {name} counts the tokens of {other.tokenizer}, {names[0]} of {total.tokenizer}")
+        for what in ("captions", "ignored_tokens"):
             if getattr(other, what) != getattr(total, what):
                 raise InputError(
                     f"--merge: {name} has {what} {getattr(other, what)}, but {names[0]} {getattr(total, what)}"
@@ -115,18 +121,3 @@ def count(captions: Iterable[list[str]], tokenizer, vocab_size: int) -> tuple[Te
     for batch in captions:
         statistics.update(tokenizer(batch))
     return statistics.document_frequency, int(statistics.num_captions)
-
-
-def tokenizer_name(tokenizer) -> str:
-    """Returns what tells an OpenCLIP tokenizer from others: its class, its source and how it cleans a text."""
-    source = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
-    clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
-    return " ".join(filter(None, [type(tokenizer).__name__, source, clean]))
-
-
-def fingerprint(tokenizer) -> str:
-    """Returns a hash of the vocabulary."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    vocabulary = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
-    listed = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
-    return hashlib.sha256(listed.encode()).hexdigest()[:16]

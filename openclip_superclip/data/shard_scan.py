@@ -61,7 +61,7 @@ def check_data(
     if long_caption and not any(look.num_long for look in looks):
         said = f"no sample has the long caption '{long_caption}'; its members are {looks[0].members}"
         raise InputError(f"--data: {looks[0].shard}: {said}")
-    listed = _listed_samples(shards)
+    listed = listed_samples(shards)
     checked |= _findings(shards, sizes, looks, listed, full)
     warnings = scan_warnings.all_of(checked, looks, listed, long_caption)
     held = _held(shards, checked, looks, listed)
@@ -119,7 +119,7 @@ def _look_at_ends(shards: list[str], long_caption: str) -> list[Look]:
     return looks + (look_at(shards[1:-1][:MORE], long_caption) if all(look.problem for look in looks) else [])
 
 
-def _listed_samples(shards: list[str]) -> dict[str, int]:
+def listed_samples(shards: list[str]) -> dict[str, int]:
     """Returns the samples of the shards as the sizes.json beside them tell, as far as there are such."""
     beside = {}
     for folder in {Path(shard).parent for shard in shards}:

@@ -13,20 +13,26 @@ VOCAB_SIZE = 4096
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
 
 
+def write_vocabulary(folder: Path) -> Path:
+    """Writes CLIP's vocabulary, cut after the first merges to VOCAB_SIZE tokens, and returns its file."""
+    from open_clip.tokenizer import default_bpe
+
+    vocabulary = (folder / "bpe.txt.gz").resolve()
+    with gzip.open(default_bpe()) as file:
+        lines = file.read().splitlines()
+    with whole_file(vocabulary) as file:  # the first line is a comment
+        file.write(gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0))
+    return vocabulary
+
+
 def write_model(folder: Path) -> str:
     """Writes the model's configuration and vocabulary and returns the --model that opens it.
 
     A ModifiedResNet of one block a stage beside a text tower of two layers. The vocabulary is CLIP's own, cut after the
     first merges.
     """
-    from open_clip.tokenizer import default_bpe
-
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = (folder / "bpe.txt.gz").resolve()
-    with gzip.open(default_bpe()) as file:
-        lines = file.read().splitlines()
-    with whole_file(vocabulary) as file:  # the first line is a comment
-        file.write(gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0))
+    vocabulary = write_vocabulary(folder)
     model_cfg = {
         "embed_dim": 128,
         "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 32, "head_width": 32},

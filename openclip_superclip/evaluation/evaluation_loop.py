@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ..checkpoints.file_identity import file_identity
 from ..versions import versions
 from .datasets import Data
 from .metrics import Settings, evaluate
@@ -80,6 +81,7 @@ def _expected(model: Evaluated, data: Data, task: str, settings: Settings) -> di
         "task": task,
         "epoch": model.epoch,
         "weights": model.weights_id,
+        "checkpoint_file": file_identity(Path(model.given)),
         "data": str(data.folder),
         "data_files": data.files_id(settings.splits(task)),
         "settings": settings.that_matter(task),

@@ -14,10 +14,9 @@ from open_clip.constants import HF_CONFIG_NAME
 from torch import Tensor, nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit
-from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.checkpoint import check_match, read_checkpoint
 from ..checkpoints.model_folder import write_model
-from ..checkpoints.run_options import run_behind
-from ..checkpoints.weights_check import check_match
+from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 
 
@@ -52,7 +51,7 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
         name, tag = model.openclip
         if model.plain is not None:
             architecture, on_meta, weights = model.plain
-            write_model(Path(folder), architecture, on_meta, weights)
+            write_model(Path(folder), architecture, on_meta, weights, place=Path(folder))
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device
@@ -76,14 +75,14 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
     checkpoint = read_checkpoint(path)
-    found = architecture_of(path, run_behind(checkpoint).options, model)
+    found = architecture_of(path, read_run_record(path, checkpoint.epoch).options, model)
     architecture, weights = fit(found, checkpoint.without_head())
     on_meta = architecture.on_meta()
     check_match(weights, on_meta.state_dict(), str(path), found.name)
     run = path.parent.parent if path.parent.name == "checkpoints" else None
     name = f"{run.resolve().name}/{path.stem}" if run else given
     evaluated = Evaluated(name, given, _weights_id(architecture, weights), checkpoint.epoch, run)
-    if path.is_dir() and (checkpoint.head_beside or not checkpoint.head()):
+    if path.is_dir() and not checkpoint.head():
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=(architecture, on_meta, weights))
 

@@ -4,7 +4,7 @@ import os
 
 import open_clip
 
-from ..checkpoints.kept_head import kept_head
+from ..config import is_idf_file
 from ..data.frequency_file import read_frequencies
 from ..errors import InputError
 from ..method.token_statistics import special_token_ids
@@ -28,18 +28,15 @@ def create_model_and_transforms(
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.
     """
-    if idf not in ("online", "off") and not os.path.isfile(idf):
+    if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     superclip = head_options(
         model_name,
-        pretrained,
         idf=idf,
         special_tokens=special_tokens,
         head_warmup=head_warmup,
         cache_dir=kwargs.get("cache_dir"),
     )
-    if not kwargs.get("load_weights", True):
-        superclip["kept_head"] = None
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
             model_name, pretrained, **{"output_dict": True, **kwargs, "superclip": superclip}
@@ -48,7 +45,6 @@ def create_model_and_transforms(
 
 def head_options(
     model_name: str,
-    pretrained: str | None = None,
     *,
     idf: str,
     special_tokens: bool,
@@ -61,7 +57,7 @@ def head_options(
     """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
-    if idf not in ("online", "off"):
+    if is_idf_file(idf):
         frequencies = read_frequencies(idf)
         frequencies.check(tokenizer, idf)
     return {
@@ -71,5 +67,4 @@ def head_options(
         "accum_freq": accum_freq,
         "head_warmup": head_warmup,
         "text_length": tokenizer.context_length if dual else None,
-        "kept_head": kept_head(model_name, pretrained, cache_dir),
     }

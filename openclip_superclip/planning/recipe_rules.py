@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from ..config import Config
+from ..config import Config, is_idf_file
 from ..errors import InputError
 from .recipe import Recipe
 
@@ -81,9 +81,9 @@ def _check_superclip(recipe: Recipe, file: str) -> None:
             f"{file}: method is {recipe.method}; leave superclip out, or give it weight 0 to choose the captions alone"
         )
     if options is not None:
-        off = options.get("idf") == "off"
+        idf = options.get("idf", "online")
         try:  # a file of counts need only be there where the run is
-            Config(**{**options, "idf": "off" if off else "online"})
+            Config(**{**options, "idf": "online" if is_idf_file(idf) else idf})
         except InputError as error:
             raise InputError(f"{file}: superclip: {error}") from None
 

@@ -1,8 +1,10 @@
 """The batch-size figure: scores over the batch size, each method's mean and seeds, and the paper's curve beside it."""
 
 import math
+from collections import defaultdict
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from .comparison import Comparison
 from .figure_style import batch, legend, png, style
@@ -21,7 +23,7 @@ def draw_batch_sizes(comparison: Comparison) -> bytes | None:
     size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, key in zip(grid.flat, panels, strict=False):
-        _draw(axes, comparison, key)
+        draw_scores(axes, comparison, key)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     legend(figure, grid, ncols=2)
@@ -34,12 +36,11 @@ def _panels(comparison: Comparison) -> list[str]:
 
 def _sizes(comparison: Comparison, key: str) -> list[int]:
     """Returns the batch sizes that a panel shows: ours and those of the paper's curves beside ours."""
-    ours = {
-        size for series in comparison.series for size in comparison.batch_sizes if comparison.score(series, size, key)
-    }
-    return sorted(
-        ours | {point.batch_size for series in comparison.series for point in _paper(comparison, series, key)}
-    )
+    found = set()
+    for series in comparison.series:
+        found |= {size for size in comparison.batch_sizes if comparison.score(series, size, key)}
+        found |= {point.batch_size for point in _paper(comparison, series, key)}
+    return sorted(found)
 
 
 def _paper(comparison: Comparison, series, key: str) -> list:
@@ -47,7 +48,8 @@ def _paper(comparison: Comparison, series, key: str) -> list:
     return sorted(points, key=lambda point: point.batch_size)
 
 
-def _draw(axes, comparison: Comparison, key: str) -> None:
+def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
+    """Draws one panel: a score of every series over the batch size, and the paper's curve."""
     for series in comparison.series:
         look = style(comparison, series)
         found = [(size, comparison.score(series, size, key)) for size in comparison.batch_sizes]
@@ -61,10 +63,9 @@ def _draw(axes, comparison: Comparison, key: str) -> None:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
         paper = _paper(comparison, series, key)
         if paper:
-            told = "read off Figure 4" if any(point.read_off for point in paper) else paper[0].source
             axes.plot(
                 [p.batch_size for p in paper], [p.value for p in paper], marker="o", markerfacecolor="white",
-                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name}, the paper ({told})",
+                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name}, the paper",
             )  # fmt: skip
     sizes = _sizes(comparison, key)
     axes.set_xscale("log", base=2)
@@ -79,14 +80,21 @@ def _draw(axes, comparison: Comparison, key: str) -> None:
 def about(comparison: Comparison) -> str:
     """Returns how the figure is to be read, "" where there is nothing to say."""
     panels = _panels(comparison)
-    points = [
-        p for series in comparison.series for key in panels[:MOST_PANELS] for p in _paper(comparison, series, key)
-    ]
-    told = []
-    if any(point.read_off for point in points):
-        printed = ", ".join(batch(size) for size in sorted({p.batch_size for p in points if not p.read_off}))
-        tables = f"; those of batch {printed} stand in its tables" if printed else ""
-        told.append(f"The paper's points are read off its Figure 4 (±0.05){tables}.")
+    told = [_sources(comparison, key) for key in panels[:MOST_PANELS]]
     if len(panels) > MOST_PANELS:
         told.append(f"Drawn are {MOST_PANELS} of {len(panels)} scores; the table has all.")
-    return " ".join(told)
+    return " ".join(filter(None, told))
+
+
+def _sources(comparison: Comparison, key: str) -> str:
+    """Returns where the paper's points of a panel are from, "" where it has none."""
+    batches = defaultdict(set)
+    for series in comparison.series:
+        for point in _paper(comparison, series, key):
+            batches[point.read_off, point.source].add(point.batch_size)
+    told = [
+        f"{'read off ' if read_off else ''}{source}{' (±0.05)' if read_off else ''} at batch "
+        f"{', '.join(batch(size) for size in sorted(sizes))}"
+        for (read_off, source), sizes in sorted(batches.items(), reverse=True)
+    ]
+    return f"The paper's {label(key)}: {'; '.join(told)}." if told else ""

@@ -73,7 +73,7 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
     """Returns the runs sorted into comparisons, which never mix models, data sets or numbers of samples."""
     groups = defaultdict(list)
     for run in runs:
-        if run.has_trained:
+        if run.has_trained and run.copy_of is None:
             groups[run.model, run.data, run.samples].append(run)
     return [Comparison(*key, _cells(group), paper_points(*key)) for key, group in groups.items()]
 

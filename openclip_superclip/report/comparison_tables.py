@@ -4,15 +4,15 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 
-from ..table import ABSENT, Table
 from .comparison import Comparison, number
+from .report_table import ABSENT, NOTHING, Cell, Numeric, ReportTable, count, decimal, mean, no_number
 from .reported_run import MISSING, NAMES, ReportedRun
 from .run_scores import in_order, label
 
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")
 
 
-def scores_table(comparison: Comparison) -> Table:
+def scores_table(comparison: Comparison) -> ReportTable:
     """Returns a row a method and batch size, a column a score; what nobody has run is missing."""
     keys = comparison.score_keys
     rows = []
@@ -22,27 +22,28 @@ def scores_table(comparison: Comparison) -> Table:
             whole = [run for run in runs if run.is_whole]
             seeds = ", ".join(str(run.seed) for run in whole) or (f"{len(runs)} not whole" if runs else ABSENT)
             spreads = [comparison.score(series, batch_size, key) for key in keys]
-            rows.append([series.name, f"{batch_size:,}", seeds, *(str(s) if s else "–" for s in spreads)])
+            rows.append([series.name, count(batch_size), seeds, *map(mean, spreads)])
         rows += _difference_rows(comparison, batch_size, keys)
     note = "Mean ± standard deviation over the seeds of finished runs, in percent."
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
-    return Table("Scores", ["method", "batch", "seeds", *map(label, keys)], rows, note)
+    return ReportTable("Scores", ["method", "batch", "seeds", *map(label, keys)], rows, note)
 
 
-def _difference_rows(comparison: Comparison, batch_size: int, keys: list[str]) -> list[list[str]]:
+def _difference_rows(comparison: Comparison, batch_size: int, keys: list[str]) -> list[list[Cell]]:
     """Returns a row for what each method with a head is ahead of the same without; none where nothing compares."""
     rows = []
     for series in comparison.series:
         plain = replace(series, method=series.method.removeprefix("super"))
         pairs = [(comparison.score(series, batch_size, key), comparison.score(plain, batch_size, key)) for key in keys]
-        cells = [f"{ours.mean - base.mean:+.1f}" if ours and base else "–" for ours, base in pairs]
-        if plain != series and any(cell != "–" for cell in cells):
-            rows.append([f"{series.name} − {plain.name}", f"{batch_size:,}", "", *cells])
+        ahead = [ours.mean - base.mean if ours and base else None for ours, base in pairs]
+        if plain != series and any(value is not None for value in ahead):
+            cells = [no_number() if value is None else decimal(value, "+.1f") for value in ahead]
+            rows.append([f"{series.name} − {plain.name}", count(batch_size), "", *cells])
     return rows
 
 
-def paper_table(comparison: Comparison) -> Table | None:
+def paper_table(comparison: Comparison) -> ReportTable | None:
     """Returns ours beside the paper's with the difference, None where the paper has none of what was trained."""
     rows = []
     for batch_size in comparison.batch_sizes:
@@ -53,11 +54,12 @@ def paper_table(comparison: Comparison) -> Table | None:
                     continue
                 source = f"{paper.source}, read off ±0.05" if paper.read_off else paper.source
                 source += _changes(comparison.cells.get((series, batch_size), []))
-                told = [str(ours), f"{paper.value:.1f}", f"{ours.mean - paper.value:+.1f}"] if ours else None
-                told = told or [ABSENT, f"{paper.value:.1f}", "–"]
-                rows.append([series.name, f"{batch_size:,}", label(key), *told, source])
+                here = mean(ours) if ours else no_number(ABSENT)
+                difference = decimal(ours.mean - paper.value, "+.1f") if ours else no_number()
+                told = [here, decimal(paper.value, ".1f"), difference]
+                rows.append([series.name, count(batch_size), label(key), *told, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
-    return Table("Beside the paper", heads, rows) if rows else None
+    return ReportTable("Beside the paper", heads, rows) if rows else None
 
 
 def _changes(runs: list[ReportedRun]) -> str:
@@ -66,7 +68,7 @@ def _changes(runs: list[ReportedRun]) -> str:
     return f"; here with --set {' '.join(sorted(changed))}" if changed else ""
 
 
-def cost_table(comparison: Comparison) -> Table | None:
+def cost_table(comparison: Comparison) -> ReportTable | None:
     """Returns samples a second with the head and without, and what it costs, at equal batch, ranks and precision."""
     rows = []
     for batch_size in comparison.batch_sizes:
@@ -84,14 +86,14 @@ def cost_table(comparison: Comparison) -> Table | None:
                 same = "not recorded" if not (hosts and key[2]) else ", ".join(hosts)
                 machine = same if key[2] == hosts or not (hosts and key[2]) else "two different ones"
                 rows.append([
-                    series.name, f"{batch_size:,}", split, precision, f"{fast:,.1f}", f"{without[key]:,.1f}",
-                    f"{without[key] / fast:.3f}", machine,
+                    series.name, count(batch_size), split, precision, decimal(fast, ",.1f"),
+                    decimal(without[key], ",.1f"), decimal(without[key] / fast, ".3f"), machine,
                 ])  # fmt: skip
     heads = [
         "method", "batch", "ranks", "precision", "samples/s", "without the head", "time with / without", "machine",
     ]  # fmt: skip
     note = "Medians of out.log's samples/s, and of these over the seeds; above 1 the head slows a step."
-    return Table("What the head costs", heads, rows, note) if rows else None
+    return ReportTable("What the head costs", heads, rows, note) if rows else None
 
 
 def _speeds(runs: list[ReportedRun]) -> dict[tuple[str, str, tuple[str, ...]], float]:
@@ -103,18 +105,20 @@ def _speeds(runs: list[ReportedRun]) -> dict[tuple[str, str, tuple[str, ...]], f
     return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 
-def runs_table(runs: list[ReportedRun]) -> Table:
+def runs_table(runs: list[ReportedRun]) -> ReportTable:
     """Returns a row for every run that was asked for, whatever became of it."""
     rows = []
     for run in runs:
         if run.state == MISSING:
-            rows.append([run.name, MISSING, *["–"] * 8, run.note])
+            rows.append([run.name, MISSING, run.note, *[NOTHING] * 3, *[no_number()] * 5])
             continue
-        speed = f"{run.samples_per_second:,.0f}" if run.samples_per_second else "–"
-        learning_rate = run.training.get("lr")
+        learning_rate, speed = run.training.get("lr"), run.samples_per_second
         rows.append([
-            run.name, run.state, NAMES.get(run.method, run.method), run.model, run.data, number(run.samples),
-            f"{run.batch_size:,}", str(run.seed), f"{learning_rate:g}" if learning_rate else "–", speed, run.note,
+            run.name, run.state, run.note, NAMES.get(run.method, run.method), run.model, run.data,
+            Numeric(number(run.samples), (run.samples,)), count(run.batch_size),
+            no_number() if run.seed is None else Numeric(str(run.seed), (run.seed,)),
+            decimal(learning_rate, "g") if learning_rate else no_number(),
+            decimal(speed, ",.0f") if speed else no_number(),
         ])  # fmt: skip
-    heads = ["run", "state", "method", "model", "data", "samples", "batch", "seed", "lr", "samples/s", ""]
-    return Table("Runs", heads, rows)
+    heads = ["run", "state", "note", "method", "model", "data", "samples", "batch", "seed", "lr", "samples/s"]
+    return ReportTable("All that were asked for", heads, rows)

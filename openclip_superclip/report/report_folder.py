@@ -4,57 +4,28 @@ import json
 from pathlib import Path
 
 from ..atomic_files import whole_file
-from ..table import Table
-from .batch_size_figure import about, draw_batch_sizes
 from .comparison import Comparison
-from .comparison_tables import cost_table, paper_table, runs_table, scores_table
-from .html_page import Page
-from .loss_figure import draw_curves, not_drawn
-from .reported_run import MISSING, ReportedRun
+from .html_page import html_page
+from .report_sections import report_sections
+from .reported_run import ReportedRun
 from .run_scores import label
 
 
-def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]) -> None:
+def write_report(
+    out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]
+) -> None:  # fmt: skip
     """Writes report.html and, beside it, the same as PNG, Markdown, CSV and JSON."""
     out.mkdir(parents=True, exist_ok=True)
-    page, markdown = Page(title, facts), [f"# {title}", facts]
-    all_runs = runs_table(runs)
-    for place, comparison in enumerate(comparisons, 1):
-        page.section(comparison.name)
-        markdown.append(f"## {comparison.name}")
-        suffix = f"_{place}" if len(comparisons) > 1 else ""
-        for kind, draw, describes, told in (
-            ("batch_size", draw_batch_sizes, "Scores over the batch size", about(comparison)),
-            ("losses", draw_curves, "Losses over the samples seen", ""),
-        ):
-            image = draw(comparison)
-            if image:
-                _write(out / f"{kind}{suffix}.png", image)
-                page.figure(image, f"{describes}: {comparison.name}")
-                page.text(told)
-                markdown += filter(None, [f"![{describes}]({kind}{suffix}.png)", told])
-        silent = ", ".join(run.name for run in not_drawn(comparison))
-        page.text(f"Without a logged loss: {silent}." if silent else "")
-        for name, table in _tables(comparison).items():
-            page.table(table)
-            markdown.append(table.markdown())
-            _write(out / f"{name}{suffix}.csv", table.csv().encode())
-    page.section("Runs")
-    page.table(all_runs._replace(title="All that were asked for"))
-    markdown += ["## Runs", all_runs.markdown()]
-    _write(out / "runs.csv", all_runs.csv().encode())
-    page.section("Recipes and versions")
-    for run in runs:
-        if run.state != MISSING:
-            page.run(run)
+    sections = report_sections(runs, comparisons)
+    for section in sections:
+        for figure in section.figures:
+            _write(out / figure.file, figure.png)
+        for name, table in section.tables.items():
+            _write(out / name, table.csv().encode())
+    markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
     _write(out / "report.json", _json(title, facts, runs, comparisons).encode())
     _write(out / "report.md", ("\n\n".join(markdown) + "\n").encode())
-    _write(out / "report.html", page.html().encode())
-
-
-def _tables(comparison: Comparison) -> dict[str, Table]:
-    tables = {"scores": scores_table(comparison), "paper": paper_table(comparison), "cost": cost_table(comparison)}
-    return {name: table for name, table in tables.items() if table is not None}
+    _write(out / "report.html", html_page(title, facts, sections, runs).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -25,6 +25,8 @@ class ReportedRun:
         points: of the log.
         split: number of ranks, device and accumulation: what shares a batch.
         hosts: of the run; empty where the folder does not tell.
+        weights: what tells the evaluated weights from others.
+        copy_of: the name of a run with the same losses or weights, which is counted in its place.
         scores: in percent, by the paper's keys or by data set, of the last epoch that was evaluated.
     """
 
@@ -50,6 +52,8 @@ class ReportedRun:
     scores: dict[str, float] = field(default_factory=dict)
     epoch: int | None = None  # of the scores
     epochs: int | None = None
+    weights: str | None = None
+    copy_of: str | None = None
 
     @property
     def name(self) -> str:

@@ -29,8 +29,8 @@ def read_run(path: Path) -> ReportedRun:
         return ReportedRun(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
     run.epochs = (recorded.get("plan") or {}).get("epochs") or options.get("epochs")
     run.split, run.hosts = _split(recorded.get("plan") or options), tuple(recorded.get("hosts") or ())
-    run.scores, run.epoch, run.measured_with = read_scores(path)
-    _tell_state(run, state, log.is_file())
+    run.scores, run.epoch, run.measured_with, run.weights, replaced = read_scores(path)
+    _tell_state(run, state, log.is_file(), replaced)
     return run
 
 
@@ -55,9 +55,7 @@ def _read_options(run: ReportedRun, options: dict) -> bool:
     if not all(isinstance(size, int) for size in sizes) or not options.get("model"):
         return False
     batch_size, world_size, accum_freq, epochs = sizes
-    num_samples = options.get("train_num_samples")
-    if num_samples is None:  # of a table; the log knows its length
-        num_samples = run.points[0]["epoch_samples"] if run.points else 0
+    num_samples = _num_samples(options, run.points)
     superclip = {
         name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
     }
@@ -74,11 +72,33 @@ def _read_options(run: ReportedRun, options: dict) -> bool:
     return True
 
 
-def _tell_state(run: ReportedRun, state: dict, has_log: bool) -> None:
+def _num_samples(options: dict, points: list[dict]) -> int:
+    """Returns the samples of an epoch, equal for runs of equal data: the log rounds up to whole batches."""
+    data, kind = str(options.get("train_data")), options.get("dataset_type")
+    logged = points[0]["epoch_samples"] if points else 0
+    if kind == "csv" or (kind == "auto" and data.endswith((".csv", ".tsv"))):  # whose rows alone count
+        return logged or options.get("train_num_samples") or 0
+    return options.get("train_num_samples") or _listed(data) or logged
+
+
+def _listed(data: str) -> int | None:
+    """Returns the samples of all shards by the sizes.json beside them, None where that does not list them."""
+    from ..data.shard_pattern import expand
+    from ..data.shard_scan import listed_samples  # imports torch
+
+    try:
+        shards = expand(data)
+        listed = listed_samples(shards)
+    except (InputError, OSError):
+        return None
+    return sum(listed.values()) if len(listed) == len(shards) else None
+
+
+def _tell_state(run: ReportedRun, state: dict, has_log: bool, replaced: list[str]) -> None:
     """Says how the run stands: as state.json tells, and whether the log agrees."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
-    at_end = last is not None and total is not None and last["samples"] >= total
+    at_end = total is not None and total - last["samples"] < run.batch_size  # a batch that is not full is left out
     if last is None:
         seen = "out.log holds no step" if has_log else "there is no out.log"
     else:
@@ -87,6 +107,7 @@ def _tell_state(run: ReportedRun, state: dict, has_log: bool) -> None:
     told = [run.note, state.get("error") or "", "" if at_end else seen]
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         told.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
+    told += [f"{name} was replaced after it was evaluated: evaluate it again" for name in replaced]
     if not all(map(_is_number, (value for point in run.points for value in point.values()))):
         told.append("the loss became infinite or no number")
     run.note = "; ".join(filter(None, told))

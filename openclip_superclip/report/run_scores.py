@@ -6,7 +6,9 @@ import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from ..checkpoints.file_identity import file_identity
 from ..checkpoints.run_options import read_run_record
 
 PAPER_DATASETS = {
@@ -22,13 +24,33 @@ LABELS = {
 OF_TRAINING = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
-def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]]:
-    """Returns a run's scores, the epoch that they are of and the versions that measured them.
+class RunScores(NamedTuple):
+    """A run's scores, and of what they are.
 
-    They are CLIP_benchmark's in RUN/evaluation, of the last epoch that is there; what the training itself measured at
-    its last epoch (--val-data, --imagenet-val); and the demo's own.
+    Attributes:
+        values: in percent.
+        epoch: None where nothing was evaluated.
+        versions: that measured them.
+        weights: what tells the evaluated weights from others, None where the results do not say it.
+        replaced: the names of checkpoints that are no longer those that were evaluated; their results are left out.
     """
-    records = list(_records(run / "evaluation"))
+
+    values: dict[str, float]
+    epoch: int | None
+    versions: dict[str, str]
+    weights: str | None
+    replaced: list[str]
+
+
+def read_scores(run: Path) -> RunScores:
+    """Returns what was measured of a run.
+
+    The values are CLIP_benchmark's in RUN/evaluation, of the last epoch that is there; what the training itself
+    measured at its last epoch (--val-data, --imagenet-val); and the demo's own.
+    """
+    found = list(_records(run / "evaluation"))
+    replaced = {file: _checkpoint(run, record) for file, record in found if _is_replaced(run, file, record)}
+    records = [record for file, record in found if file not in replaced]
     epochs = [record["epoch"] for record in records if isinstance(record.get("epoch"), int)]
     epoch = max(epochs, default=None)
     records = [record for record in records if record.get("epoch") == epoch]
@@ -37,7 +59,11 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]
     if average is not None:
         scores["average_of_38"] = average
     scores |= _of_training(run) | _of_demo(run)
-    return scores, epoch, next((record.get("versions") or {} for record in records), {})
+    versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
+    return RunScores(
+        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
+        sorted({checkpoint.name for checkpoint in replaced.values()}),
+    )  # fmt: skip
 
 
 def label(key: str) -> str:
@@ -55,14 +81,29 @@ def in_order(keys: list[str]) -> list[str]:
     return known + sorted((key for key in dict.fromkeys(keys) if key not in LABELS), key=place)
 
 
-def _records(folder: Path) -> Iterator[dict]:
+def _records(folder: Path) -> Iterator[tuple[Path, dict]]:
     for file in sorted(folder.glob("*.json")):
         try:
             record = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and isinstance(record.get("metrics"), dict):
-            yield record
+            yield file, record
+
+
+def _checkpoint(run: Path, record: dict) -> Path:
+    name = Path(str(record.get("checkpoint"))).name if record.get("checkpoint") else f"epoch_{record.get('epoch')}.pt"
+    return run / "checkpoints" / name
+
+
+def _is_replaced(run: Path, file: Path, record: dict) -> bool:
+    """Tells whether a checkpoint is another than that of a result: by what the result says, or else by their times."""
+    checkpoint = _checkpoint(run, record)
+    if not checkpoint.is_file():  # deleted: what it scored still stands for the run
+        return False
+    if record.get("checkpoint_file"):
+        return file_identity(checkpoint) != record["checkpoint_file"]
+    return checkpoint.stat().st_mtime_ns > file.stat().st_mtime_ns
 
 
 def _of_record(record: dict) -> Iterator[tuple[str, float]]:

@@ -58,7 +58,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         if num_nodes > 1:
             raise InputError(
                 f"job {job} has {num_nodes} nodes, and this process would use one of them: start it with "
-                "srun --ntasks-per-node=1, as slurm/train.sbatch does"
+                "srun --ntasks-per-node=1, as slurm/training_job.sh does"
             )
         return Placement(job=job, restarts=restarts, gpus=gpus)
     num_nodes, num_tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
@@ -68,7 +68,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
             "which starts a process for each GPU itself"
         )
     if num_nodes > 1 and "MASTER_ADDR" not in environment:
-        raise InputError("MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch exports it")
+        raise InputError("MASTER_ADDR is not set: expected the first node's name, as slurm/training_job.sh exports it")
     return Placement(
         num_nodes=num_nodes,
         node=int(environment["SLURM_NODEID"]),

@@ -15,6 +15,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from ..atomic_files import whole_file
+from .heat_map_file import MARK
 from .tagger import Seen
 
 SIDE = 448  # pixels of a drawn picture: finer than most models see it
@@ -44,7 +45,7 @@ def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg
         panel.imshow(_lit(shown, heat / max(seen.peak, FAINTEST * brightest, 1e-12)))
         panel.set_title(f"{seen.word}\n{seen.score:.1%}, at best {seen.peak:.0%}", fontsize=10)
     with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png", bbox_inches="tight")
+        figure.savefig(file, dpi=110, format="png", bbox_inches="tight", metadata=MARK)
     plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,18 +43,34 @@ def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
 
 def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     """Returns the words and phrases of --words: a list with commas, or a file with one a line."""
-    try:
-        lines = Path(flag).read_text("utf-8").splitlines() if os.path.isfile(flag) else flag.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--words: {flag} cannot be read as text ({error})") from error
-    words = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
+    words = list(dict.fromkeys(" ".join(line.split()) for line in _lines(flag) if line.strip()))
     if not words:
         raise InputError(f"--words is '{flag}'; expected words with commas between them, or a file with one a line")
     chosen = lexicon(words, tokenizer, vocab_size)
     unknown = [word for word in words if word not in chosen.words]
     if unknown:
         raise InputError(f"--words: the model's tokenizer has no tokens for {', '.join(unknown)}")
-    return chosen
+    return lexicon(_distinct(chosen), tokenizer, vocab_size)
+
+
+def _lines(flag: str) -> list[str]:
+    """Returns a file's lines or a list's words; InputError for a file that is not there."""
+    if os.path.isfile(flag):
+        try:
+            return Path(flag).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--words: {flag} cannot be read as text ({error})") from error
+    if "," not in flag and re.search(r"\.\w+$|[/\\]", flag):
+        raise InputError(f"--words: there is no file {flag}; a word that looks like one ends with a comma: '{flag},'")
+    return flag.split(",")
+
+
+def _distinct(chosen: Lexicon) -> list[str]:
+    """Returns the words without those that differ by capital letters alone, which the tokenizer does not tell apart."""
+    first = {}
+    for word, ids in zip(chosen.words, chosen.tokens.tolist(), strict=True):
+        first.setdefault((word.casefold(), *ids), word)
+    return list(first.values())
 
 
 def lexicon(words: list[str], tokenizer: Callable, vocab_size: int) -> Lexicon:

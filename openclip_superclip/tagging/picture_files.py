@@ -1,30 +1,24 @@
-"""Pictures: found in the files and folders that the user names, and opened as the model was trained on them."""
+"""The files of pictures that the user names, alone or in folders."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image, ImageOps
 
 from ..errors import InputError
+from .heat_map_file import is_heat_map
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-class Picture(NamedTuple):
-    """A picture's file with the picture, or with the reason why it cannot be read."""
-
-    path: Path
-    image: Image.Image | None
-    reason: str
-
-
 def find_pictures(arguments: Iterable[Path]) -> list[Path]:
-    """Returns the files, and in their place those in the folders, by name; InputError for what is not there."""
+    """Returns the files, and in their place those in the folders, by name; InputError for what is not there.
+
+    The heat maps that an earlier call has left in a folder are no pictures of the user's.
+    """
     found = []
     for argument in arguments:
         if argument.is_dir():
             inside = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            inside = [path for path in inside if not is_heat_map(path)]
             if not inside:
                 raise InputError(f"{argument} holds no pictures; expected {' '.join(sorted(SUFFIXES))} in it or below")
             found += inside
@@ -33,12 +27,3 @@ def find_pictures(arguments: Iterable[Path]) -> list[Path]:
         else:
             raise InputError(f"there is no picture {argument}")
     return list(dict.fromkeys(found))
-
-
-def open_picture(path: Path) -> Picture:
-    """Returns the picture upright and in RGB, or says why it cannot be read."""
-    try:
-        with Image.open(path) as file:
-            return Picture(path, ImageOps.exif_transpose(file).convert("RGB"), "")
-    except Exception as error:  # a broken file raises anything
-        return Picture(path, None, " ".join(str(error).split()) or type(error).__name__)

@@ -12,18 +12,18 @@ from .lexicon import chosen_lexicon, open_lexicon
 from .tagging_model import Opened
 from .word_scores import Shares
 
+TOP = 10  # words of a picture, where nobody says how many
+FINER = 4  # a picture's pixels for one of the model's, at least; more change nothing
+SHORTEST = 1024  # pixels: heat maps show a picture finer than most models see it
+
 
 class Seen(NamedTuple):
     """A word in a picture."""
 
     word: str
     score: float  # its share of the caption's IDF-weighted words, 0 to 1
-    map: Tensor  # [h, w], the same share at every patch
-
-    @property
-    def peak(self) -> float:
-        """The share at the patch where it is highest."""
-        return self.map.max().item()
+    peak: float  # the same share at the patch where it is highest
+    map: Tensor | None = None  # [h, w], the same share at every patch; None of an earlier call's words
 
 
 class Tagger:
@@ -32,19 +32,26 @@ class Tagger:
     Args:
         words: the words to look for, as --words gives them; without, every word that the lexicon holds, and the words
             divide the tokens between them.
-        top: how many words a picture.
+        top: how many words a picture; None for 10 of the lexicon's, or all that were chosen.
     """
 
-    def __init__(self, opened: Opened, words: str | None, top: int):
-        self.model, self.preprocess = opened.model, opened.preprocess()
+    def __init__(self, opened: Opened, words: str | None, top: int | None):
+        self.model, self.preprocess, self.preprocess_cfg = opened.model, opened.preprocess(), opened.preprocess_cfg
         self.device = opened.model.class_head.weight.device
         vocab_size = opened.model.statistics.vocab_size
-        self.top, self.is_open = top, words is None
+        self.is_open = words is None
         if self.is_open:
             self.lexicon = open_lexicon(opened.tokenizer, vocab_size)
         else:
             self.lexicon = chosen_lexicon(words, opened.tokenizer, vocab_size)
+        self.top = top or (TOP if self.is_open else len(self.lexicon.words))
         self.shares = Shares(self.lexicon, opened.token_weights.cpu())
+
+    @property
+    def shortest(self) -> int:
+        """How many pixels a picture's shorter side needs."""
+        size = self.preprocess_cfg.size
+        return max(SHORTEST, FINER * (max(size) if isinstance(size, tuple | list) else size))
 
     @torch.inference_mode()
     def tag(self, pictures: Sequence[Image.Image]) -> list[list[Seen]]:
@@ -62,7 +69,10 @@ class Tagger:
         best = self.shares.divide(mean, at_patches, self.top) if self.is_open else self.shares.highest(mean, self.top)
         words = list(best)
         maps = self.shares.of(at_patches, words).T.unflatten(1, patches.shape[1:])  # [K, h, w]
-        return [Seen(self.lexicon.words[word], best[word], map) for word, map in zip(words, maps, strict=True)]
+        return [
+            Seen(self.lexicon.words[word], best[word], map.max().item(), map)
+            for word, map in zip(words, maps, strict=True)
+        ]
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
         return self.model.class_head.logits(tokens).float().softmax(dim=-1).cpu()

@@ -5,17 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from ..checkpoints.architecture import architecture_of, fit, num_tokens
-from ..checkpoints.checkpoint import Checkpoint, read_checkpoint
-from ..checkpoints.run_options import run_behind
-from ..checkpoints.weights_check import check_match, check_values
+from ..checkpoints import HEAD_NAME
+from ..checkpoints.architecture import architecture_of, fit
+from ..checkpoints.checkpoint import check_match, read_checkpoint
+from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 from ..integration.unpatched_openclip import plugins_model_class
 from ..method.token_statistics import special_token_ids
+from ..torch_device import check_device
 
 
 class Opened(NamedTuple):
@@ -37,39 +39,37 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
     Args:
         architecture: the OpenCLIP model's name, where nothing beside the weights says it.
     """
+    check_device(device)
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns of a model without weights: they come below
     if path.is_dir() and (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
-    checkpoint = _checkpoint(path)
-    record = run_behind(checkpoint)
+    weights = _weights(path)
+    record = read_run_record(path, epoch=None)
     found = architecture_of(path, record.options, architecture, flag="--architecture")
-    fitted, weights = fit(found, checkpoint.weights)
-    tokenizer = found.tokenizer()
+    fitted, weights = fit(found, weights)
+    tokenizer = open_clip.get_tokenizer(found.name)
     with plugins_model_class():
         model = fitted.on("cpu", superclip={"ignored_tokens": special_token_ids(tokenizer)})
     check_match(weights, model.state_dict(), str(path), found.name)
-    counts = model.statistics
-    if num_tokens(tokenizer) > counts.vocab_size:
-        raise InputError(
-            f"--model: {path} has a vocabulary of {counts.vocab_size:,} tokens and its tokenizer "
-            f"{num_tokens(tokenizer):,}: its text_cfg must name the tokenizer that it was trained with"
-        )
-    check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
+    counts = model.statistics
     equal = record.options.get("superclip_idf") == "off" or not counts.num_captions
     weights = counts.counted.float() if equal else counts.idf()
     preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, weights)
 
 
-def _checkpoint(path: Path) -> Checkpoint:
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Returns the weights with those of the head, which an export keeps in a file of its own."""
     if not path.exists():
         raise InputError(f"--model: there is no file or folder {path}")
     try:
         checkpoint = read_checkpoint(path)
+        beside = path / HEAD_NAME
+        head = checkpoint.head() or (read_checkpoint(beside).weights if beside.is_file() else {})
     except InputError as error:
         raise InputError(f"--model: {error}") from error
-    if not checkpoint.head():
+    if not head:
         advice = "export its checkpoint with --with-head" if path.is_dir() else "it is of a run without --superclip"
         raise InputError(f"--model: {path} holds no class head, which is what sees words: {advice}")
-    return checkpoint
+    return {**checkpoint.without_head(), **head}

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import random
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,40 +16,10 @@ import pytest
 import webdataset
 from support.models import write_model
 from support.openclip_releases import each_release
+from support.openclip_trees import enter, openclip_train, openclip_train_without_plugins
+from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import BROKEN, install_plugin
 from support.training_runs import Run, run_ranks
-
-
-def enter(tree: Path) -> None:
-    """Makes `tree` the OpenCLIP of this process, which has torch imported already."""
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("open_clip", "open_clip_train", "openclip_superclip", "pluggy"):
-            del sys.modules[name]
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(tree))
-
-
-def openclip_train(tree: Path, *argv: str) -> None:
-    """`python -m open_clip_train.main` of the OpenCLIP in `tree`."""
-    enter(tree)
-    sys.argv = ["open_clip_train.main", *argv]
-    runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
-    assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
-
-
-def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
-    """The same where no distribution has named a plugin."""
-    find = importlib.metadata.entry_points
-    importlib.metadata.entry_points = lambda **which: () if which.get("group") == "open_clip" else find(**which)
-    openclip_train(tree, *argv)
-
-
-def superclip_train(tree: Path, *argv: str) -> int:
-    """`superclip train` with the OpenCLIP in `tree`."""
-    enter(tree)
-    code = importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
-    assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
-    return code
 
 
 def shuffle_in_one_order() -> None:

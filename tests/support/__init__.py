@@ -3,4 +3,4 @@
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-WORDS = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat", "sun", "moon", "fish", "bird"]
+WORDS = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship", "sun", "moon", "fish", "bird"]

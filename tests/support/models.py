@@ -6,18 +6,28 @@ from pathlib import Path
 import open_clip
 import torch
 
+from openclip_superclip.demo.demo_model import VOCAB_SIZE, write_vocabulary
+
+SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
+
 
 def write_model(folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg) -> str:
-    """Writes a small OpenCLIP model configuration and returns the --model that opens it."""
+    """Writes a small OpenCLIP model configuration and returns the --model that opens it.
+
+    Its vocabulary is CLIP's, cut to VOCAB_SIZE tokens, unless `text` names a vocab_size or a tokenizer of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = dict(text or {})
+    if not {"vocab_size", "hf_tokenizer_name"} & text.keys():
+        text |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": {"bpe_path": str(write_vocabulary(folder))}}
     config = {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, **(vision or {})},
         "text_cfg": {
-            "context_length": 20, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2, **(text or {}),
+            "context_length": 20, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2, **text,
         },
         **model_cfg,
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return f"local-dir:{folder}"
 
@@ -42,7 +52,7 @@ MODELS = {
     "coca": {
         "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
         "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
-        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
         "custom_text": True,
     },
 }  # fmt: skip

@@ -16,11 +16,11 @@ from support import WORDS
 from .training_runs import run_ranks
 
 
-def batch(num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of noise [B, 3, 32, 32] and the tokens of captions that differ [B, L]."""
+def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of noise [B, 3, 32, 32] and the model's tokens of captions that differ [B, L]."""
     rng = random.Random(0)
     captions = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(num_captions)]
-    tokens = open_clip.get_tokenizer("ViT-B-32", context_length=20)(captions)
+    tokens = open_clip.get_tokenizer(model_name)(captions)
     return torch.randn(num_captions, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tokens
 
 
@@ -45,7 +45,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     elif world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
-    images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(16))
+    images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(model_name, 16))
     results = {"losses": []}
     for step in range(3):
         losses = loss(**model(images, tokens), output_dict=True)

@@ -6,6 +6,7 @@ import re
 import types
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -21,8 +22,8 @@ from openclip_superclip.data.caption_tokens import CaptionTokens, long_caption
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.model import SuperCLIP, _WithClassHead
 
-SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "boat"]
-LONG = ["sun moon", "fish bird", "sky", "stone road", "milk", "green lamp", "door", "paper glass ring"]
+SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]
+LONG = ["sun moon", "fish bird", "sky", "stone road", "book", "green light", "door", "paper glass ring"]
 NUM_SAMPLES = 32
 
 
@@ -87,7 +88,7 @@ def webdataset_flags(shards: str) -> list[str]:
 
 def recording_train(*argv) -> int:
     """`superclip train` that prints, at each training step, which words every loss was given."""
-    decode = functools.partial(words, open_clip.get_tokenizer("ViT-B-32"))
+    decode = functools.partial(words, open_clip.get_tokenizer(argv[len(argv) - argv[::-1].index("--model")]))
     encode, class_losses = _WithClassHead._encode, _WithClassHead._class_losses
 
     def record(name, method, captions):
@@ -144,7 +145,8 @@ both_types = pytest.mark.parametrize("kind", ["webdataset", "csv"])
 ])  # fmt: skip
 @both_types
 def test_each_mode_gives_each_loss_its_caption(kind, mode, expected, data, train):
-    (run,) = train(*data[kind], "--superclip-captions", mode, "--epochs", "2", "--logs", "none")
+    flags = data[kind][:-2] if mode == "short" else data[kind]  # without the place of a long caption
+    (run,) = train(*flags, "--superclip-captions", mode, "--epochs", "2", "--logs", "none")
     if mode.startswith("mixed"):
         assert pairs(run) <= expected
         assert {caption for caption, _ in pairs(run)} & set(SHORT)
@@ -170,12 +172,12 @@ def test_dual_trains_a_coca(data, train, tmp_path):
     assert all(value > 0 for value in run.values("Caption_loss"))
 
 
-def test_dual_counts_the_words_of_the_long_captions_alone(data, train, tmp_path):
+def test_dual_counts_the_words_of_the_long_captions_alone(data, train, model, tmp_path):
     (run,) = train(*data["webdataset"], "--superclip-captions", "dual", cwd=tmp_path)
     assert run.returncode == 0, run.output[-3000:]
     weights = torch.load(tmp_path / "logs/run/checkpoints/epoch_1.pt")["state_dict"]
     counted = weights["statistics.document_frequency"].nonzero().flatten()
-    assert words(open_clip.get_tokenizer("ViT-B-32"), counted[:, None]) == sorted(
+    assert words(open_clip.get_tokenizer(model), counted[:, None]) == sorted(
         {word for caption in LONG for word in caption.split()}, key=counted_id
     )
     assert weights["statistics.num_captions"] == NUM_SAMPLES
@@ -296,6 +298,12 @@ def test_two_workers_draw_differently_for_one_sample(tokens_of):
     ({"txt": "cat"}, "json:a", ""),
     ({"txt": "cat"}, "long.txt", ""),
     ({"re_caption": float("nan")}, "re_caption", ""),
+    ({"re_caption": None}, "re_caption", ""),
+    ({"re_caption": 12}, "re_caption", "12"),
+    ({"re_caption": np.float64(12)}, "re_caption", "12.0"),
+    ({"re_caption": np.int64(0)}, "re_caption", "0"),
+    ({"json": {"a": 7}}, "json:a", "7"),
+    ({"json": {"a": ["a sun"]}}, "json:a", ""),
 ])  # fmt: skip
 def test_the_long_caption_is_found_in_a_member_a_column_or_the_json(sample, place, found):
     assert long_caption(sample, place) == found
@@ -467,6 +475,9 @@ def test_text_masks_keep_working(reduction_mask, tokens_of):
     "--superclip-captions mixed --superclip-long-caption long.txt",
     "--superclip-captions both --superclip-long-caption long.txt",
     "--superclip-missing-long pass",
+    "--superclip-missing-long skip",
+    "--superclip-missing-long error --superclip-captions short",
+    "--superclip-long-caption long.txt",
     "--superclip-long-context 99",
     "--superclip-long-context -1 --superclip-captions dual --superclip-long-caption long.txt",
     "--superclip-captions dual --superclip-long-caption long.txt --dataset-type synthetic",

@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support.models import write_model
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 from support.three_steps import assert_same_gradients, batch, results_of, train_three_steps
 from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, stock_train, superclip_train
 
@@ -94,7 +94,7 @@ def class_loss_of_unequal_batches(model_name: str, rank: int, world_size: int) -
     module = model
     if world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-    images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(16))
+    images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(model_name, 16))
     loss = model(images, tokens)["class_losses"].mean()
     loss.backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
@@ -195,9 +195,9 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
     counts = load(tmp_path / "logs/run", epoch=2)["state_dict"]
     with open(csv_data, newline="") as table:
         captions = [row["title"] for row in csv.DictReader(table, delimiter="\t")]
-    frequency = torch.zeros(49408, dtype=torch.int64)
-    for tokens in open_clip.get_tokenizer("ViT-B-32")(captions):
-        frequency[[token for token in set(tokens.tolist()) if token not in (0, 49406, 49407)]] += 2  # epochs
+    frequency = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
+    for tokens in open_clip.get_tokenizer(small_model)(captions):
+        frequency[[token for token in set(tokens.tolist()) if token not in SPECIAL_TOKENS]] += 2  # epochs
     assert counts["statistics.num_captions"] == 2 * len(captions)
     assert torch.equal(counts["statistics.document_frequency"], frequency)
 
@@ -213,7 +213,7 @@ INFERENCE = {  # what has a head: its configuration
     "CoCa": {
         "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
         "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
-        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
         "custom_text": True,
     },
 }
@@ -230,7 +230,7 @@ def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypa
         monkeypatch.setattr(part, method, lambda *_: pytest.fail("inference called the head"))
     stock.eval(), ours.eval()
     size = cfg.get("vision", {}).get("image_size", 32)
-    images, tokens = torch.randn(4, 3, size, size), batch(4)[1]
+    images, tokens = torch.randn(4, 3, size, size), batch(name, 4)[1]
     equal = {"rtol": 0, "atol": 0, "equal_nan": True}  # OpenCLIP leaves a weight of CoCa's decoder as the memory was
     with torch.no_grad():
         assert torch.equal(ours.encode_image(images), stock.encode_image(images))

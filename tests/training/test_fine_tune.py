@@ -26,7 +26,7 @@ from openclip_superclip.checkpoints.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"
-SMALL = {"vision": {"width": 16, "head_width": 16}, "text": {"width": 12}}
+SMALL = {"vision": {"width": 16, "head_width": 16}, "text": {"width": 12, "vocab_size": 49408}}
 CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 16, "patch_size": 8},

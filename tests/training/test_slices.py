@@ -16,6 +16,7 @@ import torch
 import webdataset
 from open_clip import get_tokenizer
 from PIL import Image
+from support.models import SPECIAL_TOKENS
 from support.training_runs import run_ranks, superclip_train
 from torchvision import transforms
 
@@ -203,7 +204,8 @@ def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
 
         def decoded(texts):
             return [
-                names.setdefault(tuple(text), decode([t for t in text if 0 < t < 49406])) for text in texts.tolist()
+                names.setdefault(tuple(text), decode([t for t in text if t not in SPECIAL_TOKENS]))
+                for text in texts.tolist()
             ]
 
         data["train"].dataloader = Traced(data["train"], args.rank, decoded, killed_at)

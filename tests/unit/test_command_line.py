@@ -1,19 +1,17 @@
-"""The `superclip` command: what it answers, what it costs to ask, and what a run records."""
+"""The `superclip` command: what it answers, and what it costs to ask."""
 
 import dataclasses
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.config import Config, DataConfig, options_of
+from openclip_superclip.config import Config, DataConfig
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
@@ -61,63 +59,6 @@ def test_train_help_shows_our_flags_in_a_group_of_their_own():
     _, group = done.stdout.split("\nSuperCLIP:\n")
     assert re.findall(r"^  (--[\w-]+)", group, re.MULTILINE) == OUR_FLAGS
     assert "--train-data" in done.stdout
-
-
-def test_a_name_that_is_taken_exits_with_an_error(train_flags, tmp_path):
-    argv = [*train_flags, "--superclip"]
-    (tmp_path / "logs/run").mkdir(parents=True)
-    (tmp_path / "logs/run/out.log").touch()
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Experiment already exists" in run.output
-
-
-def recorded_options(run_folder: Path) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in (run_folder / "params.txt").read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("flags", "config"),
-    [
-        ("", None),
-        ("--superclip", Config()),
-        (
-            "--superclip --superclip-weight 2.5 --superclip-idf off --superclip-special-tokens",
-            Config(weight=2.5, idf="off", special_tokens=True),
-        ),
-    ],
-)
-def test_params_txt_records_our_options_with_the_flag_and_nothing_of_ours_without(flags, config, train_flags, tmp_path):
-    argv = [*train_flags, "--batch-size", "64", "--save-frequency", "0", *flags.split()]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 0
-    options = recorded_options(tmp_path / "logs/run")
-    ours = {"superclip": True, **options_of(config)} if config else {}
-    assert {name: value for name, value in options.items() if "superclip" in name} == {
-        k: str(v) for k, v in ours.items()
-    }
-    assert options["batch_size"] == "64"
-
-
-def test_the_log_tells_at_the_start_what_the_head_is(train_flags, tmp_path):
-    (run,) = run_ranks(superclip_train, *train_flags, "--logs", "none", "--superclip", cwd=tmp_path)
-    (line,) = [line for line in run.output.splitlines() if "SuperCLIP: " in line]
-    for part in ("vocabulary 49,408", "head 3,211,648 parameters", "patch tokens", "width 64", "IDF online"):
-        assert part in line
-    assert run.output.index(line) < run.output.index("Train Epoch")
-
-
-def test_it_trains_under_torchrun(train_flags, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    superclip = ["-m", "openclip_superclip", "train", "--", *train_flags, "--batch-size", "16", "--superclip"]
-    done = call(*torchrun, *superclip, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "world_size: 2" in done.stderr + done.stdout
-    assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2
-    assert done.stdout.count("this OpenCLIP is not patched") == 1
 
 
 def test_output_that_its_reader_no_longer_wants_is_no_traceback():

@@ -17,10 +17,10 @@ import webdataset
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import WORDS
-from support.models import write_model
-from support.training_runs import run_ranks, superclip_train
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import openclip_superclip as superclip
@@ -197,7 +197,7 @@ def test_the_benchmark_prints_captions_a_second_beside_a_plain_loop(pattern, cap
 # The weights
 
 
-def test_the_weights_are_equation_3_of_the_paper_and_never_below_0():
+def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
     counts = torch.tensor([0, 1, 9, 10])
     wanted = [math.log(10), math.log(10 / 2), 0.0, 0.0]
     assert idf(counts, 10).tolist() == pytest.approx(wanted)
@@ -210,62 +210,36 @@ def model(tmp_path_factory) -> str:
     )
 
 
-def test_a_file_fixes_the_weights_from_the_first_step(counted, model):
-    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+@pytest.fixture(scope="module")
+def fitting(pattern, model, tmp_path_factory) -> Path:
+    """The file of the short captions' frequencies in the model's vocabulary."""
+    out = tmp_path_factory.mktemp("fitting") / "df.safetensors"
+    call(pattern, "--tokenizer-of", model, "--out", out)
+    return out
+
+
+def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(fitting))
     tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
         patch_mean = clip._encode(torch.ones(2, 3, 32, 32), tokens)[1]
     words, num_captions = expected(0)
-    weights = torch.zeros(49408)
+    weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):
         weights[open_clip.get_tokenizer(model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
     assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
 
 
-def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(counted, model):
-    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(counted))
+def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, model):
+    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(fitting))
     before = clip.fixed_idf()
     assert clip.to(torch.bfloat16).fixed_idf().equal(before)
     assert not any("fixed_idf" in name for name in clip.state_dict())
-    assert before[[0, 49406, 49407]].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_openclip_trains_with_a_file(world_size, counted, pattern, csv_data, train_flags, model, tmp_path):
-    flags = ["--model", model, "--superclip", "--superclip-idf", counted, "--batch-size", 64 // world_size]
-    runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=world_size, cwd=tmp_path)
-    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
-    assert runs[0].values("Class_loss")[0] > 0
+    assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
 
 
 # Bad input
-
-
-def other_tokenizer(path: Path) -> str:
-    """Writes frequencies of a vocabulary that no model has."""
-    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(path)
-    return "HFTokenizer other (300 of them)"
-
-
-@pytest.mark.parametrize(("write", "reason"), [
-    (other_tokenizer, "HFTokenizer other"),
-    (lambda path: path.write_bytes(b"no safetensors"), "superclip frequencies wrote"),
-    (lambda path: None, "expected online, off or a file"),
-])  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(
-    write, reason, train_flags, model, tmp_path
-):
-    path = tmp_path / "df.safetensors"
-    write(path)
-    argv = [*train_flags, "--model", model, "--superclip", "--superclip-idf", path]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert "--superclip-idf" in error or str(path) in error
-    assert reason in error
-    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(("flags", "named"), [
@@ -275,7 +249,9 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line_before_anything_is_load
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --workers 0", "--workers"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --context 2", "--context"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions dual", "--captions"),
-    ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions long", "long-caption"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions long", "--captions long needs --long-caption"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --long-caption long.txt", "--long-caption long.txt does nothing"),
+    ("x/{{0..9.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS: x/{{0..9.tar has unbalanced braces"),
     ("{out}.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 0/2", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 3/2", "--part"),
@@ -289,7 +265,7 @@ def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_pat
     assert main(["frequencies", *flags.format(shards=pattern, out=out).split()]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    assert named in error
+    assert named.format() in error
     assert not out.exists()
 
 
@@ -324,6 +300,54 @@ def test_a_hugging_face_tokenizer_is_told_by_its_vocabulary(tmp_path):
     counted.check(tokenizer("cat", "dog"), "df")
     with pytest.raises(superclip.InputError, match="df counts the tokens of HFTokenizer"):
         counted.check(tokenizer("dog", "cat"), "df")
+
+
+def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
+    def model(name: str, clean: str = "whitespace") -> str:
+        words = Tokenizer(WordLevel({word: id for id, word in enumerate(["[PAD]", *WORDS])}, unk_token="[PAD]"))
+        words.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path / name)
+        text = {"hf_tokenizer_name": str(tmp_path / name), "tokenizer_kwargs": {"clean": clean}}
+        return write_model(tmp_path / name, text={"vocab_size": 64, "context_length": 8, **text})
+
+    for part, name in (("1/2", "here"), ("2/2", "there")):
+        call(pattern, "--part", part, "--tokenizer-of", model(name), "--out", tmp_path / f"{name}.df")
+    call("--merge", tmp_path / "here.df", tmp_path / "there.df", "--out", tmp_path / "df")
+    read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("there")), "df")
+    with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer .*here whitespace"):
+        read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("other", "canonicalize")), "df")
+
+
+@pytest.mark.parametrize(("counted_with", "trained_with", "told"), [
+    ("", "", None),
+    ("--captions long --long-caption long.txt", "long .LONG.txt", None),
+    ("--captions long --long-caption long.txt", "dual long.txt", None),
+    ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
+    ("--captions mixed:1.0 --long-caption json:a.b", "", None),
+    ("", "long long.txt", "is given 'long long.txt, 20 tokens': count those with superclip frequencies"),
+    ("--captions long --long-caption long.txt", "", "counts the captions 'long long.txt, 20 tokens'"),
+    ("--captions long --long-caption long.txt", "dual json:a.b", "--long-caption json:a.b --context 20 --out FILE"),
+    ("--captions mixed:0.5 --long-caption long.txt", "mixed:0.8 long.txt", "is given 'mixed:0.8 long.txt, 20 tokens'"),
+    ("--captions long --long-caption long.txt --context 30", "long long.txt", "--context 20 --out FILE"),
+    ("--captions long --long-caption long.txt", "dual long.txt 30", "is given 'long long.txt, 30 tokens'"),
+])  # fmt: skip
+def test_a_file_that_counts_other_captions_than_the_run_reads_is_refused(
+    counted_with, trained_with, told, pattern, model, parse_args, tmp_path
+):
+    file = tmp_path / "df.safetensors"
+    call(f"{pattern}", "--tokenizer-of", model, *counted_with.split(), "--out", file)
+    argv = ["--model", model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
+    argv += ["--train-num-samples", "100", "--superclip-idf", str(file)]
+    flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
+    argv += [part for pair in zip(flags, trained_with.split(), strict=False) for part in pair]
+    if told is None:
+        assert parse_args(argv).superclip_idf == str(file)
+        return
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(argv)
+    assert f"error: --superclip-idf: {file} counts the captions '" in str(refusal.value)
+    assert told in str(refusal.value)
+    assert f"superclip frequencies '{pattern}' --tokenizer-of {model}" in str(refusal.value)
 
 
 def test_help_answers_without_importing_torch():

@@ -7,14 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import GOLDEN
-from support.training_runs import run_ranks, superclip_train
+from support.authors_files import CONFIG, THEIRS, altered
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.authors_checkpoint import from_authors
 from openclip_superclip.method.patch_tokens import encode_image
-
-THEIRS, CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
 
 
 def run(*argv) -> int:
@@ -79,15 +77,6 @@ def test_training_goes_on_from_an_import(imported):
     assert model.statistics.num_captions == before + 4
 
 
-def altered(tmp_path, **changes):
-    """The authors' checkpoint with some names set, or taken away where they are None."""
-    checkpoint = torch.load(THEIRS, weights_only=True)
-    state = checkpoint["state_dict"] | {f"module.{name}": value for name, value in changes.items()}
-    checkpoint["state_dict"] = {name: value for name, value in state.items() if value is not None}
-    torch.save(checkpoint, tmp_path / "altered.pt")
-    return tmp_path / "altered.pt"
-
-
 DOES_NOT_MATCH = {
     "an unknown name": ({"visual.novelty": torch.ones(3)}, "visual.novelty is [3], expected no such name"),
     "a missing name": ({"visual.proj": None}, "visual.proj is missing, expected [64, 32]"),
@@ -143,20 +132,3 @@ def test_a_plain_checkpoint_is_not_the_authors(tmp_path, capsys):
     torch.save(open_clip.create_model("RN50", load_weights=False).state_dict(), tmp_path / "plain.pt")
     assert run(tmp_path / "plain.pt", "--model", "RN50", "--out", tmp_path / "out") == 1
     assert "no checkpoint of SuperCLIP's authors" in capsys.readouterr().err
-
-
-def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
-    """A model of the authors' layout with CLIP's vocabulary, so that captions fit it."""
-    config = json.loads(CONFIG.read_text())
-    config["text_cfg"]["vocab_size"] = 49408
-    (tmp_path / "authors.json").write_text(json.dumps(config))
-    big = {"text.token_embedding.weight": 48, "text_decoder.text_projection.weight": 64}
-    changes = {name: torch.randn(49408, width) * 0.02 for name, width in big.items()}
-    changes |= {"text_decoder.text_projection.bias": torch.zeros(49408), "cap_fq": torch.ones(1, 49408)}
-    file = altered(tmp_path, **changes)
-    assert run(file, "--model", tmp_path / "authors.json", "--out", tmp_path / "out", "--global-batch", 10) == 0
-    (training,) = run_ranks(
-        superclip_train, *train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out", cwd=tmp_path
-    )  # fmt: skip
-    assert training.returncode == 0, training.output[-3000:]
-    assert "the weights bring their class head, and the counts of 500 captions" in training.output

@@ -12,18 +12,17 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from support.models import write_model
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.integration.unpatched_openclip import MODEL_CLASSES, plugins_model_class
 from openclip_superclip.method.patch_tokens import encode_image
 
 NAME = "superclip-tiny"
-SPECIAL = [0, 49406, 49407]
 COCA = {
     "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 5, "output_tokens": True},
     "text": {"embed_cls": True, "output_tokens": True, "context_length": 19, "width": 32, "heads": 2},
-    "multimodal_cfg": {"context_length": 19, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "multimodal_cfg": {"context_length": 19, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
     "custom_text": True,
 }
 
@@ -275,12 +274,12 @@ def test_a_checkpoint_in_the_models_folder_loads(tmp_path):
     assert same(plain, model.state_dict(), ("",))
 
 
-@pytest.mark.parametrize(("special_tokens", "left_out"), [(False, SPECIAL), (True, [])])
+@pytest.mark.parametrize(("special_tokens", "left_out"), [(False, SPECIAL_TOKENS), (True, [])])
 def test_special_tokens_are_left_out_unless_asked_for(special_tokens, left_out):
     model = create(special_tokens=special_tokens)
     assert (~model.statistics.counted).nonzero().flatten().tolist() == left_out
     model(*batch())
-    assert (model.statistics.document_frequency[SPECIAL] == (4 if special_tokens else 0)).all()
+    assert (model.statistics.document_frequency[SPECIAL_TOKENS] == (4 if special_tokens else 0)).all()
 
 
 def test_online_idf_weighs_rare_words_more_and_off_weighs_all_words_alike():
@@ -288,7 +287,7 @@ def test_online_idf_weighs_rare_words_more_and_off_weighs_all_words_alike():
     for idf in ("online", "off"):
         model = create(idf=idf)
         losses = model(images, texts)["class_losses"]
-        alike = torch.ones(49408).index_fill_(0, torch.tensor(SPECIAL), 0)
+        alike = torch.ones(VOCAB_SIZE).index_fill_(0, torch.tensor(SPECIAL_TOKENS), 0)
         weights = model.statistics.idf() if idf == "online" else alike
         _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
         head = model.class_head
@@ -306,9 +305,9 @@ def test_a_model_says_once_what_its_head_is(caplog):
     with caplog.at_level(logging.INFO):
         create(idf="off")
     (line,) = [message for message in caplog.messages if message.startswith("SuperCLIP: ")]
-    assert "vocabulary 49,408" in line
+    assert f"vocabulary {VOCAB_SIZE:,}" in line
     assert "3 special tokens" in line
-    assert f"head {49408 * 65 + 2 * 64:,} parameters" in line
+    assert f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters" in line
     assert "ViT patch tokens after the final LayerNorm, width 64" in line
     assert line.endswith("IDF off")
 

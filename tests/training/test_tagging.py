@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import GOLDEN
-from support.models import write_model
+from support.browser import evaluated, needs_browser, num_pixels_outside
+from support.models import VOCAB_SIZE, write_model
 from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -27,10 +29,14 @@ from transformers import PreTrainedTokenizerFast
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
+from openclip_superclip.tagging.decoded_picture import open_picture
 from openclip_superclip.tagging.lexicon import Lexicon, lexicon, open_lexicon
+from openclip_superclip.tagging.picture_files import find_pictures
+from openclip_superclip.tagging.tagged_picture import tag_pictures
 from openclip_superclip.tagging.tagger import Tagger
 from openclip_superclip.tagging.tagging_model import open_with_head
 from openclip_superclip.tagging.word_scores import Shares
+from openclip_superclip.tagging.words_folder import unfinished_words
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
@@ -158,7 +164,7 @@ def test_every_tower_has_patches_to_look_at_whose_mean_is_what_the_head_was_trai
 
 
 def test_cocas_tower_has_patches_too(tmp_path, picture, capsys):
-    multimodal = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    multimodal = {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1}
     config = write_model(
         tmp_path / "coca", vision=COCA, text={"embed_cls": True}, custom_text=True, multimodal_cfg=multimodal
     )
@@ -255,7 +261,7 @@ def test_a_folder_gives_a_contact_sheet_that_stands_alone_and_lines_of_json(fold
     assert [record["words"][0]["word"] for record in records] == ["green", "red"]
     assert all(len(record["words"]) == 10 for record in records)
     page = (out / "index.html").read_text()
-    assert html.escape("a <b> & 'c'.jpg") in page
+    assert "a <b> & 'c'.jpg" in html.unescape(page)
     assert "<b>" not in page
     assert not re.search(r"https?:|<script|<link|@import", page)
     pictures = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', page)
@@ -275,6 +281,19 @@ def test_a_heat_map_is_lit_where_its_word_is_seen(exported, picture, tmp_path, c
     assert "data:image/png;base64," in (tmp_path / "index.html").read_text()
 
 
+@needs_browser
+@pytest.mark.parametrize("flags", [[], ["--heatmap"]], ids=["thumbnails", "heat maps"])
+def test_a_contact_sheet_is_as_wide_as_a_phone(flags, folder, exported, tmp_path):
+    long_name = "a-picture-with-a-name-that-is-longer-than-any-phone-is-wide-and-has-no-space.png"
+    (folder / long_name).write_bytes((folder / "red.png").read_bytes())
+    assert words(folder, "--model", exported, "--top", 6, "--out", tmp_path / "out", *flags) == 0
+    page = tmp_path / "out" / "index.html"
+    assert num_pixels_outside(page, 390, tmp_path / "browser") == 0
+    narrowest = "Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))"
+    assert evaluated(page, 390, narrowest, tmp_path / "browser") >= 240
+    assert "initial-scale=1" in page.read_text()
+
+
 def test_pictures_of_the_same_name_keep_a_heat_map_each(folder, exported, tmp_path, monkeypatch, capsys):
     (folder / "below" / "red.png").write_bytes((folder / "red.png").read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -289,6 +308,132 @@ def test_words_can_come_from_a_file_with_phrases(exported, picture, tmp_path, ca
     record = json.loads(capsys.readouterr().out)
     assert sorted(word["word"] for word in record["words"]) == ["moon", "red", "red blue"]
     assert record["words"][0]["word"] == "red blue"  # both are there, and a phrase is worth the sum of its words
+
+
+def test_all_of_the_words_that_were_asked_for_are_shown(exported, picture, capsys):
+    asked = "red,blue,green,yellow,moon,sun,cat,dog,bird,house,tree,car,boat,rose"
+    assert words(picture, "--model", exported, "--words", asked, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["words"]) == 14
+    assert words(picture, "--model", exported, "--words", asked, "--top", 3, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["words"]) == 3
+
+
+def test_words_that_differ_by_capitals_alone_are_one_for_a_tokenizer_that_knows_none(exported, picture, capsys):
+    assert words(picture, "--model", exported, "--words", "Red,red,RED,moon,moon,", "--json") == 0
+    assert sorted(word["word"] for word in json.loads(capsys.readouterr().out)["words"]) == ["Red", "moon"]
+
+
+def test_a_bar_in_a_word_leaves_the_table_whole(exported, picture, capsys):
+    assert words(picture, "--model", exported, "--words", "a|b,red") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    assert any(line.startswith("| a\\|b |") for line in lines)
+
+
+def test_a_second_call_does_not_tag_the_heat_maps_of_the_first(folder, exported, capsys):
+    for _ in range(2):
+        assert words(folder, "--model", exported, "--heatmap", "--top", 1, "--out", folder / "words") == 0
+        assert "2 pictures, 0 skipped" in capsys.readouterr().out
+    moved = folder / "below" / "other.words.png"
+    (folder / "words" / "red.words.png").rename(moved)
+    assert moved not in find_pictures([folder])
+    assert find_pictures([moved]) == [moved]  # named, it is meant
+
+
+def test_a_call_that_is_stopped_keeps_what_it_has_and_the_same_command_goes_on(exported, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(80):
+        squares({list(COLOURS)[index % 4]: CORNERS[index % 3]}).save(pictures / f"{index:02d}.png")
+    argv = [sys.executable, "-m", "openclip_superclip", "words", pictures, "--model", exported, "--json", "--out"]
+    stopped = subprocess.Popen(
+        [*map(str, argv), str(tmp_path / "stopped")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = [stopped.stdout.readline() for _ in range(3)]
+    stopped.send_signal(signal.SIGINT)
+    _, told = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, told
+    assert re.search(r"stopped after \d+ of 80: the same command goes on", told)
+    assert "Traceback" not in told
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["words.jsonl.part"]
+
+    again = subprocess.run([*map(str, argv), str(tmp_path / "stopped")], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert int(re.search(r"(\d+) pictures were tagged before", again.stderr)[1]) >= 3
+    assert words(pictures, "--model", exported, "--out", tmp_path / "whole") == 0
+    lines, whole = ((tmp_path / name / "words.jsonl").read_text() for name in ("stopped", "whole"))
+    assert lines == again.stdout == whole
+    assert lines.startswith("".join(first))
+    images = [(tmp_path / name / "index.html").read_text().count("<img") for name in ("stopped", "whole")]
+    assert images == [80, 80]
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["index.html", "words.jsonl"]
+
+
+def test_what_was_tagged_with_other_words_or_of_another_picture_is_tagged_again(exported, picture, tmp_path):
+    tagger = Tagger(open_with_head(exported), "red,blue", None)
+    (tagged,) = tag_pictures([picture], tagger, None, {})
+
+    def found(words: str | None) -> list[Path]:
+        tagger = Tagger(open_with_head(exported), words, None)
+        return list(unfinished_words(tmp_path, exported, words, tagger, [picture], False).earlier)
+
+    def keep() -> None:
+        (tmp_path / "words.jsonl.part").unlink(missing_ok=True)
+        unfinished_words(tmp_path, exported, "red,blue", tagger, [picture], False).add(tagged)
+
+    keep()
+    assert found("red,blue") == [picture]
+    with (tmp_path / "words.jsonl.part").open("a") as file:
+        file.write('{"state": [1')  # cut
+    assert found("red,blue") == [picture]
+    assert found("red,moon") == []
+    keep()
+    squares({"green": (0, 0)}, 40).save(picture)
+    assert found("red,blue") == []
+
+
+# Pictures of every kind
+
+
+def test_grey_of_16_bits_is_as_dark_as_it_is(tmp_path):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(8, axis=0)
+    deep = Image.fromarray(ramp.astype(np.uint16) * 257)
+    deep.save(tmp_path / "16.png")
+    deep.save(tmp_path / "16.tif")
+    Image.fromarray(ramp.astype(np.int32) * 257).save(tmp_path / "32.tif")
+    Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif")
+    for file in ("16.png", "16.tif", "32.tif", "float.tif"):
+        read = np.asarray(open_picture(tmp_path / file, 1024).image).astype(int)
+        assert np.abs(read - ramp[..., None]).max() <= 1, file
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white_whatever_colour_hides_there(mode, tmp_path):
+    image = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    if mode == "RGB":
+        image.convert("RGB").save(tmp_path / "picture.png", transparency=(200, 0, 0))
+    else:
+        image.convert(mode).save(tmp_path / "picture.png")
+    read = np.asarray(open_picture(tmp_path / "picture.png", 1024).image)
+    assert (read[:, :8] == 0).all()
+    assert (read[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_of_a_large_picture_no_more_is_held_than_the_model_can_use(suffix, tmp_path):
+    image = Image.new("RGB", (4200, 3000), COLOURS["blue"])
+    image.paste(COLOURS["red"], (0, 0, 4200, 1500))
+    exif = image.getexif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(tmp_path / f"large.{suffix}", exif=exif)
+    read = open_picture(tmp_path / f"large.{suffix}", 1024).image
+    assert 1024 <= read.width < 2048
+    assert read.width < read.height
+    left, right = np.array_split(np.asarray(read).astype(int), 2, axis=1)
+    assert np.abs(right[:, 8:] - COLOURS["red"]).max() < 6
+    assert np.abs(left[:, :-8] - COLOURS["blue"]).max() < 6
 
 
 # What goes wrong
@@ -322,6 +467,24 @@ def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
     assert capsys.readouterr().err == "error: none of the 1 pictures could be read\n"
 
 
+@pytest.fixture(scope="module")
+def models(trained, exported, tmp_path_factory) -> Path:
+    """A folder with a picture, the model, and what is none or has no head."""
+    folder = tmp_path_factory.mktemp("models")
+    squares({"red": (0, 0)}).save(folder / "picture.png")
+    (folder / "empty").mkdir()
+    (folder / "model").symlink_to(exported)
+    assert main(["export", str(trained), "--out", str(folder / "plain")]) == 0
+    (folder / "for-transformers").mkdir()
+    (folder / "for-transformers" / "config.json").write_text("{}")
+    (folder / "lone.pt").symlink_to(trained)
+    weights = torch.load(trained, weights_only=True)["state_dict"]
+    plain = {name: value for name, value in weights.items() if not name.startswith(("class_head", "statistics"))}
+    torch.save(plain, folder / "plain.pt")
+    (folder / "text.pt").write_text("no checkpoint")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
@@ -337,6 +500,10 @@ def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
         (["picture.png", "--model", "model", "--out", "text.pt"], "--out: text.pt cannot be written (File exists)"),
         (["picture.png", "--model", "model", "--top", "0"], "--top is 0; expected 1 or more"),
         (["picture.png", "--model", "model", "--words", " ,"], "--words is ' ,'; expected words with commas"),
+        (["picture.png", "--model", "model", "--words", "tags.txt"], "--words: there is no file tags.txt; a word that"),
+        (["picture.png", "--model", "model", "--words", "my/tags"], "--words: there is no file my/tags; a word that"),
+        (["picture.png", "--model", "nowhere", "--device", "cuda:99"], "--device is cuda:99, which torch cannot use"),
+        (["picture.png", "--model", "nowhere", "--device", "gpu"], "--device is gpu, which torch cannot use here"),
         (
             ["picture.png", "--model", "model", "--words", "red,&nbsp;"],
             "--words: the model's tokenizer has no tokens for",
@@ -344,19 +511,8 @@ def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused_in_one_line(argv, reason, trained, exported, picture, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    Path("model").symlink_to(exported)
-    main(["export", str(trained), "--out", "plain"])
-    Path("for-transformers").mkdir()
-    Path("for-transformers/config.json").write_text("{}")
-    checkpoint = torch.load(trained, weights_only=True)
-    Path("lone.pt").symlink_to(trained)
-    state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(("class_head", "statistics"))}
-    torch.save(state, "plain.pt")
-    Path("text.pt").write_text("no checkpoint")
-    capsys.readouterr()
+def test_bad_input_is_refused_in_one_line(argv, reason, models, capsys, monkeypatch):
+    monkeypatch.chdir(models)
     assert words(*argv) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -1,0 +1,39 @@
+"""The options that the commands which take a recipe have in common."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from ..running.training_engine import ENGINES
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what makes a plan of a recipe, for `superclip plan`, `run` and `submit`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes, no * or folder (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
+    )
+    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
+    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `superclip run` and `superclip submit` have in common."""
+    add_recipe_options(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="torchrun",
+        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
+    )  # fmt: skip
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """Returns the values of --set."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,114 @@
+"""OpenCLIP trains with what other commands write: a file of frequencies, an import, a plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.authors_files import CONFIG, altered
+from support.small_shards import write_shards
+from support.training_runs import run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.frequency_file import Frequencies
+from openclip_superclip.demo.demo_model import VOCAB_SIZE, write_vocabulary
+from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.planning.cost import estimate_cost
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe_file import read_recipe
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_it_trains_with_a_file_of_frequencies(world_size, shards, tiny_model, train_flags, tmp_path):
+    frequencies = tmp_path / "df.safetensors"
+    assert main(["frequencies", shards, "--tokenizer-of", tiny_model, "--out", str(frequencies)]) == 0
+    flags = ["--superclip", "--superclip-idf", frequencies, "--batch-size", 64 // world_size]
+    runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert runs[0].values("Class_loss")[0] > 0
+
+
+def other_tokenizer(path: Path) -> str:
+    """Writes frequencies of a vocabulary that no model has."""
+    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(path)
+    return "HFTokenizer other (300 of them)"
+
+
+@pytest.mark.parametrize(("write", "reason"), [
+    (other_tokenizer, "HFTokenizer other"),
+    (lambda path: path.write_bytes(b"no safetensors"), "superclip frequencies wrote"),
+    (lambda path: None, "expected online, off or a file"),
+])  # fmt: skip
+def test_a_file_of_frequencies_that_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(
+    write, reason, train_flags, tmp_path
+):
+    path = tmp_path / "df.safetensors"
+    write(path)
+    argv = [*train_flags, "--superclip", "--superclip-idf", path]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    assert "--superclip-idf" in error or str(path) in error
+    assert reason in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
+    """A model of the authors' layout with a vocabulary that has a tokenizer, so that captions fit it."""
+    config = json.loads(CONFIG.read_text())
+    vocabulary = {"bpe_path": str(write_vocabulary(tmp_path))}
+    config["text_cfg"] |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": vocabulary}
+    (tmp_path / "authors.json").write_text(json.dumps(config))
+    big = {"text.token_embedding.weight": 48, "text_decoder.text_projection.weight": 64}
+    changes = {name: torch.randn(VOCAB_SIZE, width) * 0.02 for name, width in big.items()}
+    changes |= {"text_decoder.text_projection.bias": torch.zeros(VOCAB_SIZE), "cap_fq": torch.ones(1, VOCAB_SIZE)}
+    file = altered(tmp_path, **changes)
+    convert = ["import", file, "--model", tmp_path / "authors.json", "--out", tmp_path / "out", "--global-batch", 10]
+    assert main([*map(str, convert)]) == 0
+    (training,) = run_ranks(
+        superclip_train, *train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out", cwd=tmp_path
+    )  # fmt: skip
+    assert training.returncode == 0, training.output[-3000:]
+    assert "the weights bring their class head, and the counts of 500 captions" in training.output
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with the demo's model, and with shards small enough for a test."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_model(folder / "demo" / "model")
+    write_shards(folder / "shards")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(demo):
+    """The demo's recipe, planned for 3 data loaders, and the folder that OpenCLIP has trained it into."""
+    set_ = {"samples": "128", "data_samples": "256", "global_batch_size": "8", "model": f"local-dir:{demo}/demo/model"}
+    ours = make_plan(
+        read_recipe("demo/superclip_demo-model_8k_bs16", set_), 1, 1, data=f"{demo}/shards/{{000000..000015}}.tar",
+        workers=3, device="cpu", gpu_batch_max=4,
+    )  # fmt: skip
+    (run,) = run_ranks(superclip_train, *ours.command, "--logs", "logs", "--name", "run", cwd=demo)
+    assert run.returncode == 0, run.output
+    return ours, demo / "logs" / "run"
+
+
+def test_openclip_then_runs_the_steps_that_were_planned(planned):
+    ours, folder = planned
+    # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
+    assert (ours.num_slices, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
+    checkpoint = torch.load(folder / "checkpoints" / f"epoch_{ours.num_slices}.pt", weights_only=True)
+    assert {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()} == {ours.steps}
+    assert checkpoint["state_dict"]["statistics.num_captions"] == ours.samples
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch_1.pt", "epoch_2.pt"]
+
+
+def test_a_checkpoint_has_the_size_that_was_planned(planned):
+    ours, folder = planned
+    size = (folder / "checkpoints" / "epoch_1.pt").stat().st_size
+    cost = estimate_cost(ours, mfu=0.4, gpu_tflops=312)
+    assert cost["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
+    assert cost["disk_bytes"] == 2 * cost["checkpoint_bytes"]
+    assert (cost["vocabulary"], cost["ignored_tokens"]) == (4096, 3)
