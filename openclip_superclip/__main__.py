@@ -9,24 +9,37 @@ import sys
 from . import __version__
 from .errors import InputError
 
-COMMANDS = {
-    "train": "OpenCLIP's training, with --superclip among its flags",
-    "patch": "give OpenCLIP's own training command these flags, or take them away",
-    "import": "a checkpoint of SuperCLIP's authors becomes a model that --superclip opens",
-    "export": "a checkpoint becomes plain CLIP, for OpenCLIP or transformers without this package",
-    "average": "the mean of several checkpoints",
-    "interpolate": "between released weights and fine-tuned ones (WiSE-FT)",
-    "frequencies": "count the words of a data set's captions, for --superclip-idf FILE",
-    "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",
-    "recipes": "a table of all recipes: method, model, data, batch, samples, the paper's value",
-    "plan": "what a recipe comes to on given nodes and data: command, steps, cost, a check of the data",
-    "run": "train a recipe here, into a folder that says what ran and how it stands",
-    "submit": "train a recipe on SLURM, at one batch size or many",
-    "report": "losses and scores of runs side by side, beside the paper's, on one page",
-    "words": "the words that the class head sees in pictures, and where",
-    "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
-    "benchmark": "what the class head costs here, in time, memory and FLOPs",
+GROUPS = {
+    "start": {
+        "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
+        "train": "OpenCLIP's training, with --superclip among its flags",
+    },
+    "your data": {
+        "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
+    },
+    "weights": {
+        "import": "convert a checkpoint of SuperCLIP's authors into a model that --superclip opens",
+        "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers without this package",
+        "average": "average several checkpoints",
+        "interpolate": "interpolate between released and fine-tuned weights (WiSE-FT)",
+    },
+    "cluster": {
+        "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
+        "plan": "what a recipe needs on given nodes and data: command, steps, cost, a check of the data",
+        "run": "train a recipe on this machine, into a folder that records what ran and how it stands",
+        "submit": "train a recipe on SLURM, at one batch size or many",
+    },
+    "look": {
+        "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",
+        "report": "losses and scores of runs side by side, beside the paper's, on one page",
+        "words": "the words that the class head sees in pictures, and where",
+    },
+    "once": {
+        "patch": "patch or unpatch OpenCLIP, so that its own training command takes these flags",
+        "benchmark": "what the class head costs on this machine, in time, memory and FLOPs",
+    },
 }
+COMMANDS = {name: help for group in GROUPS.values() for name, help in group.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,8 +82,11 @@ def _reader_is_gone() -> bool:
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {help}" for name, help in COMMANDS.items())
-    return f"usage: superclip COMMAND ...\n\n{commands}\n\nsuperclip COMMAND --help tells more."
+    groups = (
+        "\n".join([f"{title}:", *(f"  {name:<{width}}  {help}" for name, help in group.items())])
+        for title, group in GROUPS.items()
+    )
+    return "\n\n".join(["usage: superclip COMMAND ...", *groups, "superclip COMMAND --help tells more."])
 
 
 if __name__ == "__main__":

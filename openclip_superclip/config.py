@@ -154,7 +154,11 @@ def short_share(captions: str) -> float | None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a group with --superclip and its options. A flag that is not given leaves no attribute behind."""
+    """Adds a group with --superclip and its options, and an example below the help.
+
+    A flag that is not given leaves no attribute behind.
+    """
+    parser.epilog = "example: superclip train --model RN50 --train-data pairs.csv --superclip"
     group = parser.add_argument_group("SuperCLIP", "a class loss on the mean patch token, beside the contrastive loss")
     group.add_argument(
         "--superclip", action="store_true", default=argparse.SUPPRESS, help="train with the SuperCLIP class loss"

@@ -18,6 +18,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model. The captions' counts are "
         "those of the checkpoint that has seen most.",
+        epilog="example: superclip average epoch_4.pt epoch_5.pt --out mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="files or folders; two or more")
     parser.add_argument(

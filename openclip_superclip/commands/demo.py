@@ -30,6 +30,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip demo",
         description="Composes scenes of emoji drawings, trains CLIP and SuperCLIP on them with OpenCLIP, and compares "
         "both at equal samples and at equal time on scenes that neither has seen.",
+        epilog="example: superclip demo --quick",
     )
     parser.add_argument("--quick", action="store_true", help="one seed and few samples: minutes, not a result")
     parser.add_argument("--seeds", type=int, help=f"runs of each method (default: {FULL['seeds']}; --quick: 1)")

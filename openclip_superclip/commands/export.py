@@ -24,6 +24,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip export",
         description="Writes a folder with the model, its preprocessing, its tokenizer and a model card. Stock OpenCLIP "
         "opens it as local-dir:FOLDER, or transformers as CLIPModel, with the features that training gave it.",
+        epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
     parser.add_argument("checkpoint", type=Path, help="of a training run, a file of weights, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

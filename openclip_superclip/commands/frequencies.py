@@ -23,6 +23,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip frequencies",
         description="Counts, in one pass over WebDataset shards, how many captions hold each token. Pictures are not "
         "read. --superclip-idf FILE then weighs every word by the whole data set from the first step on.",
+        epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
     )
     parser.add_argument("shards", nargs="?", help="what --train-data would be: 'shards/{00000..41455}.tar', with ::")
     parser.add_argument("--tokenizer-of", metavar="MODEL", help="the model that will be trained")

@@ -19,6 +19,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
         "class logits and scale: --superclip --model local-dir:FOLDER trains on, superclip export makes it plain CLIP.",
+        epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
     )
     parser.add_argument("checkpoint", type=Path, help="the authors' file")
     parser.add_argument(

@@ -17,6 +17,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip interpolate",
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). A class head that RELEASED lacks is TUNED's.",
+        epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     parser.add_argument(
         "released",

@@ -41,8 +41,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "  apply   patch it; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
         + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
-        + "  revert  give back the exact bytes of the release\n\n"
-        f"Exit code {ERROR}: an error, named in one line; nothing was changed.",
+        + "  revert  restore the exact bytes of the release\n\n"
+        f"Exit code {ERROR}: an error, named in one line; nothing was changed.\n\n"
+        "example: superclip patch apply",
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))
     parser.add_argument(

@@ -38,6 +38,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip plan",
         description="Prints the whole plan of a run: OpenCLIP's command, batch arithmetic, steps, slices, FLOPs and "
         "sizes, and what is known of the data.",
+        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_recipe_options(parser)
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")

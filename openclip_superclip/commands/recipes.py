@@ -13,6 +13,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="superclip recipes",
         description="Lists the recipes that superclip plan, run and submit take. ≈: read off a figure.",
+        epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="only the recipes whose name holds every WORD")
     parser.add_argument("--json", action="store_true", help="print all that they say, for machines")
