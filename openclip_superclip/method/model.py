@@ -155,6 +155,11 @@ class SuperCoCa(_WithClassHead, CoCa):
 
     reads_tower_tokens = True
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # OpenCLIP leaves it as the memory was, which may be NaN. So its `init_parameters` would start it, were it called.
+        torch.nn.init.normal_(self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5)
+
     def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
         image_features = F.normalize(image_features, dim=-1)

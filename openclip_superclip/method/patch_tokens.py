@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+NEVER_NORMALISED = ("Hiera", "HieraDet")  # timm's towers that give their features as they are, and assert it
+
 
 class PatchTokens(NamedTuple):
     """What a vision tower offers to the class head."""
@@ -33,7 +35,9 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
     has_features = hasattr(trunk, "forward_intermediates") and getattr(trunk, "feature_info", None)
     if isinstance(visual, TimmModel) and has_features:
         layout = "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
-        return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, True, f"last features of timm's {_name(trunk)}")
+        has_final_norm = _name(trunk) not in NEVER_NORMALISED
+        what = f"last features of timm's {_name(trunk)}{'' if has_final_norm else ', not normalised'}"
+        return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, has_final_norm, what)
     raise InputError(
         f"--superclip needs a vision tower with patch features; {_name(visual if trunk is None else trunk)} has none "
         "(no forward_intermediates): choose a ViT, ResNet, ConvNeXt or another timm tower that has them"

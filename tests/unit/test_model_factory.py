@@ -168,6 +168,16 @@ def test_coca_gets_a_head_and_keeps_its_outputs(tmp_path):
     assert outputs["class_losses"].shape == (4,)
 
 
+def test_every_weight_of_a_coca_from_scratch_is_a_number_whatever_the_memory_held(tmp_path):
+    name = write_model(tmp_path, **COCA)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        state = superclip.create_model_and_transforms(name)[0].state_dict()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not [name for name, tensor in state.items() if tensor.isnan().any()]
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("options", [{}, {"force_custom_text": True}], ids=str)
 def test_a_tower_configured_to_output_tokens_gives_features_alone(training, options, tmp_path):

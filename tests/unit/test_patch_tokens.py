@@ -44,6 +44,8 @@ OTHER = {
     "timm ResNet": ({"timm_model_name": "test_resnet", "image_size": 64}, 64, 96),
     "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64),
     "timm CoAtNet": ({"timm_model_name": "test_coatnet", "image_size": 160}, 160, 128),
+    "timm Hiera": ({"timm_model_name": "hiera_tiny_224", "image_size": 224, "timm_pool": "avg"}, 224, 768),
+    "timm SAM2's Hiera": ({"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"}, 64, 768),
     "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768),
 }  # fmt: skip
 
