@@ -8,30 +8,34 @@ OpenCLIP does what it always did.
 import functools
 import importlib.metadata
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 
 import pluggy
 
 hookspec = pluggy.HookspecMarker("open_clip")
 hookimpl = pluggy.HookimplMarker("open_clip")
 
+Stage = Callable[[Iterator[dict]], Iterator[dict]]
+
 
 @hookspec
-def open_clip_add_options(parser):
+def open_clip_add_options(parser: ArgumentParser) -> None:
     """Adds the plugin's flags to `parser`, OpenCLIP's argparse parser for training, before it parses."""
 
 
 @hookspec
-def open_clip_check_options(args):
+def open_clip_check_options(args: Namespace) -> None:
     """Refuses `args`, the parsed command line, by raising SystemExit. Nothing has been created or loaded yet."""
 
 
 @hookspec
-def open_clip_model_kwargs(args):
+def open_clip_model_kwargs(args: Namespace) -> dict | None:
     """Returns more keyword arguments (a dict) for the model that is trained, or None for none."""
 
 
 @hookspec(firstresult=True)
-def open_clip_select_model_class(model_class, model_cfg):
+def open_clip_select_model_class(model_class: type, model_cfg: dict) -> type | None:
     """Returns the class to build instead of `model_class`, or None to keep it.
 
     `model_cfg` is the model's configuration with the keyword arguments merged in: what the class is called with.
@@ -39,12 +43,12 @@ def open_clip_select_model_class(model_class, model_cfg):
 
 
 @hookspec(firstresult=True)
-def open_clip_create_loss(args):
+def open_clip_create_loss(args: Namespace) -> Callable | None:
     """Returns the training loss, or None for OpenCLIP's own choice."""
 
 
 @hookspec(firstresult=True)
-def open_clip_caption_tokens(args, tokenizer, shared_epoch):
+def open_clip_caption_tokens(args: Namespace, tokenizer: Callable, shared_epoch: object) -> Callable | None:
     """Returns a function that makes the tokens of a training sample, or None for OpenCLIP's `tokenizer(caption)[0]`.
 
     The data loader's workers call it with a dict, WebDataset's decoded members by extension or a row of the table. It
@@ -54,7 +58,7 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
 
 
 @hookspec(firstresult=True)
-def open_clip_data_order(args, shared_epoch):
+def open_clip_data_order(args: Namespace, shared_epoch: object) -> tuple[Stage, Stage] | None:
     """Returns the two stages that order the training data of a WebDataset, or None for OpenCLIP's own shuffles.
 
     Each is a function of an iterator and returns another: the first of all shards (dicts with a `url`), before ranks
@@ -65,7 +69,7 @@ def open_clip_data_order(args, shared_epoch):
 
 
 @functools.cache
-def plugin_manager():
+def plugin_manager() -> pluggy.PluginManager:
     """Returns the pluggy manager with every installed plugin registered.
 
     Raises RuntimeError, in one line that names the plugin, where one cannot be imported or asks for an unknown hook.
@@ -82,7 +86,7 @@ def plugin_manager():
     return manager
 
 
-def model_kwargs(args):
+def model_kwargs(args: Namespace) -> dict:
     """Returns what all plugins answer to `open_clip_model_kwargs`, merged; ValueError where two give the same key."""
     merged = {}
     for kwargs in plugin_manager().hook.open_clip_model_kwargs(args=args):

@@ -40,10 +40,6 @@ def open_clip_check_options(args):
 
 @hookimpl
 def open_clip_model_kwargs(args):
-    if _mends_horovod(args):
-        from .distributed.horovod_fixes import start_process_group
-
-        start_process_group()
     config = config_from(vars(args))
     if config is None:
         return None

@@ -1,7 +1,7 @@
 """What stands between OpenCLIP's --horovod and the training that torchrun gives: mended, or refused with a reason.
 
-Nothing of OpenCLIP is replaced. Three functions of Horovod are, and a process group beside it tells the data loaders
-which rank they are: WebDataset then splits the shards, and the samplers of tables and synthetic data exist.
+Nothing of OpenCLIP is replaced. Four functions of Horovod are. One of them starts a process group beside it, which
+tells the data loaders their rank: WebDataset then splits the shards, and tables and synthetic data have samplers.
 """
 
 import functools
@@ -46,6 +46,12 @@ def mend_horovod() -> None:
             setattr(hvd, name, functools.partial(mended, function))
 
 
+def _init(init, *args, **options) -> None:
+    """Starts Horovod, and then torch.distributed's process group of the same ranks."""
+    init(*args, **options)
+    start_process_group()
+
+
 def _allgather(allgather, tensor, *args, **options):
     """Gathers bfloat16 as well, and gives the sum of the ranks' gradients, as torch.distributed does, not their mean.
 
@@ -80,6 +86,7 @@ def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **op
 
 
 MENDED = {
+    "init": _init,
     "allgather": _allgather,
     "broadcast_object": _broadcast_object,
     "broadcast_optimizer_state": _broadcast_optimizer_state,
