@@ -3,12 +3,14 @@
 import os
 import shlex
 
-from .checkpoints.resume_check import check_resume, how_to_load
+from .checkpoints.resume_check import check_kind, resumed_file
 from .config import Config, add_options, config_from, data_config_from, is_idf_file, options_of
 from .data.training_data_check import check_captions, is_table
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
 from .optional_dependencies import check_horovod
+
+_weights = {"hold a head": False}  # those that a model without one is to load
 
 
 @hookimpl
@@ -22,7 +24,8 @@ def open_clip_check_options(args):
         config, slices = config_from(vars(args)), data_config_from(vars(args)).slices
         if args.horovod:
             _check_horovod(args)
-        _check_resume(args, config is not None)
+        _check_models(args, config is not None)
+        _check_resume(args, config is not None, slices)
         if slices is not None:
             _check_slices(args, slices)
         if config is not None:
@@ -43,9 +46,11 @@ def open_clip_model_kwargs(args):
     config = config_from(vars(args))
     if config is None:
         return None
+    from .checkpoints.start_weights import how_to_load
     from .integration.model_factory import head_options
 
-    return how_to_load(args.pretrained) | {
+    loading, load = how_to_load(args.model, args.pretrained)
+    return loading | {
         "superclip": head_options(
             args.model,
             idf=config.idf,
@@ -55,17 +60,18 @@ def open_clip_model_kwargs(args):
             dual=config.captions == "dual",
             context_length=args.force_context_length,
             cache_dir=args.cache_dir,
+            load=load,
         )
     }
 
 
 @hookimpl
 def open_clip_select_model_class(model_class, model_cfg):
-    if "superclip" not in model_cfg:
-        return None
-    from .method.model import with_class_head
+    from .method.model import with_class_head, without_class_head
 
-    return with_class_head(model_class)
+    if "superclip" in model_cfg:
+        return with_class_head(model_class)
+    return without_class_head(model_class) if _weights["hold a head"] else None
 
 
 @hookimpl
@@ -175,20 +181,40 @@ def _refuse_impossible_captions(args, captions: str) -> None:
         )
 
 
-def _check_resume(args, with_head: bool) -> None:
-    """Raises InputError for a --resume from a run of the other kind, where its file can be told before it starts."""
-    file = args.resume
-    if file == "latest":
-        if args.name is None or args.remote_sync is not None:
-            return
-        from .checkpoints.checkpoint import latest_checkpoint
+def _check_models(args, with_head: bool) -> None:
+    """Raises InputError for a model or weights that are not there, and notes whether a plain model is given a head."""
+    from .checkpoints.start_weights import check_pretrained, holds_head
+    from .integration.model_factory import check_model
 
-        file = latest_checkpoint(os.path.join(args.logs, args.name, "checkpoints"), args.save_most_recent)
-    if file and os.path.isfile(file):
-        from open_clip_train.distributed import is_using_distributed
+    check_model(args.model, args.pretrained)
+    if with_head:
+        check_pretrained(args.model, args.pretrained)
+    if args.distill_model is not None:
+        check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
+    _weights["hold a head"] = (not with_head and holds_head(args.model, args.pretrained)) or holds_head(
+        args.distill_model, args.distill_pretrained
+    )
 
+
+def _check_resume(args, with_head: bool, slices: int | None) -> None:
+    """Raises InputError for a --resume from a run that cannot go on here, where its file can be told before it starts.
+
+    Those are a run of the other kind, and one that reads its shards in another order.
+    """
+    if args.resume == "latest" and (args.name is None or args.remote_sync is not None):
+        return
+    from open_clip_train.distributed import is_using_distributed
+
+    from .checkpoints.resumed_order import check_order
+    from .distributed.horovod_rendezvous import launched_rank
+
+    ours = with_head or slices is not None
+    run_folder = os.path.join(args.logs, args.name or "")
+    file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
+    if file is not None:
         with_ddp = False if args.horovod else is_using_distributed() or None
-        check_resume(file, with_head, with_ddp)
+        check_kind(file, with_head, with_ddp, args.model)
+        check_order(file, slices, args.seed, args.train_data)
 
 
 def _refuse_impossible(args):

@@ -40,7 +40,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     TorchScript archives, and folders with one of them. Files are mapped: a tensor costs memory when it is used. No
     pickle runs code.
     """
-    file = _file_in(Path(path))
+    file = file_of_weights(Path(path))
     content = _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
@@ -57,6 +57,15 @@ def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
     if save_most_recent:
         return os.path.join(folder, LATEST_CHECKPOINT_NAME)
     return get_latest_checkpoint(folder, remote=False)
+
+
+def is_complete(path: str | Path) -> bool:
+    """Tells whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except Exception:  # zipfile has many for what is not one
+        return False
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -86,7 +95,8 @@ def _shape(tensor: Tensor | None, otherwise: str) -> str:
     return otherwise if tensor is None else str(list(tensor.shape))
 
 
-def _file_in(path: Path) -> Path:
+def file_of_weights(path: Path) -> Path:
+    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError where there is none."""
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir  # OpenCLIP's own choice among the files of a folder
 

@@ -1,13 +1,57 @@
-"""What a run starts from, looked at before anything is loaded: the checkpoint of --resume, the file of --pretrained."""
+"""Which checkpoint --resume takes, and whether this run can go on from it; told before anything is loaded."""
 
-import logging
 import os
+import sys
+from pathlib import Path
 
 from ..errors import InputError
 
 
-def check_resume(file: str, with_head: bool, with_ddp: bool | None = None) -> None:
-    """Raises InputError where `file`, to be resumed, is of a run of the other kind: plain, or with --superclip.
+def resumed_file(resume: str | None, run_folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
+    """Returns the checkpoint that --resume takes, None where there is none; a remote one is left to OpenCLIP.
+
+    A checkpoint that was not written to its end is passed over with `--resume latest`: OpenCLIP takes the newest file,
+    so it gets another name. Raises InputError for a file that is not there.
+
+    Args:
+        resume: what the flag says.
+        run_folder: LOGS/NAME.
+        save_most_recent: OpenCLIP's flag.
+        set_aside: whether to rename what is cut; one rank does.
+    """
+    if not resume or "://" in resume:
+        return None
+    if resume == "latest":
+        return _latest(os.path.join(run_folder, "checkpoints"), save_most_recent, set_aside)
+    if os.path.isdir(resume):
+        from .checkpoint import latest_checkpoint
+
+        newest = next(filter(None, (latest_checkpoint(f"{resume}{sub}", False) for sub in ("/", "/checkpoints"))), None)
+        expected = f"a checkpoint, such as {newest}" if newest else "a checkpoint, and there is none in it"
+        raise InputError(f"--resume: {resume} is a folder; expected {expected}")
+    if not os.path.isfile(resume):
+        raise InputError(f"--resume: there is no file {resume}; expected a checkpoint, or latest")
+    return resume
+
+
+def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
+    from .checkpoint import is_complete, latest_checkpoint
+
+    file = latest_checkpoint(folder, save_most_recent)
+    if save_most_recent:
+        return file if os.path.isfile(file) else None
+    if set_aside:
+        while file is not None and not is_complete(file):
+            damaged = Path(file).rename(f"{file}.damaged")
+            file = latest_checkpoint(folder, save_most_recent)
+            goes_on = f"goes on from {os.path.normpath(file)}" if file else "starts anew"
+            print(f"superclip: {damaged.stem} was not written to its end and is now {damaged}; "
+                  f"--resume latest {goes_on}", file=sys.stderr, flush=True)  # fmt: skip
+    return file if file is not None and is_complete(file) else None
+
+
+def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) -> None:
+    """Raises InputError, with what to do instead, where `file` is of a run of the other kind: plain or --superclip.
 
     A file that cannot be read is left to stock OpenCLIP in a run without the head.
 
@@ -15,6 +59,7 @@ def check_resume(file: str, with_head: bool, with_ddp: bool | None = None) -> No
         file: the checkpoint.
         with_head: whether --superclip trains.
         with_ddp: whether the ranks are torch.distributed's; None for a process alone, which reads either's names.
+        model: as --model names it.
     """
     from .checkpoint import read_checkpoint
 
@@ -25,32 +70,22 @@ def check_resume(file: str, with_head: bool, with_ddp: bool | None = None) -> No
         if with_head:
             raise InputError(f"--resume: {error}") from error
         return
+    export = f"superclip export {file} --out FOLDER --model {model}, then --model local-dir:FOLDER"
+    # Beside local-dir: and hf-hub:, OpenCLIP ignores --pretrained; with --superclip it is loaded all the same.
+    anew = f"--pretrained {file} and a new --name" if with_head or ":" not in model else f"{export} and a new --name"
     if with_head and not has_head:
         raise InputError(
             f"--resume: {file} is of a run without --superclip; to start from its weights with a fresh class head, "
-            f"give --pretrained {file} instead"
+            f"give {anew} instead"
         )
     if has_head and not with_head:
         raise InputError(
-            f"--resume: {file} is of a run with --superclip: add --superclip, or export it to plain OpenCLIP with "
-            f"superclip export {file}"
+            f"--resume: {file} is of a run with --superclip: add --superclip; or, to start from its weights without "
+            f"the class head, {export} and a new --name"
         )
     if with_ddp is not None and checkpoint.of_ddp != with_ddp:
         kind = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
         raise InputError(
-            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: go on as it began, or "
-            f"start from its weights with --pretrained {file}"
+            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: go on as it began; "
+            f"or, to start from its weights, give {anew}"
         )
-
-
-def how_to_load(pretrained: str) -> dict:
-    """Returns what OpenCLIP's factory must be told about a file of weights."""
-    if not os.path.isfile(pretrained):
-        return {}
-    from ..method.model import FRESH_HEAD
-    from .checkpoint import is_torchscript
-
-    if pretrained.endswith(".npz"):
-        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
-    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
-    return {"weights_only": False} if is_torchscript(pretrained) else {}

@@ -37,6 +37,11 @@ def join_ranks() -> None:
     os.environ.update(_meet(rank, size))
 
 
+def launched_rank() -> int:
+    """Returns which of the ranks that were started this one is."""
+    return int(os.environ.get("HOROVOD_RANK", _started_as()[0]))
+
+
 def launched_size() -> int:
     """Returns how many ranks were started, this one among them."""
     return int(os.environ.get("HOROVOD_SIZE", _started_as()[1]))

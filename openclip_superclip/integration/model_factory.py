@@ -1,9 +1,12 @@
 """Models with a class head for training loops of one's own, made by OpenCLIP's factory."""
 
+import difflib
 import os
 
 import open_clip
+from open_clip.factory import parse_model_name
 
+from ..checkpoints.start_weights import how_to_load
 from ..config import is_idf_file
 from ..data.frequency_file import read_frequencies
 from ..errors import InputError
@@ -30,16 +33,18 @@ def create_model_and_transforms(
     """
     if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
+    loading, load = how_to_load(model_name, pretrained)
     superclip = head_options(
         model_name,
         idf=idf,
         special_tokens=special_tokens,
         head_warmup=head_warmup,
         cache_dir=kwargs.get("cache_dir"),
+        load=load,
     )
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
-            model_name, pretrained, **{"output_dict": True, **kwargs, "superclip": superclip}
+            model_name, pretrained, **{"output_dict": True, **loading, **kwargs, "superclip": superclip}
         )
 
 
@@ -53,6 +58,7 @@ def head_options(
     dual: bool = False,
     context_length: int | None = None,
     cache_dir: str | None = None,
+    load=None,
 ) -> dict:
     """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
@@ -67,4 +73,31 @@ def head_options(
         "accum_freq": accum_freq,
         "head_warmup": head_warmup,
         "text_length": tokenizer.context_length if dual else None,
+        "load": load,
     }
+
+
+def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str, str] = ("--model", "--pretrained")):
+    """Raises InputError for a model or weights that OpenCLIP does not find; what lies on a hub is left to it."""
+    schema, place = parse_model_name(model_name)
+    if schema == "hf-hub":
+        return
+    name = model_name if schema else place.replace("/", "-")  # as OpenCLIP looks it up
+    try:
+        known = open_clip.get_model_config(name) is not None
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{flags[0]}: {model_name} has no readable open_clip_config.json ({reason})") from error
+    if not known:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        raise InputError(
+            f"{flags[0]}: OpenCLIP knows no '{model_name}'; "
+            + (f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names those that it knows")
+        )
+    if schema is None and pretrained and not os.path.isfile(pretrained):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not open_clip.get_pretrained_cfg(name, pretrained):
+            raise InputError(
+                f"{flags[1]} is '{pretrained}', no file and none of the weights that OpenCLIP knows of {name}: "
+                f"expected a file or one of {', '.join(tags) or 'none'}"
+            )

@@ -29,8 +29,9 @@ class _WithClassHead:
     Args:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
-            --accum-freq), `head_warmup` (captions during which the head learns alone) and `text_length` (in training
-            the text tower reads so many tokens, the class loss the rest).
+            --accum-freq), `head_warmup` (captions during which the head learns alone), `text_length` (in training
+            the text tower reads so many tokens, the class loss the rest) and `load` (is called with the model, to load
+            what it starts from).
         Everything else is the OpenCLIP model's.
     """
 
@@ -38,7 +39,11 @@ class _WithClassHead:
 
     def __init__(self, *args, superclip: dict, **kwargs):
         super().__init__(*args, **kwargs)
-        self._add_head(**superclip)
+        options = dict(superclip)
+        load = options.pop("load", None)
+        self._add_head(**options)
+        if load is not None:
+            load(self)
 
     def _add_head(
         self,
@@ -155,10 +160,10 @@ class SuperCoCa(_WithClassHead, CoCa):
 
     reads_tower_tokens = True
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # OpenCLIP leaves it as the memory was, which may be NaN. So its `init_parameters` would start it, were it called.
+    def _add_head(self, **options) -> None:
+        # OpenCLIP leaves it as the memory was, which may be NaN: nothing calls its `init_parameters`.
         torch.nn.init.normal_(self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5)
+        super()._add_head(**options)
 
     def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
@@ -172,6 +177,24 @@ def with_class_head(model_class: type) -> type:
         if model_class in with_head.__bases__:
             return with_head
     raise InputError(f"--superclip has no class head for OpenCLIP's {model_class.__name__}")
+
+
+def without_class_head(model_class: type) -> type:
+    """Returns the class, of the same name, whose models leave a class head out of the weights that they load."""
+
+    def __init__(self, *args, **kwargs):
+        model_class.__init__(self, *args, **kwargs)
+        self._register_load_state_dict_pre_hook(_leave_head_out)
+
+    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+
+
+def _leave_head_out(state_dict, prefix, *_) -> None:
+    head = [name for name in state_dict if name.removeprefix(prefix).startswith(("class_head.", "statistics."))]
+    for name in head:
+        del state_dict[name]
+    if head:
+        logging.info("SuperCLIP: the weights bring a class head, which is left out without --superclip")
 
 
 def _keep_fresh_head(module, state_dict, prefix, *_) -> None:

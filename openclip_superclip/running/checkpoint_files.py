@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..checkpoints.checkpoint import is_complete
 from ..planning.plan import NUM_KEPT
 
 CHUNK = 1 << 20  # bytes
@@ -15,15 +16,6 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     """Returns the checkpoints in a run's folder `checkpoints`, epoch: file, oldest first."""
     names = ((re.fullmatch(r"epoch_(\d+)\.pt", path.name), path) for path in folder.glob("epoch_*.pt"))
     return dict(sorted((int(name[1]), path) for name, path in names if name))
-
-
-def is_complete(path: Path) -> bool:
-    """Tells whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
-    try:
-        with zipfile.ZipFile(path):
-            return True
-    except Exception:  # zipfile has many for what is not one
-        return False
 
 
 def is_whole(path: Path) -> bool:

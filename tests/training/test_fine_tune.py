@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 import shutil
 import zipfile
 
@@ -22,6 +23,7 @@ from support.released_models import (
 from support.training_runs import run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
@@ -430,23 +432,30 @@ def runs(small_flags, tmp_path_factory):
         assert run.returncode == 0, run.output[-3000:]
     state = torch.load(folder / "logs/plain/checkpoints/epoch_1.pt", weights_only=True)["state_dict"]
     torch.save(state, folder / "bare.pt")
+    (folder / "empty").mkdir()
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
     return folder
 
 
-ADVICE = {  # flags: what the one line says
+REFUSED = {  # flags: what the one line says
     "--superclip --resume logs/plain/checkpoints/epoch_1.pt": "--pretrained logs/plain/checkpoints/epoch_1.pt",
     "--superclip --resume bare.pt": "--pretrained bare.pt",
     "--superclip --resume latest --name plain": "logs/plain/checkpoints/epoch_",
     "--superclip --resume latest --name plain --save-most-recent": "epoch_latest.pt",
     "--superclip --resume corrupt.pt": "corrupt.pt cannot be read",
+    "--superclip --resume nowhere.pt": "there is no file nowhere.pt",
+    "--resume nowhere.pt": "there is no file nowhere.pt",
+    "--superclip --resume logs/plain/checkpoints": "logs/plain/checkpoints is a folder; expected a checkpoint, such as "
+    "logs/plain/checkpoints/epoch_",
+    "--superclip --resume logs/plain": "is a folder; expected a checkpoint, such as logs/plain/checkpoints/epoch_",
+    "--resume empty": "empty is a folder; expected a checkpoint, and there is none in it",
     "--resume logs/with-head/checkpoints/epoch_1.pt": "add --superclip",
     "--resume latest --name with-head": "logs/with-head/checkpoints/epoch_",
 }
 
 
-@pytest.mark.parametrize(("flags", "advice"), ADVICE.items(), ids=ADVICE)
-def test_resuming_a_run_of_the_other_kind_is_refused_with_advice(flags, advice, runs, small_flags):
+@pytest.mark.parametrize(("flags", "advice"), REFUSED.items(), ids=REFUSED)
+def test_resuming_a_run_of_the_other_kind_or_none_at_all_is_refused_with_advice(flags, advice, runs, small_flags):
     before = sorted(runs.rglob("*"))
     (run,) = run_ranks(superclip_train, *small_flags, *flags.split(), cwd=runs)
     assert run.returncode != 0
@@ -457,6 +466,125 @@ def test_resuming_a_run_of_the_other_kind_is_refused_with_advice(flags, advice, 
     assert [path for path in sorted(runs.rglob("*")) if "rank0" not in path.name] == [
         path for path in before if "rank0" not in path.name
     ]
+
+
+def refusal(run) -> str:
+    assert run.returncode != 0
+    (error,) = run.errors()
+    return error
+
+
+def start_of(folder, name) -> dict:
+    """The weights of OpenCLIP's that a run at learning rate 0 started from."""
+    return {
+        k: v for k, v in saved(folder, name)["state_dict"].items() if not k.startswith(("class_head", "statistics"))
+    }
+
+
+STILL = ["--lr", "0", "--wd", "0"]
+
+
+def test_the_advice_to_start_from_a_plain_runs_weights_is_a_command_that_does(runs, small_flags, tmp_path):
+    """The model is a local-dir:, beside which OpenCLIP ignores --pretrained."""
+    shutil.copytree(runs / "logs", tmp_path / "logs")
+    flags = [*small_flags, "--superclip", *STILL]
+    (refused,) = run_ranks(superclip_train, *flags, "--name", "plain", "--resume", "latest", cwd=tmp_path)
+    advice = re.search(r"give (--pretrained \S+) and a new --name", refusal(refused))[1]
+    (run,) = run_ranks(superclip_train, *flags, *advice.split(), "--name", "advised", cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    plain = torch.load(runs / "logs/plain/checkpoints/epoch_1.pt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(start_of(tmp_path, "advised"), plain, rtol=0, atol=0)
+
+
+def test_the_advice_to_export_a_superclip_run_is_a_command_that_does(runs, small_flags, tmp_path):
+    shutil.copytree(runs / "logs", tmp_path / "logs")
+    flags = [*small_flags, *STILL]
+    (refused,) = run_ranks(superclip_train, *flags, "--name", "with-head", "--resume", "latest", cwd=tmp_path)
+    found = re.search(r"superclip (export .*), then (--model \S+) and a new --name", refusal(refused))
+    export, model = (text.replace("FOLDER", str(tmp_path / "exported")).split() for text in found.groups())
+    assert run_ranks(main, export, cwd=tmp_path)[0].returncode == 0
+    (run,) = run_ranks(superclip_train, *flags, *model, "--name", "advised", cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    before = start_of(runs, "with-head")
+    torch.testing.assert_close(start_of(tmp_path, "advised"), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "superclip"), [("plain", []), ("with-head", ["--superclip"])])
+def test_the_advice_to_two_ranks_that_resume_one_processs_run_is_a_command_that_does(
+    name, superclip, runs, small_flags, tmp_path
+):
+    shutil.copytree(runs / "logs", tmp_path / "logs")
+    flags, two = [*small_flags, *superclip, *STILL], {"world_size": 2, "cwd": tmp_path}
+    refused = refusal(run_ranks(superclip_train, *flags, "--name", name, "--resume", "latest", **two)[0])
+    advice = re.search(r"give (--pretrained \S+) and a new --name", refused)
+    if advice is None:
+        found = re.search(r"superclip (export .*), then (--model \S+) and a new --name", refused)
+        export, advice = (text.replace("FOLDER", str(tmp_path / "exported")) for text in found.groups())
+        assert run_ranks(main, export.split(), cwd=tmp_path)[0].returncode == 0
+    else:
+        advice = advice[1]
+    started = run_ranks(superclip_train, *flags, *advice.split(), "--name", "advised", **two)
+    assert [run.returncode for run in started] == [0, 0], started[0].output[-2000:]
+    ours = {k.removeprefix("module."): v for k, v in saved(tmp_path, "advised")["state_dict"].items()}
+    before = start_of(runs, name)
+    torch.testing.assert_close({k: v for k, v in ours.items() if k in before}, before, rtol=0, atol=0)
+
+
+def test_a_newest_checkpoint_that_was_cut_is_set_aside_and_the_one_before_resumed(runs, small_flags, tmp_path):
+    shutil.copytree(runs / "logs", tmp_path / "logs")
+    checkpoints = tmp_path / "logs/with-head/checkpoints"
+    (checkpoints / "epoch_latest.pt").unlink()
+    whole = (checkpoints / "epoch_1.pt").read_bytes()
+    (checkpoints / "epoch_2.pt").write_bytes(whole[: len(whole) // 2])
+    flags = ["--superclip", "--name", "with-head", "--resume", "latest", "--epochs", "2"]
+    (run,) = run_ranks(superclip_train, *small_flags, *flags, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    place = "logs/with-head/checkpoints/epoch_"
+    assert f"is now {place}2.pt.damaged; --resume latest goes on from {place}1.pt" in run.output, run.output[:300]
+    assert "Start epoch 1" in run.output
+    assert len((checkpoints / "epoch_2.pt.damaged").read_bytes()) == len(whole) // 2
+    assert saved(tmp_path, "with-head")["epoch"] == 1
+
+
+WITHOUT_HEAD = {
+    "--pretrained": "--model {name} --pretrained {weights}",
+    "--distill-pretrained": "--model {name} --distill-model {name} --distill-pretrained {weights}",
+    "--distill-pretrained beside --superclip": "--model {name} --distill-model {name} --distill-pretrained {weights} "
+    "--superclip",
+    "--model": "--model local-dir:{folder}",
+}
+
+
+@pytest.mark.parametrize("flags", WITHOUT_HEAD.values(), ids=WITHOUT_HEAD)
+def test_weights_with_a_class_head_start_a_model_without_one(flags, small_flags, tmp_path):
+    torch.save(superclip.create_model_and_transforms(NAME)[0].state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
+    weights = tmp_path / "open_clip_pytorch_model.bin"
+    argv = flags.format(name=NAME, weights=weights, folder=tmp_path).split()
+    (run,) = run_ranks(superclip_train, *small_flags, *argv, *STILL, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    if "distill" not in flags:
+        expected = {k: v for k, v in torch.load(weights).items() if not k.startswith(("class_head.", "statistics."))}
+        torch.testing.assert_close(saved(tmp_path)["state_dict"], expected, rtol=0, atol=0)
+
+
+NOT_THERE = {  # flags: what the one line says
+    "--model ViT-B-23": "error: --model: OpenCLIP knows no 'ViT-B-23'; did you mean ViT-B-32",
+    "--model zzz": "error: --model: OpenCLIP knows no 'zzz'; open_clip.list_models()",
+    "--model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",
+    f"--model {NAME} --pretrained laion": "error: --pretrained is 'laion', no file and none of the weights",
+    "--model ViT-B-32 --pretrained laion": "expected a file or one of openai",
+    "--distill-model ViT-B-23 --distill-pretrained openai": "error: --distill-model: OpenCLIP knows no 'ViT-B-23'",
+    "--superclip --pretrained openai": "error: --pretrained openai cannot go with --model local-dir:",
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), NOT_THERE.items(), ids=NOT_THERE)
+def test_a_model_that_is_not_there_is_refused_before_the_run_begins(flags, reason, small_flags, tmp_path):
+    (run,) = run_ranks(superclip_train, *small_flags, *flags.split(), cwd=tmp_path)
+    assert reason in refusal(run)
+    assert "Traceback" not in run.output
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize("flags", ["--name plain", "--name with-head --superclip", "--name new --superclip"])

@@ -259,6 +259,9 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     runs = ranks(functools.partial(traced_train, killed_at=(1, 1)), *argv, cwd=killed)
     assert [run.returncode for run in runs] == [-signal.SIGKILL] * world_size
     lost = trained(killed, world_size)
+    for refused in ranks(traced_train, *argv, "--resume", "latest", "--seed", "1", cwd=killed):
+        assert refused.returncode == 1
+        assert refused.errors()[0].startswith("error: --seed is 1, and --resume: ")
     runs = ranks(traced_train, *argv, "--resume", "latest", cwd=killed)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
 
@@ -271,6 +274,60 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
 
 
 # What is refused
+
+OTHER_ORDER = {  # what is given otherwise: what the one line says
+    "--superclip-slices 4 --train-num-samples 12": "--superclip-slices is 4, and --resume: {file} is of a run with "
+    "--superclip-slices 3: give --superclip-slices 3; to train otherwise",
+    "--seed 1": "--seed is 1, and --resume: {file} is of a run with --seed 0, from which",
+    "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data is {folder}/{{01..11}}.tar, and "
+    "--resume: {file} is of a run on other shards: give --train-data '{folder}/{{00..11}}.tar'",
+    "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "is of a run on other shards",
+}
+
+
+@pytest.fixture
+def began(train_data, tmp_path) -> Path:
+    """The checkpoint of a run of two slices, as far as its place tells of it, and its record."""
+    checkpoint = tmp_path / "logs/run/checkpoints/epoch_2.pt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"epoch": 2, "state_dict": {"weight": torch.zeros(1)}}, checkpoint)
+    record = {"seed": 0, "superclip_slices": 3, "train_data": train_data, "workers": 1}
+    (tmp_path / "logs/run/params.txt").write_text("".join(f"{name}: {value}\n" for name, value in record.items()))
+    return checkpoint
+
+
+@pytest.mark.parametrize(("flags", "reason"), OTHER_ORDER.items(), ids=OTHER_ORDER)
+def test_a_resumed_run_that_would_read_other_shards_in_the_rest_of_its_pass_is_refused(
+    flags, reason, began, train_data, parse_args
+):
+    argv = [*slice_flags(train_data), "--workers", "0", "--resume", str(began)]
+    assert parse_args(argv).resume == str(began)
+    names = {"file": began, "folder": Path(train_data).parent}
+    with pytest.raises(SystemExit) as refused:
+        parse_args([*argv, *flags.format(**names).split()])
+    assert reason.format(**names) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args):
+    whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
+    with pytest.raises(SystemExit, match=r"--superclip-slices is not given, .* give --superclip-slices 3; "):
+        parse_args(whole)
+    params = began.parent.parent / "params.txt"
+    params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))
+    assert parse_args(whole).resume == str(began)
+    with pytest.raises(SystemExit, match=r"--superclip-slices is 3, .* of a run without it: leave it out; "):
+        parse_args([*slice_flags(train_data), "--workers", "0", "--resume", str(began)])
+
+
+def test_shards_that_have_moved_are_the_same_shards(began, train_data, parse_args):
+    params = began.parent.parent / "params.txt"
+    params.write_text(params.read_text().replace(str(Path(train_data).parent), "/where/they/were"))
+    argv = [*slice_flags(train_data), "--workers", "0", "--resume", str(began)]
+    assert parse_args(argv).resume == str(began)
+    with pytest.raises(SystemExit, match="is of a run on other shards"):
+        parse_args([*argv, "--train-data", train_data.replace("{00..11}", "{01..11}")])
+
 
 FLAGS = "--superclip-slices 3 --train-num-samples 16 --train-data {shards}"
 REFUSED = {

@@ -1,0 +1,65 @@
+"""The weights that a run starts from: where OpenCLIP has to be told how to load them, and whether they hold a head."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+import open_clip
+from open_clip.factory import parse_model_name
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from .checkpoint import HEAD_PREFIXES, file_of_weights, is_torchscript, read_checkpoint
+
+
+def check_pretrained(model: str, pretrained: str | None) -> None:
+    """Raises InputError for released weights beside local-dir: or hf-hub:, where OpenCLIP ignores --pretrained."""
+    if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
+        raise InputError(
+            f"--pretrained {pretrained} cannot go with --model {model}: expected a file of weights, or leave it out "
+            "for those that are there"
+        )
+
+
+def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
+    """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it where OpenCLIP would not.
+
+    Raises InputError as `check_pretrained` does.
+    """
+    check_pretrained(model, pretrained)
+    if not pretrained or not os.path.isfile(pretrained):
+        return {}, None
+    from ..method.model import FRESH_HEAD
+
+    if pretrained.endswith(".npz"):
+        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
+    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
+    options = {"weights_only": False} if is_torchscript(pretrained) else {}
+    if not parse_model_name(model)[0]:
+        return options, None
+    load = functools.partial(_load, file=pretrained, options=options)
+    return {"load_weights": False, "pretrained_text": False}, load
+
+
+def _load(model, *, file: str, options: dict) -> None:
+    logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would have ignored")
+    open_clip.load_checkpoint(model, file, **options)
+
+
+def holds_head(model: str | None, pretrained: str | None) -> bool:
+    """Tells whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
+    if not model:
+        return False
+    schema, place = parse_model_name(model)
+    source = place if schema == "local-dir" else pretrained
+    if not source or not os.path.exists(source) or source.endswith(".npz"):
+        return False
+    try:
+        file = file_of_weights(Path(source))
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                return any(name.startswith(HEAD_PREFIXES) for name in weights.keys())  # noqa: SIM118
+        return not is_torchscript(file) and bool(read_checkpoint(file).head())
+    except (InputError, SafetensorError, OSError):  # OpenCLIP tells what is wrong with it
+        return False
