@@ -1,10 +1,9 @@
 """The model card of an export: what is known of the model, and nothing else."""
 
-from importlib.metadata import version
-
 import open_clip
 
 from ..table import markdown_table
+from ..versions import versions
 from .run_options import RunRecord
 
 RECIPE = {  # options of the run, under OpenCLIP's names, and how the card calls them
@@ -75,7 +74,7 @@ def _facts(run: RunRecord, num_captions: int | None, model: str) -> dict:
         "base model": f"{base}, {tag}" if tag else None,
         "data": run.options.get("train_data"),
         "captions seen with the class loss": f"{num_captions:,}" if num_captions else None,
-        "made with": ", ".join(f"{name} {version(name)}" for name in MADE_WITH),
+        "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
     }
 
 

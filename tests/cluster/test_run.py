@@ -30,13 +30,13 @@ def start(recipe: Path, run: Path, *arguments, **variables: str) -> subprocess.P
 
 def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str]:
     """Runs it to its end, and returns its exit code and output."""
-    code = start(recipe, run, *arguments, **variables).wait(120)
+    code = start(recipe, run, *arguments, **variables).wait(300)
     return code, run.with_suffix(".output").read_text()
 
 
 def wait_for(run: Path, text: str, process: subprocess.Popen) -> None:
     """Returns when out.log has the text, an AssertionError where the process ends before."""
-    log, deadline = run / "out.log", time.monotonic() + 120
+    log, deadline = run / "out.log", time.monotonic() + 300
     while not (log.exists() and text in log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
         time.sleep(0.05)
@@ -57,7 +57,7 @@ def ranks(run: Path) -> list[int]:
 
 
 def assert_no_rank_is_left(run: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while ranks(run):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -126,7 +126,7 @@ def troubled(recipe) -> dict:
     )
     seen["second start"] = (other.returncode, other.stderr)
     process.send_signal(signal.SIGINT)
-    seen["after Ctrl-C"] = (process.wait(20), state(run))
+    seen["after Ctrl-C"] = (process.wait(120), state(run))
     assert_no_rank_is_left(run)
 
     process = start(recipe, run)
@@ -138,7 +138,7 @@ def troubled(recipe) -> dict:
     process = start(recipe, run)
     wait_for(run, "Start epoch 4\n", process)
     os.kill(ranks(run)[1], signal.SIGKILL)
-    seen["after a rank was killed"] = (process.wait(60), state(run), run.with_suffix(".output").read_text())
+    seen["after a rank was killed"] = (process.wait(120), state(run), run.with_suffix(".output").read_text())
     assert_no_rank_is_left(run)
 
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)

@@ -263,7 +263,8 @@ def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
 
 
 def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "PATIENCE", 3)
+    monkeypatch.setattr(heartbeat, "PATIENCE", 5)
+    monkeypatch.setattr(heartbeat, "PERIOD", 0.1)
     nodes = [heartbeat.Heartbeat(tmp_path, node, 4) for node in range(4)]
     for node in nodes:
         node.beat()
