@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """Tells whether what reads our output, `head` say, has closed it."""
+    """Returns whether what reads our output, `head` say, has closed it."""
     output = select.poll()
     output.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in output.poll(0))

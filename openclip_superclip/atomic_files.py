@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Atomic files and folders: written whole or not at all."""
 
 import errno
 import json

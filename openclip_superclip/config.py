@@ -14,7 +14,7 @@ def _flag(flag: str, default, help: str, **argparse_options):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How SuperCLIP trains. Raises InputError, naming the flag, for a value that cannot be."""
+    """How SuperCLIP trains. Raises InputError, naming the flag, for an impossible value."""
 
     weight: float = _flag(
         "--superclip-weight", 1.0, "λ, what multiplies the class loss; the paper recommends 1 or more", type=float
@@ -138,7 +138,7 @@ class DataConfig:
 
 
 def is_idf_file(idf: str) -> bool:
-    """Tells whether --superclip-idf names a file, of `superclip frequencies`."""
+    """Returns whether --superclip-idf names a file, of `superclip frequencies`."""
     return idf not in ("online", "off")
 
 

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, and how it is told."""
+"""User errors, told in one line."""
 
 import sys
 

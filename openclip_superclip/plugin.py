@@ -119,7 +119,7 @@ def open_clip_data_order(args, shared_epoch):
 
 
 def _mends_horovod(args) -> bool:
-    """Tells whether --horovod is to train as torchrun does: with a flag of this package; without one it is stock."""
+    """Returns whether --horovod is to train as torchrun does: with a flag of this package; without one it is stock."""
     return bool(config_from(vars(args)) or data_config_from(vars(args)).slices) and args.horovod
 
 
@@ -218,7 +218,7 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
 
 
 def _refuse_impossible(args):
-    """Raises InputError, with what to do instead, for an OpenCLIP option that cannot go with --superclip."""
+    """Raises InputError, with what to do instead, for an OpenCLIP option that is incompatible with --superclip."""
     if args.torchscript:
         raise InputError("--torchscript cannot carry the class head: leave it out, --torchcompile works")
     if args.trace:

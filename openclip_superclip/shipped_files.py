@@ -1,4 +1,4 @@
-"""Where the files lie that ship beside the modules: recipes, patches and scripts for clusters."""
+"""Where the files that ship beside the modules are: recipes, patches and scripts for clusters."""
 
 from pathlib import Path
 

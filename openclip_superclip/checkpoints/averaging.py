@@ -1,4 +1,4 @@
-"""Means of checkpoints, and the way from released weights to fine-tuned ones."""
+"""Averages of checkpoints, and interpolation between released and fine-tuned weights."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the weights in a file or folder, mapped rather than read, and whether they hold a class head."""
+"""Checkpoints: the weights in a file or folder, memory-mapped, and whether they hold a class head."""
 
 import os
 import pickle
@@ -69,7 +69,7 @@ def is_complete(path: str | Path) -> bool:
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Tells whether a file is a TorchScript archive, as OpenAI's released models are."""
+    """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
     if not zipfile.is_zipfile(path):
         return False
     try:  # as torch.load tells it: what passes here is never unpickled by Python

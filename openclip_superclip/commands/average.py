@@ -27,7 +27,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         required=True,
         help=".pt or .safetensors file to write, for --pretrained or superclip export",
     )
-    parser.add_argument("--add-counts", action="store_true", help="add the captions' counts: of runs of their own")
+    parser.add_argument(
+        "--add-counts",
+        action="store_true",
+        help="add the captions' counts: right for separate runs, wrong for checkpoints of one run",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:

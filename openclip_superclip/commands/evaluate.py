@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip evaluate",
-        description="Measures models with LAION's CLIP_benchmark on data sets that are here: WebDataset folders in its "
+        description="Measures models with LAION's CLIP_benchmark on local data sets: WebDataset folders in its "
         "layout, or roots of data sets that it has built in. Nothing is downloaded but weights of MODEL:TAG.",
         epilog="example: superclip evaluate epoch_5.pt ViT-B-16:openai --data DIR",
     )

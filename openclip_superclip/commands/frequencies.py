@@ -38,8 +38,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of mixed:P's draw (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that count (default: %(default)s)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="count the I-th of N parts of the shards alone")
-    parser.add_argument("--out", type=Path, help="file to write; a count that was interrupted goes on from beside it")
-    parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="add files up, of different shards")
+    parser.add_argument(
+        "--out", type=Path, help="file to write; an interrupted count resumes from the .part file beside it"
+    )
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="add up the counts of different shards")
     parser.add_argument("--show", type=Path, metavar="FILE", help="list the rarest and commonest words, draw FILE.png")
     parser.add_argument(
         "--benchmark", action="store_true",

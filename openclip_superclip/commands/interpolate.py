@@ -1,4 +1,4 @@
-"""superclip interpolate: between released weights and fine-tuned ones, the usual mend for forgetting."""
+"""superclip interpolate: between released and fine-tuned weights, the usual remedy for forgetting."""
 
 import argparse
 from pathlib import Path
@@ -48,7 +48,9 @@ def _released_file(released: str) -> str:
     try:
         return open_clip.download_pretrained(cfg)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"RELEASED is {released}, which cannot be had ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"RELEASED is {released}, which cannot be downloaded or read ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _interpolate(options: argparse.Namespace) -> str:

@@ -48,7 +48,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="read all shards, not the first and the last; exit code 1 where one is bad",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes that --check reads with (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="processes that --check reads with (default: one per core)"
+    )
     parser.add_argument(
         "--mfu", type=float, default=MFU, metavar="SHARE",
         help="share of its peak that a GPU reaches, recomputation counted (default: %(default)s)",
@@ -60,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--samples-per-second", type=float, metavar="S", help="of all GPUs together, where you have measured it"
     )
-    parser.add_argument("--json", action="store_true", help="print it for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     for flag in ("mfu", "gpu_tflops", "samples_per_second", "jobs"):
         value = getattr(options, flag)

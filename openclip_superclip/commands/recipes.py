@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="only the recipes whose name holds every WORD")
-    parser.add_argument("--json", action="store_true", help="print all that they say, for machines")
+    parser.add_argument("--json", action="store_true", help="print all their fields as JSON")
     options = parser.parse_args(argv)
     from ..planning.recipe_file import read_recipe, recipe_files
 

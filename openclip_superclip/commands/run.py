@@ -9,7 +9,7 @@ from .recipe_options import add_run_options, settings
 
 
 def main(argv: list[str]) -> int:
-    """Trains and returns the exit code: 0 finished, 1 failed, 75 to be queued again, 128 + n stopped by signal n."""
+    """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
     options = _parse(argv)
     from ..optional_dependencies import check_horovod
     from ..planning.plan import make_plan
@@ -35,14 +35,14 @@ def main(argv: list[str]) -> int:
         with stopped_by_signals():
             return run.run()
     except Stopped as stop:
-        print(f"superclip run: stopped by {stop}; the same command goes on", file=sys.stderr, flush=True)
+        print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip run",
-        description="Trains a recipe into a folder, from where it stopped before. Starts a process for each GPU of "
+        description="Trains a recipe into a folder and resumes where it stopped. Starts a process for each GPU of "
         "this machine; under srun, with one task a node, of every node of the job.",
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )

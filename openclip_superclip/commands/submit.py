@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(
         prog="superclip submit",
-        description="Trains a recipe as a SLURM job, which goes on after a time limit, a preemption or the death of a "
+        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the death of a "
         "node. With --array, the same study at several batch sizes, a task each.",
         epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
@@ -47,7 +47,7 @@ def _parse(argv: list[str]) -> dict:
     for name in SBATCH:
         parser.add_argument(f"--{name}", help="sbatch's")
     parser.add_argument(
-        "--cpus-per-node", type=int, metavar="N", help="take so many CPUs of shared nodes (default: whole nodes)"
+        "--cpus-per-node", type=int, metavar="N", help="take this many CPUs of each shared node (default: whole nodes)"
     )
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="NAME=VALUE", help="any other option of sbatch: mem=400G"
@@ -57,7 +57,9 @@ def _parse(argv: list[str]) -> dict:
     container.add_argument("--apptainer", metavar="IMAGE", help="train in a container of Apptainer")
     parser.add_argument("--mounts", metavar="PATHS", help="what the container also sees: /data,/scratch:/scratch")
     parser.add_argument(
-        "--skip-data-check", action="store_true", help="the nodes see the shards, this machine does not"
+        "--skip-data-check",
+        action="store_true",
+        help="do not look for the shards: the nodes see them, this machine does not",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
     options = parser.parse_args(argv)

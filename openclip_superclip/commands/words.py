@@ -46,10 +46,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--words", help="look for these alone: words and phrases with commas between them, or a file with one a line"
     )
     parser.add_argument(
-        "--top", type=int, metavar="K", help="the K highest of a picture (default: 10, or all of --words)"
+        "--top", type=int, metavar="K", help="the K highest words of a picture (default: 10, or all of --words)"
     )
-    parser.add_argument("--heatmap", action="store_true", help="draw where each word is seen, a PNG a picture in --out")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture, no tables")
+    parser.add_argument(
+        "--heatmap", action="store_true", help="draw where each word is seen, one PNG per picture in --out"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per picture, no tables")
     parser.add_argument(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, where a folder is given or heat maps "

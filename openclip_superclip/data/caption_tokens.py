@@ -90,7 +90,7 @@ class CaptionTokens:
         return short, None if share is not None and self._draw(f"{key}\0{short}") < share else long
 
     def keeps(self, sample: dict) -> bool:
-        """Tells whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
+        """Returns whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
         captions = self._read(sample)
         return captions is not None and (bool(captions[1]) or self.config.missing_long != "skip")
 

@@ -1,4 +1,4 @@
-"""Counts the tokens of captions over many shards, in parallel, and goes on where it was interrupted."""
+"""Counts the tokens of captions over many shards, in parallel, and resumes an interrupted count."""
 
 import logging
 import multiprocessing
@@ -86,7 +86,7 @@ def _until_broken(captions: Iterator[str], errors: list[str]) -> Iterator[str]:
 def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:
     """Returns the counts of all shards, which it writes to `out`, and the shards that could not be read to their end.
 
-    What is counted so far stands beside `out`, in a file that is replaced twice a minute; the next call goes on there.
+    The counts so far are kept in a file beside `out` that is replaced twice a minute; the next call resumes from it.
     """
     part = out.with_name(f"{out.name}.part")
     total = _earlier(part, counting.nothing, shards)

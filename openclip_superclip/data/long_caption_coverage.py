@@ -1,4 +1,4 @@
-"""Counts of what the data loader's workers met, logged as they grow and when the process ends."""
+"""Counts of what the data loader's workers read, logged as they grow and when the process ends."""
 
 import logging
 from multiprocessing import Array

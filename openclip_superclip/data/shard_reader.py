@@ -25,7 +25,7 @@ def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
 
 
 def is_remote(shard: str) -> bool:
-    """Tells whether a shard is a URL or the output of a command, which no look at the file system finds."""
+    """Returns whether a shard is a URL or the output of a command, which no look at the file system finds."""
     return "://" in shard or shard.startswith("pipe:")
 
 

@@ -56,7 +56,7 @@ class DataOrder:
         )
 
     def _at_least_a_batch(self, samples: Iterator[dict]) -> Iterator[dict]:
-        """Yields the samples; InputError where they fill no batch, for which OpenCLIP would start over for ever."""
+        """Yields the samples; InputError where they fill no batch, for which OpenCLIP would start over forever."""
         number = 0
         for number, sample in enumerate(samples, start=1):  # noqa: B007
             yield sample

@@ -26,7 +26,7 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 
 
 def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
-    """Tells whether class, cleaning and vocabulary are the same, wherever the files lie."""
+    """Returns whether class, cleaning and vocabulary are the same, wherever the files lie."""
     return _contents(one) == _contents(other)
 
 

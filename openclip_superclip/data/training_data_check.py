@@ -14,7 +14,7 @@ NUM_SHARDS = 3  # OpenCLIP skips a shard that is missing or broken, so one alone
 
 
 def is_table(train_data: str, dataset_type: str) -> bool:
-    """Tells whether OpenCLIP reads the training data as a table."""
+    """Returns whether OpenCLIP reads the training data as a table."""
     return dataset_type == "csv" or (dataset_type == "auto" and train_data.endswith((".csv", ".tsv")))
 
 

@@ -1,4 +1,4 @@
-"""What stands between OpenCLIP's --horovod and the training that torchrun gives: mended, or refused with a reason.
+"""Fixes for OpenCLIP's --horovod, so that it trains as torchrun does; what cannot be fixed is refused with a reason.
 
 Nothing of OpenCLIP is replaced. Four functions of Horovod are. One of them starts a process group beside it, which
 tells the data loaders their rank: WebDataset then splits the shards, and tables and synthetic data have samplers.
@@ -71,7 +71,7 @@ def _allgather(allgather, tensor, *args, **options):
 def _broadcast_object(broadcast_object, obj, root_rank=0, name="object", **options):
     """Broadcasts under one name, not that of the object's type, which differs where only rank 0 has something to say.
 
-    OpenCLIP's `--resume latest` would wait for ever: rank 0 has found a file and the others have None.
+    OpenCLIP's `--resume latest` would wait forever: rank 0 has found a file and the others have None.
     """
     return broadcast_object(obj, root_rank, name, **options)
 

@@ -1,1 +1,1 @@
-"""Evaluation: checkpoints measured by LAION's CLIP_benchmark, on data sets that are here."""
+"""Evaluation: checkpoints measured by LAION's CLIP_benchmark on local data sets."""

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 def evaluate_all(
     models: list[Evaluated], folders: list[Path], chosen: list[tuple[Data, str]], settings: Settings, command: str
 ) -> Outcome:
-    """Evaluates all models on every chosen data set and returns what came out; a failure takes no other result with it.
+    """Evaluates all models on every chosen data set and returns what came out; a failure costs no other result.
 
     Args:
         folders: where each model's results are written, and read if an earlier call has left them there.

@@ -1,4 +1,4 @@
-"""The results: one JSON file a model, data set and task, read instead of computed again where nothing has changed."""
+"""The results: one JSON file per model, data set and task, read instead of computed again where nothing has changed."""
 
 import json
 import re

@@ -13,7 +13,7 @@ from . import unpatched_openclip as unpatched
 
 
 class _Parsed(Exception):
-    """Leaves OpenCLIP's function with the parser that it has filled."""
+    """Carries the parser that OpenCLIP has filled out of its function."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser

@@ -99,7 +99,7 @@ def install(args: argparse.Namespace) -> None:
 
         return create_loss
 
-    for path in REPLACED:  # whatever is missing is told before anything is replaced
+    for path in REPLACED:  # whatever is missing is reported before anything is replaced
         _replace(path, lambda value: value)
     from .unpatched_data import with_plugins_data
 

@@ -103,7 +103,7 @@ class _ChunkedClassLoss(torch.autograd.Function):
 
 
 def _is_uniform(upstream: Tensor) -> bool:
-    """Tells whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
+    """Returns whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
     if len(upstream) <= 1:
         return len(upstream) == 1
     return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())

@@ -1,1 +1,1 @@
-"""Recipes, and plans that put them on machines and hold them against their data."""
+"""Recipes, and plans that put them on machines and check them against their data."""

@@ -1,4 +1,4 @@
-"""The global batch over GPUs: what each takes at once, and how often it takes it before a step."""
+"""The global batch split over GPUs: batch size per GPU and gradient accumulation."""
 
 from ..errors import InputError
 

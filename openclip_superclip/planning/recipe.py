@@ -50,5 +50,5 @@ KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping
 
 
 def is_mapping(field: str) -> bool:
-    """Tells whether a field holds fields of its own."""
+    """Returns whether a field holds fields of its own."""
     return FIELDS[field].type not in (int, float, str)

@@ -50,7 +50,7 @@ def _read_recipe(run: ReportedRun) -> None:
 
 
 def _read_options(run: ReportedRun, options: dict) -> bool:
-    """Fills in what OpenCLIP's params.txt tells; returns whether it tells what was trained."""
+    """Fills in what OpenCLIP's params.txt says; returns whether it says what was trained."""
     sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq", "epochs")]
     if not all(isinstance(size, int) for size in sizes) or not options.get("model"):
         return False
@@ -95,7 +95,7 @@ def _listed(data: str) -> int | None:
 
 
 def _tell_state(run: ReportedRun, state: dict, has_log: bool, replaced: list[str]) -> None:
-    """Says how the run stands: as state.json tells, and whether the log agrees."""
+    """Sets the run's state: what state.json says, and whether the log agrees."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
     at_end = total is not None and total - last["samples"] < run.batch_size  # a batch that is not full is left out

@@ -97,7 +97,7 @@ def _checkpoint(run: Path, record: dict) -> Path:
 
 
 def _is_replaced(run: Path, file: Path, record: dict) -> bool:
-    """Tells whether a checkpoint is another than that of a result: by what the result says, or else by their times."""
+    """Returns whether a checkpoint is another than a result is of: by what the result says, or else by their times."""
     checkpoint = _checkpoint(run, record)
     if not checkpoint.is_file():  # deleted: what it scored still stands for the run
         return False

@@ -19,7 +19,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Tells whether a checkpoint is complete and every byte in it what was written: reads all of it."""
+    """Returns whether a checkpoint is complete and every byte in it what was written: reads all of it."""
     size = path.stat().st_size
     try:
         with (

@@ -1,4 +1,4 @@
-"""Which rank of a run failed first, and with what: told through files, for ranks die together and out of order."""
+"""Which rank of a run failed first, and with which error: through files, for ranks die together and out of order."""
 
 import contextlib
 import json
@@ -33,12 +33,12 @@ class Failure(NamedTuple):
 
 
 def rank_failed(logs: Path) -> bool:
-    """Tells whether a rank that this machine sees has written a failure."""
+    """Returns whether a rank that this machine sees has written a failure."""
     return any(logs.glob("rank_*.error.json"))
 
 
 def node_failed(logs: Path) -> bool:
-    """Tells whether a node has ended because of a failure."""
+    """Returns whether a node has ended because of a failure."""
     _look_again(logs)
     return any(logs.glob("node_*.error.json"))
 

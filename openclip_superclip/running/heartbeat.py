@@ -1,4 +1,4 @@
-"""Whether the other nodes of a run still live: told through files, when connections break."""
+"""Heartbeats between the nodes of a run, through files: they tell a lost node from a failed run."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ PATIENCE = 20  # seconds after which a node without a beat is lost
 
 
 class Heartbeat:
-    """Beats for this node, and listens to the others.
+    """Writes this node's heartbeat and watches the others'.
 
     Where a node loses power, the ranks of the others fail within seconds, and SLURM takes minutes to notice. A failed
     run is over, a lost node is SLURM's to replace.
@@ -20,19 +20,19 @@ class Heartbeat:
         self.last = 0.0
 
     def beat(self) -> None:
-        """Tells the others, every few seconds, that this node lives."""
+        """Writes this node's heartbeat, every few seconds."""
         now = time.monotonic()
         if self.num_nodes > 1 and now - self.last >= PERIOD:
             self.last = now
             self._write(str(now))
 
     def end(self) -> None:
-        """Tells the others that this node ends in order."""
+        """Records that this node ends normally."""
         if self.num_nodes > 1:
             self._write("ended")
 
     def lost_nodes(self) -> list[int]:
-        """Returns the nodes of which nothing more is heard."""
+        """Returns the nodes whose heartbeats have stopped."""
         heard = {node: self._read(node) for node in range(self.num_nodes) if node != self.node}
         silent = [node for node, beat in heard.items() if beat != "ended"]
         deadline = time.monotonic() + PATIENCE

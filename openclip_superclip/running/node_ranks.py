@@ -11,7 +11,7 @@ from .supervised_process import run_to_end
 
 
 class NodeLost(Exception):
-    """Nothing more is heard of a node."""
+    """The heartbeats of a node have stopped."""
 
 
 class NodeRanks:

@@ -94,7 +94,7 @@ class NodeRun:
 
         def each_second():
             added = follower.read()
-            if not rank_failed(self.logs):  # the first error is told first
+            if not rank_failed(self.logs):  # the first error is reported first
                 follower.show(added)
                 if self.folder.note_epoch(checkpoint_files.newest(self.folder.checkpoints)):
                     checkpoint_files.prune(self.folder.checkpoints, self.plan.slices_per_pass)
@@ -114,11 +114,11 @@ class NodeRun:
         return None
 
     def _wait_for_slurm(self, lost: NodeLost) -> int:
-        """Waits until SLURM ends the job, which it then puts back into the queue without the lost node.
+        """Waits until SLURM ends the job, which it then requeues without the lost node.
 
         Returns the code that has the job script do so, if SLURM does not.
         """
-        print(f"superclip run: {lost}; SLURM is to put the job back into the queue", file=sys.stderr, flush=True)
+        print(f"superclip run: {lost}; waiting for SLURM to requeue the job", file=sys.stderr, flush=True)
         time.sleep(SLURM_NOTICES)
         return QUEUE_AGAIN
 

@@ -18,7 +18,7 @@ class Placement:
     num_nodes: int = 1
     node: int = 0
     job: str | None = None  # SLURM's number, another one for each task of an array
-    restarts: int = 0  # how often SLURM has put the job back into its queue
+    restarts: int = 0  # how often SLURM has requeued the job
     step: str | None = None
     master_addr: str = "127.0.0.1"
     master_port: int = 0

@@ -91,7 +91,7 @@ def _refusal(path: Path, owner: dict | None, state: str) -> str:
 
 
 def _job_lives(job: str) -> bool | None:
-    """Tells whether SLURM has the job in its queue, None where it cannot be asked."""
+    """Returns whether SLURM has the job in its queue, None where it cannot be asked."""
     try:
         asked = subprocess.run(["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True)
     except OSError:

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-QUEUE_AGAIN = 75  # the exit code after which the job script puts the job back into the queue
+QUEUE_AGAIN = 75  # the exit code after which the job script requeues the job
 STOPPED_BY = {
     signal.SIGUSR1: QUEUE_AGAIN,  # the job's time is nearly up
     signal.SIGTERM: 128 + signal.SIGTERM,

@@ -10,7 +10,7 @@ MARK = {"Software": "superclip words --heatmap"}  # in the PNG itself
 
 
 def is_heat_map(path: Path) -> bool:
-    """Tells whether a file is a heat map of ours, wherever it was moved."""
+    """Returns whether a file is a heat map of ours, wherever it was moved."""
     if not path.name.endswith(SUFFIX):
         return False
     try:

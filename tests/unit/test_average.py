@@ -112,7 +112,7 @@ REFUSED = {
     "interpolate 1.pt 2.pt --alpha 1.5 --out x.pt": "--alpha is 1.5",
     "interpolate 1.pt 2.pt --alpha nan --out x.pt": "--alpha is nan",
     "interpolate no-such:tag 2.pt --out x.pt": "no MODEL:TAG",
-    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be had",
+    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be downloaded or read",
     "interpolate 1.pt model --out x.pt": "holds no weights",
 }
 
