@@ -14,6 +14,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .run_options import training_folder
 
 
 class Architecture(NamedTuple):
@@ -116,7 +117,25 @@ def architecture_of(
     """
     if model is None and (checkpoint / HF_CONFIG_NAME).is_file():
         model = f"local-dir:{checkpoint}"
-    model = model or run_options.get("model")
+    model = model or _trained_model(checkpoint, run_options, flag)
     if model is None:
         raise InputError(f"{flag}: nothing beside {checkpoint} says what model it is; give its name")
     return read_architecture(model, str(run_options.get("pretrained", ""))).with_options(run_options)
+
+
+def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:
+    """Returns the run's own --model; a relative local-dir: is one of the folder in which the run was trained."""
+    model = run_options.get("model")
+    schema, place = parse_model_name(model) if model else (None, None)
+    if schema != "local-dir" or Path(place).is_absolute():
+        return model
+    run = checkpoint.resolve().parent.parent
+    trained_in = training_folder(run, run_options)
+    advice = f"give {flag} local-dir:FOLDER"
+    if trained_in is None:
+        raise InputError(f"{flag}: {run} was trained with --model {model}, and nothing tells in which folder: {advice}")
+    if not (trained_in / place / HF_CONFIG_NAME).is_file():
+        raise InputError(
+            f"{flag}: {run} was trained with --model {model} in {trained_in}, where it is no longer: {advice}"
+        )
+    return f"local-dir:{trained_in / place}"

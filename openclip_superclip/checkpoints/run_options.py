@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,20 @@ def read_run_record(checkpoint: Path, epoch: int | None) -> RunRecord:
     lines = (line.partition(": ") for line in params.read_text().splitlines())
     options = {name: _value(text) for name, separator, text in lines if separator}
     return RunRecord(options, _measures(checkpoint.with_name("results.jsonl"), epoch))
+
+
+def training_folder(run: Path, options: dict) -> Path | None:
+    """Returns the folder in which a run was trained, to which its relative paths refer; None where nothing tells.
+
+    What `superclip run` has recorded tells, or --logs and --name, which lead from there to the run's own folder.
+    """
+    try:
+        return Path(json.loads((run / "run.json").read_text())["cwd"])
+    except (OSError, ValueError, KeyError, TypeError):
+        steps = Path(os.path.normpath(os.path.join(str(options.get("logs")), str(options.get("name"))))).parts
+    if steps[0] in (os.sep, os.pardir) or run.parts[-len(steps) :] != steps:
+        return None
+    return Path(*run.parts[: -len(steps)])
 
 
 def _value(text: str) -> object:

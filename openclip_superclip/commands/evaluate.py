@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--probe-val-split", metavar="SPLIT", help="choose the weight decay on this split (default: no weight decay)"
     )
     options = parser.parse_args(argv)
+    if not (math.isfinite(options.probe_lr) and options.probe_lr > 0):
+        raise InputError(f"--probe-lr is {options.probe_lr}; expected a number above 0")
     for name, least in (("batch_size", 1), ("workers", 0), ("probe_epochs", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
@@ -106,12 +109,12 @@ def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
     from ..evaluation.results_table import table
 
     for folder in folders:
-        if records := read_records(folder):
+        if models := read_records(folder):
             with whole_file(folder / "summary.md") as file:
-                file.write(f"{table(records)}\n".encode())
-    if outcome.records:
-        print(table(outcome.records))
-    print(f"\n{len(outcome.records)} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
+                file.write(f"{table(models)}\n".encode())
+    if outcome.models:
+        print(table(outcome.models))
+    print(f"\n{outcome.num_results} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
     if selection.absent:
         print(f"Not evaluated: {', '.join(selection.absent)}")
     others = other_data(data, selection)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from clip_benchmark.datasets import builder, imagenetv2
 
 from ..errors import InputError
+from .replaced_names import replaced
+from .score_checks import check_shards
 
 SUITES = {
     "zeroshot": ("zeroshot_classification", builder.dataset_collection["vtab+"]),
@@ -29,6 +32,8 @@ class Data(NamedTuple):
 
     def build(self, transform: Callable, split: str, task: str):
         """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
+        if self.shards:
+            check_shards(self.folder / split)
         name = f"wds/{self.name}" if self.shards else self.name
         with _no_downloads():
             return builder.build_dataset(
@@ -36,11 +41,15 @@ class Data(NamedTuple):
             )
 
     def files_id(self, splits: tuple[str, ...]) -> str:
-        """Returns a digest of the names, sizes and times of its files: equal while the data set is the same."""
-        folders = [self.folder, *(self.folder / split for split in splits)]
-        files = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
-        found = [(path.relative_to(self.folder), path.stat()) for path in files]
-        facts = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+        """Returns a digest of the names, sizes and times of its files: equal while the data set is the same.
+
+        Of shards only the splits count; of a data set that CLIP_benchmark has built in, everything below its root.
+        """
+        top = [entry.path for entry in os.scandir(self.folder) if entry.is_file()]
+        folders = [self.folder / split for split in splits] if self.shards else [self.folder]
+        files = {*top, *(file for folder in folders for file in _files_below(folder))}
+        found = [(os.path.relpath(file, self.folder), os.stat(file)) for file in sorted(files) if os.path.exists(file)]
+        facts = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in found]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -104,6 +113,18 @@ def other_data(folder: Path, selection: Selection) -> list[str]:
     return [str(place.relative_to(folder)) for place in _with_shards(folder) if place not in planned]
 
 
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yields all files below a folder; links lead on, but into no folder twice."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (os.path.join(place, file) for file in files)
+
+
 def _data(name: str, folder: Path) -> Data:
     if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
         type_file = folder / "dataset_type.txt"
@@ -131,9 +152,5 @@ def _no_downloads() -> Iterator[None]:
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
 
-    call, requests = builder.call, imagenetv2.requests
-    builder.call, imagenetv2.requests = refuse, SimpleNamespace(get=refuse)
-    try:
+    with replaced(builder, call=refuse), replaced(imagenetv2, requests=SimpleNamespace(get=refuse)):
         yield
-    finally:
-        builder.call, imagenetv2.requests = call, requests

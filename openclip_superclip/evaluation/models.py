@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import open_clip
 import torch
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
+from open_clip.factory import parse_model_name
 from torch import Tensor, nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit
@@ -19,6 +21,8 @@ from ..checkpoints.model_folder import write_model
 from ..checkpoints.run_options import read_run_record
 from ..errors import InputError
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+
 
 class Evaluated(NamedTuple):
     """A model to evaluate; its weights are mapped or not even fetched yet."""
@@ -26,10 +30,16 @@ class Evaluated(NamedTuple):
     name: str  # RUN/epoch_N, or as the user gave it
     given: str
     weights_id: str  # equal where architecture, preprocessing and weights are
+    tokenizer_id: str = ""  # of its files, where they are here
+    place: Path | None = None  # of its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of the run that wrote it
     openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, where OpenCLIP opens it as it is
     plain: tuple[Architecture, nn.Module, dict[str, Tensor]] | None = None  # what becomes a folder that it opens
+
+    def source_from(self, folder: Path) -> str:
+        """Returns what tells it from models of the same name, seen from a folder of results: both may be moved."""
+        return os.path.relpath(self.place, folder.resolve()) if self.place else self.given
 
 
 def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
@@ -37,11 +47,11 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
 
     Args:
         given: files, folders, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
-        model: the OpenCLIP model's name, for files; a folder knows its own.
+        model: the OpenCLIP model's name, for files and folders that do not say it.
     """
-    found = [_find(one, model) for one in dict.fromkeys(given)]
-    names = [one.name for one in found]
-    return [one._replace(name=one.given) if names.count(one.name) > 1 else one for one in found]
+    if model and not any(_needs_model(Path(one.removeprefix("local-dir:"))) for one in given):
+        raise InputError(f"--model is {model}, but {', '.join(given)} says what model it is: leave --model out")
+    return [_find(one, model) for one in dict.fromkeys(given)]
 
 
 def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Callable]:
@@ -62,13 +72,17 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
 def _find(given: str, model: str | None) -> Evaluated:
     path = Path(given.removeprefix("local-dir:"))
     if path.exists():
-        return _of_path(path, given, model if path.is_file() else None)
+        return _of_path(path, given, model if _needs_model(path) else None)
     name, _, tag = given.partition(":")
     if name == "hf-hub" and tag:
-        return Evaluated(given, given, given, openclip=(given, ""))
+        return Evaluated(given, given, _hub_id(tag), openclip=(given, ""))
     if open_clip.get_pretrained_cfg(name, tag):
         return Evaluated(given, given, given, openclip=(name, tag))
     raise InputError(f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of open_clip.list_pretrained()")
+
+
+def _needs_model(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and not (path / HF_CONFIG_NAME).is_file())
 
 
 def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
@@ -81,7 +95,8 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     check_match(weights, on_meta.state_dict(), str(path), found.name)
     run = path.parent.parent if path.parent.name == "checkpoints" else None
     name = f"{run.resolve().name}/{path.stem}" if run else given
-    evaluated = Evaluated(name, given, _weights_id(architecture, weights), checkpoint.epoch, run)
+    identities = _weights_id(architecture, weights), _tokenizer_id(architecture)
+    evaluated = Evaluated(name, given, *identities, path.resolve(), checkpoint.epoch, run)
     if path.is_dir() and not checkpoint.head():
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=(architecture, on_meta, weights))
@@ -93,3 +108,29 @@ def _weights_id(architecture: Architecture, weights: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _tokenizer_id(architecture: Architecture) -> str:
+    """Returns a digest of the tokenizer's files in a folder of its own; "" where OpenCLIP or the hub has them."""
+    schema, place = parse_model_name(architecture.name)
+    text_cfg = architecture.model_cfg.get("text_cfg", {})
+    vocabulary = text_cfg.get("tokenizer_kwargs", {}).get("bpe_path")
+    files = [Path(vocabulary)] if vocabulary else []
+    if text_cfg.get("hf_tokenizer_name"):
+        folder = Path(place if schema == "local-dir" else text_cfg["hf_tokenizer_name"])
+        files += sorted(file for file in folder.glob("*") if file.is_file() and file.suffix not in WEIGHTS)
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"CHECKPOINT: {architecture.name} has its vocabulary in {file}, which is not there")
+        digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
+    return digest.hexdigest() if files else ""
+
+
+def _hub_id(repo: str) -> str:
+    """Returns the commit of a repository of the hub, or its name where neither the hub nor a cache tells."""
+    try:
+        config = open_clip.pretrained.download_pretrained_from_hf(repo, filename=HF_CONFIG_NAME)
+    except Exception:  # without a network the hub's client raises anything; opening the model tells
+        return repo
+    return f"{repo}@{Path(config).parent.name}"  # snapshots/COMMIT/open_clip_config.json

@@ -1,7 +1,9 @@
 """The results: one JSON file per model, data set and task, read instead of computed again where nothing has changed."""
 
+import hashlib
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 
 from ..atomic_files import write_json
@@ -10,13 +12,17 @@ PACKAGES = (
     "openclip-superclip", "open_clip_torch", "clip-benchmark", "torch", "torchvision", "webdataset", "scikit-learn",
     "numpy", "pillow", "transformers",
 )  # fmt: skip
-MUST_AGREE = ("model", "dataset", "task", "weights", "data_files", "settings", "versions")
+MUST_AGREE = ("model", "source", "dataset", "task", "weights", "tokenizer", "data_files", "settings", "versions")
 
 
-def record_file(folder: Path, model: str, dataset: str, task: str) -> Path:
-    """Returns where a result is."""
+def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
+    """Returns where a result is.
+
+    `source` tells models of one name apart. The name ends in a digest of it all, as words lose what no file can have.
+    """
     words = (re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in (model, dataset, task))
-    return folder / f"{'.'.join(words)}.json"
+    digest = hashlib.sha256(json.dumps([model, dataset, task, source]).encode()).hexdigest()[:8]
+    return folder / f"{'.'.join(words)}.{digest}.json"
 
 
 def read_record(file: Path, expected: dict) -> dict | None:
@@ -30,10 +36,15 @@ def write_record(file: Path, record: dict) -> None:
     write_json(file, record, allow_nan=False)
 
 
-def read_records(folder: Path) -> list[dict]:
-    """Returns all results in a folder; JSON files of another kind may lie beside them."""
-    records = (_read(file) or {} for file in sorted(folder.glob("*.json")))
-    return [record for record in records if record.keys() >= {"metrics", *MUST_AGREE}]
+def read_records(folder: Path) -> list[list[dict]]:
+    """Returns all results in a folder, by model; JSON files of another kind may lie beside them."""
+
+    def model(record: dict) -> tuple[str, str]:
+        return record["model"], record["source"]
+
+    records = (_read(file) or {} for file in folder.glob("*.json"))
+    results = [record for record in records if record.keys() >= {"metrics", *MUST_AGREE}]
+    return [list(group) for _, group in groupby(sorted(results, key=model), key=model)]
 
 
 def _read(file: Path) -> dict | None:

@@ -1,6 +1,7 @@
 """The table of results: a row a measure, a column a model, under the paper's names where it has one."""
 
 import statistics
+from itertools import chain
 
 from ..table import markdown_table
 from .datasets import SUITES
@@ -15,23 +16,44 @@ PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": 
 THE_38 = [*SUITES["zeroshot"][1], *SUITES["retrieval"][1]]
 
 
-def table(records: list[dict]) -> str:
-    """Returns the table in Markdown, in percent; a measure that a model lacks is a dash."""
-    models = list(dict.fromkeys(record["model"] for record in records))
-    cells = {
-        (_label(record, measure), record["model"]): 100 * record["metrics"][measure]
-        for record in sorted(records, key=_place)
+def table(models: list[list[dict]]) -> str:
+    """Returns the table in Markdown, in percent; a measure that a model lacks is a dash.
+
+    Args:
+        models: the results of each, one at least.
+    """
+    columns = [_scores(records) for records in models]
+    shared = [name for name in THE_38 if all(_score(records, name) is not None for records in models)]
+    if len(shared) > 1:
+        label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
+        for column, records in zip(columns, models, strict=True):
+            column[label] = 100 * statistics.mean(_score(records, name) for name in shared)
+    labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _scores([record]))
+    labels |= dict.fromkeys(chain(*columns))  # the average
+    rows = [[label, *(_cell(column.get(label)) for column in columns)] for label in labels]
+    return markdown_table(["%", *_names(models)], rows)
+
+
+def _scores(records: list[dict]) -> dict[str, float]:
+    """Returns what a model's results show, in percent, by the row's label."""
+    return {
+        _label(record, measure): 100 * record["metrics"][measure]
+        for record in records
         for measure in MEASURES[record["task"]]
         if record["metrics"].get(measure) is not None
     }
-    shared = [name for name in THE_38 if all(_score(records, model, name) is not None for model in models)]
-    if len(shared) > 1:
-        label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
-        for model in models:
-            cells[label, model] = 100 * statistics.mean(_score(records, model, name) for name in shared)
-    labels = dict.fromkeys(label for label, _ in cells)
-    rows = [[label, *(_cell(cells.get((label, model))) for model in models)] for label in labels]
-    return markdown_table(["%", *models], rows)
+
+
+def _names(models: list[list[dict]]) -> list[str]:
+    """Returns the columns' heads: a model's name or, where another has the same, what the user gave, else its place."""
+    firsts = [records[0] for records in models]
+
+    def name(model: dict) -> str:
+        keys = ("model", "checkpoint")
+        unique = (model[key] for key in keys if [first[key] for first in firsts].count(model[key]) == 1)
+        return next(unique, model["source"])
+
+    return [name(model) for model in firsts]
 
 
 def _label(record: dict, measure: str) -> str:
@@ -54,10 +76,10 @@ def _place(record: dict) -> tuple:
     )
 
 
-def _score(records: list[dict], model: str, name: str) -> float | None:
+def _score(records: list[dict], name: str) -> float | None:
     """Returns what a data set adds to the average: accuracy, mean average precision, or the mean of both R@1."""
     for record in records:
-        if (record["model"], record["dataset"]) == (model, name) and record["task"] != "linear_probe":
+        if record["dataset"] == name and record["task"] != "linear_probe":
             metrics = record["metrics"]
             if record["task"] == "zeroshot_retrieval":
                 return (metrics[f"{IMAGE_RETRIEVAL}@1"] + metrics[f"{TEXT_RETRIEVAL}@1"]) / 2

@@ -22,6 +22,7 @@ def what_runs(plan: Plan, arguments: list[str], set_: Mapping[str, str]) -> dict
     """Returns what run.json tells of a run, `arguments` being those of `superclip train`."""
     return {
         "command": ["superclip", "train", *arguments],
+        "cwd": os.getcwd(),
         "plan": plan.as_dict(),
         "data_check": None,
         "set": dict(set_),

@@ -1,6 +1,8 @@
 """superclip evaluate prints CLIP_benchmark's own numbers, keeps what it has, and tells what it could not do."""
 
+import gzip
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -15,15 +17,17 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.models import write_model
 from support.released_models import add_to_cache, random_weights
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.demo.demo_model import write_model as write_demo_model
 from openclip_superclip.demo.evaluation_data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import SUITES
+from openclip_superclip.evaluation.linear_probe import evaluate_probe
 
 NUM_SCENES = 120
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -191,15 +195,56 @@ def test_a_gpu_gives_nearly_the_numbers_of_the_cpu(runs, data, tmp_path):
         assert values[0] == pytest.approx(values[1], abs=0.1)
 
 
+def test_the_probe_on_the_cpu_is_clip_benchmarks_own_to_the_last_digit(tmp_path):
+    """Beside its source with the device's name exchanged."""
+    from clip_benchmark.metrics import linear_probe
+
+    source = inspect.getsource(linear_probe)
+    for gpu, cpu in {"'cuda'": "'cpu'", ".cuda()": ".cpu()", "torch.cuda.device_count()": "0"}.items():
+        assert gpu in source
+        source = source.replace(gpu, cpu)
+    own = {"__name__": linear_probe.__name__, "__package__": linear_probe.__package__}
+    exec(compile(source, linear_probe.__file__, "exec"), own)
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.encode_image = torch.nn.Linear(12, 8)
+    train, val, test = (
+        torch.utils.data.DataLoader(list(zip(torch.randn(n, 12), torch.arange(n) % 7, strict=True)), batch_size=5)
+        for n in (60, 20, 30)
+    )
+    for number, (amp, chosen_on) in enumerate([(False, None), (True, None), (False, val)]):
+        metrics = []
+        for evaluate in (own["evaluate"], evaluate_probe):
+            torch.manual_seed(0)
+            (folder := tmp_path / f"{number}-{len(metrics)}").mkdir()
+            options = {"feature_root": str(folder), "val_dataloader": chosen_on, "amp": amp, "device": "cpu", "seed": 0}
+            options |= {"fewshot_k": -1, "batch_size": 8, "num_workers": 0, "lr": 0.1, "epochs": 1, "model_id": "x"}
+            metrics.append(evaluate(model, train, test, normalize=True, **options))
+        assert metrics[0] == metrics[1]
+    assert inspect.isclass(torch.nn.DataParallel)
+    assert inspect.isclass(torch.autocast)
+
+
 # What is kept
 
 
 def test_a_result_is_read_again_until_something_that_it_depends_on_has_changed(runs, tmp_path, capsys):
     sets = write_colours(tmp_path / "data" / "colours").parent
+    shutil.copytree(runs / "clip", tmp_path / "clip")
 
-    def evaluate(*flags, model="clip/checkpoints/epoch_1.pt") -> list[str]:
-        """Returns how many results were read, and when the one that counts was written."""
-        argv = [runs / model, "--data", sets, "--datasets", "colours", "--suite", "zeroshot", "--out", tmp_path / "out"]
+    def evaluate(*flags) -> int:
+        """Returns how many results were read."""
+        argv = [
+            tmp_path / "clip" / "checkpoints" / "epoch_1.pt",
+            "--data",
+            sets,
+            "--datasets",
+            "colours",
+            "--suite",
+            "zeroshot",
+            "--out",
+            tmp_path / "out",
+        ]
         assert run(*argv, *flags) == 0
         (read,) = re.findall(r"(\d) of them from before", capsys.readouterr().out)
         return int(read)
@@ -219,12 +264,62 @@ def test_a_result_is_read_again_until_something_that_it_depends_on_has_changed(r
     assert evaluate() == 0
     file.write_text(json.dumps(record)[:-5])
     assert evaluate() == 0
-    shutil.copytree(runs / "clip", tmp_path / "clip")
     checkpoint = torch.load(tmp_path / "clip" / "checkpoints" / "epoch_1.pt", weights_only=True)
     checkpoint["state_dict"]["logit_scale"] += 1
     torch.save(checkpoint, tmp_path / "clip" / "checkpoints" / "epoch_1.pt")
-    assert evaluate(model=tmp_path / "clip" / "checkpoints" / "epoch_1.pt") == 0
+    assert evaluate() == 0
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
+
+
+def num_read(capsys) -> int:
+    (read,) = re.findall(r"(\d) of them from before", capsys.readouterr().out)
+    return int(read)
+
+
+def test_a_changed_picture_below_the_top_folder_is_evaluated_anew(runs, tmp_path, capsys):
+    for label in range(7):
+        folder = tmp_path / "data" / "fer2013" / "test" / str(label)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (48, 48), (30 * label, 255 - 30 * label, 100)).save(folder / "face.png")
+    argv = [runs / "export", "--data", tmp_path / "data", "--suite", "zeroshot", "--out", tmp_path / "out"]
+    assert [run(*argv), num_read(capsys)] == [0, 0]
+    assert [run(*argv), num_read(capsys)] == [0, 1]
+    Image.new("RGB", (48, 48), "white").save(tmp_path / "data" / "fer2013" / "test" / "3" / "face.png")
+    assert [run(*argv), num_read(capsys)] == [0, 0]
+
+
+def test_a_changed_vocabulary_of_the_tokenizer_is_evaluated_anew(tmp_path, capsys):
+    write_colours(tmp_path / "data" / "colours")
+    model = write_demo_model(tmp_path / "model")
+    torch.save(random_weights(model), tmp_path / "weights.pt")
+    argv = [tmp_path / "weights.pt", "--model", model, "--data", tmp_path / "data", "--datasets", "colours"]
+    argv += ["--suite", "zeroshot", "--out", tmp_path / "out"]
+    assert [run(*argv), num_read(capsys)] == [0, 0]
+    assert [run(*argv), num_read(capsys)] == [0, 1]
+    vocabulary = tmp_path / "model" / "bpe.txt.gz"
+    comment, *merges = gzip.decompress(vocabulary.read_bytes()).splitlines()
+    vocabulary.write_bytes(gzip.compress(b"\n".join([comment, *reversed(merges)])))
+    assert [run(*argv), num_read(capsys)] == [0, 0]
+
+
+def test_models_of_one_name_keep_a_result_each(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_colours(tmp_path / "data" / "colours")
+    given = ["A/run/checkpoints/epoch_1.pt", "B/run/checkpoints/epoch_1.pt", "x/y", "x-y"]
+    for path, source in zip(given, ["clip", "superclip", "export", "export"], strict=True):
+        place = Path(path).parents[1] if path.endswith(".pt") else Path(path)
+        shutil.copytree(runs / source, place)
+    flags = ["--data", "data", "--datasets", "colours", "--suite", "zeroshot", "--out", "out"]
+    for path in given:
+        assert run(path, *flags) == 0
+    assert len(list(Path("out").glob("*.json"))) == 4
+    heads = Path("out/summary.md").read_text().splitlines()[0]
+    assert heads == "| % | A/run/checkpoints/epoch_1.pt | B/run/checkpoints/epoch_1.pt | x-y | x/y |"
+    capsys.readouterr()
+    assert run(*given, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "4 results, 4 of them from before" in printed
+    assert printed.startswith(f"| % | {' | '.join(given)} |\n")
 
 
 def test_a_broken_data_set_is_named_and_the_others_results_are_kept(runs, tmp_path, capsys):
@@ -245,6 +340,67 @@ def test_a_broken_data_set_is_named_and_the_others_results_are_kept(runs, tmp_pa
     assert "b-gone/test/0.tar" in errors["b-gone"]
     assert "nshards.txt" in errors["c-uncounted"]
     assert "Classes not specified" in errors["d-nameless"]
+
+
+NONSENSE = {
+    "no-place": "line 2 is 'the thing'; expected {c}",
+    "blank": "line 2 is ''; expected {c}",
+    "other-braces": "line 1 is 'a {c} in {place}'; expected {c}",
+    "no-template": "templates.txt is empty",
+    "few-names": "it holds the label 2, but there are 2 class names",
+    "no-name": "classnames.txt: line 2 is empty",
+    "left-out": "nshards.txt says 1, which leaves out 1.tar",
+    "empty": "it holds no picture",
+}
+
+
+def test_what_would_score_nonsense_is_named_and_the_others_results_are_kept(runs, tmp_path, capsys):
+    for name in [*NONSENSE, "whole"]:
+        write_colours(tmp_path / "data" / name)
+    for name, template in {
+        "no-place": "a {c}\nthe thing\n", "blank": "a {c}\n\n", "other-braces": "a {c} in {place}", "no-template": "",
+    }.items():  # fmt: skip
+        (tmp_path / "data" / name / "zeroshot_classification_templates.txt").write_text(template)
+    (tmp_path / "data" / "few-names" / "classnames.txt").write_text("red\ngreen")
+    (tmp_path / "data" / "no-name" / "classnames.txt").write_text("red\n\nblue")
+    shard = tmp_path / "data" / "left-out" / "test" / "0.tar"
+    shutil.copy(shard, shard.with_name("1.tar"))
+    with webdataset.TarWriter(str(tmp_path / "data" / "empty" / "test" / "0.tar")):
+        pass
+    argv = [runs / "export", "--data", tmp_path / "data", "--datasets", *NONSENSE, "whole", "--out", tmp_path / "out"]
+    assert run(*argv) == 1
+    assert [dataset for _, dataset, _ in records(tmp_path / "out")] == ["whole"]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(NONSENSE)
+    for error, (name, reason) in zip(errors, NONSENSE.items(), strict=True):
+        assert f"{name}) failed: " in error
+        assert reason in error
+
+
+def test_a_probe_is_not_scored_on_labels_that_it_has_not_been_fitted_to(runs, tmp_path, capsys):
+    colours = write_colours(tmp_path / "data" / "colours", ("test", "train"))
+    with webdataset.TarWriter(str(colours / "train" / "0.tar")) as tar:
+        for index in range(8):
+            tar.write({"__key__": str(index), "png": Image.new("RGB", (32, 32)), "cls": index % 2})
+    argv = [runs / "export", "--data", tmp_path / "data", "--datasets", "colours", "--suite", "probe"]
+    assert run(*argv, "--out", tmp_path / "out") == 1
+    assert "test holds the label 2" in capsys.readouterr().err
+    assert not records(tmp_path / "out")
+
+
+def test_a_model_of_nan_is_named_and_the_others_results_are_kept(runs, data, tmp_path, capsys):
+    (tmp_path / "nan").mkdir()
+    for file in (runs / "export").iterdir():
+        shutil.copy(file, tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "open_clip_model.safetensors")
+    weights["visual.proj"][0] = float("nan")
+    save_file(weights, tmp_path / "nan" / "open_clip_model.safetensors")
+    argv = [tmp_path / "nan", runs / "export", "--data", data, "--datasets", "wds/flickr30k", "own/colours"]
+    assert run(*argv, "--suite", "zeroshot,retrieval,probe", "--out", tmp_path / "out") == 1
+    assert {model for model, _, _ in records(tmp_path / "out")} == {f"{runs}/export"}
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert all("features of pictures are not finite" in error for error in errors)
 
 
 # What it opens
@@ -288,6 +444,33 @@ def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloade
     assert list((tmp_path / "data" / "flickr30k").iterdir()) == list((tmp_path / "data" / "mnist").iterdir()) == []
 
 
+def test_a_relative_model_lies_where_the_run_was_trained(train_flags, tmp_path, monkeypatch, capsys):
+    """Another model of that name lies where the evaluation is called."""
+    trained_in, elsewhere = tmp_path / "there", tmp_path / "here"
+    write_model(trained_in / "model", text={"vocab_size": 49408})
+    write_model(elsewhere / "model", vision={"image_size": 64})
+    flags = [*train_flags, "--model", "local-dir:model", "--logs", "logs"]
+    (trained,) = run_ranks(superclip_train, *flags, cwd=trained_in)
+    assert trained.returncode == 0, trained.output[-3000:]
+    write_colours(tmp_path / "data" / "colours")
+    monkeypatch.chdir(elsewhere)
+    argv = ["--data", tmp_path / "data", "--datasets", "colours", "--suite", "zeroshot"]
+    checkpoint = "../there/logs/run/checkpoints/epoch_1.pt"
+    assert run(checkpoint, *argv) == 0
+    shutil.copytree(trained_in / "logs" / "run", tmp_path / "copy")
+    capsys.readouterr()
+    assert run(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 1
+    assert "--model: " in (error := capsys.readouterr().err)
+    assert "was trained with --model local-dir:model, and nothing tells in which folder" in error
+    (tmp_path / "copy" / "run.json").write_text(json.dumps({"cwd": str(trained_in)}))
+    assert run(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 0
+    shutil.rmtree(trained_in / "model")
+    capsys.readouterr()
+    assert run(checkpoint, *argv) == 1
+    assert f"in {trained_in}, where it is no longer: give --model local-dir:FOLDER" in capsys.readouterr().err
+    assert run(checkpoint, *argv, "--model", f"local-dir:{elsewhere}/model") == 1  # of another size
+
+
 # What is refused
 
 
@@ -325,6 +508,8 @@ REFUSED = {
     "hf --data data --datasets colours": "hf is for transformers",
     "export --data data --datasets colours --out text.pt/out": "--out: text.pt/out cannot be written",
     "export --data data --datasets colours --batch-size 0": "--batch-size is 0",
+    "export --data data --datasets colours --probe-lr nan": "--probe-lr is nan",
+    "export --data data --datasets colours --model ViT-B-32": "--model is ViT-B-32, but export says what model it is",
 }
 
 

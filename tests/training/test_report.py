@@ -85,7 +85,7 @@ def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None
     (folder / "state.json").write_text(json.dumps({"state": "finished", "error": None, "epoch": 25, **state}))
     for (dataset, task), metrics in scores.items():
         record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics, "epoch": state.get("epoch", 25)}
-        record_file(folder / "evaluation", "x", dataset, task).write_text(json.dumps(record))
+        record_file(folder / "evaluation", "x", dataset, task, "x").write_text(json.dumps(record))
     return folder
 
 
