@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..atomic_files import make_folder
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 
@@ -74,11 +75,10 @@ def _tagger(options: argparse.Namespace):
 def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
     """Prints each picture's table or line of JSON; returns how many could not be read, None where it was stopped."""
     from ..tagging.tagged_picture import tag_pictures
-    from ..tagging.words_folder import make_words_folder
 
     heatmaps = Path("words") if options.heatmap else None
     if heatmaps:
-        make_words_folder(heatmaps)
+        make_folder(heatmaps, "--out")
     num_seen = num_skipped = 0
     try:
         for picture in tag_pictures(paths, _tagger(options), heatmaps, {}):
@@ -95,10 +95,10 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
     """Writes the folder; returns how many pictures could not be read, None where it was stopped."""
     from tqdm import tqdm
 
-    from ..tagging.words_folder import make_words_folder, unfinished_words, write_words_folder
+    from ..tagging.words_folder import unfinished_words, write_words_folder
 
     out = options.out or Path("words")
-    make_words_folder(out)
+    make_folder(out, "--out")
     skipped = []
     with tqdm(total=len(paths), unit=" pictures") as progress:
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..atomic_files import whole_file
-from ..errors import InputError
 from .contact_sheet import write_contact_sheet
 from .tagged_picture import TaggedPicture, tag_pictures
 from .tagger import Tagger
@@ -13,15 +12,9 @@ from .unfinished_words import UnfinishedWords
 SHEET, LINES = "index.html", "words.jsonl"
 
 
-def make_words_folder(out: Path) -> None:
-    """Makes the folder; InputError where nothing can be written there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({error.strerror})") from error
-
-
-def unfinished_words(out: Path, model: Path, words: str | None, tagger: Tagger, pictures: list[Path], heatmap: bool):
+def unfinished_words(
+    out: Path, model: Path, words: str | None, tagger: Tagger, pictures: list[Path], heatmap: bool
+) -> UnfinishedWords:
     """Returns what an earlier call that was stopped has left in the folder, if it asked for the same."""
     files = [file for file in sorted(model.rglob("*")) if file.is_file()] if model.is_dir() else [model]
     settings = {
