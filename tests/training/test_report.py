@@ -34,6 +34,7 @@ from openclip_superclip.report.figure_style import legend
 from openclip_superclip.report.paper_scores import paper_points
 from openclip_superclip.report.reported_run import method_variant
 from openclip_superclip.report.run_reader import read_run
+from openclip_superclip.spread import Spread
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
@@ -170,7 +171,10 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
     for row in rows:
         values = [measured.get(f"{row['method'].lower()}_{row['batch']}_{seed}") for seed in SEEDS]
         if None not in values:
-            assert row[MEASURES[0]] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+            assert float(row[MEASURES[0]]) == pytest.approx(np.mean(values), abs=1e-5)
+            assert float(row[f"{MEASURES[0]}, standard deviation"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+            told = f"| {row['method']} | {row['batch']} | {row['seeds']} | {Spread(values)} |"
+            assert told in (whole / "report.md").read_text()
 
 
 def test_files_beside_the_page_hold_the_same(trained, whole):
