@@ -52,8 +52,10 @@ def open_clip_caption_tokens(args: Namespace, tokenizer: Callable, shared_epoch:
     """Returns a function that makes the tokens of a training sample, or None for OpenCLIP's `tokenizer(caption)[0]`.
 
     The data loader's workers call it with a dict, WebDataset's decoded members by extension or a row of the table. It
-    returns token ids [L], or None to leave the sample out (a table then gives its next row); what it raises ends the
-    training. `shared_epoch.get_value()` is the current epoch, in the workers too. Validation data is OpenCLIP's alone.
+    returns token ids [L], or None to leave a sample of a shard out; what it raises ends the training. It may have two
+    methods: a table calls `keeps(row)` of each of its rows once, before training, and leaves out those that are False;
+    a worker calls `end_pass(num_kept)` where its shards end. `shared_epoch.get_value()` is the current epoch, in the
+    workers too. Validation data is OpenCLIP's alone.
     """
 
 

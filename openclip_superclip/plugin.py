@@ -1,11 +1,12 @@
 """SuperCLIP's answers to OpenCLIP's hooks; the one place where OpenCLIP's parsed command line is read."""
 
+import logging
 import os
 import shlex
 
 from .checkpoints.resume_check import check_kind, resumed_file
 from .config import Config, add_options, config_from, data_config_from, is_idf_file, options_of
-from .data.training_data_check import check_captions, is_table
+from .data.training_data_check import is_table
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
 from .optional_dependencies import check_horovod
@@ -26,13 +27,12 @@ def open_clip_check_options(args):
             _check_horovod(args)
         _check_models(args, config is not None)
         _check_resume(args, config is not None, slices)
-        if slices is not None:
-            _check_slices(args, slices)
         if config is not None:
             _refuse_impossible(args)
             _refuse_impossible_captions(args, config.captions)
             _check_idf_file(args, config)
-            _check_captions(args, config)
+        if config is not None or slices is not None:
+            _check_training_data(args, config, slices)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     if config is not None or slices is not None:
@@ -83,6 +83,11 @@ def open_clip_create_loss(args):
 
     from .method.superclip_loss import SuperCLIPLoss
 
+    if args.dataset_type == "synthetic" and config.idf == "online" and args.rank == 0:
+        logging.warning(
+            "SuperCLIP: --dataset-type synthetic has one caption for all pictures, so that its words have no weight "
+            "and the class loss is 0 throughout; --superclip-idf off weighs them equally"
+        )
     # SigLIP exchanges features with gradients; a local loss keeps the scale of its own rows.
     shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
     return SuperCLIPLoss(create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
@@ -104,6 +109,8 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
         seed=args.seed,
         rank=None if table else args.rank,
         epoch=shared_epoch,
+        batch_size=args.batch_size,
+        found_long=table,
     )
 
 
@@ -133,22 +140,34 @@ def _check_horovod(args) -> None:
         mend_horovod()
 
 
-def _check_captions(args, config: Config) -> None:
-    """Raises InputError for training data without the captions that are to be trained on."""
-    if args.train_data and args.dataset_type != "synthetic":
-        long_caption = config.long_caption if config.captions != "short" else ""
-        check_captions(args.train_data, args.dataset_type, args.csv_separator, args.csv_caption_key, long_caption)
-
-
-def _check_slices(args, slices: int) -> None:
-    """Raises InputError for training data that cannot be passed over in slices, by as many ranks as are to train."""
-    if not args.train_data and args.dataset_type != "synthetic":
+def _check_training_data(args, config: Config | None, slices: int | None) -> None:
+    """Raises InputError for training data that the run could not train on, by as many ranks as are to train."""
+    synthetic = args.dataset_type == "synthetic"
+    if not any((args.train_data, synthetic, args.val_data, args.imagenet_val, args.imagenet_v2)):
+        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
+    if not args.train_data and not synthetic:
         return
-    from .data.slices import check_slices
+    from .data.slice_check import check_slices
+    from .data.table_check import Columns, check_table
+    from .data.training_data_check import check_shards
     from .distributed.horovod_rendezvous import launched_size
 
-    samples, world_size = args.train_num_samples, launched_size()
-    check_slices(slices, args.train_data, args.dataset_type, args.dataset_resampled, samples, world_size, args.workers)
+    sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
+    if args.train_num_samples is not None and args.train_num_samples < 1:
+        raise InputError(f"--train-num-samples is {args.train_num_samples}; expected 1 or more")
+    if slices is not None:
+        check_slices(
+            slices, args.train_data, args.dataset_type, args.dataset_resampled, batch_size=args.batch_size, **sizes
+        )
+    if synthetic:
+        if args.train_num_samples is None:
+            raise InputError("--train-num-samples is not given; expected the pictures of --dataset-type synthetic")
+    elif is_table(args.train_data, args.dataset_type):
+        columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+        check_table(args.train_data, columns, config or Config(), args.batch_size, sizes["world_size"])
+    else:
+        long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+        check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
 
 
 def _check_idf_file(args, config: Config) -> None:

@@ -32,21 +32,31 @@ def look_at(shards: list[str], place: str, jobs: int | None = None) -> list[Look
         return list(tqdm(looks, total=len(shards), desc="reading shards", unit=" shards"))
 
 
-def look(shard: str, place: str = "") -> Look:
-    """Reads a local shard to its end, its pictures passed over. `place` is the long caption's, "" for none."""
+def look(shard: str, place: str = "", until_found: bool = False) -> Look:
+    """Reads a local shard, its pictures passed over.
+
+    Args:
+        place: the long caption's, "" for none.
+        until_found: whether to stop once there was a caption, and a long one, instead of at the shard's end.
+    """
     num_samples = num_long = 0
-    members, problem = {}, ""
+    members, problem, has_caption = {}, "", False
     try:
         for sample in read_samples(shard, place):
             if "txt" in sample and any(image in sample for image in IMAGES):
                 num_samples += 1
+                has_caption = has_caption or bool(sample["txt"].strip())
                 num_long += bool(place) and _has_long_caption(sample, place)
             members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
+            if until_found and has_caption and (num_long or not place):
+                break
     except (OSError, EOFError, tarfile.TarError) as error:
         problem = f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile goes on with what it has tried
     found = ", ".join(members) or "nothing"
     if not problem and not num_samples:
         problem = f"no sample has a picture (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"
+    elif not problem and not has_caption:
+        problem = "all of its captions (.txt) are empty"
     return Look(shard, num_samples, num_long, found, problem)
 
 

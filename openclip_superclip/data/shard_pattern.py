@@ -1,6 +1,7 @@
 """Brace notation: file names to and from a pattern such as `x/{000..041}.tar`."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,6 +19,14 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
             f"{flag}: {pattern} has unbalanced braces ({' '.join(str(error).split())}); expected such as "
             "'x/{00000..00041}.tar', in quotes"
         ) from None
+
+
+def refuse_other_patterns(first: str, flag: str = "--data") -> None:
+    """Raises InputError where the first name is a folder or holds a *, which OpenCLIP does not look into."""
+    if os.path.isdir(first):
+        raise InputError(f"{flag}: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
+    if "*" in first:
+        raise InputError(f"{flag}: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
 
 
 def contract(names: Sequence[str]) -> str:

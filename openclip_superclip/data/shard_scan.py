@@ -10,9 +10,9 @@ from tqdm import tqdm
 from ..errors import InputError
 from . import shard_scan_warnings as scan_warnings
 from .shard_contents import Look, look_at
-from .shard_pattern import contract, expand
+from .shard_pattern import contract, expand, refuse_other_patterns
 from .shard_reader import is_remote
-from .slices import reads
+from .slices import more_than_a_slice, reads, shards_needed
 
 NUM_THREADS = 32  # that ask a network's file system for sizes
 MORE = 3  # shards, before a broken first and last one are taken for all
@@ -41,7 +41,8 @@ def check_data(
         long_caption: where the long caption is; "" where none is read.
     """
     shards = expand(pattern)
-    _refuse_other_patterns(shards[0])
+    if not is_remote(shards[0]):
+        refuse_other_patterns(shards[0])
     checked = {
         "data": pattern, "shards": len(shards), "found": None, "bytes": None, "full": False, "samples": None,
         "samples_listed": None, "samples_expected": expected_samples, "bad": [], "good": None, "warnings": [],
@@ -62,6 +63,12 @@ def check_data(
         said = f"no sample has the long caption '{long_caption}'; its members are {looks[0].members}"
         raise InputError(f"--data: {looks[0].shard}: {said}")
     listed = listed_samples(shards)
+    total = sum(listed.values()) if len(listed) == len(shards) else None  # as training finds it
+    if total and slice_samples and more_than_a_slice(slice_samples, total, slices, batch_size * world_size):
+        raise InputError(
+            f"--data: sizes.json lists {total:,} samples, too few for {slices} slices of {slice_samples:,}: "
+            f"--set data_samples={total} plans with those"
+        )
     checked |= _findings(shards, sizes, looks, listed, full)
     warnings = scan_warnings.all_of(checked, looks, listed, long_caption)
     held = _held(shards, checked, looks, listed)
@@ -74,18 +81,10 @@ def check_data(
     return checked | {"warnings": warnings}
 
 
-def _refuse_other_patterns(first: str) -> None:
-    """Raises InputError for a folder or a *, which OpenCLIP does not look into."""
-    if os.path.isdir(first):
-        raise InputError(f"--data: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
-    if "*" in first and not is_remote(first):
-        raise InputError(f"--data: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
-
-
 def _check_number(num_shards: int, world_size: int, workers: int, slices: int) -> None:
     """Raises InputError, with what would do, where a worker would have no shard of a slice."""
     workers = max(1, workers)
-    needed = slices * world_size * workers
+    needed = shards_needed(slices, world_size, workers)
     if num_shards >= needed:
         return
     advice = "fewer GPUs, or more and smaller shards"

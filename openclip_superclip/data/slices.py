@@ -13,7 +13,6 @@ of a rank's last batches where their number does not divide by A. Every pass dea
 sample is left out for good.
 """
 
-import contextlib
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -30,6 +29,16 @@ def shard_order(num_shards: int, seed: int, pass_: int) -> list[int]:
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
     """Returns the indices of the shards that `epoch` reads, in the order in which ranks and workers divide them."""
     return shard_order(num_shards, seed, epoch // slices)[epoch % slices :: slices]
+
+
+def shards_needed(slices: int, world_size: int, workers: int) -> int:
+    """Returns the fewest shards of which every worker of every rank has one in each slice."""
+    return slices * world_size * max(1, workers)
+
+
+def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:
+    """Returns whether so many samples an epoch, in full batches, are more than a slice of `total` samples holds."""
+    return -(-num_samples // global_batch_size) > -(-total // (slices * global_batch_size))
 
 
 def too_few(held: int, batch_size: int) -> str:
@@ -84,58 +93,3 @@ def reads(
             held += holds
             once += min(holds // batch_size, batches) * batch_size
     return Reads(held, once, batches * workers * world_size * batch_size - once)
-
-
-def check_slices(
-    slices: int,
-    train_data: str,
-    dataset_type: str,
-    resampled: bool,
-    num_samples: int | None,
-    world_size: int,
-    workers: int,
-) -> None:
-    """Raises InputError for training data that cannot be passed over in `slices`, and for a wrong --train-num-samples.
-
-    Takes OpenCLIP's arguments of that name.
-    """
-    from open_clip_train.data import expand_urls
-
-    tar_files = dataset_type == "auto" and train_data.endswith(".tar")
-    if dataset_type != "webdataset" and not tar_files:
-        raise InputError(
-            f"--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {dataset_type}: expected "
-            "webdataset and a pattern of .tar files, or leave --superclip-slices out"
-        )
-    if resampled:
-        raise InputError(
-            "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with replacement: "
-            "leave one of them out"
-        )
-    try:
-        num_shards = len(expand_urls(train_data)[0])
-    except ValueError as error:  # braceexpand's
-        raise InputError(
-            f"--train-data: {train_data} has unbalanced braces; expected such as 'x/{{00..41}}.tar'"
-        ) from error
-    workers = max(1, workers)
-    if num_shards < slices * world_size * workers:
-        raise InputError(
-            f"--superclip-slices {slices} leaves a data-loading worker without a shard: --train-data has {num_shards} "
-            f"shards; expected {slices * world_size * workers} or more, {slices} slices × {world_size} ranks × "
-            f"{workers} workers"
-        )
-    total = _total_samples(train_data)
-    if num_samples is None or (total and slices > 1 and num_samples * slices >= 2 * total):
-        found = "is not given" if num_samples is None else f"is {num_samples:,}"
-        expected = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
-        raise InputError(f"--train-num-samples {found}; expected the samples of one of the {slices} slices{expected}")
-
-
-def _total_samples(train_data: str) -> int | None:
-    """Returns the samples of all shards as OpenCLIP finds them in a file beside the shards, None where it does not."""
-    from open_clip_train.data import get_dataset_size
-
-    with contextlib.suppress(OSError, KeyError, ValueError, SyntaxError):
-        return get_dataset_size(train_data)[0]
-    return None

@@ -1,101 +1,90 @@
-"""Looks for captions in the training data before anything is loaded."""
+"""Looks at the training data before anything is loaded: whether OpenCLIP finds pictures, captions and enough shards."""
 
 import contextlib
 import itertools
 import os
-import tarfile
-
-import braceexpand
 
 from ..errors import InputError
+from .shard_contents import look
+from .shard_pattern import expand, refuse_other_patterns
+from .shard_reader import is_remote
+from .slices import shards_needed
 
-NUM_LOOKED_AT = 1000  # samples: enough to tell a wrong column or member from a data set with holes
-NUM_SHARDS = 3  # OpenCLIP skips a shard that is missing or broken, so one alone proves nothing
+NUM_SHARDS = 3  # of each source: OpenCLIP skips a shard that is missing or broken, so one alone proves nothing
 
 
 def is_table(train_data: str, dataset_type: str) -> bool:
-    """Returns whether OpenCLIP reads the training data as a table."""
-    return dataset_type == "csv" or (dataset_type == "auto" and train_data.endswith((".csv", ".tsv")))
+    """Returns whether OpenCLIP reads the training data as a table; InputError where it could not tell."""
+    if dataset_type != "auto":
+        return dataset_type == "csv"
+    kind = train_data.rpartition(".")[2]
+    if kind not in ("csv", "tsv", "tar"):
+        raise InputError(
+            f"--train-data: {train_data} ends in neither .tar, .csv nor .tsv: say what it is with --dataset-type"
+        )
+    return kind != "tar"
 
 
-def check_captions(
-    train_data: str, dataset_type: str, csv_separator: str, csv_caption_key: str, long_caption: str = ""
+def check_shards(
+    train_data: str, long_caption: str, *, num_samples: int | None, world_size: int, workers: int, resampled: bool
 ) -> None:
-    """Raises InputError where the head of the training data holds no caption at all, or no long one if it should.
+    """Raises InputError where OpenCLIP could not train on the shards of `train_data`.
 
-    Looks at the first rows of a table or at the first local shards; URLs and pipes are left to OpenCLIP.
+    Looks into the first local shards of each source; URLs and pipes are left to OpenCLIP.
+
+    Args:
+        long_caption: where the long caption is; "" where none is read.
+        num_samples: --train-num-samples, None where it is not given.
+        resampled: whether a worker draws its shards from all of them.
     """
-    pattern = train_data.split("::")[0]
-    if "://" in pattern or pattern.startswith("pipe:"):
-        return
-    try:
-        paths = list(itertools.islice(filter(os.path.exists, braceexpand.braceexpand(pattern)), NUM_SHARDS))
-    except braceexpand.UnbalancedBracesError as error:
+    shards = expand(train_data, "--train-data")
+    needed = shards_needed(1, world_size, workers)
+    if len(shards) < needed and not resampled:
         raise InputError(
-            f"--train-data: {pattern} has unbalanced braces; expected such as 'x/{{00..41}}.tar'"
-        ) from error
-    if not paths:
-        raise InputError(f"--train-data: there is no file {pattern}")
-    if is_table(pattern, dataset_type):
-        _check_table(paths[0], csv_separator, csv_caption_key, long_caption)
-        return
-    for path in paths:
-        try:
-            _check_shard(path)
-            return _check_long_captions(path, long_caption) if long_caption else None
-        except InputError as error:
-            last = error
-    raise last
-
-
-def _check_table(path: str, separator: str, key: str, long_caption: str) -> None:
-    import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas knows
-
-    from . import caption_tokens as captions
-
-    try:
-        rows = pd.read_csv(path, sep=separator, nrows=NUM_LOOKED_AT)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--train-data: {path} is not a readable table ({_one_line(error)})") from error
-    if key not in rows:
-        raise InputError(f"--csv-caption-key: {path} has no column '{key}'; its columns are {', '.join(rows)}")
-    if not rows[key].dropna().astype(str).str.strip().any():
-        raise InputError(f"--train-data: the column '{key}' of {path} holds no caption in its first rows")
-    if long_caption and not any(captions.long_caption(row, long_caption) for row in rows.to_dict("records")):
+            f"--train-data: {len(shards):,} shards are too few for {world_size} ranks × {max(1, workers)} workers; "
+            f"expected {needed:,} or more, or fewer --workers"
+        )
+    found = [path for source in train_data.split("::") for path in _first_shards(source)]
+    if found:
+        _check_captions(found, long_caption)
+    if num_samples is None and total_samples(train_data) is None:
         raise InputError(
-            f"--superclip-long-caption: the first rows of {path} hold no '{long_caption}'; its columns are "
-            + ", ".join(rows)
+            "--train-num-samples is not given, and no sizes.json beside the shards tells it: expected the samples of "
+            "an epoch"
         )
 
 
-def _check_shard(path: str) -> None:
-    members = set()
-    try:
-        with tarfile.open(path) as shard:
-            for member in itertools.islice(shard, 4 * NUM_LOOKED_AT):
-                extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-                if extension == "txt" and member.size > 0:
-                    return
-                members.add(extension)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(f"--train-data: {path} is not a readable tar file ({_one_line(error)})") from error
-    found = ", ".join(f".{extension}" for extension in sorted(members)) or "nothing"
-    raise InputError(f"--train-data: {path} holds no captions: expected members that end in .txt, found {found}")
+def total_samples(train_data: str) -> int | None:
+    """Returns the samples of all shards as OpenCLIP finds them in a file beside the shards, None where it does not."""
+    from open_clip_train.data import get_dataset_size
+
+    with contextlib.suppress(OSError, KeyError, ValueError, SyntaxError):
+        return get_dataset_size(train_data)[0]
+    return None
 
 
-def _check_long_captions(path: str, place: str) -> None:
-    from .caption_tokens import long_caption
-    from .shard_reader import read_captions
-
-    members = {}
-    for sample in itertools.islice(read_captions(path, place), NUM_LOOKED_AT):
-        with contextlib.suppress(ValueError):  # one that cannot be read: OpenCLIP skips it
-            if long_caption(sample, place):
-                return
-        members |= sample
-    found = ", ".join(name for name in members if not name.startswith("__"))
-    raise InputError(f"--superclip-long-caption: the samples of {path} hold no '{place}'; their members are {found}")
+def _first_shards(source: str) -> list[str]:
+    """Returns the first shards of a source that exist; InputError where none does. URLs and pipes have none."""
+    if is_remote(source):
+        return []
+    names = expand(source, "--train-data")
+    refuse_other_patterns(names[0], "--train-data")
+    paths = list(itertools.islice(filter(os.path.exists, names), NUM_SHARDS))
+    if not paths:
+        raise InputError(f"--train-data: there is no file {source}")
+    return paths
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _check_captions(shards: list[str], place: str) -> None:
+    """Raises InputError where no sample of these shards has picture and caption, and a long one where `place` asks."""
+    refusals = []
+    for shard in shards:
+        found = look(shard, place, until_found=True)
+        if found.problem:
+            refusals.append(f"--train-data: {shard}: {found.problem}")
+        elif place and not found.num_long:
+            members = f"its members are {found.members}"
+            refusals.append(f"--superclip-long-caption: no sample of {shard} holds '{place}'; {members}")
+        else:
+            return
+    raise InputError(refusals[-1])

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 
 import open_clip_train.data
 import pandas as pd
@@ -63,29 +64,41 @@ class _WebDataset:
         rename = webdataset.rename(**names)
         if self.caption_tokens is None:
             return rename
-        put_tokens = webdataset.map(self._put_tokens)
-        return lambda samples: rename(put_tokens(samples))
+        return lambda samples: rename(self._with_tokens(samples))
 
-    def _put_tokens(self, sample: dict) -> dict | None:
-        tokens = self.caption_tokens(sample)
-        return None if tokens is None else {**sample, "txt": tokens}
+    def _with_tokens(self, samples):
+        num_kept = 0
+        for sample in samples:
+            tokens = self.caption_tokens(sample)
+            if tokens is not None:
+                num_kept += 1
+                yield {**sample, "txt": tokens}
+        if hasattr(self.caption_tokens, "end_pass"):
+            self.caption_tokens.end_pass(num_kept)
 
 
 class _Table(CsvDataset):
     """OpenCLIP's table of pictures and captions, but each row's text is the plugins' tokens."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, **kwargs):
-        super().__init__(input_filename, *args, sep=sep, tokenizer=lambda captions: captions, **kwargs)
-        self.rows = pd.read_csv(input_filename, sep=sep)
+        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
+        table = pd.read_csv(input_filename, sep=sep)
+        self.columns = {name: table[name].tolist() for name in table}
         self.caption_tokens = caption_tokens
+        self.kept = range(len(table))
+        if hasattr(caption_tokens, "keeps"):
+            self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
+            logging.info(f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin")
+
+    def _row(self, row: int) -> dict:
+        return {name: values[row] for name, values in self.columns.items()}
+
+    def __len__(self):
+        return len(self.kept)
 
     def __getitem__(self, index):
-        for row in range(index, index + len(self)):
-            row %= len(self)
-            tokens = self.caption_tokens(self.rows.iloc[row].to_dict())
-            if tokens is not None:
-                return super().__getitem__(row)[0], tokens
-        raise ValueError("A plugin leaves out every row of the table.")
+        row = self.kept[index]
+        return super().__getitem__(row)[0], self.caption_tokens(self._row(row))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import re
 import types
 from pathlib import Path
@@ -351,11 +352,98 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, 
     flags = [*holey[kind], "--superclip-long-caption", "long.txt", "--superclip-captions", "dual", "--logs", "none"]
     (run,) = train(*flags, "--superclip-missing-long", missing)
     assert pairs(run) == expected
-    assert len(seen(run, "class")) == NUM_SAMPLES
     (line,) = [line for line in run.output.splitlines() if "samples read" in line]
     num_samples, num_missing = map(int, re.search(r"of (\d+) samples read, (\d+) had no long caption", line).groups())
+    if (kind, missing) == ("csv", "skip"):
+        assert (len(seen(run, "class")), num_samples, num_missing) == (NUM_SAMPLES // 2, NUM_SAMPLES // 2, 0)
+        assert "16 of 32 rows are left out" in run.output
+        return
+    assert len(seen(run, "class")) == NUM_SAMPLES
     assert num_samples >= NUM_SAMPLES
     assert num_missing == pytest.approx(num_samples / 2, abs=8)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_table_leaves_rows_without_a_long_caption_out_and_gives_no_other_twice(world_size, train, picture, tmp_path):
+    (tmp_path / "picture.png").write_bytes(picture)
+    kept = ["sun " + " ".join(f"{number:02}") for number in range(32)]
+    rows = [f"{tmp_path}/picture.png\tcat {number}\t{long}" for number, long in enumerate([*kept, *[""] * 24])]
+    (tmp_path / "train.csv").write_text("\n".join(["filepath\ttitle\tlong", *rows]))
+    flags = ["--superclip-captions", "dual", "--superclip-long-caption", "long", "--superclip-missing-long", "skip"]
+    runs = train("--train-data", tmp_path / "train.csv", *flags, "--logs", "none", world_size=world_size)
+    assert sorted(caption for run in runs for caption in seen(run, "class")) == sorted(kept)
+
+
+def test_shards_that_keep_less_than_a_batch_for_a_worker_end_the_run_with_the_reason(write_shards, train, tmp_path):
+    def members(index):
+        return {"long.txt": long(index)} if index < 7 or index == 16 else {}
+
+    flags = webdataset_flags(write_shards(tmp_path / "few", members))
+    flags += [
+        "--superclip-captions",
+        "long",
+        "--superclip-long-caption",
+        "long.txt",
+        "--superclip-missing-long",
+        "skip",
+    ]
+    (run,) = train(*flags, "--workers", "2", "--logs", "none", function=superclip_train)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert "error: --superclip-missing-long skip keeps " in error
+    assert "samples of the shards that a worker reads, and --batch-size is 8; expected a full batch" in error
+
+
+def write_table(folder: Path, picture: bytes, head: str, cells: list[str]) -> list[str]:
+    """Flags of a training on a table of so many rows, each with the same picture."""
+    (folder / "picture.png").write_bytes(picture)
+    (folder / "train.csv").write_text(
+        "\n".join([f"filepath,{head}", *(f"{folder}/picture.png,{cell}" for cell in cells)])
+    )
+    return ["--dataset-type", "csv", "--csv-separator", ",", "--train-data", str(folder / "train.csv")]
+
+
+@pytest.mark.parametrize("captions", ["short", "mixed:1", "dual"])
+@pytest.mark.parametrize(("cells", "expected"), [
+    (["12", "7", "0", "35"], {"12", "7", "0", "3 5"}),
+    (["12", "", "0.5", "-1"], {"1 2 . 0", "nan", "0 . 5", "- 1 . 0"}),
+    (["2", "cat", "", "4"], {"2", "cat", "nan", "4"}),
+], ids=["integers", "with a gap", "among words"])  # fmt: skip
+def test_a_caption_that_is_a_number_trains_as_in_openclip(captions, cells, expected, train, picture, tmp_path):
+    flags = write_table(tmp_path, picture, "title,long", [f"{cell},sun" for cell in cells * 2])
+    if captions != "short":
+        flags += ["--superclip-captions", captions, "--superclip-long-caption", "long"]
+    (run,) = train(*flags, "--logs", "none")
+    assert {"".join(caption.split()) for caption in seen(run, "contrastive")} == {
+        "".join(caption.split()) for caption in expected
+    }
+
+
+def test_a_column_of_numbers_can_be_the_long_caption(train, picture, tmp_path):
+    flags = write_table(tmp_path, picture, "title,long", [f"cat,{number}" for number in range(1, 9)])
+    (run,) = train(*flags, "--superclip-captions", "long", "--superclip-long-caption", "long", "--logs", "none")
+    assert sorted(seen(run, "class")) == [str(number) for number in range(1, 9)]
+
+
+def test_long_captions_may_begin_late(train, picture, tmp_path):
+    cells = [f"cat,{'sun' if number == 2499 else ''}" for number in range(2500)]
+    flags = write_table(tmp_path, picture, "title,long", cells)
+    flags += ["--superclip-captions", "long", "--superclip-long-caption", "long", "--batch-size", "500"]
+    (run,) = train(*flags, "--logs", "none")
+    assert run.returncode == 0, run.output[-2000:]
+    assert "of 2,500 samples read, 2,499 had no long caption" in run.output
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_table_trains_where_workers_are_not_forked(method, data, train):
+    def train_with(*argv):
+        multiprocessing.set_start_method(method, force=True)
+        return superclip_train(*argv)
+
+    flags = [*data["csv"], "--superclip-captions", "dual", "--workers", "1", "--logs", "none"]
+    (run,) = train(*flags, function=train_with)
+    assert run.returncode == 0, run.output[-3000:]
+    assert f"of {NUM_SAMPLES} samples read, 0 had no long caption" in run.output
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
