@@ -28,16 +28,19 @@ def prepare(name, batch, width, vocab):
     return lambda: compute(name, inputs)
 
 
+@pytest.mark.slow
 def test_the_class_loss_takes_a_third_of_the_memory_of_dense_targets_at_most():
     sizes = 1024, 64, 49408
     dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
     assert ours <= 0.35 * dense
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_256000_takes_less_than_3_gb_above_its_weights():
     assert peak_memory(prepare, "class_loss", 1024, 768, 256_000, device="cpu") < 3e9
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_ratios_and_writes_json_and_png(tmp_path, capsys):
     code = main([
         "benchmark", "--head-batch", "32", "--width", "16", "--vocab", "1000", "--repeats", "2",

@@ -95,6 +95,7 @@ def evaluated(runs, data) -> tuple[str, Path]:
     return done.stdout, folder
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_clip_benchmarks_own_command_line(evaluated, runs, data, tmp_path):
     (tmp_path / "root").mkdir()
     for name, place in {"imagenet1k": "imagenet1k", "flickr30k": "wds/flickr30k"}.items():

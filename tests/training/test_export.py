@@ -75,6 +75,7 @@ def assert_same_features(model, image, text, image_features, text_features):
     assert torch.equal(model.encode_text(text), text_features)
 
 
+@pytest.mark.slow
 def test_stock_openclip_opens_released_shapes_with_bit_equal_features(tmp_path, monkeypatch):
     """One process opens them all: ViTs, a ResNet, a ConvNeXt, timm's ViT, SigLIP."""
     monkeypatch.setitem(

@@ -412,6 +412,7 @@ def test_a_run_on_a_table_is_as_long_as_its_log_says(trained, tmp_path):
 # Recipes and the paper
 
 
+@pytest.mark.slow
 def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
     """A real run of a recipe, in a process for its rank; the scores as superclip evaluate would write them."""
     (recipe,) = [path for path in _recipes("demo") if path.stem.startswith("superclip") and path.stem.endswith("bs16")]
