@@ -35,6 +35,10 @@ def open_clip_check_options(args):
             _check_training_data(args, config, slices)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
+    if slices is not None and args.train_data:
+        from .distributed.fixed_buckets import fix_buckets
+
+        fix_buckets()
     if config is not None or slices is not None:
         print_in_one_line()
     if config is not None:

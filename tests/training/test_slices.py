@@ -273,6 +273,18 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     assert lost[1]
 
 
+@pytest.mark.parametrize(("flags", "world_size"), [("", 3), ("--superclip", 4)], ids=["CLIP", "SuperCLIP"])
+def test_three_ranks_and_four_resume_bit_for_bit(flags, world_size, train_flags, train_data, tmp_path):
+    argv = [*train_flags, *slice_flags(train_data, slices=1), *flags.split(), "--lr-scheduler", "const"]
+    for folder, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
+        (tmp_path / folder).mkdir()
+        for last in epochs:
+            train = [*argv, "--epochs", last, "--resume", "latest"]
+            runs = run_ranks(superclip_train, *train, world_size=world_size, cwd=tmp_path / folder)
+            assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert state(tmp_path / "resumed", 2) == state(tmp_path / "whole", 2)
+
+
 # What is refused
 
 OTHER_ORDER = {  # what is given otherwise: what the one line says
