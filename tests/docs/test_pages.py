@@ -61,8 +61,9 @@ def assert_taken(command: list[str], monkeypatch) -> None:
             assert extra in EXTRAS, command
         case ("python3", ["-m", "venv", _]) | ("lint-imports", []):
             pass
-        case "pytest", paths:
-            assert all((ROOT / path).exists() for path in paths if not path.startswith("-")), command
+        case "pytest", [*paths, "-n", number]:
+            assert number == "auto" or int(number) > 1
+            assert all((ROOT / path).exists() for path in paths), command
         case _:
             raise AssertionError(f"nothing tells whether this is right: {shlex.join(command)}")
 

@@ -86,6 +86,13 @@ def test_architecture_lists_the_layers_of_the_import_contract():
     assert rows == [re.split(r" [:|] ", layer) for layer in contract["layers"]]
 
 
+def test_contributing_lists_the_markers_of_tests():
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    (table,) = re.findall(r"^\| marker \|.*?\n\n", PAGES["docs/contributing.md"], flags=re.DOTALL | re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
+    assert listed == [name for name in (re.split(r"[:(]", marker)[0] for marker in markers) if name != "xdist_group"]
+
+
 def test_the_releases_that_a_patch_is_for_are_listed():
     (listed,) = re.findall(r"^\| ([\d., ]+) \| \[open_clip-3\.patch\]", PAGES["docs/patching.md"], flags=re.MULTILINE)
     assert listed.split(", ") == list(patching.patches())
