@@ -38,13 +38,13 @@ def check_shards(
         resampled: whether a worker draws its shards from all of them.
     """
     shards = expand(train_data, "--train-data")
+    found = [path for source in train_data.split("::") for path in _first_shards(source)]
     needed = shards_needed(1, world_size, workers)
     if len(shards) < needed and not resampled:
         raise InputError(
             f"--train-data: {len(shards):,} shards are too few for {world_size} ranks × {max(1, workers)} workers; "
             f"expected {needed:,} or more, or fewer --workers"
         )
-    found = [path for source in train_data.split("::") for path in _first_shards(source)]
     if found:
         _check_captions(found, long_caption)
     if num_samples is None and total_samples(train_data) is None:

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from ..planning.recipe_rules import METHODS
 from ..spread import Spread
 from .paper_scores import PaperPoint, paper_points
-from .reported_run import NAMES, ReportedRun
+from .reported_run import ReportedRun
 from .run_scores import in_order
 
 
@@ -20,7 +21,7 @@ class Series:
     @property
     def name(self) -> str:
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training)
-        return NAMES.get(self.method, self.method) + (f" ({told})" if told else "")
+        return METHODS.get(self.method, self.method) + (f" ({told})" if told else "")
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Comparison:
 
     @property
     def series(self) -> list[Series]:
-        order = {method: place for place, method in enumerate(NAMES)}
+        order = {method: place for place, method in enumerate(METHODS)}
         found = {series for series, _ in self.cells}
         return sorted(found, key=lambda series: (order.get(series.method, len(order)), series.name))
 

@@ -4,9 +4,10 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 
+from ..planning.recipe_rules import METHODS
 from .comparison import Comparison, number
 from .report_table import ABSENT, NOTHING, Cell, Numeric, ReportTable, count, decimal, mean, no_number
-from .reported_run import MISSING, NAMES, ReportedRun
+from .reported_run import MISSING, ReportedRun
 from .run_scores import in_order, label
 
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")
@@ -114,7 +115,7 @@ def runs_table(runs: list[ReportedRun]) -> ReportTable:
             continue
         learning_rate, speed = run.training.get("lr"), run.samples_per_second
         rows.append([
-            run.name, run.state, run.note, NAMES.get(run.method, run.method), run.model, run.data,
+            run.name, run.state, run.note, METHODS.get(run.method, run.method), run.model, run.data,
             Numeric(number(run.samples), (run.samples,)), count(run.batch_size),
             no_number() if run.seed is None else Numeric(str(run.seed), (run.seed,)),
             decimal(learning_rate, "g") if learning_rate else no_number(),

@@ -7,10 +7,6 @@ from pathlib import Path
 from ..planning.recipe import Recipe
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
-NAMES = {
-    "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
-    "superflip": "SuperFLIP",
-}  # fmt: skip
 
 
 @dataclass

@@ -1,0 +1,97 @@
+"""Training data that OpenCLIP could not train on is refused in one line, before anything is loaded or written."""
+
+import json
+import shutil
+import tarfile
+
+import pytest
+from support.small_shards import write_shards
+
+REFUSED = {
+    "picture column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
+    "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
+    "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 ranks; expected 65"),
+    "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
+    "second source's files": ("{wds}::x/{{0..9}}.tar", "--train-data: there is no file x/{{0..9}}.tar"),
+    "a folder": ("{folder} --dataset-type webdataset", "--train-data: {folder} is a folder; expected its shards"),
+    "a star": ("{folder}/*.tar", "--train-data: {folder}/*.tar has a *; expected braces"),
+    "workers": ("{wds} --workers 17", "16 shards are too few for 1 ranks × 17 workers; expected 17 or more"),
+    "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
+    "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
+    "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
+    "no pictures": ("{folder}/text.tar", "text.tar: no sample has a picture (.png, .jpg, .jpeg, .webp) and a caption"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """16 shards of 16 samples, one of empty captions and one of captions alone."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    write_shards(folder)
+    (folder / "caption.txt").write_text("")
+    with tarfile.open(folder / "000000.tar") as whole, tarfile.open(folder / "text.tar", "w") as text:
+        for member in whole:
+            if member.name.endswith(".txt"):
+                text.addfile(member, whole.extractfile(member))
+    with tarfile.open(folder / "empty.tar", "w") as empty:
+        empty.add(folder / "caption.txt", "0.txt")
+        empty.add(folder / "caption.txt", "0.png")
+    return folder
+
+
+def arguments(train_data: str, csv_data, folder) -> list[str]:
+    table, shards = str(csv_data), f"{folder}/{{000000..000015}}.tar"
+    return ["--train-data", *train_data.format(table=table, wds=shards, folder=folder).split()]
+
+
+@pytest.mark.parametrize(("train_data", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, parse_args):
+    argv = arguments(train_data, csv_data, folder)
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(["--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip"])
+    message = str(refusal.value)
+    assert message.startswith("error: ")
+    assert reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("flag", [["--superclip"], ["--superclip-slices", "2"]])
+def test_no_data_at_all_is_refused_and_an_evaluation_is_not(flag, csv_data, parse_args):
+    with pytest.raises(SystemExit, match="error: --train-data is missing"):
+        parse_args(flag)
+    assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
+    assert parse_args([]).train_data is None  # without a flag of ours, OpenCLIP says what it always said
+
+
+def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, parse_args, tmp_path):
+    shards = shutil.copytree(folder, tmp_path / "shards")
+    argv = ["--superclip", "--train-data", f"{shards}/{{000000..000015}}.tar"]
+    with pytest.raises(SystemExit, match=r"error: --train-num-samples is not given, and no sizes\.json"):
+        parse_args(argv)
+    (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
+    assert parse_args(argv).train_num_samples is None
+
+
+@pytest.mark.parametrize(("num_samples", "refused"), [("64", False), ("61", False), ("65", True), ("72", True)])
+def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(num_samples, refused, folder, parse_args, tmp_path):
+    shards = shutil.copytree(folder, tmp_path / "shards")
+    (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
+    argv = ["--train-data", f"{shards}/{{000000..000015}}.tar", "--superclip-slices", "4", "--batch-size", "8"]
+    if not refused:
+        assert parse_args([*argv, "--train-num-samples", num_samples]).train_num_samples == int(num_samples)
+        return
+    with pytest.raises(SystemExit, match=f"--train-num-samples is {num_samples}; expected .* 4 slices, 64 of 256"):
+        parse_args([*argv, "--train-num-samples", num_samples])
+
+
+def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path):
+    for name, member in (("short", "0.txt"), ("long", "0.txt 0.long.txt")):
+        (tmp_path / "text").write_text("a cat")
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for path in ("0.png", *member.split()):
+                tar.add(tmp_path / "text", path)
+    argv = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long.txt", "--workers", "1"]
+    argv += ["--train-num-samples", "2"]
+    assert parse_args([*argv, "--train-data", f"{tmp_path}/short.tar::{tmp_path}/long.tar"]).superclip
+    with pytest.raises(SystemExit, match=r"no sample of .*short.tar holds 'long.txt'; its members are png, txt$"):
+        parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
