@@ -1,6 +1,7 @@
 """User errors, told in one line."""
 
 import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -12,12 +13,17 @@ def one_line(error: InputError) -> str:
     return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
 
 
-def print_in_one_line() -> None:
-    """Makes Python report an InputError that ends the process in one line, without the traceback."""
+def print_in_one_line(take_back: Callable[[], None]) -> None:
+    """Makes Python report an InputError that ends the process in one line, without the traceback.
+
+    Args:
+        take_back: is called first, to undo what the refused run has done.
+    """
     excepthook = sys.excepthook
 
     def report(kind, error, traceback):
         if issubclass(kind, InputError):
+            take_back()
             print(f"error: {one_line(error)}", file=sys.stderr)
         else:
             excepthook(kind, error, traceback)

@@ -40,7 +40,11 @@ def open_clip_check_options(args):
 
         fix_buckets()
     if config is not None or slices is not None:
-        print_in_one_line()
+        from .integration.refused_run import note_begin, take_back
+
+        if args.name is not None:  # else OpenCLIP names it after the time
+            note_begin(os.path.join(args.logs, args.name))
+        print_in_one_line(take_back)
     if config is not None:
         vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
 

@@ -7,6 +7,7 @@ from .. import hooks
 from ..distributed.horovod_rendezvous import join_ranks
 from ..errors import InputError, one_line
 from . import unpatched_openclip
+from .refused_run import take_back
 
 
 def train(argv: list[str]) -> int:
@@ -16,6 +17,7 @@ def train(argv: list[str]) -> int:
     try:
         result = _train(argv)
     except InputError as error:
+        take_back()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
@@ -23,6 +25,7 @@ def train(argv: list[str]) -> int:
 
 def _train(argv: list[str]):
     patched = unpatched_openclip.is_patched()
+    unpatched_openclip.check_release()
     if not patched:
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     try:
@@ -32,6 +35,7 @@ def _train(argv: list[str]):
     if patched:
         from open_clip_train.main import main
 
+        unpatched_openclip.tell_mistakes_in_one_line()
         if "--horovod" in argv:
             join_ranks()
         return main(argv)

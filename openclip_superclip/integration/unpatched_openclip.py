@@ -19,6 +19,7 @@ from .. import hooks
 from ..errors import InputError
 
 PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
+INSTALL = "pip install 'open_clip_torch[training]>=3.0,<4'"
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 
 # Every name that is replaced, and what stands there afterwards.
@@ -45,7 +46,7 @@ def is_patched() -> bool:
     """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
     package = importlib.util.find_spec("open_clip")
     if package is None:
-        raise InputError("OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4'")
+        raise InputError(f"OpenCLIP is not installed: {INSTALL}")
     if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
         return True
     root = Path(package.origin).parent.parent
@@ -57,16 +58,25 @@ def is_patched() -> bool:
     return False
 
 
+def check_release() -> None:
+    """Raises InputError, without importing it, for an OpenCLIP of before 3.0."""
+    version = importlib.metadata.version("open_clip_torch")
+    if int(version.partition(".")[0]) < 3:
+        raise InputError(f"open_clip_torch {version} is too old: expected 3.0 or later, {INSTALL}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self):
+        super().__init__(prog="superclip train")
+
+    def error(self, message):  # without the usage: OpenCLIP's fills the screen
+        self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
+
+
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them."""
 
-    class Parser(argparse.ArgumentParser):
-        def __init__(self):
-            super().__init__(prog="superclip train")
-
-        def error(self, message):  # without the usage: OpenCLIP's fills the screen
-            self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
-
+    class Parser(_Parser):
         def parse_args(self, argv):
             hook = hooks.plugin_manager().hook
             hook.open_clip_add_options(parser=self)
@@ -74,8 +84,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
             hook.open_clip_check_options(args=args)
             return args
 
-    params = _replace("open_clip_train.params.argparse", lambda _: types.SimpleNamespace(ArgumentParser=Parser))
-    return params.parse_args(argv)
+    return _with_parser(Parser).parse_args(argv)
+
+
+def tell_mistakes_in_one_line() -> None:
+    """Makes a patched OpenCLIP's command line, which asks the plugins itself, tell a mistake without the usage."""
+    _with_parser(_Parser)
+
+
+def _with_parser(parser_class: type) -> types.ModuleType:
+    return _replace("open_clip_train.params.argparse", lambda _: types.SimpleNamespace(ArgumentParser=parser_class))
 
 
 def install(args: argparse.Namespace) -> None:
@@ -157,8 +175,7 @@ def _replace(path: str, make) -> types.ModuleType:
     if not hasattr(module, name):
         version = importlib.metadata.version("open_clip_torch")
         raise InputError(
-            f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, "
-            "pip install 'open_clip_torch[training]>=3.0,<4'"
+            f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, " + INSTALL
         )
     setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
     return module

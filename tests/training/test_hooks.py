@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import open_clip
+import open_clip_train.params
 import pluggy
 import pytest
 from open_clip.model import CLIP, CustomTextCLIP
@@ -365,3 +366,50 @@ def test_help_of_a_fresh_process_shows_the_flags_of_both_plugins(second_plugin):
     assert "--superclip-weight" in run.stdout
     assert "--second-weight" in run.stdout
     assert "weight of the second loss" in run.stdout
+
+
+def superclip_command(*argv: str, cwd: Path) -> subprocess.CompletedProcess:
+    """`superclip train` in an interpreter of its own, to the end of it."""
+    command = [sys.executable, "-m", "openclip_superclip", "train", *argv]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_a_run_that_is_refused_late_says_one_line_more_and_leaves_its_name_to_the_corrected_command(
+    train_flags, tmp_path
+):
+    argv = [*train_flags, "--superclip", "--lock-image", "--lock-image-unlocked-groups"]
+    refused = superclip_command(*argv, "1", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: --lock-image-unlocked-groups 1 unlocks nothing")
+    assert "TorchDynamo" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "logs/run").exists()
+    corrected = superclip_command(*argv, "2", cwd=tmp_path)
+    assert corrected.returncode == 0, corrected.stderr[-2000:]
+
+
+def test_a_refused_run_leaves_what_was_there_before(train_flags, tmp_path):
+    (tmp_path / "logs/run/checkpoints").mkdir(parents=True)
+    argv = [*train_flags, "--superclip", "--lock-image", "--lock-image-unlocked-groups", "1"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 1
+    assert (tmp_path / "logs/run/checkpoints").is_dir()
+
+
+def test_a_mistyped_flag_is_told_in_one_line_by_a_patched_openclip_too(parse_args, capsys):
+    unpatched.tell_mistakes_in_one_line()
+    with pytest.raises(SystemExit) as refused:
+        open_clip_train.params.parse_args(["--batch-sise", "4"])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unrecognized arguments: --batch-sise 4 (superclip train --help lists every flag)"
+    ]
+
+
+def test_an_openclip_of_before_3_is_refused_with_its_version(train_flags, tmp_path):
+    info = tmp_path / "open_clip_torch-2.32.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 2.32.0\n")
+    (run,) = run_ranks(functools.partial(train_with, tmp_path), *train_flags, cwd=tmp_path)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert error.startswith("error: open_clip_torch 2.32.0 is too old: expected 3.0 or later, pip install ")
