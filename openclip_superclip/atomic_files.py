@@ -1,9 +1,12 @@
 """Atomic files and folders: written whole or not at all."""
 
+import ctypes
 import errno
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +19,13 @@ from .errors import InputError
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes its name only once it is whole."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with _terminated_as_by_exit():
+        try:
+            with open(part, "wb") as file:
+                yield file
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
@@ -35,27 +39,52 @@ def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A path to write a folder or file to, which becomes `out` only once it is whole.
 
-    Raises InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk. In a
-    folder that exists, files of the same names are replaced and others left.
+    With `overwrite` what stood at `out` is exchanged whole: nothing of an old folder stays in the new one. Raises
+    InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk.
     """
-    if out.exists() and not overwrite:
+    if os.path.exists(out) and not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
-    part = out.with_name(f"{out.name}.{os.getpid()}.part{out.suffix}")
+    place = Path(os.path.realpath(out))
+    part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
+    with _terminated_as_by_exit():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if part.is_dir() and place.is_dir():
+                exchange(part, place)
+            else:
+                os.replace(part, place)
+        except OSError as error:
+            raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
+        finally:
+            if os.path.isdir(part):
+                shutil.rmtree(part)
+            elif os.path.lexists(part):
+                part.unlink()
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Gives two folders each other's names: at once where the system can, otherwise in two steps, of which the first
+    is undone where the second fails."""
+    if not _exchange_at_once(new, old):
+        aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
+        os.rename(old, aside)
+        try:
+            os.rename(new, old)
+        except BaseException:
+            os.rename(aside, old)
+            raise
+        os.rename(aside, new)
+
+
+def _exchange_at_once(new: Path, old: Path) -> bool:
+    """Tells whether the system has exchanged the names; not every file system can."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if part.is_dir() and out.is_dir():
-            for file in part.iterdir():
-                os.replace(file, out / file.name)
-        else:
-            os.replace(part, out)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        elif part.exists():
-            part.unlink()
+        renameat2 = ctypes.CDLL(None).renameat2
+    except AttributeError:  # it is Linux's
+        return False
+    working_folder, exchanged = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(working_folder, os.fsencode(new), working_folder, os.fsencode(old), exchanged) == 0
 
 
 def make_folder(folder: Path, flag: str) -> None:
@@ -66,3 +95,25 @@ def make_folder(folder: Path, flag: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def _terminated_as_by_exit() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise SystemExit, so that what is half-written is removed.
+
+    Where the process has handlers of its own, or in another thread than the main one, nothing changes.
+    """
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    signals = []
+    if threading.current_thread() is threading.main_thread():
+        signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)

@@ -24,18 +24,33 @@ class Architecture(NamedTuple):
     model_cfg: dict
     preprocess_cfg: dict
 
-    def on_meta(self, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model with shapes and no memory; where the plugin's hooks hold, with `superclip=…`."""
-        return self.on("meta", **model_kwargs)
+    def on_meta(self) -> nn.Module:
+        """Returns OpenCLIP's model with shapes and no memory."""
+        return self.on("meta")
 
     def on(self, device: str, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model without its weights."""
+        """Returns OpenCLIP's model without its weights; InputError where OpenCLIP cannot build it.
+
+        Where the plugin's hooks hold, `superclip=…` gives it a class head.
+        """
         with tempfile.TemporaryDirectory() as folder, torch.device(device):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
             Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
-            return open_clip.create_model(
-                f"local-dir:{folder}", load_weights=False, pretrained_text=False, device=device, **model_kwargs
-            )
+            try:
+                return open_clip.create_model(
+                    f"local-dir:{folder}", load_weights=False, pretrained_text=False, device=device, **model_kwargs
+                )
+            except InputError:
+                raise
+            except Exception as error:  # a configuration of nonsense raises anything
+                raise InputError(f"--model: OpenCLIP cannot build {self.name} ({_reason(error)})") from error
+
+    def tokenizer(self):
+        """Returns OpenCLIP's tokenizer for it; InputError where there is none."""
+        try:
+            return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
+        except Exception as error:  # a Hugging Face tokenizer raises anything
+            raise InputError(f"--model: {self.name} has no tokenizer that OpenCLIP opens ({_reason(error)})") from error
 
     def with_options(self, options: dict) -> "Architecture":
         """Returns it as OpenCLIP's trainer would change it for `options` of the command line, by their names."""
@@ -53,40 +68,78 @@ class Architecture(NamedTuple):
         return self._replace(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
 
 
-def read_architecture(model: str, tag: str = "") -> Architecture:
+def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:
     """Returns what a --model names: a built-in name, local-dir:, hf-hub:, or a JSON file of a configuration.
 
     With the tag of released weights the preprocessing is theirs. Raises InputError for a model that there is not.
     """
-    if model.endswith(".json") and Path(model).name != HF_CONFIG_NAME:
-        if not Path(model).is_file():
-            raise InputError(f"--model: there is no file {model}")
-        open_clip.add_model_config(model)
-        model = Path(model).stem
-    elif model.endswith(HF_CONFIG_NAME):
+    if model.endswith(HF_CONFIG_NAME):
         model = f"local-dir:{Path(model).parent}"
+    if model.endswith(".json"):
+        return _read_json_file(Path(model), flag)
     try:
         model_cfg = open_clip.get_model_config(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model: {model} has no readable configuration ({' '.join(str(error).split())})") from error
+    except Exception as error:  # of files, of JSON, of the hub
+        raise InputError(f"{flag}: {model} has no readable configuration ({_reason(error)})") from error
     if model_cfg is None:
         raise InputError(
-            f"--model: OpenCLIP knows no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
+            f"{flag}: OpenCLIP knows no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
             "hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    return Architecture(model, copy.deepcopy(model_cfg), _preprocess_cfg(model, tag))
+    preprocess_cfg = _preprocess_cfg(model, tag)
+    _check_configuration(model_cfg, preprocess_cfg, model, flag)
+    return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
+
+
+def _read_json_file(file: Path, flag: str) -> Architecture:
+    """Returns a configuration as OpenCLIP's are, or as open_clip_config.json holds one under `model_cfg`."""
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{flag}: there is no file {file}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag}: {file} has no readable configuration ({_reason(error)})") from error
+    outer = isinstance(content, dict) and "model_cfg" in content
+    model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
+    _check_configuration(model_cfg, preprocess_cfg, str(file), flag)
+    with tempfile.TemporaryDirectory() as folder:  # OpenCLIP finds the tokenizer by a name it knows
+        registered = Path(folder, file.name)
+        registered.write_text(json.dumps(model_cfg))
+        open_clip.add_model_config(registered)
+    return Architecture(file.stem, copy.deepcopy(model_cfg), preprocess_cfg)
+
+
+def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
+    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    cfg = model_cfg if isinstance(model_cfg, dict) else {}
+    wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
+    if wrong or not isinstance(preprocess_cfg, dict):
+        what = ", ".join(wrong) or "preprocess_cfg"
+        raise InputError(
+            f"{flag}: {model} is no configuration of a model: its {what} is missing or wrong; expected embed_dim, a "
+            "number, and vision_cfg and text_cfg, both objects"
+        )
 
 
 def _preprocess_cfg(model: str, tag: str) -> dict:
     schema, place = parse_model_name(model)
     if schema == "local-dir":
-        return json.loads(Path(place, HF_CONFIG_NAME).read_text()).get("preprocess_cfg", {})
+        return _outer(Path(place, HF_CONFIG_NAME)).get("preprocess_cfg", {})
     if schema == "hf-hub":
         file = open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME)
-        return json.loads(Path(file).read_text()).get("preprocess_cfg", {})
+        return _outer(Path(file)).get("preprocess_cfg", {})
     released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     names = open_clip.transform.PreprocessCfg.__dataclass_fields__
     return {name: value for name, value in released.items() if name in names}
+
+
+def _outer(file: Path) -> dict:
+    content = json.loads(file.read_text())
+    return content if isinstance(content, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
@@ -101,8 +154,21 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
         weights = convert_to_custom_text_state_dict(weights)
     if "logit_bias" in weights:
         model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's own start; the weights say what it is
-    scalars = {name: weights[name].reshape(()) for name in ("logit_scale", "logit_bias") if name in weights}
+    scalars = {
+        name: weights[name].reshape(()) for name in ("logit_scale", "logit_bias") if _is_scalar(weights.get(name))
+    }
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
+
+
+def num_tokens(tokenizer) -> int:
+    """Returns how many ids an OpenCLIP tokenizer gives to words: what a text tower's vocabulary must hold."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrapper keeps its own here
+    ids = inner.encoder if inner is tokenizer else inner.get_vocab()
+    return 1 + max(set(ids.values()) - set(inner.all_special_ids), default=-1)
+
+
+def _is_scalar(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.numel() == 1
 
 
 def architecture_of(
@@ -120,7 +186,7 @@ def architecture_of(
     model = model or _trained_model(checkpoint, run_options, flag)
     if model is None:
         raise InputError(f"{flag}: nothing beside {checkpoint} says what model it is; give its name")
-    return read_architecture(model, str(run_options.get("pretrained", ""))).with_options(run_options)
+    return read_architecture(str(model), str(run_options.get("pretrained", "")), flag).with_options(run_options)
 
 
 def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .weights_check import DOCUMENT_FREQUENCY, NUM_CAPTIONS
 
 HEAD_NAMES = {
     "text_decoder.ln_mlp.weight": "class_head.ln.weight",
@@ -12,6 +13,8 @@ HEAD_NAMES = {
     "text_decoder.text_projection.bias": "class_head.bias",
 }
 STATISTICS = ("cap_fq", "num_samples")
+FLOAT32 = 2**-24  # the rounding of each share, relative
+EXACT = 2**53  # from here on float64 skips whole numbers
 
 
 def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
@@ -24,7 +27,8 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     less than 1e-7. With a wrong global batch the IDF weights of common tokens stay, as log((N + 1) / (df + 1)) does
     when both are scaled, but those of tokens that nearly never came are off by up to the logarithm of the scale.
 
-    Raises InputError, with the names, for a head that is missing, incomplete or has hidden layers.
+    Raises InputError, with the names, for a head that is missing, incomplete or has hidden layers, and for means that
+    no run can have counted.
     """
     missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
     if missing:
@@ -32,11 +36,25 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     hidden = sorted(name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES)
     if hidden:
         raise InputError(f"its head has hidden layers, ours is one linear map: {', '.join(hidden)}")
+    steps, means = _checked_means(weights["num_samples"], weights["cap_fq"], global_batch)
     ours = {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items() if name not in STATISTICS}
-    steps, shares = weights["num_samples"].double().reshape(()), weights["cap_fq"].double().flatten()
-    ours["statistics.num_captions"] = (steps * global_batch).round().to(torch.int64)
-    ours["statistics.document_frequency"] = (shares * global_batch).round().to(torch.int64)
+    ours[NUM_CAPTIONS] = torch.tensor(round(steps * global_batch))
+    ours[DOCUMENT_FREQUENCY] = (means * global_batch).round().to(torch.int64)
     return ours
+
+
+def _checked_means(num_samples: Tensor, cap_fq: Tensor, global_batch: int) -> tuple[float, Tensor]:
+    """Returns the number of steps and the running means, float64 [V]; InputError for what no run can have counted."""
+    if num_samples.numel() != 1:
+        raise InputError(f"num_samples is {list(num_samples.shape)}, expected one number")
+    steps, means = num_samples.double().item(), cap_fq.double().flatten()
+    if not 0 <= steps * global_batch < EXACT:
+        raise InputError(f"num_samples is {steps:g}; expected the number of the run's steps")
+    wrong = ~((means >= 0) & (means <= steps * (1 + FLOAT32)))  # NaN is wrong too
+    if wrong.any():
+        token = int(wrong.int().argmax())
+        raise InputError(f"cap_fq of token {token} is {means[token].item():g}; expected 0 to {steps:g}, num_samples")
+    return steps, means
 
 
 def with_text_in_place(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 from torch import Tensor
 
 from ..errors import InputError
-from .checkpoint import Checkpoint, check_match
+from .checkpoint import Checkpoint
+from .run_options import options_to_keep
+from .weights_check import DOCUMENT_FREQUENCY, NUM_CAPTIONS, check_match, check_values
 
-COUNTS = ("statistics.num_captions", "statistics.document_frequency")
+COUNTS = (NUM_CAPTIONS, DOCUMENT_FREQUENCY)
 
 
 def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str, Tensor]:
@@ -16,6 +18,8 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
     of which holds the earlier ones' counts already.
     """
     first, *others = checkpoints
+    for checkpoint in checkpoints:
+        check_values(checkpoint.weights, str(checkpoint.path))
     for other in others:
         check_match(other.weights, first.weights, str(other.path), str(first.path))
     latest = max(reversed(checkpoints), key=_num_captions)
@@ -40,6 +44,8 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     head = tuned.head()
     start, end = dict(released.weights), tuned.without_head() | (head if released.head() else {})
     check_match(start, end, str(released.path), str(tuned.path))
+    for checkpoint in (released, tuned):
+        check_values(checkpoint.weights, str(checkpoint.path))
     merged = dict(head)
     for name, tensor in end.items():
         mixed = tensor.is_floating_point()
@@ -47,9 +53,18 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     return merged
 
 
+def options_of_all(checkpoints: list[Checkpoint]) -> dict:
+    """Returns what a mean of checkpoints remembers of their runs: the first one's model, and what all agree on."""
+    first, *others = map(options_to_keep, checkpoints)
+    of_the_model = {name: value for name, value in first.items() if not name.startswith("superclip_")}
+    return of_the_model | {
+        name: value for name, value in first.items() if all(other.get(name) == value for other in others)
+    }
+
+
 def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     return ((1 - alpha) * start.double() + alpha * end.double()).to(end.dtype)
 
 
 def _num_captions(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.weights.get("statistics.num_captions", 0))
+    return int(checkpoint.weights.get(NUM_CAPTIONS, 0))

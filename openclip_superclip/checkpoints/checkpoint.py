@@ -1,5 +1,6 @@
 """Checkpoints: the weights in a file or folder, memory-mapped, and whether they hold a class head."""
 
+import json
 import os
 import pickle
 import re
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from . import HEAD_NAME, WEIGHTS_NAMES
+from .weights_check import check_kinds
 
 HEAD_PREFIXES = ("class_head.", "statistics.")
-NUM_SHOWN = 3  # mismatches: enough to see what kind they are
+OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
+OPTIONS = "superclip_options"  # in a file of ours: what is known of the run, as JSON or as an attribute
 
 
 class Checkpoint(NamedTuple):
@@ -23,6 +27,8 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     epoch: int | None = None
     of_ddp: bool = False  # its names begin with `module.`: the run's ranks were torch.distributed's
+    head_beside: bool = False  # the class head comes from a file of its own, as an export keeps it
+    options: dict = {}  # of the run, as far as the file itself tells them  # noqa: RUF012
 
     def without_head(self) -> dict[str, Tensor]:
         """The weights that are OpenCLIP's."""
@@ -33,21 +39,50 @@ class Checkpoint(NamedTuple):
         return {name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)}
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     """Returns what a checkpoint holds; InputError, in one line, for a file that is not one.
 
     Takes what OpenCLIP takes: files of torch (the trainer's, with or without `module.`, or weights alone), safetensors,
-    TorchScript archives, and folders with one of them. Files are mapped: a tensor costs memory when it is used. No
-    pickle runs code.
+    TorchScript archives, and folders with one of them. The class head that an export keeps beside its weights comes
+    along. Files are mapped: a tensor costs memory when it is used. No pickle runs code.
+
+    Args:
+        path: a file or folder.
+        of_authors: whether it is to be a file of SuperCLIP's authors, which others than `superclip import` refuse.
     """
     file = file_of_weights(Path(path))
-    content = _load(file)
+    content, options = _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
-    weights = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not all(isinstance(name, str) for name in state):
+        raise InputError(f"{file} is no checkpoint of a model: its tensors have no names")
+    weights = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    check_kinds(weights, str(file))
+    if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
+        raise InputError(
+            f"{path} is a checkpoint of SuperCLIP's authors: superclip import {path} --model MODEL --out FOLDER makes "
+            "it a folder to use instead"
+        )
+    beside = file.with_name(HEAD_NAME)
+    exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES.values()
+    head_beside = exported and beside != file and beside.is_file()
+    head_beside &= not any(name.startswith(HEAD_PREFIXES) for name in weights)
+    if head_beside:
+        head, options = read_head(beside)
+        weights |= head
     epoch = content.get("epoch") if content is not state else None
-    return Checkpoint(Path(path), weights, epoch, all(name.startswith("module.") for name in state))
+    of_ddp = all(name.startswith("module.") for name in state)
+    return Checkpoint(Path(path), weights, epoch, of_ddp, head_beside, options)
+
+
+def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
+    """Returns the class head and counts that an export keeps in a file of their own, and the run's options there."""
+    head, options = _load(file)
+    if not all(name.startswith(HEAD_PREFIXES) for name in head):
+        raise InputError(f"{file} holds more than a class head; export the checkpoint again, with --with-head")
+    check_kinds(head, str(file))
+    return head, options
 
 
 def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
@@ -78,23 +113,6 @@ def is_torchscript(path: str | Path) -> bool:
         return False
 
 
-def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
-    """Raises InputError, with the first mismatches and both shapes, unless the weights are what `model` expects."""
-    mismatches = [
-        f"{name} is {_shape(weights.get(name), 'missing')}, expected {_shape(expected.get(name), 'no such name')}"
-        for name in sorted(weights.keys() | expected.keys())
-        if name not in weights or name not in expected or weights[name].shape != expected[name].shape
-    ]
-    if mismatches:
-        shown = "; ".join(mismatches[:NUM_SHOWN])
-        more = f"; and {len(mismatches) - NUM_SHOWN} more" if len(mismatches) > NUM_SHOWN else ""
-        raise InputError(f"{what} does not match {model}: {shown}{more}")
-
-
-def _shape(tensor: Tensor | None, otherwise: str) -> str:
-    return otherwise if tensor is None else str(list(tensor.shape))
-
-
 def file_of_weights(path: Path) -> Path:
     """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError where there is none."""
     if path.is_dir():
@@ -111,19 +129,29 @@ def file_of_weights(path: Path) -> Path:
     return path
 
 
-def _load(file: Path) -> object:
+def _load(file: Path) -> tuple[object, dict]:
+    """Returns what a file holds, and the options that it says the run had."""
     try:
         if file.suffix == ".safetensors":
+            from safetensors import safe_open
             from safetensors.torch import load_file
 
-            return load_file(file)
-        if is_torchscript(file):
+            with safe_open(file, "pt") as opened:
+                options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
+            content = load_file(file)
+        elif is_torchscript(file):
             state = torch.jit.load(file, map_location="cpu").state_dict()
-            return {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-        mapped = zipfile.is_zipfile(file)  # torch's format of before 1.6 cannot be
-        return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+            numbers = ("input_resolution", "context_length", "vocab_size")
+            content, options = {name: tensor for name, tensor in state.items() if name not in numbers}, {}
+        else:
+            mapped = zipfile.is_zipfile(file)  # torch's format of before 1.6 cannot be
+            content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+            options = getattr(content, OPTIONS, {})
     except Exception as error:  # a corrupt pickle raises anything
         raise InputError(f"{file} cannot be read: {_reason(error)}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{file} cannot be read: it is corrupt (its {OPTIONS} are no options)")
+    return content, options
 
 
 def _reason(error: Exception) -> str:

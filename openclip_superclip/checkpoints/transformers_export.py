@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .checkpoint import check_match
+from .weights_check import check_match
 from .weights_file import save_weights
 
 # Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.

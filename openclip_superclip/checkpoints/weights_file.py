@@ -1,5 +1,7 @@
 """Files of weights, as safetensors or as torch writes them."""
 
+import json
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -7,17 +9,29 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checkpoint import OPTIONS
 
-def save_weights(weights: dict[str, Tensor], file: Path) -> None:
-    """Writes tensors to a file of safetensors or, by its suffix, of torch."""
-    if file.suffix == ".safetensors":
-        try:
-            save_file(_apart(weights), file, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
-        file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
-    else:
-        torch.save({name: _alone(tensor) for name, tensor in _apart(weights).items()}, file)
+
+def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
+    """Writes tensors to a file of safetensors or, by its suffix, of torch; OSError where the disk does not take them.
+
+    Args:
+        weights: by name.
+        file: what is written.
+        options: what is known of the run, under the names of its command line; `read_checkpoint` returns them.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            metadata = {"format": "pt"} | ({OPTIONS: json.dumps(options)} if options else {})
+            save_file(_apart(weights), file, metadata=metadata)
+            file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
+        else:
+            state = OrderedDict((name, _alone(tensor)) for name, tensor in _apart(weights).items())
+            if options:  # an attribute, as torch's own metadata of a state dict: what opens weights alone opens these
+                setattr(state, OPTIONS, options)
+            torch.save(state, file)
+    except (SafetensorError, RuntimeError) as error:  # torch's for a full disk
+        raise OSError(str(error)) from error
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,12 +41,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _average(options: argparse.Namespace) -> str:
     from ..atomic_files import whole_output
-    from ..checkpoints.averaging import average
+    from ..checkpoints.averaging import average, options_of_all
     from ..checkpoints.checkpoint import read_checkpoint
+    from ..checkpoints.output_check import check_file_out
     from ..checkpoints.weights_file import save_weights
 
+    check_file_out(options.out, options.overwrite, options.checkpoints)
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints, options.add_counts)
     with whole_output(options.out, options.overwrite) as file:
-        save_weights(weights, file)
+        save_weights(weights, file, options_of_all(checkpoints))
     return f"{options.out}: the mean of {len(checkpoints)} checkpoints"

@@ -7,8 +7,6 @@ from pathlib import Path
 from ..checkpoints import HEAD_NAME
 from ..errors import InputError
 
-WEIGHTS_NAMES = {"openclip": "open_clip_model.safetensors", "torch": "open_clip_pytorch_model.bin"}
-
 
 def main(argv: list[str]) -> int:
     """Writes the folder, prints how to open it, and returns the exit code."""
@@ -40,56 +38,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--with-head", action="store_true", help=f"keep head and counts beside it, in {HEAD_NAME}")
     parser.add_argument("--license", default="unknown", help="for the model card (default: %(default)s)")
     parser.add_argument("--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub")
-    parser.add_argument("--overwrite", action="store_true", help="replace files in a folder that exists")
+    parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
     return parser.parse_args(argv)
 
 
 def _export(options: argparse.Namespace) -> str:
-    from ..atomic_files import whole_output
-    from ..checkpoints.architecture import architecture_of, fit
-    from ..checkpoints.checkpoint import check_match, read_checkpoint
-    from ..checkpoints.model_card import model_card
-    from ..checkpoints.model_folder import write_model
-    from ..checkpoints.run_options import read_run_record
-    from ..checkpoints.weights_file import save_weights
+    from ..checkpoints.export import export
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
-    checkpoint = read_checkpoint(options.checkpoint)
-    run = read_run_record(options.checkpoint, checkpoint.epoch)
-    head = checkpoint.head()
-    if options.with_head and not head:
-        raise InputError(f"--with-head: {options.checkpoint} holds no class head")
-    found = architecture_of(options.checkpoint, run.options, options.model)
-    architecture, weights = fit(found, checkpoint.without_head())
-    model = architecture.on_meta()
-    check_match(weights, model.state_dict(), str(options.checkpoint), found.name)
-    num_captions = head["statistics.num_captions"].item() if "statistics.num_captions" in head else None
-    with whole_output(options.out, options.overwrite) as folder:
-        folder.mkdir()
-        if options.format == "hf":
-            from ..checkpoints.transformers_export import write_clip_model
-
-            write_clip_model(folder, architecture, model, weights)
-            usage = _HF_USAGE.format(folder=options.push or options.out)
-        else:
-            write_model(folder, architecture, model, weights, options.out, WEIGHTS_NAMES[options.format])
-            place = f"hf-hub:{options.push}" if options.push else f"local-dir:{options.out}"
-            usage = _OPENCLIP_USAGE.format(place=place)
-        if options.with_head:
-            save_weights(head, folder / HEAD_NAME)
-        library = "transformers" if options.format == "hf" else "open_clip"
-        card = model_card(options.out.name, run, num_captions, options.license, library, usage, found.name)
-        (folder / "README.md").write_text(card)
-    return f"{options.out}: {found.name} as plain CLIP\n{usage}"
-
-
-_OPENCLIP_USAGE = """import open_clip
-model, preprocess = open_clip.create_model_from_pretrained("{place}")
-tokenizer = open_clip.get_tokenizer("{place}")"""
-
-_HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
-model = CLIPModel.from_pretrained("{folder}")
-processor = CLIPProcessor.from_pretrained("{folder}")"""
+    written = export(
+        options.checkpoint,
+        options.out,
+        model=options.model,
+        format=options.format,
+        with_head=options.with_head,
+        license=options.license,
+        repo=options.push,
+        overwrite=options.overwrite,
+    )
+    return f"{options.out}: {written.model} as plain CLIP\n{written.usage}"
 
 
 def _push(folder: Path, repo: str) -> str:

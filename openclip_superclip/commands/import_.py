@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -33,7 +34,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="captions a step of the run had on all GPUs: their running means times this are counts "
         "(default: %(default)s, the released runs')",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace files in a folder that exists")
+    parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
     options = parser.parse_args(argv)
     if options.global_batch < 1:
         raise InputError(f"--global-batch is {options.global_batch}; expected 1 or more")
@@ -41,34 +42,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> str:
-    from ..atomic_files import whole_output
-    from ..checkpoints.architecture import fit, read_architecture
-    from ..checkpoints.authors_checkpoint import from_authors, with_text_in_place
-    from ..checkpoints.checkpoint import check_match, read_checkpoint
-    from ..checkpoints.model_folder import write_model
-    from ..integration.unpatched_openclip import plugins_model_class
+    from ..checkpoints.authors_import import import_checkpoint
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
-    architecture = read_architecture(options.model)
-    architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
-    checkpoint = read_checkpoint(options.checkpoint)
-    try:
-        weights = from_authors(checkpoint.weights, options.global_batch)
-    except InputError as error:
-        raise InputError(f"{options.checkpoint}: {error}") from error
-    model_cfg = architecture.model_cfg
-    if not (model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]):
-        weights = with_text_in_place(weights)
-    architecture, weights = fit(architecture, weights)
-    with plugins_model_class():
-        model = architecture.on_meta(superclip={})
-    check_match(weights, model.state_dict(), str(options.checkpoint), options.model)
-    with whole_output(options.out, options.overwrite) as folder:
-        folder.mkdir()
-        write_model(folder, architecture, model, weights, options.out)
-    num_captions = weights["statistics.num_captions"].item()
+    written = import_checkpoint(options.checkpoint, options.model, options.out, options.global_batch, options.overwrite)
+    for warning in written.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return (
-        f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"
+        f"{options.out}: {options.model} with its class head and the counts of {written.num_captions:,} captions\n"
         f"train on:      superclip train --superclip --model local-dir:{options.out} …\n"
         f"to plain CLIP: superclip export {options.out} --out FOLDER"
     )

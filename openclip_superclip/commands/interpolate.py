@@ -57,10 +57,13 @@ def _interpolate(options: argparse.Namespace) -> str:
     from ..atomic_files import whole_output
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint
+    from ..checkpoints.output_check import check_file_out
+    from ..checkpoints.run_options import options_to_keep
     from ..checkpoints.weights_file import save_weights
 
+    check_file_out(options.out, options.overwrite, [options.released, options.tuned])
     released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:
-        save_weights(weights, file)
+        save_weights(weights, file, options_to_keep(tuned))
     return f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of {options.tuned}"

@@ -16,9 +16,10 @@ from open_clip.factory import parse_model_name
 from torch import Tensor, nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit
-from ..checkpoints.checkpoint import check_match, read_checkpoint
+from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.model_folder import write_model
-from ..checkpoints.run_options import read_run_record
+from ..checkpoints.run_options import run_behind
+from ..checkpoints.weights_check import check_match
 from ..errors import InputError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
@@ -89,7 +90,7 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
     checkpoint = read_checkpoint(path)
-    found = architecture_of(path, read_run_record(path, checkpoint.epoch).options, model)
+    found = architecture_of(path, run_behind(checkpoint).options, model)
     architecture, weights = fit(found, checkpoint.without_head())
     on_meta = architecture.on_meta()
     check_match(weights, on_meta.state_dict(), str(path), found.name)
@@ -97,7 +98,7 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     name = f"{run.resolve().name}/{path.stem}" if run else given
     identities = _weights_id(architecture, weights), _tokenizer_id(architecture)
     evaluated = Evaluated(name, given, *identities, path.resolve(), checkpoint.epoch, run)
-    if path.is_dir() and not checkpoint.head():
+    if path.is_dir() and (checkpoint.head_beside or not checkpoint.head()):
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=(architecture, on_meta, weights))
 

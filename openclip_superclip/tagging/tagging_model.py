@@ -5,15 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from ..checkpoints import HEAD_NAME
-from ..checkpoints.architecture import architecture_of, fit
-from ..checkpoints.checkpoint import check_match, read_checkpoint
-from ..checkpoints.run_options import read_run_record
+from ..checkpoints.architecture import architecture_of, fit, num_tokens
+from ..checkpoints.checkpoint import Checkpoint, read_checkpoint
+from ..checkpoints.run_options import run_behind
+from ..checkpoints.weights_check import check_match, check_values
 from ..errors import InputError
 from ..integration.unpatched_openclip import plugins_model_class
 from ..method.token_statistics import special_token_ids
@@ -43,33 +42,36 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns of a model without weights: they come below
     if path.is_dir() and (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
-    weights = _weights(path)
-    record = read_run_record(path, epoch=None)
+    checkpoint = _checkpoint(path)
+    record = run_behind(checkpoint)
     found = architecture_of(path, record.options, architecture, flag="--architecture")
-    fitted, weights = fit(found, weights)
-    tokenizer = open_clip.get_tokenizer(found.name)
+    fitted, weights = fit(found, checkpoint.weights)
+    tokenizer = found.tokenizer()
     with plugins_model_class():
         model = fitted.on("cpu", superclip={"ignored_tokens": special_token_ids(tokenizer)})
     check_match(weights, model.state_dict(), str(path), found.name)
-    model.load_state_dict(weights)
     counts = model.statistics
+    if num_tokens(tokenizer) > counts.vocab_size:
+        raise InputError(
+            f"--model: {path} has a vocabulary of {counts.vocab_size:,} tokens and its tokenizer {num_tokens(tokenizer):,}: "
+            "its text_cfg must name the tokenizer that it was trained with"
+        )
+    check_values(weights, f"--model: {path}")
+    model.load_state_dict(weights)
     equal = record.options.get("superclip_idf") == "off" or not counts.num_captions
     weights = counts.counted.float() if equal else counts.idf()
     preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, weights)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Returns the weights with those of the head, which an export keeps in a file of its own."""
+def _checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise InputError(f"--model: there is no file or folder {path}")
     try:
         checkpoint = read_checkpoint(path)
-        beside = path / HEAD_NAME
-        head = checkpoint.head() or (read_checkpoint(beside).weights if beside.is_file() else {})
     except InputError as error:
         raise InputError(f"--model: {error}") from error
-    if not head:
+    if not checkpoint.head():
         advice = "export its checkpoint with --with-head" if path.is_dir() else "it is of a run without --superclip"
         raise InputError(f"--model: {path} holds no class head, which is what sees words: {advice}")
-    return {**checkpoint.without_head(), **head}
+    return checkpoint
