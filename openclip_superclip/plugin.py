@@ -61,6 +61,7 @@ def open_clip_model_kwargs(args):
     return loading | {
         "superclip": head_options(
             args.model,
+            args.pretrained,
             idf=config.idf,
             special_tokens=config.special_tokens,
             accum_freq=args.accum_freq,

@@ -154,9 +154,8 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
         weights = convert_to_custom_text_state_dict(weights)
     if "logit_bias" in weights:
         model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's own start; the weights say what it is
-    scalars = {
-        name: weights[name].reshape(()) for name in ("logit_scale", "logit_bias") if _is_scalar(weights.get(name))
-    }
+    scales = {name: weights[name] for name in ("logit_scale", "logit_bias") if name in weights}
+    scalars = {name: tensor.reshape(()) for name, tensor in scales.items() if tensor.numel() == 1}
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
 
 
@@ -165,10 +164,6 @@ def num_tokens(tokenizer) -> int:
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrapper keeps its own here
     ids = inner.encoder if inner is tokenizer else inner.get_vocab()
     return 1 + max(set(ids.values()) - set(inner.all_special_ids), default=-1)
-
-
-def _is_scalar(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.numel() == 1
 
 
 def architecture_of(

@@ -49,7 +49,7 @@ def import_checkpoint(file: Path, model: str, out: Path, global_batch: int, over
     warnings = _batch_warnings(theirs["cap_fq"], global_batch) + _vocabulary_warnings(architecture, plain, model)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
-        write_model(folder, architecture, plain, weights, out)
+        write_model(folder, architecture, plain, weights)
     return Import(weights[NUM_CAPTIONS].item(), warnings)
 
 

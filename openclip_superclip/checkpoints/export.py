@@ -12,7 +12,7 @@ from .head_check import check_head
 from .model_card import model_card
 from .model_folder import write_model
 from .output_check import check_folder_out
-from .run_options import KEPT, run_behind
+from .run_options import HEAD_OPTIONS, run_behind
 from .weights_check import NUM_CAPTIONS, check_match, check_values
 from .weights_file import save_weights
 
@@ -74,15 +74,13 @@ def export(
             write_clip_model(folder, architecture, plain, weights)
             library, usage = "transformers", HF_USAGE.format(folder=repo or out)
         else:
-            write_model(folder, architecture, plain, weights, out, WEIGHTS_NAMES[format])
+            write_model(folder, architecture, plain, weights, WEIGHTS_NAMES[format], repo)
             place = f"hf-hub:{repo}" if repo else f"local-dir:{out}"
             library, usage = "open_clip", OPENCLIP_USAGE.format(place=place)
         if with_head:
-            options = {
-                name: value for name, value in run.options.items() if name in KEPT and name.startswith("superclip_")
-            }
-            save_weights(head, folder / HEAD_NAME, options)
-        (folder / "README.md").write_text(
-            model_card(out.resolve().name, run, num_captions, license, library, usage, found.name)
-        )
+            save_weights(
+                head, folder / HEAD_NAME, {name: run.options[name] for name in HEAD_OPTIONS & run.options.keys()}
+            )
+        card = model_card(out.resolve().name, run, num_captions, license, library, usage, found.name)
+        (folder / "README.md").write_text(card)
     return Export(found.name, usage)

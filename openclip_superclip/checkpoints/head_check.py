@@ -10,7 +10,7 @@ from .weights_check import check_match
 
 
 def check_head(head: dict[str, Tensor], model: nn.Module, what: str, name: str) -> None:
-    """Raises InputError, with both shapes, unless `head` is one of `model`, a plain model of OpenCLIP's called `name`."""
+    """Raises InputError, with both shapes, unless `head` is one of `model`, a plain one of OpenCLIP's."""
     check_match(head, expected_head(model), f"{what}: the class head", name)
 
 

@@ -33,9 +33,7 @@ def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None
     for path in inputs:
         real = Path(os.path.realpath(path))
         if place in (real, *real.parents):
-            raise InputError(
-                f"--out: {out} holds {path}, which is read: nothing would be left of it; give another name"
-            )
+            raise InputError(f"--out: {out} holds {path}, which is read and would be lost; give another name")
     foreign = sorted(entry.name for entry in place.iterdir() if entry.is_dir() or not _is_of_a_model(entry.name))
     if foreign:
         raise InputError(f"--out: {out} holds {foreign[0]}, which --overwrite would lose; give another name")
@@ -48,7 +46,7 @@ def check_file_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
         raise InputError(f"--out: {out} is a folder; expected the name of a .pt or .safetensors file")
     for path in inputs:
         if place == Path(os.path.realpath(path)):
-            raise InputError(f"--out: {out} is read too: nothing would be left of it; give another name")
+            raise InputError(f"--out: {out} is read too, and would be lost; give another name")
 
 
 def _checked_place(out: Path, overwrite: bool) -> Path:

@@ -14,6 +14,7 @@ KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
 )  # fmt: skip
+HEAD_OPTIONS = {"superclip_idf"}  # of these, what the class head alone needs
 
 
 class RunRecord(NamedTuple):

@@ -4,7 +4,6 @@ import dataclasses
 import re
 from pathlib import Path
 
-import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .architecture import Architecture
+from .model_folder import save_files
 from .weights_check import check_match
 from .weights_file import save_weights
 
@@ -19,8 +19,9 @@ from .weights_file import save_weights
 EXPRESSED = {
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
-    | {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"},
+    | {"hf_tokenizer_name"},
 }
+RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", *TOWERS}
 
@@ -74,9 +75,12 @@ def clip_config(architecture: Architecture) -> dict:
             for name, value in model_cfg[tower].items()
             if name not in EXPRESSED[tower] and value != defaults.get(name)
         ]
+    wrong += _unfollowed(model_cfg["text_cfg"])
     vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
     if not isinstance(vision.layers, int):
         wrong.append("a ResNet")
+    sides = {"image_size": _side(vision.image_size), "patch_size": _side(vision.patch_size)}
+    wrong += [f"vision_cfg.{name} = {getattr(vision, name)!r}" for name, side in sides.items() if side is None]
     if wrong:
         raise InputError(
             f"--format hf: {architecture.name} is no model that transformers' CLIPModel can express "
@@ -95,8 +99,7 @@ def clip_config(architecture: Architecture) -> dict:
             "intermediate_size": int(vision.width * vision.mlp_ratio),
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.width // vision.head_width,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
+            **sides,
         },
         "text_config": shared
         | {
@@ -111,6 +114,25 @@ def clip_config(architecture: Architecture) -> dict:
             "eos_token_id": 2,  # transformers then reads the text off the highest id, as OpenCLIP and OpenAI do
         },
     }
+
+
+def _unfollowed(text_cfg: dict) -> list[str]:
+    """Returns the tokenizer's options that transformers' tokenizer does not follow."""
+    kwargs = text_cfg.get("tokenizer_kwargs") or {}
+    of_hugging_face = bool(text_cfg.get("hf_tokenizer_name"))
+    clean = "whitespace" if of_hugging_face else "lower"  # OpenCLIP's default
+    followed = {"clean": clean, "bpe_path": kwargs.get("bpe_path"), "context_length": kwargs.get("context_length")}
+    return [
+        f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
+        for name, value in kwargs.items()
+        if name not in followed or value != followed[name]
+    ]
+
+
+def _side(size: int | list[int]) -> int | None:
+    """Returns the side of a square; None for what is none."""
+    sides = {size} if isinstance(size, int) else set(size)
+    return sides.pop() if len(sides) == 1 else None
 
 
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,6 +156,8 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     cfg = model.visual.preprocess_cfg
     size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
     square = {"height": size, "width": size}
+    if cfg["interpolation"] not in RESAMPLING:
+        raise InputError(f"--format hf: CLIPImageProcessor has no interpolation '{cfg['interpolation']}'")
     if cfg["resize_mode"] not in ("shortest", "squash"):
         raise InputError(f"--format hf: CLIPImageProcessor cannot resize the {cfg['resize_mode']} edge")
     squash = cfg["resize_mode"] == "squash"
@@ -141,25 +165,25 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         size=square if squash else {"shortest_edge": size},
         crop_size=square,
         do_center_crop=not squash,
-        resample={"bilinear": 2, "bicubic": 3}[cfg["interpolation"]],
+        resample=RESAMPLING[cfg["interpolation"]],
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
     tokenizer = _tokenizer(architecture)
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    image_processor.save_pretrained(folder)  # under the name by which LLaVA-style projects look for it
+    save_files(CLIPProcessor(image_processor, tokenizer), folder)
+    save_files(image_processor, folder)  # under the name by which LLaVA-style projects look for it
 
 
 def _tokenizer(architecture: Architecture):
     from transformers import CLIPTokenizer
 
-    tokenizer = open_clip.get_tokenizer(architecture.name)
+    tokenizer = architecture.tokenizer()
     if not isinstance(tokenizer, SimpleTokenizer):
         return tokenizer.tokenizer
     start, end = "<|startoftext|>", "<|endoftext|>"
     names = {"<start_of_text>": start, "<end_of_text>": end}
     return CLIPTokenizer(
         vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
-        merges=list(tokenizer.bpe_ranks),
+        merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
         model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
     )

@@ -14,10 +14,8 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
     That is its names and shapes, and whole numbers where it has whole numbers.
     """
-    found = (
-        _mismatch(name, weights.get(name), expected.get(name)) for name in sorted(weights.keys() | expected.keys())
-    )
-    mismatches = [mismatch for mismatch in found if mismatch]
+    names = sorted(weights.keys() | expected.keys())
+    mismatches = [m for name in names if (m := _mismatch(name, weights.get(name), expected.get(name)))]
     if mismatches:
         shown = "; ".join(mismatches[:NUM_SHOWN])
         more = f"; and {len(mismatches) - NUM_SHOWN} more" if len(mismatches) > NUM_SHOWN else ""
@@ -25,8 +23,7 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
 
 def check_kinds(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError, with the name, for a tensor that holds no plain numbers: sparse, quantized, complex or empty
-    of memory."""
+    """Raises InputError, with the name, for a tensor that holds no plain numbers: sparse, quantized, complex."""
     for name, tensor in weights.items():
         if tensor.is_meta:
             kind = "on the meta device, a shape without numbers"

@@ -62,7 +62,7 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
         name, tag = model.openclip
         if model.plain is not None:
             architecture, on_meta, weights = model.plain
-            write_model(Path(folder), architecture, on_meta, weights, place=Path(folder))
+            write_model(Path(folder), architecture, on_meta, weights)
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device

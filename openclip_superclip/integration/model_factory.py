@@ -6,6 +6,7 @@ import os
 import open_clip
 from open_clip.factory import parse_model_name
 
+from ..checkpoints.kept_head import kept_head
 from ..checkpoints.start_weights import how_to_load
 from ..config import is_idf_file
 from ..data.frequency_file import read_frequencies
@@ -36,12 +37,15 @@ def create_model_and_transforms(
     loading, load = how_to_load(model_name, pretrained)
     superclip = head_options(
         model_name,
+        pretrained,
         idf=idf,
         special_tokens=special_tokens,
         head_warmup=head_warmup,
         cache_dir=kwargs.get("cache_dir"),
         load=load,
     )
+    if not kwargs.get("load_weights", True) and load is None:
+        superclip["kept_head"] = None
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
             model_name, pretrained, **{"output_dict": True, **loading, **kwargs, "superclip": superclip}
@@ -50,6 +54,7 @@ def create_model_and_transforms(
 
 def head_options(
     model_name: str,
+    pretrained: str | None = None,
     *,
     idf: str,
     special_tokens: bool,
@@ -74,6 +79,7 @@ def head_options(
         "head_warmup": head_warmup,
         "text_length": tokenizer.context_length if dual else None,
         "load": load,
+        "kept_head": kept_head(model_name, pretrained, cache_dir),
     }
 
 

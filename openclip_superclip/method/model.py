@@ -30,8 +30,9 @@ class _WithClassHead:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
             --accum-freq), `head_warmup` (captions during which the head learns alone), `text_length` (in training
-            the text tower reads so many tokens, the class loss the rest) and `load` (is called with the model, to load
-            what it starts from).
+            the text tower reads so many tokens, the class loss the rest), `kept_head` (head and counts that an export
+            keeps beside the weights: the first weights that load without a head take them) and `load` (is called with
+            the model, to load what it starts from).
         Everything else is the OpenCLIP model's.
     """
 
@@ -53,6 +54,7 @@ class _WithClassHead:
         accum_freq: int = 1,
         head_warmup: int = 0,
         text_length: int | None = None,
+        kept_head: dict[str, Tensor] | None = None,
     ) -> None:
         self.output_dict = True  # a tuple has no place for the class losses
         if not self.reads_tower_tokens:
@@ -63,6 +65,7 @@ class _WithClassHead:
         self.accum_freq = accum_freq
         self.head_warmup = head_warmup
         self.text_length = text_length
+        self.kept_head = kept_head
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
         self.fixed_idf = FixedIDF(frequencies, self.statistics.counted) if frequencies is not None else None
@@ -199,14 +202,35 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
 
 def _keep_fresh_head(module, state_dict, prefix, *_) -> None:
     """Lets weights without a head load: what the head and the statistics hold now stays. The log says which it is."""
+    _read_names(state_dict)
     ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
+    kept_head, module.kept_head = module.kept_head or {}, None
+    if not ours.keys() & state_dict.keys():
+        state_dict.update({f"{prefix}{name}": tensor for name, tensor in kept_head.items()})
     if not ours.keys() & state_dict.keys():
         logging.info(FRESH_HEAD)
         state_dict.update(ours)
-    elif f"{prefix}statistics.num_captions" in state_dict:
-        num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
-        _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
-        logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")
+        return
+    for name, tensor in ours.items():
+        found = list(state_dict[name].shape) if name in state_dict else "missing"
+        if found != list(tensor.shape):
+            raise InputError(
+                f"the weights' class head is of another model: {name} is {found}, expected {list(tensor.shape)}"
+            )
+    num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
+    _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
+    logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")
+
+
+def _read_names(state_dict) -> None:
+    """Takes torch.compile's prefix off the names; InputError for weights of the authors' code."""
+    for name in [name for name in state_dict if "_orig_mod." in name]:
+        state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
+    if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
+        raise InputError(
+            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
+            "makes it a folder, which --model local-dir:FOLDER opens"
+        )
 
 
 def _check_special_tokens(module, num_captions: int, document_frequency: Tensor) -> None:

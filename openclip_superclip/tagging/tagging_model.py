@@ -53,8 +53,8 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
     counts = model.statistics
     if num_tokens(tokenizer) > counts.vocab_size:
         raise InputError(
-            f"--model: {path} has a vocabulary of {counts.vocab_size:,} tokens and its tokenizer {num_tokens(tokenizer):,}: "
-            "its text_cfg must name the tokenizer that it was trained with"
+            f"--model: {path} has a vocabulary of {counts.vocab_size:,} tokens and its tokenizer "
+            f"{num_tokens(tokenizer):,}: its text_cfg must name the tokenizer that it was trained with"
         )
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)

@@ -37,7 +37,7 @@ def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
         "class_head.ln.weight": torch.ones(width),
         "class_head.ln.bias": torch.zeros(width),
         "statistics.num_captions": torch.tensor(1234),
-        "statistics.document_frequency": torch.arange(vocab_size),
+        "statistics.document_frequency": torch.arange(vocab_size) % 1000,
     }
 
 
@@ -379,28 +379,105 @@ def test_bad_options_are_refused_in_one_line(flags, reason, small, capsys, monke
     assert sorted(small.rglob("*")) == before
 
 
-def test_overwrite_replaces_files_of_the_same_names_and_leaves_others(small):
-    (small / "model" / "notes.txt").write_text("mine")
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder and what the file there holds."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def test_overwrite_exchanges_the_folder_whole(small, tmp_path):
+    """Nothing of the old export stays beside the new one: not its weights in another format, not its head."""
+    model, torchs = f"local-dir:{small}/model", small / "open_clip_pytorch_model.bin"
+    torch.save(random_weights(model) | head_of(16, 49408), small / "run.pt")
+    assert run(small / "run.pt", "--model", model, "--out", small / "out", "--with-head") == 0
+    old = random_weights(model)
+    torch.save({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in old.items()}, torchs)
+    assert run(torchs, "--model", model, "--out", small / "out", "--format", "torch", "--overwrite") == 0
+    names = {"README.md", "open_clip_config.json", "open_clip_pytorch_model.bin"}
+    assert {path.name for path in (small / "out").iterdir()} == names
+    opened = open_clip.create_model_from_pretrained(f"local-dir:{small}/out")[0]
+    assert opened.logit_scale == old["logit_scale"] + 1
+
+
+def test_overwrite_may_replace_the_configuration_that_named_the_model(small):
     assert run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", small / "model", "--overwrite") == 0
-    assert (small / "model" / "notes.txt").read_text() == "mine"
     open_clip.create_model_from_pretrained(f"local-dir:{small}/model")
 
 
-def export_on_a_full_disk(folder):
-    """No file may grow beyond 64 KiB, which is how a full disk looks from here."""
+OVERWRITE_LOSES = {
+    "plain.pt --out model": "holds notes.txt, which --overwrite would lose",
+    "model/plain.pt --out model": "holds model/plain.pt, which is read and would be lost",
+    "imported --out imported": "holds imported, which is read and would be lost",
+    "imported --out .": ". is the folder you work in, or above it",
+    "plain.pt --out ..": ".. is the folder you work in, or above it",
+    "plain.pt --out /": "/ is the folder you work in, or above it",
+    "plain.pt --out link": "holds notes.txt, which --overwrite would lose",
+    "plain.pt --out model/notes.txt": "is a file; expected the name of a folder",
+}
+
+
+@pytest.mark.parametrize(("argv", "reason"), OVERWRITE_LOSES.items(), ids=OVERWRITE_LOSES)
+def test_overwrite_loses_nothing_but_an_earlier_export(argv, reason, small, capsys, monkeypatch):
+    monkeypatch.chdir(small)
+    (small / "model" / "notes.txt").write_text("mine")
+    shutil.copy(small / "plain.pt", small / "model" / "plain.pt")
+    shutil.copytree(small / "model", small / "imported", ignore=lambda *_: ["notes.txt"])
+    os.rename(small / "imported" / "plain.pt", small / "imported" / "pytorch_model.bin")
+    (small / "link").symlink_to("model")
+    before = snapshot(small)
+    file, *rest = argv.split()
+    assert run(file, *rest, "--model", "local-dir:model", "--overwrite") == 1
+    assert reason in capsys.readouterr().err
+    assert snapshot(small) == before
+
+
+def test_a_link_to_an_export_stays_a_link_to_the_new_one(small):
+    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model"]
+    assert run(*argv, "--out", small / "out") == 0
+    (small / "link").symlink_to("out")
+    assert run(*argv, "--out", small / "link", "--format", "torch", "--overwrite") == 0
+    assert (small / "link").is_symlink()
+    assert (small / "out" / "open_clip_pytorch_model.bin").is_file()
+
+
+def export_on_a_full_disk(folder, format, limit):
+    """No file may grow beyond the limit, which is how a full disk looks from here."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-    return run(folder / "plain.pt", "--model", f"local-dir:{folder}/model", "--out", folder / "out")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    argv = [folder / "plain.pt", "--model", f"local-dir:{folder}/model", "--format", format]
+    return run(*argv, "--out", folder / "out", "--overwrite")
 
 
-def test_a_full_disk_leaves_nothing_half_written(small, tmp_path_factory):
-    before = sorted(small.rglob("*"))
-    (failed,) = run_ranks(export_on_a_full_disk, small, cwd=tmp_path_factory.mktemp("log"))
-    assert failed.returncode == 1
+@pytest.mark.parametrize(("format", "limit"), [("openclip", 65536), ("torch", 65536), ("hf", 65536), ("hf", 1000)])
+def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path_factory):
+    before = snapshot(small)
+    (failed,) = run_ranks(export_on_a_full_disk, small, format, limit, cwd=tmp_path_factory.mktemp("log"))
+    assert failed.returncode == 1, failed.output[-3000:]
     (error,) = failed.errors()
     assert error.startswith(f"error: --out: {small}/out cannot be written")
     assert "Traceback" not in failed.output
-    assert sorted(small.rglob("*")) == before
+    assert snapshot(small) == before
+
+
+TERMINATED = """
+import os, signal, sys
+from openclip_superclip.checkpoints import export
+from openclip_superclip.__main__ import main
+
+save = export.write_model
+def write_and_wait(*args):
+    save(*args)
+    os.kill(os.getpid(), signal.SIGTERM)
+export.write_model = write_and_wait
+main(sys.argv[1:])
+"""
+
+
+def test_a_termination_leaves_nothing_half_written(small):
+    before = snapshot(small)
+    argv = ["export", small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", small / "out"]
+    ended = subprocess.run([sys.executable, "-c", TERMINATED, *map(str, argv)], capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr[-3000:]
+    assert snapshot(small) == before
 
 
 def test_push_uploads_the_folder_and_nothing_does_by_default(small, monkeypatch, capsys):
