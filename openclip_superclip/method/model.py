@@ -212,11 +212,11 @@ def _keep_fresh_head(module, state_dict, prefix, *_) -> None:
         state_dict.update(ours)
         return
     for name, tensor in ours.items():
-        found = list(state_dict[name].shape) if name in state_dict else "missing"
-        if found != list(tensor.shape):
-            raise InputError(
-                f"the weights' class head is of another model: {name} is {found}, expected {list(tensor.shape)}"
-            )
+        if name in state_dict and state_dict[name].shape != tensor.shape:
+            found, expected = list(state_dict[name].shape), list(tensor.shape)
+            raise InputError(f"the weights' class head is of another model: {name} is {found}, expected {expected}")
+    if not {f"{prefix}statistics.num_captions", f"{prefix}statistics.document_frequency"} <= state_dict.keys():
+        return  # torch names what is missing
     num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
     _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
     logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")
