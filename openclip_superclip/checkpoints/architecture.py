@@ -159,11 +159,19 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
 
 
-def num_tokens(tokenizer) -> int:
-    """Returns how many ids an OpenCLIP tokenizer gives to words: what a text tower's vocabulary must hold."""
+def vocabulary_warnings(architecture: Architecture, model: nn.Module) -> list[str]:
+    """Returns what is to be said of a vocabulary smaller than the tokenizer's: a line, or nothing."""
+    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    tokenizer = architecture.tokenizer()
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrapper keeps its own here
     ids = inner.encoder if inner is tokenizer else inner.get_vocab()
-    return 1 + max(set(ids.values()) - set(inner.all_special_ids), default=-1)
+    needed = 1 + max(set(ids.values()) - set(inner.all_special_ids), default=-1)
+    if needed <= vocab_size:
+        return []
+    return [
+        f"--model: {architecture.name} has a vocabulary of {vocab_size:,} tokens and its tokenizer {needed:,}: "
+        "captions will not fit until text_cfg names the tokenizer that the model was trained with"
+    ]
 
 
 def architecture_of(

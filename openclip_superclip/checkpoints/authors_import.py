@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ..atomic_files import whole_output
 from ..errors import InputError
-from .architecture import fit, num_tokens, read_architecture
+from .architecture import fit, read_architecture, vocabulary_warnings
 from .authors_checkpoint import from_authors, with_text_in_place
 from .checkpoint import read_checkpoint
 from .global_batch import fitting_batch, whole_counts
@@ -46,14 +48,14 @@ def import_checkpoint(file: Path, model: str, out: Path, global_batch: int, over
     architecture, weights = fit(architecture, weights)
     plain = architecture.on_meta()
     check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
-    warnings = _batch_warnings(theirs["cap_fq"], global_batch) + _vocabulary_warnings(architecture, plain, model)
+    warnings = _batch_warnings(theirs["cap_fq"], global_batch) + vocabulary_warnings(architecture, plain)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         write_model(folder, architecture, plain, weights)
     return Import(weights[NUM_CAPTIONS].item(), warnings)
 
 
-def _batch_warnings(cap_fq, global_batch: int) -> list[str]:
+def _batch_warnings(cap_fq: Tensor, global_batch: int) -> list[str]:
     fitting = fitting_batch(cap_fq)
     whole = whole_counts(cap_fq, global_batch)
     if fitting == global_batch or (whole and fitting is None):
@@ -65,14 +67,3 @@ def _batch_warnings(cap_fq, global_batch: int) -> list[str]:
         ]
     advice = f"--global-batch {fitting} gives whole ones" if fitting else "the run had another, or more than one"
     return [f"--global-batch {global_batch} gives counts that are not whole, {advice}: those in {{out}} are rounded"]
-
-
-def _vocabulary_warnings(architecture, plain, model: str) -> list[str]:
-    vocab_size = getattr(plain, "vocab_size", None) or plain.text.vocab_size
-    needed = num_tokens(architecture.tokenizer())
-    if needed <= vocab_size:
-        return []
-    return [
-        f"--model: {model} has a vocabulary of {vocab_size:,} tokens and its tokenizer {needed:,}: captions of the "
-        "tokenizer's will not fit, before text_cfg names the tokenizer that the run used"
-    ]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..atomic_files import whole_output
 from ..errors import InputError
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .architecture import architecture_of, fit
+from .architecture import architecture_of, fit, vocabulary_warnings
 from .checkpoint import read_checkpoint
 from .head_check import check_head
 from .model_card import model_card
@@ -30,6 +30,7 @@ class Export(NamedTuple):
 
     model: str
     usage: str  # code that opens it
+    warnings: list[str]
 
 
 def export(
@@ -83,4 +84,4 @@ def export(
             )
         card = model_card(out.resolve().name, run, num_captions, license, library, usage, found.name)
         (folder / "README.md").write_text(card)
-    return Export(found.name, usage)
+    return Export(found.name, usage, vocabulary_warnings(architecture, plain))

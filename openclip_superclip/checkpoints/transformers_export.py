@@ -19,7 +19,7 @@ from .weights_file import save_weights
 EXPRESSED = {
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
-    | {"hf_tokenizer_name"},
+    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as far as _unfollowed says
 }
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
@@ -56,6 +57,8 @@ def _export(options: argparse.Namespace) -> str:
         repo=options.push,
         overwrite=options.overwrite,
     )
+    for warning in written.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return f"{options.out}: {written.model} as plain CLIP\n{written.usage}"
 
 

@@ -9,7 +9,7 @@ from open_clip.constants import HF_CONFIG_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from ..checkpoints.architecture import architecture_of, fit, num_tokens
+from ..checkpoints.architecture import architecture_of, fit
 from ..checkpoints.checkpoint import Checkpoint, read_checkpoint
 from ..checkpoints.run_options import run_behind
 from ..checkpoints.weights_check import check_match, check_values
@@ -51,11 +51,6 @@ def open_with_head(path: Path, architecture: str | None = None, device: str = "c
         model = fitted.on("cpu", superclip={"ignored_tokens": special_token_ids(tokenizer)})
     check_match(weights, model.state_dict(), str(path), found.name)
     counts = model.statistics
-    if num_tokens(tokenizer) > counts.vocab_size:
-        raise InputError(
-            f"--model: {path} has a vocabulary of {counts.vocab_size:,} tokens and its tokenizer "
-            f"{num_tokens(tokenizer):,}: its text_cfg must name the tokenizer that it was trained with"
-        )
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
     equal = record.options.get("superclip_idf") == "off" or not counts.num_captions

@@ -1,5 +1,6 @@
 """Exports are plain CLIP: stock OpenCLIP and transformers open them, without this package, and compute the same."""
 
+import json
 import os
 import pickle
 import resource
@@ -14,15 +15,24 @@ import open_clip
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import GOLDEN
 from support.models import write_model
 from support.released_models import FULL_SHAPES, plain_model, random_weights, write_hf_text_model, write_tokenizer
 from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.bpe_tokenizer import as_hugging_face
+from openclip_superclip.checkpoints.checkpoint import read_checkpoint
+from openclip_superclip.checkpoints.run_options import run_behind
+from openclip_superclip.demo.demo_model import VOCAB_SIZE
 from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.errors import InputError
 
 
 def run(*argv) -> int:
@@ -114,9 +124,30 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path):
     assert run(tmp_path / "plain.pt", "--model", demo, "--out", tmp_path / "out") == 0
     tokens = open_clip.get_tokenizer(demo)(["a red cat", "a blue dog and a house"])
     shutil.rmtree(tmp_path / "model")
-    (opened,) = open_without_this_package(tmp_path / "out")
+    os.rename(tmp_path / "out", tmp_path / "moved")
+    (opened,) = open_without_this_package(tmp_path / "moved")
     assert torch.equal(opened[1], tokens)
-    assert_same_features(plain_model(f"local-dir:{tmp_path}/out", weights), *opened)
+    assert_same_features(plain_model(f"local-dir:{tmp_path}/moved", weights), *opened)
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
+    write_demo_model(tmp_path / "model")
+    stock = SimpleTokenizer(bpe_path=tmp_path / "model" / "bpe.txt.gz", context_length=12, clean=clean)
+    as_hugging_face(stock).save_pretrained(tmp_path / "files")
+    ours = HFTokenizer(str(tmp_path / "files"), context_length=12, clean=clean, strip_sep_token=True)
+    texts = st.one_of(
+        st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),  # unassigned ones are each library's own
+        st.text("abcdestl23 I!?,.-'éİſK<>_\n\t", max_size=60),
+        st.sampled_from(["<start_of_text> x <end_of_text>", "it's I'LL 2024 &amp; 年", ""]),
+    )
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(texts)
+    def same(text):
+        assert torch.equal(ours([text]), stock([text]))
+
+    same()
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +303,39 @@ NOT_EXPRESSED = {
     "average pooling": ({"vision": {"pool_type": "avg"}}, "vision_cfg.pool_type = 'avg'"),
     "no causal mask": ({"text": {"no_causal_mask": True}}, "text_cfg.no_causal_mask = True"),
     "logit bias": ({"init_logit_bias": -10}, "init_logit_bias"),
+    "cleaning": (
+        {"text": {"vocab_size": 600, "tokenizer_kwargs": {"clean": "canonicalize"}}},
+        "text_cfg.tokenizer_kwargs.clean = 'canonicalize'",
+    ),
+    "special tokens": (
+        {"text": {"vocab_size": 600, "tokenizer_kwargs": {"additional_special_tokens": ["<x>"]}}},
+        "text_cfg.tokenizer_kwargs.additional_special_tokens = ['<x>']",
+    ),
+    "oblong pictures": ({"vision": {"image_size": [32, 48]}}, "vision_cfg.image_size = [32, 48]"),
 }
+
+
+def test_a_square_of_two_sides_is_a_square_for_transformers(tmp_path):
+    model = write_model(tmp_path / "model", vision={"image_size": [48, 48]}, text={"vocab_size": 600})
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
+    assert transformers.CLIPModel.from_pretrained(tmp_path / "out").config.vision_config.image_size == 48
+
+
+@pytest.mark.parametrize("interpolation", ["random", "nearest"])
+def test_an_interpolation_is_written_as_openclip_reads_it_or_refused(interpolation, tmp_path, capsys):
+    model = write_model(tmp_path / "model", text={"vocab_size": 600})
+    config = tmp_path / "model" / "open_clip_config.json"
+    content = json.loads(config.read_text()) | {"preprocess_cfg": {"interpolation": interpolation}}
+    config.write_text(json.dumps(content))
+    torch.save(random_weights(model), tmp_path / "plain.pt")
+    code = run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf")
+    if interpolation == "random":
+        assert code == 0
+        assert transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out").resample == Image.Resampling.BICUBIC
+    else:
+        assert code == 1
+        assert "CLIPImageProcessor has no interpolation 'nearest'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("cfg", "reason"), NOT_EXPRESSED.values(), ids=NOT_EXPRESSED)
@@ -295,6 +358,118 @@ def small(tmp_path):
     model = write_model(tmp_path / "model", vision={"width": 16, "head_width": 16}, text={"width": 12})
     torch.save(random_weights(model), tmp_path / "plain.pt")
     return tmp_path
+
+
+IMPOSSIBLE = {  # a tensor of the checkpoint: what it holds, and what is said
+    "NaN": (
+        "visual.proj",
+        lambda t: t.index_fill(0, torch.tensor(1), float("nan")),
+        "holds NaN or infinity (32 of 512",
+    ),
+    "infinity": ("logit_scale", lambda t: t + float("inf"), "logit_scale holds NaN or infinity"),
+    "int32": ("visual.proj", lambda t: t.int(), "visual.proj is int32, expected float32"),
+    "complex": ("visual.proj", lambda t: t.to(torch.complex64), "visual.proj is complex (complex64)"),
+    "sparse": ("visual.proj", lambda t: t.to_sparse(), "visual.proj is sparse (sparse_coo)"),
+    "meta": ("visual.proj", lambda t: t.to("meta"), "visual.proj is on the meta device"),
+    "quantized": ("visual.proj", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized (qint8)"),
+    "negative": ("statistics.num_captions", lambda t: t - 2000, "statistics.num_captions is -766"),
+    "too many": ("statistics.document_frequency", lambda t: t + 300, "document_frequency[935] is 1,235; expected 0 to"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_weights_and_counts_that_cannot_be_are_refused_by_name(name, change, reason, small, capsys):
+    weights = random_weights(f"local-dir:{small}/model") | head_of(16, VOCAB_SIZE)
+    weights[name] = change(weights[name])
+    torch.save(weights, small / "wrong.pt")
+    argv = [small / "wrong.pt", "--model", f"local-dir:{small}/model", "--out", small / "out"]
+    assert run(*argv) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (small / "out").exists()
+
+
+def test_the_names_of_a_compiled_model_are_read(small):
+    weights = random_weights(f"local-dir:{small}/model")
+    torch.save({f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}, small / "compiled.pt")
+    assert run(small / "compiled.pt", "--model", f"local-dir:{small}/model", "--out", small / "out") == 0
+    kept = load_file(small / "out" / "open_clip_model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_json_file_may_hold_the_configuration_under_an_outer_key(outer, small):
+    config = json.loads((small / "model" / "open_clip_config.json").read_text())
+    (small / "x.json").write_text(json.dumps(config if outer else config["model_cfg"]))
+    assert run(small / "plain.pt", "--model", small / "x.json", "--out", small / "out") == 0
+    written = json.loads((small / "out" / "open_clip_config.json").read_text())
+    assert written["model_cfg"]["vision_cfg"] == config["model_cfg"]["vision_cfg"]
+
+
+BROKEN_JSON = {
+    '{"embed_dim": 32,': "x.json has no readable configuration",
+    "[1, 2]": "its embed_dim, vision_cfg, text_cfg is missing or wrong",
+    '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}': "its text_cfg is missing or wrong",
+    '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}': "OpenCLIP cannot build x",
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), BROKEN_JSON.items(), ids=["cut", "list", "number", "unknown"])
+def test_a_configuration_of_nonsense_is_refused_in_one_line(text, reason, small, capsys):
+    (small / "x.json").write_text(text)
+    assert run(small / "plain.pt", "--model", small / "x.json", "--out", small / "out") == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_of_the_authors_is_told_the_import(tmp_path, capsys):
+    theirs = GOLDEN / "reference_tiny.pt"
+    assert run(theirs, "--model", GOLDEN / "reference_tiny.json", "--out", tmp_path / "out") == 1
+    assert f"superclip import {theirs} --model MODEL --out FOLDER" in capsys.readouterr().err
+    name = write_model(tmp_path / "model", text={"vocab_size": 600})
+    model = superclip.create_model_and_transforms(name)[0]
+    with pytest.raises(InputError, match="superclip import FILE"):
+        model.load_state_dict({"cap_fq": torch.zeros(1, 600)})
+
+
+# The head that an export keeps
+
+
+def test_a_kept_head_comes_along_wherever_the_weights_are_read(small):
+    weights = random_weights(f"local-dir:{small}/model") | head_of(16, VOCAB_SIZE)
+    torch.save(weights, small / "run.pt")
+    argv = ["--model", f"local-dir:{small}/model", "--with-head"]
+    assert run(small / "run.pt", *argv, "--out", small / "first") == 0
+    assert run(small / "first", "--with-head", "--out", small / "second", "--format", "torch") == 0
+    for command in (["average", small / "first", small / "second"], ["interpolate", small / "first", small / "second"]):
+        assert main([*map(str, command), "--out", str(small / f"{command[0]}.pt")]) == 0
+    opened = [
+        superclip.create_model_and_transforms(f"local-dir:{small}/second")[0].state_dict(),
+        read_checkpoint(small / "average.pt").weights,
+        read_checkpoint(small / "interpolate.pt").weights,
+        read_checkpoint(small / "first" / "open_clip_model.safetensors").weights,
+    ]
+    for state in opened:
+        assert all(torch.equal(state[name], tensor) for name, tensor in weights.items() if name.startswith("statis"))
+        torch.testing.assert_close(state["class_head.weight"], weights["class_head.weight"])
+    assert run(small / "average.pt", "--out", small / "third") == 0  # which model it is of, the file remembers
+
+
+def test_an_export_of_a_run_without_idf_remembers_it(trained, tmp_path):
+    """And so do a second export and a mean."""
+    shutil.copytree(trained.parents[1], tmp_path / "run")
+    params = tmp_path / "run" / "params.txt"
+    text = params.read_text().replace("model: local-dir:", f"model: local-dir:{trained.parents[3]}/")
+    params.write_text(text.replace("superclip_idf: online", "superclip_idf: off"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    model = ["--model", f"local-dir:{trained.parents[3]}/model", "--with-head"]
+    assert run(checkpoint, *model, "--out", tmp_path / "first") == 0
+    assert run(tmp_path / "first", "--with-head", "--out", tmp_path / "second") == 0
+    assert main(["average", *[str(tmp_path / "second")] * 2, "--out", str(tmp_path / "mean.safetensors")]) == 0
+    for file in ("first", "second", "mean.safetensors"):
+        assert run_behind(read_checkpoint(tmp_path / file)).options["superclip_idf"] == "off"
 
 
 class RunsCode:
@@ -387,7 +562,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 def test_overwrite_exchanges_the_folder_whole(small, tmp_path):
     """Nothing of the old export stays beside the new one: not its weights in another format, not its head."""
     model, torchs = f"local-dir:{small}/model", small / "open_clip_pytorch_model.bin"
-    torch.save(random_weights(model) | head_of(16, 49408), small / "run.pt")
+    torch.save(random_weights(model) | head_of(16, VOCAB_SIZE), small / "run.pt")
     assert run(small / "run.pt", "--model", model, "--out", small / "out", "--with-head") == 0
     old = random_weights(model)
     torch.save({name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in old.items()}, torchs)

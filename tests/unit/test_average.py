@@ -28,6 +28,8 @@ def files(tmp_path_factory):
         state["visual.bn1.num_batches_tracked"].fill_(number)
         content = {"epoch": number, "state_dict": {f"module.{k}": v for k, v in state.items()}}
         torch.save(content, folder / f"{number}.pt")
+    for name, scale in {"nan": torch.tensor(float("nan")), "whole": torch.tensor(2)}.items():
+        torch.save(state | {"logit_scale": scale}, folder / f"{name}.pt")
     save_file(random_weights(model), folder / "plain.safetensors")
     return folder
 
@@ -114,6 +116,11 @@ REFUSED = {
     "interpolate no-such:tag 2.pt --out x.pt": "no MODEL:TAG",
     "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be downloaded or read",
     "interpolate 1.pt model --out x.pt": "holds no weights",
+    "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale holds NaN or infinity",
+    "interpolate 1.pt nan.pt --out x.pt": "nan.pt: logit_scale holds NaN or infinity",
+    "average 1.pt whole.pt --out x.pt": "logit_scale is int64, expected float32",
+    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is read too, and would be lost",
+    "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a .pt or .safetensors file",
 }
 
 

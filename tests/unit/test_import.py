@@ -66,6 +66,28 @@ def test_float32_means_give_back_every_count(global_batch):
     assert ours["statistics.num_captions"] == 50 * global_batch
 
 
+FITTING = {
+    48: "",
+    96: "every count is a multiple of 2; --global-batch 48",
+    40: "gives counts that are not whole, --global-batch 48 gives",
+}
+
+
+@pytest.mark.parametrize(("given", "said"), FITTING.items(), ids=FITTING)
+def test_a_global_batch_that_does_not_fit_is_told_with_the_one_that_does(given, said, tmp_path, capsys):
+    counts = torch.arange(300) % 47
+    file = altered(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
+    assert run(file, "--model", CONFIG, "--out", tmp_path / "out", "--global-batch", given) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "--global-batch" in line]
+    assert len(warnings) == bool(said)
+    assert all(line.startswith("warning: ") and said in line for line in warnings)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_told(tmp_path, capsys):
+    assert run(THEIRS, "--model", CONFIG, "--out", tmp_path / "out") == 0
+    assert "a vocabulary of 300 tokens and its tokenizer 49,406" in capsys.readouterr().err
+
+
 def test_training_goes_on_from_an_import(imported):
     """The authors' vocabulary of 300 takes no captions of the tokenizer's: their own text is fed by hand."""
     model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0]
@@ -85,6 +107,12 @@ DOES_NOT_MATCH = {
     "hidden layers": ({"text_decoder.mlp.0.weight": torch.ones(2, 2)}, "ours is one linear map: text_decoder.mlp.0"),
     "no head": ({"text_decoder.ln_mlp.weight": None}, "it lacks text_decoder.ln_mlp.weight"),
     "no statistics": ({"cap_fq": None}, "it lacks cap_fq"),
+    "NaN": ({"num_samples": torch.full((1, 1), float("nan"))}, "num_samples holds NaN or infinity"),
+    "two numbers of steps": ({"num_samples": torch.ones(2)}, "num_samples is [2], expected one number"),
+    "negative steps": ({"num_samples": torch.full((1, 1), -2.0)}, "num_samples is -2"),
+    "a negative count": ({"cap_fq": torch.full((1, 300), -0.5)}, "cap_fq of token 0 is -0.5; expected 0 to"),
+    "more than all captions": ({"cap_fq": torch.full((1, 300), 99.0)}, "cap_fq of token 0 is 99; expected 0 to"),
+    "whole numbers for weights": ({"visual.proj": torch.ones(64, 32).int()}, "visual.proj is int32, expected float32"),
 }  # fmt: skip
 
 
