@@ -1,0 +1,141 @@
+"""Whatever has happened to a file of weights, a command ends in one line and its exit code, and writes nothing or all.
+
+HYPOTHESIS_SECONDS=600 pytest tests/unit/test_damaged_files.py draws for ten minutes and prints how many cases it drew.
+"""
+
+import collections
+import contextlib
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from support import GOLDEN
+from support.models import write_model
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+
+SECONDS = float(os.environ.get("HYPOTHESIS_SECONDS", "0"))  # 0: a short draw, always the same
+COMMANDS = {  # the file that is damaged: what reads it
+    "run.pt": [
+        "export run.pt --model model/open_clip_config.json --out out",
+        "export run.pt --model model/open_clip_config.json --with-head --format torch --out out",
+        "average run.pt run.pt --out out.pt",
+        "interpolate run.pt run.pt --out out.safetensors",
+    ],
+    "run.safetensors": [
+        "export run.safetensors --model model/open_clip_config.json --out out",
+        "average run.safetensors run.pt --out out.safetensors",
+    ],
+    "exported/open_clip_config.json": ["export exported --out out", "export exported --format hf --out out"],
+    "exported/tokenizer.json": ["export exported --out out"],
+    "exported/tokenizer_config.json": ["export exported --out out"],
+    "exported/superclip_head.safetensors": [
+        "export exported --with-head --out out",
+        "average exported exported --out out.pt",
+    ],
+    "exported/open_clip_model.safetensors": ["export exported --with-head --out out"],
+    "authors.pt": ["import authors.pt --model authors.json --global-batch 48 --out out"],
+    "authors.json": ["import authors.pt --model authors.json --global-batch 48 --out out"],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a whole file of every kind, all of very small models."""
+    folder = tmp_path_factory.mktemp("whole")
+    name = write_model(
+        folder / "model", vision={"layers": 1, "width": 8, "head_width": 8}, text={"layers": 1, "width": 6}
+    )
+    state = superclip.create_model_and_transforms(name)[0].state_dict()
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "run.pt")
+    save_file(state, folder / "run.safetensors")
+    argv = ["export", folder / "run.pt", "--model", name, "--with-head", "--out", folder / "exported"]
+    assert main([*map(str, argv)]) == 0
+    shutil.copy(GOLDEN / "reference_tiny.pt", folder / "authors.pt")
+    shutil.copy(GOLDEN / "reference_tiny.json", folder / "authors.json")
+    return folder
+
+
+@st.composite
+def damages(draw):
+    """How many bytes are flipped, cut, swapped or doubled, and where: as shares of the file's length."""
+    near = st.floats(0, 1) | st.floats(0, 0.02) | st.floats(0.98, 1)  # headers lie at the ends
+    kinds = st.sampled_from(["flip", "cut", "swap", "double", "zero"])
+    return draw(st.lists(st.tuples(kinds, near, near, st.integers(1, 255)), min_size=1, max_size=4))
+
+
+def damaged(content: bytes, damage) -> bytes:
+    """The content with each damage done to it in turn."""
+    for kind, here, there, value in damage:
+        first, second = sorted((int(here * len(content)), int(there * len(content))))
+        length = min(value, second - first) or 1
+        if kind == "flip" and content:
+            first = min(first, len(content) - 1)
+            content = content[:first] + bytes([content[first] ^ value]) + content[first + 1 :]
+        elif kind == "cut":
+            content = content[:second] if value % 2 else content[:first] + content[first + length :]
+        elif kind == "swap":
+            middle = content[first + length : second]
+            content = (
+                content[:first]
+                + content[second : second + length]
+                + middle
+                + content[first : first + length]
+                + (content[second + length :])
+            )
+        elif kind == "double":
+            content = content[:second] + content[first:second][:value] + content[second:]
+        elif kind == "zero":
+            content = content[:first] + bytes(length) + content[first + length :]
+    return content
+
+
+def run(command: str) -> tuple[int, str]:
+    """The exit code of a command and what it wrote to the standard error."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main(command.split())
+    return code, said.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_file_ends_in_one_line_and_leaves_nothing_half_written(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    cases, end = collections.Counter(), time.monotonic() + SECONDS
+
+    @given(st.sampled_from(sorted(COMMANDS)), damages(), st.integers(0, 3))
+    @settings(
+        max_examples=10**6 if SECONDS else 25, deadline=None, derandomize=not SECONDS, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    def holds(file, damage, which):
+        if SECONDS and time.monotonic() > end:
+            return
+        content = (whole / file).read_bytes()
+        Path(file).write_bytes(damaged(content, damage))
+        command = COMMANDS[file][which % len(COMMANDS[file])]
+        try:
+            code, said = run(command)
+            out = [path for path in Path().iterdir() if path.name.startswith("out")]
+            cases["refused" if code else "taken"] += 1
+            assert code in (0, 1)
+            if code:
+                assert said.startswith("error: "), said
+                assert said.count("\n") == 1, said
+            assert [path.suffix for path in out] == ([Path(command.split()[-1]).suffix] if code == 0 else [])
+        finally:
+            Path(file).write_bytes(content)
+            for path in Path().glob("out*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    holds()
+    print(dict(cases))
