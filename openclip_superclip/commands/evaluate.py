@@ -36,8 +36,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite", default="zeroshot,retrieval", metavar="SUITE,…",
-        help="zeroshot: CLIP_benchmark's VTAB+, 36 data sets; retrieval: COCO and Flickr30k; probe: a linear probe on "
-        "ImageNet-1k (default: %(default)s)",
+        help="zeroshot: CLIP_benchmark's 38 data sets for classification; datacomp: those of DataComp's that it "
+        "has; retrieval: COCO and Flickr30k; probe: a linear probe on ImageNet-1k (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--datasets", nargs="+", default=[], metavar="NAME",
@@ -104,6 +104,7 @@ def _settings(options: argparse.Namespace):
 
 def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
     """Prints the results and what is missing from them, and writes each folder's table beside its results."""
+    from ..evaluation.averages import NOT_IN_CLIP_BENCHMARK
     from ..evaluation.datasets import other_data
     from ..evaluation.result_files import read_records
     from ..evaluation.results_table import table
@@ -113,7 +114,9 @@ def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
             with whole_file(folder / "summary.md") as file:
                 file.write(f"{table(models)}\n".encode())
     if outcome.models:
-        print(table(outcome.models))
+        print(printed := table(outcome.models))
+        if "\n| datacomp38" in printed:
+            print(f"\nDataComp's 38 hold {', '.join(NOT_IN_CLIP_BENCHMARK)} as well, of which CLIP_benchmark has none.")
     print(f"\n{outcome.num_results} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
     if selection.absent:
         print(f"Not evaluated: {', '.join(selection.absent)}")

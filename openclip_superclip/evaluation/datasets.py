@@ -12,12 +12,14 @@ from typing import NamedTuple
 from clip_benchmark.datasets import builder, imagenetv2
 
 from ..errors import InputError
+from .averages import DATACOMP_CLASSIFICATION, RETRIEVAL, THE_38
 from .replaced_names import replaced
 from .score_checks import check_shards
 
 SUITES = {
-    "zeroshot": ("zeroshot_classification", builder.dataset_collection["vtab+"]),
-    "retrieval": ("zeroshot_retrieval", ["mscoco_captions", "flickr30k"]),
+    "zeroshot": ("zeroshot_classification", THE_38),
+    "datacomp": ("zeroshot_classification", DATACOMP_CLASSIFICATION),
+    "retrieval": ("zeroshot_retrieval", RETRIEVAL),
     "probe": ("linear_probe", ["imagenet1k"]),
 }
 
@@ -85,7 +87,7 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
                 absent.append(f"{name} ({suite}: it has several labels a picture)")
             elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/ to fit to)")
-            else:
+            elif (data, task) not in chosen:
                 chosen.append((data, task))
     evaluated = {data.name for data, _ in chosen}
     absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]

@@ -1,10 +1,9 @@
 """The table of results: a row a measure, a column a model, under the paper's names where it has one."""
 
-import statistics
 from itertools import chain
 
 from ..table import markdown_table
-from .datasets import SUITES
+from .averages import RETRIEVAL, THE_38, averages
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
 MEASURES = {
@@ -13,7 +12,7 @@ MEASURES = {
     "linear_probe": ("lp_acc1",),
 }
 PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": "COCO", "flickr30k": "Flickr"}
-THE_38 = [*SUITES["zeroshot"][1], *SUITES["retrieval"][1]]
+ORDER = [*THE_38, *RETRIEVAL]
 
 
 def table(models: list[list[dict]]) -> str:
@@ -23,13 +22,11 @@ def table(models: list[list[dict]]) -> str:
         models: the results of each, one at least.
     """
     columns = [_scores(records) for records in models]
-    shared = [name for name in THE_38 if all(_score(records, name) is not None for records in models)]
-    if len(shared) > 1:
-        label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
-        for column, records in zip(columns, models, strict=True):
-            column[label] = 100 * statistics.mean(_score(records, name) for name in shared)
+    for label, means in averages(models).items():
+        for column, mean in zip(columns, means, strict=True):
+            column[label] = 100 * mean
     labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _scores([record]))
-    labels |= dict.fromkeys(chain(*columns))  # the average
+    labels |= dict.fromkeys(chain(*columns))  # the averages
     rows = [[label, *(_cell(column.get(label)) for column in columns)] for label in labels]
     return markdown_table(["%", *_names(models)], rows)
 
@@ -71,20 +68,9 @@ def _place(record: dict) -> tuple:
     name = record["dataset"]
     return (
         list(MEASURES).index(record["task"]),
-        THE_38.index(name) if name in THE_38 else len(THE_38),
+        ORDER.index(name) if name in ORDER else len(ORDER),
         name,
     )
-
-
-def _score(records: list[dict], name: str) -> float | None:
-    """Returns what a data set adds to the average: accuracy, mean average precision, or the mean of both R@1."""
-    for record in records:
-        if record["dataset"] == name and record["task"] != "linear_probe":
-            metrics = record["metrics"]
-            if record["task"] == "zeroshot_retrieval":
-                return (metrics[f"{IMAGE_RETRIEVAL}@1"] + metrics[f"{TEXT_RETRIEVAL}@1"]) / 2
-            return metrics.get("acc1", metrics.get("mean_average_precision"))
-    return None
 
 
 def _cell(value: float | None) -> str:

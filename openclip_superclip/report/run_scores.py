@@ -1,15 +1,14 @@
 """What was measured of a run, in percent, under the paper's keys where it has one."""
 
-import importlib.util
 import json
 import re
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.file_identity import file_identity
 from ..checkpoints.run_options import read_run_record
+from ..evaluation.averages import averages
 
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
@@ -55,9 +54,9 @@ def read_scores(run: Path) -> RunScores:
     epoch = max(epochs, default=None)
     records = [record for record in records if record.get("epoch") == epoch]
     scores = {key: 100 * value for record in records for key, value in _of_record(record)}
-    average = _average_of_38(records)
+    average = averages([records]).get("average of 38")
     if average is not None:
-        scores["average_of_38"] = average
+        scores["average_of_38"] = 100 * average[0]
     scores |= _of_training(run) | _of_demo(run)
     versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
     return RunScores(
@@ -122,20 +121,6 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
             yield name, value
-
-
-def _average_of_38(records: list[dict]) -> float | None:
-    """Returns the mean of CLIP_benchmark's 38 data sets where all are there; which 38 the paper took is unknown."""
-    if len(records) < 38 or importlib.util.find_spec("clip_benchmark") is None:
-        return None
-    from ..evaluation.results_table import THE_38
-
-    found = {}
-    for record in records:
-        values = [value for name, value in _of_record(record) if "linear" not in name]
-        if record.get("dataset") in THE_38 and values:
-            found[record["dataset"]] = statistics.mean(values)
-    return 100 * statistics.mean(found.values()) if len(found) == len(THE_38) else None
 
 
 def _of_training(run: Path) -> dict[str, float]:
