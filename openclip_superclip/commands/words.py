@@ -21,7 +21,10 @@ def main(argv: list[str]) -> int:
     if options.heatmap:
         check_matplotlib("--heatmap")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
-    num_skipped = _write(options, paths) if writes_folder else _print(options, paths)
+    try:
+        num_skipped = _write(options, paths) if writes_folder else _print(options, paths)
+    except KeyboardInterrupt:  # before the first picture
+        return STOPPED
     if num_skipped is None:
         return STOPPED
     if num_skipped == len(paths):
@@ -65,11 +68,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _tagger(options: argparse.Namespace):
+def _tagger(options: argparse.Namespace, out: Path | None):
+    """Returns what sees words, for a folder of results that can be written, and is not left where the model is none."""
     from ..tagging.tagger import Tagger
     from ..tagging.tagging_model import open_with_head
 
-    return Tagger(open_with_head(options.model, options.architecture, options.device), options.words, options.top)
+    is_new = out is not None and not out.exists()
+    if out is not None:
+        make_folder(out, "--out")
+    try:
+        return Tagger(open_with_head(options.model, options.architecture, options.device), options.words, options.top)
+    except InputError:
+        if is_new:
+            out.rmdir()
+        raise
 
 
 def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
@@ -77,11 +89,9 @@ def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
     from ..tagging.tagged_picture import tag_pictures
 
     heatmaps = Path("words") if options.heatmap else None
-    if heatmaps:
-        make_folder(heatmaps, "--out")
     num_seen = num_skipped = 0
     try:
-        for picture in tag_pictures(paths, _tagger(options), heatmaps, {}):
+        for picture in tag_pictures(paths, _tagger(options, heatmaps), heatmaps, {}):
             num_seen += 1
             num_skipped += picture.words is None
             print(picture.json() if options.json else picture.table(), flush=True)
@@ -98,8 +108,7 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
     from ..tagging.words_folder import unfinished_words, write_words_folder
 
     out = options.out or Path("words")
-    make_folder(out, "--out")
-    skipped = []
+    tagger, skipped = _tagger(options, out), []
     with tqdm(total=len(paths), unit=" pictures") as progress:
 
         def tell(picture) -> None:
@@ -110,11 +119,14 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
             progress.update()
 
         try:
-            tagger = _tagger(options)
             unfinished = unfinished_words(out, options.model, options.words, tagger, paths, options.heatmap)
             if unfinished.earlier:
                 progress.write(f"{len(unfinished.earlier):,} pictures were tagged before", file=sys.stderr)
             write_words_folder(out, paths, tagger, str(options.model), options.heatmap, unfinished, tell)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise InputError(f"--out: {out} cannot be written ({error.strerror})") from error
         except KeyboardInterrupt:
             progress.close()
             print(f"stopped after {progress.n:,} of {len(paths):,}: the same command goes on", file=sys.stderr)

@@ -520,6 +520,14 @@ def test_bad_input_is_refused_in_one_line(argv, reason, models, capsys, monkeypa
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("argv", [["empty/.."], ["picture.png", "--heatmap"]], ids=["folder", "heat map"])
+def test_where_the_model_is_refused_nothing_is_written(argv, models, capsys, monkeypatch):
+    monkeypatch.chdir(models)
+    assert words(*argv, "--model", "plain.pt") == 1
+    assert "plain.pt holds no class head" in capsys.readouterr().err
+    assert not Path("words").exists()
+
+
 def test_a_lone_checkpoint_opens_where_the_user_says_what_it_is(trained, picture, tmp_path, capsys):
     model = trained.parents[3] / "model"
     (tmp_path / "lone.pt").symlink_to(trained)
