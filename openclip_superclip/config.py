@@ -126,7 +126,7 @@ class DataConfig:
         "--superclip-slices",
         None,
         "cut each pass over the shards of a WebDataset into K epochs, which read every K-th shard of the pass's own "
-        "order: a checkpoint each, and a resumed run goes on as if it had never stopped. --train-num-samples is then "
+        "order: a checkpoint each, and a resumed run continues as if it had never stopped. --train-num-samples is then "
         "that of one slice, --epochs K times the passes. Works without --superclip too",
         type=int,
         metavar="K",

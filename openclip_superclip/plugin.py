@@ -134,7 +134,7 @@ def open_clip_data_order(args, shared_epoch):
     return order.shards, order.samples
 
 
-def _mends_horovod(args) -> bool:
+def _fixes_horovod(args) -> bool:
     """Returns whether --horovod is to train as torchrun does: with a flag of this package; without one it is stock."""
     return bool(config_from(vars(args)) or data_config_from(vars(args)).slices) and args.horovod
 
@@ -142,11 +142,11 @@ def _mends_horovod(args) -> bool:
 def _check_horovod(args) -> None:
     """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet."""
     check_horovod()
-    if _mends_horovod(args):
-        from .distributed.horovod_fixes import mend_horovod, refuse_broken
+    if _fixes_horovod(args):
+        from .distributed.horovod_fixes import fix_horovod, refuse_broken
 
         refuse_broken(args)
-        mend_horovod()
+        fix_horovod()
 
 
 def _check_training_data(args, config: Config | None, slices: int | None) -> None:
@@ -225,7 +225,7 @@ def _check_models(args, with_head: bool) -> None:
 
 
 def _check_resume(args, with_head: bool, slices: int | None) -> None:
-    """Raises InputError for a --resume from a run that cannot go on here, where its file can be told before it starts.
+    """Raises InputError for a --resume that cannot work, where its file is known before OpenCLIP starts.
 
     Those are a run of the other kind, and one that reads its shards in another order.
     """

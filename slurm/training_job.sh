@@ -1,5 +1,5 @@
 #!/bin/bash
-# What a job that trains does: starts one `superclip run` a node, and goes back into the queue where it was interrupted.
+# What a job that trains does: starts one `superclip run` a node, and is requeued where it was interrupted.
 #
 #     training_job.sh [--superclip FILE] [--container WORDS] RECIPE [SHARDS] [options of `superclip run`]
 #     training_job.sh [--superclip FILE] [--container WORDS] --runs FOLDER… -- [options of `superclip run`]
@@ -42,9 +42,9 @@ while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends wait before
 wait $step
 code=$?
 
-# 0 is finished, 1 failed. A job that is told as soon as it starts has no time to train, and would be queued for ever.
+# 0 is finished, 1 failed. A job that is told as soon as it starts has no time to train, and would be requeued forever.
 if [ $code -eq 75 ] || { [ "${told:-0}" -gt 300 ] && [ $code -gt 1 ]; }; then
-    echo "training_job.sh: back into the queue, to go on from the last checkpoint"
+    echo "training_job.sh: requeued, to resume from the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

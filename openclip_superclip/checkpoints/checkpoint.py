@@ -95,7 +95,7 @@ def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
 
 
 def is_complete(path: str | Path) -> bool:
-    """Tells whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
+    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
     try:
         with zipfile.ZipFile(path):
             return True

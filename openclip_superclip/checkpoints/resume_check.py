@@ -1,4 +1,4 @@
-"""Which checkpoint --resume takes, and whether this run can go on from it; told before anything is loaded."""
+"""Which checkpoint --resume takes, and whether this run can resume it; checked before anything is loaded."""
 
 import os
 import sys
@@ -44,9 +44,9 @@ def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
         while file is not None and not is_complete(file):
             damaged = Path(file).rename(f"{file}.damaged")
             file = latest_checkpoint(folder, save_most_recent)
-            goes_on = f"goes on from {os.path.normpath(file)}" if file else "starts anew"
+            resumes = f"resumes from {os.path.normpath(file)}" if file else "starts anew"
             print(f"superclip: {damaged.stem} was not written to its end and is now {damaged}; "
-                  f"--resume latest {goes_on}", file=sys.stderr, flush=True)  # fmt: skip
+                  f"--resume latest {resumes}", file=sys.stderr, flush=True)  # fmt: skip
     return file if file is not None and is_complete(file) else None
 
 
@@ -86,6 +86,6 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) ->
     if with_ddp is not None and checkpoint.of_ddp != with_ddp:
         kind = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
         raise InputError(
-            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: go on as it began; "
-            f"or, to start from its weights, give {anew}"
+            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: resume with "
+            f"the ranks that it began with; or, to start from its weights, give {anew}"
         )

@@ -43,7 +43,7 @@ def check_order(file: str, slices: int | None, seed: int, train_data: str | None
 
 
 def _same_shards(now: str, before: str) -> bool:
-    """Tells whether both name the same shards in the same order; shards that are no longer there may have moved."""
+    """Returns whether both name the same shards in the same order; shards that are no longer there may have moved."""
     from open_clip_train.data import expand_urls
 
     if now == before:

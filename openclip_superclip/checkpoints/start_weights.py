@@ -48,7 +48,7 @@ def _load(model, *, file: str, options: dict) -> None:
 
 
 def holds_head(model: str | None, pretrained: str | None) -> bool:
-    """Tells whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
+    """Returns whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
     if not model:
         return False
     schema, place = parse_model_name(model)

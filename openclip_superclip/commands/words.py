@@ -59,7 +59,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, where a folder is given or heat maps "
-        "are drawn; otherwise nothing is written); a call that was stopped is gone on with by the same command",
+        "are drawn; otherwise nothing is written); the same command resumes a call that was stopped",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
@@ -129,7 +129,7 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
             raise InputError(f"--out: {out} cannot be written ({error.strerror})") from error
         except KeyboardInterrupt:
             progress.close()
-            print(f"stopped after {progress.n:,} of {len(paths):,}: the same command goes on", file=sys.stderr)
+            print(f"stopped after {progress.n:,} of {len(paths):,}: the same command resumes", file=sys.stderr)
             return None
     if not options.json:
         for picture in skipped:

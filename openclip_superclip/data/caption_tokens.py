@@ -97,7 +97,7 @@ class CaptionTokens:
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError where a pass over a worker's shards kept too few samples for a batch.
 
-        OpenCLIP would pass over them again, for ever.
+        OpenCLIP would pass over them again, forever.
         """
         if num_kept >= self.batch_size:
             return

@@ -36,14 +36,14 @@ def refuse_broken(args) -> None:
         raise InputError("--horovod: --use-bn-sync does nothing with it: leave it out")
 
 
-def mend_horovod() -> None:
+def fix_horovod() -> None:
     """Replaces the functions of Horovod that keep OpenCLIP from training as it does with torch.distributed."""
     import horovod.torch as hvd
 
-    for name, mended in MENDED.items():
+    for name, fixed in FIXED.items():
         function = getattr(hvd, name)
         if not isinstance(function, functools.partial):
-            setattr(hvd, name, functools.partial(mended, function))
+            setattr(hvd, name, functools.partial(fixed, function))
 
 
 def _init(init, *args, **options) -> None:
@@ -85,7 +85,7 @@ def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **op
         broadcast_optimizer_state(optimizer, *args, **options)
 
 
-MENDED = {
+FIXED = {
     "init": _init,
     "allgather": _allgather,
     "broadcast_object": _broadcast_object,

@@ -29,7 +29,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
     def openclip_flags(self) -> list[str]:
-        """Returns the flags that make OpenCLIP write here, and go on from the newest checkpoint."""
+        """Returns the flags that make OpenCLIP write here, and resume from the newest checkpoint."""
         where = ["--logs", str(self.path.parent), "--name", self.path.name]
         return [*where, "--resume", "latest", "--save-frequency", "1"]
 

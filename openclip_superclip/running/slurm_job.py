@@ -27,7 +27,7 @@ class SlurmJob:
 
     def script(self) -> str:
         """Returns a script of that command."""
-        about = "# Submits again what `superclip submit` has submitted; a run goes on from its last checkpoint."
+        about = "# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint."
         command = " \\\n    ".join(shlex.join(line) for line in self._lines())
         return f"#!/bin/bash\n{about}\n{command}\n"
 

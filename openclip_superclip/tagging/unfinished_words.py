@@ -11,7 +11,7 @@ class UnfinishedWords:
     """Keeps each tagged picture as it comes, until all are there.
 
     Args:
-        file: of an earlier call, perhaps; it is gone on with if that had the same settings.
+        file: of an earlier call, perhaps; it is resumed if that had the same settings.
         settings: what the words depend on, besides the pictures.
     """
 

@@ -14,7 +14,7 @@ import conftest  # noqa: F401  # the environment of the tests
 import horovod.torch as hvd
 import torch
 
-from openclip_superclip.distributed.horovod_fixes import mend_horovod
+from openclip_superclip.distributed.horovod_fixes import fix_horovod
 from openclip_superclip.distributed.horovod_rendezvous import join_ranks
 from support.three_steps import train_three_steps
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
@@ -22,7 +22,7 @@ from support.training_runs import in_one_order, run_ranks, stock_train, supercli
 
 def train_three_steps_under_horovod(model_name: str, flags: dict, gradient_scale: float) -> None:
     """Saves what train_three_steps returns as rank0.pt, rank1.pt."""
-    mend_horovod()
+    fix_horovod()
     join_ranks()
     hvd.init()
     flags = {**flags, "horovod": True}

@@ -540,7 +540,7 @@ def test_a_newest_checkpoint_that_was_cut_is_set_aside_and_the_one_before_resume
     (run,) = run_ranks(superclip_train, *small_flags, *flags, cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
     place = "logs/with-head/checkpoints/epoch_"
-    assert f"is now {place}2.pt.damaged; --resume latest goes on from {place}1.pt" in run.output, run.output[:300]
+    assert f"is now {place}2.pt.damaged; --resume latest resumes from {place}1.pt" in run.output, run.output[:300]
     assert "Start epoch 1" in run.output
     assert len((checkpoints / "epoch_2.pt.damaged").read_bytes()) == len(whole) // 2
     assert saved(tmp_path, "with-head")["epoch"] == 1

@@ -354,7 +354,7 @@ def test_a_call_that_is_stopped_keeps_what_it_has_and_the_same_command_goes_on(e
     stopped.send_signal(signal.SIGINT)
     _, told = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, told
-    assert re.search(r"stopped after \d+ of 80: the same command goes on", told)
+    assert re.search(r"stopped after \d+ of 80: the same command resumes", told)
     assert "Traceback" not in told
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["words.jsonl.part"]
 

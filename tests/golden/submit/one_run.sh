@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits again what `superclip submit` has submitted; a run goes on from its last checkpoint.
+# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint.
 sbatch --parsable \
     --job-name=superclip_vit-b-16_512m_bs16k \
     --nodes=4 \
