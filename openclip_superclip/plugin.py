@@ -6,7 +6,6 @@ import shlex
 
 from .checkpoints.resume_check import check_kind, resumed_file
 from .config import Config, add_options, config_from, data_config_from, is_idf_file, options_of
-from .data.training_data_check import is_table
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
 from .optional_dependencies import check_horovod
@@ -108,6 +107,7 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     if config is None or config.captions == "short":
         return None
     from .data.caption_tokens import CaptionTokens
+    from .data.training_data_check import is_table
 
     table = is_table(args.train_data, args.dataset_type)
     return CaptionTokens(
@@ -158,7 +158,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> Non
         return
     from .data.slice_check import check_slices
     from .data.table_check import Columns, check_table
-    from .data.training_data_check import check_shards
+    from .data.training_data_check import check_shards, is_table
     from .distributed.horovod_rendezvous import launched_size
 
     sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
@@ -187,6 +187,7 @@ def _check_idf_file(args, config: Config) -> None:
 
     from .data.counted_captions import check_counted_captions
     from .data.frequency_file import read_frequencies
+    from .data.training_data_check import is_table
 
     tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
     frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
