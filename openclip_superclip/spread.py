@@ -1,5 +1,6 @@
-"""A score over several seeds: mean ± standard deviation."""
+"""A score over several seeds: mean ± standard deviation, and the difference of two by paired seeds."""
 
+import math
 import statistics
 from typing import NamedTuple
 
@@ -20,3 +21,32 @@ class Spread(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+
+
+class PairedDifference(NamedTuple):
+    """The differences of two methods' scores, one for each seed that both were trained with."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one seed."""
+        if len(self.values) < 2:
+            return None
+        from scipy.stats import t
+
+        half = t.ppf(0.975, len(self.values) - 1) * statistics.stdev(self.values) / math.sqrt(len(self.values))
+        return self.mean - half, self.mean + half
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; a single seed shows nothing."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    def __str__(self) -> str:
+        interval = f" [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]" if self.interval else ""
+        return f"{self.mean:+.1f}{interval}"

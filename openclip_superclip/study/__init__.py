@@ -1,0 +1,1 @@
+"""Studies: runs of several methods by paired seeds, and whether their differences exclude zero."""

@@ -1,0 +1,45 @@
+"""study.png: the paired differences with their intervals, a panel a measure; over the cells where there are some."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af", "#7d7d7d")
+
+
+def draw(results) -> bytes:
+    """Returns the figure of a study's results as PNG."""
+    study, measures = results.study, results.measures
+    figure, grid = plt.subplots(
+        1, len(measures), figsize=(3.1 * len(measures) + 0.6, 3.8), layout="constrained", squeeze=False
+    )
+    for axes, measure in zip(grid[0], measures, strict=True):
+        for place, (arm, baseline) in enumerate(study.pairs):
+            found = [results.difference(arm, baseline, cell, measure) for cell in study.cell_values]
+            shift = 0.12 * (place - (len(study.pairs) - 1) / 2)
+            for x, difference in enumerate(found):
+                low, high = difference.interval or (difference.mean, difference.mean)
+                axes.plot([x + shift] * 2, [low, high], color=COLOURS[place % 6], linewidth=2)
+                axes.plot([x + shift] * len(difference.values), difference.values, ".", color="black", markersize=3)
+            means = [difference.mean for difference in found]
+            line = "-" if len(means) > 1 else ""
+            axes.plot(
+                [x + shift for x in range(len(means))], means, marker="o", linestyle=line, color=COLOURS[place % 6],
+                label=f"{arm} − {baseline}",
+            )  # fmt: skip
+        axes.axhline(0, color="#999999", linewidth=1)
+        axes.set_title(measure.replace("_", " ") + (" (primary)" if measure == study.primary else ""), fontsize=9)
+        axes.set_xticks(range(len(study.cell_values)), ["" if c is None else str(c) for c in study.cell_values])
+        axes.set_xlim(-0.5, len(study.cell_values) - 0.5)
+        axes.set_xlabel((study.cell_field or "").replace("_", " "), fontsize=8)
+        axes.grid(axis="y", alpha=0.3)
+    grid[0][0].set_ylabel("difference, points (bar: 95 % interval, dot: a seed)", fontsize=8)
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+    return file.getvalue()

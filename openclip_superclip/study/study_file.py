@@ -1,0 +1,129 @@
+"""A study's file: which runs answer a question, and the measure that was named before the first of them."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+from ruamel.yaml import YAML, YAMLError
+
+from ..errors import InputError
+from ..planning.recipe_file import read_recipe
+from ..shipped_files import shipped_folder
+
+LIKE = "like"  # in an arm: another arm, whose fields it takes, the chosen learning rate among them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Arms are compared with the first, or as `compare` says, at equal seeds; cells are values of one more field."""
+
+    question: str
+    primary: str  # the measure that answers it
+    recipe: str  # a file or a shipped name; what all runs have in common
+    arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
+    seeds: int  # 0 to seeds - 1, the same for every arm
+    measures: str = "demo"  # what measures a run: the demo's scenes, or "validation" (OpenCLIP's own, --val-data)
+    cells: dict[str, list] = dataclasses.field(default_factory=dict)  # one field: its values
+    choose: dict = dataclasses.field(default_factory=dict)  # lr: values; seeds: how many, beyond the study's own
+    compare: list = dataclasses.field(default_factory=list)  # [arm, baseline], several
+    name: str = ""  # of the file
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The comparisons: an arm and its baseline."""
+        first, *others = self.arms
+        return [tuple(pair) for pair in self.compare] or [(arm, first) for arm in others]
+
+    @property
+    def cell_field(self) -> str | None:
+        return next(iter(self.cells), None)
+
+    @property
+    def cell_values(self) -> list:
+        """The values of the cells' field; one, None, where there is no such field."""
+        return self.cells[self.cell_field] if self.cells else [None]
+
+    def settings(self, arm: str, cell=None) -> dict[str, str]:
+        """Returns what --set is given for the runs of an arm in a cell; the arm that it is like comes first."""
+        values = dict(self.arms[arm])
+        other = values.pop(LIKE, None)
+        shared = self.settings(other) if other else {}
+        of_cell = {} if cell is None else {self.cell_field: _text(cell)}
+        return shared | of_cell | {field: _text(value) for field, value in values.items()}
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
+REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
+MEASURES = ("demo", "validation")
+
+
+def study_files() -> list[Path]:
+    """Returns the shipped studies."""
+    return sorted(shipped_folder("recipes").glob("studies/*.yaml"))
+
+
+def read_study(path_or_name: str) -> Study:
+    """Returns the study of a file or a shipped name; InputError, naming file and field, for what cannot be."""
+    path = _find(path_or_name)
+    try:
+        values = YAML(typ="safe").load(path.read_text())
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a YAML mapping of {', '.join(REQUIRED)}")
+    for name in values:
+        if name not in FIELDS:
+            raise InputError(f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}")
+    for name in REQUIRED:
+        if name not in values:
+            raise InputError(f"{path}: {name} is missing; a study holds {', '.join(REQUIRED)}")
+    study = Study(**values, name=path.stem)
+    _check(study, path)
+    return study
+
+
+def _find(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    known = {path.stem: path for path in study_files()}
+    wanted = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known) or list(known)
+        raise InputError(f"there is no file and no study '{name}'; there is {', '.join(near)}")
+    return known[wanted]
+
+
+def _check(study: Study, path: Path) -> None:
+    """Raises InputError for arms, cells and comparisons that do not fit, and for runs whose recipes cannot be."""
+    for field, kind, expected in (
+        ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
+        ("cells", dict, "one field of the recipe and its values"),
+        ("choose", dict, "lr: values, and seeds: how many"),
+    ):
+        if not isinstance(getattr(study, field), kind):
+            raise InputError(f"{path}: {field} is {getattr(study, field)!r}; expected {expected}")
+    if len(study.arms) < 2 or not all(isinstance(arm, dict) for arm in study.arms.values()):
+        raise InputError(f"{path}: arms is {study.arms}; expected two arms or more, each a mapping of fields")
+    if not isinstance(study.seeds, int) or isinstance(study.seeds, bool) or study.seeds < 1:
+        raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
+    if study.measures not in MEASURES:
+        raise InputError(f"{path}: measures is {study.measures!r}; expected one of {', '.join(MEASURES)}")
+    if len(study.cells) > 1 or not all(isinstance(values, list) and values for values in study.cells.values()):
+        raise InputError(f"{path}: cells is {study.cells}; expected one field of the recipe and its values")
+    if study.choose and (set(study.choose) != {"lr", "seeds"} or not isinstance(study.choose["lr"], list)):
+        raise InputError(f"{path}: choose holds {', '.join(study.choose)}; expected lr: values, and seeds: how many")
+    for pair in study.compare:
+        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(study.arms):
+            raise InputError(f"{path}: compare holds {pair}; expected [arm, baseline] of {', '.join(study.arms)}")
+    for arm, values in study.arms.items():
+        other = values.get(LIKE)
+        if other is not None and (other not in study.arms or LIKE in study.arms[other]):
+            raise InputError(f"{path}: arm '{arm}' is like '{other}'; expected an arm that is like no other")
+    for arm in study.arms:
+        for cell in study.cell_values:
+            read_recipe(study.recipe, study.settings(arm, cell))
+
+
+def _text(value) -> str:
+    """Returns a value as it is written after --set KEY=."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else f"{value}"

@@ -1,0 +1,128 @@
+"""What a study shows: each arm's scores, the paired differences with their intervals, and one sentence."""
+
+import csv
+import io
+import statistics
+from pathlib import Path
+
+from ..atomic_files import whole_file, write_json
+from ..spread import PairedDifference, Spread
+from ..table import markdown_table
+from .study_file import Study
+
+
+class StudyResults:
+    """The records of a study's runs, compared arm by arm at equal seeds."""
+
+    def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
+        self.study, self.records, self.chosen = study, records, chosen or {}
+        first = records[0]["measures"]
+        self.measures = [study.primary, *(name for name in first if name != study.primary)]
+        self.same = _same_weights(records)
+
+    def spread(self, arm: str, cell, measure: str) -> Spread:
+        return Spread([record["measures"][measure] for record in self._of(arm, cell)])
+
+    def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
+        """Returns the differences of the seeds that both arms have."""
+        ours, theirs = (
+            {r["seed"]: r["measures"][measure] for r in self._of(name, cell)} for name in (arm, baseline)
+        )
+        return PairedDifference([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+
+    def tables(self) -> str:
+        """Returns a table a cell in Markdown, and what excludes zero in words."""
+        study, parts = self.study, [f"**{self.study.question}**"]
+        for cell in study.cell_values:
+            if cell is not None:
+                parts.append(f"{study.cell_field} {cell}:")
+            heads = ["%", *study.arms, *(f"{arm} − {baseline}" for arm, baseline in study.pairs)]
+            rows = [
+                [
+                    measure.replace("_", " ") + (" (primary)" if measure == study.primary else ""),
+                    *(str(self.spread(arm, cell, measure)) for arm in study.arms),
+                    *(str(self.difference(*pair, cell, measure)) for pair in study.pairs),
+                ]
+                for measure in self.measures
+            ]
+            seconds = [
+                f"{statistics.median(r['cpu_seconds'] for r in self._of(arm, cell)):.0f}" for arm in study.arms
+            ]
+            rows.append(["CPU seconds", *seconds, *("" for _ in study.pairs)])
+            parts.append(markdown_table(heads, rows))
+        parts.append(
+            f"Mean ± standard deviation over {study.seeds} seed(s); differences are paired by seed, with their 95 % "
+            "interval (Student's t)."
+        )
+        return "\n\n".join([*parts, *self.sentences()])
+
+    def sentences(self) -> list[str]:
+        """Returns, for each comparison and cell, which differences exclude zero."""
+        return [self._sentence(*pair, cell) for pair in self.study.pairs for cell in self.study.cell_values] + self.same
+
+    def _sentence(self, arm: str, baseline: str, cell) -> str:
+        where = "" if cell is None else f" at {self.study.cell_field} {cell}"
+        found = {measure: self.difference(arm, baseline, cell, measure) for measure in self.measures}
+        if len(next(iter(found.values())).values) < 2:
+            return f"{arm} − {baseline}{where}: one seed shows no difference."
+        above = [m for m, difference in found.items() if difference.excludes_zero and difference.mean > 0]
+        below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
+        neither = [m for m in found if m not in above + below]
+        told = [
+            f"{how} in {', '.join(names).replace('_', ' ')}"
+            for how, names in (("above zero", above), ("below zero", below), ("not told from zero", neither))
+            if names
+        ]
+        return f"{arm} − {baseline}{where}: {'; '.join(told)}."
+
+    def write(self, out: Path, provenance: dict) -> None:
+        """Writes study.json, study.csv (a row a run), study.md and study.png."""
+        from .study_figure import draw
+
+        differences = [
+            {
+                "arm": arm, "baseline": baseline, "cell": cell, "measure": measure, "mean": difference.mean,
+                "interval": difference.interval, "values": difference.values,
+            }
+            for arm, baseline in self.study.pairs
+            for cell in self.study.cell_values
+            for measure in self.measures
+            for difference in [self.difference(arm, baseline, cell, measure)]
+        ]  # fmt: skip
+        write_json(
+            out / "study.json",
+            {
+                "question": self.study.question, "primary": self.study.primary, **provenance, "chosen": self.chosen,
+                "differences": differences, "runs": self.records,
+            },
+        )  # fmt: skip
+        for name, content in (("study.csv", self.csv()), ("study.md", self.tables() + "\n")):
+            with whole_file(out / name) as file:
+                file.write(content.encode())
+        with whole_file(out / "study.png") as file:
+            file.write(draw(self))
+
+    def csv(self) -> str:
+        """Returns a row a run: numbers as numbers."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        cell_field = [self.study.cell_field] if self.study.cell_field else []
+        writer.writerow(["arm", *cell_field, "seed", *self.measures, "cpu_seconds", "checkpoint"])
+        for record in self.records:
+            cell = [record["cell"]] if cell_field else []
+            scores = [f"{record['measures'][measure]:.2f}" for measure in self.measures]
+            writer.writerow(
+                [record["arm"], *cell, record["seed"], *scores, f"{record['cpu_seconds']:.1f}", record["checkpoint"]]
+            )
+        return text.getvalue()
+
+    def _of(self, arm: str, cell) -> list[dict]:
+        return [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
+
+
+def _same_weights(records: list[dict]) -> list[str]:
+    """Returns a line for each group of runs with equal weights: a copy is no second seed."""
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        groups.setdefault(record["checkpoint"], []).append(f"{record['arm']} seed {record['seed']}")
+    return [f"Equal weights, which are no separate seeds: {', '.join(g)}." for g in groups.values() if len(g) > 1]

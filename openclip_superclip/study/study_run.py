@@ -1,0 +1,127 @@
+"""One run of a study: `superclip run` in a process of its own, then its measures."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..atomic_files import write_json
+from ..checkpoints.training_log import read_log
+from ..errors import InputError
+from ..versions import versions
+
+PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What tells one run of a study from another."""
+
+    arm: str
+    cell: str | None
+    seed: int
+    recipe: str
+    set: tuple[tuple[str, str], ...]  # fields of the recipe with their values
+    folder: Path
+    split: str = "test"  # of the scenes that measure it: "tune" where a learning rate is chosen
+
+    def command(self, device: str, data: str | None) -> list[str]:
+        """Returns the arguments of `superclip` that train it."""
+        settings = [part for field, value in self.set for part in ("--set", f"{field}={value}")]
+        where = ["--data", data] if data else []
+        return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder)]
+
+
+def train(run: StudyRun, device: str, data: str | None) -> None:
+    """Trains a run from where it stopped; a finished one is left alone. Its CPU seconds are added to what they were.
+
+    Raises InputError, with what the run last said, where it fails.
+    """
+    if _state(run) == "finished":
+        return
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    output = run.folder.with_name(f"{run.folder.name}.output")
+    threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
+    with open(output, "w") as file:
+        command = [sys.executable, "-m", "openclip_superclip", *run.command(device, data)]
+        process = subprocess.Popen(command, env={**os.environ, **threads}, stdout=file, stderr=subprocess.STDOUT)
+        ended = 0
+        try:
+            while not ended:
+                time.sleep(0.5)  # wait4, which alone tells this child's CPU time, takes no timeout
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        finally:
+            if not ended:
+                process.terminate()
+                process.wait()
+    seconds = _cpu_seconds(run) + usage.ru_utime + usage.ru_stime
+    if run.folder.is_dir():
+        write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": seconds})
+    if os.waitstatus_to_exitcode(status) != 0:
+        said = [line for line in output.read_text().splitlines() if line.strip()]
+        raise InputError(f"{run.folder.name} failed: {' '.join(said[-1:]) or 'it said nothing'}; {output} holds more")
+    output.unlink()
+
+
+def record(run: StudyRun, measures: str) -> dict:
+    """Returns a trained run's record, measured now unless the same weights were: what a row of the study's table is."""
+    weights = _last_checkpoint(run)
+    kept = run.folder / f"{measures}-{run.split}.json"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.get("checkpoint") != digest:
+        found = {
+            "arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), "checkpoint": digest,
+            "cpu_seconds": _cpu_seconds(run), "measures": _measure(run, weights, measures),
+            "versions": versions(*PACKAGES),
+        }  # fmt: skip
+        write_json(kept, found)
+    return found
+
+
+def samples_seen(run: StudyRun) -> int:
+    """Returns how many samples a run has trained on so far."""
+    log = run.folder / "out.log"
+    curve = read_log(log) if log.exists() else []
+    return curve[-1]["samples"] if curve else 0
+
+
+def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
+    if measures == "demo":
+        from ..demo.measures import measure
+        from ..demo.demo_run import load
+
+        recipe = _recipe(run)
+        return measure(*load(weights, recipe.model), split=run.split)
+    from ..report.run_scores import of_training
+
+    scores = of_training(run.folder)
+    if not scores:
+        raise InputError(f"{run.folder} has no measures of its own: give the study --val-data")
+    return scores
+
+
+def _recipe(run: StudyRun):
+    from ..planning.recipe_file import read_recipe
+
+    return read_recipe(str(run.folder / "recipe.yaml"))
+
+
+def _last_checkpoint(run: StudyRun) -> Path:
+    from ..running.checkpoint_files import checkpoints
+
+    return list(checkpoints(run.folder / "checkpoints").values())[-1]
+
+
+def _state(run: StudyRun) -> str | None:
+    state = run.folder / "state.json"
+    return json.loads(state.read_text()).get("state") if state.exists() else None
+
+
+def _cpu_seconds(run: StudyRun) -> float:
+    kept = run.folder / "cpu_seconds.json"
+    return json.loads(kept.read_text())["cpu_seconds"] if kept.exists() else 0.0

@@ -1,0 +1,114 @@
+"""All runs of a study, several at a time: trained, measured, and resumed where an earlier call stopped."""
+
+import itertools
+import json
+import statistics
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..atomic_files import make_folder, write_json
+from ..errors import InputError
+from ..planning.recipe_file import read_recipe
+from .study_file import LIKE, Study
+from .study_run import StudyRun, record, samples_seen, train
+
+CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
+
+
+class StudyTraining:
+    """A study in a folder: OUT/runs/ARM_CELL_seedN, and what was chosen in OUT/chosen.json."""
+
+    def __init__(self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = ()):
+        self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
+        self.extra = tuple(extra)  # more fields with their values, of every run
+
+    def run(self) -> tuple[list[dict], dict]:
+        """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
+        make_folder(self.out / "runs", "--out")
+        chosen = self._choose()
+        return self._records(self.runs(chosen)), chosen
+
+    def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
+        """Returns the study's runs: seeds outermost, so that what is finished is always a study of fewer seeds."""
+        study = self.study
+        return [
+            self._run(arm, cell, seed, self._rates(chosen, arm, cell))
+            for seed, cell, arm in itertools.product(range(study.seeds), study.cell_values, study.arms)
+        ]
+
+    def _choose(self) -> dict[str, dict[str, str]]:
+        """Returns each arm's learning rate in each cell: the best mean of the primary measure on the split for that."""
+        study, kept = self.study, self.out / "chosen.json"
+        if not study.choose:
+            return {}
+        if kept.exists():
+            return json.loads(kept.read_text())
+        arms = [arm for arm, values in study.arms.items() if LIKE not in values and "lr" not in values]
+        trials = [
+            self._run(arm, cell, CHOOSING + seed, {"lr": f"{lr}"}, "tune")
+            for seed, cell, arm, lr in itertools.product(
+                range(study.choose["seeds"]), study.cell_values, arms, study.choose["lr"]
+            )
+        ]
+        scores: dict = {}
+        for one in self._records(trials):
+            place = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
+            place.setdefault(one["set"]["lr"], []).append(one["measures"][study.primary])
+        chosen = {
+            arm: {cell: max(rates, key=lambda lr: statistics.mean(rates[lr])) for cell, rates in cells.items()}
+            for arm, cells in scores.items()
+        }
+        write_json(self.out / "trials.json", scores)
+        write_json(kept, chosen)
+        return chosen
+
+    def _rates(self, chosen: dict, arm: str, cell) -> dict[str, str]:
+        of_arm = chosen.get(self.study.arms[arm].get(LIKE, arm), {})
+        return {"lr": of_arm[str(cell)]} if str(cell) in of_arm else {}
+
+    def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
+        settings = {**self.study.settings(arm, cell), **dict(self.extra), **more, "seed": str(seed)}
+        told = [arm, *([] if cell is None else [f"{self.study.cell_field}{cell}"])]
+        told += [f"lr{more['lr']}"] if split == "tune" else []
+        name = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in told).lower()
+        folder = self.out / "runs" / f"{name}_seed{seed}"
+        return StudyRun(arm, cell, seed, self.study.recipe, tuple(settings.items()), folder, split)
+
+    def _records(self, runs: list[StudyRun]) -> list[dict]:
+        """Trains and measures runs, `jobs` at a time, under one bar of all their samples."""
+        totals = [read_recipe(run.recipe, dict(run.set)).samples for run in runs]
+        stop = threading.Event()
+
+        def one(run: StudyRun) -> dict:
+            if stop.is_set():
+                raise InputError("stopped")
+            train(run, self.device, self.data)
+            return record(run, self.study.measures)
+
+        with (
+            tqdm(total=sum(totals), desc=self.study.name, unit=" samples", unit_scale=True) as progress,
+            ThreadPoolExecutor(self.jobs) as pool,
+        ):
+            futures = [pool.submit(one, run) for run in runs]
+            try:
+                while not all(future.done() for future in futures):
+                    failed = next((f for f in futures if f.done() and f.exception()), None)
+                    if failed:
+                        raise failed.exception()
+                    _show(progress, runs, totals)
+                    stop.wait(1)
+                _show(progress, runs, totals)
+                return [future.result() for future in futures]
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _show(progress: tqdm, runs: list[StudyRun], totals: list[int]) -> None:
+    seen = sum(min(samples_seen(run), total) for run, total in zip(runs, totals, strict=True))
+    progress.update(max(0, seen - progress.n))
