@@ -13,6 +13,7 @@ GROUPS = {
     "start": {
         "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
         "train": "OpenCLIP's training, with --superclip among its flags",
+        "study": "compare methods by paired seeds: which differences exclude zero",
     },
     "your data": {
         "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",

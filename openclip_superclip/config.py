@@ -7,6 +7,8 @@ import os
 
 from .errors import InputError
 
+PLACEBOS = ("off", "shuffled-captions", "detached-head")
+
 
 def _flag(flag: str, default, help: str, **argparse_options):
     return dataclasses.field(default=default, metadata={"flag": flag, "help": help, **argparse_options})
@@ -66,6 +68,13 @@ class Config:
         "tokens of the long caption that dual's class loss reads; 0 is the text tower's context length",
         type=int,
     )
+    placebo: str = _flag(
+        "--superclip-placebo",
+        "off",
+        "a control for studies: a class loss that cannot help, as each picture's is another caption of its batch, "
+        "or as its gradient ends at the head",
+        metavar="{off,shuffled-captions,detached-head}",
+    )
 
     @property
     def short_share(self) -> float | None:
@@ -85,6 +94,8 @@ class Config:
             raise InputError(
                 "--superclip-special-tokens cannot go with a file for --superclip-idf: it does not count those tokens"
             )
+        if self.placebo not in PLACEBOS:
+            raise InputError(f"--superclip-placebo is '{self.placebo}'; expected one of {', '.join(PLACEBOS)}")
         self._check_captions()
 
     def _check_captions(self) -> None:

@@ -16,6 +16,15 @@ def check_matplotlib(what: str) -> None:
         )
 
 
+def check_scipy(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot compute its intervals."""
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError(
+            f"{what} takes its intervals from scipy, which is not installed: install the extra [report], or "
+            "pip install scipy"
+        )
+
+
 def check_clip_benchmark(what: str) -> None:
     """Raises InputError, with the extra to install, where `what` cannot evaluate."""
     for package in ("clip_benchmark", "requests"):  # which CLIP_benchmark imports and does not ask for

@@ -65,6 +65,7 @@ def open_clip_model_kwargs(args):
             special_tokens=config.special_tokens,
             accum_freq=args.accum_freq,
             head_warmup=config.head_warmup,
+            placebo=config.placebo,
             dual=config.captions == "dual",
             context_length=args.force_context_length,
             cache_dir=args.cache_dir,

@@ -1,11 +1,10 @@
 """superclip study: several methods by paired seeds, and which of their differences exclude zero."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
+from ..optional_dependencies import check_matplotlib, check_scipy
 from .run import settings
 
 
@@ -19,6 +18,7 @@ def main(argv: list[str]) -> int:
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
     check_matplotlib("superclip study")
+    check_scipy("superclip study")
     from ..study.study import run_study
 
     results = run_study(options.study, options.out, options.seeds, options.jobs, options.device, options.data,

@@ -1,8 +1,8 @@
 """The model and the scenes of the shipped studies: a vocabulary of the words that scenes can name, and no others."""
 
 import gzip
+import itertools
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
 
     tokenizer = SimpleTokenizer()
     ranks, needed = tokenizer.bpe_ranks, set()
-    for word in sorted(set(re.findall(tokenizer.pat, ", ".join(names).lower()))):
+    for word in sorted(set(tokenizer.pat.findall(", ".join(names).lower()))):
         parts = [*word[:-1], f"{word[-1]}</w>"]
-        while pairs := [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]:
+        while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
             best = min(pairs, key=ranks.get)
             needed.add(best)
             parts = _joined(parts, best)

@@ -29,8 +29,9 @@ class _WithClassHead:
     Args:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
-            --accum-freq), `head_warmup` (captions during which the head learns alone), `text_length` (in training
-            the text tower reads so many tokens, the class loss the rest), `kept_head` (head and counts that an export
+            --accum-freq), `head_warmup` (captions during which the head learns alone), `placebo` (a control:
+            "off", "shuffled-captions" or "detached-head"), `text_length` (in training the text tower reads so many
+            tokens, the class loss the rest), `kept_head` (head and counts that an export
             keeps beside the weights: the first weights that load without a head take them) and `load` (is called with
             the model, to load what it starts from).
         Everything else is the OpenCLIP model's.
@@ -53,6 +54,7 @@ class _WithClassHead:
         ignored_tokens: Iterable[int] = (),
         accum_freq: int = 1,
         head_warmup: int = 0,
+        placebo: str = "off",
         text_length: int | None = None,
         kept_head: dict[str, Tensor] | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class _WithClassHead:
         self.idf = idf
         self.accum_freq = accum_freq
         self.head_warmup = head_warmup
+        self.placebo = placebo
         self.text_length = text_length
         self.kept_head = kept_head
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
@@ -93,6 +96,10 @@ class _WithClassHead:
         counts = torch.is_grad_enabled() == (self.accum_freq == 1)
         update = self.statistics.begin(words) if counts else None  # on its way while the towers run
         outputs, patch_mean = self._encode(image, text)
+        if self.placebo == "shuffled-captions":
+            words = words.roll(1, dims=0)
+        elif self.placebo == "detached-head":
+            patch_mean = patch_mean.detach()
         outputs["class_losses"] = self._class_losses(patch_mean, words, update)
         return outputs
 

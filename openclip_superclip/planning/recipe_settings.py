@@ -38,7 +38,9 @@ def _set(recipe: CommentedMap, key: str, value: str) -> None:
     if bool(inner) != is_mapping(name):
         expected = f"{name}.KEY=VALUE" if is_mapping(name) else f"{name}=VALUE"
         raise InputError(f"--set {key}={value}: expected --set {expected}")
-    if not inner:
+    if name == "method":
+        _set_method(recipe, value)
+    elif not inner:
         recipe[name] = _parsed(name, inner, value)
     else:
         if not isinstance(recipe.get(name), CommentedMap):
@@ -49,6 +51,18 @@ def _set(recipe: CommentedMap, key: str, value: str) -> None:
         if key not in STILL_THE_PAPERS and key not in chosen:
             recipe.pop("paper", None)
         chosen[key] = "given with --set"
+
+
+def _set_method(recipe: CommentedMap, method: str) -> None:
+    """Makes the recipe one of another method with the same objective: the baseline of a recipe, or the reverse.
+
+    Its `superclip` comes and goes with it. SigLIP and FLIP have flags of their own, which recipe_rules holds it to.
+    """
+    recipe["method"] = method
+    if not method.startswith("super"):
+        recipe.pop("superclip", None)
+    elif not recipe.get("superclip"):
+        recipe["superclip"] = CommentedMap(weight=1.0, idf="online", captions="short")
 
 
 def _parsed(name: str, inner: str, value: str):

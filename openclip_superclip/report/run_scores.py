@@ -57,7 +57,7 @@ def read_scores(run: Path) -> RunScores:
     average = averages([records]).get("average of 38")
     if average is not None:
         scores["average_of_38"] = 100 * average[0]
-    scores |= _of_training(run) | _of_demo(run)
+    scores |= of_training(run) | _of_demo(run)
     versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
     return RunScores(
         scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
@@ -123,7 +123,8 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _of_training(run: Path) -> dict[str, float]:
+def of_training(run: Path) -> dict[str, float]:
+    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
     file = run / "checkpoints" / "results.jsonl"
     try:
         rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]

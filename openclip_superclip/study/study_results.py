@@ -25,9 +25,7 @@ class StudyResults:
 
     def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
         """Returns the differences of the seeds that both arms have."""
-        ours, theirs = (
-            {r["seed"]: r["measures"][measure] for r in self._of(name, cell)} for name in (arm, baseline)
-        )
+        ours, theirs = ({r["seed"]: r["measures"][measure] for r in self._of(name, cell)} for name in (arm, baseline))
         return PairedDifference([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
     def tables(self) -> str:
@@ -45,9 +43,7 @@ class StudyResults:
                 ]
                 for measure in self.measures
             ]
-            seconds = [
-                f"{statistics.median(r['cpu_seconds'] for r in self._of(arm, cell)):.0f}" for arm in study.arms
-            ]
+            seconds = [f"{statistics.median(r['cpu_seconds'] for r in self._of(arm, cell)):.0f}" for arm in study.arms]
             rows.append(["CPU seconds", *seconds, *("" for _ in study.pairs)])
             parts.append(markdown_table(heads, rows))
         parts.append(

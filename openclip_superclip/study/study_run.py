@@ -92,8 +92,8 @@ def samples_seen(run: StudyRun) -> int:
 
 def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
     if measures == "demo":
-        from ..demo.measures import measure
         from ..demo.demo_run import load
+        from ..demo.measures import measure
 
         recipe = _recipe(run)
         return measure(*load(weights, recipe.model), split=run.split)
