@@ -1,0 +1,84 @@
+"""`superclip study`: paired seeds, placebos, and going on where it stopped."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+from support.small_shards import write_shards
+from support.tiny_run import weights, write_recipe
+
+NUM_SEEDS = 2
+
+
+def study(folder, *more):
+    command = [sys.executable, "-m", "openclip_superclip", "study", "which.yaml", "--out", "out", "--jobs", "2"]
+    command += ["--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A finished study of CLIP, SuperCLIP and both placebos."""
+    folder = tmp_path_factory.mktemp("study")
+    recipe = write_recipe(folder, passes=1)
+    arms = {
+        "CLIP": {"method": "clip"}, "SuperCLIP": {}, "head detached": {"superclip.placebo": "detached-head"},
+        "captions shuffled": {"superclip.placebo": "shuffled-captions"},
+    }  # fmt: skip
+    values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": NUM_SEEDS}
+    with open(folder / "which.yaml", "w") as file:
+        YAML().dump({**values, "arms": arms}, file)
+    return folder, study(folder)
+
+
+def run(folder, arm: str, seed: int):
+    return folder / "out/runs" / f"{arm}_seed{seed}"
+
+
+def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
+    folder, done = studied
+    assert done.returncode == 0, done.stderr
+    arms = "| % | CLIP | SuperCLIP | head detached | captions shuffled |"
+    pairs = " SuperCLIP − CLIP | head detached − CLIP | captions shuffled − CLIP |"
+    assert f"{arms}{pairs}" in done.stdout.splitlines()
+    rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
+    assert len(rows) == 4 * NUM_SEEDS
+    assert len({row["checkpoint"] for row in rows}) == 4 * NUM_SEEDS
+
+
+def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_towers(studied):
+    folder, _ = studied
+    for seed in range(NUM_SEEDS):
+        clip, detached, ours = (weights(run(folder, arm, seed), 3) for arm in ("clip", "head-detached", "superclip"))
+        assert all(detached[name].equal(tensor) for name, tensor in clip.items())
+        assert not all(ours[name].equal(tensor) for name, tensor in clip.items())
+    differences = json.loads((folder / "out/study.json").read_text())["differences"]
+    assert all(value == 0 for one in differences if one["arm"] == "head detached" for value in one["values"])
+
+
+def test_shuffled_captions_train_another_tower_than_the_captions_do(studied):
+    folder, _ = studied
+    shuffled, ours = (weights(run(folder, arm, 0), 3) for arm in ("captions-shuffled", "superclip"))
+    assert not shuffled["visual.conv1.weight"].equal(ours["visual.conv1.weight"])
+    assert shuffled["statistics.document_frequency"].equal(ours["statistics.document_frequency"])
+
+
+def test_a_second_call_trains_nothing_and_prints_the_same(studied):
+    folder, done = studied
+    trained = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
+    assert study(folder).stdout == done.stdout
+    assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
+
+
+def test_a_run_that_fails_ends_the_study_by_name_with_what_it_said(studied):
+    folder, _ = studied
+    done = study(folder, "--set", "model=local-dir:nowhere", "--out", "elsewhere")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "_seed0 failed" in last

@@ -1,0 +1,166 @@
+"""A study's file, and what a study shows of its records."""
+
+import csv
+import io
+
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from ruamel.yaml import YAML
+from scipy import stats
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.spread import PairedDifference
+from openclip_superclip.study.study_file import read_study, study_files
+from openclip_superclip.study.study_results import StudyResults
+
+RECIPE = "scenes/superclip_study-model_41k_bs32"
+STUDY = {
+    "question": "which?", "primary": "zero_shot", "recipe": RECIPE, "seeds": 3,
+    "arms": {"CLIP": {"method": "clip"}, "SuperCLIP": {}, "CLIP longer": {"like": "CLIP", "samples": 45_056}},
+}  # fmt: skip
+
+
+def write_study(folder, **values):
+    path = folder / "which.yaml"
+    with open(path, "w") as file:
+        YAML().dump({**STUDY, **values}, file)
+    return str(path)
+
+
+def test_every_shipped_study_can_be_read_and_names_its_primary_measure():
+    assert {"one_batch", "placebos"} <= {path.stem for path in study_files()}
+    for path in study_files():
+        study = read_study(path.stem)
+        assert study.primary in ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
+
+
+def test_an_arm_takes_the_fields_of_the_arm_that_it_is_like(tmp_path):
+    study = read_study(write_study(tmp_path, cells={"global_batch_size": [16, 32]}))
+    assert study.settings("CLIP longer", 16) == {"method": "clip", "global_batch_size": "16", "samples": "45056"}
+    assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
+
+
+REFUSED = {
+    "arms": ({"arms": {"CLIP": {}}}, "two arms or more"),
+    "an arm like none": ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like 'A'"),
+    "a field that no recipe has": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "there is no field 'rate'"),
+    "a value that cannot be": ({"arms": {"CLIP": {}, "B": {"lr": -1}}}, "lr is -1"),
+    "a placebo that is none": ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
+    "seeds": ({"seeds": 0}, "seeds is 0"),
+    "measures": ({"measures": "taste"}, "measures is 'taste'"),
+    "cells": ({"cells": {"lr": []}}, "cells is"),
+    "choose": ({"choose": {"lr": [1e-3]}}, "choose holds lr"),
+    "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
+    "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
+    "another recipe": ({"recipe": "nowhere"}, "there is no file and no recipe 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize(("values", "told"), REFUSED.values(), ids=REFUSED)
+def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, told, tmp_path, capsys):
+    assert main(["study", write_study(tmp_path, **values), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("argv", "told"), [
+    (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
+    (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
+])  # fmt: skip
+def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *argv]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_setting_the_method_makes_a_recipe_its_own_baseline_and_back():
+    ours = read_recipe(RECIPE)
+    plain = read_recipe(RECIPE, {"method": "clip"})
+    assert (plain.method, plain.superclip) == ("clip", None)
+    assert read_recipe("scenes/clip_study-model_41k_bs32", {"method": "superclip"}).superclip == ours.superclip
+
+
+# Differences
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]])
+def test_the_interval_is_that_of_students_paired_test(values):
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
+
+
+def test_one_seed_has_no_interval_and_excludes_nothing():
+    assert PairedDifference([5.0]).interval is None
+    assert not PairedDifference([5.0]).excludes_zero
+    assert str(PairedDifference([5.0])) == "+5.0"
+
+
+def test_equal_differences_exclude_zero_unless_they_are_zero():
+    assert PairedDifference([2.0, 2.0]).excludes_zero
+    assert not PairedDifference([0.0, 0.0]).excludes_zero
+
+
+def records(**scores: list[float]) -> list[dict]:
+    """Records of a seed each for arms A and B."""
+    return [
+        {"arm": arm, "cell": None, "seed": seed, "set": {}, "checkpoint": f"{arm}{seed}", "cpu_seconds": 60.0 + seed,
+         "measures": {"probe": 50.0 + seed, "zero_shot": score}}
+        for arm, values in scores.items()
+        for seed, score in enumerate(values)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path):
+    return read_study(write_study(tmp_path, arms={"A": {"method": "clip"}, "B": {}}))
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records(study):
+    found = records(A=[50, 60, 70], B=[53, 62, 74])
+    results = StudyResults(study, found[::-1])
+    assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
+
+
+def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excludes_zero(study):
+    text = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])).tables()
+    lines = text.splitlines()
+    assert lines[2] == "| % | A | B | B − A |"
+    assert lines[4] == "| zero shot (primary) | 60.0 ± 10.0 | 63.0 ± 10.5 | +3.0 [+0.5, +5.5] |"
+    assert "B − A: above zero in zero shot; not told from zero in probe." in text
+
+
+def test_a_copied_run_is_named_and_is_no_seed_of_its_own(study):
+    found = records(A=[50, 60, 70], B=[53, 62, 74])
+    found[1]["checkpoint"] = found[0]["checkpoint"]
+    assert "Equal weights, which are no separate seeds: A seed 0, A seed 1." in StudyResults(study, found).tables()
+
+
+def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path):
+    StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])).write(tmp_path, {"versions": {}})
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
+    assert [float(row["zero_shot"]) for row in rows] == [50, 60, 70, 53, 62, 74]
+    assert Image.open(tmp_path / "study.png").size[0] > 500
+
+
+# The model
+
+
+def test_the_studys_vocabulary_spells_captions_as_clips_own_does(tmp_path):
+    model = write_study_model(tmp_path)
+    assert model == f"local-dir:{tmp_path}"
+    ours, clips = SimpleTokenizer(bpe_path=str(tmp_path / "bpe.txt.gz")), SimpleTokenizer()
+    for scene in scenes(300):
+        caption = scene.captions["long"]
+        spelled = [ours.decoder[token] for token in ours.encode(caption)]
+        assert spelled == [clips.decoder[token] for token in clips.encode(caption)]
+        assert len(spelled) + 2 <= CONTEXT
+    assert ours.vocab_size == 512 + len(needed_merges(NAMES)) + 2 < 1024
+    assert torch.equal(ours(["kite"], context_length=4)[0, 2:], torch.tensor([ours.eot_token_id, 0]))
