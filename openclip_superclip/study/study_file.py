@@ -54,7 +54,10 @@ class Study:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
-MEASURES = ("demo", "validation")
+MEASURES = {  # what measures a run: the measures that it has
+    "demo": ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe"),
+    "validation": ("image_to_text_R@1", "text_to_image_R@1"),
+}
 
 
 def study_files() -> list[Path]:
@@ -108,6 +111,9 @@ def _check(study: Study, path: Path) -> None:
         raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
     if study.measures not in MEASURES:
         raise InputError(f"{path}: measures is {study.measures!r}; expected one of {', '.join(MEASURES)}")
+    if study.primary not in MEASURES[study.measures]:
+        expected = ", ".join(MEASURES[study.measures])
+        raise InputError(f"{path}: primary is {study.primary!r}; {study.measures} measures {expected}")
     if len(study.cells) > 1 or not all(isinstance(values, list) and values for values in study.cells.values()):
         raise InputError(f"{path}: cells is {study.cells}; expected one field of the recipe and its values")
     if study.choose and (set(study.choose) != {"lr", "seeds"} or not isinstance(study.choose["lr"], list)):

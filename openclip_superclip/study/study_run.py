@@ -102,7 +102,7 @@ def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
     scores = of_training(run.folder)
     if not scores:
         raise InputError(f"{run.folder} has no measures of its own: give the study --val-data")
-    return scores
+    return {name.removesuffix(" (training's own)"): score for name, score in scores.items()}
 
 
 def _recipe(run: StudyRun):

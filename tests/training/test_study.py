@@ -30,7 +30,8 @@ def studied(tmp_path_factory):
         "CLIP": {"method": "clip"}, "SuperCLIP": {}, "head detached": {"superclip.placebo": "detached-head"},
         "captions shuffled": {"superclip.placebo": "shuffled-captions"},
     }  # fmt: skip
-    values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": NUM_SEEDS}
+    values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": NUM_SEEDS,
+              "measures": "validation"}  # fmt: skip
     with open(folder / "which.yaml", "w") as file:
         YAML().dump({**values, "arms": arms}, file)
     return folder, study(folder)

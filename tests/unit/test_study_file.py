@@ -52,6 +52,10 @@ REFUSED = {
     "a value that cannot be": ({"arms": {"CLIP": {}, "B": {"lr": -1}}}, "lr is -1"),
     "a placebo that is none": ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
     "seeds": ({"seeds": 0}, "seeds is 0"),
+    "a primary measure that is not measured": (
+        {"primary": "imagenet"},
+        "primary is 'imagenet'; demo measures zero_shot",
+    ),
     "measures": ({"measures": "taste"}, "measures is 'taste'"),
     "cells": ({"cells": {"lr": []}}, "cells is"),
     "choose": ({"choose": {"lr": [1e-3]}}, "choose holds lr"),
