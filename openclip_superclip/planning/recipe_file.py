@@ -17,7 +17,7 @@ from .recipe_settings import with_settings
 
 def recipe_files() -> list[Path]:
     """Returns the shipped recipes, of the installed package or of the checkout."""
-    return sorted(shipped_folder("recipes").glob("*/*.yaml"))
+    return sorted(path for path in shipped_folder("recipes").glob("*/*.yaml") if path.parent.name != "studies")
 
 
 def find_recipe(name: str) -> Path:
