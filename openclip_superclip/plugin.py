@@ -24,16 +24,20 @@ def open_clip_check_options(args):
         config, slices = config_from(vars(args)), data_config_from(vars(args)).slices
         if args.horovod:
             _check_horovod(args)
-        _check_models(args, config is not None)
+        only_options = getattr(args, "only_options", False)  # on a machine without the model and the data
+        if not only_options:
+            _check_models(args, config is not None)
         _check_resume(args, config is not None, slices)
         if config is not None:
             _refuse_impossible(args)
             _refuse_impossible_captions(args, config.captions)
             _check_idf_file(args, config)
-        if config is not None or slices is not None:
+        if (config is not None or slices is not None) and not only_options:
             _check_training_data(args, config, slices)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
+    if only_options:
+        return
     if slices is not None and args.train_data:
         from .distributed.fixed_buckets import fix_buckets
 
@@ -235,7 +239,7 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
         return
     from open_clip_train.distributed import is_using_distributed
 
-    from .checkpoints.resumed_order import check_order
+    from .checkpoints.resume_check import check_order
     from .distributed.horovod_rendezvous import launched_rank
 
     ours = with_head or slices is not None

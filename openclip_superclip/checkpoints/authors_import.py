@@ -13,7 +13,7 @@ from .checkpoint import read_checkpoint
 from .global_batch import fitting_batch, whole_counts
 from .head_check import expected_head
 from .model_folder import write_model
-from .output_check import check_folder_out
+from .overwrite_check import check_folder_out
 from .weights_check import NUM_CAPTIONS, check_match, check_values
 
 

@@ -11,10 +11,10 @@ from .checkpoint import read_checkpoint
 from .head_check import check_head
 from .model_card import model_card
 from .model_folder import write_model
-from .output_check import check_folder_out
+from .overwrite_check import check_folder_out
 from .run_options import HEAD_OPTIONS, run_behind
 from .weights_check import NUM_CAPTIONS, check_match, check_values
-from .weights_file import save_weights
+from .weights_writer import save_weights
 
 OPENCLIP_USAGE = """import open_clip
 model, preprocess = open_clip.create_model_from_pretrained("{place}")

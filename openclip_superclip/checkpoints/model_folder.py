@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .architecture import Architecture
 from .bpe_tokenizer import as_hugging_face
-from .weights_file import save_weights
+from .weights_writer import save_weights
 
 
 def write_model(

@@ -13,7 +13,7 @@ from ..errors import InputError
 from .architecture import Architecture
 from .model_folder import save_files
 from .weights_check import check_match
-from .weights_file import save_weights
+from .weights_writer import save_weights
 
 # Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.
 EXPRESSED = {

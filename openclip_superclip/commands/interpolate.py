@@ -57,9 +57,9 @@ def _interpolate(options: argparse.Namespace) -> str:
     from ..atomic_files import whole_output
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint
-    from ..checkpoints.output_check import check_file_out
+    from ..checkpoints.overwrite_check import check_file_out
     from ..checkpoints.run_options import options_to_keep
-    from ..checkpoints.weights_file import save_weights
+    from ..checkpoints.weights_writer import save_weights
 
     check_file_out(options.out, options.overwrite, [options.released, options.tuned])
     released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)

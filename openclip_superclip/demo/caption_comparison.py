@@ -1,7 +1,7 @@
 """The demo in several modes of captions: CLIP and SuperCLIP in each, in one table."""
 
 from ..atomic_files import write_json
-from ..spread import Spread
+from ..seed_statistics import Spread
 from ..table import markdown_table
 from .demo_run import METHODS, DemoRun
 from .training_pool import DemoSettings, training_pool

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..atomic_files import write_json
-from ..spread import Spread
+from ..seed_statistics import Spread
 from ..table import markdown_table
 from ..versions import versions
 from .demo_run import METHODS, PACKAGES, DemoRun, checkpoint, load

@@ -47,7 +47,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"flags: OpenCLIP cannot distil with --accum-freq, here {args.accum_freq}: take more GPUs")
     if args.lr_scheduler == "const-cooldown" and args.epochs_cooldown is None:
         raise InputError("schedule: const-cooldown needs epochs-cooldown, a number of slices, among the flags")
-    args.train_data, args.val_data = None, args.train_data  # as for an evaluation alone: nothing is looked at
+    args.only_options = True
     try:
         hook.open_clip_check_options(args=args)
     except SystemExit as error:

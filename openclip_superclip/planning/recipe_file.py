@@ -10,8 +10,8 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from ..errors import InputError
 from ..shipped_files import shipped_folder
-from .recipe import FIELDS, KINDS, REQUIRED, Recipe, is_mapping
-from .recipe_rules import check
+from .recipe import REQUIRED, Recipe
+from .recipe_rules import checked_recipe
 from .recipe_settings import with_settings
 
 
@@ -55,8 +55,7 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a YAML mapping of {', '.join(REQUIRED)}")
     file = f"{path} with --set {' '.join(set_)}" if set_ else str(path)
-    recipe = _recipe(values, file)
-    check(recipe, file)
+    recipe = checked_recipe(values, file)
     return dataclasses.replace(recipe, name=path.stem, text=text)
 
 
@@ -65,31 +64,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem} in line {error.problem_mark.line + 1}"
     return " ".join(str(error).split())
-
-
-def _recipe(values: dict, file: str) -> Recipe:
-    for name in values:
-        if name not in FIELDS:
-            raise InputError(f"{file}: there is no field '{name}'; a recipe's fields are {', '.join(FIELDS)}")
-    for name in REQUIRED:
-        if name not in values:
-            raise InputError(f"{file}: {name} is missing; a recipe holds {', '.join(REQUIRED)}")
-    return Recipe(**{name: _typed(name, value, file) for name, value in values.items()})
-
-
-def _typed(name: str, value, file: str):
-    """Returns the value in the field's type."""
-    kind = dict if is_mapping(name) else FIELDS[name].type
-    if value is None and name not in REQUIRED:
-        return None
-    try:
-        if isinstance(value, bool) or (kind in (str, dict) and not isinstance(value, kind)):
-            raise ValueError
-        if kind is int and not isinstance(value, int):
-            number = float(value)
-            if number != int(number):
-                raise ValueError
-            return int(number)
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{file}: {name} is {value!r}; expected {KINDS[kind]}") from None

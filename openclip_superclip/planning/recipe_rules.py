@@ -1,11 +1,11 @@
-"""What a recipe must say beyond its types."""
+"""What a recipe must say: its fields, their types, and what they hold each other to."""
 
 import dataclasses
 import math
 
 from ..config import Config, is_idf_file
 from ..errors import InputError
-from .recipe import Recipe
+from .recipe import FIELDS, KINDS, REQUIRED, Recipe, is_mapping
 
 METHODS = {  # with the paper's names
     "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
@@ -34,7 +34,38 @@ VALUES = {  # what each field can hold, and that in words
 }
 
 
-def check(recipe: Recipe, file: str) -> None:
+def checked_recipe(values: dict, file: str) -> Recipe:
+    """Returns the recipe of a file's values; InputError, naming file and field, for what is missing or cannot be."""
+    for name in values:
+        if name not in FIELDS:
+            raise InputError(f"{file}: there is no field '{name}'; a recipe's fields are {', '.join(FIELDS)}")
+    for name in REQUIRED:
+        if name not in values:
+            raise InputError(f"{file}: {name} is missing; a recipe holds {', '.join(REQUIRED)}")
+    recipe = Recipe(**{name: _typed(name, value, file) for name, value in values.items()})
+    _check(recipe, file)
+    return recipe
+
+
+def _typed(name: str, value, file: str):
+    """Returns the value in the field's type."""
+    kind = dict if is_mapping(name) else FIELDS[name].type
+    if value is None and name not in REQUIRED:
+        return None
+    try:
+        if isinstance(value, bool) or (kind in (str, dict) and not isinstance(value, kind)):
+            raise ValueError
+        if kind is int and not isinstance(value, int):
+            number = float(value)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{file}: {name} is {value!r}; expected {KINDS[kind]}") from None
+
+
+def _check(recipe: Recipe, file: str) -> None:
     """Raises InputError, naming file and field, for what cannot be or contradicts itself."""
     for field, (holds, expected) in VALUES.items():
         value = getattr(recipe, field)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from ..planning.recipe_rules import METHODS
-from ..spread import Spread
+from ..seed_statistics import Spread
 from .paper_scores import PaperPoint, paper_points
 from .reported_run import ReportedRun
 from .run_scores import in_order

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..spread import Spread
+from ..seed_statistics import Spread
 from ..table import markdown_table
 
 ABSENT = "missing"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..atomic_files import whole_file
 from ..errors import InputError
+from ..planning.batch_size_study import study_name, study_recipes
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
-from ..planning.study import study_name, study_recipes
 from .run_folder import FINISHED, RunFolder
 from .slurm_job import SlurmJob
 from .training_engine import engine_flags

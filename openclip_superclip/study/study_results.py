@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from ..atomic_files import whole_file, write_json
-from ..spread import PairedDifference, Spread
+from ..seed_statistics import PairedDifference, Spread
 from ..table import markdown_table
 from .study_file import Study
 

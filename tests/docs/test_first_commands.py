@@ -25,6 +25,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "patching": ({}, []),
     "recipes": ({}, []),
     "report": ({"--device cpu": "--device cpu --set samples=2048"}, ["report/report.html"]),
+    "studies": ({}, []),
     "slices": ({"--epochs 4": "--epochs 1"}, ["logs/slices/checkpoints/epoch_1.pt"]),
     "tagging": (SMALL_DEMO, ["scene.png", "words"]),
     "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),

@@ -34,7 +34,7 @@ from openclip_superclip.report.figure_style import legend
 from openclip_superclip.report.paper_scores import paper_points
 from openclip_superclip.report.reported_run import method_variant
 from openclip_superclip.report.run_reader import read_run
-from openclip_superclip.spread import Spread
+from openclip_superclip.seed_statistics import Spread
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]

@@ -104,7 +104,7 @@ def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason():
 def test_settings_are_the_released_configurations_where_a_recipe_gives_no_reason_of_its_own():
     for name, recipe in RECIPES.items():
         released = paper.released()
-        if name.startswith("demo/"):
+        if name.startswith(("demo/", "scenes/")):
             released["flags"] = {}
         if "siglip" in recipe.method:  # a sigmoid loss gathers no features
             released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
@@ -138,7 +138,7 @@ def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2
         assert {f"{folder}/{method}_vit-l-16_{samples}_bs16k" for samples in ("512m", "12.8b")} <= RECIPES.keys()
 
 
-@pytest.mark.parametrize("folder", ["laion400m", "laion2b", "cc12m", "finetune", "demo"])
+@pytest.mark.parametrize("folder", ["laion400m", "laion2b", "cc12m", "finetune", "demo", "scenes"])
 def test_what_reproduces_nothing_says_so(folder):
     texts = [recipe.text for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
     assert texts
@@ -148,7 +148,10 @@ def test_what_reproduces_nothing_says_so(folder):
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
     tuned = [recipe for name, recipe in RECIPES.items() if name.startswith("finetune/")]
     assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(open_clip.list_pretrained())
-    assert {recipe.model for recipe in RECIPES.values()} - {"local-dir:demo/model"} <= set(open_clip.list_models())
+    assert {recipe.model for recipe in RECIPES.values()} - {
+        "local-dir:demo/model",
+        "local-dir:demo/study-model",
+    } <= set(open_clip.list_models())
 
 
 def test_openclip_reads_from_the_command_what_the_recipe_says():

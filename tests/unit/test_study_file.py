@@ -14,11 +14,11 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
 from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.spread import PairedDifference
+from openclip_superclip.seed_statistics import PairedDifference
 from openclip_superclip.study.study_file import read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
 
-RECIPE = "scenes/superclip_study-model_41k_bs32"
+RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
 STUDY = {
     "question": "which?", "primary": "zero_shot", "recipe": RECIPE, "seeds": 3,
     "arms": {"CLIP": {"method": "clip"}, "SuperCLIP": {}, "CLIP longer": {"like": "CLIP", "samples": 45_056}},
@@ -89,7 +89,7 @@ def test_setting_the_method_makes_a_recipe_its_own_baseline_and_back():
     ours = read_recipe(RECIPE)
     plain = read_recipe(RECIPE, {"method": "clip"})
     assert (plain.method, plain.superclip) == ("clip", None)
-    assert read_recipe("scenes/clip_study-model_41k_bs32", {"method": "superclip"}).superclip == ours.superclip
+    assert read_recipe("scenes/clip_demo-study-model_40k_bs32", {"method": "superclip"}).superclip == ours.superclip
 
 
 # Differences

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openclip_superclip.spread import Spread
+from openclip_superclip.seed_statistics import Spread
 from openclip_superclip.table import markdown_table
 
 
