@@ -29,6 +29,11 @@ from openclip_superclip.__main__ import main
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns what `-n auto` starts: a process more than there are cores, as the cluster's tests mostly wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps a module's tests in one process of pytest-xdist, and all that need a cluster or Horovod in another."""
     for item in items:
