@@ -33,6 +33,9 @@ def open_clip_check_options(args):
             _refuse_impossible_captions(args, config.captions)
             _check_idf_file(args, config)
         if (config is not None or slices is not None) and not only_options:
+            from .integration.stock_options_check import check_stock_options
+
+            check_stock_options(vars(args))
             _check_training_data(args, config, slices)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
@@ -150,7 +153,7 @@ def _check_horovod(args) -> None:
     if _fixes_horovod(args):
         from .distributed.horovod_fixes import fix_horovod, refuse_broken
 
-        refuse_broken(args)
+        refuse_broken(vars(args))
         fix_horovod()
 
 
@@ -164,6 +167,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> Non
     from .data.slice_check import check_slices
     from .data.table_check import Columns, check_table
     from .data.training_data_check import check_shards, is_table
+    from .data.worker_processes import fork_workers
     from .distributed.horovod_rendezvous import launched_size
 
     sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
@@ -180,6 +184,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> Non
         columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
         check_table(args.train_data, columns, config or Config(), args.batch_size, sizes["world_size"])
     else:
+        fork_workers(args.workers)
         long_caption = config.long_caption if config is not None and config.captions != "short" else ""
         check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
 
@@ -217,14 +222,18 @@ def _refuse_impossible_captions(args, captions: str) -> None:
 
 def _check_models(args, with_head: bool) -> None:
     """Raises InputError for a model or weights that are not there, and notes whether a plain model is given a head."""
-    from .checkpoints.start_weights import check_pretrained, holds_head
-    from .integration.model_factory import check_model
+    from .checkpoints.start_weights import check_pretrained, check_teacher, check_weights_file, holds_head
+    from .integration.model_factory import check_model, check_vocabulary
 
     check_model(args.model, args.pretrained)
     if with_head:
         check_pretrained(args.model, args.pretrained)
+        check_weights_file(args.pretrained)
+        check_vocabulary(args.model, args.cache_dir, args.force_context_length)
     if args.distill_model is not None:
         check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
+        if with_head and args.distill_pretrained is not None:
+            check_teacher(args.distill_model, args.distill_pretrained)
     _weights["hold a head"] = (not with_head and holds_head(args.model, args.pretrained)) or holds_head(
         args.distill_model, args.distill_pretrained
     )
@@ -239,7 +248,7 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
         return
     from open_clip_train.distributed import is_using_distributed
 
-    from .checkpoints.resume_check import check_order
+    from .checkpoints.resume_check import check_order, check_same_model
     from .distributed.horovod_rendezvous import launched_rank
 
     ours = with_head or slices is not None
@@ -249,6 +258,8 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
         with_ddp = False if args.horovod else is_using_distributed() or None
         check_kind(file, with_head, with_ddp, args.model)
         check_order(file, slices, args.seed, args.train_data)
+        if ours:
+            check_same_model(file, args.model)
 
 
 def _refuse_impossible(args):

@@ -1,6 +1,7 @@
 """Which checkpoint --resume takes, and whether this run can resume it; checked before anything is loaded."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,9 +26,7 @@ def resumed_file(resume: str | None, run_folder: str, save_most_recent: bool, se
     if resume == "latest":
         return _latest(os.path.join(run_folder, "checkpoints"), save_most_recent, set_aside)
     if os.path.isdir(resume):
-        from .checkpoint import latest_checkpoint
-
-        newest = next(filter(None, (latest_checkpoint(f"{resume}{sub}", False) for sub in ("/", "/checkpoints"))), None)
+        newest = _newest(Path(resume)) or _newest(Path(resume, "checkpoints"))
         expected = f"a checkpoint, such as {newest}" if newest else "a checkpoint, and there is none in it"
         raise InputError(f"--resume: {resume} is a folder; expected {expected}")
     if not os.path.isfile(resume):
@@ -35,12 +34,22 @@ def resumed_file(resume: str | None, run_folder: str, save_most_recent: bool, se
     return resume
 
 
+def _newest(folder: Path) -> Path | None:
+    from open_clip_train.main import natural_key
+
+    return max(folder.glob("*.pt"), key=lambda file: natural_key(file.name), default=None)
+
+
 def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
     from .checkpoint import is_complete, latest_checkpoint
 
     file = latest_checkpoint(folder, save_most_recent)
     if save_most_recent:
-        return file if os.path.isfile(file) else None
+        if not os.path.isfile(file):
+            return None
+        if set_aside and not is_complete(file):
+            _go_back(Path(file))
+        return file if is_complete(file) else None
     if set_aside:
         while file is not None and not is_complete(file):
             damaged = Path(file).rename(f"{file}.damaged")
@@ -49,6 +58,23 @@ def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
             print(f"superclip: {damaged.stem} was not written to its end and is now {damaged}; "
                   f"--resume latest {resumes}", file=sys.stderr, flush=True)  # fmt: skip
     return file if file is not None and is_complete(file) else None
+
+
+def _go_back(latest: Path) -> None:
+    """Sets a cut epoch_latest.pt aside and puts the newest whole epoch_N.pt, if there is one, in its place."""
+    from .checkpoint import is_complete
+
+    damaged = latest.rename(f"{latest}.damaged")
+    file = _newest(latest.parent)
+    while file is not None and not is_complete(file):
+        file.rename(f"{file}.damaged")
+        file = _newest(latest.parent)
+    if file is not None:
+        copy = Path(shutil.copyfile(file, f"{latest}.part"))  # a name that --resume latest does not see
+        copy.replace(latest)
+    resumes = f"resumes from {file}" if file else "starts anew"
+    print(f"superclip: {latest.name} was not written to its end and is now {damaged}; --resume latest {resumes}",
+          file=sys.stderr, flush=True)  # fmt: skip
 
 
 def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) -> None:
@@ -90,6 +116,35 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) ->
             f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: resume with "
             f"the ranks that it began with; or, to start from its weights, give {anew}"
         )
+
+
+def check_same_model(file: str, model: str) -> None:
+    """Raises InputError where the run that wrote `file` trained another model than `model`, as --model names both."""
+    before = read_run_record(Path(file), None).options.get("model")
+    if before is None or before == model:
+        return
+    towers_before, towers = _towers(before), _towers(model)
+    if towers_before and towers and towers_before != towers:
+        raise InputError(
+            f"--model is {model}, and --resume: {file} is of a run of another model: give --model {before}, or leave "
+            "--resume out and give a new --name"
+        )
+
+
+def _towers(model: str) -> dict | None:
+    """Returns the configuration of a model, None where it is not at hand; its tokenizer may lie anywhere."""
+    import open_clip
+
+    if model.startswith("hf-hub:"):
+        return None
+    try:
+        config = open_clip.get_model_config(model if ":" in model else model.replace("/", "-"))
+    except (OSError, ValueError, KeyError):  # a folder that was moved
+        return None
+    if config is None:
+        return None
+    text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
+    return {**config, "text_cfg": text}
 
 
 def check_order(file: str, slices: int | None, seed: int, train_data: str | None) -> None:

@@ -22,6 +22,31 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
         )
 
 
+def check_weights_file(pretrained: str | None) -> None:
+    """Raises InputError where --pretrained is a file without weights that can be read."""
+    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
+        try:
+            read_checkpoint(pretrained)
+        except InputError as error:
+            raise InputError(f"--pretrained: {error}") from error
+
+
+def check_teacher(model: str, pretrained: str | None) -> None:
+    """Raises InputError for a teacher in local-dir: whose weights would be random: OpenCLIP reads none but its own."""
+    schema, place = parse_model_name(model)
+    if schema != "local-dir":
+        return
+    if pretrained not in (model, place):
+        raise InputError(
+            f"--distill-pretrained {pretrained} is ignored by OpenCLIP beside --distill-model {model}, whose weights "
+            f"are those in its folder: give --distill-pretrained {model}"
+        )
+    try:
+        file_of_weights(Path(place))
+    except InputError as error:
+        raise InputError(f"--distill-model: {error}") from error
+
+
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
     """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it where OpenCLIP would not.
 

@@ -9,6 +9,8 @@ from ..optional_dependencies import check_matplotlib
 from ..table import markdown_table
 
 LISTED = 20  # tokens that --show lists at either end
+USED = {"show": {"tokenizer_of"}, "merge": {"out"}}  # beside these two, which count nothing
+IDLE = {"benchmark": {"out", "workers"}}
 
 
 def main(argv: list[str]) -> int:
@@ -47,7 +49,23 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--benchmark", action="store_true",
         help="print captions/s of one and two workers beside a plain webdataset loop that tokenizes",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    _refuse_idle(options, {name for name, value in vars(options).items() if value != parser.get_default(name)})
+    return options
+
+
+def _refuse_idle(options: argparse.Namespace, given: set[str]) -> None:
+    """Raises InputError for an argument that does nothing beside the others."""
+    for mode in ("show", "merge", "benchmark"):
+        if mode in given:
+            for name in sorted(given - {mode}):
+                if name in IDLE.get(mode, ()) or name not in USED.get(mode, {name}):
+                    flag = "SHARDS" if name == "shards" else f"--{name.replace('_', '-')}"
+                    raise InputError(f"{flag} does nothing with --{mode}: leave one of them out")
+    if "seed" in given and not options.captions.startswith("mixed"):
+        raise InputError(
+            f"--seed does nothing with --captions {options.captions}: add --captions mixed:P, or leave --seed out"
+        )
 
 
 def _do(options: argparse.Namespace) -> str:

@@ -68,6 +68,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(options, flag)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"--{flag.replace('_', '-')} is {value}; expected a number above 0")
+    if options.jobs is not None and not options.check:
+        raise InputError("--jobs does nothing without --check: add --check, or leave --jobs out")
     if options.mfu > 1:
         raise InputError(f"--mfu is {options.mfu}; expected a share of the peak, 0.4 for 40 %")
     return options

@@ -52,7 +52,7 @@ class Frequencies(DocumentFrequency):
         if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer is {tokenizer_identity(tokenizer).name}: count again with superclip frequencies "
+                f"model's tokenizer, {tokenizer_identity(tokenizer).name}, has other tokens: count again with superclip frequencies "
                 "--tokenizer-of this model"
             )
         if not self.num_captions:

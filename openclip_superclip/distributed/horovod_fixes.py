@@ -14,25 +14,30 @@ from ..errors import InputError
 PATIENCE = timedelta(minutes=5)  # for the ranks to meet
 
 
-def refuse_broken(args) -> None:
-    """Raises InputError, with what to do instead, for an OpenCLIP option that does not work with --horovod."""
-    if args.siglip:
+def refuse_broken(options: dict) -> None:
+    """Raises InputError, with what to do instead, for an OpenCLIP option that does not work with --horovod.
+
+    Args:
+        options: of OpenCLIP's parsed command line, under their names.
+    """
+    if options["siglip"]:
         raise InputError("--horovod: OpenCLIP's SigLIP loss cannot go with it: start the run with torchrun instead")
-    if args.accum_freq > 1:
+    accum_freq, precision = options["accum_freq"], options["precision"]
+    if accum_freq > 1:
         raise InputError(
-            f"--horovod: --accum-freq {args.accum_freq} cannot go with it, Horovod's optimizer takes one backward pass "
+            f"--horovod: --accum-freq {accum_freq} cannot go with it, Horovod's optimizer takes one backward pass "
             "a step: use more ranks, or a larger --batch-size with --grad-checkpointing"
         )
-    if args.precision in ("bf16", "pure_bf16"):
+    if precision in ("bf16", "pure_bf16"):
         raise InputError(
-            f"--horovod: Horovod has no bfloat16 weights, which --precision {args.precision} makes: use amp_bf16 or amp"
+            f"--horovod: Horovod has no bfloat16 weights, which --precision {precision} makes: use amp_bf16 or amp"
         )
-    if args.grad_clip_norm is not None and args.precision != "amp":
+    if options["grad_clip_norm"] is not None and precision != "amp":
         raise InputError(
-            f"--horovod: --grad-clip-norm with --precision {args.precision} clips each rank's gradient before they are "
+            f"--horovod: --grad-clip-norm with --precision {precision} clips each rank's gradient before they are "
             "averaged, and the ranks' weights drift apart: leave it out, or use --precision amp"
         )
-    if args.use_bn_sync:
+    if options["use_bn_sync"]:
         raise InputError("--horovod: --use-bn-sync does nothing with it: leave it out")
 
 

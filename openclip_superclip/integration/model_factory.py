@@ -5,6 +5,7 @@ import os
 
 import open_clip
 from open_clip.factory import parse_model_name
+from open_clip.model import CLIPTextCfg
 
 from ..checkpoints.kept_head import kept_head
 from ..checkpoints.start_weights import how_to_load
@@ -109,3 +110,22 @@ def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str
                 f"{flags[1]} is '{pretrained}', no file and none of the weights that OpenCLIP knows of {name}: "
                 f"expected a file or one of {', '.join(tags) or 'none'}"
             )
+
+
+def check_vocabulary(model_name: str, cache_dir: str | None = None, context_length: int | None = None) -> None:
+    """Raises InputError where the tokens that every caption holds are beyond the text tower's vocabulary.
+
+    Hubs and towers of Hugging Face, which have a configuration of their own, are left to the first batch.
+    """
+    if parse_model_name(model_name)[0] == "hf-hub":
+        return
+    text_cfg = open_clip.get_model_config(model_name)["text_cfg"]
+    if "hf_model_name" in text_cfg:
+        return
+    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
+    if largest >= vocab_size:
+        raise InputError(
+            f"--model: the tokenizer of {model_name} gives every caption token id {largest}, and its text_cfg has "
+            f"vocab_size {vocab_size}: expected {largest + 1} or more there, or the tokenizer of that vocabulary"
+        )

@@ -14,5 +14,5 @@ def engine_flags(engine: str, arguments: list[str]) -> list[str]:
     from ..distributed.horovod_fixes import refuse_broken
     from ..integration.command_check import check_command
 
-    refuse_broken(check_command(arguments))
+    refuse_broken(vars(check_command(arguments)))
     return ["--horovod"]

@@ -546,6 +546,58 @@ def test_a_newest_checkpoint_that_was_cut_is_set_aside_and_the_one_before_resume
     assert saved(tmp_path, "with-head")["epoch"] == 1
 
 
+@pytest.mark.parametrize("others", [["epoch_1.pt"], []], ids=["an epoch before it", "nothing else"])
+def test_a_cut_epoch_latest_is_set_aside_and_the_newest_whole_epoch_resumed(others, runs, small_flags, tmp_path):
+    shutil.copytree(runs / "logs", tmp_path / "logs")
+    checkpoints = tmp_path / "logs/with-head/checkpoints"
+    whole = (checkpoints / "epoch_latest.pt").read_bytes()
+    (checkpoints / "epoch_latest.pt").write_bytes(whole[: len(whole) // 2])
+    if not others:
+        (checkpoints / "epoch_1.pt").unlink()
+    flags = ["--superclip", "--name", "with-head", "--resume", "latest", "--save-most-recent", "--epochs", "2"]
+    (run,) = run_ranks(superclip_train, *small_flags, *flags, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    place = "logs/with-head/checkpoints/epoch_"
+    resumes = f"resumes from {place}1.pt" if others else "starts anew"
+    assert f"is now {place}latest.pt.damaged; --resume latest {resumes}" in run.output, run.output[:300]
+    assert ("Start epoch 0" in run.output) == (not others)
+    assert len((checkpoints / "epoch_latest.pt.damaged").read_bytes()) == len(whole) // 2
+    assert torch.load(checkpoints / "epoch_latest.pt", weights_only=False)["epoch"] == 2
+
+
+def test_a_run_of_another_model_is_not_resumed(runs, small_flags, tmp_path):
+    model = write_model(tmp_path / "model", vision={"layers": 1})
+    resume = ["--superclip", "--model", model, "--resume", "logs/with-head/checkpoints/epoch_1.pt"]
+    error = refusal(run_ranks(superclip_train, *small_flags, *resume, cwd=runs)[0])
+    assert error.startswith(f"error: --model is {model}, and --resume: logs/with-head/checkpoints/epoch_1.pt is of")
+
+
+@pytest.mark.parametrize("flags", ["--pretrained corrupt.pt", "--pretrained not.pt"])
+def test_a_file_of_weights_that_cannot_be_read_is_refused_before_a_run_begins(flags, runs, small_flags, tmp_path):
+    shutil.copy(runs / "corrupt.pt", tmp_path)
+    (tmp_path / "not.pt").write_text("no weights")
+    error = refusal(run_ranks(superclip_train, *small_flags, "--superclip", *flags.split(), cwd=tmp_path)[0])
+    assert error.startswith(f"error: {flags.replace(' ', ': ')} cannot be read")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_teacher_of_random_weights_is_refused(runs, small_flags, tmp_path):
+    teacher, weights = write_model(tmp_path / "teacher"), runs / "bare.pt"
+    flags = ["--superclip", "--distill-model", teacher, "--distill-pretrained"]
+    ignored = refusal(run_ranks(superclip_train, *small_flags, *flags, str(weights), cwd=tmp_path)[0])
+    assert ignored.startswith(f"error: --distill-pretrained {weights} is ignored by OpenCLIP")
+    assert ignored.endswith(f"give --distill-pretrained {teacher}")
+    missing = refusal(run_ranks(superclip_train, *small_flags, *flags, teacher, cwd=tmp_path)[0])
+    assert missing.startswith(f"error: --distill-model: {tmp_path}/teacher holds no weights")
+
+
+def test_the_checkpoints_below_a_folder_are_not_offered_for_it(runs, small_flags, tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    shutil.copy(runs / "bare.pt", tmp_path / "a/b/epoch_1.pt")
+    error = refusal(run_ranks(superclip_train, *small_flags, "--resume", "a", cwd=tmp_path)[0])
+    assert error.endswith("a is a folder; expected a checkpoint, and there is none in it")
+
+
 WITHOUT_HEAD = {
     "--pretrained": "--model {name} --pretrained {weights}",
     "--distill-pretrained": "--model {name} --distill-model {name} --distill-pretrained {weights}",

@@ -257,6 +257,10 @@ def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, mode
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 3/2", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1/999", "--part"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --seed 1", "--seed does nothing with --captions short"),
+    ("{shards} --tokenizer-of ViT-B-32 --out {out} --benchmark", "--out does nothing with --benchmark"),
+    ("{shards} --merge {out} --out {out}", "SHARDS does nothing with --merge"),
+    ("--show {out} --out {out}", "--out does nothing with --show"),
     ("--merge {out} --out {out}", "df"),
     ("--show {out}", "df"),
 ])  # fmt: skip

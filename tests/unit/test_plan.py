@@ -188,6 +188,11 @@ def demo(tmp_path_factory):
     return folder
 
 
+def test_jobs_that_check_nothing_are_refused(capsys):
+    assert main(["plan", RELEASED, "--jobs", "2"]) == 1
+    assert capsys.readouterr().err == ("error: --jobs does nothing without --check: add --check, or leave --jobs out\n")
+
+
 def test_the_json_holds_the_plan_the_cost_and_the_data_check(demo, capsys, monkeypatch):
     monkeypatch.chdir(demo)
     arguments = ["--set", "data_samples=256", "--data", "shards/{000000..000015}.tar", "--device", "cpu", "--json"]

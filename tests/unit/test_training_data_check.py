@@ -1,10 +1,12 @@
 """Training data that OpenCLIP could not train on is refused in one line, before anything is loaded or written."""
 
 import json
+import multiprocessing
 import shutil
 import tarfile
 
 import pytest
+from support.models import VOCAB_SIZE, write_model
 from support.small_shards import write_shards
 
 REFUSED = {
@@ -19,6 +21,15 @@ REFUSED = {
     "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
     "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
+    "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
+    "no accumulation": ("{table} --accum-freq 0", "--accum-freq is 0; expected 1 or more"),
+    "no epoch": ("{table} --epochs 0", "--epochs is 0; expected 1 or more"),
+    "negative workers": ("{wds} --workers -1", "--workers is -1; expected 0 or more"),
+    "learning rate": ("{table} --lr nan", "--lr is nan; expected a finite number"),
+    "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
+    "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
+    "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
+    "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
     "no pictures": ("{folder}/text.tar", "text.tar: no sample has a picture (.png, .jpg, .jpeg, .webp) and a caption"),
 }  # fmt: skip
 
@@ -95,3 +106,24 @@ def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path
     assert parse_args([*argv, "--train-data", f"{tmp_path}/short.tar::{tmp_path}/long.tar"]).superclip
     with pytest.raises(SystemExit, match=r"no sample of .*short.tar holds 'long.txt'; its members are png, txt$"):
         parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(method, folder, parse_args, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
+    argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
+    assert parse_args([*argv, "--workers", "0"]).workers == 0
+    with pytest.raises(SystemExit, match=rf"^error: --workers is 1, and .* start by {method}, .*: give --workers 0"):
+        parse_args([*argv, "--workers", "1"])
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_args, tmp_path):
+    model = write_model(tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = VOCAB_SIZE - 1
+    argv = ["--superclip", "--model", model, "--train-data", str(csv_data)]
+    assert parse_args(argv).superclip
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    reason = f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size {VOCAB_SIZE - 1}: expected"
+    with pytest.raises(SystemExit, match=f"^error: --model: the tokenizer of {model} gives {reason}"):
+        parse_args(argv)
