@@ -52,8 +52,8 @@ class Frequencies(DocumentFrequency):
         if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer, {tokenizer_identity(tokenizer).name}, has other tokens: count again with superclip frequencies "
-                "--tokenizer-of this model"
+                f"model's tokenizer, {tokenizer_identity(tokenizer).name}, has others: count again with superclip "
+                "frequencies --tokenizer-of this model"
             )
         if not self.num_captions:
             raise InputError(f"{what} counts no caption at all")
