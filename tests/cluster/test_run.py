@@ -34,12 +34,21 @@ def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str
     return code, run.with_suffix(".output").read_text()
 
 
-def wait_for(run: Path, text: str, process: subprocess.Popen) -> None:
-    """Returns when out.log has the text, an AssertionError where the process ends before."""
+def start_in_slice(recipe: Path, run: Path, number: int) -> subprocess.Popen:
+    """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks stopped there."""
     log, deadline = run / "out.log", time.monotonic() + 300
-    while not (log.exists() and text in log.read_text()):
+    before = log.read_text().count("Start epoch ") if log.exists() else 0
+    process = start(recipe, run)
+    while not log.exists() or log.read_text().count("Start epoch ") < before + number:
         assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
-        time.sleep(0.05)
+        time.sleep(0.02)
+    signal_ranks(run, signal.SIGSTOP)
+    return process
+
+
+def signal_ranks(run: Path, number: int) -> None:
+    for process in ranks(run):
+        os.kill(process, number)
 
 
 def ranks(run: Path) -> list[int]:
@@ -65,7 +74,7 @@ def assert_no_rank_is_left(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("run"))
+    return write_recipe(tmp_path_factory.mktemp("run"), batch=4)  # many steps: time to kill a rank in the midst of them
 
 
 @pytest.fixture(scope="module")
@@ -118,26 +127,25 @@ def troubled(recipe) -> dict:
     """One run that is stopped, killed and damaged in every slice, and what was seen of it each time."""
     run = recipe.parent / "troubled"
     seen = {"run": run}
-    process = start(recipe, run)
-    wait_for(run, "Start epoch 1\n", process)
+    process = start_in_slice(recipe, run, 2)
     seen["first process"] = process.pid
     other = subprocess.run(
         [SUPERCLIP, "run", recipe, "--out", run, *TWO_PROCESSES], cwd=recipe.parent, capture_output=True, text=True
     )
     seen["second start"] = (other.returncode, other.stderr)
+    signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     seen["after Ctrl-C"] = (process.wait(120), state(run))
     assert_no_rank_is_left(run)
 
-    process = start(recipe, run)
-    wait_for(run, "Start epoch 2\n", process)
+    process = start_in_slice(recipe, run, 1)
     process.kill()
     assert_no_rank_is_left(run)
     seen["after kill -9"] = (process.wait(), state(run))
 
-    process = start(recipe, run)
-    wait_for(run, "Start epoch 4\n", process)
+    process = start_in_slice(recipe, run, 2)
     os.kill(ranks(run)[1], signal.SIGKILL)
+    signal_ranks(run, signal.SIGCONT)
     seen["after a rank was killed"] = (process.wait(120), state(run), run.with_suffix(".output").read_text())
     assert_no_rank_is_left(run)
 
