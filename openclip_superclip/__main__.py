@@ -4,6 +4,7 @@ import importlib
 import keyword
 import os
 import select
+import signal
 import sys
 
 from . import __version__
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"superclip {name}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not _reader_is_gone():
             raise

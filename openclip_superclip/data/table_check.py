@@ -22,7 +22,8 @@ class Columns(NamedTuple):
 def check_table(path: str, columns: Columns, config: Config, batch_size: int, world_size: int) -> None:
     """Raises InputError where the table at `path` lacks a column, or captions, or rows for a batch on every rank.
 
-    Reads as many rows as it takes to tell, and all of them only where they lack something. A URL is left to OpenCLIP.
+    Reads as many rows as it takes to tell, and all of them only where they lack something; of the first ten thousand
+    it looks whether the pictures are there. A URL is left to OpenCLIP.
     `batch_size` is a rank's.
     """
     import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas knows
@@ -40,6 +41,8 @@ def check_table(path: str, columns: Columns, config: Config, batch_size: int, wo
         with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE) as chunks:
             for rows in chunks:
                 _check_columns(path, list(rows), columns)
+                if not num_rows:
+                    _check_first_rows(path, rows, columns)
                 num_rows += len(rows)
                 captioned = captioned or rows[columns.caption].dropna().astype(str).str.strip().any()
                 if place and (skips or not has_long):
@@ -50,7 +53,10 @@ def check_table(path: str, columns: Columns, config: Config, batch_size: int, wo
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--train-data: {path} is not a readable table ({' '.join(str(error).split())})") from error
+        advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(
+            f"--train-data: {path} is not a readable table ({' '.join(str(error).split())}){advice}"
+        ) from error
     if not captioned:
         raise InputError(f"--train-data: the column '{columns.caption}' of {path} holds no caption")
     if not has_long:
@@ -58,8 +64,9 @@ def check_table(path: str, columns: Columns, config: Config, batch_size: int, wo
             f"--superclip-long-caption: no row of {path} holds '{place}'; its columns are {', '.join(map(str, rows))}"
         )
     kept = f"--superclip-missing-long skip keeps {num_kept:,} of {num_rows:,}" if skips else f"{num_rows:,}"
+    ranks = "rank" if world_size == 1 else "ranks"
     raise InputError(
-        f"--train-data: {path}: {kept} rows do not fill --batch-size {batch_size:,} on {world_size} ranks; expected "
+        f"--train-data: {path}: {kept} rows do not fill --batch-size {batch_size:,} on {world_size} {ranks}; expected "
         f"{needed:,} rows or a smaller batch"
     )
 
@@ -67,7 +74,29 @@ def check_table(path: str, columns: Columns, config: Config, batch_size: int, wo
 def _check_columns(path: str, found: list[str], columns: Columns) -> None:
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key not in found:
-            raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {', '.join(map(str, found))}")
+            separator = f"; --csv-separator is {columns.separator!r}: is it another?" if len(found) == 1 else ""
+            raise InputError(
+                f"{flag}: {path} has no column '{key}'; its columns are {', '.join(map(str, found))}{separator}"
+            )
+
+
+def _check_first_rows(path: str, rows, columns: Columns) -> None:
+    """Raises InputError where rows have more values than the header has names, and where pictures are not there."""
+    import pandas as pd
+
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the values that are too many for names of rows
+        raise InputError(
+            f"--train-data: rows of {path} hold more values than its {len(rows.columns)} columns; expected quotes "
+            f"around a value that holds {columns.separator!r}"
+        )
+    pictures = rows[columns.image].astype(str)
+    missing = [picture for picture in pictures if not (is_remote(picture) or os.path.exists(picture))]
+    if missing:
+        raise InputError(
+            f"--train-data: {path} names pictures that are not there: {len(missing):,} of the first {len(pictures):,}, "
+            f"beginning with {missing[0]}; expected paths from {os.getcwd()}, where this runs: correct them, or remove "
+            "their rows"
+        )
 
 
 def _has_long(row: dict, place: str) -> bool:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
+from ..running.supervised_process import end_with_parent
 from ..versions import versions
 from .scenes import CAPTIONS
 
@@ -120,6 +121,7 @@ def _train(arguments: list[str], run: DemoRun, log: Path) -> float:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
         )
         ended = 0
         try:

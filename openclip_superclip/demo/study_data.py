@@ -14,12 +14,9 @@ CONTEXT = 18  # tokens: four names of two words and the commas between them
 
 
 def write_study_data(folder: Path) -> None:
-    """Writes, below `folder`, study-model and the shards data/study (long captions) and data/study-short."""
+    """Writes, below `folder`, study-model and the shards data/study, whose captions name all objects."""
     write_study_model(folder / "study-model")
-    for name, caption in (("study", "long"), ("study-short", "short")):
-        write_shards(
-            folder / "data" / name, NUM_SHARDS * SHARD_SIZE, seed=0, samples_per_shard=SHARD_SIZE, caption=caption
-        )
+    write_shards(folder / "data" / "study", NUM_SHARDS * SHARD_SIZE, seed=0, samples_per_shard=SHARD_SIZE)
 
 
 def write_study_model(folder: Path) -> str:

@@ -6,7 +6,10 @@ import os
 import platform
 from pathlib import Path
 
+from ..atomic_files import make_folder
 from ..errors import InputError
+from ..running.placement import find_placement
+from ..running.run_lock import lock
 from ..versions import versions
 from .study_file import Study, read_study
 from .study_results import StudyResults
@@ -37,19 +40,22 @@ def run_study(
     study = read_study(name)
     if seeds is not None:
         study = dataclasses.replace(study, seeds=seeds)
+    study.check_set(set_)
     if val_data is not None:
         study = _on_validation_data(study)
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.measures == "demo" and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
-    if study.measures == "demo":
-        _write_demo_data(study)
     out = out or Path("studies") / study.name
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
-    training = StudyTraining(study, out, jobs, device, data, tuple(set_.items()))
-    records, chosen = training.run()
-    results = StudyResults(study, records, chosen)
-    results.write(out, _provenance(study, device, set_))
+    make_folder(out, "--out")
+    with lock(out / "lock", find_placement()):
+        if study.measures == "demo":
+            _write_demo_data()
+        logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
+        training = StudyTraining(study, out, jobs, device, data, tuple(set_.items()))
+        records, chosen = training.run()
+        results = StudyResults(study, records, chosen)
+        results.write(out, _provenance(study, device, set_))
     return f"{results.tables()}\n\n{out}/study.png, study.csv, study.json and runs/ hold the rest."
 
 
@@ -58,7 +64,7 @@ def _on_validation_data(study: Study) -> Study:
     return dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
 
 
-def _write_demo_data(study: Study) -> None:
+def _write_demo_data() -> None:
     import torch
 
     from ..demo.study_data import write_study_data

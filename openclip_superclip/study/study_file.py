@@ -2,7 +2,11 @@
 
 import dataclasses
 import difflib
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ruamel.yaml import YAML, YAMLError
 
@@ -43,13 +47,39 @@ class Study:
         """The values of the cells' field; one, None, where there is no such field."""
         return self.cells[self.cell_field] if self.cells else [None]
 
-    def settings(self, arm: str, cell=None) -> dict[str, str]:
-        """Returns what --set is given for the runs of an arm in a cell; the arm that it is like comes first."""
+    def settings(self, arm: str, cell=None, of_all: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """Returns what --set is given for the runs of an arm in a cell, `of_all` being the fields of every run.
+
+        An arm that is like another has that one's fields first. Samples in percent are whole steps, rounded up.
+        """
         values = dict(self.arms[arm])
         other = values.pop(LIKE, None)
-        shared = self.settings(other) if other else {}
+        shared = self.settings(other, None, of_all) if other else {}
         of_cell = {} if cell is None else {self.cell_field: _text(cell)}
-        return shared | of_cell | {field: _text(value) for field, value in values.items()}
+        found = dict(of_all) | shared | of_cell
+        own = {field: _text(value) for field, value in values.items()}
+        if own.get("samples", "").endswith("%"):
+            recipe = read_recipe(self.recipe, found)
+            share = float(own["samples"].removesuffix("%")) / 100
+            steps = math.ceil(round(recipe.samples * share / recipe.global_batch_size, 6))
+            own["samples"] = str(steps * recipe.global_batch_size)
+        return found | own
+
+    def check_set(self, of_all: Mapping[str, str]) -> None:
+        """Raises InputError for a field of --set that the study's runs differ by, and for what no recipe can be."""
+        differ = {"seed": "its seeds are 0, 1, …: --seeds says how many"}
+        differ |= {field: f"it is what its cells vary: {self.cells[field]}" for field in self.cells}
+        differ |= {"lr": f"it is chosen from {self.choose['lr']}"} if self.choose else {}
+        for arm, values in self.arms.items():
+            differ |= {
+                field: f"the arm '{arm}' sets it" for field, value in values.items() if not f"{value}".endswith("%")
+            }
+        for field in of_all:
+            if field in differ:
+                raise InputError(f"--set {field}: the study is about this field ({differ[field]}); change its file")
+        for arm in self.arms:
+            for cell in self.cell_values:
+                read_recipe(self.recipe, self.settings(arm, cell, of_all))
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
@@ -107,6 +137,11 @@ def _check(study: Study, path: Path) -> None:
             raise InputError(f"{path}: {field} is {getattr(study, field)!r}; expected {expected}")
     if len(study.arms) < 2 or not all(isinstance(arm, dict) for arm in study.arms.values()):
         raise InputError(f"{path}: arms is {study.arms}; expected two arms or more, each a mapping of fields")
+    folders: dict[str, str] = {}
+    for arm in study.arms:
+        other = folders.setdefault(folder_name(str(arm)), arm)
+        if not isinstance(arm, str) or other is not arm:
+            raise InputError(f"{path}: an arm is {arm!r}; expected a name whose letters and digits no other arm has")
     if not isinstance(study.seeds, int) or isinstance(study.seeds, bool) or study.seeds < 1:
         raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
     if study.measures not in MEASURES:
@@ -116,8 +151,8 @@ def _check(study: Study, path: Path) -> None:
         raise InputError(f"{path}: primary is {study.primary!r}; {study.measures} measures {expected}")
     if len(study.cells) > 1 or not all(isinstance(values, list) and values for values in study.cells.values()):
         raise InputError(f"{path}: cells is {study.cells}; expected one field of the recipe and its values")
-    if study.choose and (set(study.choose) != {"lr", "seeds"} or not isinstance(study.choose["lr"], list)):
-        raise InputError(f"{path}: choose holds {', '.join(study.choose)}; expected lr: values, and seeds: how many")
+    if study.choose and not _can_choose(study.choose):
+        raise InputError(f"{path}: choose is {study.choose}; expected lr: [values], and seeds: how many, 1 or more")
     for pair in study.compare:
         if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(study.arms):
             raise InputError(f"{path}: compare holds {pair}; expected [arm, baseline] of {', '.join(study.arms)}")
@@ -125,9 +160,22 @@ def _check(study: Study, path: Path) -> None:
         other = values.get(LIKE)
         if other is not None and (other not in study.arms or LIKE in study.arms[other]):
             raise InputError(f"{path}: arm '{arm}' is like '{other}'; expected an arm that is like no other")
-    for arm in study.arms:
+    for arm, values in study.arms.items():
+        share = f"{values.get('samples', '')}"
+        if share.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", share):
+            raise InputError(f"{path}: arm '{arm}' has samples {share!r}; expected a number, or a share such as 110%")
         for cell in study.cell_values:
             read_recipe(study.recipe, study.settings(arm, cell))
+
+
+def folder_name(told: str) -> str:
+    """Returns the part of a folder's name that tells an arm or a cell: letters, digits, points and dashes."""
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in told).lower()
+
+
+def _can_choose(choose: dict) -> bool:
+    rates, seeds = choose.get("lr"), choose.get("seeds")
+    return set(choose) == {"lr", "seeds"} and isinstance(rates, list) and rates and type(seeds) is int and seeds > 0
 
 
 def _text(value) -> str:

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
+from ..planning.recipe_file import read_recipe
+from ..running.supervised_process import end_with_parent
 from ..versions import versions
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
@@ -36,10 +39,26 @@ class StudyRun:
         return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder)]
 
 
-def train(run: StudyRun, device: str, data: str | None) -> None:
+def check_folder(run: StudyRun, device: str, data: str | None) -> None:
+    """Raises InputError where the run's folder holds a run of other settings, data or device."""
+    from ..running.run_folder import RunFolder
+
+    folder = RunFolder(run.folder)
+    recipe = read_recipe(run.recipe, dict(run.set))
+    folder.check_recipe(recipe)
+    there = folder.record().get("plan", {})
+    for flag, found, given in (
+        ("--data", there.get("data"), recipe.shards if data is None else data),
+        ("--device", there.get("device"), device),
+    ):
+        if found is not None and found != given:
+            raise InputError(f"{run.folder} holds a run of {flag} {found}, not {given}; give --out another folder")
+
+
+def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -> None:
     """Trains a run from where it stopped; a finished one is left alone. Its CPU seconds are added to what they were.
 
-    Raises InputError, with what the run last said, where it fails.
+    Raises InputError, with what the run last said, where it fails, and where `stop` ends it.
     """
     if _state(run) == "finished":
         return
@@ -48,12 +67,18 @@ def train(run: StudyRun, device: str, data: str | None) -> None:
     threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
     with open(output, "w") as file:
         command = [sys.executable, "-m", "openclip_superclip", *run.command(device, data)]
-        process = subprocess.Popen(command, env={**os.environ, **threads}, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+        )  # fmt: skip
         ended = 0
         try:
-            while not ended:
-                time.sleep(0.5)  # wait4, which alone tells this child's CPU time, takes no timeout
-                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            while not ended:  # wait4, which alone tells this child's CPU time, takes no timeout
+                if stop.wait(0.5):
+                    process.terminate()
+                    ended, status, usage = os.wait4(process.pid, 0)
+                else:
+                    ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         finally:
             if not ended:
                 process.terminate()
@@ -61,6 +86,8 @@ def train(run: StudyRun, device: str, data: str | None) -> None:
     seconds = _cpu_seconds(run) + usage.ru_utime + usage.ru_stime
     if run.folder.is_dir():
         write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": seconds})
+    if stop.is_set():
+        raise InputError(f"{run.folder.name} was stopped")
     if os.waitstatus_to_exitcode(status) != 0:
         said = [line for line in output.read_text().splitlines() if line.strip()]
         raise InputError(f"{run.folder.name} failed: {' '.join(said[-1:]) or 'it said nothing'}; {output} holds more")
@@ -95,8 +122,8 @@ def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
         from ..demo.demo_run import load
         from ..demo.measures import measure
 
-        recipe = _recipe(run)
-        return measure(*load(weights, recipe.model), split=run.split)
+        model = read_recipe(str(run.folder / "recipe.yaml")).model
+        return measure(*load(weights, model), split=run.split)
     from ..report.run_scores import of_training
 
     scores = of_training(run.folder)
@@ -105,16 +132,13 @@ def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
     return {name.removesuffix(" (training's own)"): score for name, score in scores.items()}
 
 
-def _recipe(run: StudyRun):
-    from ..planning.recipe_file import read_recipe
-
-    return read_recipe(str(run.folder / "recipe.yaml"))
-
-
 def _last_checkpoint(run: StudyRun) -> Path:
     from ..running.checkpoint_files import checkpoints
 
-    return list(checkpoints(run.folder / "checkpoints").values())[-1]
+    found = list(checkpoints(run.folder / "checkpoints").values())
+    if not found:
+        raise InputError(f"{run.folder} is finished and has no checkpoint: remove it, and the same command trains it")
+    return found[-1]
 
 
 def _state(run: StudyRun) -> str | None:

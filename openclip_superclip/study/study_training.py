@@ -1,7 +1,6 @@
 """All runs of a study, several at a time: trained, measured, and resumed where an earlier call stopped."""
 
 import itertools
-import json
 import statistics
 import threading
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from tqdm import tqdm
 from ..atomic_files import make_folder, write_json
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
-from .study_file import LIKE, Study
-from .study_run import StudyRun, record, samples_seen, train
+from .study_file import LIKE, Study, folder_name
+from .study_run import StudyRun, check_folder, record, samples_seen, train
 
 CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
 
@@ -45,8 +44,6 @@ class StudyTraining:
         study, kept = self.study, self.out / "chosen.json"
         if not study.choose:
             return {}
-        if kept.exists():
-            return json.loads(kept.read_text())
         arms = [arm for arm, values in study.arms.items() if LIKE not in values and "lr" not in values]
         trials = [
             self._run(arm, cell, CHOOSING + seed, {"lr": f"{lr}"}, "tune")
@@ -71,22 +68,23 @@ class StudyTraining:
         return {"lr": of_arm[str(cell)]} if str(cell) in of_arm else {}
 
     def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
-        settings = {**self.study.settings(arm, cell), **dict(self.extra), **more, "seed": str(seed)}
+        settings = {**self.study.settings(arm, cell, dict(self.extra)), **more, "seed": str(seed)}
         told = [arm, *([] if cell is None else [f"{self.study.cell_field}{cell}"])]
         told += [f"lr{more['lr']}"] if split == "tune" else []
-        name = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in part) for part in told).lower()
-        folder = self.out / "runs" / f"{name}_seed{seed}"
+        folder = self.out / "runs" / f"{'_'.join(map(folder_name, told))}_seed{seed}"
         return StudyRun(arm, cell, seed, self.study.recipe, tuple(settings.items()), folder, split)
 
     def _records(self, runs: list[StudyRun]) -> list[dict]:
         """Trains and measures runs, `jobs` at a time, under one bar of all their samples."""
+        for run in runs:  # all, before the first trains
+            check_folder(run, self.device, self.data)
         totals = [read_recipe(run.recipe, dict(run.set)).samples for run in runs]
         stop = threading.Event()
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
                 raise InputError("stopped")
-            train(run, self.device, self.data)
+            train(run, self.device, self.data, stop)
             return record(run, self.study.measures)
 
         with (
@@ -104,8 +102,8 @@ class StudyTraining:
                 _show(progress, runs, totals)
                 return [future.result() for future in futures]
             except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                stop.set()  # the runs that train end in order, and resume with the same command
+                pool.shutdown(cancel_futures=True)
                 raise
 
 

@@ -1,24 +1,55 @@
 """`superclip study`: paired seeds, placebos, and going on where it stopped."""
 
+import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from ruamel.yaml import YAML
 from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
 
+from openclip_superclip.running.placement import Placement
+from openclip_superclip.running.run_lock import lock
+
 NUM_SEEDS = 2
 
 
-def study(folder, *more):
+def start_study(folder, *more):
     command = [sys.executable, "-m", "openclip_superclip", "study", "which.yaml", "--out", "out", "--jobs", "2"]
     command += ["--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def study(folder, *more):
+    process = start_study(folder, *more)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def processes_in(out) -> list[str]:
+    """The command lines of the processes that train into a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            found += [" ".join(words)] if "study" not in words and any(str(out) in word for word in words) else []
+    return found
+
+
+def wait_for(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +105,40 @@ def test_a_second_call_trains_nothing_and_prints_the_same(studied):
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
     assert study(folder).stdout == done.stdout
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
+
+
+@pytest.mark.parametrize(("more", "told"), [
+    (["--set", "lr=1e-4"], "lr is 0.001 there and 0.0001 here"), (["--data", "val/{000000..000001}.tar"], "--data"),
+    (["--device", "cuda"], "--device cpu, not cuda"),
+])  # fmt: skip
+def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, more, told):
+    done = study(studied[0], *more)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: out/runs/")
+    assert told in last
+    assert last.endswith("give --out another folder")
+
+
+def test_a_folder_belongs_to_one_study_at_a_time(studied):
+    folder, _ = studied
+    with lock(folder / "out" / "lock", Placement()):
+        done = study(folder)
+    assert done.returncode == 1
+    assert "out belongs to another run" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(studied, number, tmp_path):
+    folder, _ = studied
+    stopped = start_study(folder, "--out", str(tmp_path / "out"))
+    wait_for(lambda: processes_in(tmp_path / "out"))
+    stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
+    said = stopped.communicate()[1]
+    assert number == signal.SIGKILL or said.splitlines()[-1].endswith("; the same command resumes")
+    assert stopped.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    wait_for(lambda: not processes_in(tmp_path / "out"))
+    assert "Traceback" not in said
 
 
 def test_a_run_that_fails_ends_the_study_by_name_with_what_it_said(studied):

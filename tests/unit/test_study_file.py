@@ -45,7 +45,20 @@ def test_an_arm_takes_the_fields_of_the_arm_that_it_is_like(tmp_path):
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
 
 
+@pytest.mark.parametrize(("set_", "samples"), [({}, 45_056), ({"samples": "2048"}, 2272), ({"samples": "100"}, 128)])
+def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, samples, tmp_path):
+    arms = {"CLIP": {"method": "clip"}, "CLIP, equal time": {"like": "CLIP", "samples": "110%"}}
+    study = read_study(write_study(tmp_path, arms=arms))
+    settings = study.settings("CLIP, equal time", None, set_)
+    assert settings == {"method": "clip", "samples": str(samples)}
+
+
 REFUSED = {
+    "arms of one folder": ({"arms": {"a b": {}, "A-B": {}}}, "an arm is 'A-B'"),
+    "an arm that is a number": ({"arms": {1: {}, "B": {}}}, "an arm is 1"),
+    "no share of samples": ({"arms": {"CLIP": {}, "B": {"samples": "-5%"}}}, "'B' has samples '-5%'"),
+    "no rates to choose from": ({"choose": {"lr": [], "seeds": 1}}, "choose is"),
+    "no seeds to choose by": ({"choose": {"lr": [1e-3], "seeds": "all"}}, "choose is"),
     "arms": ({"arms": {"CLIP": {}}}, "two arms or more"),
     "an arm like none": ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like 'A'"),
     "a field that no recipe has": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "there is no field 'rate'"),
@@ -58,7 +71,7 @@ REFUSED = {
     ),
     "measures": ({"measures": "taste"}, "measures is 'taste'"),
     "cells": ({"cells": {"lr": []}}, "cells is"),
-    "choose": ({"choose": {"lr": [1e-3]}}, "choose holds lr"),
+    "choose": ({"choose": {"lr": [1e-3]}}, "choose is"),
     "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
     "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
     "another recipe": ({"recipe": "nowhere"}, "there is no file and no recipe 'nowhere'"),
@@ -75,6 +88,8 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
 
 @pytest.mark.parametrize(("argv", "told"), [
     (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
+    (["one_batch", "--set", "lr=1e-3"], "chosen from"), (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
+    (["placebos", "--set", "seed=3"], "--seeds says how many"), (["placebos", "--set", "samples=many"], "samples"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):

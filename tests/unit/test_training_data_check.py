@@ -12,7 +12,8 @@ from support.small_shards import write_shards
 REFUSED = {
     "picture column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
-    "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 ranks; expected 65"),
+    "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
+    "another separator": ("{table} --csv-separator ;", "--csv-separator is ';': is it another?"),
     "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
     "second source's files": ("{wds}::x/{{0..9}}.tar", "--train-data: there is no file x/{{0..9}}.tar"),
     "a folder": ("{folder} --dataset-type webdataset", "--train-data: {folder} is a folder; expected its shards"),
@@ -63,6 +64,29 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
     message = str(refusal.value)
     assert message.startswith("error: ")
     assert reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder) in message
+    assert "\n" not in message
+
+
+TABLES = {
+    "a comma outside quotes": ("{picture},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
+    "a picture that is not there": (
+        "{picture},rot\nnirgends.png,grün\n", "utf-8", "not there: 1 of the first 2, beginning with nirgends.png",
+    ),
+    "another encoding": ("{picture},grün\n", "latin-1", "save it as UTF-8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
+def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, parse_args):
+    (tmp_path / "rot.png").touch()
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption\n" + rows.format(picture=tmp_path / "rot.png"), encoding=encoding)
+    columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(["--superclip", "--train-data", str(table), *columns, "--batch-size", "1"])
+    message = str(refusal.value)
+    assert message.startswith("error: --train-data: ")
+    assert reason in message
     assert "\n" not in message
 
 
