@@ -40,9 +40,10 @@ def run_study(
     study = read_study(name)
     if seeds is not None:
         study = dataclasses.replace(study, seeds=seeds)
-    study.check_set(set_)
     if val_data is not None:
         study = _on_validation_data(study)
+    study.check_set(set_)
+    if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.measures == "demo" and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
