@@ -26,7 +26,13 @@ def start_study(folder, *more):
     command = [sys.executable, "-m", "openclip_superclip", "study", "which.yaml", "--out", "out", "--jobs", "2"]
     command += ["--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True, preexec_fn=_heed_ctrl_c
+    )
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as a test may run in, ignores it
 
 
 def study(folder, *more):
@@ -53,8 +59,8 @@ def wait_for(condition, seconds: float = 120):
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory):
-    """A finished study of CLIP, SuperCLIP and both placebos."""
+def prepared(tmp_path_factory):
+    """The folder of a study of CLIP, SuperCLIP and both placebos."""
     folder = tmp_path_factory.mktemp("study")
     recipe = write_recipe(folder, passes=1)
     arms = {
@@ -65,7 +71,13 @@ def studied(tmp_path_factory):
               "measures": "validation"}  # fmt: skip
     with open(folder / "which.yaml", "w") as file:
         YAML().dump({**values, "arms": arms}, file)
-    return folder, study(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studied(prepared):
+    """The study, finished."""
+    return prepared, study(prepared)
 
 
 def run(folder, arm: str, seed: int):
@@ -129,9 +141,8 @@ def test_a_folder_belongs_to_one_study_at_a_time(studied):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(studied, number, tmp_path):
-    folder, _ = studied
-    stopped = start_study(folder, "--out", str(tmp_path / "out"))
+def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
+    stopped = start_study(prepared, "--out", str(tmp_path / "out"))
     wait_for(lambda: processes_in(tmp_path / "out"))
     stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
     said = stopped.communicate()[1]
