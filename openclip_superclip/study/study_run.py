@@ -60,7 +60,7 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
 
     Raises InputError, with what the run last said, where it fails, and where `stop` ends it.
     """
-    if _state(run) == "finished":
+    if _state(run).get("state") == "finished":
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     output = run.folder.with_name(f"{run.folder.name}.output")
@@ -90,7 +90,8 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
         raise InputError(f"{run.folder.name} was stopped")
     if os.waitstatus_to_exitcode(status) != 0:
         said = [line for line in output.read_text().splitlines() if line.strip()]
-        raise InputError(f"{run.folder.name} failed: {' '.join(said[-1:]) or 'it said nothing'}; {output} holds more")
+        error = _state(run).get("error") or " ".join(said[-1:]) or "it said nothing"
+        raise InputError(f"{run.folder.name} failed: {' '.join(error.split())}; {output} holds more")
     output.unlink()
 
 
@@ -141,9 +142,9 @@ def _last_checkpoint(run: StudyRun) -> Path:
     return found[-1]
 
 
-def _state(run: StudyRun) -> str | None:
+def _state(run: StudyRun) -> dict:
     state = run.folder / "state.json"
-    return json.loads(state.read_text()).get("state") if state.exists() else None
+    return json.loads(state.read_text()) if state.exists() else {}
 
 
 def _cpu_seconds(run: StudyRun) -> float:
