@@ -11,6 +11,7 @@ import torch
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
+from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -37,13 +38,15 @@ class Architecture(NamedTuple):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
             Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
             try:
-                return open_clip.create_model(
+                model = open_clip.create_model(
                     f"local-dir:{folder}", load_weights=False, pretrained_text=False, device=device, **model_kwargs
                 )
             except InputError:
                 raise
             except Exception as error:  # a configuration of nonsense raises anything
                 raise InputError(f"--model: OpenCLIP cannot build {self.name} ({_reason(error)})") from error
+        _check_preprocessing(model, self.name)
+        return model
 
     def tokenizer(self):
         """Returns OpenCLIP's tokenizer for it; InputError where there is none."""
@@ -119,6 +122,17 @@ def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, 
             f"{flag}: {model} is no configuration of a model: its {what} is missing or wrong; expected embed_dim, a "
             "number, and vision_cfg and text_cfg, both objects"
         )
+
+
+def _check_preprocessing(model: nn.Module, name: str) -> None:
+    """Raises InputError for a preprocessing that OpenCLIP cannot do, which it tells when a picture comes."""
+    try:
+        preprocess_cfg = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
+        open_clip.transform.image_transform_v2(preprocess_cfg, is_train=False)(Image.new("RGB", (8, 8)))
+    except Exception as error:  # of asserts, of torchvision
+        raise InputError(
+            f"--model: OpenCLIP cannot prepare pictures as {name} says in preprocess_cfg ({_reason(error)})"
+        ) from error
 
 
 def _preprocess_cfg(model: str, tag: str) -> dict:

@@ -66,6 +66,7 @@ def export(
     if with_head:
         check_head(head, plain, str(file), found.name)
     check_values(checkpoint.weights, str(file))
+    warnings = vocabulary_warnings(architecture, plain)
     num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
@@ -84,4 +85,4 @@ def export(
             )
         card = model_card(out.resolve().name, run, num_captions, license, library, usage, found.name)
         (folder / "README.md").write_text(card)
-    return Export(found.name, usage, vocabulary_warnings(architecture, plain))
+    return Export(found.name, usage, warnings)

@@ -50,7 +50,7 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
         given: files, folders, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
         model: the OpenCLIP model's name, for files and folders that do not say it.
     """
-    if model and not any(_needs_model(Path(one.removeprefix("local-dir:"))) for one in given):
+    if model and all(map(_says_its_model, given)):
         raise InputError(f"--model is {model}, but {', '.join(given)} says what model it is: leave --model out")
     return [_find(one, model) for one in dict.fromkeys(given)]
 
@@ -80,6 +80,11 @@ def _find(given: str, model: str | None) -> Evaluated:
     if open_clip.get_pretrained_cfg(name, tag):
         return Evaluated(given, given, given, openclip=(name, tag))
     raise InputError(f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of open_clip.list_pretrained()")
+
+
+def _says_its_model(given: str) -> bool:
+    path = Path(given.removeprefix("local-dir:"))
+    return not _needs_model(path) if path.exists() else ":" in given
 
 
 def _needs_model(path: Path) -> bool:

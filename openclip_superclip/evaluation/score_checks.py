@@ -35,8 +35,11 @@ def _holds_class_name(template: str) -> bool:
 
 
 def check_shards(split: Path) -> None:
-    """Raises InputError where nshards.txt leaves out shards that are there."""
-    number = int((split / "nshards.txt").read_text())
+    """Raises InputError where nshards.txt holds no number, or leaves out shards that are there."""
+    text = (split / "nshards.txt").read_text().strip()
+    if not text.isdecimal():
+        raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
+    number = int(text)
     left_out = sorted(file.name for file in split.glob("*.tar") if file.stem.isdigit() and int(file.stem) >= number)
     if left_out:
         raise InputError(f"{split}/nshards.txt says {number}, which leaves out {left_out[0]}; expected all shards")

@@ -351,6 +351,7 @@ NONSENSE = {
     "few-names": "it holds the label 2, but there are 2 class names",
     "no-name": "classnames.txt: line 2 is empty",
     "left-out": "nshards.txt says 1, which leaves out 1.tar",
+    "no-number": "nshards.txt is 'two'; expected the number of shards",
     "empty": "it holds no picture",
 }
 
@@ -366,6 +367,7 @@ def test_what_would_score_nonsense_is_named_and_the_others_results_are_kept(runs
     (tmp_path / "data" / "no-name" / "classnames.txt").write_text("red\n\nblue")
     shard = tmp_path / "data" / "left-out" / "test" / "0.tar"
     shutil.copy(shard, shard.with_name("1.tar"))
+    (tmp_path / "data" / "no-number" / "test" / "nshards.txt").write_text("two\n")
     with webdataset.TarWriter(str(tmp_path / "data" / "empty" / "test" / "0.tar")):
         pass
     argv = [runs / "export", "--data", tmp_path / "data", "--datasets", *NONSENSE, "whole", "--out", tmp_path / "out"]
@@ -501,7 +503,8 @@ REFUSED = {
     "export --data data --datasets birds": "--datasets: data holds no birds; it holds colours",
     "export --data data --datasets colours --suite retrieval": "nothing for --suite retrieval",
     "export --data data --datasets colours --suite probe": "nothing for --suite probe",
-    "nowhere.pt --data data --datasets colours": "CHECKPOINT is nowhere.pt: no file or folder, and no MODEL:TAG",
+    "nowhere.pt --data data --datasets colours": "CHECKPOINT is nowhere.pt: no file or folder",
+    "nowhere.pt --data data --datasets colours --model ViT-B-32": "CHECKPOINT is nowhere.pt: no file or folder",
     "ViT-B-32:fly --data data --datasets colours": "CHECKPOINT is ViT-B-32:fly",
     "text.pt --data data --datasets colours": "text.pt cannot be read",
     "lone.pt --data data --datasets colours": "--model: nothing beside lone.pt says what model it is",

@@ -338,7 +338,7 @@ def test_an_interpolation_is_written_as_openclip_reads_it_or_refused(interpolati
         assert transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out").resample == Image.Resampling.BICUBIC
     else:
         assert code == 1
-        assert "CLIPImageProcessor has no interpolation 'nearest'" in capsys.readouterr().err
+        assert "OpenCLIP cannot prepare pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("cfg", "reason"), NOT_EXPRESSED.values(), ids=NOT_EXPRESSED)
@@ -425,6 +425,31 @@ def test_a_configuration_of_nonsense_is_refused_in_one_line(text, reason, small,
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
+
+
+NO_PREPROCESSING = [{"interpolation": "nearest"}, {"resize_mode": "tall"}, {"mean": "grey"}, {"mode": "L"}]
+
+
+@pytest.mark.parametrize("preprocess_cfg", NO_PREPROCESSING, ids=str)
+@pytest.mark.parametrize("format", ["openclip", "hf"])
+def test_a_preprocessing_that_openclip_cannot_do_is_refused(format, preprocess_cfg, small, capsys):
+    config = json.loads((small / "model" / "open_clip_config.json").read_text())
+    (small / "x.json").write_text(json.dumps(config | {"preprocess_cfg": preprocess_cfg}))
+    argv = [small / "plain.pt", "--model", small / "x.json", "--out", small / "out", "--format", format]
+    assert run(*argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: --model: OpenCLIP cannot prepare pictures as x says in preprocess_cfg")
+    assert error.count("\n") == 1
+    assert not (small / "out").exists()
+
+
+def test_a_tokenizer_that_openclip_cannot_open_is_refused_before_anything_is_written(small, capsys):
+    config = json.loads((small / "model" / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"novelty": 1}
+    (small / "x.json").write_text(json.dumps(config))
+    assert run(small / "plain.pt", "--model", small / "x.json", "--out", small / "out") == 1
+    assert "x has no tokenizer that OpenCLIP opens" in capsys.readouterr().err
+    assert not (small / "out").exists()
 
 
 def test_a_checkpoint_of_the_authors_is_told_the_import(tmp_path, capsys):
@@ -633,6 +658,25 @@ def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path_
     assert error.startswith(f"error: --out: {small}/out cannot be written")
     assert "Traceback" not in failed.output
     assert snapshot(small) == before
+
+
+READ_ONLY = 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"'
+
+
+@pytest.mark.parametrize(("command", "out"), [("export", "out"), ("average", "out.pt")])
+def test_a_read_only_disk_is_named_in_one_line(command, out, small):
+    (small / "disk").mkdir()
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, str(small / "disk")]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this system mounts nothing for a test")
+    given = [small / "plain.pt", "--model", f"local-dir:{small}/model"]
+    argv = [command, *(given if command == "export" else given[:1] * 2), "--out", small / "disk" / out]
+    python = [sys.executable, "-m", "openclip_superclip", *map(str, argv)]
+    failed = subprocess.run([*namespace, *python], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert f"error: --out: {small}/disk/{out} cannot be written" in failed.stderr
+    assert "Read-only file system" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 TERMINATED = """
