@@ -63,10 +63,12 @@ def check_table(path: str, columns: Columns, config: Config, batch_size: int, wo
         raise InputError(
             f"--superclip-long-caption: no row of {path} holds '{place}'; its columns are {', '.join(map(str, rows))}"
         )
-    kept = f"--superclip-missing-long skip keeps {num_kept:,} of {num_rows:,}" if skips else f"{num_rows:,}"
+    kept = f"{num_rows:,} rows"
+    if skips:
+        kept = f"the {num_kept:,} of {num_rows:,} rows that --superclip-missing-long skip keeps"
     ranks = "rank" if world_size == 1 else "ranks"
     raise InputError(
-        f"--train-data: {path}: {kept} rows do not fill --batch-size {batch_size:,} on {world_size} {ranks}; expected "
+        f"--train-data: {path}: {kept} do not fill --batch-size {batch_size:,} on {world_size} {ranks}; expected "
         f"{needed:,} rows or a smaller batch"
     )
 

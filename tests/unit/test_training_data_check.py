@@ -151,3 +151,15 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_arg
     reason = f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size {VOCAB_SIZE - 1}: expected"
     with pytest.raises(SystemExit, match=f"^error: --model: the tokenizer of {model} gives {reason}"):
         parse_args(argv)
+
+
+def test_the_rows_that_are_kept_are_told_where_they_fill_no_batch(csv_data, parse_args, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = csv_data.read_text().splitlines()
+    long = ["long", *["a cat"] * 8, *[""] * 56]
+    table.write_text("\n".join(f"{row}\t{cell}" for row, cell in zip(rows, long, strict=True)))
+    flags = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long"]
+    flags += ["--superclip-missing-long", "skip"]
+    kept = "the 8 of 64 rows that --superclip-missing-long skip keeps do not fill --batch-size 16"
+    with pytest.raises(SystemExit, match=kept):
+        parse_args([*flags, "--train-data", str(table), "--batch-size", "16"])
