@@ -34,7 +34,8 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     model, _, _ = superclip.create_model_and_transforms(model_name, **kwargs)
     defaults = {"superclip": True, "distill": False, "siglip": False, "horovod": False, "loss_dist_impl": None}
     gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
-    args = argparse.Namespace(**{**defaults, **gather, "world_size": world_size, **flags})
+    data = {"dataset_type": "webdataset"}
+    args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
     loss = plugin.open_clip_create_loss(args)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -131,7 +131,7 @@ def test_a_shard_may_come_through_a_pipe(folder, tmp_path):
     assert read_frequencies(tmp_path / "df.safetensors").num_captions == PER_SHARD - 1
 
 
-def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, counted, tmp_path, monkeypatch):
+def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, counted, tmp_path, monkeypatch, capsys):
     out = tmp_path / "df.safetensors"
     count_shard, done = counting._count_shard, []
 
@@ -142,8 +142,8 @@ def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, coun
         return count_shard(shard)
 
     monkeypatch.setattr(counting, "_count_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        call(pattern, "--tokenizer-of", "ViT-B-32", "--out", out)
+    assert main(["frequencies", str(pattern), "--tokenizer-of", "ViT-B-32", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "superclip frequencies: stopped"
     assert not out.exists()
     first, done[:] = [*done], []
     monkeypatch.setattr(counting, "_count_shard", lambda shard: done.append(shard) or count_shard(shard))
