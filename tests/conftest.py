@@ -34,14 +34,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a module's tests in one process of pytest-xdist, and all that need a cluster or Horovod in another."""
-    for item in items:
-        needs_cluster = item.get_closest_marker("slurm") or item.get_closest_marker("horovod")
-        item.add_marker(pytest.mark.xdist_group("cluster" if needs_cluster else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def csv_data(tmp_path_factory) -> Path:
     """A table of 64 pictures of noise, 32 px, with captions of one to five words."""

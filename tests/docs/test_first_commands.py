@@ -10,8 +10,6 @@ from support.demo_runs import run_demo
 from support.models import write_model
 from support.pages import PAGES, ROOT, blocks
 
-pytestmark = pytest.mark.xdist_group("pages")  # which share a demo
-
 SMALL_DEMO = {"12000": "640", "2560": "640", "0.00025": "0.001", "0.0005": "0.001", "..000002}": "..000000}"}
 EXPECTED = {  # page: what is exchanged for less of the same, and what is there afterwards
     "architecture": ({}, []),
