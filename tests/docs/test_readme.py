@@ -90,7 +90,7 @@ def test_contributing_lists_the_markers_of_tests():
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     (table,) = re.findall(r"^\| marker \|.*?\n\n", PAGES["docs/contributing.md"], flags=re.DOTALL | re.MULTILINE)
     listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
-    assert listed == [name for name in (re.split(r"[:(]", marker)[0] for marker in markers)]
+    assert listed == [re.split(r"[:(]", marker)[0] for marker in markers]
 
 
 def test_the_releases_that_a_patch_is_for_are_listed():
