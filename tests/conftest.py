@@ -29,11 +29,6 @@ from openclip_superclip.__main__ import main
 torch.set_num_threads(1)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Returns what `-n auto` starts: a process more than there are cores, as the cluster's tests mostly wait."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.fixture(scope="session")
 def csv_data(tmp_path_factory) -> Path:
     """A table of 64 pictures of noise, 32 px, with captions of one to five words."""

@@ -42,6 +42,8 @@ def start_in_slice(recipe: Path, run: Path, number: int) -> subprocess.Popen:
     while not log.exists() or log.read_text().count("Start epoch ") < before + number:
         assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
         time.sleep(0.02)
+    while len(ranks(run)) < 2:  # a process is not found while it is being started
+        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
     signal_ranks(run, signal.SIGSTOP)
     return process
 
@@ -66,7 +68,7 @@ def ranks(run: Path) -> list[int]:
 
 
 def assert_no_rank_is_left(run: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while ranks(run):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -135,7 +137,7 @@ def troubled(recipe) -> dict:
     seen["second start"] = (other.returncode, other.stderr)
     signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
-    seen["after Ctrl-C"] = (process.wait(120), state(run))
+    seen["after Ctrl-C"] = (process.wait(300), state(run))
     assert_no_rank_is_left(run)
 
     process = start_in_slice(recipe, run, 1)
@@ -146,7 +148,7 @@ def troubled(recipe) -> dict:
     process = start_in_slice(recipe, run, 2)
     os.kill(ranks(run)[1], signal.SIGKILL)
     signal_ranks(run, signal.SIGCONT)
-    seen["after a rank was killed"] = (process.wait(120), state(run), run.with_suffix(".output").read_text())
+    seen["after a rank was killed"] = (process.wait(300), state(run), run.with_suffix(".output").read_text())
     assert_no_rank_is_left(run)
 
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
