@@ -340,13 +340,14 @@ def test_a_vision_tower_without_patch_features_is_refused_by_name(models, train_
 
 
 @pytest.mark.parametrize("flags", ["", "--accum-freq 2", "--force-custom-text"])
-def test_a_token_beyond_the_vocabulary_is_named_with_its_caption(flags, train_flags, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizers_is_named_before_anything_is_loaded(flags, train_flags, tmp_path):
     model = write_model(tmp_path / "model", text={"vocab_size": 300})
     (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=tmp_path)
     assert run.returncode != 0
     assert "Traceback" not in run.output
     (error,) = run.errors()
-    assert re.search(r"caption \d+ of the batch holds token id \d+", error)
+    assert re.search(r"--model: the tokenizer of .* gives every caption token id \d+, and .* vocab_size 300", error)
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(
