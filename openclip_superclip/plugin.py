@@ -20,6 +20,7 @@ def open_clip_add_options(parser):
 
 @hookimpl
 def open_clip_check_options(args):
+    handlers = logging.root.handlers[:]  # OpenCLIP logs as it is asked, and would then print each line twice
     try:
         config, slices = config_from(vars(args)), data_config_from(vars(args)).slices
         if args.horovod:
@@ -39,6 +40,8 @@ def open_clip_check_options(args):
             _check_training_data(args, config, slices)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
+    finally:
+        logging.root.handlers[:] = handlers
     if only_options:
         return
     if slices is not None and args.train_data:
