@@ -32,18 +32,23 @@ def write_model(folder: Path) -> str:
     first merges.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = write_vocabulary(folder)
+    text_cfg = {"context_length": 32, "vocab_size": VOCAB_SIZE, "width": 128, "heads": 2}
+    return write_small_resnet(folder, write_vocabulary(folder), width=32, text_cfg=text_cfg)
+
+
+def write_small_resnet(folder: Path, vocabulary: Path, width: int, text_cfg: dict) -> str:
+    """Writes the configuration of a ModifiedResNet of one block a stage, and returns the --model that opens it.
+
+    Args:
+        folder: it is there.
+        vocabulary: the file of the merges.
+        width: of the vision tower.
+        text_cfg: what of the text tower, of two layers, is not the vocabulary's file.
+    """
     model_cfg = {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 32, "head_width": 32},
-        "text_cfg": {
-            "context_length": 32,
-            "vocab_size": VOCAB_SIZE,
-            "tokenizer_kwargs": {"bpe_path": str(vocabulary)},
-            "width": 128,
-            "heads": 2,
-            "layers": 2,
-        },
+        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": width, "head_width": 32},
+        "text_cfg": {**text_cfg, "tokenizer_kwargs": {"bpe_path": str(vocabulary)}, "layers": 2},
     }
     with whole_file(folder / "open_clip_config.json") as file:
         file.write(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2).encode())

@@ -2,12 +2,12 @@
 
 import gzip
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..atomic_files import whole_file
-from .scenes import IMAGE_SIZE, NAMES, write_shards
+from .demo_model import NUM_TOKENS_WITHOUT_MERGES, write_small_resnet
+from .scenes import NAMES, write_shards
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
 CONTEXT = 18  # tokens: four names of two words and the commas between them
@@ -31,21 +31,9 @@ def write_study_model(folder: Path) -> str:
     merges = needed_merges(NAMES)
     with whole_file(vocabulary) as file:  # the first line is a comment
         file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
-    model_cfg = {
-        "embed_dim": 128,
-        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
-        "text_cfg": {
-            "context_length": CONTEXT,
-            "vocab_size": 2 * 256 + len(merges) + 2,  # bytes, bytes that end a word, merges, start and end
-            "tokenizer_kwargs": {"bpe_path": str(vocabulary)},
-            "width": 64,
-            "heads": 1,
-            "layers": 2,
-        },
-    }
-    with whole_file(folder / "open_clip_config.json") as file:
-        file.write(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2).encode())
-    return f"local-dir:{folder}"
+    num_tokens = NUM_TOKENS_WITHOUT_MERGES + len(merges)
+    text_cfg = {"context_length": CONTEXT, "vocab_size": num_tokens, "width": 64, "heads": 1}
+    return write_small_resnet(folder, vocabulary, width=12, text_cfg=text_cfg)
 
 
 def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
