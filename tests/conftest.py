@@ -8,6 +8,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array
 
 import argparse
 import shutil
+import signal
 import subprocess
 import tempfile
 import zipfile
@@ -27,6 +28,8 @@ from support.slurm_cluster import Cluster
 from openclip_superclip.__main__ import main
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores both, and all that
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
 
 @pytest.fixture(scope="session")

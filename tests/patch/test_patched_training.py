@@ -242,11 +242,7 @@ def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched,
     flags = [*train_flags, "--batch-size", "32", "--logs", "none", "--superclip"]
     done = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    ours, expected = Run(0, done.stderr).losses(), losses(openclip_train, patched["3.3.0"], "--superclip")
-    assert [re.sub(r"[-\d.]+", "", line) for line in ours] == [re.sub(r"[-\d.]+", "", line) for line in expected]
-    for line, other in zip(ours, expected, strict=True):  # another process may place its arrays otherwise: other bits
-        numbers, others = (list(map(float, re.findall(r"-?\d+\.\d+", text))) for text in (line, other))
-        assert numbers == pytest.approx(others, rel=1e-4)
+    assert Run(0, done.stderr).losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
 
 
 @pytest.mark.parametrize("tree", ["released", "patched"])

@@ -26,13 +26,7 @@ def start_study(folder, *more):
     command = [sys.executable, "-m", "openclip_superclip", "study", "which.yaml", "--out", "out", "--jobs", "2"]
     command += ["--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True, preexec_fn=_heed_ctrl_c
-    )
-
-
-def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as a test may run in, ignores it
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
 
 
 def study(folder, *more):
