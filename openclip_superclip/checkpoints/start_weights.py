@@ -55,7 +55,7 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
         return {}, None
-    from ..method.model import FRESH_HEAD
+    from ..method.head_loading import FRESH_HEAD
 
     if pretrained.endswith(".npz"):
         logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come

@@ -1,0 +1,172 @@
+"""What OpenCLIP's command line must not ask for; the checks that come before anything is loaded or written."""
+
+import os
+import shlex
+
+from .checkpoints.resume_check import check_kind, resumed_file
+from .config import Config, is_idf_file
+from .errors import InputError
+from .optional_dependencies import check_horovod
+
+
+def check_command_line(args, config: Config | None, slices: int | None, only_options: bool) -> None:
+    """Raises InputError, with what to do instead, for a command that cannot train.
+
+    Args:
+        args: as OpenCLIP has parsed them.
+        config: None without --superclip; stock OpenCLIP is then refused only what it would end with anyway.
+        slices: of --superclip-slices, None without it.
+        only_options: whether neither the model nor the data need be on this machine.
+    """
+    ours = config is not None or slices is not None
+    if args.horovod:
+        _check_horovod(args, ours)
+    if not only_options:
+        _check_models(args, config is not None)
+    _check_resume(args, config is not None, slices)
+    if config is not None:
+        _refuse_impossible(args)
+        _refuse_impossible_captions(args, config.captions)
+        _check_idf_file(args, config)
+    if ours and not only_options:
+        from .integration.stock_options_check import check_stock_options
+
+        check_stock_options(vars(args))
+        _check_training_data(args, config, slices)
+
+
+def head_to_leave_out(args, with_head: bool) -> bool:
+    """Returns whether a model without a class head, student or teacher, is to load weights that hold one."""
+    from .checkpoints.start_weights import holds_head
+
+    return (not with_head and holds_head(args.model, args.pretrained)) or holds_head(
+        args.distill_model, args.distill_pretrained
+    )
+
+
+def _check_horovod(args, ours: bool) -> None:
+    """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet.
+
+    With a flag of this package it is to train as torchrun does; without one it is stock.
+    """
+    check_horovod()
+    if ours:
+        from .distributed.horovod_fixes import fix_horovod, refuse_broken
+
+        refuse_broken(vars(args))
+        fix_horovod()
+
+
+def _check_training_data(args, config: Config | None, slices: int | None) -> None:
+    """Raises InputError for training data that the run could not train on, by as many ranks as are to train."""
+    synthetic = args.dataset_type == "synthetic"
+    if not any((args.train_data, synthetic, args.val_data, args.imagenet_val, args.imagenet_v2)):
+        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
+    if not args.train_data and not synthetic:
+        return
+    from .data.slice_check import check_slices
+    from .data.table_check import Columns, check_table
+    from .data.training_data_check import check_shards, is_table
+    from .data.worker_processes import fork_workers
+    from .distributed.horovod_rendezvous import launched_size
+
+    sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
+    if args.train_num_samples is not None and args.train_num_samples < 1:
+        raise InputError(f"--train-num-samples is {args.train_num_samples}; expected 1 or more")
+    if slices is not None:
+        check_slices(
+            slices, args.train_data, args.dataset_type, args.dataset_resampled, batch_size=args.batch_size, **sizes
+        )
+    if synthetic:
+        if args.train_num_samples is None:
+            raise InputError("--train-num-samples is not given; expected the pictures of --dataset-type synthetic")
+    elif is_table(args.train_data, args.dataset_type):
+        columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+        check_table(args.train_data, columns, config or Config(), args.batch_size, sizes["world_size"])
+    else:
+        fork_workers(args.workers)
+        long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+        check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
+
+
+def _check_idf_file(args, config: Config) -> None:
+    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    if not is_idf_file(config.idf):
+        return
+    from open_clip import get_tokenizer
+
+    from .data.counted_captions import check_counted_captions
+    from .data.frequency_file import read_frequencies
+    from .data.training_data_check import is_table
+
+    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
+    frequencies.check(tokenizer, what)
+    table = bool(args.train_data) and is_table(args.train_data, args.dataset_type)
+    shards = shlex.quote(args.train_data) if args.train_data and not table else "SHARDS"
+    command = f"superclip frequencies {shards} --tokenizer-of {args.model}"
+    check_counted_captions(
+        frequencies.captions, config, tokenizer.context_length, what=what, command=command, table=table
+    )
+
+
+def _refuse_impossible_captions(args, captions: str) -> None:
+    """Raises InputError for an OpenCLIP option that cannot go with a long caption."""
+    if captions != "short" and args.dataset_type == "synthetic":
+        raise InputError(f"--superclip-captions {captions} needs captions, and --dataset-type synthetic has none")
+    if captions == "dual" and args.distill_model is not None:
+        raise InputError(
+            "--superclip-captions dual cannot go with --distill-model: the teacher would be given both captions"
+        )
+
+
+def _check_models(args, with_head: bool) -> None:
+    """Raises InputError for a model or weights that are not there or cannot be."""
+    from .checkpoints.start_weights import check_pretrained, check_teacher, check_weights_file
+    from .integration.model_factory import check_model, check_vocabulary
+
+    check_model(args.model, args.pretrained)
+    if with_head:
+        check_pretrained(args.model, args.pretrained)
+        check_weights_file(args.pretrained)
+        check_vocabulary(args.model, args.cache_dir, args.force_context_length)
+    if args.distill_model is not None:
+        check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
+        if with_head and args.distill_pretrained is not None:
+            check_teacher(args.distill_model, args.distill_pretrained)
+
+
+def _check_resume(args, with_head: bool, slices: int | None) -> None:
+    """Raises InputError for a --resume that cannot work, where its file is known before OpenCLIP starts.
+
+    Those are a run of the other kind, and one that reads its shards in another order.
+    """
+    if args.resume == "latest" and (args.name is None or args.remote_sync is not None):
+        return
+    from open_clip_train.distributed import is_using_distributed
+
+    from .checkpoints.resume_check import check_order, check_same_model
+    from .distributed.horovod_rendezvous import launched_rank
+
+    ours = with_head or slices is not None
+    run_folder = os.path.join(args.logs, args.name or "")
+    file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
+    if file is not None:
+        with_ddp = False if args.horovod else is_using_distributed() or None
+        check_kind(file, with_head, with_ddp, args.model)
+        check_order(file, slices, args.seed, args.train_data)
+        if ours:
+            check_same_model(file, args.model)
+
+
+def _refuse_impossible(args):
+    """Raises InputError, with what to do instead, for an OpenCLIP option that is incompatible with --superclip."""
+    if args.torchscript:
+        raise InputError("--torchscript cannot carry the class head: leave it out, --torchcompile works")
+    if args.trace:
+        raise InputError("--trace cannot carry the class head: leave it out, --torchcompile works")
+    if args.lock_image and args.lock_image_unlocked_groups == 0:
+        raise InputError(
+            "--lock-image leaves the class loss nothing to train but its own head: "
+            "leave out --superclip, or unlock groups with --lock-image-unlocked-groups"
+        )
