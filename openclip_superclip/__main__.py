@@ -1,5 +1,6 @@
 """The `superclip` command, also `python -m openclip_superclip`."""
 
+import difflib
 import importlib
 import keyword
 import os
@@ -58,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"openclip-superclip {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: there is no command '{name}'\n\n{_usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean superclip {near[0]}? " if near else ""
+        print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     module = f"{name}_" if keyword.iskeyword(name) else name
     try:

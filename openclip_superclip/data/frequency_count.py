@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ..errors import InputError
 from .caption_tokens import CaptionTokens
 from .counted_captions import counted_captions
 from .frequency_file import Frequencies, count, read_frequencies
-from .shard_reader import read_captions
+from .shard_reader import is_remote, read_captions
 from .tokenizer_identity import same_tokenizer
 
 BATCH = 1024  # captions tokenized at a time
@@ -88,6 +89,9 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
 
     The counts so far are kept in a file beside `out` that is replaced twice a minute; the next call resumes from it.
     """
+    if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
+        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
+        raise InputError(f"SHARDS: there is no file {shards[0]}{others}")
     part = out.with_name(f"{out.name}.part")
     total = _earlier(part, counting.nothing, shards)
     left = [shard for shard in shards if shard not in set(total.shards)]

@@ -25,7 +25,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(work) -> Path:
-    return write_recipe(work)
+    return write_recipe(work, batch=4)  # many steps: time to disturb a run in the midst of them
 
 
 def submit(cluster: Cluster, work: Path, *arguments, **variables: str) -> tuple[str, str]:
@@ -86,12 +86,12 @@ def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_a
 def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturbed):
     run = work / "runs/powerless"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(run, 2)
+    wait_for_epoch(run, 1)
     cluster.call("power", "off", "node2")
     cluster.call(
         "scontrol", "update", "nodename=node2", "state=down", "reason=power"
     )  # it would notice in half a minute
-    wait_until(lambda: state(run)["state"] == "preempted", 120, "the state")
+    wait_until(lambda: state(run)["state"] == "preempted", 300, "the state")
     cluster.call("power", "on", "node2")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
@@ -106,7 +106,7 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
-    wait_until(lambda: state(run)["state"] == "preempted", 120, "the state")
+    wait_until(lambda: state(run)["state"] == "preempted", 300, "the state")
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.call("scancel", job)

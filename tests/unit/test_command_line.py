@@ -47,10 +47,11 @@ def test_version_is_the_packages(command):
 
 
 @pytest.mark.parametrize("command", [SCRIPT, MODULE], ids=["superclip", "python -m openclip_superclip"])
-def test_an_unknown_command_is_named_and_exits_with_2(command):
-    done = call(*command, "fly")
+def test_an_unknown_command_is_named_in_one_line_with_the_nearest_and_exits_with_2(command):
+    done = call(*command, "trian")
     assert done.returncode == 2
-    assert "'fly'" in done.stderr
+    expected = "error: there is no command 'trian': did you mean superclip train? superclip --help lists all\n"
+    assert done.stderr == expected
 
 
 def test_train_help_shows_our_flags_in_a_group_of_their_own():

@@ -273,6 +273,14 @@ def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_pat
     assert not out.exists()
 
 
+def test_shards_that_are_not_there_are_told_in_one_line(tmp_path, capsys):
+    argv = [f"{tmp_path}/{{0..3}}.tar", "--tokenizer-of", "ViT-B-32", "--out", str(tmp_path / "df")]
+    assert main(["frequencies", *argv]) == 1
+    expected = f"error: SHARDS: there is no file {tmp_path}/0.tar, nor any other of 4 shards\n"
+    assert capsys.readouterr().err == expected
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_shard_that_breaks_off_is_counted_up_to_there_and_named(folder, tmp_path, capsys):
     broken = tmp_path / "broken.tar"
     broken.write_bytes((folder / "0.tar").read_bytes()[:40_000])
