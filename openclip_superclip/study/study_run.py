@@ -96,12 +96,15 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
 
 
 def record(run: StudyRun, measures: str) -> dict:
-    """Returns a trained run's record, measured now unless the same weights were: what a row of the study's table is."""
+    """Returns a trained run's record, what a row of the study's table is.
+
+    It is measured now, unless the same versions have measured the same weights.
+    """
     weights = _last_checkpoint(run)
     kept = run.folder / f"{measures}-{run.split}.json"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     found = json.loads(kept.read_text()) if kept.exists() else {}
-    if found.get("checkpoint") != digest:
+    if (found.get("checkpoint"), found.get("versions")) != (digest, versions(*PACKAGES)):
         found = {
             "arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), "checkpoint": digest,
             "cpu_seconds": _cpu_seconds(run), "measures": _measure(run, weights, measures),
