@@ -1,11 +1,8 @@
 """One run of the demo: OpenCLIP's training in a process of its own, then the measures of what it learned."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from tqdm import tqdm
 from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
-from ..running.supervised_process import end_with_parent
+from ..running.superclip_process import run_superclip
 from ..versions import versions
 from .scenes import CAPTIONS
 
@@ -42,7 +39,9 @@ class DemoRun:
         )
 
 
-def train_and_measure(run: DemoRun, train_data: str, model: str, out: Path, split: str = "test") -> dict:
+def train_and_measure(
+    run: DemoRun, train_data: str, model: str, out: Path, stop: threading.Event, split: str = "test"
+) -> dict:
     """Trains and measures a run, and returns its record; one that the same versions finished earlier is read instead.
 
     The record holds the command, the measures on `split` (percent), the training's CPU seconds and its curve of losses.
@@ -53,7 +52,7 @@ def train_and_measure(run: DemoRun, train_data: str, model: str, out: Path, spli
         return _read(finished)
     if not (_read(trained) and checkpoint(run, out).exists()):
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted run's: OpenCLIP would refuse its name
-        cpu_seconds = _train(command(run, train_data, model, out), run, folder / "out.log")
+        cpu_seconds = _train(command(run, train_data, model, out), run, folder / "out.log", stop)
         write_json(trained, {"cpu_seconds": cpu_seconds, "versions": versions(*PACKAGES)})
     record = {
         "run": asdict(run),
@@ -108,37 +107,26 @@ def load(weights: Path, model: str):
     return loaded.eval(), preprocess, open_clip.get_tokenizer(model)
 
 
-def _train(arguments: list[str], run: DemoRun, log: Path) -> float:
+def _train(arguments: list[str], run: DemoRun, log: Path, stop: threading.Event) -> float:
     """Runs `superclip train` on one thread and returns its CPU seconds.
 
-    Raises InputError, with its last words, where it fails.
+    Raises InputError, with its last words, where it fails, and where `stop` ends it.
     """
     output_path = log.parent.parent / f"{run.name}.output"
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    with open(output_path, "w") as output, tqdm(total=run.num_samples, desc=run.name, unit=" samples") as progress:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "openclip_superclip", *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=end_with_parent,
-        )
-        ended = 0
-        try:
-            while not ended:
-                time.sleep(0.5)  # wait4, which alone tells this child's CPU time, takes no timeout
-                _show(progress, log)
-                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        finally:
-            if not ended:
-                process.kill()
-    returncode = os.waitstatus_to_exitcode(status)
+    with tqdm(total=run.num_samples, desc=run.name, unit=" samples") as progress:
+
+        def show() -> bool:
+            _show(progress, log)
+            return stop.is_set()
+
+        returncode, cpu_seconds = run_superclip(arguments, output_path, one_thread=True, is_to_stop=show)
     if returncode != 0:
         lines = output_path.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
         raise InputError(f"the run {run.name} failed with exit code {returncode}: {last} ({output_path} holds it all)")
     output_path.unlink()  # all of it stands in out.log
-    return usage.ru_utime + usage.ru_stime
+    return cpu_seconds
 
 
 def _show(progress: tqdm, log: Path) -> None:

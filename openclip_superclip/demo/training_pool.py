@@ -1,6 +1,7 @@
 """The demo's settings, and the pool that trains and measures its runs, several at a time."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -48,11 +49,13 @@ def training_pool(settings: DemoSettings) -> Iterator[Callable[..., Future]]:
         kind = run.caption if run.caption in CAPTIONS else "short"
         folder = settings.out / "data" / f"{kind}-{settings.samples}"
         train_data = write_shards(folder, settings.samples, seed=0, caption=kind)
-        return pool.submit(train_and_measure, run, train_data, model, settings.out, split)
+        return pool.submit(train_and_measure, run, train_data, model, settings.out, stop, split)
 
+    stop = threading.Event()
     with ThreadPoolExecutor(settings.jobs) as pool:
         try:
             yield train
         except BaseException:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise

@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +10,7 @@ from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
-from ..running.supervised_process import end_with_parent
+from ..running.superclip_process import run_superclip
 from ..versions import versions
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
@@ -64,31 +60,12 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     output = run.folder.with_name(f"{run.folder.name}.output")
-    threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
-    with open(output, "w") as file:
-        command = [sys.executable, "-m", "openclip_superclip", *run.command(device, data)]
-        process = subprocess.Popen(
-            command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM),
-        )  # fmt: skip
-        ended = 0
-        try:
-            while not ended:  # wait4, which alone tells this child's CPU time, takes no timeout
-                if stop.wait(0.5):
-                    process.terminate()
-                    ended, status, usage = os.wait4(process.pid, 0)
-                else:
-                    ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        finally:
-            if not ended:
-                process.terminate()
-                process.wait()
-    seconds = _cpu_seconds(run) + usage.ru_utime + usage.ru_stime
+    code, seconds = run_superclip(run.command(device, data), output, device == "cpu", stop.is_set)
     if run.folder.is_dir():
-        write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": seconds})
+        write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": _cpu_seconds(run) + seconds})
     if stop.is_set():
         raise InputError(f"{run.folder.name} was stopped")
-    if os.waitstatus_to_exitcode(status) != 0:
+    if code != 0:
         said = [line for line in output.read_text().splitlines() if line.strip()]
         error = _state(run).get("error") or " ".join(said[-1:]) or "it said nothing"
         raise InputError(f"{run.folder.name} failed: {' '.join(error.split())}; {output} holds more")

@@ -177,7 +177,7 @@ def test_the_study_script_gives_each_task_its_recipe(cluster, work, recipe):
     script = ["--array=0-1%2", "--gpus-per-node=1", SLURM / "study.sbatch", "--dry-run"]
     job = cluster.call("sbatch", "--parsable", *script, cwd=work, RECIPES=recipes).strip()
     wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 300, "the tasks")
-    assert "= 16 samples a step" in (work / f"slurm-{job}_0.out").read_text()
+    assert "= 4 samples a step" in (work / f"slurm-{job}_0.out").read_text()
     assert "= 1024 samples a step" in (work / f"slurm-{job}_1.out").read_text()
 
 

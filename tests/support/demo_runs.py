@@ -7,9 +7,15 @@ import sys
 SMALL = ["demo", "--quick", "--samples", "320", "--batch-size", "32"]
 
 
-def run_demo(out, *arguments):
+def start_demo(out, *arguments) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "openclip_superclip", *SMALL, "--out", str(out), *arguments],
-        capture_output=True, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
+
+
+def run_demo(out, *arguments) -> subprocess.CompletedProcess:
+    process = start_demo(out, *arguments)
+    printed, said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)

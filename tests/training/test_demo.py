@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.demo_runs import run_demo
+from support.demo_runs import run_demo, start_demo
+from support.slurm_cluster import wait_until
+from support.training_runs import processes_in
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequency_file import Frequencies
@@ -101,6 +104,18 @@ def test_a_failed_run_ends_the_demo_with_its_last_words(tmp_path):
     finished = run_demo(out)
     assert finished.returncode == 1
     assert "clip_n320_b32_lr0.0005_long_seed0 failed" in finished.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_demo_leaves_no_training_behind(number, tmp_path):
+    out = tmp_path / "out"
+    process = start_demo(out, "--samples", "20000")
+    wait_until(lambda: list(out.glob("runs/*/out.log")), 300, "a run to begin")
+    assert processes_in(out)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode in (128 + number, -number)
+    wait_until(lambda: not processes_in(out), 120, "the runs to end")
 
 
 @pytest.mark.parametrize("command", [["demo"], ["benchmark"], ["frequencies", "--show", "df.safetensors"]])

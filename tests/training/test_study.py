@@ -1,20 +1,19 @@
 """`superclip study`: paired seeds, placebos, and going on where it stopped."""
 
-import contextlib
 import csv
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 from ruamel.yaml import YAML
+from support.slurm_cluster import wait_until
 from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
+from support.training_runs import processes_in
 
 from openclip_superclip.running.placement import Placement
 from openclip_superclip.running.run_lock import lock
@@ -33,23 +32,6 @@ def study(folder, *more):
     process = start_study(folder, *more)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def processes_in(out) -> list[str]:
-    """The command lines of the processes that train into a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            found += [" ".join(words)] if "study" not in words and any(str(out) in word for word in words) else []
-    return found
-
-
-def wait_for(condition, seconds: float = 120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +119,12 @@ def test_a_folder_belongs_to_one_study_at_a_time(studied):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
     stopped = start_study(prepared, "--out", str(tmp_path / "out"))
-    wait_for(lambda: processes_in(tmp_path / "out"))
+    wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
     stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
     said = stopped.communicate()[1]
     assert number == signal.SIGKILL or said.splitlines()[-1].endswith("; the same command resumes")
     assert stopped.returncode == (-9 if number == signal.SIGKILL else 128 + number)
-    wait_for(lambda: not processes_in(tmp_path / "out"))
+    wait_until(lambda: not processes_in(tmp_path / "out"), 120, "the runs")
     assert "Traceback" not in said
 
 
