@@ -141,7 +141,7 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
 
     Those are a run of the other kind, and one that reads its shards in another order.
     """
-    if args.resume == "latest" and (args.name is None or args.remote_sync is not None):
+    if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
         return
     from open_clip_train.distributed import is_using_distributed
 

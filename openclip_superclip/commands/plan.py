@@ -13,9 +13,7 @@ MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
     options = _parse(argv)
-    from ..planning.cost import estimate_cost
     from ..planning.plan import make_plan
-    from ..planning.plan_summary import plan_text
     from ..planning.recipe_file import read_recipe
 
     recipe = read_recipe(options.recipe, settings(options.set))
@@ -23,8 +21,13 @@ def main(argv: list[str]) -> int:
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
         options.device,
     )  # fmt: skip
-    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, options.samples_per_second)
     looks = options.data is not None or options.check
+    if not looks:
+        plan.warnings.extend(plan.check_shards())
+    from ..planning.cost import estimate_cost  # once the arithmetic is right: these take seconds to import
+    from ..planning.plan_summary import plan_text
+
+    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, options.samples_per_second)
     checked = plan.check_data(full=options.check, jobs=options.jobs) if looks else None
     if options.json:
         print(json.dumps({**plan.as_dict(), "cost": cost, "data_check": checked}, indent=1))

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     run = NodeRun(plan, placement, folder, options.set, options.engine)
     if options.dry_run:
         if placement.node == 0:
+            plan.warnings.extend(plan.check_shards())
             print(_show(run))
         return 0
     if options.engine == "horovod":
@@ -65,6 +66,7 @@ def _show(run) -> str:
             f"{plan.nodes} × {plan.gpus_per_node} processes: {plan.batch_size} samples each × {plan.world_size} × "
             f"{plan.accum_freq} accumulated = {plan.global_batch_size} samples a step",
             f"{plan.steps} steps in {plan.num_slices} slices of {plan.slice_samples} samples, into {run.folder.path}",
+            *(f"warning: {warning}" for warning in plan.warnings),
             shlex.join(run.ranks.command()),
         ]
     )

@@ -15,6 +15,8 @@ def main(argv: list[str]) -> int:
 
     skip_data_check, dry_run = options.pop("skip_data_check"), options.pop("dry_run")
     submission = Submission(**options)
+    if dry_run or skip_data_check:
+        submission.check_shards()
     if dry_run:
         print(submission.job.script(), end="")
         return 0
@@ -59,7 +61,7 @@ def _parse(argv: list[str]) -> dict:
     parser.add_argument(
         "--skip-data-check",
         action="store_true",
-        help="do not look for the shards: the nodes see them, this machine does not",
+        help="count the shards, and do not look for them: the nodes see them, this machine does not",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
     options = parser.parse_args(argv)

@@ -19,7 +19,8 @@ from ..errors import InputError
 from .caption_tokens import CaptionTokens
 from .counted_captions import counted_captions
 from .frequency_file import Frequencies, count, read_frequencies
-from .shard_reader import is_remote, read_captions
+from .shard_pattern import is_remote
+from .shard_reader import read_captions
 from .tokenizer_identity import same_tokenizer
 
 BATCH = 1024  # captions tokenized at a time

@@ -22,11 +22,18 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
 
 
 def refuse_other_patterns(first: str, flag: str = "--data") -> None:
-    """Raises InputError where the first name is a folder or holds a *, which OpenCLIP does not look into."""
+    """Raises InputError where the first file is a folder or holds a *, which OpenCLIP does not look into."""
+    if is_remote(first):
+        return
     if os.path.isdir(first):
         raise InputError(f"{flag}: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
     if "*" in first:
         raise InputError(f"{flag}: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
+
+
+def is_remote(shard: str) -> bool:
+    """Returns whether a shard is a URL or the output of a command, which no look at the file system finds."""
+    return "://" in shard or shard.startswith("pipe:")
 
 
 def contract(names: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from open_clip_train.data import filter_no_caption_or_no_image, group_by_keys_nothrow
 from webdataset import gopen
 
+from .shard_pattern import is_remote
+
 
 def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
     """Yields the samples that OpenCLIP would train on: captions as bytes, whatever else they hold as b"".
@@ -22,11 +24,6 @@ def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
     json = long_caption.startswith("json:")
     wanted = {"txt", "json" if json else long_caption.lower().lstrip(".")}
     yield from group_by_keys_nothrow(_files(shard, wanted))
-
-
-def is_remote(shard: str) -> bool:
-    """Returns whether a shard is a URL or the output of a command, which no look at the file system finds."""
-    return "://" in shard or shard.startswith("pipe:")
 
 
 def _files(shard: str, wanted: set[str]) -> Iterator[dict]:

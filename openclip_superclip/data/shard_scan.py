@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from . import shard_scan_warnings as scan_warnings
+from .shard_arithmetic import check_number, check_shares, equal_sizes
 from .shard_contents import Look, look_at
-from .shard_pattern import contract, expand, refuse_other_patterns
-from .shard_reader import is_remote
-from .slices import more_than_a_slice, reads, shards_needed
+from .shard_pattern import contract, expand, is_remote, refuse_other_patterns
+from .slices import more_than_a_slice
 
 NUM_THREADS = 32  # that ask a network's file system for sizes
 MORE = 3  # shards, before a broken first and last one are taken for all
@@ -41,21 +41,24 @@ def check_data(
         long_caption: where the long caption is; "" where none is read.
     """
     shards = expand(pattern)
-    if not is_remote(shards[0]):
-        refuse_other_patterns(shards[0])
+    refuse_other_patterns(shards[0])
     checked = {
         "data": pattern, "shards": len(shards), "found": None, "bytes": None, "full": False, "samples": None,
         "samples_listed": None, "samples_expected": expected_samples, "bad": [], "good": None, "warnings": [],
     }  # fmt: skip
+    shares = {"slice_samples": slice_samples, "batch_size": batch_size, "world_size": world_size, "workers": workers}
     if any(map(is_remote, shards)):
-        _check_number(len(shards), world_size, workers, slices)
-        return checked | {"warnings": scan_warnings.remote(sum(map(is_remote, shards)), len(shards))}
+        check_number(len(shards), world_size, workers, slices)
+        warnings = scan_warnings.remote(sum(map(is_remote, shards)), len(shards))
+        if slice_samples and batch_size and expected_samples:
+            warnings += check_shares(equal_sizes(expected_samples, len(shards)), slices, **shares)
+        return checked | {"warnings": warnings}
     sizes = _file_sizes(shards)
     if not sizes:
         hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
         raise InputError(f"--data: there is no file {shards[0]}{others}{hint}")
-    _check_number(len(shards), world_size, workers, slices)
+    check_number(len(shards), world_size, workers, slices)
     looks = look_at(list(sizes), long_caption, jobs) if full else _look_at_ends(list(sizes), long_caption)
     if all(look.problem for look in looks):
         raise InputError(f"--data: {looks[0].shard}: {looks[0].problem}")
@@ -73,29 +76,8 @@ def check_data(
     warnings = scan_warnings.all_of(checked, looks, listed, long_caption)
     held = _held(shards, checked, looks, listed)
     if slice_samples and batch_size and held:
-        first = reads(
-            held, slices, 0, 0,
-            num_samples=slice_samples, batch_size=batch_size, world_size=world_size, workers=workers,
-        )  # fmt: skip
-        warnings += scan_warnings.read_twice(first)
+        warnings += check_shares(held, slices, **shares)
     return checked | {"warnings": warnings}
-
-
-def _check_number(num_shards: int, world_size: int, workers: int, slices: int) -> None:
-    """Raises InputError, with what would do, where a worker would have no shard of a slice."""
-    workers = max(1, workers)
-    needed = shards_needed(slices, world_size, workers)
-    if num_shards >= needed:
-        return
-    advice = "fewer GPUs, or more and smaller shards"
-    if num_shards >= slices * world_size:
-        advice = f"--workers {num_shards // (slices * world_size)}"
-    elif num_shards >= world_size * workers:
-        advice = f"--set slices={num_shards // (world_size * workers)}"
-    raise InputError(
-        f"--data: {num_shards:,} shards are too few for {slices} slices × {world_size} ranks × {workers} workers; "
-        f"expected {needed:,} or more, or {advice}"
-    )
 
 
 def _file_sizes(shards: list[str]) -> dict[str, int]:
@@ -154,6 +136,8 @@ def _held(shards: list[str], checked: dict, looks: list[Look], listed: dict) -> 
     expected = checked["samples_expected"]
     if not known and not expected:
         return None
-    mean = round(sum(known.values()) / len(known) if known else expected / len(shards))
+    if not known:
+        known = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    mean = round(sum(known.values()) / len(known))
     bad = {one["shard"] for one in checked["bad"]}
     return [0 if shard in bad else known.get(shard, mean) for shard in shards]

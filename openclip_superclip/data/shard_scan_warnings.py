@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
+from .shard_arithmetic import TOLERANCE
 from .shard_contents import Look
-from .slices import Reads
-
-TOLERANCE = 0.02  # of a number of samples: data sets that are downloaded at different times differ
 
 
 def all_of(checked: dict, looks: Sequence[Look], listed: dict[str, int], long_caption: str) -> list[str]:
@@ -22,17 +20,6 @@ def remote(num_remote: int, num_shards: int) -> list[str]:
     """Returns the warning that shards which are not files cannot be looked at."""
     return [
         f"{num_remote:,} of {num_shards:,} shards are URLs or pipes: that they exist and what they hold is not checked"
-    ]
-
-
-def read_twice(first_slice: Reads) -> list[str]:
-    """Returns a warning where the workers' shares of a slice do not last, because they are small or uneven."""
-    _, once, again = first_slice
-    if again <= TOLERANCE * (once + again):
-        return []
-    return [
-        f"{again / (once + again):.0%} of what a slice trains on is read twice, as some workers' shards hold too few "
-        "samples; fewer --workers or slices make their shares larger"
     ]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..config import Config
 from ..errors import InputError
 from .caption_tokens import long_caption
-from .shard_reader import is_remote
+from .shard_pattern import is_remote
 
 ROWS_AT_ONCE = 10_000
 

@@ -6,8 +6,7 @@ import os
 
 from ..errors import InputError
 from .shard_contents import look
-from .shard_pattern import expand, refuse_other_patterns
-from .shard_reader import is_remote
+from .shard_pattern import expand, is_remote, refuse_other_patterns
 from .slices import shards_needed
 
 NUM_SHARDS = 3  # of each source: OpenCLIP skips a shard that is missing or broken, so one alone proves nothing

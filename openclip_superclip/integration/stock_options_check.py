@@ -3,8 +3,7 @@
 import math
 import os
 
-from ..data.shard_pattern import expand
-from ..data.shard_reader import is_remote
+from ..data.shard_pattern import expand, is_remote
 from ..errors import InputError
 
 LEAST = {"batch_size": 1, "accum_freq": 1, "epochs": 1, "workers": 0, "warmup": 0}

@@ -5,10 +5,11 @@ import math
 
 from ..errors import InputError
 from ..integration.command_check import check_command
-from .batch_split import split
+from .batch_split import divisors, split
 from .recipe import Recipe
 from .train_command import train_arguments
 
+MOST_ROUNDED_UP = 1.5  # times the recipe's steps: more is another run
 NUM_KEPT = 2  # newest checkpoints: the last may lie in a cache still, when a machine loses power
 
 
@@ -59,6 +60,23 @@ class Plan:
     def command(self) -> list[str]:
         """The arguments of `superclip train`, without --logs, --name and --resume."""
         return train_arguments(self)
+
+    def check_shards(self) -> list[str]:
+        """Returns warnings of what the pattern of shards alone tells, without a look at files.
+
+        Raises InputError where a worker would have no shard of a slice, or no batch in those that it has.
+        """
+        from ..data.shard_arithmetic import check_number, check_shares, equal_sizes
+        from ..data.shard_pattern import expand, refuse_other_patterns
+
+        shards = expand(self.data)
+        refuse_other_patterns(shards[0])
+        num_shards = len(shards)
+        check_number(num_shards, self.world_size, self.workers, self.slices_per_pass)
+        return check_shares(
+            equal_sizes(self.recipe.data_samples, num_shards), self.slices_per_pass, slice_samples=self.slice_samples,
+            batch_size=self.batch_size, world_size=self.world_size, workers=self.workers,
+        )  # fmt: skip
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
         """Returns what is known of the plan's shards; InputError where training could not start."""
@@ -129,6 +147,7 @@ def make_plan(
         recipe, nodes, gpus_per_node, device, recipe.shards if data is None else data, workers, batch_size,
         accum_freq, slice_samples, num_slices, slice_steps, warnings,
     )  # fmt: skip
+    _refuse_other_length(plan)
     warnings += _rounding(plan)
     if recipe.warmup >= plan.steps:
         warnings.append(
@@ -146,7 +165,7 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     """
     steps = math.ceil(recipe.samples / recipe.global_batch_size)
     fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
-    exact = (n for n in range(fewest, fewest + fewest // 2 + 1) if steps % n == 0)
+    exact = (n for n in divisors(steps) if fewest <= n <= fewest + fewest // 2)
     num_slices = next(exact, fewest)
     return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
 
@@ -160,6 +179,29 @@ def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: 
     num_workers = max(1, workers)
     num_batches = math.ceil(num_samples / (batch_size * world_size))
     return math.ceil(num_batches / num_workers) * num_workers // accum_freq
+
+
+def _refuse_other_length(plan: Plan) -> None:
+    """Raises InputError where slices of a few steps each, rounded up to the workers', make quite another run."""
+    recipe, exact = plan.recipe, math.ceil(plan.recipe.samples / plan.recipe.global_batch_size)
+    if plan.steps <= MOST_ROUNDED_UP * exact:
+        return
+    fewer_slices = (recipe.slices >> halved for halved in range(1, recipe.slices.bit_length()))
+    ways = [*((slices, plan.workers) for slices in fewer_slices), *((1, n) for n in range(plan.workers - 1, -1, -1))]
+    for slices, workers in ways:
+        num_slices, slice_samples = cut(dataclasses.replace(recipe, slices=slices))
+        steps = openclip_steps(slice_samples, plan.batch_size, plan.world_size, workers, plan.accum_freq)
+        if steps * num_slices <= MOST_ROUNDED_UP * exact:
+            fewer_workers = f" --workers {workers}" if workers != plan.workers else ""
+            advice = f"--set slices={slices}{fewer_workers} would do"
+            break
+    else:
+        advice = f"the data set's {recipe.data_samples:,} samples are too few for global batches of them"
+    raise InputError(
+        f"slices: {recipe.slices:,} to a pass leave each so few steps that OpenCLIP, which rounds them up to a "
+        f"multiple of the {max(1, plan.workers):,} workers, would run {plan.steps:,}, not the recipe's {exact:,}; "
+        + advice
+    )
 
 
 def _rounding(plan: Plan) -> list[str]:

@@ -51,6 +51,12 @@ class Submission:
         for plan in self.plans.values():
             plan.check_data()
 
+    def check_shards(self) -> None:
+        """Raises InputError where the patterns of shards are too few for a run; warns of uneven shares."""
+        for run, plan in self.plans.items():
+            for warning in plan.check_shards():
+                print(f"superclip submit: {run}: {warning}", file=sys.stderr)
+
     @property
     def script(self) -> Path:
         """Where the sbatch command is kept."""

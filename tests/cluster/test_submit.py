@@ -69,6 +69,8 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--set", "lr"], "--set is lr; expected KEY=VALUE"),
     (["--gpus-per-node", "5"], "a global batch of 16 does not divide among 5 GPUs"),
     (["--data", "nowhere/{0..9}.tar", "--gpus-per-node", "1"], "there is no file nowhere/0.tar"),
+    (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--skip-data-check"], "10 shards are too few for 3 slices"),
+    (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--dry-run"], "10 shards are too few for 3 slices"),
     (["--gpus-per-node", "1"], "sbatch was not found here"),
 ])  # fmt: skip
 def test_what_cannot_run_is_refused(recipe, arguments, said, capsys):

@@ -83,8 +83,8 @@ def given(name: str) -> set[str]:
         fields |= {"model", "samples", "global_batch_size"}
     if folder == "datacomp1b":
         fields.add("data_samples")
-        if name in [f"datacomp1b/superclip_vit-{size}-16_512m_bs16k" for size in "bl"]:
-            fields |= set(SETTINGS) - {"wd"}  # which is OpenCLIP's default
+        if recipe.method in ("clip", "superclip") and not variant(recipe) and recipe.samples == 512_000_000:
+            fields |= set(SETTINGS) if recipe.global_batch_size == 16384 else set(SETTINGS) - {"lr", "warmup"}
     return fields - ({"model"} if "siglip" in recipe.method else set())
 
 
@@ -197,7 +197,7 @@ def edited(tmp_path, name, change):
     (lambda text: text.replace("lr: 5.0e-4", "lr: .nan"), "lr is nan"),
     (lambda text: text.replace("seed: 0", "seed: 0.5"), "seed is 0.5; expected a whole number"),
     (lambda text: text.replace("seed: 0", "seed: true"), "seed is True"),
-    (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 or more"),
+    (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 to 1,000,000,000"),
     (lambda text: text.replace("schedule: cosine", "schedule: sine"), "schedule is 'sine'"),
     (lambda text: text.replace("method: superclip", "method: clip"), "method is clip"),
     (lambda text: text.replace("method: superclip", "method: supersiglip"), "flags.siglip"),

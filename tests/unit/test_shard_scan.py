@@ -215,9 +215,8 @@ def test_shares_that_are_too_small_are_told_with_what_is_read_twice(whole):
     checked = check(whole, **options, slice_samples=64, batch_size=4)
     told = reads([SHARD_SIZE] * NUM_SHARDS, 4, 0, 0, num_samples=64, batch_size=4, workers=3)
     assert told.again > 0
-    assert (
-        f"{told.again / (told.once + told.again):.0%} of what a slice trains on is read twice" in checked["warnings"][0]
-    )
+    share = 100 * told.again / (told.once + told.again)
+    assert f"{share:.1f} % of what a slice trains on is read twice" in checked["warnings"][0]
 
 
 @pytest.mark.parametrize("names", [
