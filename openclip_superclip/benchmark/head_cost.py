@@ -11,6 +11,7 @@ import torch
 from ..atomic_files import make_folder, write_json
 from ..errors import InputError
 from ..method.flops import count_gmacs
+from ..model_files import know_model
 from ..torch_device import check_device
 from ..versions import versions
 from .head_cost_figure import draw
@@ -42,8 +43,9 @@ def measure_head_cost(settings: BenchmarkSettings) -> dict:
 
     Raises InputError for a model that OpenCLIP lacks, a device that is not here, and sizes that do not fit.
     """
+    know_model(settings.model)
     if settings.model not in open_clip.list_models():
-        raise InputError(f"--model is '{settings.model}'; expected one of OpenCLIP's built-in models")
+        raise InputError(f"--model is '{settings.model}'; expected one of OpenCLIP's models or a JSON file")
     check_device(settings.device)
     make_folder(settings.out, "--out")
     try:

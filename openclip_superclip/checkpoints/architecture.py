@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..model_files import check_configuration, know_model, read_model_file
 from .run_options import training_folder
 
 
@@ -80,6 +81,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
         model = f"local-dir:{Path(model).parent}"
     if model.endswith(".json"):
         return _read_json_file(Path(model), flag)
+    know_model(None)
     try:
         model_cfg = open_clip.get_model_config(model)
     except Exception as error:  # of files, of JSON, of the hub
@@ -90,38 +92,17 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
             "hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
     preprocess_cfg = _preprocess_cfg(model, tag)
-    _check_configuration(model_cfg, preprocess_cfg, model, flag)
+    check_configuration(model_cfg, preprocess_cfg, model, flag)
     return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
 
 
 def _read_json_file(file: Path, flag: str) -> Architecture:
-    """Returns a configuration as OpenCLIP's are, or as open_clip_config.json holds one under `model_cfg`."""
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{flag}: there is no file {file}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{flag}: {file} has no readable configuration ({_reason(error)})") from error
-    outer = isinstance(content, dict) and "model_cfg" in content
-    model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
-    _check_configuration(model_cfg, preprocess_cfg, str(file), flag)
+    model_cfg, preprocess_cfg = read_model_file(file, flag)
     with tempfile.TemporaryDirectory() as folder:  # OpenCLIP finds the tokenizer by a name it knows
         registered = Path(folder, file.name)
         registered.write_text(json.dumps(model_cfg))
         open_clip.add_model_config(registered)
     return Architecture(file.stem, copy.deepcopy(model_cfg), preprocess_cfg)
-
-
-def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
-    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    cfg = model_cfg if isinstance(model_cfg, dict) else {}
-    wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
-    if wrong or not isinstance(preprocess_cfg, dict):
-        what = ", ".join(wrong) or "preprocess_cfg"
-        raise InputError(
-            f"{flag}: {model} is no configuration of a model: its {what} is missing or wrong; expected embed_dim, a "
-            "number, and vision_cfg and text_cfg, both objects"
-        )
 
 
 def _check_preprocessing(model: nn.Module, name: str) -> None:
@@ -207,18 +188,19 @@ def architecture_of(
 
 
 def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:
-    """Returns the run's own --model; a relative local-dir: is one of the folder in which the run was trained."""
+    """Returns the run's own --model; a relative folder or file is one of where the run was trained."""
     model = run_options.get("model")
     schema, place = parse_model_name(model) if model else (None, None)
-    if schema != "local-dir" or Path(place).is_absolute():
+    is_file = schema is None and bool(model) and model.endswith(".json")
+    if not (schema == "local-dir" or is_file) or Path(place).is_absolute():
         return model
     run = checkpoint.resolve().parent.parent
     trained_in = training_folder(run, run_options)
-    advice = f"give {flag} local-dir:FOLDER"
+    advice = f"give {flag} {'FILE.json' if is_file else 'local-dir:FOLDER'}"
     if trained_in is None:
         raise InputError(f"{flag}: {run} was trained with --model {model}, and nothing tells in which folder: {advice}")
-    if not (trained_in / place / HF_CONFIG_NAME).is_file():
+    if not (trained_in / place if is_file else trained_in / place / HF_CONFIG_NAME).is_file():
         raise InputError(
             f"{flag}: {run} was trained with --model {model} in {trained_in}, where it is no longer: {advice}"
         )
-    return f"local-dir:{trained_in / place}"
+    return str(trained_in / place) if is_file else f"local-dir:{trained_in / place}"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
+from ..model_files import know_model
 from .run_options import read_run_record
 
 
@@ -138,8 +139,9 @@ def _towers(model: str) -> dict | None:
     if model.startswith("hf-hub:"):
         return None
     try:
+        know_model(model)
         config = open_clip.get_model_config(model if ":" in model else model.replace("/", "-"))
-    except (OSError, ValueError, KeyError):  # a folder that was moved
+    except (InputError, OSError, ValueError, KeyError):  # a folder that was moved
         return None
     if config is None:
         return None

@@ -41,6 +41,8 @@ def options_to_keep(checkpoint: "Checkpoint") -> dict:
         model = f"local-dir:{checkpoint.path}"
     if model.startswith("local-dir:"):
         model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
+    elif model.endswith(".json"):
+        model = str(Path(model).resolve())
     return options | ({"model": model} if model else {})
 
 

@@ -97,6 +97,7 @@ def _counting(options: argparse.Namespace):
     from ..config import Config
     from ..data.frequency_count import Counting
     from ..data.shard_pattern import expand
+    from ..model_files import know_model
 
     torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
     if options.captions == "dual":
@@ -105,6 +106,7 @@ def _counting(options: argparse.Namespace):
         config = Config(captions=options.captions, long_caption=options.long_caption)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from None
+    know_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
     shards = sorted(set(expand(options.shards, "SHARDS")))
     part, num_parts = _part(options.part, len(shards))

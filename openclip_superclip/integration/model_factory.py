@@ -13,6 +13,7 @@ from ..config import is_idf_file
 from ..data.frequency_file import read_frequencies
 from ..errors import InputError
 from ..method.token_statistics import special_token_ids
+from ..model_files import know_model
 from .unpatched_openclip import plugins_model_class
 
 
@@ -33,6 +34,7 @@ def create_model_and_transforms(
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.
     """
+    know_model(model_name, "model_name")
     if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     loading, load = how_to_load(model_name, pretrained)
@@ -88,6 +90,7 @@ def head_options(
 
 def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str, str] = ("--model", "--pretrained")):
     """Raises InputError for a model or weights that OpenCLIP does not find; what lies on a hub is left to it."""
+    know_model(model_name, flags[0])
     schema, place = parse_model_name(model_name)
     if schema == "hf-hub":
         return

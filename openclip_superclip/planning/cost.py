@@ -7,6 +7,7 @@ from open_clip import get_model_config, get_tokenizer
 from ..errors import InputError
 from ..method.flops import count_gmacs, model_without_weights
 from ..method.token_statistics import special_token_ids
+from ..model_files import know_model
 from .plan import NUM_KEPT, Plan
 
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
@@ -59,6 +60,7 @@ def _model(plan: Plan):
     if folder != name and not os.path.isfile(f"{folder}/open_clip_config.json"):
         hint = "; superclip demo --data-only writes the demo's" if folder == "demo/model" else ""
         raise InputError(f"model: there is no {folder}/open_clip_config.json{hint}")
+    know_model(name, "model")
     if get_model_config(name) is None:
         raise InputError(f"model: OpenCLIP has no model {name}; open_clip.list_models() names those it has")
     return model_without_weights(name)

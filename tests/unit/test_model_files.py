@@ -1,0 +1,79 @@
+"""Models that OpenCLIP does not bring: the small ones that ship, and JSON files."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
+from openclip_superclip.model_files import CONFIGURATIONS, know_model
+
+DEMO_PLAN = ["demo/superclip_demo-model_8k_bs64", "--device", "cpu", "--set"]
+SHIPPED = sorted(file.stem for file in CONFIGURATIONS.glob("*.json"))
+
+
+@pytest.fixture
+def model_file(tiny_model, tmp_path):
+    """A configuration of a model in a file in another folder."""
+    content = json.loads(Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json").read_text())
+    file = tmp_path / "models" / "my_model.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content["model_cfg"]))
+    return file
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_small_model_that_ships_is_known_by_its_name(name, csv_data, parse_args, capsys):
+    assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
+    assert read_architecture(name).model_cfg["embed_dim"] > 0
+    assert main(["plan", *DEMO_PLAN, f"model={name}"]) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_there_is_a_small_vit_and_a_small_resnet():
+    know_model(None)
+    towers = [open_clip.get_model_config(name)["vision_cfg"]["layers"] for name in SHIPPED]
+    assert {type(layers) for layers in towers} == {int, list}
+
+
+def test_a_file_is_a_model_wherever_one_is_named(model_file, csv_data, parse_args, monkeypatch, capsys):
+    monkeypatch.chdir(model_file.parent.parent)
+    name = "models/my_model.json"
+    assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
+    model, *_ = superclip.create_model_and_transforms(name)
+    assert model.class_head
+    assert open_clip.get_tokenizer(name).context_length == model.context_length
+    assert main(["plan", *DEMO_PLAN, f"model={name}"]) == 0
+    assert name in capsys.readouterr().out
+    run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
+    monkeypatch.chdir("/")  # what a run is of is found from anywhere
+    found = architecture_of(run, {"model": name, "logs": "logs", "name": "run"})
+    assert found.model_cfg["embed_dim"] == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "--model: there is no file {file}"),
+        ("{", "--model: {file} has no readable configuration"),
+        ('{"embed_dim": 8}', "{file} is no configuration of a model: its vision_cfg, text_cfg is missing"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_by_name(content, reason, csv_data, parse_args, tmp_path):
+    file = tmp_path / "my_model.json"
+    if content:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(["--model", str(file), "--train-data", str(csv_data)])
+    assert reason.format(file=file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_preprocessing_that_training_would_not_read_is_refused(model_file, csv_data, parse_args):
+    content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
+    model_file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"holds a preprocess_cfg, .* give local-dir:FOLDER$"):
+        parse_args(["--model", str(model_file), "--train-data", str(csv_data)])
