@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     try:
         with stopped_by_signals():
             results = run_study(options.study, options.out, options.seeds, options.jobs, options.device, options.data,
-                                options.val_data, settings(options.set))  # fmt: skip
+                                options.val_data, settings(options.set), options.runs)  # fmt: skip
     except Stopped as stop:
         print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
@@ -63,6 +63,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="another value for a field of the recipe, in every run",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="folder of the runs, which studies of one recipe may share: what one trained, another only measures "
+        "(default: OUT/runs)",
+    )
     options = parser.parse_args(argv)
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")

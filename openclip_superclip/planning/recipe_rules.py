@@ -12,9 +12,11 @@ METHODS = {  # with the paper's names
     "superflip": "SuperFLIP",
 }  # fmt: skip
 SCHEDULES = ("cosine", "const", "const-cooldown")
-MEASURES = (
+MEASURES = (  # in percent, but for nyuv2_rmse and llava_mme
     "imagenet_zero_shot", "imagenet_v2_zero_shot", "coco_text_to_image_r1", "flickr30k_text_to_image_r1",
-    "coco_image_to_text_r1", "flickr30k_image_to_text_r1", "imagenet_linear_probe", "average_of_38",
+    "coco_image_to_text_r1", "flickr30k_image_to_text_r1", "text_to_image_r1_average", "image_to_text_r1_average",
+    "imagenet_linear_probe", "average_of_38", "pascal_miou", "ade20k_miou", "nyuv2_rmse", "llava_vqav2", "llava_gqa",
+    "llava_vizwiz", "llava_textvqa", "llava_sqa", "llava_mmbench", "llava_mme", "llava_pope",
 )  # fmt: skip
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # OpenCLIP's flags that a plan makes of the recipe's other fields and of the machines, or that a run sets.
@@ -128,6 +130,5 @@ def _check_paper(paper: dict | None, file: str) -> None:
     for measure, value in paper["values"].items():
         if measure not in MEASURES or isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(
-                f"{file}: paper.values holds {measure}: {value}; expected a number in percent for "
-                + ", ".join(MEASURES)
+                f"{file}: paper.values holds {measure}: {value}; expected a number for one of " + ", ".join(MEASURES)
             )

@@ -8,7 +8,7 @@ from ..planning.recipe_rules import METHODS
 from .comparison import Comparison, number
 from .report_table import ABSENT, NOTHING, Cell, Numeric, ReportTable, count, decimal, mean, no_number
 from .reported_run import MISSING, ReportedRun
-from .run_scores import in_order, label
+from .run_scores import in_order, label, shown
 
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")
 
@@ -56,8 +56,9 @@ def paper_table(comparison: Comparison) -> ReportTable | None:
                 source = f"{paper.source}, read off ±0.05" if paper.read_off else paper.source
                 source += _changes(comparison.cells.get((series, batch_size), []))
                 here = mean(ours) if ours else no_number(ABSENT)
-                difference = decimal(ours.mean - paper.value, "+.1f") if ours else no_number()
-                told = [here, decimal(paper.value, ".1f"), difference]
+                ahead = ours.mean - paper.value if ours else None
+                difference = no_number() if ahead is None else Numeric(shown(key, ahead, "+"), (ahead,))
+                told = [here, Numeric(shown(key, paper.value), (paper.value,)), difference]
                 rows.append([series.name, count(batch_size), label(key), *told, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return ReportTable("Beside the paper", heads, rows) if rows else None

@@ -11,13 +11,16 @@ from .reported_run import method_variant
 HELD = {  # what the tables and figures hold of which a recipe names several
     "Table 2": re.compile(r"imagenet_(v2_)?zero_shot|(coco|flickr30k)_.*_r1"),
     "Table 5": re.compile(r"(coco|flickr30k)_.*_r1|average_of_38"),
-    "Table 7": re.compile(r"imagenet_linear_probe"),
+    "Table 7": re.compile(r"imagenet_linear_probe|(pascal|ade20k)_miou|nyuv2_rmse"),
+    "Table 8": re.compile(r"llava_.*"),
+    "Table 9": re.compile(r"imagenet_zero_shot|.*_r1_average"),
+    "Table 10": re.compile(r"imagenet_zero_shot|(coco|flickr30k)_.*_r1"),
     "Figure 4": re.compile(r"imagenet_(zero_shot|linear_probe)"),
 }
 
 
 class PaperPoint(NamedTuple):
-    """A score of the paper's, in percent, and where it stands."""
+    """A score of the paper's, in its unit (see run_scores), and where it stands."""
 
     method: str
     variant: dict

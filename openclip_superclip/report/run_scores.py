@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,13 @@ LABELS = {
     "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
     "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot", "coco_text_to_image_r1": "COCO text→image R@1",
     "flickr30k_text_to_image_r1": "Flickr30k text→image R@1", "coco_image_to_text_r1": "COCO image→text R@1",
-    "flickr30k_image_to_text_r1": "Flickr30k image→text R@1", "average_of_38": "average of 38",
+    "flickr30k_image_to_text_r1": "Flickr30k image→text R@1",
+    "text_to_image_r1_average": "text→image R@1, mean of COCO and Flickr30k",
+    "image_to_text_r1_average": "image→text R@1, mean of COCO and Flickr30k", "average_of_38": "average of 38",
+    "pascal_miou": "PASCAL mIoU", "ade20k_miou": "ADE20k mIoU", "nyuv2_rmse": "NYUv2 RMSE (no %, lower is better)",
+    "llava_vqav2": "LLaVA VQAv2", "llava_gqa": "LLaVA GQA", "llava_vizwiz": "LLaVA VizWiz",
+    "llava_textvqa": "LLaVA TextVQA", "llava_sqa": "LLaVA SQA", "llava_mmbench": "LLaVA MMBench",
+    "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
 }  # fmt: skip
 OF_TRAINING = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
@@ -27,7 +34,7 @@ class RunScores(NamedTuple):
     """A run's scores, and of what they are.
 
     Attributes:
-        values: in percent.
+        values: in percent, but for RMSE.
         epoch: None where nothing was evaluated.
         versions: that measured them.
         weights: what tells the evaluated weights from others, None where the results do not say it.
@@ -54,6 +61,10 @@ def read_scores(run: Path) -> RunScores:
     epoch = max(epochs, default=None)
     records = [record for record in records if record.get("epoch") == epoch]
     scores = {key: 100 * value for record in records for key, value in _of_record(record)}
+    for side in RETRIEVAL.values():
+        pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
+        if None not in pair:
+            scores[f"{side}_average"] = statistics.mean(pair)
     average = averages([records]).get("average of 38")
     if average is not None:
         scores["average_of_38"] = 100 * average[0]
@@ -63,6 +74,11 @@ def read_scores(run: Path) -> RunScores:
         scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
         sorted({checkpoint.name for checkpoint in replaced.values()}),
     )  # fmt: skip
+
+
+def shown(key: str, value: float, sign: str = "") -> str:
+    """Returns a score, or with the sign "+" a difference, as people read it: percents to a tenth."""
+    return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
 
 
 def label(key: str) -> str:

@@ -26,6 +26,7 @@ def run_study(
     data: str | None,
     val_data: str | None,
     set_: dict[str, str],
+    runs_in: Path | None = None,
 ) -> str:
     """Trains and measures what is not there yet, writes the results into `out`, and returns them as text.
 
@@ -36,6 +37,7 @@ def run_study(
         jobs: runs at a time.
         data, val_data: shards in place of the study's; with `val_data` OpenCLIP's own retrieval measures.
         set_: fields of the recipe with their values, of every run.
+        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
     """
     study = read_study(name)
     if seeds is not None:
@@ -53,11 +55,11 @@ def run_study(
         if study.measures == "demo":
             _write_demo_data()
         logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
-        training = StudyTraining(study, out, jobs, device, data, tuple(set_.items()))
+        training = StudyTraining(study, out, jobs, device, data, tuple(set_.items()), runs_in)
         records, chosen = training.run()
         results = StudyResults(study, records, chosen)
         results.write(out, _provenance(study, device, set_))
-    return f"{results.tables()}\n\n{out}/study.png, study.csv, study.json and runs/ hold the rest."
+    return f"{results.tables()}\n\n{out}/study.png, study.csv, study.json and {training.runs_in} hold the rest."
 
 
 def _on_validation_data(study: Study) -> Study:

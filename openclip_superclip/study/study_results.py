@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from pathlib import Path
 
@@ -28,8 +29,24 @@ class StudyResults:
         ours, theirs = ({r["seed"]: r["measures"][measure] for r in self._of(name, cell)} for name in (arm, baseline))
         return PairedDifference([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
+    def over_cells(self, arm: str, baseline: str, measure: str) -> dict[str, PairedDifference]:
+        """Returns, of the seeds that all cells have, the mean of each seed's differences over the cells.
+
+        Where the cells are numbers above 0, also the slope of its differences over their binary logarithm.
+        """
+        cells = self.study.cell_values
+        seeds = set.intersection(*({r["seed"] for r in self._of(name, c)} for name in (arm, baseline) for c in cells))
+        scores = {(r["arm"], r["cell"], r["seed"]): r["measures"][measure] for r in self.records}
+        rows = [[scores[arm, c, seed] - scores[baseline, c, seed] for c in cells] for seed in sorted(seeds)]
+        found = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
+        if len(cells) > 1 and all(isinstance(cell, (int, float)) and cell > 0 for cell in cells):
+            places = [math.log2(cell) for cell in cells]
+            slopes = [statistics.linear_regression(places, row).slope for row in rows]
+            found["per doubling"] = PairedDifference(slopes)
+        return found
+
     def tables(self) -> str:
-        """Returns a table a cell in Markdown, and what excludes zero in words."""
+        """Returns a table a cell in Markdown, one over the cells, and what excludes zero in words."""
         study, parts = self.study, [f"**{self.study.question}**"]
         for cell in study.cell_values:
             if cell is not None:
@@ -37,7 +54,7 @@ class StudyResults:
             heads = ["%", *study.arms, *(f"{arm} − {baseline}" for arm, baseline in study.pairs)]
             rows = [
                 [
-                    measure.replace("_", " ") + (" (primary)" if measure == study.primary else ""),
+                    self._title(measure),
                     *(str(self.spread(arm, cell, measure)) for arm in study.arms),
                     *(str(self.difference(*pair, cell, measure)) for pair in study.pairs),
                 ]
@@ -46,30 +63,42 @@ class StudyResults:
             seconds = [f"{statistics.median(r['cpu_seconds'] for r in self._of(arm, cell)):.0f}" for arm in study.arms]
             rows.append(["CPU seconds", *seconds, *("" for _ in study.pairs)])
             parts.append(markdown_table(heads, rows))
+        if study.cells:
+            parts += [f"Over all {study.cell_field}:", self._table_over_cells()]
         parts.append(
             f"Mean ± standard deviation over {study.seeds} seed(s); differences are paired by seed, with their 95 % "
             "interval (Student's t)."
         )
         return "\n\n".join([*parts, *self.sentences()])
 
-    def sentences(self) -> list[str]:
-        """Returns, for each comparison and cell, which differences exclude zero."""
-        return [self._sentence(*pair, cell) for pair in self.study.pairs for cell in self.study.cell_values] + self.same
-
-    def _sentence(self, arm: str, baseline: str, cell) -> str:
-        where = "" if cell is None else f" at {self.study.cell_field} {cell}"
-        found = {measure: self.difference(arm, baseline, cell, measure) for measure in self.measures}
-        if len(next(iter(found.values())).values) < 2:
-            return f"{arm} − {baseline}{where}: one seed shows no difference."
-        above = [m for m, difference in found.items() if difference.excludes_zero and difference.mean > 0]
-        below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
-        neither = [m for m in found if m not in above + below]
-        told = [
-            f"{how} in {', '.join(names).replace('_', ' ')}"
-            for how, names in (("above zero", above), ("below zero", below), ("not told from zero", neither))
-            if names
+    def _table_over_cells(self) -> str:
+        """Returns the table of the differences' means over the cells, and of their slopes, in points."""
+        over = {m: [self.over_cells(*pair, m) for pair in self.study.pairs] for m in self.measures}
+        named = [(f"{arm} − {baseline}", place) for place, (arm, baseline) in enumerate(self.study.pairs)]
+        columns = [(f"{pair}, {kind}", place, kind) for pair, place in named for kind in over[self.measures[0]][place]]
+        rows = [
+            [self._title(measure), *(str(found[place][kind]) for _, place, kind in columns)]
+            for measure, found in over.items()
         ]
-        return f"{arm} − {baseline}{where}: {'; '.join(told)}."
+        return markdown_table(["points", *(head for head, _, _ in columns)], rows)
+
+    def _title(self, measure: str) -> str:
+        return measure.replace("_", " ") + (" (primary)" if measure == self.study.primary else "")
+
+    def sentences(self) -> list[str]:
+        """Returns, for each comparison and cell, and over the cells, which differences exclude zero."""
+        study, told = self.study, []
+        for arm, baseline in study.pairs:
+            for cell in study.cell_values:
+                where = "" if cell is None else f" at {study.cell_field} {cell}"
+                found = {m: self.difference(arm, baseline, cell, m) for m in self.measures}
+                told.append(f"{arm} − {baseline}{where}: {_excludes_zero(found)}.")
+            if study.cells:
+                over = {m: self.over_cells(arm, baseline, m) for m in self.measures}
+                for kind in over[study.primary]:
+                    found = {m: kinds[kind] for m, kinds in over.items()}
+                    told.append(f"{arm} − {baseline}, {kind} over {study.cell_field}: {_excludes_zero(found)}.")
+        return told + self.same
 
     def write(self, out: Path, provenance: dict) -> None:
         """Writes study.json, study.csv (a row a run), study.md and study.png."""
@@ -85,11 +114,21 @@ class StudyResults:
             for measure in self.measures
             for difference in [self.difference(arm, baseline, cell, measure)]
         ]  # fmt: skip
+        over_cells = [
+            {
+                "arm": arm, "baseline": baseline, "measure": measure, "over": kind, "mean": difference.mean,
+                "interval": difference.interval, "values": difference.values,
+            }
+            for arm, baseline in self.study.pairs
+            for measure in self.measures
+            for kind, difference in self.over_cells(arm, baseline, measure).items()
+            if self.study.cells
+        ]  # fmt: skip
         write_json(
             out / "study.json",
             {
                 "question": self.study.question, "primary": self.study.primary, **provenance, "chosen": self.chosen,
-                "differences": differences, "runs": self.records,
+                "differences": differences, "over_cells": over_cells, "runs": self.records,
             },
         )  # fmt: skip
         for name, content in (("study.csv", self.csv()), ("study.md", self.tables() + "\n")):
@@ -116,9 +155,25 @@ class StudyResults:
         return [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
 
 
+def _excludes_zero(found: dict[str, PairedDifference]) -> str:
+    """Returns in words on which side of zero the differences of the measures are."""
+    if len(next(iter(found.values())).values) < 2:
+        return "one seed shows no difference"
+    above = [m for m, difference in found.items() if difference.excludes_zero and difference.mean > 0]
+    below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
+    neither = [m for m in found if m not in above + below]
+    return "; ".join(
+        f"{how} in {', '.join(names).replace('_', ' ')}"
+        for how, names in (("above zero", above), ("below zero", below), ("not told from zero", neither))
+        if names
+    )
+
+
 def _same_weights(records: list[dict]) -> list[str]:
-    """Returns a line for each group of runs with equal weights: a copy is no second seed."""
-    groups: dict[str, list[str]] = {}
+    """Returns a line for each group of different runs with equal weights: a copy is no second seed."""
+    groups: dict[str, dict[str, str]] = {}
     for record in records:
-        groups.setdefault(record["checkpoint"], []).append(f"{record['arm']} seed {record['seed']}")
-    return [f"Equal weights, which are no separate seeds: {', '.join(g)}." for g in groups.values() if len(g) > 1]
+        groups.setdefault(record["checkpoint"], {})[record["run"]] = f"{record['arm']} seed {record['seed']}"
+    return [
+        f"Equal weights, which are no separate seeds: {', '.join(g.values())}." for g in groups.values() if len(g) > 1
+    ]

@@ -72,8 +72,8 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
     output.unlink()
 
 
-def record(run: StudyRun, measures: str) -> dict:
-    """Returns a trained run's record, what a row of the study's table is.
+def measured(run: StudyRun, measures: str) -> dict:
+    """Returns what a trained run showed: its weights, CPU seconds and measures.
 
     It is measured now, unless the same versions have measured the same weights.
     """
@@ -83,17 +83,16 @@ def record(run: StudyRun, measures: str) -> dict:
     found = json.loads(kept.read_text()) if kept.exists() else {}
     if (found.get("checkpoint"), found.get("versions")) != (digest, versions(*PACKAGES)):
         found = {
-            "arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), "checkpoint": digest,
-            "cpu_seconds": _cpu_seconds(run), "measures": _measure(run, weights, measures),
-            "versions": versions(*PACKAGES),
+            "run": run.folder.name, "checkpoint": digest, "cpu_seconds": _cpu_seconds(run),
+            "measures": _measure(run, weights, measures), "versions": versions(*PACKAGES),
         }  # fmt: skip
         write_json(kept, found)
     return found
 
 
-def samples_seen(run: StudyRun) -> int:
-    """Returns how many samples a run has trained on so far."""
-    log = run.folder / "out.log"
+def samples_seen(folder: Path) -> int:
+    """Returns how many samples the run of a folder has trained on so far."""
+    log = folder / "out.log"
     curve = read_log(log) if log.exists() else []
     return curve[-1]["samples"] if curve else 0
 

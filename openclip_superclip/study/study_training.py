@@ -11,23 +11,33 @@ from tqdm import tqdm
 
 from ..atomic_files import make_folder, write_json
 from ..errors import InputError
+from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from .study_file import LIKE, Study, folder_name
-from .study_run import StudyRun, check_folder, record, samples_seen, train
+from .study_run import StudyRun, check_folder, measured, samples_seen, train
 
+UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
 CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
 
 
 class StudyTraining:
-    """A study in a folder: OUT/runs/ARM_CELL_seedN, and what was chosen in OUT/chosen.json."""
+    """A study in a folder, where its runs are unless `runs_in` says another, and what was chosen in OUT/chosen.json.
 
-    def __init__(self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = ()):
+    A run's folder is named by what its recipe differs in from the study's, so that studies of one recipe share theirs.
+    """
+
+    def __init__(
+        self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = (),
+        runs_in: Path | None = None,
+    ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
         self.extra = tuple(extra)  # more fields with their values, of every run
+        self.runs_in = runs_in or out / "runs"
+        self.common = read_recipe(study.recipe, dict(self.extra))
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
-        make_folder(self.out / "runs", "--out")
+        make_folder(self.runs_in, "--out")
         chosen = self._choose()
         return self._records(self.runs(chosen)), chosen
 
@@ -69,44 +79,65 @@ class StudyTraining:
 
     def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
         settings = {**self.study.settings(arm, cell, dict(self.extra)), **more, "seed": str(seed)}
-        told = [arm, *([] if cell is None else [f"{self.study.cell_field}{cell}"])]
-        told += [f"lr{more['lr']}"] if split == "tune" else []
-        folder = self.out / "runs" / f"{'_'.join(map(folder_name, told))}_seed{seed}"
+        folder = self.runs_in / run_name(self.common, read_recipe(self.study.recipe, settings))
         return StudyRun(arm, cell, seed, self.study.recipe, tuple(settings.items()), folder, split)
 
     def _records(self, runs: list[StudyRun]) -> list[dict]:
-        """Trains and measures runs, `jobs` at a time, under one bar of all their samples."""
+        """Trains and measures runs, `jobs` at a time, under one bar of all their samples; equal runs are one."""
         for run in runs:  # all, before the first trains
             check_folder(run, self.device, self.data)
-        totals = [read_recipe(run.recipe, dict(run.set)).samples for run in runs]
+        different = {run.folder: run for run in runs}
+        totals = {folder: read_recipe(run.recipe, dict(run.set)).samples for folder, run in different.items()}
         stop = threading.Event()
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
                 raise InputError("stopped")
             train(run, self.device, self.data, stop)
-            return record(run, self.study.measures)
+            return measured(run, self.study.measures)
 
         with (
-            tqdm(total=sum(totals), desc=self.study.name, unit=" samples", unit_scale=True) as progress,
+            tqdm(total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True) as progress,
             ThreadPoolExecutor(self.jobs) as pool,
         ):
-            futures = [pool.submit(one, run) for run in runs]
+            futures = {folder: pool.submit(one, run) for folder, run in different.items()}
             try:
-                while not all(future.done() for future in futures):
-                    failed = next((f for f in futures if f.done() and f.exception()), None)
+                while not all(future.done() for future in futures.values()):
+                    failed = next((f for f in futures.values() if f.done() and f.exception()), None)
                     if failed:
                         raise failed.exception()
-                    _show(progress, runs, totals)
+                    _show(progress, totals)
                     stop.wait(1)
-                _show(progress, runs, totals)
-                return [future.result() for future in futures]
+                _show(progress, totals)
+                return [
+                    {"arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), **shown[run.folder]}
+                    for shown in [{folder: future.result() for folder, future in futures.items()}]
+                    for run in runs
+                ]
             except BaseException:
                 stop.set()  # the runs that train end in order, and resume with the same command
                 pool.shutdown(cancel_futures=True)
                 raise
 
 
-def _show(progress: tqdm, runs: list[StudyRun], totals: list[int]) -> None:
-    seen = sum(min(samples_seen(run), total) for run, total in zip(runs, totals, strict=True))
+def run_name(common: Recipe, recipe: Recipe) -> str:
+    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed."""
+    ours, theirs = _flat(recipe.as_dict()), _flat(common.as_dict())
+    differ = [key for key in ours if key not in theirs or ours[key] != theirs[key]]
+    told = [f"{key.rpartition('.')[2]}-{folder_name(str(ours[key]))}" for key in differ]
+    return "_".join([recipe.method, *told, f"seed{recipe.seed}"])
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """Returns the values with the fields of mappings as KEY.FIELD, as --set takes them."""
+    flat: dict = {}
+    for key, value in values.items():
+        if key in UNNAMED:
+            continue
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _show(progress: tqdm, totals: dict[Path, int]) -> None:
+    seen = sum(min(samples_seen(folder), total) for folder, total in totals.items())
     progress.update(max(0, seen - progress.n))

@@ -48,19 +48,23 @@ def runs() -> dict[str, dict[str, dict[str, float]]]:
         add("Table 5", name, "512m", [*RETRIEVAL, "average_of_38"], values)
     for name, *values in _table("Table 6"):
         add("Table 6", f"{name.lower()}_vit-b-16", "512m", IMAGENET + RETRIEVAL, values)
-    for method, size, probe in re.findall(r"(\w*CLIP)-([BL]) ([\d.]+) /", TEXT):
-        add("Table 7", f"{method.lower()}_vit-{size.lower()}-16", "512m", ["imagenet_linear_probe"], [probe])
+    vision = ["imagenet_linear_probe", "pascal_miou", "ade20k_miou", "nyuv2_rmse"]
+    for method, size, *values in re.findall(r"(\w*CLIP)-([BL]) ([\d.]+) / ([\d.]+) / ([\d.]+) / (\.\d+)", TEXT):
+        add("Table 7", f"{method.lower()}_vit-{size.lower()}-16", "512m", vision, values)
+    for name, clip, superclip in re.findall(r"(\w+) ([\d.]+)→(\d+(?:\.\d)?)", TEXT):
+        for method, value in (("clip", clip), ("superclip", superclip)):
+            add("Table 8", f"{method}_vit-b-16", "512m", [f"llava_{name.lower()}"], [value])
     for batch, *values in _table("Figure 4"):
         measures = ["imagenet_zero_shot", "imagenet_linear_probe"]
         add("Figure 4", "clip_vit-b-16", "512m", measures, values[0::3], batch.lower())
         add("Figure 4", "superclip_vit-b-16", "512m", measures, values[1::3], batch.lower())
-    ablations = re.search(r"Ablations .*?\n\n", TEXT + "\n\n", flags=re.DOTALL)[0]
-    for weight, value in re.findall(r"(\d\.\d) → ([\d.]+)", ablations):
+    averages = ["text_to_image_r1_average", "image_to_text_r1_average"]
+    for weight, *values in _table("Table 9"):
         variant = "" if weight == "1.0" else f"-weight{weight}"
-        add("Ablations", f"superclip{variant}_vit-b-16", "256m", IMAGENET[:1], [value])
-    without, with_idf = re.search(r"without IDF (\d+\.\d), with (\d+\.\d)", ablations).groups()
-    add("Ablations", "superclip-no-idf_vit-b-16", "256m", IMAGENET[:1], [without])
-    add("Ablations", "superclip_vit-b-16", "256m", IMAGENET[:1], [with_idf])
+        add("Table 9", f"superclip{variant}_vit-b-16", "256m", [*IMAGENET[:1], *averages], values)
+    for idf, *values in _table("Table 10"):
+        variant = "-no-idf" if idf == "without" else ""
+        add("Table 10", f"superclip{variant}_vit-b-16", "256m", [*IMAGENET[:1], *RETRIEVAL], values)
     return found
 
 

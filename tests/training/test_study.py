@@ -22,8 +22,9 @@ NUM_SEEDS = 2
 
 
 def start_study(folder, *more):
-    command = [sys.executable, "-m", "openclip_superclip", "study", "which.yaml", "--out", "out", "--jobs", "2"]
-    command += ["--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32", *more]
+    which = [] if more and more[0].endswith(".yaml") else ["which.yaml"]
+    command = [sys.executable, "-m", "openclip_superclip", "study", *which, "--out", "out", "--jobs", "2"]
+    command += [*more, "--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
 
@@ -74,7 +75,9 @@ def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
 def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_towers(studied):
     folder, _ = studied
     for seed in range(NUM_SEEDS):
-        clip, detached, ours = (weights(run(folder, arm, seed), 3) for arm in ("clip", "head-detached", "superclip"))
+        clip, detached, ours = (
+            weights(run(folder, arm, seed), 3) for arm in ("clip", "superclip_placebo-detached-head", "superclip")
+        )
         assert all(detached[name].equal(tensor) for name, tensor in clip.items())
         assert not all(ours[name].equal(tensor) for name, tensor in clip.items())
     differences = json.loads((folder / "out/study.json").read_text())["differences"]
@@ -83,7 +86,7 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
 
 def test_shuffled_captions_train_another_tower_than_the_captions_do(studied):
     folder, _ = studied
-    shuffled, ours = (weights(run(folder, arm, 0), 3) for arm in ("captions-shuffled", "superclip"))
+    shuffled, ours = (weights(run(folder, arm, 0), 3) for arm in ("superclip_placebo-shuffled-captions", "superclip"))
     assert not shuffled["visual.conv1.weight"].equal(ours["visual.conv1.weight"])
     assert shuffled["statistics.document_frequency"].equal(ours["statistics.document_frequency"])
 
@@ -106,6 +109,24 @@ def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, mo
     assert last.startswith("error: out/runs/")
     assert told in last
     assert last.endswith("give --out another folder")
+
+
+def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
+    folder, _ = studied
+    with open(folder / "which.yaml") as file:
+        values = YAML(typ="safe").load(file)
+    detached = values["arms"].pop("head detached")
+    arms = {**values["arms"], "CLIP again": {"method": "clip", "lr": 1e-3}, "SuperCLIP, detached": detached}
+    with open(folder / "other.yaml", "w") as file:
+        YAML().dump({**values, "question": "another?", "arms": arms}, file)
+    there = sorted(folder.glob("out/runs/*"))
+    command = ["other.yaml", "--out", "other", "--runs", "out/runs"]
+    other = study(folder, *command)
+    assert other.returncode == 0, other.stderr
+    assert sorted(folder.glob("out/runs/*")) == there
+    rows = list(csv.DictReader((folder / "other/study.csv").read_text().splitlines()))
+    assert [row["arm"] for row in rows].count("CLIP again") == NUM_SEEDS
+    assert "Equal weights" not in other.stdout  # one run under two names is no copy
 
 
 def test_a_folder_belongs_to_one_study_at_a_time(studied):

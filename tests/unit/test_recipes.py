@@ -83,8 +83,8 @@ def given(name: str) -> set[str]:
         fields |= {"model", "samples", "global_batch_size"}
     if folder == "datacomp1b":
         fields.add("data_samples")
-        if recipe.method in ("clip", "superclip") and not variant(recipe) and recipe.samples == 512_000_000:
-            fields |= set(SETTINGS) if recipe.global_batch_size == 16384 else set(SETTINGS) - {"lr", "warmup"}
+        if name in [f"datacomp1b/superclip_vit-{size}-16_512m_bs16k" for size in "bl"]:
+            fields |= set(SETTINGS) - {"wd"}  # which is OpenCLIP's default
     return fields - ({"model"} if "siglip" in recipe.method else set())
 
 

@@ -109,6 +109,8 @@ def test_setting_the_method_makes_a_recipe_its_own_baseline_and_back():
 
 # Differences
 
+CELLS = [16, 32, 64]
+
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]])
 def test_the_interval_is_that_of_students_paired_test(values):
@@ -130,7 +132,8 @@ def test_equal_differences_exclude_zero_unless_they_are_zero():
 def records(**scores: list[float]) -> list[dict]:
     """Records of a seed each for arms A and B."""
     return [
-        {"arm": arm, "cell": None, "seed": seed, "set": {}, "checkpoint": f"{arm}{seed}", "cpu_seconds": 60.0 + seed,
+        {"arm": arm, "cell": None, "seed": seed, "run": f"{arm}_seed{seed}", "checkpoint": f"{arm}{seed}",
+         "cpu_seconds": 60.0 + seed,
          "measures": {"probe": 50.0 + seed, "zero_shot": score}}
         for arm, values in scores.items()
         for seed, score in enumerate(values)
@@ -154,6 +157,30 @@ def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excl
     assert lines[2] == "| % | A | B | B − A |"
     assert lines[4] == "| zero shot (primary) | 60.0 ± 10.0 | 63.0 ± 10.5 | +3.0 [+0.5, +5.5] |"
     assert "B − A: above zero in zero shot; not told from zero in probe." in text
+
+
+def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):
+    study = read_study(
+        write_study(tmp_path, arms={"A": {"method": "clip"}, "B": {}}, cells={"global_batch_size": CELLS})
+    )
+    noise = [0.5, -1.0, 0.25]
+    found = [
+        {**record, "cell": cell}
+        for place, cell in enumerate(CELLS)
+        for record in records(
+            A=[50, 60, 70], B=[50 + place + noise[0], 60 + place + noise[1], 70 + 2 * place + noise[2]]
+        )
+    ]
+    results = StudyResults(study, found)
+    over = results.over_cells("B", "A", "zero_shot")
+    assert over["mean"].values == pytest.approx([1.5, 0.0, 2.25])  # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
+    assert over["per doubling"].values == pytest.approx([1, 1, 2])
+    assert "| zero shot (primary) | +1.2 [-1.6, +4.1] | +1.3 [-0.1, +2.8] |" in results.tables().splitlines()
+    assert "B − A, per doubling over global_batch_size: not told from zero in zero shot, probe." in results.sentences()
+    names = read_study(
+        write_study(tmp_path, arms={"A": {"method": "clip"}, "B": {}}, cells={"superclip.idf": ["online", "off"]})
+    )
+    assert list(StudyResults(names, found).over_cells("B", "A", "zero_shot")) == ["mean"]
 
 
 def test_a_copied_run_is_named_and_is_no_seed_of_its_own(study):
