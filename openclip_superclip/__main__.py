@@ -15,7 +15,7 @@ GROUPS = {
     "start": {
         "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
         "train": "OpenCLIP's training, with --superclip among its flags",
-        "study": "compare methods by paired seeds: which differences exclude zero",
+        "study": "compare methods by paired seeds, here or on SLURM: which differences exclude zero",
     },
     "your data": {
         "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
@@ -30,7 +30,7 @@ GROUPS = {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
         "plan": "what a recipe needs on given nodes and data: command, steps, cost, a check of the data",
         "run": "train a recipe on this machine, into a folder that records what ran and how it stands",
-        "submit": "train a recipe on SLURM, at one batch size or many",
+        "submit": "train a recipe on SLURM",
     },
     "look": {
         "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",

@@ -3,9 +3,10 @@
 #
 #     training_job.sh [--superclip FILE] [--container WORDS] RECIPE [SHARDS] [options of `superclip run`]
 #     training_job.sh [--superclip FILE] [--container WORDS] --runs FOLDER… -- [options of `superclip run`]
+#     training_job.sh [--superclip FILE] [--container WORDS] --runs-in FILE -- [options of `superclip run`]
 #
-# `superclip submit` sends this file, with what it asks of SLURM on sbatch's command line; train.sbatch and study.sbatch
-# hold that themselves and call it.
+# `superclip submit` and `superclip study --slurm` send this file, with what they ask of SLURM on sbatch's command line;
+# train.sbatch holds that itself and calls it.
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300       # this script is told five minutes before the time is up
 #SBATCH --requeue                 # SLURM starts the job again where a node dies, or another job takes its place
@@ -15,8 +16,12 @@ superclip=superclip
 [ "${1-}" != --superclip ] || { superclip=$2 && shift 2; }
 [ "${1-}" != --container ] || { CONTAINER=$2 && shift 2; }
 
-# Folders that hold their recipes: a task of an array takes its own.
-if [ "${1-}" = --runs ]; then
+# Folders that hold their recipes, or a file of them, a line each: a task of an array takes its own.
+if [ "${1-}" = --runs-in ]; then
+    run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$2") || exit
+    [ -n "$run" ] || { echo "training_job.sh: $2 holds fewer runs: nothing is left to train" && exit 0; }
+    set -- "$run/recipe.yaml" --out "$run" "${@:4}"
+elif [ "${1-}" = --runs ]; then
     runs=()
     while shift && [ "$1" != -- ]; do runs+=("$1"); done
     run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
-from .run import settings
+from .recipe_options import settings
+from .slurm_options import add_slurm_options, given_slurm_options, slurm_request
+
+OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
 
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table and writes the results; returns the exit code."""
+    """Trains, measures, prints the table and writes the results, or submits that; returns the exit code."""
     options = _parse(argv)
     from ..study.study_file import read_study, study_files
 
@@ -18,15 +21,26 @@ def main(argv: list[str]) -> int:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
+    from ..study.study_call import study_call
+
+    call = study_call(
+        options.study, options.out, options.seeds, options.device, options.data, options.val_data,
+        settings(options.set), options.runs,
+    )  # fmt: skip
     check_matplotlib("superclip study")
     check_scipy("superclip study")
+    if options.slurm:
+        print(_submitted(call, options), end="" if options.dry_run else "\n")
+        return 0
     from ..running.stop_signals import Stopped, stopped_by_signals
-    from ..study.study import run_study
+    from ..study.study import choose_rates, run_study
 
     try:
         with stopped_by_signals():
-            results = run_study(options.study, options.out, options.seeds, options.jobs, options.device, options.data,
-                                options.val_data, settings(options.set), options.runs)  # fmt: skip
+            if options.only == "choose":
+                results = choose_rates(call)
+            else:
+                results = run_study(call, options.jobs or 1, trains=options.only is None)
     except Stopped as stop:
         print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
@@ -34,18 +48,29 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _submitted(call, options: argparse.Namespace) -> str:
+    """Submits the study's jobs and returns what to print: their numbers, or with --dry-run their commands."""
+    from ..study.study_submission import StudySubmission
+
+    request = slurm_request(options)
+    submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
+    return submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check)
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip study",
         description="Trains the arms of a study by paired seeds (equal initial weights of the towers, equal order of "
         "the data, equal crops), measures them, and prints each difference with its 95 % interval. A call that was "
-        "stopped resumes with the same command.",
+        "stopped resumes with the same command; so does one that submitted the study to SLURM.",
         epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
     )
     parser.add_argument("study", nargs="?", metavar="STUDY", help="a file, or a name that --list shows")
     parser.add_argument("--list", action="store_true", help="the shipped studies and their questions")
     parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds (default: the study's)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)"
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="what trains (default: %(default)s)")
     parser.add_argument(
         "--data", metavar="SHARDS", help="brace pattern of shards to train on, in quotes (default: the study's)"
@@ -70,6 +95,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="folder of the runs, which studies of one recipe may share: what one trained, another only measures "
         "(default: OUT/runs)",
     )
+    parser.add_argument(
+        "--only", choices=("choose", "report"),
+        help="train nothing: choose the learning rates by finished trials, or report finished runs",
+    )  # fmt: skip
+    slurm = parser.add_argument_group("on SLURM")
+    slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
+    add_slurm_options(slurm, gpus_per_node=1)
+    slurm.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
+    slurm.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    slurm.add_argument("--skip-data-check", action="store_true", help="do not look for the shards on this machine")
+    slurm.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
     options = parser.parse_args(argv)
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
@@ -77,4 +113,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}; expected 1 or more")
+    given = given_slurm_options(options) + [
+        f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
+    ]
+    if given and not options.slurm:
+        raise InputError(f"{given[0]} is of SLURM's jobs; expected --slurm beside it")
+    if options.slurm and options.only:
+        raise InputError("--only runs here, --slurm submits: expected one of them")
     return options

@@ -8,15 +8,21 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from ..atomic_files import whole_file, write_json
+from ..atomic_files import make_folder, whole_file, write_json
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from .checkpoint_files import newest
 from .placement import Placement
 from .run_lock import lock
+from .slurm_queue import my_jobs
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
+_ADVICE = {  # where such a file is broken
+    "state.json": "remove it; the same command resumes from the newest checkpoint",
+    "run.json": "move it away; the same command resumes from the newest checkpoint, and its record begins anew",
+    "submitted.json": "remove it, where no job that trains the run is in the queue",
+}
 
 
 class RunFolder:
@@ -47,26 +53,57 @@ class RunFolder:
     @contextmanager
     def lock(self, placement: Placement) -> Iterator[Callable[[], None]]:
         """Holds the folder for one process, as `run_lock.lock` does."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "--out")
         with lock(self.path / "lock", placement) as check:
             yield check
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Raises InputError where the folder holds a run of another recipe."""
+        """Raises InputError where the folder holds a run of another recipe, or a job that is to train it waits."""
+        differences = self._differences(recipe)
+        started = (self.path / "run.json").exists() or self.checkpoints.exists()
+        if differences and (started or self._job_in_queue()):
+            raise InputError(
+                f"{self.path} holds a run of another recipe: {', '.join(differences)}; give --out another folder"
+            )
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Writes the recipe, where the folder does not hold it, in the place of one that no run has trained."""
+        make_folder(self.path, "--out")
+        if not (self.path / "recipe.yaml").exists() or self._differences(recipe):
+            with whole_file(self.path / "recipe.yaml") as file:
+                file.write(recipe.text.encode())
+
+    def note_submission(self, job: str) -> None:
+        """Writes into submitted.json the job of SLURM that is to train the run, ARRAY_TASK of an array's task."""
+        make_folder(self.path, "--out")
+        write_json(self.path / "submitted.json", {"job": job, "since": _now()})
+
+    def submitted_job(self) -> str | None:
+        """Returns the job that was submitted last."""
+        return self._read("submitted.json").get("job")
+
+    def check_queue(self) -> None:
+        """Raises InputError where a job that is to train the run waits or runs."""
+        job = self._job_in_queue()
+        if job:
+            raise InputError(
+                f"job {job} trains {self.path} already: scancel {job} ends it, or give --out another folder"
+            )
+
+    def _job_in_queue(self) -> str | None:
+        """Returns the submitted job where SLURM has it in its queue, or cannot be asked."""
+        job = self.submitted_job()
+        queue = my_jobs() if job else {}
+        return job if job and (queue is None or job in queue) else None
+
+    def _differences(self, recipe: Recipe) -> list[str]:
+        """Returns what tells the recipe from the folder's, nothing where that has none."""
         if not (self.path / "recipe.yaml").exists():
-            return
+            return []
         there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
         told = ("chosen", "paper")  # words, which train nothing
         keys = [key for key in there | given if key not in told and there.get(key) != given.get(key)]
-        if keys:
-            found = ", ".join(f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys)
-            raise InputError(f"{self.path} holds a run of another recipe: {found}; give --out another folder")
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / "recipe.yaml").exists():
-            with whole_file(self.path / "recipe.yaml") as file:
-                file.write(recipe.text.encode())
+        return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
     def start(self, record: dict, attempt: dict) -> None:
         """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""
@@ -111,7 +148,13 @@ class RunFolder:
 
     def _read(self, name: str) -> dict:
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            values = json.loads(path.read_text()) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): {_ADVICE[name]}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no mapping: {_ADVICE[name]}")
+        return values
 
 
 def recipe_and_folder(file: str, set_: Mapping[str, str], out: Path | None) -> tuple[Recipe, RunFolder]:

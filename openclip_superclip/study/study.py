@@ -1,70 +1,79 @@
 """A study from its file to its results."""
 
 import dataclasses
+import json
 import logging
 import os
 import platform
 from pathlib import Path
 
-from ..atomic_files import make_folder
-from ..errors import InputError
+from ..atomic_files import make_folder, whole_file
 from ..running.placement import find_placement
+from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
 from ..versions import versions
-from .study_file import Study, read_study
+from .study_call import StudyCall
 from .study_results import StudyResults
 from .study_run import PACKAGES
 from .study_training import StudyTraining
 
+RUNS_LIST = "runs.list"  # the folders of the runs, a line each
+JOBS = "jobs.json"  # the numbers of the jobs that were submitted last, by the names of the stages
 
-def run_study(
-    name: str,
-    out: Path | None,
-    seeds: int | None,
-    jobs: int,
-    device: str,
-    data: str | None,
-    val_data: str | None,
-    set_: dict[str, str],
-    runs_in: Path | None = None,
-) -> str:
-    """Trains and measures what is not there yet, writes the results into `out`, and returns them as text.
+
+def run_study(call: StudyCall, jobs: int, trains: bool = True) -> str:
+    """Trains and measures what is not there yet, writes the results into the folder, and returns them as text.
 
     Args:
-        name: a study's file or shipped name.
-        out: studies/NAME where it is None.
-        seeds: the number of paired seeds, where it is not the study's.
         jobs: runs at a time.
-        data, val_data: shards in place of the study's; with `val_data` OpenCLIP's own retrieval measures.
-        set_: fields of the recipe with their values, of every run.
-        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
+        trains: whether runs that are not finished are trained here; InputError names them where they are not.
     """
-    study = read_study(name)
-    if seeds is not None:
-        study = dataclasses.replace(study, seeds=seeds)
-    if val_data is not None:
-        study = _on_validation_data(study)
-    study.check_set(set_)
-    if val_data is not None:
-        set_ = {**set_, "flags.val-data": val_data}
-    if bool(data) != bool(val_data) and study.measures == "demo" and data:
-        raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
-    out = out or Path("studies") / study.name
-    make_folder(out, "--out")
-    with lock(out / "lock", find_placement()):
-        if study.measures == "demo":
-            _write_demo_data()
-        logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
-        training = StudyTraining(study, out, jobs, device, data, tuple(set_.items()), runs_in)
+    make_folder(call.out, "--out")
+    with lock(call.out / "lock", find_placement()):
+        training = prepared_training(call, jobs, trains)
         records, chosen = training.run()
-        results = StudyResults(study, records, chosen)
-        results.write(out, _provenance(study, device, set_))
-    return f"{results.tables()}\n\n{out}/study.png, study.csv, study.json and {training.runs_in} hold the rest."
+        results = StudyResults(call.study, records, chosen)
+        results.write(call.out, _provenance(call))
+    return f"{results.tables()}\n\n{call.out}/study.png, study.csv, study.json and {training.runs_in} hold the rest."
 
 
-def _on_validation_data(study: Study) -> Study:
-    """Returns the study measured by OpenCLIP's retrieval among the pairs of --val-data."""
-    return dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+def choose_rates(call: StudyCall) -> str:
+    """Chooses the learning rates by trials that are finished, and tells of them.
+
+    The recipes of the runs are written into their folders, and these into OUT/runs.list, for jobs to train.
+    """
+    make_folder(call.out, "--out")
+    with lock(call.out / "lock", find_placement()):
+        training = prepared_training(call, 1, trains=False)
+        chosen = training.choose()
+        runs = training.write_recipes(training.runs(chosen))
+        with whole_file(call.out / RUNS_LIST) as file:
+            file.write("".join(f"{run.folder}\n" for run in runs).encode())
+        array = submitted_jobs(call.out).get("runs")
+        for task, run in enumerate(runs if array else []):
+            RunFolder(run.folder).note_submission(f"{array}_{task}")
+    rates = [f"{arm}, {cell}: {lr}" for arm, cells in chosen.items() for cell, lr in cells.items()]
+    return f"learning rates: {'; '.join(rates) or 'the recipe holds them'}; {len(runs)} recipes in {training.runs_in}"
+
+
+def submitted_jobs(out: Path) -> dict[str, str]:
+    """Returns the numbers of the jobs that were submitted last, by the names of their stages."""
+    kept = out / JOBS
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+
+def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyTraining:
+    """Returns the study's training, the data that it measures on written."""
+    if call.study.measures == "demo":
+        _write_demo_data()
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
+    return new_training(call, jobs, trains)
+
+
+def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
+    return StudyTraining(
+        call.study, call.out, jobs, call.device, call.data, tuple(call.set.items()), call.runs_in, trains
+    )
 
 
 def _write_demo_data() -> None:
@@ -76,13 +85,13 @@ def _write_demo_data() -> None:
     write_study_data(Path("demo"))
 
 
-def _provenance(study: Study, device: str, set_: dict[str, str]) -> dict:
+def _provenance(call: StudyCall) -> dict:
     processor = next(
         (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
     )
     return {
-        "study": dataclasses.asdict(study), "device": device, "set": set_, "versions": versions(*PACKAGES),
-        "processor": processor, "cpus": os.cpu_count(),
+        "study": dataclasses.asdict(call.study), "device": call.device, "set": dict(call.set),
+        "versions": versions(*PACKAGES), "processor": processor, "cpus": os.cpu_count(),
     }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class Study:
     arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
     seeds: int  # 0 to seeds - 1, the same for every arm
     measures: str = "demo"  # what measures a run: the demo's scenes, or "validation" (OpenCLIP's own, --val-data)
-    cells: dict[str, list] = dataclasses.field(default_factory=dict)  # one field: its values
+    cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)  # one field: its values, or each value's
+    # mapping of more fields
     choose: dict = dataclasses.field(default_factory=dict)  # lr: values; seeds: how many, beyond the study's own
     compare: list = dataclasses.field(default_factory=list)  # [arm, baseline], several
     name: str = ""  # of the file
@@ -45,7 +46,7 @@ class Study:
     @property
     def cell_values(self) -> list:
         """The values of the cells' field; one, None, where there is no such field."""
-        return self.cells[self.cell_field] if self.cells else [None]
+        return list(self.cells[self.cell_field]) if self.cells else [None]
 
     def settings(self, arm: str, cell=None, of_all: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Returns what --set is given for the runs of an arm in a cell, `of_all` being the fields of every run.
@@ -55,7 +56,7 @@ class Study:
         values = dict(self.arms[arm])
         other = values.pop(LIKE, None)
         shared = self.settings(other, None, of_all) if other else {}
-        of_cell = {} if cell is None else {self.cell_field: _text(cell)}
+        of_cell = {} if cell is None else {self.cell_field: _text(cell)} | self._of_cell(cell)
         found = dict(of_all) | shared | of_cell
         own = {field: _text(value) for field, value in values.items()}
         if own.get("samples", "").endswith("%"):
@@ -65,10 +66,17 @@ class Study:
             own["samples"] = str(steps * recipe.global_batch_size)
         return found | own
 
+    def _of_cell(self, cell) -> dict[str, str]:
+        """Returns the fields that a cell sets beside its own."""
+        values = self.cells[self.cell_field]
+        return {field: _text(value) for field, value in values[cell].items()} if isinstance(values, dict) else {}
+
     def check_set(self, of_all: Mapping[str, str]) -> None:
         """Raises InputError for a field of --set that the study's runs differ by, and for what no recipe can be."""
         differ = {"seed": "its seeds are 0, 1, …: --seeds says how many"}
-        differ |= {field: f"it is what its cells vary: {self.cells[field]}" for field in self.cells}
+        differ |= dict.fromkeys(self.cells, f"it is what its cells vary: {self.cell_values}")
+        for cell in self.cell_values if self.cells else []:
+            differ |= dict.fromkeys(self._of_cell(cell), f"the cell {cell} sets it")
         differ |= {"lr": f"it is chosen from {self.choose['lr']}"} if self.choose else {}
         for arm, values in self.arms.items():
             differ |= {
@@ -86,7 +94,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name
 REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
 MEASURES = {  # what measures a run: the measures that it has
     "demo": ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe"),
-    "validation": ("image_to_text_R@1", "text_to_image_R@1"),
+    "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
 
 
@@ -149,8 +157,11 @@ def _check(study: Study, path: Path) -> None:
     if study.primary not in MEASURES[study.measures]:
         expected = ", ".join(MEASURES[study.measures])
         raise InputError(f"{path}: primary is {study.primary!r}; {study.measures} measures {expected}")
-    if len(study.cells) > 1 or not all(isinstance(values, list) and values for values in study.cells.values()):
-        raise InputError(f"{path}: cells is {study.cells}; expected one field of the recipe and its values")
+    if len(study.cells) > 1 or not all(map(_can_be_cells, study.cells.values())):
+        raise InputError(
+            f"{path}: cells is {study.cells}; expected one field of the recipe and its values, or for each value a "
+            "mapping of more fields"
+        )
     if study.choose and not _can_choose(study.choose):
         raise InputError(f"{path}: choose is {study.choose}; expected lr: [values], and seeds: how many, 1 or more")
     for pair in study.compare:
@@ -176,6 +187,11 @@ def folder_name(told: str) -> str:
 def _can_choose(choose: dict) -> bool:
     rates, seeds = choose.get("lr"), choose.get("seeds")
     return set(choose) == {"lr", "seeds"} and isinstance(rates, list) and rates and type(seeds) is int and seeds > 0
+
+
+def _can_be_cells(values) -> bool:
+    of_each = values.values() if isinstance(values, dict) else []
+    return isinstance(values, list | dict) and len(values) > 0 and all(isinstance(fields, dict) for fields in of_each)
 
 
 def _text(value) -> str:

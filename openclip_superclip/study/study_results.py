@@ -60,8 +60,9 @@ class StudyResults:
                 ]
                 for measure in self.measures
             ]
-            seconds = [f"{statistics.median(r['cpu_seconds'] for r in self._of(arm, cell)):.0f}" for arm in study.arms]
-            rows.append(["CPU seconds", *seconds, *("" for _ in study.pairs)])
+            if all(record["cpu_seconds"] is not None for record in self.records):  # nobody clocks what jobs train
+                seconds = (statistics.median(r["cpu_seconds"] for r in self._of(arm, cell)) for arm in study.arms)
+                rows.append(["CPU seconds", *(f"{number:.0f}" for number in seconds), *("" for _ in study.pairs)])
             parts.append(markdown_table(heads, rows))
         if study.cells:
             parts += [f"Over all {study.cell_field}:", self._table_over_cells()]
@@ -146,9 +147,8 @@ class StudyResults:
         for record in self.records:
             cell = [record["cell"]] if cell_field else []
             scores = [f"{record['measures'][measure]:.2f}" for measure in self.measures]
-            writer.writerow(
-                [record["arm"], *cell, record["seed"], *scores, f"{record['cpu_seconds']:.1f}", record["checkpoint"]]
-            )
+            seconds = "" if record["cpu_seconds"] is None else f"{record['cpu_seconds']:.1f}"
+            writer.writerow([record["arm"], *cell, record["seed"], *scores, seconds, record["checkpoint"]])
         return text.getvalue()
 
     def _of(self, arm: str, cell) -> list[dict]:

@@ -10,6 +10,7 @@ from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
+from ..running.run_folder import FINISHED, RunFolder
 from ..running.superclip_process import run_superclip
 from ..versions import versions
 
@@ -37,8 +38,6 @@ class StudyRun:
 
 def check_folder(run: StudyRun, device: str, data: str | None) -> None:
     """Raises InputError where the run's folder holds a run of other settings, data or device."""
-    from ..running.run_folder import RunFolder
-
     folder = RunFolder(run.folder)
     recipe = read_recipe(run.recipe, dict(run.set))
     folder.check_recipe(recipe)
@@ -51,18 +50,31 @@ def check_folder(run: StudyRun, device: str, data: str | None) -> None:
             raise InputError(f"{run.folder} holds a run of {flag} {found}, not {given}; give --out another folder")
 
 
+def is_finished(run: StudyRun) -> bool:
+    return _state(run).get("state") == FINISHED
+
+
+def unfinished(run: StudyRun) -> str | None:
+    """Returns a run's name and how it stands, None where it is finished."""
+    if is_finished(run):
+        return None
+    state = _state(run)
+    error = f": {' '.join(state['error'].split())}" if state.get("error") else ""
+    return f"{run.folder.name} ({state.get('state', 'not started')}{error})"
+
+
 def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -> None:
     """Trains a run from where it stopped; a finished one is left alone. Its CPU seconds are added to what they were.
 
     Raises InputError, with what the run last said, where it fails, and where `stop` ends it.
     """
-    if _state(run).get("state") == "finished":
+    if is_finished(run):
         return
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     output = run.folder.with_name(f"{run.folder.name}.output")
     code, seconds = run_superclip(run.command(device, data), output, device == "cpu", stop.is_set)
     if run.folder.is_dir():
-        write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": _cpu_seconds(run) + seconds})
+        write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": (_cpu_seconds(run) or 0.0) + seconds})
     if stop.is_set():
         raise InputError(f"{run.folder.name} was stopped")
     if code != 0:
@@ -106,10 +118,7 @@ def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
         return measure(*load(weights, model), split=run.split)
     from ..report.run_scores import of_training
 
-    scores = of_training(run.folder)
-    if not scores:
-        raise InputError(f"{run.folder} has no measures of its own: give the study --val-data")
-    return {name.removesuffix(" (training's own)"): score for name, score in scores.items()}
+    return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}
 
 
 def _last_checkpoint(run: StudyRun) -> Path:
@@ -122,10 +131,10 @@ def _last_checkpoint(run: StudyRun) -> Path:
 
 
 def _state(run: StudyRun) -> dict:
-    state = run.folder / "state.json"
-    return json.loads(state.read_text()) if state.exists() else {}
+    return RunFolder(run.folder).state()
 
 
-def _cpu_seconds(run: StudyRun) -> float:
+def _cpu_seconds(run: StudyRun) -> float | None:
+    """Returns the CPU time that training took; None where a job trained, which nobody clocks."""
     kept = run.folder / "cpu_seconds.json"
-    return json.loads(kept.read_text())["cpu_seconds"] if kept.exists() else 0.0
+    return json.loads(kept.read_text())["cpu_seconds"] if kept.exists() else None

@@ -1,6 +1,7 @@
 """All runs of a study, several at a time: trained, measured, and resumed where an earlier call stopped."""
 
 import itertools
+import json
 import statistics
 import threading
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from ..atomic_files import make_folder, write_json
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
+from ..running.run_folder import RunFolder
 from .study_file import LIKE, Study, folder_name
-from .study_run import StudyRun, check_folder, measured, samples_seen, train
+from .study_run import StudyRun, check_folder, is_finished, measured, samples_seen, train, unfinished
 
 UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
 CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
@@ -24,21 +26,27 @@ class StudyTraining:
     """A study in a folder, where its runs are unless `runs_in` says another, and what was chosen in OUT/chosen.json.
 
     A run's folder is named by what its recipe differs in from the study's, so that studies of one recipe share theirs.
+
+    Args:
+        jobs: runs at a time.
+        data: shards in place of the recipe's.
+        extra: more fields with their values, of every run.
+        trains: whether runs that are not finished are trained here; InputError names them where they are not.
     """
 
     def __init__(
         self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = (),
-        runs_in: Path | None = None,
+        runs_in: Path | None = None, trains: bool = True,
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
-        self.extra = tuple(extra)  # more fields with their values, of every run
+        self.extra, self.trains = tuple(extra), trains
         self.runs_in = runs_in or out / "runs"
         self.common = read_recipe(study.recipe, dict(self.extra))
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
         make_folder(self.runs_in, "--out")
-        chosen = self._choose()
+        chosen = self.choose()
         return self._records(self.runs(chosen)), chosen
 
     def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
@@ -49,29 +57,57 @@ class StudyTraining:
             for seed, cell, arm in itertools.product(range(study.seeds), study.cell_values, study.arms)
         ]
 
-    def _choose(self) -> dict[str, dict[str, str]]:
-        """Returns each arm's learning rate in each cell: the best mean of the primary measure on the split for that."""
-        study, kept = self.study, self.out / "chosen.json"
+    def write_recipes(self, runs: Sequence[StudyRun]) -> list[StudyRun]:
+        """Writes the recipes of runs into their folders, for jobs to train, and returns the runs, equal ones once.
+
+        Raises InputError where another run is in a folder.
+        """
+        different = list({run.folder: run for run in runs}.values())
+        for run in different:
+            check_folder(run, self.device, self.data)
+            RunFolder(run.folder).write_recipe(read_recipe(run.recipe, dict(run.set)))
+        return different
+
+    def trials(self) -> list[StudyRun]:
+        """Returns the runs by which the learning rates are chosen."""
+        study = self.study
         if not study.choose:
-            return {}
-        arms = [arm for arm, values in study.arms.items() if LIKE not in values and "lr" not in values]
-        trials = [
+            return []
+        return [
             self._run(arm, cell, CHOOSING + seed, {"lr": f"{lr}"}, "tune")
             for seed, cell, arm, lr in itertools.product(
-                range(study.choose["seeds"]), study.cell_values, arms, study.choose["lr"]
+                range(study.choose["seeds"]), study.cell_values, self._arms_with_a_choice(), study.choose["lr"]
             )
         ]
+
+    def choose(self) -> dict[str, dict[str, str]]:
+        """Returns each arm's learning rate in each cell: the best mean of the primary measure on the split for that."""
+        trials = self.trials()
+        if not trials:
+            return {}
         scores: dict = {}
         for one in self._records(trials):
             place = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
-            place.setdefault(one["set"]["lr"], []).append(one["measures"][study.primary])
+            place.setdefault(one["set"]["lr"], []).append(one["measures"][self.study.primary])
         chosen = {
             arm: {cell: max(rates, key=lambda lr: statistics.mean(rates[lr])) for cell, rates in cells.items()}
             for arm, cells in scores.items()
         }
         write_json(self.out / "trials.json", scores)
-        write_json(kept, chosen)
+        write_json(self.out / "chosen.json", chosen)
         return chosen
+
+    def chosen_before(self) -> dict[str, dict[str, str]] | None:
+        """Returns the learning rates that an earlier call has chosen, None where one of this study's is missing."""
+        kept = self.out / "chosen.json"
+        chosen = json.loads(kept.read_text()) if kept.exists() and self.study.choose else {}
+        expected = self._arms_with_a_choice() if self.study.choose else []
+        rates = {f"{lr}" for lr in self.study.choose.get("lr", [])}
+        found = all(chosen.get(arm, {}).get(str(c)) in rates for arm in expected for c in self.study.cell_values)
+        return chosen if found and all(map(is_finished, self.trials())) else None
+
+    def _arms_with_a_choice(self) -> list[str]:
+        return [arm for arm, values in self.study.arms.items() if LIKE not in values and "lr" not in values]
 
     def _rates(self, chosen: dict, arm: str, cell) -> dict[str, str]:
         of_arm = chosen.get(self.study.arms[arm].get(LIKE, arm), {})
@@ -87,13 +123,16 @@ class StudyTraining:
         for run in runs:  # all, before the first trains
             check_folder(run, self.device, self.data)
         different = {run.folder: run for run in runs}
+        if not self.trains:
+            self._check_finished(list(different.values()))
         totals = {folder: read_recipe(run.recipe, dict(run.set)).samples for folder, run in different.items()}
         stop = threading.Event()
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
                 raise InputError("stopped")
-            train(run, self.device, self.data, stop)
+            if self.trains:
+                train(run, self.device, self.data, stop)
             return measured(run, self.study.measures)
 
         with (
@@ -118,6 +157,15 @@ class StudyTraining:
                 stop.set()  # the runs that train end in order, and resume with the same command
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def _check_finished(self, runs: list[StudyRun]) -> None:
+        missing = [told for run in runs if (told := unfinished(run))]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise InputError(
+                f"{len(missing)} of {len(runs)} runs are not finished: {', '.join(missing[:3])}{more}; the command "
+                "that submitted the study submits the rest"
+            )
 
 
 def run_name(common: Recipe, recipe: Recipe) -> str:

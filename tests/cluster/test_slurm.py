@@ -1,15 +1,20 @@
 """Training on a real SLURM cluster of two nodes, and what it survives there."""
 
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+from ruamel.yaml import YAML
 from support.slurm_cluster import Cluster, wait_until
+from support.small_shards import write_shards
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
 from openclip_superclip.demo.evaluation_data import write_evaluation_data
+from openclip_superclip.planning.recipe_file import read_recipe
 
 pytestmark = pytest.mark.slurm
 
@@ -125,26 +130,47 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
 
 
-def test_an_array_trains_both_methods_at_several_batch_sizes(cluster, work, recipe):
-    for method in ("clip", "superclip"):
-        for batch in (16, 32):
-            write_recipe(work, method, batch, passes=1)
-    one_process = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
-    study = ["--array", "16,32", "--methods", "clip,superclip", "--max-running", "2", "--out", "runs/the study"]
-    job, printed = submit(cluster, work, work / "clip_tiny_192_bs16.yaml", *one_process, *study)
-    assert "4 runs" in printed
-    wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 600, "the tasks to train")
-    runs = sorted(path for path in (work / "runs/the study").iterdir() if path.is_dir())
-    assert [run.name for run in runs] == [
-        "clip_tiny_192_bs16", "clip_tiny_192_bs32", "superclip_tiny_192_bs16", "superclip_tiny_192_bs32",
-    ]  # fmt: skip
-    steps = 0
-    for run in runs:
-        assert state(run)["state"] == "finished"
-        lines = [line for line in (run / "out.log").read_text().splitlines() if "Train Epoch" in line]
-        assert all(("Class_loss" in line) == run.name.startswith("super") for line in lines)
-        steps += len(lines)
-    assert steps == 2 * (192 // 16 + 192 // 32)
+@pytest.fixture(scope="module")
+def study(work, recipe) -> list:
+    """A study of two trials and two runs in the folder "the study", and how it is submitted."""
+    arms = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}
+    set_ = {"samples": 192, "global_batch_size": 16, "flags.val-num-samples": 32}
+    values = {
+        "question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1,
+        "measures": "validation", "arms": arms, "choose": {"lr": [1e-3, 1e-4], "seeds": 1},
+    }  # fmt: skip
+    YAML().dump(values, work / "which.yaml")
+    sets = [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
+    one_cpu = ["--slurm", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
+    return ["superclip", "study", "which.yaml", "--out", "the study", "--val-data", write_shards(work / "val", 2),
+            *sets, *one_cpu]  # fmt: skip
+
+
+def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(cluster, work, study):
+    printed = cluster.call(*study, cwd=work)
+    jobs = re.findall(r"^job (\d+) (\w+ the|trains \d \w+|measures)", printed, flags=re.MULTILINE)
+    assert [does for _, does in jobs] == ["trains 2 trials", "chooses the", "trains 2 runs", "measures"]
+    assert "nothing was submitted" in cluster.call(*study, cwd=work)
+    report = jobs[-1][0]
+    assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (work / f"the study/slurm-{report}.out").read_text()
+    rows = list(csv.DictReader((work / "the study/study.csv").read_text().splitlines()))
+    assert [row["arm"] for row in rows] == ["CLIP", "SuperCLIP"]
+    chosen = json.loads((work / "the study/chosen.json").read_text())
+    (clip,) = (work / "the study/runs").glob("clip*_seed0")
+    assert read_recipe(f"{clip}/recipe.yaml").lr == float(chosen["CLIP"]["None"])
+    kept = (clip / "checkpoints/epoch_3.pt").stat().st_mtime_ns
+
+    shutil.rmtree(work / "the study/runs/superclip_seed0")
+    (work / "the study/study.csv").unlink()
+    printed = cluster.call(*study, cwd=work)
+    assert re.findall(r"^job \d+ (trains \d \w+|measures)", printed, flags=re.MULTILINE) == [
+        "trains 1 runs",
+        "measures",
+    ]
+    report = re.search(r"job (\d+) measures", printed)[1]
+    assert cluster.wait(report, 600)["JobState"] == "COMPLETED"
+    assert list(csv.DictReader((work / "the study/study.csv").read_text().splitlines())) == rows
+    assert (clip / "checkpoints/epoch_3.pt").stat().st_mtime_ns == kept
 
 
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
@@ -170,15 +196,6 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
         )
         assert f"--batch-size {batch_size} --accum-freq {accum_freq} " in command
         assert f"--train-data '{shards}'" in command
-
-
-def test_the_study_script_gives_each_task_its_recipe(cluster, work, recipe):
-    recipes = f"{recipe} datacomp1b/clip_vit-b-16_512m_bs1k"
-    script = ["--array=0-1%2", "--gpus-per-node=1", SLURM / "study.sbatch", "--dry-run"]
-    job = cluster.call("sbatch", "--parsable", *script, cwd=work, RECIPES=recipes).strip()
-    wait_until(lambda: set(cluster.tasks(job).values()) == {"COMPLETED"}, 300, "the tasks")
-    assert "= 4 samples a step" in (work / f"slurm-{job}_0.out").read_text()
-    assert "= 1024 samples a step" in (work / f"slurm-{job}_1.out").read_text()
 
 
 def test_frequencies_are_counted_in_parts_and_added_up(cluster, work, recipe):

@@ -1,5 +1,6 @@
 """`superclip submit`: the sbatch command, compared whole, and what is refused before anything is submitted."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.shipped_files import shipped_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
@@ -17,10 +19,6 @@ CASES = {
         B16, "--nodes", "4", "--data", "/data/{00000..41455}.tar", "--partition", "big", "--account", "vision",
         "--qos", "long", "--time", "12:00:00", "--constraint", "a100&ib", "--set", "lr=5e-4", "--gpu-batch-max", "256",
         "--sbatch", "exclude=node7", "--sbatch", "gres=gpu:8",
-    ],
-    "study_in_pyxis": [
-        B16, "--nodes", "2", "--array", "1k,16k", "--methods", "clip,superclip", "--max-running", "2",
-        "--out", "runs/figure 4", "--container-image", "/images/superclip.sqsh", "--mounts", "/data,/scratch:/scratch",
     ],
     "cpus_of_shared_nodes_in_apptainer": [
         B16, "--gpus-per-node", "4", "--device", "cpu", "--cpus-per-node", "16", "--sbatch", "mem=64G",
@@ -37,6 +35,35 @@ def test_the_sbatch_command_is(name, monkeypatch, capsys):
     assert (
         capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm") == (GOLDEN / f"{name}.sh").read_text()
     )
+
+
+def test_the_commands_of_a_study_are(monkeypatch, capsys):
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    study = [
+        "datacomp_batch_size",
+        "--slurm",
+        "--device",
+        "cuda",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "8",
+        "--jobs",
+        "2",
+    ]
+    study += ["--set", "flags.imagenet-val=/imagenet/val", "--out", "runs/figure 4", "--dry-run"]
+    container = ["--container-image", "/images/superclip.sqsh", "--mounts", "/data,/scratch:/scratch"]
+    assert main(["study", *study, *container]) == 0
+    printed = capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm")
+    assert printed == (GOLDEN / "study_in_pyxis.sh").read_text()
+    assert main(["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(\w+)=|--array=(\S+)|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
+        ("trials", "", ""), ("", "0-17", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
+        ("runs", "", ""), ("", "0-5", ""), ("", "", "afterok:${choose"),
+        ("report", "", ""), ("", "", "afterany:${runs"),
+    ]  # fmt: skip
 
 
 def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatch, capsys):
@@ -61,10 +88,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--array", "16,1k"], "there is no recipe {recipe.parent}/superclip_tiny_192_bs1k.yaml; beside it are superclip_"),
     (["--apptainer", "my image.sif", "--gpus-per-node", "1"], "'my image.sif' has a space in it"),
-    (["--methods", "clip"], "--methods is clip; expected --array beside it"),
-    (["--max-running", "2"], "--max-running is 2; expected --array beside it"),
     (["--mounts", "/data"], "--mounts is /data; expected --container-image or --apptainer"),
     (["--set", "lr"], "--set is lr; expected KEY=VALUE"),
     (["--gpus-per-node", "5"], "a global batch of 16 does not divide among 5 GPUs"),
@@ -93,3 +117,34 @@ def test_help_does_not_import_torch(command):
         f"try: main(['{command}', '--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--nodes", "2"], "--nodes is of SLURM's jobs; expected --slurm beside it"),
+    (["--slurm", "--only", "report"], "expected one of them"),
+    (["--slurm", "--gpus-per-node", "5"], "a global batch of 32 does not divide among 5 GPUs"),
+    (["--slurm", "--mounts", "/data"], "--mounts is /data; expected --container-image or --apptainer"),
+    (["--slurm", "--nodes", "0"], "--nodes is 0; expected 1 or more"),
+])  # fmt: skip
+def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "placebos", *arguments, *(["--dry-run"] if "--slurm" in arguments else [])]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("queue", ["17|17|PENDING|Priority", ""])
+def test_a_recipe_that_no_job_is_to_train_blocks_nothing(queue, recipe, tmp_path, monkeypatch, capsys):
+    for name, text in (("sbatch", "echo 17"), ("squeue", f"echo '{queue}'")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    one_process = ["submit", str(recipe), "--gpus-per-node", "1", "--out", "run"]
+    assert main([*one_process, "--set", "lr=1e-4"]) == 1  # sbatch is not there
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert main(one_process) == 0
+    assert read_recipe("run/recipe.yaml").lr == 1e-3
+    capsys.readouterr()
+    assert main([*one_process, "--set", "lr=1e-4"]) == (1 if queue else 0)
+    assert ("job 17 trains run already" in capsys.readouterr().err) == bool(queue)
+    assert read_recipe("run/recipe.yaml").lr == (1e-3 if queue else 1e-4)

@@ -221,6 +221,8 @@ def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
     folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
     folder.write_recipe(read_recipe(path))
     folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
+    folder.check_recipe(read_recipe(path, {"lr": "2.0e-3"}))  # nothing has been trained, and no job is to
+    folder.checkpoints.mkdir()
     with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
         folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
 
@@ -273,3 +275,16 @@ def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, m
     listening.start()
     assert nodes[0].lost_nodes() == [2]
     listening.join()
+
+
+@pytest.mark.parametrize("name", ["state.json", "run.json"])
+def test_a_broken_file_of_a_run_is_named_with_what_to_do(name, tmp_path):
+    (tmp_path / name).write_text('{"state": "runn')
+    with pytest.raises(InputError, match=rf"{name} cannot be read .*the same command resumes from the newest"):
+        RunFolder(tmp_path)._read(name)
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
+        RunFolder(tmp_path / "run").write_recipe(read_recipe(str(write_recipe(tmp_path))))

@@ -15,7 +15,7 @@ from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.seed_statistics import PairedDifference
-from openclip_superclip.study.study_file import read_study, study_files
+from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
 
 RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
@@ -36,7 +36,19 @@ def test_every_shipped_study_can_be_read_and_names_its_primary_measure():
     assert {"one_batch", "placebos"} <= {path.stem for path in study_files()}
     for path in study_files():
         study = read_study(path.stem)
-        assert study.primary in ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
+        assert study.primary in MEASURES[study.measures]
+
+
+def test_the_batch_size_study_trains_the_shipped_recipes():
+    study = read_study("datacomp_batch_size")
+    assert study.cell_values == [1024 * 2**n for n in range(6)]
+    for cell in study.cell_values:
+        for arm, method in (("CLIP", "clip"), ("SuperCLIP", "superclip")):
+            ours = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
+            shipped = read_recipe(f"datacomp1b/{method}_vit-b-16_512m_bs{cell // 1024}k").as_dict()
+            assert {k: v for k, v in ours.items() if k not in ("paper", "chosen")} == {
+                k: v for k, v in shipped.items() if k not in ("paper", "chosen")
+            }
 
 
 def test_an_arm_takes_the_fields_of_the_arm_that_it_is_like(tmp_path):
@@ -71,6 +83,7 @@ REFUSED = {
     ),
     "measures": ({"measures": "taste"}, "measures is 'taste'"),
     "cells": ({"cells": {"lr": []}}, "cells is"),
+    "a cell that is no mapping": ({"cells": {"lr": {1e-3: 500}}}, "cells is"),
     "choose": ({"choose": {"lr": [1e-3]}}, "choose is"),
     "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
     "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
@@ -90,6 +103,8 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
     (["one_batch", "--set", "lr=1e-3"], "chosen from"), (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
     (["placebos", "--set", "seed=3"], "--seeds says how many"), (["placebos", "--set", "samples=many"], "samples"),
+    (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
+    (["datacomp_batch_size"], "the study's primary measure is imagenet-zeroshot-val-top1, which the training takes"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):

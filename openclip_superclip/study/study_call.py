@@ -1,0 +1,79 @@
+"""A study as a command asks for it: checked whole before anything is written."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError
+from ..planning.recipe_file import read_recipe
+from .study_file import Study, read_study
+
+MEASURED_WITH = {"imagenet-zeroshot-val-top1": "imagenet-val"}  # OpenCLIP's flag; for the others val-data
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyCall:
+    """A study, its folder, and what all of its runs are given."""
+
+    study: Study
+    out: Path
+    runs_in: Path | None  # the folder of the runs, which studies of one recipe may share; OUT/runs where it is None
+    device: str
+    data: str | None  # shards in place of the recipe's
+    set: Mapping[str, str]  # fields of the recipe with their values
+    arguments: tuple[str, ...]  # of `superclip study`, which make the same call again
+
+
+def study_call(
+    name: str,
+    out: Path | None,
+    seeds: int | None,
+    device: str,
+    data: str | None,
+    val_data: str | None,
+    set_: Mapping[str, str],
+    runs_in: Path | None = None,
+) -> StudyCall:
+    """Returns the call; InputError for what cannot be trained or measured.
+
+    Args:
+        name: a study's file or shipped name.
+        out: studies/NAME where it is None.
+        seeds: the number of paired seeds, where it is not the study's.
+        data, val_data: shards in place of the study's; with `val_data` OpenCLIP's own retrieval measures.
+        set_: fields of the recipe with their values, of every run.
+        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
+    """
+    study = read_study(name)
+    arguments = {"--device": device, "--seeds": seeds, "--data": data, "--val-data": val_data, "--runs": runs_in}
+    given = [part for flag, value in arguments.items() if value is not None for part in (flag, str(value))]
+    given += [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
+    out = out or Path("studies") / study.name
+    if seeds is not None:
+        study = dataclasses.replace(study, seeds=seeds)
+    if val_data is not None:
+        study = _on_validation_data(study)
+    study.check_set(set_)
+    if val_data is not None:
+        set_ = {**set_, "flags.val-data": val_data}
+    if bool(data) != bool(val_data) and study.measures == "demo" and data:
+        raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
+    if study.measures == "validation":
+        _check_measured(study, set_)
+    return StudyCall(study, out, runs_in, device, data, set_, ("study", name, "--out", str(out), *given))
+
+
+def _on_validation_data(study: Study) -> Study:
+    """Returns the study measured by OpenCLIP's retrieval among the pairs of --val-data."""
+    if study.measures == "validation":
+        return study
+    return dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+
+
+def _check_measured(study: Study, set_: Mapping[str, str]) -> None:
+    """Raises InputError where the training would not measure the study's primary measure."""
+    flag = MEASURED_WITH.get(study.primary, "val-data")
+    recipe = read_recipe(study.recipe, study.settings(next(iter(study.arms)), study.cell_values[0], set_))
+    if not recipe.flags.get(flag):
+        given = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
+        raise InputError(f"the study's primary measure is {study.primary}, which the training takes with {given}")
