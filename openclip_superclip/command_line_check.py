@@ -2,28 +2,30 @@
 
 import os
 import shlex
+from pathlib import Path
 
 from .checkpoints.resume_check import check_kind, resumed_file
-from .config import Config, is_idf_file
+from .config import Config, DataConfig, is_idf_file
 from .errors import InputError
 from .optional_dependencies import check_horovod
 
 
-def check_command_line(args, config: Config | None, slices: int | None, only_options: bool) -> None:
+def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
     """Raises InputError, with what to do instead, for a command that cannot train.
 
     Args:
         args: as OpenCLIP has parsed them.
         config: None without --superclip; stock OpenCLIP is then refused only what it would end with anyway.
-        slices: of --superclip-slices, None without it.
+        data: of which slices is None without --superclip-slices.
         only_options: whether neither the model nor the data need be on this machine.
     """
+    slices = data.slices
     ours = config is not None or slices is not None
     if args.horovod:
         _check_horovod(args, ours)
     if not only_options:
         _check_models(args, config is not None)
-    _check_resume(args, config is not None, slices)
+    _check_resume(args, config is not None, data)
     if config is not None:
         _refuse_impossible(args)
         _refuse_impossible_captions(args, config.captions)
@@ -136,17 +138,20 @@ def _check_models(args, with_head: bool) -> None:
             check_teacher(args.distill_model, args.distill_pretrained)
 
 
-def _check_resume(args, with_head: bool, slices: int | None) -> None:
+def _check_resume(args, with_head: bool, data: DataConfig) -> None:
     """Raises InputError for a --resume that cannot work, where its file is known before OpenCLIP starts.
 
-    Those are a run of the other kind, and one that reads its shards in another order.
+    Those are a run of the other kind, one that reads its shards in another order, and, of those that are cut into
+    slices, one that began with anything else.
     """
+    slices = data.slices
     if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
         return
     from open_clip_train.distributed import is_using_distributed
 
+    from .checkpoints.began_with import beginning, check_beginning
     from .checkpoints.resume_check import check_order, check_same_model
-    from .distributed.horovod_rendezvous import launched_rank
+    from .distributed.horovod_rendezvous import launched_rank, launched_size
 
     ours = with_head or slices is not None
     run_folder = os.path.join(args.logs, args.name or "")
@@ -154,7 +159,11 @@ def _check_resume(args, with_head: bool, slices: int | None) -> None:
     if file is not None:
         with_ddp = False if args.horovod else is_using_distributed() or None
         check_kind(file, with_head, with_ddp, args.model)
-        check_order(file, slices, args.seed, args.train_data)
+        if not data.accept_changes:
+            check_order(file, slices, args.seed, args.train_data)
+            if slices is not None and args.train_data:
+                now = beginning(vars(args), launched_size())
+                check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
         if ours:
             check_same_model(file, args.model)
 

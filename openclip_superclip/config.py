@@ -142,8 +142,18 @@ class DataConfig:
         type=int,
         metavar="K",
     )
+    accept_changes: bool = _flag(
+        "--superclip-accept-changes",
+        False,
+        "--resume a run of --superclip-slices with other options, shards or packages than it began with, and note them",
+        action="store_true",
+    )
 
     def __post_init__(self):
+        if self.accept_changes and self.slices is None:
+            raise InputError(
+                "--superclip-accept-changes does nothing without --superclip-slices: runs without it are not compared"
+            )
         if self.slices is not None and self.slices < 1:
             raise InputError(f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 from .command_line_check import check_command_line, head_to_leave_out
 from .config import add_options, config_from, data_config_from, options_of
@@ -21,8 +22,8 @@ def open_clip_check_options(args):
     handlers = logging.root.handlers[:]  # OpenCLIP logs as it is asked, and would then print each line twice
     only_options = getattr(args, "only_options", False)  # on a machine without the model and the data
     try:
-        config, slices = config_from(vars(args)), data_config_from(vars(args)).slices
-        check_command_line(args, config, slices, only_options)
+        config, data = config_from(vars(args)), data_config_from(vars(args))
+        check_command_line(args, config, data, only_options)
         if not only_options:
             _weights["hold a head"] = head_to_leave_out(args, config is not None)
     except InputError as error:
@@ -31,6 +32,7 @@ def open_clip_check_options(args):
         logging.root.handlers[:] = handlers
     if only_options:
         return
+    slices = data.slices
     if slices is not None and args.train_data:
         from .distributed.fixed_buckets import fix_buckets
 
@@ -127,7 +129,12 @@ def open_clip_data_order(args, shared_epoch):
     slices = data_config_from(vars(args)).slices
     if slices is None:
         return None
+    from .checkpoints.began_with import beginning, write_beginning
     from .data.slice_pipeline import DataOrder
 
+    if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
+        now, resumes = beginning(vars(args), args.world_size), args.resume is not None
+        for line in write_beginning(Path(args.logs, args.name), now, resumes):
+            logging.warning(f"the run began with other things: {line}")
     order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch)
     return order.shards, order.samples

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..running.training_engine import ENGINES
+from ..running.unreadable_data import SHARE
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,21 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default="torchrun",
         help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unreadable-max", type=float, default=SHARE, metavar="SHARE",
+        help="of a slice's shards, or samples: where more cannot be read the run fails (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume with another recipe, data or packages than the run began with, and note in run.json which",
+    )
+
+
+def check_run_options(options: argparse.Namespace) -> None:
+    """Raises InputError for a value that none of them can have."""
+    if not 0 <= options.unreadable_max <= 1:
+        raise InputError(f"--unreadable-max is {options.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
 
 
 def settings(pairs: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from ..errors import InputError
-from .recipe_options import add_run_options, settings
+from .recipe_options import add_run_options, check_run_options, settings
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
         options.gpu_batch_max, options.workers, options.device,
     )  # fmt: skip
-    run = NodeRun(plan, placement, folder, options.set, options.engine)
+    run = NodeRun(plan, placement, folder, options.set, options.engine, options.accept_changes, options.unreadable_max)
     if options.dry_run:
         if placement.node == 0:
             plan.warnings.extend(plan.check_shards())
@@ -55,6 +55,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.nproc is not None and options.nproc < 1:
         raise InputError(f"--nproc is {options.nproc}; expected 1 or more")
+    check_run_options(options)
     options.set = settings(options.set)
     return options
 

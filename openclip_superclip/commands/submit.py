@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .recipe_options import add_run_options, settings
+from .recipe_options import add_run_options, check_run_options, settings
 from .slurm_options import add_slurm_options, slurm_request
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
     submission = Submission(
         options.recipe, slurm_request(options), settings(options.set), options.out, options.data,
-        options.gpu_batch_max, options.workers, options.engine,
+        options.gpu_batch_max, options.workers, options.engine, options.accept_changes, options.unreadable_max,
     )  # fmt: skip
     if options.dry_run or options.skip_data_check:
         for warning in submission.plan.check_shards():
@@ -47,7 +47,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="count the shards, and do not look for them: the nodes see them, this machine does not",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    check_run_options(options)
+    return options
 
 
 def _submitted(number: str, submission: "Submission") -> str:

@@ -1,5 +1,7 @@
 """OpenCLIP's training, with the plugins' options: patched or not, in this process."""
 
+import contextlib
+import importlib
 import os
 import sys
 
@@ -8,6 +10,17 @@ from ..distributed.horovod_rendezvous import join_ranks
 from ..errors import InputError, one_line
 from . import unpatched_openclip
 from .refused_run import take_back
+
+
+def register_plugin(plugin: object) -> None:
+    """Adds a plugin of this process's to those that are installed."""
+    if unpatched_openclip.is_patched():
+        asked = importlib.import_module("open_clip.hooks")
+    else:
+        asked = hooks
+        sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
+    with contextlib.suppress(RuntimeError):  # one that cannot be loaded, of which training tells
+        asked.plugin_manager().register(plugin)
 
 
 def train(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..method.flops import count_gmacs, model_without_weights
 from ..method.token_statistics import special_token_ids
 from ..model_files import know_model
-from .plan import NUM_KEPT, Plan
+from .plan import Plan
 
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
 
@@ -34,8 +34,6 @@ def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second:
     seconds = plan.samples / samples_per_second if samples_per_second else None
     flops = flops_per_sample * plan.samples
     sizes = _sizes(model, plan.recipe.precision, with_head)
-    num_kept = NUM_KEPT + plan.num_slices // plan.slices_per_pass
-    num_checkpoints = min(plan.num_slices, num_kept + 1)  # with the one that is being written
     gpu_hours = flops / (gpu_tflops * 1e12 * mfu) / 3600
     return {
         "forward_gmacs": gmacs,
@@ -48,9 +46,14 @@ def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second:
         "samples_per_second": samples_per_second,
         "slice_minutes": plan.slice_steps * plan.global_batch_size / samples_per_second / 60 if seconds else None,
         **sizes,
-        "disk_bytes": num_checkpoints * sizes["checkpoint_bytes"],
+        "disk_bytes": plan.most_checkpoints * sizes["checkpoint_bytes"],
         **(_head(plan, model) if with_head else {}),
     }
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """Returns the bytes of one checkpoint of the plan's."""
+    return _sizes(_model(plan), plan.recipe.precision, plan.recipe.superclip is not None)["checkpoint_bytes"]
 
 
 def _model(plan: Plan):

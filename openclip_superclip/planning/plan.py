@@ -12,6 +12,8 @@ from .train_command import train_arguments
 MOST_ROUNDED_UP = 1.5  # times the recipe's steps: more is another run
 NUM_KEPT = 2  # newest checkpoints: the last may lie in a cache still, when a machine loses power
 
+NUM_KEPT_LONG = 5  # checkpoints over a whole run: to go back to, where the training turns out to have gone wrong
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -55,6 +57,21 @@ class Plan:
     @property
     def passes(self) -> float:
         return self.num_slices / self.slices_per_pass
+
+    @property
+    def kept_every(self) -> int:
+        """Every so many slices a checkpoint is kept, beside the newest and those at the ends of passes."""
+        return min(self.slices_per_pass, math.ceil(self.num_slices / NUM_KEPT_LONG))
+
+    @property
+    def most_checkpoints(self) -> int:
+        """How many checkpoints a run has at a time at most, the one that is being written among them."""
+        num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
+        return min(self.num_slices, num_kept + 1)
+
+    def keeps(self, epoch: int) -> bool:
+        """Returns whether the checkpoint after so many slices is kept however old it is."""
+        return epoch % self.kept_every == 0 or epoch % self.slices_per_pass == 0
 
     @property
     def command(self) -> list[str]:

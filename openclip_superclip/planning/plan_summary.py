@@ -122,9 +122,10 @@ def _model(cost: dict) -> str:
 
 
 def _checkpoints(plan: Plan, cost: dict) -> str:
+    size, most = bytes_text(cost["checkpoint_bytes"]), bytes_text(cost["disk_bytes"])
     return (
-        f"{_bytes(cost['checkpoint_bytes'])}: weights, AdamW's moments and counts; superclip run keeps the two newest "
-        f"and each pass's last, {_bytes(cost['disk_bytes'])} at most"
+        f"{size}: weights, AdamW's moments and counts; superclip run keeps the two newest, one of every "
+        f"{plan.kept_every} and each pass's last, {most} at most"
     )
 
 
@@ -138,7 +139,7 @@ def _data(plan: Plan, checked: dict | None) -> list[str]:
     looked = "all were read" if checked["full"] else "the first and the last were read"
     lines = _row(
         "data",
-        f"{plan.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {_bytes(checked['bytes'])}"
+        f"{plan.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"
         f"{counted}{listed}; {looked}",
     )
     for warning in checked["warnings"]:
@@ -160,7 +161,8 @@ def _where(plan: Plan) -> str:
     return "The command, which superclip run gives:"
 
 
-def _bytes(number: int) -> str:
+def bytes_text(number: int) -> str:
+    """Returns a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000 or unit == "TB":
             return f"{number:,.3g} {unit}"

@@ -7,6 +7,7 @@ from ..checkpoints.run_options import read_run_record
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
+from ..running.run_state import told_state
 from .reported_run import CUT, FINISHED, MISSING, ReportedRun, method_variant, not_default
 from .run_scores import read_scores
 
@@ -19,7 +20,7 @@ def read_run(path: Path) -> ReportedRun:
     if not path.is_dir():
         return ReportedRun(path, MISSING, "there is no such folder")
     options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
-    recorded, state = _json(path / "run.json"), _json(path / "state.json")
+    recorded, state = _json(path / "run.json"), told_state(path)
     run = ReportedRun(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
     run.command = " ".join(map(str, recorded.get("command") or []))
     log = path / "out.log"
@@ -107,6 +108,8 @@ def _tell_state(run: ReportedRun, state: dict, has_log: bool, replaced: list[str
     told = [run.note, state.get("error") or "", "" if at_end else seen]
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         told.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
+    unreadable = state.get("unreadable") or {}
+    told += [f"{number:,} {what} could not be read" for what, number in unreadable.items() if number]
     told += [f"{name} was replaced after it was evaluated: evaluate it again" for name in replaced]
     if not all(map(_is_number, (value for point in run.points for value in point.values()))):
         told.append("the loss became infinite or no number")

@@ -4,10 +4,12 @@ import re
 import zipfile
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from ..checkpoints.checkpoint import is_complete
-from ..planning.plan import NUM_KEPT
+from ..checkpoints.checkpoint import is_complete, read_checkpoint
+from ..errors import InputError
+from ..planning.plan import NUM_KEPT, Plan
 
 CHUNK = 1 << 20  # bytes
 
@@ -48,6 +50,25 @@ def set_damaged_aside(folder: Path) -> list[Path]:
     return damaged
 
 
+def set_ruined_aside(folder: Path) -> list[Path]:
+    """Renames the newest checkpoints until one holds numbers alone, and returns the new names, newest first."""
+    ruined = []
+    for path in reversed(checkpoints(folder).values()):
+        if holds_numbers(path):
+            break
+        ruined.append(path.rename(path.with_name(f"{path.name}.ruined")))
+    return ruined
+
+
+def holds_numbers(path: Path) -> bool:
+    """Returns whether no weight of a checkpoint is NaN or infinite."""
+    try:
+        weights = read_checkpoint(path).weights.values()
+    except InputError:
+        return False
+    return all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point())
+
+
 def remove_cut(folder: Path) -> list[Path]:
     """Removes the newest checkpoints that were not written to their end, and returns them: what fills a full disk."""
     cut = []
@@ -64,11 +85,11 @@ def newest(folder: Path) -> int:
     return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
 
 
-def prune(folder: Path, slices: int) -> list[Path]:
-    """Removes the checkpoints that are neither among the newest nor the end of a pass, and returns them."""
+def prune(folder: Path, plan: Plan) -> list[Path]:
+    """Removes the checkpoints that are neither among the newest nor to be kept, and returns them."""
     complete = [epoch for epoch, path in checkpoints(folder).items() if is_complete(path)]
     found = checkpoints(folder)
-    old = [found[epoch] for epoch in complete[:-NUM_KEPT] if epoch % slices]
+    old = [found[epoch] for epoch in complete[:-NUM_KEPT] if not plan.keeps(epoch)]
     for path in old:
         path.unlink()
     return old

@@ -10,15 +10,23 @@ from typing import NamedTuple
 
 from ..atomic_files import write_json
 
+LOSS = "loss"  # the kind of a failure: the training itself is ruined
+
 
 class Failure(NamedTuple):
     """How one rank, or one node's launcher, ended; its file is one that torch.distributed.elastic reads too."""
 
-    who: str
+    who: str  # "" where it is the same on all ranks
     message: str  # one line
     traceback: str = ""
     timestamp: float = 0.0
     is_cause: bool = False  # whether it cannot follow from another rank's end
+    kind: str = ""
+
+    @property
+    def text(self) -> str:
+        """What happened, and to whom."""
+        return f"{self.who}: {self.message}" if self.who else self.message
 
     def write(self, path: Path) -> None:
         write_json(path, self._asdict())
@@ -69,7 +77,9 @@ def write_node_failure(logs: Path, node: int, exit_code: int) -> None:
 
 def describe(failure: Failure, logs: Path) -> str:
     """Returns what to print: the traceback first."""
-    parts = [f"superclip run: {failure.who} failed first:", failure.traceback.rstrip() or failure.message]
+    parts = [failure.traceback.rstrip() or failure.message]
+    if failure.who:
+        parts.insert(0, f"superclip run: {failure.who} failed first:")
     return "\n".join([*parts, f"superclip run: the output of every rank is in {logs}"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from .failure import write_node_failure
 from .heartbeat import Heartbeat
 from .placement import Placement, hosts
+from .stopped_ranks import StoppedRanks
 from .supervised_process import run_to_end
 
 
@@ -20,6 +21,7 @@ class NodeRanks:
     def __init__(self, placement: Placement, num_processes: int, logs: Path, arguments: list[str]):
         self.placement, self.num_processes, self.logs, self.arguments = placement, num_processes, logs, arguments
         self.heartbeat = Heartbeat(logs, placement.node, placement.num_nodes)
+        self.stopped = StoppedRanks(logs, placement.node, num_processes)
 
     def command(self) -> list[str]:
         """Returns the command that starts them."""
@@ -48,6 +50,7 @@ class NodeRanks:
 
         def tick():
             self.heartbeat.beat()
+            self.stopped.look()
             each_second()
 
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -55,13 +58,16 @@ class NodeRanks:
             code = run_to_end(self.command(), self.logs / f"node_{self.placement.node}.log", tick)
             if code:
                 make_room()
-                lost = self.heartbeat.lost_nodes()
-                if lost:
-                    raise NodeLost(f"lost contact with {', '.join(map(self._name, lost))}")
+                if lost := self.lost_nodes():
+                    raise NodeLost(f"lost contact with {lost}")
                 write_node_failure(self.logs, self.placement.node, code)
             return code
         finally:
             self.heartbeat.end()
+
+    def lost_nodes(self) -> str:
+        """Returns the names of the nodes whose heartbeats have stopped, "" where there is none."""
+        return ", ".join(map(self._name, self.heartbeat.lost_nodes()))
 
     def _name(self, node: int) -> str:
         names = hosts()

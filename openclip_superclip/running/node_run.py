@@ -1,23 +1,30 @@
 """One start of a run on one of its nodes: from the checks to the state that it leaves."""
 
+import contextlib
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
 
+from ..checkpoints.began_with import beginning, changes_since_beginning, check_beginning
 from ..errors import InputError
+from ..integration.command_check import check_command
 from ..planning.plan import Plan
 from . import checkpoint_files
-from .failure import Failure, describe, first_failure, node_failed, rank_failed
+from .disk_space import check_disk
+from .failure import LOSS, Failure, describe, first_failure, node_failed, rank_failed
 from .log_follower import LogFollower
 from .node_ranks import NodeLost, NodeRanks
 from .placement import Placement
+from .progress import Progress
 from .provenance import what_runs, which_start
-from .run_folder import FAILED, FINISHED, PREEMPTED, RunFolder
+from .run_folder import RunFolder
 from .run_lock import LockLost
+from .run_state import FAILED, FINISHED, PERIOD, PREEMPTED
 from .stop_signals import QUEUE_AGAIN, Stopped
 from .training_engine import engine_flags
+from .unreadable_data import SHARE, UnreadableData
 
 STARTS_WITHOUT_A_SLICE = 3  # in a row: a job's time is too short for a slice
 FULL = 4 << 20  # bytes that are left on a disk that is as good as full
@@ -32,12 +39,25 @@ class NodeRun:
     """
 
     def __init__(
-        self, plan: Plan, placement: Placement, folder: RunFolder, set_: Mapping[str, str], engine: str = "torchrun"
+        self,
+        plan: Plan,
+        placement: Placement,
+        folder: RunFolder,
+        set_: Mapping[str, str],
+        engine: str = "torchrun",
+        accept_changes: bool = False,
+        unreadable_max: float = SHARE,
     ):
         self.plan, self.placement, self.folder, self.set = plan, placement, folder, dict(set_)
         self.logs = folder.path / "ranks" / placement.name_of_start(folder.num_starts())
         self.arguments = [*plan.command, *engine_flags(engine, plan.command), *folder.openclip_flags()]
+        self.accept_changes = accept_changes and placement.restarts == 0  # a job that is requeued was asked once
+        if self.accept_changes:
+            self.arguments.append("--superclip-accept-changes")
         self.ranks = NodeRanks(placement, plan.gpus_per_node, self.logs, self.arguments)
+        self.progress = Progress(plan, self.logs)
+        self.unreadable = UnreadableData(plan, folder.path / "ranks", self.logs.name, unreadable_max)
+        self.last_beat, self.note = 0.0, None
         self.disk_was_full = False
 
     def run(self) -> int:
@@ -60,16 +80,21 @@ class NodeRun:
         """Checks, trains, keeps the folder in order, and returns the exit code."""
         folder = self.folder
         with folder.lock(self.placement) as check_lock:
-            folder.check_recipe(self.plan.recipe)
+            if not self.accept_changes:
+                folder.check_recipe(self.plan.recipe)
             if folder.state().get("state") == FINISHED:
                 print(f"superclip run: {folder.path} is finished: nothing is left to train")
                 return 0
+            changed = self._changes()
             folder.write_recipe(self.plan.recipe)
             self._set_damaged_aside()
             record = what_runs(self.plan, self.arguments, self.set)
             folder.start(record, which_start(self.placement, self.plan, self.logs.name, self.ranks.command()))
+            if changed:
+                folder.note_changes(changed)
             try:
                 folder.check_progress(self.placement.job, STARTS_WITHOUT_A_SLICE)
+                check_disk(folder, self.plan)
                 folder.note(data_check=self._check_data())
                 check_lock()
                 return self._end(self._train())
@@ -80,8 +105,13 @@ class NodeRun:
                 return self._wait_for_slurm(lost)
             except Stopped as stop:
                 self._make_room()
-                if node_failed(self.logs) and not stop.before_time_is_up:  # another node's, after which srun ends this
-                    return self._end(first_failure(self.logs))
+                self._beat(at_once=True)
+                if not stop.before_time_is_up:  # after another node's end srun ends this one
+                    if node_failed(self.logs):
+                        return self._end(first_failure(self.logs))
+                    if lost := self.ranks.lost_nodes():  # whose `superclip run` was killed, with the same effect
+                        folder.end(PREEMPTED, f"lost contact with {lost}")
+                        return QUEUE_AGAIN
                 folder.end(PREEMPTED, f"stopped by {stop}")
                 raise
             except Exception as error:
@@ -93,11 +123,14 @@ class NodeRun:
         follower = LogFollower(self.logs / "rank_0.log")
 
         def each_second():
+            self._beat()
+            self.unreadable.check()
             added = follower.read()
             if not rank_failed(self.logs):  # the first error is reported first
                 follower.show(added)
                 if self.folder.note_epoch(checkpoint_files.newest(self.folder.checkpoints)):
-                    checkpoint_files.prune(self.folder.checkpoints, self.plan.slices_per_pass)
+                    checkpoint_files.prune(self.folder.checkpoints, self.plan)
+                    self._beat(at_once=True)
 
         try:
             code = self.ranks.run(each_second, self._make_room)
@@ -108,10 +141,28 @@ class NodeRun:
             if self.placement.num_nodes > 1:
                 time.sleep(OTHERS)
             return first_failure(self.logs)
+        self._beat(at_once=True)
         each_second()
         if checkpoint_files.newest(self.folder.checkpoints) < self.plan.num_slices:
             return Failure("the training", f"it ended without checkpoints/epoch_{self.plan.num_slices}.pt")
+        if not checkpoint_files.holds_numbers(self.folder.checkpoints / f"epoch_{self.plan.num_slices}.pt"):
+            return Failure("", f"the weights are no numbers after the last step, {self.plan.steps}", kind=LOSS)
         return None
+
+    def _beat(self, at_once: bool = False) -> None:
+        """Writes how the run stands, now and then, and at once where a rank is stopped."""
+        self.progress.look()
+        note = "; ".join(self.ranks.stopped.of_all_nodes()) or None
+        now = time.monotonic()
+        if now - self.last_beat < PERIOD and note == self.note and not at_once:
+            return
+        if note and note != self.note:
+            print(f"superclip run: {note}", file=sys.stderr, flush=True)
+        self.last_beat, self.note = now, note
+        with contextlib.suppress(OSError):  # on a full disk, of which the rank that fills it tells
+            self.folder.beat(
+                note=note, unreadable=self.unreadable.look(), **self.progress.values(self.folder.state()["epoch"])
+            )
 
     def _wait_for_slurm(self, lost: NodeLost) -> int:
         """Waits until SLURM ends the job, which it then requeues without the lost node.
@@ -129,24 +180,42 @@ class NodeRun:
 
     def _end(self, failure: Failure | None) -> int:
         folder = self.folder
+        self._beat(at_once=True)
         if failure is None:
             folder.end(FINISHED)
             print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.plan.num_slices}.pt", flush=True)
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
+        if failure.kind == LOSS:
+            for path in checkpoint_files.set_ruined_aside(folder.checkpoints):
+                self._log(f"{path.stem} holds weights that are no numbers and was set aside as {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
-        folder.end(FAILED, f"{failure.who}: {failure.message}{why}")
+        folder.end(FAILED, f"{failure.text}{why}")
         return 1
+
+    def _changes(self) -> list[str]:
+        """Returns in what this start differs from what the run began with; InputError where that is not accepted."""
+        if not checkpoint_files.newest(self.folder.checkpoints):  # nothing was trained yet
+            return []
+        now = beginning(vars(check_command(self.plan.command)), self.plan.world_size)
+        if not self.accept_changes:
+            check_beginning(self.folder.path, now, "--accept-changes")
+        return changes_since_beginning(self.folder.path, now)
 
     def _set_damaged_aside(self) -> None:
         for path in checkpoint_files.set_damaged_aside(self.folder.checkpoints):
-            line = f"superclip run: {path.stem} is damaged and was set aside as {path.name}"
-            print(line, flush=True)
-            with open(self.folder.path / "out.log", "a") as log:
-                log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")
+            self._log(f"{path.stem} is damaged and was set aside as {path.name}")
+
+    def _log(self, text: str) -> None:
+        """Prints a line, and adds it to OpenCLIP's log."""
+        line = f"superclip run: {text}"
+        print(line, flush=True)
+        with open(self.folder.path / "out.log", "a") as log:
+            log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")
 
     def _check_data(self) -> dict:
         checked = self.plan.check_data()
+        self.unreadable.check_missing(checked)
         for warning in [*self.plan.warnings, *checked["warnings"]]:
             print(f"superclip run: {warning}", flush=True)
         return checked

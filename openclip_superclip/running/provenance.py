@@ -6,14 +6,12 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 
+from ..checkpoints.began_with import DEPENDS_ON
 from ..planning.plan import Plan
 from ..shipped_files import PACKAGE
 from ..versions import versions
 from .placement import Placement, hosts
 
-DEPENDS_ON = (
-    "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
-)  # fmt: skip
 RECORDED = re.compile(r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
 

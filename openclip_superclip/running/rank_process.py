@@ -10,8 +10,10 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-from ..integration.training import train
-from .failure import Failure
+from ..integration.training import register_plugin, train
+from .failure import LOSS, Failure
+from .step_watch import LossIsNoNumber, StepWatch
+from .stopped_ranks import pid_file
 from .supervised_process import end_with_parent
 
 RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
@@ -34,6 +36,9 @@ class RankErrors(ErrorHandler):
 
     def record_exception(self, e: BaseException) -> None:
         self.free_reserve()
+        if isinstance(e, LossIsNoNumber):
+            Failure("", str(e), timestamp=time.time(), is_cause=True, kind=LOSS).write(self.file)
+            return
         who = f"rank {self.rank} on {socket.gethostname()}"
         said = (str(e), "") if isinstance(e, Refused) else (f"{type(e).__name__}: {e}", traceback.format_exc())
         Failure(who, *said, timestamp=time.time()).write(self.file)
@@ -49,16 +54,18 @@ def main(argv: list[str]) -> int:
     logs, *arguments = argv
     rank = int(os.environ["RANK"])
     errors = RankErrors(Path(logs), rank)
+    pid_file(Path(logs), rank).write_text(str(os.getpid()))
     try:
-        record(_train, errors)(Path(logs) / f"rank_{rank}.log", arguments)
+        record(_train, errors)(Path(logs), rank, arguments)
     except Refused:
         return 1
     errors.free_reserve()
     return 0
 
 
-def _train(log: Path, arguments: list[str]) -> None:
+def _train(logs: Path, rank: int, arguments: list[str]) -> None:
     """Trains; raises Refused where training ends with another exit code than 0."""
+    register_plugin(StepWatch(logs, rank))
     try:
         code = train(arguments)
     except SystemExit as exit:
@@ -68,7 +75,7 @@ def _train(log: Path, arguments: list[str]) -> None:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        lines = log.read_text(errors="replace").split("\n")
+        lines = (logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
         raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
 
 

@@ -15,9 +15,9 @@ from ..planning.recipe_file import read_recipe
 from .checkpoint_files import newest
 from .placement import Placement
 from .run_lock import lock
+from .run_state import LOST, RUNNING, told_state
 from .slurm_queue import my_jobs
 
-RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
 _ADVICE = {  # where such a file is broken
     "state.json": "remove it; the same command resumes from the newest checkpoint",
     "run.json": "move it away; the same command resumes from the newest checkpoint, and its record begins anew",
@@ -63,7 +63,8 @@ class RunFolder:
         started = (self.path / "run.json").exists() or self.checkpoints.exists()
         if differences and (started or self._job_in_queue()):
             raise InputError(
-                f"{self.path} holds a run of another recipe: {', '.join(differences)}; give --out another folder"
+                f"{self.path} holds a run of another recipe: {', '.join(differences)}; give --out another folder, or "
+                "--accept-changes"
             )
 
     def write_recipe(self, recipe: Recipe) -> None:
@@ -108,13 +109,26 @@ class RunFolder:
     def start(self, record: dict, attempt: dict) -> None:
         """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""
         attempts = self.record().get("attempts", [])
+        if attempts and "state" not in attempts[-1]:  # it was killed
+            attempts[-1].update(state=LOST, ended=told_state(self.path).get("heartbeat"))
         before = {"started": _now(), "epoch_before": newest(self.checkpoints)}
-        write_json(self.path / "run.json", {**record, "attempts": [*attempts, {**attempt, **before}]})
+        changes = self.record().get("changes", [])
+        attempts = [*attempts, {**attempt, **before}]
+        write_json(self.path / "run.json", {**record, "changes": changes, "attempts": attempts})
         self._write_state(RUNNING, attempt["job"])
 
     def note(self, **values) -> None:
         """Writes into run.json what has been found out."""
         write_json(self.path / "run.json", self.record() | values)
+
+    def beat(self, **values) -> None:
+        """Writes into state.json that the run lives, and how far it is."""
+        write_json(self.path / "state.json", {**self.state(), "heartbeat": _now(), **values})
+
+    def note_changes(self, lines: list[str]) -> None:
+        """Writes into run.json in what this start differs from what the run began with."""
+        changes = self.record().get("changes", [])
+        self.note(changes=[*changes, {"when": _now(), "start": self.num_starts() - 1, "changed": lines}])
 
     def note_epoch(self, epoch: int) -> bool:
         """Writes into state.json that the slice is trained, and saved; tells whether that is new."""
@@ -144,7 +158,8 @@ class RunFolder:
 
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
         values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}
-        write_json(self.path / "state.json", {**values, "epoch": newest(self.checkpoints)})
+        values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "note": None, "expected_end": None}
+        write_json(self.path / "state.json", {**self.state(), **values})
 
     def _read(self, name: str) -> dict:
         path = self.path / name

@@ -9,10 +9,12 @@ from ..atomic_files import whole_file
 from ..errors import InputError
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
-from .run_folder import FINISHED, RunFolder
+from .run_folder import RunFolder
+from .run_state import FINISHED
 from .slurm_job import SlurmJob
 from .slurm_request import SlurmRequest
 from .training_engine import engine_flags
+from .unreadable_data import SHARE
 
 ABOUT = "# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint."
 
@@ -29,6 +31,8 @@ class Submission:
     gpu_batch_max: int | None = None
     workers: int | None = None
     engine: str = "torchrun"
+    accept_changes: bool = False
+    unreadable_max: float = SHARE
 
     @cached_property
     def plan(self) -> Plan:
@@ -45,7 +49,8 @@ class Submission:
         """The run's folder; InputError where another run is in it, or a finished one."""
         folder = RunFolder(self.out or Path("runs", self.plan.recipe.name))
         folder.check_queue()
-        folder.check_recipe(self.plan.recipe)
+        if not self.accept_changes:
+            folder.check_recipe(self.plan.recipe)
         if folder.state().get("state") == FINISHED:
             raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
         return folder
@@ -59,6 +64,8 @@ class Submission:
     def job(self) -> SlurmJob:
         path = self.folder.path
         arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.engine)
+        arguments += ["--unreadable-max", f"{self.unreadable_max:g}"] if self.unreadable_max != SHARE else []
+        arguments += ["--accept-changes"] if self.accept_changes else []
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
         return self.request.training(path.name, path, [["--runs"], [str(path)]], arguments)
 

@@ -10,7 +10,8 @@ from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
-from ..running.run_folder import FINISHED, RunFolder
+from ..running.run_folder import RunFolder
+from ..running.run_state import FINISHED
 from ..running.superclip_process import run_superclip
 from ..versions import versions
 

@@ -3,19 +3,31 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from ruamel.yaml import YAML
-from support.slurm_cluster import may_unshare
-from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
+from support.slurm_cluster import may_unshare, wait_until
+from support.tiny_run import (
+    SLICES,
+    assert_equal_weights,
+    state,
+    write_disturbed_loss,
+    write_failing_plugin,
+    write_recipe,
+)
 
-from openclip_superclip.running.checkpoint_files import is_whole
+from openclip_superclip.report.run_reader import read_run
+from openclip_superclip.running.checkpoint_files import checkpoints, is_whole
+from openclip_superclip.running.run_state import told_state
 
 SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
@@ -88,8 +100,12 @@ def undisturbed(recipe) -> Path:
 
 
 def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
-    assert {**state(undisturbed), "since": None} == {
-        "state": "finished", "since": None, "job": None, "error": None, "restarts": 0, "epoch": 2 * SLICES,
+    told = state(undisturbed)
+    assert told.pop("samples_per_second") > 0
+    assert datetime.fromisoformat(told.pop("since")) <= datetime.fromisoformat(told.pop("heartbeat"))
+    assert told == {
+        "state": "finished", "job": None, "error": None, "restarts": 0, "epoch": 6, "slices": 6, "step": 96,
+        "steps": 96, "note": None, "expected_end": None, "unreadable": {"shards": 0, "samples": 0},
     }  # fmt: skip
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
@@ -105,9 +121,9 @@ def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
     assert len(list(undisturbed.glob("ranks/*/rank_[01].log"))) == 2
 
 
-def test_checkpoints_are_kept_of_the_newest_slices_and_the_ends_of_passes(undisturbed):
+def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_ends_of_passes(undisturbed):
     kept = {path.name for path in (undisturbed / "checkpoints").iterdir()}
-    assert kept == {f"epoch_{epoch}.pt" for epoch in (SLICES, 2 * SLICES - 1, 2 * SLICES)}
+    assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
 def test_a_finished_run_is_left_alone(undisturbed, recipe):
@@ -135,6 +151,8 @@ def troubled(recipe) -> dict:
         [SUPERCLIP, "run", recipe, "--out", run, *TWO_PROCESSES], cwd=recipe.parent, capture_output=True, text=True
     )
     seen["second start"] = (other.returncode, other.stderr)
+    wait_until(lambda: (state(run).get("note") or "").count("is stopped by a signal") == 2, 60, "the note")
+    seen["while stopped"] = state(run)
     signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     seen["after Ctrl-C"] = (process.wait(300), state(run))
@@ -143,7 +161,7 @@ def troubled(recipe) -> dict:
     process = start_in_slice(recipe, run, 1)
     process.kill()
     assert_no_rank_is_left(run)
-    seen["after kill -9"] = (process.wait(), state(run))
+    seen["after kill -9"] = (process.wait(), told_state(run))
 
     process = start_in_slice(recipe, run, 2)
     os.kill(ranks(run)[1], signal.SIGKILL)
@@ -173,8 +191,19 @@ def test_ctrl_c_ends_every_process_and_leaves_the_run_to_be_resumed(troubled):
 def test_the_ranks_end_with_a_launcher_that_is_killed_and_its_lock_is_taken_over(troubled):
     code, left = troubled["after kill -9"]
     assert code == -signal.SIGKILL
-    assert left["state"] == "running"
+    assert left["state"] == "lost"
+    assert re.match(r"process \d+ on \S+ is gone, and could not say why: its last word is of 20", left["error"])
     assert troubled["last"][2]["restarts"] == 3
+    starts = json.loads((troubled["run"] / "run.json").read_text())["attempts"]
+    assert [one["state"] for one in starts] == ["preempted", "lost", "failed", "finished"]
+
+
+def test_ranks_that_a_signal_has_stopped_are_told_while_the_run_waits_for_them(troubled):
+    told = troubled["while stopped"]
+    assert told["state"] == "running"
+    assert re.fullmatch(
+        r"rank 0 is stopped by a signal \(process (\d+) on \S+\): kill -CONT \1 lets it go on; rank 1 .*", told["note"]
+    )
 
 
 def test_a_killed_rank_ends_the_run_which_says_so(troubled):
@@ -211,6 +240,85 @@ def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
     assert_no_rank_is_left(run)
 
 
+@pytest.fixture(scope="module")
+def ruined(recipe) -> Path:
+    """A run whose loss is no number from within its fifth slice on."""
+    return end_without_loss(recipe, 67)
+
+
+def end_without_loss(recipe: Path, step: int) -> Path:
+    """Runs it until its loss is no number in that step, and returns its folder."""
+    run = recipe.parent / f"no number in step {step}"
+    plugin = write_disturbed_loss(recipe.parent / f"plugin {step}", step, "value * float('nan')")
+    code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
+    assert code == 1
+    assert (state(run)["state"], state(run)["error"]) == ("failed", f"loss is nan since step {step}")
+    assert f"\nloss is nan since step {step}\n" in output
+    last = (step - 1) // 16
+    assert state(run)["epoch"] == last
+    assert list(checkpoints(run / "checkpoints")) == [2, 3, 4][: last - 1]
+    return run
+
+
+def test_a_loss_that_is_no_number_ends_the_run_within_the_slice_and_leaves_the_checkpoints_before_it(ruined, recipe):
+    end_without_loss(recipe, 64)  # the last of a slice
+
+
+def test_a_run_goes_on_with_nothing_else_than_it_began_with_unless_that_is_accepted(ruined, recipe):
+    half = f"{recipe.parent}/shards/{{000000..000005}}.tar"
+    code, output = end(recipe, ruined, "--device", "cpu", "--data", half)
+    assert code == 1
+    assert re.search(r"--train-data was 12 shards \(\w+\) and is 6 shards \(\w+\); ", output)
+    as_run = ruined / "recipe.yaml"
+    as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
+    code, output = end(as_run, ruined, "--device", "cpu")
+    assert code == 1
+    assert "began with other things: --lr was 0.001 and is 0.002; go on with those, " in output
+    assert state(ruined)["error"] == "loss is nan since step 67"  # nothing was written
+    code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes")
+    assert code == 0, output
+    record = json.loads((ruined / "run.json").read_text())
+    (noted,) = record["changes"]
+    assert (noted["start"], noted["changed"]) == (1, ["--lr was 0.001 and is 0.002"])
+    assert [one["state"] for one in record["attempts"]] == ["failed", "finished"]
+
+
+def test_too_many_unreadable_shards_fail_the_run_and_their_number_is_told(tmp_path):
+    recipe = write_recipe(tmp_path, batch=4, passes=1, workers=1)
+    shards = [tmp_path / f"shards/{number:06}.tar" for number in range(12)]
+    os.truncate(shards[3], shards[3].stat().st_size // 2)
+    shards[5].write_bytes(b"no tar file" * 1000)
+    spoil(shards[7], member=4, header=True)  # which tarfile takes for the end of the file
+    spoil(shards[8], member=2, header=False)
+    code, output = end(recipe, tmp_path / "run", "--device", "cpu")
+    assert code == 1
+    told = state(tmp_path / "run")
+    assert told["state"] == "failed"
+    assert re.match(
+        r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ", told["error"]
+    )
+    assert output.endswith(f"error: {told['error']}\n")
+
+    code, output = end(recipe, tmp_path / "run", "--device", "cpu", "--unreadable-max", "1")
+    assert code == 0, output
+    told = state(tmp_path / "run")
+    assert (told["state"], told["unreadable"]["shards"]) == ("finished", 3)
+    assert told["unreadable"]["samples"] >= 1
+    assert read_run(tmp_path / "run").note.startswith("3 shards could not be read; ")
+    listed = "".join(file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl"))
+    for shard in (shards[3], shards[5], shards[7]):
+        assert str(shard) in listed
+
+
+def spoil(shard: Path, member: int, header: bool) -> None:
+    """Overwrites the header of a member of a tar file, or the picture that it holds."""
+    with tarfile.open(shard) as tar:
+        at = tar.getmembers()[member]
+    with open(shard, "r+b") as file:
+        file.seek(at.offset if header else at.offset_data)
+        file.write(b"spoiled" * 10)
+
+
 def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
     run = recipe.parent / "plain"
     (run / "checkpoints").mkdir(parents=True)
@@ -223,16 +331,32 @@ def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
 
 
 @pytest.mark.skipif(not may_unshare(), reason="a disk that becomes full is mounted, which needs root (CAP_SYS_ADMIN)")
-def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(recipe, tmp_path):
+def test_a_disk_that_is_too_small_is_told_at_the_start_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
+    recipe, tmp_path
+):
     # The disk is seen through a process that ends with this one, and its mount with that.
-    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=100m tmpfs "$0" && echo && exec cat', tmp_path]
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1g tmpfs "$0" && echo && exec cat', tmp_path]
     with subprocess.Popen(mount, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline()
         disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
-        code, _ = end(recipe, disk / "run", "--device", "cpu")
+        leave_free(disk, 100_000_000)
+        code, output = end(recipe, disk / "run")
         assert code == 1
+        assert re.search(r"--out: the disk of .*/run has \S+ MB free, and 6 more checkpoints of ", output)
+        assert state(disk / "run")["state"] == "failed"
+
+        (disk / "filler").unlink()
+        process = start_in_slice(recipe, disk / "run", 2)
+        leave_free(disk, (disk / "run/checkpoints/epoch_1.pt").stat().st_size // 2)
+        signal_ranks(disk / "run", signal.SIGCONT)
+        assert process.wait(300) == 1
         assert state(disk / "run")["state"] == "failed"
         assert state(disk / "run")["error"].endswith(f"(the disk of {disk / 'run'} is full)")
         assert state(disk / "run")["epoch"] == 1
         assert is_whole(disk / "run/checkpoints/epoch_1.pt")
         assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["epoch_1.pt"]
+
+
+def leave_free(disk: Path, num_bytes: int) -> None:
+    with open(disk / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - num_bytes)

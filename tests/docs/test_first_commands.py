@@ -20,6 +20,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
         {"ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny", "--epochs 2": "--epochs 2 --workers 0"},
         ["report/report.html", "words/index.html", "my-clip/open_clip_config.json"],
     ),
+    "cluster": ({"superclip run demo/": "superclip run --set samples=2048 demo/"}, ["report/report.html"]),
     "patching": ({}, []),
     "recipes": ({}, []),
     "report": ({"--device cpu": "--device cpu --set samples=2048"}, ["report/report.html"]),

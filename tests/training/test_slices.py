@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import torch
 import webdataset
 from open_clip import get_tokenizer
 from PIL import Image
-from support.models import SPECIAL_TOKENS
+from support.models import SPECIAL_TOKENS, write_model
 from support.training_runs import run_ranks, superclip_train
 from torchvision import transforms
 
+from openclip_superclip.checkpoints.began_with import beginning, differences, write_beginning
 from openclip_superclip.data.slices import Reads, reads, slice_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.integration import unpatched_openclip as unpatched
@@ -266,6 +268,9 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
 
     assert state(killed, epochs) == state(undisturbed, epochs)
+    records = [json.loads((folder / "logs/run/began_with.json").read_text()) for folder in folders]
+    assert records[0] == records[1]
+    assert (records[0]["options"]["lr"], records[0]["changes"]) == (1e-3, [])
     seen = trained(killed, world_size)
     times = collections.Counter(caption.replace(" ", "") for epoch in range(SLICES) for caption in seen[epoch])
     times -= collections.Counter(caption.replace(" ", "") for caption in lost[1])  # trained, but not kept
@@ -319,6 +324,49 @@ def test_a_resumed_run_that_would_read_other_shards_in_the_rest_of_its_pass_is_r
         parse_args([*argv, *flags.format(**names).split()])
     assert reason.format(**names) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+OTHERWISE = {  # what is given otherwise: what the one line says
+    "--lr 1e-2": "--lr was 0.001 and is 0.01",
+    "--model {other}": "--model was local-dir:",
+    "--batch-size 8": "the global batch was 4 and is 8",
+    "--grad-clip-norm 1": "--grad-clip-norm was not given and is 1.0",
+    "--epochs 8": "--epochs was 1 and is 8",
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), OTHERWISE.items(), ids=OTHERWISE)
+def test_a_resumed_run_that_began_with_anything_else_is_refused_by_name(
+    flags, reason, began, train_data, train_flags, parse_args, tmp_path
+):
+    argv = [*train_flags, *slice_flags(train_data), "--logs", str(tmp_path / "logs"), "--resume", "latest"]
+    folder, args = began.parent.parent, vars(parse_args(argv[:-2]))
+    write_beginning(folder, beginning(args, world_size=1), resumes=True)
+    parse_args([*argv, "--workers", "2", "--log-every-n-steps", "7"])  # from which no weight follows
+    parse_args([*argv, "--batch-size", "2", "--accum-freq", "2"])
+    other = write_model(tmp_path / "other", text={"width": 12})
+    argv += flags.format(other=other).split()
+    with pytest.raises(SystemExit) as refused:
+        parse_args(argv)
+    assert f"error: {folder} began with other things: " in str(refused.value)
+    assert reason in str(refused.value)
+    assert str(refused.value).endswith("or give --superclip-accept-changes, which notes the change")
+    accepted = beginning(vars(parse_args([*argv, "--superclip-accept-changes"])), world_size=1)
+    assert write_beginning(folder, accepted, resumes=True)
+    (noted,) = json.loads((folder / "began_with.json").read_text())["changes"]
+    assert reason in "; ".join(noted["changed"])
+    parse_args(argv)  # which is what it goes on with now
+
+
+def test_packages_and_shards_of_another_version_are_other_things(began, train_data, train_flags, parse_args):
+    args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
+    before, now = beginning(args, 1), beginning({**args, "train_data": train_data.replace("{00", "{01")}, 1)
+    moved = beginning({**args, "train_data": train_data.replace(str(Path(train_data).parent), "/elsewhere")}, 1)
+    assert differences(before, moved) == []
+    now["versions"] = {**now["versions"], "torch": "1.0"}
+    shards, packages = differences(before, now)
+    assert re.fullmatch(r"--train-data was 12 shards \(\w{8}\) and is 11 shards \(\w{8}\)", shards)
+    assert packages == f"torch was {torch.__version__} and is 1.0"
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args):

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,17 @@ from support.tiny_run import write_recipe
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from openclip_superclip.errors import InputError
+from openclip_superclip.planning.plan import Plan, make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.running import checkpoint_files, heartbeat, rank_launcher
 from openclip_superclip.running.failure import Failure, first_failure
 from openclip_superclip.running.placement import Placement, find_placement
+from openclip_superclip.running.progress import Progress
 from openclip_superclip.running.provenance import recorded_environment
-from openclip_superclip.running.run_folder import PREEMPTED, RunFolder
+from openclip_superclip.running.run_folder import RunFolder
 from openclip_superclip.running.run_lock import lock
+from openclip_superclip.running.run_state import PREEMPTED, RUNNING, told_state
+from openclip_superclip.running.stopped_ranks import StoppedRanks, pid_file
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
@@ -187,8 +193,27 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
 def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
     folder = write_checkpoints(tmp_path / "checkpoints", *range(1, 10))
     os.truncate(folder / "epoch_9.pt", 1000)
-    checkpoint_files.prune(folder, slices=4)
-    assert list(checkpoint_files.checkpoints(folder)) == [4, 7, 8, 9]
+    checkpoint_files.prune(folder, plan_of(tmp_path, samples=192 * 5 // 2, slices=4))
+    assert list(checkpoint_files.checkpoints(folder)) == [2, 4, 6, 7, 8, 9]
+
+
+def plan_of(folder: Path, **values) -> Plan:
+    return make_plan(read_recipe(str(write_recipe(folder, **values))), device="cpu")
+
+
+def test_a_run_that_ends_no_pass_keeps_some_of_its_checkpoints():
+    plan = make_plan(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
+    assert (plan.num_slices, plan.slices_per_pass) == (25, 50)
+    assert [epoch for epoch in range(1, 26) if plan.keeps(epoch)] == [5, 10, 15, 20, 25]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number):
+    folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
+    for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
+        torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
+    assert checkpoint_files.set_ruined_aside(folder) == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
+    assert list(checkpoint_files.checkpoints(folder)) == [1, 2]
 
 
 def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path):
@@ -288,3 +313,60 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
         RunFolder(tmp_path / "run").write_recipe(read_recipe(str(write_recipe(tmp_path))))
+
+
+def test_a_run_that_was_killed_is_not_told_as_running_for_ever(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.start({}, {"job": None})
+    write_owner(folder.path / "lock", host=socket.gethostname(), pid=os.getpid())
+    assert told_state(folder.path)["state"] == RUNNING
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    write_owner(folder.path / "lock", host=socket.gethostname(), pid=gone.pid)
+    told = told_state(folder.path)
+    assert told["state"] == "lost"
+    assert told["error"].startswith(f"process {gone.pid} on {socket.gethostname()} is gone, and could not say why: ")
+    write_owner(folder.path / "lock", host="elsewhere")
+    assert told_state(folder.path)["state"] == RUNNING
+    folder.beat(heartbeat="2026-01-01T00:00:00+00:00")
+    assert told_state(folder.path)["error"].startswith("there is no heartbeat, and could not say why: its last word is")
+    folder.start({}, {"job": None})
+    assert [one.get("state") for one in folder.record()["attempts"]] == ["lost", None]
+
+
+def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
+    plan, clock = plan_of(tmp_path, samples=192), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress = Progress(plan, tmp_path)
+    progress.look()
+    assert progress.values(epoch=0) == {
+        "slices": 3, "step": 0, "steps": 12, "samples_per_second": None, "expected_end": None,
+    }  # fmt: skip
+    for clock[0], steps in ((110.0, 1), (112.0, 1), (114.0, 3)):
+        (tmp_path / "steps").write_text(f"{steps:>20}")
+        progress.look()
+    before = datetime.now().astimezone()
+    told = progress.values(epoch=0)
+    assert (told["step"], told["samples_per_second"]) == (3, 8.0)  # 2 steps of 16 samples in 4 seconds
+    assert 17 <= (datetime.fromisoformat(told["expected_end"]) - before).total_seconds() <= 19  # 9 steps
+    assert progress.values(epoch=3)["step"] == 12  # those that a killed start has trained count
+
+
+def test_a_stopped_rank_of_any_node_is_named(tmp_path):
+    nodes = [StoppedRanks(tmp_path, node, num_processes=2) for node in range(2)]
+    with subprocess.Popen(["sleep", "60"]) as rank:
+        pid_file(tmp_path, 3).write_text(str(rank.pid))
+        pid_file(tmp_path, 2).write_text("no number yet")
+        try:
+            rank.send_signal(signal.SIGSTOP)
+            os.waitpid(rank.pid, os.WUNTRACED)
+            nodes[1].look()
+            (line,) = nodes[0].of_all_nodes()
+            assert line.startswith(f"rank 3 is stopped by a signal (process {rank.pid} on {socket.gethostname()}): ")
+            rank.send_signal(signal.SIGCONT)
+            os.waitpid(rank.pid, os.WCONTINUED)
+            nodes[1].look()
+            assert nodes[0].of_all_nodes() == []
+        finally:
+            rank.kill()
