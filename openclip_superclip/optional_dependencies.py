@@ -35,6 +35,15 @@ def check_clip_benchmark(what: str) -> None:
             )
 
 
+def check_datasets(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot be read."""
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError(
+            f"{what} is read with datasets, which is not installed: install the extra [winoground], or "
+            "pip install datasets"
+        )
+
+
 def check_horovod() -> None:
     """Raises InputError, with the script to run, where there is no Horovod for this PyTorch."""
     try:

@@ -14,6 +14,7 @@ from ..optional_dependencies import check_clip_benchmark
 
 def main(argv: list[str]) -> int:
     """Evaluates, prints the table and what is missing from it, and returns the exit code: 1 where something failed."""
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # which torchrun needs, and passes on
     options = _parse(argv)
     check_clip_benchmark("superclip evaluate")
     return _evaluate(options, shlex.join(["superclip", "evaluate", *argv]))
@@ -37,7 +38,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--suite", default="zeroshot,retrieval", metavar="SUITE,…",
         help="zeroshot: CLIP_benchmark's 38 data sets for classification; datacomp: those of DataComp's that it "
-        "has; retrieval: COCO and Flickr30k; probe: a linear probe on ImageNet-1k (default: %(default)s)",
+        "has; retrieval: COCO and Flickr30k; compositional: SugarCrepe and Winoground; on ImageNet-1k probe: a linear "
+        "probe, fewshot: a logistic regression on 1 to 16 pictures a class, knn: the vote of 20 neighbours (default: "
+        "%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--datasets", nargs="+", default=[], metavar="NAME",
@@ -75,6 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import select_datasets
     from ..evaluation.evaluation_loop import evaluate_all
+    from ..evaluation.evaluation_ranks import EvaluationRanks
     from ..evaluation.models import find_models
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
@@ -84,7 +88,11 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     folders = [options.out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
     for folder in folders:
         make_folder(folder, "--out")
-    outcome = evaluate_all(models, folders, selection.chosen, settings, command)
+    ranks = EvaluationRanks()
+    outcome = evaluate_all(models, folders, selection.chosen, settings, command, ranks)
+    ranks.end()
+    if not ranks.is_first:
+        return 0
     _report(outcome, selection, options.data, list(dict.fromkeys(folders)))
     return 1 if outcome.failures else 0
 
@@ -107,7 +115,7 @@ def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
     from ..evaluation.averages import NOT_IN_CLIP_BENCHMARK
     from ..evaluation.datasets import other_data
     from ..evaluation.result_files import read_records
-    from ..evaluation.results_table import table
+    from ..evaluation.results_table import differences, table
 
     for folder in folders:
         if models := read_records(folder):
@@ -115,6 +123,8 @@ def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
                 file.write(f"{table(models)}\n".encode())
     if outcome.models:
         print(printed := table(outcome.models))
+        if ahead := differences(outcome.models):
+            print(f"\n{ahead}")
         if "\n| datacomp38" in printed:
             print(f"\nDataComp's 38 hold {', '.join(NOT_IN_CLIP_BENCHMARK)} as well, of which CLIP_benchmark has none.")
     print(f"\n{outcome.num_results} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")

@@ -27,23 +27,28 @@ DATACOMP = [*DATACOMP_CLASSIFICATION, *RETRIEVAL]
 NOT_IN_CLIP_BENCHMARK = ("WinoGAViL", "iWildCam", "Camelyon17", "FMoW", "Dollar Street", "GeoDE")  # of DataComp's
 
 
-def score(metrics: dict, task: str | None, by_class: bool = False) -> float | None:
-    """Returns what a result adds to an average: accuracy, mean average precision, or the mean of both R@1.
+def measures(record: dict, by_class: bool = False) -> list[str]:
+    """Returns the measures of a result whose mean is its part in an average: accuracy, mean average precision, or both
+    R@1; none where it has none.
 
     Args:
-        metrics, task: CLIP_benchmark's.
+        record: as its JSON file holds it, with CLIP_benchmark's names of task and metrics.
         by_class: whether the mean recall of the classes stands for the accuracy.
     """
+    metrics, task = record["metrics"], record.get("task")
     if task == "zeroshot_retrieval":
-        sides = [metrics.get(f"{side}_retrieval_recall@1") for side in ("image", "text")]
-        return statistics.mean(sides) if None not in sides else None
+        sides = [f"{side}_retrieval_recall@1" for side in ("image", "text")]
+        return sides if None not in map(metrics.get, sides) else []
     if task != "zeroshot_classification":
-        return None
-    return metrics.get("mean_per_class_recall" if by_class else "acc1", metrics.get("mean_average_precision"))
+        return []
+    accuracy = "mean_per_class_recall" if by_class else "acc1"
+    return next(([name] for name in (accuracy, "mean_average_precision") if metrics.get(name) is not None), [])
 
 
-def averages(models: list[list[dict]]) -> dict[str, list[float]]:
-    """Returns each average by its row's label, one value a model, over the data sets that all models share.
+def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, list[str]]]]]:
+    """Returns what each average is over, by its row's label: for each model the same data sets' results and measures.
+
+    They are the data sets that all models share, two at least.
 
     Args:
         models: the results of each, as their JSON files hold them.
@@ -53,19 +58,29 @@ def averages(models: list[list[dict]]) -> dict[str, list[float]]:
         (THE_38, set(), "average of 38", "average of {} of the 38"),
         (DATACOMP, DATACOMP_BY_CLASS, "datacomp38 (32 of 38)", "datacomp38 ({} of 38)"),
     ):
-        found = [_scores(records, names, by_class) for records in models]
-        shared = [name for name in names if all(name in scores for scores in found)]
+        found = [_parts(records, names, by_class) for records in models]
+        shared = [name for name in names if all(name in parts for parts in found)]
         if len(shared) > 1:
             label = whole if len(shared) == len(names) else some.format(len(shared))
-            rows[label] = [statistics.mean(scores[name] for name in shared) for scores in found]
+            rows[label] = [[parts[name] for name in shared] for parts in found]
     return rows
 
 
-def _scores(records: list[dict], names: list[str], by_class: set[str]) -> dict[str, float]:
+def averages(models: list[list[dict]]) -> dict[str, list[float]]:
+    """Returns each average by its row's label, one value a model, over the data sets that all models share."""
+    return {
+        label: [
+            statistics.mean(statistics.mean(record["metrics"][name] for name in names) for record, names in parts)
+            for parts in found
+        ]
+        for label, found in averaged(models).items()
+    }
+
+
+def _parts(records: list[dict], names: list[str], by_class: set[str]) -> dict[str, tuple[dict, list[str]]]:
     found = {}
     for record in records:
         name = record.get("dataset")
-        value = score(record["metrics"], record.get("task"), name in by_class) if name in names else None
-        if value is not None:
-            found[name] = value
+        if name in names and (shown := measures(record, name in by_class)):
+            found[name] = record, shown
     return found

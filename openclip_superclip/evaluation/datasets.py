@@ -10,18 +10,26 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from clip_benchmark.datasets import builder, imagenetv2
+from huggingface_hub import constants
 
 from ..errors import InputError
+from ..optional_dependencies import check_datasets
 from .averages import DATACOMP_CLASSIFICATION, RETRIEVAL, THE_38
 from .replaced_names import replaced
 from .score_checks import check_shards
+from .shard_samples import ShardSamples
 
 SUITES = {
     "zeroshot": ("zeroshot_classification", THE_38),
     "datacomp": ("zeroshot_classification", DATACOMP_CLASSIFICATION),
     "retrieval": ("zeroshot_retrieval", RETRIEVAL),
     "probe": ("linear_probe", ["imagenet1k"]),
+    "fewshot": ("few_shot", ["imagenet1k"]),
+    "knn": ("knn", ["imagenet1k"]),
+    "compositional": ("image_caption_selection", [*builder.dataset_collection["sugar_crepe"], "winoground"]),
 }
+FITTED = ("linear_probe", "few_shot", "knn")  # to the split train
+KINDS = {"zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",)}  # of data, by task
 
 
 class Data(NamedTuple):
@@ -30,24 +38,28 @@ class Data(NamedTuple):
     name: str
     folder: Path
     shards: bool
-    kind: str  # classification, multilabel or retrieval
+    kind: str  # classification, multilabel, retrieval or compositional
 
     def build(self, transform: Callable, split: str, task: str):
         """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
-        if self.shards:
-            check_shards(self.folder / split)
+        if self.name == "winoground" and not self.shards:
+            check_datasets("Winoground")
+        num_shards = check_shards(self.folder / split) if self.shards else 0
         name = f"wds/{self.name}" if self.shards else self.name
         with _no_downloads():
-            return builder.build_dataset(
+            dataset = builder.build_dataset(
                 name, root=str(self.folder), transform=transform, split=split, download=False, task=task
             )
+        return ShardSamples(dataset, self.folder / split, num_shards) if self.shards else dataset
 
-    def files_id(self, splits: tuple[str, ...]) -> str:
+    def files_id(self, splits: tuple[str, ...], pictures_alone: bool = False) -> str:
         """Returns a digest of the names, sizes and times of its files: equal while the data set is the same.
 
-        Of shards only the splits count; of a data set that CLIP_benchmark has built in, everything below its root.
+        Of shards only the splits count, and what lies beside them unless the pictures alone matter; of a data set that
+        CLIP_benchmark has built in, everything below its root.
         """
-        top = [entry.path for entry in os.scandir(self.folder) if entry.is_file()]
+        alone = pictures_alone and self.shards
+        top = [] if alone else [entry.path for entry in os.scandir(self.folder) if entry.is_file()]
         folders = [self.folder / split for split in splits] if self.shards else [self.folder]
         files = {*top, *(file for folder in folders for file in _files_below(folder))}
         found = [(os.path.relpath(file, self.folder), os.stat(file)) for file in sorted(files) if os.path.exists(file)]
@@ -81,11 +93,11 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
                 raise InputError(f"--datasets: {folder} holds no {name}; it holds {_held(folder)}")
             if data is None:
                 absent.append(f"{name} ({suite}: not there)")
-            elif (data.kind == "retrieval") != (task == "zeroshot_retrieval"):
+            elif data.kind not in KINDS.get(task, ("classification", "multilabel")):
                 unfit[name] = f"{name} ({suite}: it is for {data.kind})"
-            elif task == "linear_probe" and data.kind == "multilabel":
+            elif task in FITTED and data.kind == "multilabel":
                 absent.append(f"{name} ({suite}: it has several labels a picture)")
-            elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
+            elif task in FITTED and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/ to fit to)")
             elif (data, task) not in chosen:
                 chosen.append((data, task))
@@ -102,6 +114,8 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
 def find_data(folder: Path, name: str) -> Data | None:
     """Returns the data set of that name, as CLIP_benchmark or its copies of the data sets call it, or None."""
     name = name.removeprefix("wds/")
+    if name.startswith("sugar_crepe/") and (folder / f"{name}.json").is_file():  # the seven share their pictures
+        return Data(name, folder / "sugar_crepe", False, "compositional")
     dashed = name.replace("/", "-")
     for place in (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test"):
         if (folder / place).is_dir():
@@ -128,10 +142,13 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def _data(name: str, folder: Path) -> Data:
+    compositional = builder.get_dataset_default_task(name) == "image_caption_selection"
     if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
         type_file = folder / "dataset_type.txt"
         kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
-        return Data(name, folder, True, kind)
+        return Data(name, folder, True, "compositional" if compositional else kind)
+    if compositional:
+        return Data(name, folder, False, "compositional")
     if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
         return Data(name, folder, False, "retrieval")
     return Data(name, folder, False, "multilabel" if name.endswith("multilabel") else "classification")
@@ -154,5 +171,9 @@ def _no_downloads() -> Iterator[None]:
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
 
-    with replaced(builder, call=refuse), replaced(imagenetv2, requests=SimpleNamespace(get=refuse)):
+    with (
+        replaced(builder, call=refuse),
+        replaced(imagenetv2, requests=SimpleNamespace(get=refuse)),
+        replaced(constants, HF_HUB_OFFLINE=True),  # of huggingface_hub: Winoground comes out of its cache
+    ):
         yield

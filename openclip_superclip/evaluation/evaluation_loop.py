@@ -1,6 +1,10 @@
 """The evaluation itself: every model on every data set, each result kept as soon as it is there."""
 
+import contextlib
+import functools
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +12,15 @@ from tqdm import tqdm
 
 from ..checkpoints.file_identity import file_identity
 from ..versions import versions
-from .datasets import Data
+from .bootstrap import draws, interval
+from .datasets import FITTED, Data
+from .evaluation_ranks import EvaluationRanks
+from .kept_features import Features, feature_folder, keep_features, read_features
 from .metrics import Settings, evaluate
 from .models import Evaluated, open_model
-from .result_files import PACKAGES, read_record, record_file, write_record
+from .outcomes import write_outcomes
+from .result_files import OF_FEATURES, PACKAGES, outcomes_file, read_record, record_file, write_record
+from .score_checks import FiniteFeatures
 
 
 class Outcome(NamedTuple):
@@ -27,18 +36,26 @@ class Outcome(NamedTuple):
 
 
 def evaluate_all(
-    models: list[Evaluated], folders: list[Path], chosen: list[tuple[Data, str]], settings: Settings, command: str
+    models: list[Evaluated],
+    folders: list[Path],
+    chosen: list[tuple[Data, str]],
+    settings: Settings,
+    command: str,
+    ranks: EvaluationRanks,
 ) -> Outcome:
     """Evaluates all models on every chosen data set and returns what came out; a failure costs no other result.
+
+    The ranks share the pictures, and the first one alone computes metrics and has results.
 
     Args:
         folders: where each model's results are written, and read if an earlier call has left them there.
         command: to be written into the results.
     """
     outcomes = []
-    with tqdm(total=len(models) * len(chosen), desc="evaluate", unit=" results") as progress:
+    total = len(models) * len(chosen)
+    with tqdm(total=total, desc="evaluate", unit=" results", disable=not ranks.is_first) as progress:
         for model, folder in zip(models, folders, strict=True):
-            outcomes.append(_evaluate_model(model, folder, chosen, settings, command, progress))
+            outcomes.append(_evaluate_model(model, folder, chosen, settings, command, progress, ranks))
     return Outcome(
         [records for outcome in outcomes for records in outcome.models if records],
         [failure for outcome in outcomes for failure in outcome.failures],
@@ -46,35 +63,77 @@ def evaluate_all(
     )
 
 
-def _evaluate_model(model, folder, chosen, settings, command, progress) -> Outcome:
+def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -> Outcome:
     source = model.source_from(folder)
     expected = [_expected(model, source, data, task, settings) for data, task in chosen]
     files = [record_file(folder, model.name, data.name, task, source) for data, task in chosen]
     found = [read_record(file, facts) for file, facts in zip(files, expected, strict=True)]
+    found = ranks.of_first(found)
     records, failures = [record for record in found if record], []
     num_read = len(records)
     progress.update(num_read)
     if num_read == len(chosen):
         return Outcome([records], failures, num_read)
+    error = None
     try:
         opened = open_model(model, settings.device)
-    except Exception as error:  # weights that cannot be fetched, a model that does not fit the GPU
-        return Outcome([records], [f"{model.given} cannot be opened: {_reason(error)}"], num_read)
+    except Exception as raised:  # weights that cannot be fetched, a model that does not fit the GPU
+        error = raised
+    try:
+        ranks.raise_together(error)
+    except Exception as raised:
+        return Outcome([records], [f"{model.given} cannot be opened: {_reason(raised)}"], num_read)
     for (data, task), file, facts, record in zip(chosen, files, expected, found, strict=True):
         if record:
             continue
         progress.set_postfix_str(f"{model.name}, {data.name}")
         started = time.monotonic()
         try:
-            metrics = evaluate(opened, data, task, settings)
-            seconds = round(time.monotonic() - started, 2)
-            record = {**facts, "metrics": metrics, "command": command, "seconds": seconds}
-            write_record(file, record)
-            records.append(record)
+            by_split = _features(opened, model, folder, data, task, settings, ranks)
+            if ranks.is_first:
+                made = _record(opened, data, task, settings, by_split, outcomes_file(file))
+                seconds = round(time.monotonic() - started, 2)
+                record = {**facts, **made, "command": command, "seconds": seconds}
+                write_record(file, record)
+                records.append(record | {"file": str(file)})
         except (Exception, SystemExit) as error:  # a broken data set raises anything, and CLIP_benchmark may exit
             failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_reason(error)}")
         progress.update()
     return Outcome([records], failures, num_read)
+
+
+def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, Features]:
+    """Returns the features of every split that a task reads, computed where they are not kept yet."""
+    network, transform, _ = opened
+    by_split = {}
+    for split in settings.splits(task):
+        facts = {
+            "model": model.name, "weights": model.weights_id, "data": data.name, "split": split,
+            "data_files": data.files_id((split,), pictures_alone=True), "precision": settings.precision,
+            "versions": versions(*OF_FEATURES),
+        }  # fmt: skip
+        place = feature_folder(folder, model.name, data, split, facts)
+        build = functools.partial(_build, data, transform, split, task)
+        options = settings.batch_size, settings.workers, settings.autocast
+        keep_features(place, FiniteFeatures(network), data, build, *options, facts, ranks)
+        by_split[split] = read_features(place)
+    return by_split
+
+
+def _build(data: Data, transform, split: str, task: str):
+    """Returns CLIP_benchmark's data set, without what it prints."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        return data.build(transform, split, "linear_probe" if task in FITTED else task)
+
+
+def _record(opened, data, task, settings, by_split, outcomes_at: Path) -> dict:
+    """Returns metrics and intervals, once the outcomes that they are made of are written."""
+    network, transform, tokenizer = opened
+    dataset = _build(data, transform, "test", task)
+    metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
+    write_outcomes(outcomes_at, outcomes)
+    intervals = {name: interval(draws([outcome], data.name)[:, 0]) for name, outcome in outcomes.items()}
+    return {"metrics": metrics, "intervals": intervals}
 
 
 def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Settings) -> dict:

@@ -12,6 +12,7 @@ PACKAGES = (
     "openclip-superclip", "open_clip_torch", "clip-benchmark", "torch", "torchvision", "webdataset", "scikit-learn",
     "numpy", "pillow", "transformers",
 )  # fmt: skip
+OF_FEATURES = tuple(name for name in PACKAGES if name not in ("clip-benchmark", "scikit-learn"))
 MUST_AGREE = ("model", "source", "dataset", "task", "weights", "tokenizer", "data_files", "settings", "versions")
 
 
@@ -25,10 +26,15 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
     return folder / f"{'.'.join(words)}.{digest}.json"
 
 
+def outcomes_file(file: Path) -> Path:
+    """Returns where what became of every test sample is, beside a result."""
+    return file.with_suffix(".outcomes.npz")
+
+
 def read_record(file: Path, expected: dict) -> dict | None:
-    """Returns a result that is there and agrees in all that it depends on, else None."""
+    """Returns a result that is there and agrees in all that it depends on, with its file, else None."""
     record = _read(file) or {}
-    return record if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
+    return record | {"file": str(file)} if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
 
 
 def write_record(file: Path, record: dict) -> None:
@@ -42,7 +48,7 @@ def read_records(folder: Path) -> list[list[dict]]:
     def model(record: dict) -> tuple[str, str]:
         return record["model"], record["source"]
 
-    records = (_read(file) or {} for file in folder.glob("*.json"))
+    records = ((_read(file) or {}) | {"file": str(file)} for file in sorted(folder.glob("*.json")))
     results = [record for record in records if record.keys() >= {"metrics", *MUST_AGREE}]
     return [list(group) for _, group in groupby(sorted(results, key=model), key=model)]
 

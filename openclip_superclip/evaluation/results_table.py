@@ -1,44 +1,141 @@
 """The table of results: a row a measure, a column a model, under the paper's names where it has one."""
 
+import statistics
 from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from ..table import markdown_table
-from .averages import RETRIEVAL, THE_38, averages
+from .averages import RETRIEVAL, THE_38, averaged
+from .bootstrap import draws, interval, mcnemar
+from .datasets import SUITES
+from .few_pictures import SHOTS
+from .outcomes import Outcome, read_outcomes
+from .result_files import outcomes_file
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
 MEASURES = {
     "zeroshot_classification": ("acc1", "mean_average_precision"),
     "zeroshot_retrieval": tuple(f"{side}@{k}" for k in (1, 5) for side in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL)),
     "linear_probe": ("lp_acc1",),
+    "few_shot": tuple(f"fewshot_acc1@{shots}" for shots in SHOTS),
+    "knn": ("knn_acc1",),
+    "image_caption_selection": ("text_acc", "image_acc", "acc"),
 }
+NAMES = {  # of measures, where a row needs more than the data set's
+    "mean_average_precision": "{} mAP", "lp_acc1": "linear probe {}", "knn_acc1": "k-NN {}",
+    "text_acc": "{} text", "image_acc": "{} image", "acc": "{} group",
+    **{f"fewshot_acc1@{shots}": f"{shots} a class {{}}" for shots in SHOTS},
+}  # fmt: skip
 PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": "COCO", "flickr30k": "Flickr"}
-ORDER = [*THE_38, *RETRIEVAL]
+ORDER = [*THE_38, *RETRIEVAL, *SUITES["compositional"][1]]
+
+
+class Part(NamedTuple):
+    """What a data set adds to a score of a model: the mean of the measures, and what became of every test sample."""
+
+    record: dict
+    measures: list[str]
+
+    @property
+    def value(self) -> float:
+        return statistics.mean(self.record["metrics"][name] for name in self.measures)
+
+    def outcomes(self) -> list[Outcome]:
+        """Returns those of the measures, fewer where they were not kept."""
+        kept = read_outcomes(outcomes_file(Path(self.record.get("file", ""))))
+        return [kept[name] for name in self.measures if name in kept]
+
+
+Score = list[Part]  # one part, or an average's many
 
 
 def table(models: list[list[dict]]) -> str:
-    """Returns the table in Markdown, in percent; a measure that a model lacks is a dash.
+    """Returns the table in Markdown, in percent, with 95 % intervals; a measure that a model lacks is a dash.
 
     Args:
         models: the results of each, one at least.
     """
-    columns = [_scores(records) for records in models]
-    for label, means in averages(models).items():
-        for column, mean in zip(columns, means, strict=True):
-            column[label] = 100 * mean
-    labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _scores([record]))
-    labels |= dict.fromkeys(chain(*columns))  # the averages
-    rows = [[label, *(_cell(column.get(label)) for column in columns)] for label in labels]
+    rows = [[label, *map(_cell, scores)] for label, scores in _rows(models).items()]
     return markdown_table(["%", *_names(models)], rows)
 
 
-def _scores(records: list[dict]) -> dict[str, float]:
-    """Returns what a model's results show, in percent, by the row's label."""
+def differences(models: list[list[dict]]) -> str:
+    """Returns a table in Markdown of what each model is ahead of the first, in points, with the paired 95 % interval.
+
+    Accuracies have the p-value of McNemar's test as well. "" where there is nothing to compare.
+
+    Args:
+        models: as for `table`.
+    """
+    rows = [[label, *(_ahead(first, other) for other in others)] for label, (first, *others) in _rows(models).items()]
+    rows = [row for row in rows if set(row[1:]) != {"–"}]
+    first, *others = _names(models)
+    return markdown_table(["points", *(f"{other} − {first}" for other in others)], rows) if others and rows else ""
+
+
+def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
+    """Returns the score of every model by the row's label, the averages last."""
+    columns = [
+        {label: [Part(record, [measure])] for record in records for measure, label in _shown(record).items()}
+        for records in models
+    ]
+    labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _shown(record).values())
+    rows = {label: [column.get(label) for column in columns] for label in labels}
+    for label, found in averaged(models).items():
+        rows[label] = [[Part(*part) for part in parts] for parts in found]
+    return rows
+
+
+def _shown(record: dict) -> dict[str, str]:
+    """Returns the measures of a result that the table shows, with the labels of their rows."""
     return {
-        _label(record, measure): 100 * record["metrics"][measure]
-        for record in records
-        for measure in MEASURES[record["task"]]
+        measure: _label(record, measure)
+        for measure in MEASURES.get(record["task"], ())
         if record["metrics"].get(measure) is not None
     }
+
+
+def _value(score: Score) -> float:
+    return 100 * statistics.mean(part.value for part in score)
+
+
+def _draws(scores: list[Score]) -> np.ndarray | None:
+    """Returns each model's score on the same resamples of the test samples, in percent, [resamples, models]; None where
+    what became of these was not kept, or the samples differ."""
+    total = 0.0
+    for parts in zip(*scores, strict=True):
+        outcomes = [outcome for part in parts for outcome in part.outcomes()]
+        alike = len({part.record.get("data_files") for part in parts}) == 1
+        alike = alike and len({len(outcome.scored) for outcome in outcomes}) == 1
+        if not alike or len(outcomes) != sum(len(part.measures) for part in parts):
+            return None
+        drawn = draws(outcomes, parts[0].record["dataset"])
+        total = total + drawn.reshape(len(drawn), len(parts), -1).mean(axis=2)
+    return 100 * total / len(scores[0])
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    drawn = _draws([score])
+    low_high = "" if drawn is None else " [{:.1f}, {:.1f}]".format(*interval(drawn[:, 0]))
+    return f"{_value(score):.1f}{low_high}"
+
+
+def _ahead(first: Score | None, other: Score | None) -> str:
+    drawn = _draws([first, other]) if first and other else None
+    if drawn is None:
+        return "–"
+    low, high = interval(drawn[:, 1] - drawn[:, 0])
+    text = f"{_value(other) - _value(first):+.1f} [{low:+.1f}, {high:+.1f}]"
+    of_one = len(first) == 1 and len(first[0].measures) == 1
+    p_value = mcnemar(first[0].outcomes()[0], other[0].outcomes()[0]) if of_one else None
+    if p_value is None:
+        return text
+    return f"{text}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
 
 
 def _names(models: list[list[dict]]) -> list[str]:
@@ -58,20 +155,14 @@ def _label(record: dict, measure: str) -> str:
     side, _, k = measure.partition("@")
     if side in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL):
         return f"{'img' if side == IMAGE_RETRIEVAL else 'txt'}→ret {name} R@{k}"
-    if record["task"] == "linear_probe":
-        return f"linear probe {name}"
-    return f"{name} mAP" if measure == "mean_average_precision" else name
+    return NAMES.get(measure, "{}").format(name)
 
 
 def _place(record: dict) -> tuple:
     """Tells where a record's rows stand: by task, in the order of the suites' lists, then by name."""
-    name = record["dataset"]
+    name, tasks = record["dataset"], list(MEASURES)
     return (
-        list(MEASURES).index(record["task"]),
+        tasks.index(record["task"]) if record["task"] in tasks else len(tasks),
         ORDER.index(name) if name in ORDER else len(ORDER),
         name,
     )
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"

@@ -34,8 +34,8 @@ def _holds_class_name(template: str) -> bool:
         return False
 
 
-def check_shards(split: Path) -> None:
-    """Raises InputError where nshards.txt holds no number, or leaves out shards that are there."""
+def check_shards(split: Path) -> int:
+    """Returns the number of shards; InputError where nshards.txt holds none, or leaves out shards that are there."""
     text = (split / "nshards.txt").read_text().strip()
     if not text.isdecimal():
         raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
@@ -43,28 +43,24 @@ def check_shards(split: Path) -> None:
     left_out = sorted(file.name for file in split.glob("*.tar") if file.stem.isdigit() and int(file.stem) >= number)
     if left_out:
         raise InputError(f"{split}/nshards.txt says {number}, which leaves out {left_out[0]}; expected all shards")
+    return number
 
 
 class CheckedLoader:
-    """A data loader that raises InputError where it has no picture, or a label without a class name."""
+    """A data loader that raises InputError where a label has no class name."""
 
     def __init__(self, loader, classes: list[str] | None):
         self.loader, self.classes = loader, classes
         self.dataset = loader.dataset  # CLIP_benchmark asks it for the classes
-        self.largest_label = -1
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator:
-        empty = True
         for batch in self.loader:
-            empty = False
             if isinstance(batch[1], Tensor):  # else captions
                 self._check_labels(batch[1])
             yield batch
-        if empty:
-            raise InputError("it holds no picture")
 
     def _check_labels(self, labels: Tensor) -> None:
         num_classes = len(self.classes) if self.classes is not None else None
@@ -73,7 +69,6 @@ class CheckedLoader:
                 raise InputError(f"its labels have {labels.shape[1]} columns, but there are {num_classes} class names")
             return
         smallest, largest = int(labels.min()), int(labels.max())
-        self.largest_label = max(self.largest_label, largest)
         if smallest < 0:
             raise InputError(f"it holds the label {smallest}; expected 0 or more")
         if num_classes is not None and largest >= num_classes:
@@ -98,3 +93,9 @@ def _finite(features: Tensor, what: str) -> Tensor:
     if not torch.isfinite(features).all():
         raise InputError(f"the model's features of {what} are not finite numbers (NaN or infinite)")
     return features
+
+
+def check_fitted(fitted: list[Tensor], test: Tensor) -> None:
+    """Raises InputError where the test split holds a label above all that something is fitted to."""
+    if (label := int(test.max())) > max(int(labels.max()) for labels in fitted):
+        raise InputError(f"test holds the label {label}, which what it is fitted to lacks")

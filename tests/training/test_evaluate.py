@@ -18,6 +18,7 @@ import torch
 import webdataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.colour_shards import write_colours
 from support.models import write_model
 from support.released_models import add_to_cache, random_weights
 from support.training_runs import run_ranks, superclip_train
@@ -30,7 +31,6 @@ from openclip_superclip.evaluation.datasets import SUITES
 from openclip_superclip.evaluation.linear_probe import evaluate_probe
 
 NUM_SCENES = 120
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 def run(*argv) -> int:
@@ -41,22 +41,6 @@ def records(folder: Path) -> dict[tuple[str, str, str], dict]:
     """The results in a folder by model, data set and task."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     return {(record["model"], record["dataset"], record["task"]): record for record in found}
-
-
-def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
-    """A data set of noisy pictures of three colours: few classes, and separable."""
-    rng = np.random.default_rng(0)
-    for split in splits:
-        (folder / split).mkdir(parents=True)
-        with webdataset.TarWriter(str(folder / split / "0.tar")) as tar:
-            for index in range(48):
-                label = index % len(COLOURS)
-                pixels = rng.normal(list(COLOURS.values())[label], 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
-                tar.write({"__key__": f"{index:03d}", "png": Image.fromarray(pixels), "cls": label})
-        (folder / split / "nshards.txt").write_text("1\n")
-    (folder / "classnames.txt").write_text("\n".join(COLOURS))
-    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +110,17 @@ def test_checkpoints_with_and_without_a_head_and_an_export_stand_side_by_side(ev
         assert ours["metrics"] == export["../export", dataset, task]["metrics"]
         assert ours["metrics"] != clip["clip/epoch_1", dataset, task]["metrics"]
     assert printed.startswith("| % | clip/epoch_1 | superclip/epoch_1 | ../export |\n|---|---|---|---|\n")
-    assert re.findall(r"^\| (\S.*?) \|", printed, re.MULTILINE) == [
+    measured, _, ahead = printed.partition("| points |")
+    assert re.findall(r"^\| (\S.*?) \|", measured, re.MULTILINE) == [
         "%", "IN-1k", "img→ret Flickr R@1", "txt→ret Flickr R@1", "img→ret Flickr R@5", "txt→ret Flickr R@5",
         "datacomp38 (2 of 38)",
     ]  # fmt: skip
     metrics = {dataset: record["metrics"] for (_, dataset, _), record in export.items()}
     retrieval = [metrics["flickr30k"][f"{side}_retrieval_recall@1"] for side in ("image", "text")]
     average = (metrics["imagenet1k"]["acc1"] + sum(retrieval) / 2) / 2
-    assert f" {100 * average:.1f} |\n" in printed.partition("datacomp38 (2 of 38)")[2]
+    row = measured.partition("| datacomp38 (2 of 38) |")[2].splitlines()[0]
+    assert row.split("|")[2].split()[0] == f"{100 * average:.1f}"
+    assert ahead.splitlines()[0] == " superclip/epoch_1 − clip/epoch_1 | ../export − clip/epoch_1 |"
     table = (folder / "evaluation" / "summary.md").read_text().splitlines()
     assert table[0] == "| % | ../export |"
 
@@ -173,7 +160,7 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     assert found["linear_probe"]["lp_acc1"] == 1.0
     assert found["linear_probe"]["weight_decay"] == 0
     printed = capsys.readouterr().out
-    assert "| linear probe own/colours | 100.0 |" in printed
+    assert "| linear probe own/colours | 100.0 [100.0, 100.0] |" in printed
     assert "Not evaluated" not in printed
 
 

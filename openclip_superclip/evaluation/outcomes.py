@@ -1,0 +1,138 @@
+"""What became of every test sample, noted while CLIP_benchmark computes its metrics: intervals are made of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from clip_benchmark.metrics import image_caption_selection, linear_probe, zeroshot_classification, zeroshot_retrieval
+from torch.utils.data import DataLoader
+
+from ..atomic_files import whole_file
+from .kept_features import Features
+from .replaced_names import replaced
+
+MEAN, RECALL, PRECISION = "mean", "recall", "precision"
+
+
+class Outcome(NamedTuple):
+    """The test samples' part in a score, two arrays with a row a sample.
+
+    Of a mean: what a sample scored in all, and out of how many (a picture's five captions). Of the mean recall of the
+    classes: whether the sample is right, and its class. Of the mean average precision: scores and labels, [N, classes].
+    """
+
+    kind: str
+    scored: np.ndarray
+    of: np.ndarray
+
+
+def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
+    """Writes outcomes by measure."""
+    arrays = {
+        f"{measure} {outcome.kind} {name}": getattr(outcome, name)
+        for measure, outcome in outcomes.items()
+        for name in ("scored", "of")
+    }
+    with whole_file(file) as opened:
+        np.savez_compressed(opened, **arrays)
+
+
+def read_outcomes(file: Path) -> dict[str, Outcome]:
+    """Returns outcomes by measure, none where there is no such file."""
+    try:
+        with np.load(file) as arrays:
+            names = dict.fromkeys(name.rpartition(" ")[0] for name in arrays.files)
+            return {
+                measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
+                for measure, _, kind in (name.rpartition(" ") for name in names)
+            }
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def right(hits: np.ndarray) -> Outcome:
+    """Returns the outcome of a mean of which every sample is one part, right or wrong."""
+    return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
+
+
+@contextmanager
+def classified() -> Iterator[dict[str, Outcome]]:
+    """Notes what zero-shot classification makes of each picture."""
+    outcomes, run = {}, zeroshot_classification.run_classification
+
+    def noted(*args, **options):
+        logits, target = run(*args, **options)
+        outcomes.update(_of_logits(logits, target, ""))
+        return logits, target
+
+    with replaced(zeroshot_classification, run_classification=noted):
+        yield outcomes
+
+
+@contextmanager
+def probed() -> Iterator[dict[str, Outcome]]:
+    """Notes what the fitted probe makes of each picture, in the data set's order: CLIP_benchmark's is shuffled."""
+    outcomes, infer, last = {}, linear_probe.infer, []
+
+    def noted(model, loader, *options):
+        last[:] = model, loader, *options
+        return infer(model, loader, *options)
+
+    with replaced(linear_probe, infer=noted):
+        yield outcomes
+    model, loader, *options = last
+    ordered = DataLoader(loader.dataset, batch_size=loader.batch_size)
+    outcomes |= _of_logits(*infer(model, ordered, *options), "lp_")
+
+
+@contextmanager
+def retrieved(test: Features, recall_k: list[int]) -> Iterator[dict[str, Outcome]]:
+    """Notes, for each picture, how many of its captions find it, and whether it finds one of them."""
+    outcomes, found, batchify = {}, [], zeroshot_retrieval.batchify
+
+    def noted(*args, **options):
+        found.append(batchify(*args, **options))
+        return found[-1]
+
+    with replaced(zeroshot_retrieval, batchify=noted):
+        yield outcomes
+    captions = np.array([len(texts) for texts in test.targets])
+    of_picture = np.repeat(np.arange(len(captions)), captions)
+    for k, by_text, by_picture in zip(recall_k, found[::2], found[1::2], strict=True):
+        hits = np.bincount(of_picture, (by_text > 0).numpy(), minlength=len(captions))
+        outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.uint8), captions.astype(np.uint8))
+        outcomes[f"text_retrieval_recall@{k}"] = right((by_picture > 0).numpy())
+
+
+@contextmanager
+def selected() -> Iterator[dict[str, Outcome]]:
+    """Notes whether the right caption is chosen for each picture, and the reverse."""
+    outcomes, lists = {}, []
+
+    class Noted:
+        """torch, which notes the lists that CLIP_benchmark averages."""
+
+        __getattr__ = staticmethod(lambda name: getattr(torch, name))
+
+        @staticmethod
+        def Tensor(values: list[bool]) -> torch.Tensor:
+            lists.append(values)
+            return torch.Tensor(values)
+
+    with replaced(image_caption_selection, torch=Noted()):
+        yield outcomes
+    outcomes |= {name: right(values) for name, values in zip(("image_acc", "text_acc", "acc"), lists, strict=True)}
+
+
+def _of_logits(logits: torch.Tensor, target: torch.Tensor, prefix: str) -> dict[str, Outcome]:
+    if target.dim() == 2:  # one column a class
+        return {"mean_average_precision": Outcome(PRECISION, logits.float().numpy(), target.numpy().astype(np.uint8))}
+    hits = (logits.argmax(dim=1) == target).numpy()
+    labels = target.numpy().astype(np.int32)
+    return {
+        f"{prefix}acc1": right(hits),
+        f"{prefix}mean_per_class_recall": Outcome(RECALL, hits.astype(np.uint8), labels),
+    }
