@@ -13,9 +13,16 @@ MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
     options = _parse(argv)
+    from ..planning.cost import estimate_cost
+    from ..planning.gpu_memory import estimate_memory, find_gpu
     from ..planning.plan import make_plan
+    from ..planning.plan_summary import plan_text
     from ..planning.recipe_file import read_recipe
 
+    if options.gpu is not None:
+        options.gpu = find_gpu(options.gpu)
+    gpu_tflops = options.gpu.tflops if options.gpu else None
+    options.gpu_tflops = options.gpu_tflops or gpu_tflops or GPU_TFLOPS
     recipe = read_recipe(options.recipe, settings(options.set))
     plan = make_plan(
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
@@ -24,15 +31,13 @@ def main(argv: list[str]) -> int:
     looks = options.data is not None or options.check
     if not looks:
         plan.warnings.extend(plan.check_shards())
-    from ..planning.cost import estimate_cost  # once the arithmetic is right: these take seconds to import
-    from ..planning.plan_summary import plan_text
-
     cost = estimate_cost(plan, options.mfu, options.gpu_tflops, options.samples_per_second)
+    memory = estimate_memory(plan, options.gpu)
     checked = plan.check_data(full=options.check, jobs=options.jobs) if looks else None
     if options.json:
-        print(json.dumps({**plan.as_dict(), "cost": cost, "data_check": checked}, indent=1))
+        print(json.dumps({**plan.as_dict(), "cost": cost, "memory": memory, "data_check": checked}, indent=1))
     else:
-        print(plan_text(plan, cost, checked))
+        print(plan_text(plan, cost, memory, checked))
     return 1 if options.check and checked["bad"] else 0
 
 
@@ -59,8 +64,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="share of its peak that a GPU reaches, recomputation counted (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--gpu-tflops", type=float, default=GPU_TFLOPS, metavar="T",
-        help="that peak, in 10^12 FLOPs a second (default: %(default)g, an A100's in bfloat16)",
+        "--gpu-tflops", type=float, metavar="T",
+        help=f"that peak, in 10^12 FLOPs a second (default: --gpu's in bfloat16, an A100's {GPU_TFLOPS:g} without it)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu", metavar="TYPE",
+        help="refuse a batch that it cannot hold: A100-40, A100-80, H100-80, H200, L40S-48, or bytes such as 24GB",
     )  # fmt: skip
     parser.add_argument(
         "--samples-per-second", type=float, metavar="S", help="of all GPUs together, where you have measured it"
@@ -73,6 +82,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise InputError(f"--{flag.replace('_', '-')} is {value}; expected a number above 0")
     if options.jobs is not None and not options.check:
         raise InputError("--jobs does nothing without --check: add --check, or leave --jobs out")
+    if options.gpu is not None and options.device == "cpu":
+        raise InputError("--gpu does nothing with --device cpu: leave one of them out")
     if options.mfu > 1:
         raise InputError(f"--mfu is {options.mfu}; expected a share of the peak, 0.4 for 40 %")
     return options

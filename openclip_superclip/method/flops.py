@@ -1,5 +1,7 @@
 """FLOPs of a model's parts, counted by torch."""
 
+from types import MappingProxyType
+
 import open_clip
 import torch
 from open_clip.coca_model import CoCa
@@ -12,18 +14,37 @@ from .model import with_class_head
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
 
 
-def model_without_weights(model_name: str, patch_dropout: float = 0.0):
-    """Returns an OpenCLIP model with its class head that has shapes alone, as training starts it.
+def model_without_weights(
+    model_name: str,
+    patch_dropout: float = 0.0,
+    device: str = "meta",
+    superclip: dict | None = MappingProxyType({}),
+    image_size: int | tuple[int, int] | None = None,
+    context_length: int | None = None,
+    **model_kwargs,
+):
+    """Returns an OpenCLIP model that has shapes alone, as training starts it.
 
-    `patch_dropout` is the share of the patch tokens that training leaves out, as --force-patch-dropout says.
+    Args:
+        patch_dropout: the share of the patch tokens that training leaves out, as --force-patch-dropout says.
+        device: where its tensors would be.
+        superclip: options of the class head; None leaves the head out.
+        image_size, context_length: as --force-image-size and --force-context-length say.
+        model_kwargs: more arguments of the model's class.
     """
     model_cfg = open_clip.get_model_config(model_name)
     if patch_dropout:
         model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout
+    if image_size:
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    if context_length:
+        model_cfg["text_cfg"]["context_length"] = context_length
     custom_text = model_cfg.pop("custom_text", False)
     kind = CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP if custom_text else CLIP
-    with torch.device("meta"):
-        return with_class_head(kind)(**model_cfg, superclip={})
+    if superclip is not None:
+        kind, model_kwargs = with_class_head(kind), model_kwargs | {"superclip": dict(superclip)}
+    with torch.device(device):
+        return kind(**{**model_cfg, **model_kwargs})
 
 
 def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: float = 0.0) -> dict[str, float]:

@@ -11,7 +11,7 @@ SHOWN = 10  # bad shards
 LONGEST = 1000  # characters of a pattern
 
 
-def plan_text(plan: Plan, cost: dict, checked: dict | None) -> str:
+def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None) -> str:
     """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
     recipe = plan.recipe
     lines = [
@@ -22,6 +22,7 @@ def plan_text(plan: Plan, cost: dict, checked: dict | None) -> str:
         *_row("slices", _slices(plan, cost)),
         *_row("compute", _compute(plan, cost)),
         *_row("model", _model(cost)),
+        *_row("memory", _memory(plan, memory)),
         *_row("checkpoint", _checkpoints(plan, cost)),
         *(line for warning in plan.warnings for line in _row("warning", warning)),
         *_data(plan, checked),
@@ -119,6 +120,20 @@ def _model(cost: dict) -> str:
         f"{cost['parameters']:,} parameters, {cost['head_parameters']:,} of them the head's, for the vocabulary's "
         f"{cost['vocabulary']:,} tokens ({cost['ignored_tokens']} special ones left out)"
     )
+
+
+def _memory(plan: Plan, memory: dict) -> str:
+    if "unknown" in memory:
+        return f"not known: {memory['unknown']}"
+    parts = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
+    listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items())
+    text = f"{bytes_text(memory['peak'])} of tensors at the peak of a step ({listed})"
+    if plan.device == "cpu":
+        return text
+    if memory["gpu"]:
+        return f"{text}; {memory['gpu']['name']} holds them, with a tenth left for what is no tensor"
+    holders = ", ".join(memory["held_by"]) or "no GPU that --gpu knows; it says how many samples fit one"
+    return f"{text}; held, with a tenth left for what is no tensor, by {holders}"
 
 
 def _checkpoints(plan: Plan, cost: dict) -> str:

@@ -17,6 +17,7 @@ from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.batch_split import divisors
 from openclip_superclip.planning.cost import estimate_cost
+from openclip_superclip.planning.gpu_memory import estimate_memory
 from openclip_superclip.planning.plan import make_plan, openclip_steps
 from openclip_superclip.planning.plan_summary import command_text
 from openclip_superclip.planning.recipe_file import read_recipe
@@ -208,6 +209,37 @@ def test_the_json_holds_the_plan_the_cost_and_the_data_check(demo, capsys, monke
     assert printed["cost"]["parameters"] > 0
 
 
+def test_a_gpu_that_cannot_hold_the_batch_is_refused_with_what_fits(demo, capsys, monkeypatch):
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
+    command = ["plan", DEMO, "--set", "global_batch_size=4096", "--set", "samples=8192", "--gpu", "1GB"]
+    assert main([*command, "--set", "slices=1", "--set", "workers=0"]) == 1
+    fits = int(re.search(r"a GPU of 1 GB has 1 GB.*; --gpu-batch-max (\d+) fits\n$", capsys.readouterr().err)[1])
+    peaks = {}
+    for size in (fits, 2 * fits):
+        ours = make_plan(
+            read_recipe(DEMO, {"global_batch_size": "4096", "samples": "8192", "slices": "1"}),
+            gpu_batch_max=size, workers=0,
+        )  # fmt: skip
+        peaks[size] = estimate_memory(ours)["peak"]
+    assert peaks[fits] <= 0.9e9 < peaks[2 * fits]
+    kept = list((demo / "cache").rglob("memory-*.json"))
+    assert len(kept) >= 2  # which the next plan need not count again
+
+
+def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
+    recipe = {"global_batch_size": "512", "samples": "8192"}
+    alone = estimate_memory(make_plan(read_recipe(DEMO, recipe), 1, 1))
+    two = estimate_memory(make_plan(read_recipe(DEMO, recipe | {"global_batch_size": "1024"}), 1, 2))
+    less = estimate_memory(make_plan(read_recipe(DEMO, recipe | {"flags.grad-checkpointing": "true"}), 1, 1))
+    assert two["gradients"] == 2 * alone["gradients"] == pytest.approx(alone["optimizer"], rel=0.01)
+    assert two["peak"] > alone["peak"] + alone["gradients"]
+    assert less["peak"] < alone["peak"] - 5e7
+    assert alone["held_by"] == ["A100-40", "L40S-48", "A100-80", "H100-80", "H200"]
+
+
 def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", DEMO]) == 1
@@ -227,6 +259,8 @@ def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, c
     (["--set", "flags.torchscript=true"], "--torchscript cannot carry the class head"),
     (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
     (["--data", "x/{0..9.tar"], "unbalanced braces"),
+    (["--gpu", "A100"], "--gpu is A100; expected one of A100-40, L40S-48, A100-80, H100-80, H200, or the bytes"),
+    (["--gpu", "H200", "--device", "cpu"], "--gpu does nothing with --device cpu"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
     (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; --set slices=15625 would do"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
