@@ -29,6 +29,7 @@ GROUPS = {
     "cluster": {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
         "plan": "what a recipe needs on given nodes and data: command, steps, cost, a check of the data",
+        "rehearse": "some minutes of a run on its own machines: hours, memory, what limits it, whether it resumes",
         "run": "train a recipe on this machine, into a folder that records what ran and how it stands",
         "submit": "train a recipe on SLURM",
     },

@@ -5,6 +5,8 @@
 #     training_job.sh [--superclip FILE] [--container WORDS] --runs FOLDER… -- [options of `superclip run`]
 #     training_job.sh [--superclip FILE] [--container WORDS] --runs-in FILE -- [options of `superclip run`]
 #
+# --rehearse before RECIPE or --runs calls `superclip rehearse` in the place of `superclip run`.
+#
 # `superclip submit` and `superclip study --slurm` send this file, with what they ask of SLURM on sbatch's command line;
 # train.sbatch holds that itself and calls it.
 #SBATCH --time=24:00:00
@@ -15,6 +17,8 @@
 superclip=superclip
 [ "${1-}" != --superclip ] || { superclip=$2 && shift 2; }
 [ "${1-}" != --container ] || { CONTAINER=$2 && shift 2; }
+command=run
+[ "${1-}" != --rehearse ] || { command=rehearse && shift; }
 
 # Folders that hold their recipes, or a file of them, a line each: a task of an array takes its own.
 if [ "${1-}" = --runs-in ]; then
@@ -40,7 +44,7 @@ export MASTER_ADDR MASTER_PORT
 
 # One `superclip run` a node, which starts a process for each of its GPUs. The first that fails ends them all.
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --cpu-bind=none \
-    --kill-on-bad-exit=1 ${CONTAINER:-} "$superclip" run "$recipe" "$@" &
+    --kill-on-bad-exit=1 ${CONTAINER:-} "$superclip" "$command" "$recipe" "$@" &
 step=$! told=
 trap 'told=$SECONDS; kill -USR1 $step' USR1 # srun hands it to every node; `superclip run` then stops and exits with 75
 while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends wait before srun has ended

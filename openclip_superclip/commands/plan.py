@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     from ..planning.plan import make_plan
     from ..planning.plan_summary import plan_text
     from ..planning.recipe_file import read_recipe
+    from ..planning.rehearsed import read_rehearsal
 
     if options.gpu is not None:
         options.gpu = find_gpu(options.gpu)
@@ -31,13 +32,20 @@ def main(argv: list[str]) -> int:
     looks = options.data is not None or options.check
     if not looks:
         plan.warnings.extend(plan.check_shards())
-    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, options.samples_per_second)
+    rehearsed = read_rehearsal(options.rehearsal, plan) if options.rehearsal else None
+    speed = rehearsed["samples_per_second"]["median"] if rehearsed else options.samples_per_second
+    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, speed)
     memory = estimate_memory(plan, options.gpu)
     checked = plan.check_data(full=options.check, jobs=options.jobs) if looks else None
     if options.json:
-        print(json.dumps({**plan.as_dict(), "cost": cost, "memory": memory, "data_check": checked}, indent=1))
+        print(
+            json.dumps(
+                {**plan.as_dict(), "cost": cost, "memory": memory, "rehearsal": rehearsed, "data_check": checked},
+                indent=1,
+            )
+        )
     else:
-        print(plan_text(plan, cost, memory, checked))
+        print(plan_text(plan, cost, memory, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 
@@ -74,6 +82,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--samples-per-second", type=float, metavar="S", help="of all GPUs together, where you have measured it"
     )
+    parser.add_argument(
+        "--rehearsal", metavar="FILE", help="rehearsal.json of superclip rehearse, instead of what is assumed"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     for flag in ("mfu", "gpu_tflops", "samples_per_second", "jobs"):
@@ -84,6 +95,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError("--jobs does nothing without --check: add --check, or leave --jobs out")
     if options.gpu is not None and options.device == "cpu":
         raise InputError("--gpu does nothing with --device cpu: leave one of them out")
+    if options.rehearsal and options.samples_per_second:
+        raise InputError("--rehearsal holds the samples a second: leave --samples-per-second out")
     if options.mfu > 1:
         raise InputError(f"--mfu is {options.mfu}; expected a share of the peak, 0.4 for 40 %")
     return options

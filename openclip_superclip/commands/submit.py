@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+from ..running.unreadable_data import SHARE
 from .recipe_options import add_run_options, check_run_options, settings
 from .slurm_options import add_slurm_options, slurm_request
 
@@ -19,6 +21,7 @@ def main(argv: list[str]) -> int:
     submission = Submission(
         options.recipe, slurm_request(options), settings(options.set), options.out, options.data,
         options.gpu_batch_max, options.workers, options.engine, options.accept_changes, options.unreadable_max,
+        options.rehearse,
     )  # fmt: skip
     if options.dry_run or options.skip_data_check:
         for warning in submission.plan.check_shards():
@@ -46,9 +49,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="count the shards, and do not look for them: the nodes see them, this machine does not",
     )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
     options = parser.parse_args(argv)
     check_run_options(options)
+    for flag, given in (
+        ("--accept-changes", options.accept_changes),
+        ("--unreadable-max", options.unreadable_max != SHARE),
+    ):
+        if options.rehearse and given:
+            raise InputError(f"{flag} does nothing with --rehearse: leave one of them out")
     return options
 
 

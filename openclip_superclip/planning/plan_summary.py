@@ -11,7 +11,7 @@ SHOWN = 10  # bad shards
 LONGEST = 1000  # characters of a pattern
 
 
-def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None) -> str:
+def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
     """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
     recipe = plan.recipe
     lines = [
@@ -23,6 +23,7 @@ def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None) -> str
         *_row("compute", _compute(plan, cost)),
         *_row("model", _model(cost)),
         *_row("memory", _memory(plan, memory)),
+        *(_row("rehearsed", _rehearsed(rehearsed)) if rehearsed else []),
         *_row("checkpoint", _checkpoints(plan, cost)),
         *(line for warning in plan.warnings for line in _row("warning", warning)),
         *_data(plan, checked),
@@ -134,6 +135,14 @@ def _memory(plan: Plan, memory: dict) -> str:
         return f"{text}; {memory['gpu']['name']} holds them, with a tenth left for what is no tensor"
     holders = ", ".join(memory["held_by"]) or "no GPU that --gpu knows; it says how many samples fit one"
     return f"{text}; held, with a tenth left for what is no tensor, by {holders}"
+
+
+def _rehearsed(told: dict) -> str:
+    hours, memory = told["hours"], told["memory"]
+    return (
+        f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, checkpoints included; {bytes_text(memory['peak'])} at the "
+        f"peak of a {memory['of']}; limited by {told['limit']}"
+    )
 
 
 def _checkpoints(plan: Plan, cost: dict) -> str:

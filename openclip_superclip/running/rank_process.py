@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors.error_handler import Error
 
 from ..integration.training import register_plugin, train
 from .failure import LOSS, Failure
+from .rank_measures import ASKED, measured
 from .step_watch import LossIsNoNumber, StepWatch
 from .stopped_ranks import pid_file
 from .supervised_process import end_with_parent
@@ -67,7 +68,7 @@ def _train(logs: Path, rank: int, arguments: list[str]) -> None:
     """Trains; raises Refused where training ends with another exit code than 0."""
     register_plugin(StepWatch(logs, rank))
     try:
-        code = train(arguments)
+        code = measured(lambda: train(arguments), logs, rank) if ASKED in os.environ else train(arguments)
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):  # which Python would print last of all

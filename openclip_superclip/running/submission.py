@@ -33,6 +33,7 @@ class Submission:
     engine: str = "torchrun"
     accept_changes: bool = False
     unreadable_max: float = SHARE
+    rehearse: bool = False  # train some minutes with `superclip rehearse`
 
     @cached_property
     def plan(self) -> Plan:
@@ -47,7 +48,7 @@ class Submission:
     @cached_property
     def folder(self) -> RunFolder:
         """The run's folder; InputError where another run is in it, or a finished one."""
-        folder = RunFolder(self.out or Path("runs", self.plan.recipe.name))
+        folder = RunFolder(self.out or Path("runs", f"{self.plan.recipe.name}{'-rehearsal' if self.rehearse else ''}"))
         folder.check_queue()
         if not self.accept_changes:
             folder.check_recipe(self.plan.recipe)
@@ -67,7 +68,8 @@ class Submission:
         arguments += ["--unreadable-max", f"{self.unreadable_max:g}"] if self.unreadable_max != SHARE else []
         arguments += ["--accept-changes"] if self.accept_changes else []
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
-        return self.request.training(path.name, path, [["--runs"], [str(path)]], arguments)
+        runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]
+        return self.request.training(path.name, path, [runs, [str(path)]], arguments)
 
     def shell(self) -> str:
         """Returns a script of the sbatch command."""

@@ -1,0 +1,76 @@
+"""superclip rehearse: some minutes of a run on its own machines, and what they tell of the whole."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..running.training_engine import ENGINES
+from .recipe_options import add_recipe_options, settings
+
+STEPS = 100
+
+
+def main(argv: list[str]) -> int:
+    """Rehearses, prints what the whole run will take, writes rehearsal.json; returns 0, or 1 where that failed."""
+    options = _parse(argv)
+    from ..planning.plan import make_plan
+    from ..running.placement import find_placement
+    from ..running.run_folder import recipe_and_folder
+
+    placement = find_placement()
+    recipe, out = recipe_and_folder(options.recipe, settings(options.set), options.out)
+    folder = out.path if options.out else Path("runs", f"{recipe.name}-rehearsal")
+    plan = make_plan(
+        recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
+        options.gpu_batch_max, options.workers, options.device,
+    )  # fmt: skip
+    plan.check_shards()
+    if placement.node == 0 and any(folder.glob("*disturbed")):
+        raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
+    from ..atomic_files import write_json
+    from ..running.rehearsal import Rehearsal, rehearsed_plan
+    from ..running.rehearsal_report import report, report_text
+    from ..running.stop_signals import Stopped
+
+    rehearsal = Rehearsal(rehearsed_plan(plan, options.steps), placement, folder, options.engine)
+    try:
+        code = rehearsal.run()
+    except Stopped as stop:
+        print(f"superclip rehearse: stopped by {stop}; remove {folder} to begin anew", file=sys.stderr)
+        return stop.exit_code
+    if code or placement.node:
+        return code
+    told = report(plan, rehearsal)
+    rehearsal.remove_checkpoints()
+    write_json(folder / "rehearsal.json", told)
+    print(f"\n{report_text(told)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json plans with it")
+    return 1 if told["resumed"]["missing"] else 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip rehearse",
+        description="Trains some minutes of a recipe as the whole run will train it: batch, precision, data, ranks. "
+        "Stops itself by SIGUSR1, resumes, compares that with what was not disturbed, and prints the hours of the "
+        "whole run, what limits it and what to change. Under srun, with one task a node, on every node of the job.",
+        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
+    )
+    add_recipe_options(parser)
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="torchrun", help="as superclip run's (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, metavar="N",
+        help="of each of the two slices that are trained, twice (default: %(default)s)",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    for name in ("nproc", "steps"):
+        value, least = getattr(options, name), 4 if name == "steps" else 1
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; expected {least} or more")
+    return options

@@ -1,0 +1,92 @@
+"""`superclip rehearse`: two ranks that are stopped and resumed, what they measure, and what a plan makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tiny_run import write_recipe
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.running.superclip_process import run_superclip
+
+HERE = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    recipe = write_recipe(folder, batch=4)
+    out = folder / "out"
+    command = ["rehearse", str(recipe), *HERE, "--nproc", "2", "--steps", "12", "--out", str(out)]
+    code, _ = run_superclip(command, folder / "printed", one_thread=True, is_to_stop=lambda: False)
+    printed = (folder / "printed").read_text()
+    assert code == 0, printed
+    return {"recipe": recipe, "out": out, "printed": printed, "told": json.loads((out / "rehearsal.json").read_text())}
+
+
+def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
+    attempts = json.loads((rehearsed["out"] / "disturbed/run.json").read_text())["attempts"]
+    assert [(one["state"], one["error"]) for one in attempts] == [
+        ("preempted", "stopped by SIGUSR1"),
+        ("finished", None),
+    ]
+    assert rehearsed["told"]["resumed"] == {
+        "steps": 24, "different": 0, "missing": 0, "largest": 0, "equal_weights": True,
+    }  # fmt: skip
+    assert "with equal losses in all 24 steps and equal weights" in rehearsed["printed"]
+
+
+def test_it_measures_what_the_whole_run_will_take(rehearsed):
+    told = rehearsed["told"]
+    plan = make_plan(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
+    speed, checkpoint = told["samples_per_second"], told["checkpoint"]
+    assert 0 < speed["low"] <= speed["median"] <= speed["high"]
+    assert told["hours"]["high"] == pytest.approx(
+        (plan.samples / speed["low"] + plan.num_slices * checkpoint["seconds"]) / 3600
+    )
+    assert told["gpu_hours"]["median"] == 2 * told["hours"]["median"]
+    assert 0 <= told["waiting_for_data"] <= 1
+    assert told["memory"]["peak"] > 100e6 and told["memory"]["of"] == "process"
+    assert told["all_reduce_bytes_per_second"] > 0
+    assert checkpoint["bytes"] > 1e6 and checkpoint["at_most"] == plan.most_checkpoints
+    assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
+
+
+def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
+    file = str(rehearsed["out"] / "rehearsal.json")
+    command = ["plan", str(rehearsed["recipe"]), *HERE, "--rehearsal", file]
+    assert main([*command, "--gpus-per-node", "2", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["cost"]["samples_per_second"] == rehearsed["told"]["samples_per_second"]["median"]
+    for arguments, said in (
+        ([], "rehearsal.json is of world_size 2, and the plan's is 1: rehearse it anew"),
+        (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "is no rehearsal.json that superclip"),
+        (["--gpus-per-node", "2", "--rehearsal", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--gpus-per-node", "2", "--samples-per-second", "3"], "leave --samples-per-second out"),
+    ):
+        assert main([*command, *arguments]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, said in (
+        (["--out", str(rehearsed["out"])], "holds a rehearsal: remove it, or give --out another folder"),
+        (["--steps", "2"], "--steps is 2; expected 4 or more"),
+        (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
+        (["--nproc", "3"], "does not divide among 3 GPUs"),
+        (["--data", "x/{0..1}.tar"], "2 shards are too few for 3 slices"),
+    ):
+        assert main(["rehearse", str(rehearsed["recipe"]), *HERE, *arguments]) == 1
+        assert said in capsys.readouterr().err
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
+    command = ["submit", str(rehearsed["recipe"]), "--gpus-per-node", "2", "--rehearse"]
+    assert main([*command, "--dry-run"]) == 0
+    assert f"--rehearse --runs \\\n    runs/{rehearsed['recipe'].stem}-rehearsal" in capsys.readouterr().out
+    assert main([*command, "--accept-changes"]) == 1
+    assert "--accept-changes does nothing with --rehearse" in capsys.readouterr().err
