@@ -33,6 +33,11 @@ class PairedDifference(NamedTuple):
         return statistics.mean(self.values)
 
     @property
+    def std(self) -> float | None:
+        """The standard deviation of the differences, None of one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % confidence interval of the mean (Student's t over the seeds); None of one seed."""
         if len(self.values) < 2:

@@ -1,52 +1,49 @@
-"""superclip demo: CLIP and SuperCLIP, trained here by OpenCLIP on real drawings, measured side by side."""
+"""superclip demo: CLIP and SuperCLIP, trained here by OpenCLIP on real drawings, and the difference by paired seeds."""
 
 import argparse
-import math
+import sys
 from pathlib import Path
 
 from ..atomic_files import make_folder
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
+from ..optional_dependencies import check_matplotlib, check_scipy
 
-QUICK = {"seeds": 1, "samples": 5000, "learning_rates": [5e-4]}
-FULL = {"seeds": 3, "samples": 12000, "learning_rates": [2.5e-4, 5e-4, 1e-3]}
+BATCH_SIZE = 32  # of the demo's recipe
 
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table, and writes demo.png, demo.json and the runs; returns the exit code."""
+    """Trains, measures, prints the table, and writes demo.png, study.* and the runs; returns the exit code."""
     options = _parse(argv)
     if options.write_evaluation:
         return _write_evaluation(options.write_evaluation)
     if options.data_only:
         return _write_recipe_data(options.out)
-    from ..demo.training_pool import DemoSettings
+    check_matplotlib("superclip demo")
+    check_scipy("superclip demo")
+    from ..running.stop_signals import Stopped, stopped_by_signals
+    from ..study.demo_study import run_demo
 
-    settings = DemoSettings(**{name: getattr(options, name) for name in DemoSettings._fields})
-    return _compare_captions(settings) if len(options.captions) > 1 else _compare_methods(settings)
+    try:
+        with stopped_by_signals():
+            results = run_demo(options.out, 1 if options.quick else options.seeds, options.samples, options.jobs)
+    except Stopped as stop:
+        print(f"superclip demo: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
+        return stop.exit_code
+    print(f"\n{results}")
+    return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip demo",
-        description="Composes scenes of emoji drawings, trains CLIP and SuperCLIP on them with OpenCLIP, and compares "
-        "both at equal samples and at equal time on scenes that neither has seen.",
+        description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with OpenCLIP by paired seeds "
+        "(equal initial weights of the towers, equal order of the data, equal crops), and prints the difference on "
+        "scenes that neither has seen, with its 95 %% interval. It is the study 'demo' of superclip study.",
         epilog="example: superclip demo --quick",
     )
-    parser.add_argument("--quick", action="store_true", help="one seed and few samples: minutes, not a result")
-    parser.add_argument("--seeds", type=int, help=f"runs of each method (default: {FULL['seeds']}; --quick: 1)")
-    parser.add_argument(
-        "--samples", type=int, help=f"samples of a run (default: {FULL['samples']}; --quick: {QUICK['samples']})"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument(
-        "--learning-rates", type=float, nargs="+", metavar="LR",
-        help="each method takes its best of these, on scenes kept for that (default: 2.5e-4 5e-4 1e-3; --quick: 5e-4)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--captions", nargs="+", default=["long"], metavar="KIND",
-        help="name all objects of a scene, one, or some: long (the default), short, raw. Of several kinds, mixed:P and "
-        "dual among them, it prints one table, at the first learning rate",
-    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one seed: some minutes, and no result")
+    parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples of a run (default: 40960)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
     parser.add_argument(
@@ -57,24 +54,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes"
     )
     options = parser.parse_args(argv)
-    for name, default in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-    for name in ("seeds", "samples", "batch_size", "jobs"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
-    for kind in options.captions:
-        if kind not in ("long", "short", "raw") and (len(options.captions) == 1 or not _is_mode(kind)):
-            raise InputError(
-                f"--captions is {' '.join(options.captions)}; expected long, short or raw, or several of these, "
-                "mixed:P and dual"
-            )
-    if options.samples < 10 * options.batch_size:
-        raise InputError(f"--samples is {options.samples}; expected at least ten batches of {options.batch_size}")
-    if not all(math.isfinite(rate) and rate > 0 for rate in options.learning_rates):
-        raise InputError(f"--learning-rates are {options.learning_rates}; expected numbers above 0")
-    if not (options.write_evaluation or options.data_only):
-        check_matplotlib("superclip demo")
+    for name, least in (("seeds", 1), ("samples", BATCH_SIZE), ("jobs", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; expected {least} or more")
+    if options.quick and options.seeds not in (None, 1):
+        raise InputError(f"--quick trains one seed, and --seeds is {options.seeds}: leave one of them out")
     return options
 
 
@@ -93,28 +78,4 @@ def _write_evaluation(folder: Path) -> int:
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
     print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {names} --suite zeroshot,retrieval,probe")
-    return 0
-
-
-def _is_mode(captions: str) -> bool:
-    from ..config import Config
-
-    try:
-        return bool(Config(captions=captions, long_caption="long.txt"))
-    except InputError:
-        return False
-
-
-def _compare_captions(settings) -> int:
-    from ..demo.caption_comparison import compare_modes, modes_table
-
-    print(f"\n{modes_table(compare_modes(settings))}\n\n{settings.out}/captions.json and runs/ hold the rest.")
-    return 0
-
-
-def _compare_methods(settings) -> int:
-    from ..demo.method_comparison import compare_methods, methods_table
-
-    report = compare_methods(settings)
-    print(f"\n{methods_table(report)}\n\n{settings.out}/demo.png, demo.json and runs/ hold the rest.")
     return 0

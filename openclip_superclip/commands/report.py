@@ -6,13 +6,14 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
+from ..optional_dependencies import check_matplotlib, check_scipy
 
 
 def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     check_matplotlib("superclip report")
+    check_scipy("superclip report")
     from ..report.comparison import find_comparisons
     from ..report.copied_runs import tell_copies
     from ..report.reported_run import MISSING

@@ -38,13 +38,14 @@ def main(argv: list[str]) -> int:
     try:
         with stopped_by_signals():
             if options.only == "choose":
-                results = choose_rates(call)
+                told = choose_rates(call)
             else:
-                results = run_study(call, options.jobs or 1, trains=options.only is None)
+                told = run_study(call, options.jobs or 1, trains=options.only is None).tables()
+                told += f"\n\n{call.out}/study.png, study.csv, study.json and the folders of the runs hold the rest."
     except Stopped as stop:
         print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
-    print(f"\n{results}")
+    print(f"\n{told}")
     return 0
 
 

@@ -53,3 +53,14 @@ def write_small_resnet(folder: Path, vocabulary: Path, width: int, text_cfg: dic
     with whole_file(folder / "open_clip_config.json") as file:
         file.write(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2).encode())
     return f"local-dir:{folder}"
+
+
+def load(weights: Path, model: str):
+    """Returns (model, preprocess, tokenizer) of a trained run, CLIP or SuperCLIP, for evaluation."""
+    import open_clip
+
+    from .. import create_model_and_transforms
+
+    loaded, _, preprocess = create_model_and_transforms(model)
+    open_clip.load_checkpoint(loaded, str(weights))
+    return loaded.eval(), preprocess, open_clip.get_tokenizer(model)

@@ -1,4 +1,4 @@
-"""demo.png: the curves of the losses, the bars of the measures, and pictures with what each model says."""
+"""demo.png: the measures of both methods, their differences with intervals, and pictures with what each model says."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +9,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ..atomic_files import whole_file
+from ..seed_statistics import PairedDifference
 
-COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b", "CLIP, equal time": "#4f6d7a"}
+COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b"}
 
 
-def draw(path: Path, columns: dict[str, list[dict]], summary: dict, pictures: Sequence, title: str) -> None:
+def draw(path: Path, scores: dict[str, dict[str, list[float]]], pictures: Sequence, title: str) -> None:
     """Draws the demo's figure.
 
     Args:
-        columns: the records of the runs (one a seed) by column of the table.
-        summary: mean and spread, by column and measure.
-        pictures: (image, true names, {column: names that the model says}).
+        scores: by method and measure, in percent, a score a seed.
+        pictures: (image, true names, {method: names that the model says}).
     """
-    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
+    figure = plt.figure(figsize=(13, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
-    losses, class_losses, bars = top.subplots(1, 3, width_ratios=(1, 1, 2))
-    _draw_curves(losses, columns, "contrastive_loss")
-    _draw_curves(class_losses, columns, "class_loss")
-    _draw_bars(bars, columns, summary)
+    bars, differences = top.subplots(1, 2, width_ratios=(3, 2))
+    _draw_bars(bars, scores)
+    _draw_differences(differences, scores)
     _draw_pictures(bottom, pictures)
     figure.suptitle(title, fontsize=11)
     with whole_file(path) as file:
@@ -34,39 +33,36 @@ def draw(path: Path, columns: dict[str, list[dict]], summary: dict, pictures: Se
     plt.close(figure)
 
 
-def _draw_curves(axes, columns, loss) -> None:
-    for column, records in columns.items():
-        for record in records:
-            curve = [point for point in record["curve"] if loss in point]
-            label = column if record is records[0] and curve else None
-            axes.plot(
-                [p["samples"] for p in curve], [p[loss] for p in curve], color=COLOURS[column], alpha=0.7, label=label
-            )
-    axes.set_title(loss.replace("_", " "))
-    axes.set_xlabel("samples seen")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _draw_bars(axes, columns, summary) -> None:
-    measures = list(next(iter(summary.values())))
-    width = 0.8 / len(columns)
-    for place, (column, records) in enumerate(columns.items()):
+def _draw_bars(axes, scores) -> None:
+    measures = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    for place, (method, found) in enumerate(scores.items()):
         left = [index + place * width for index in range(len(measures))]
-        means = [summary[column][measure]["mean"] for measure in measures]
-        axes.bar(left, means, width * 0.92, color=COLOURS[column], label=column)
+        means = [sum(found[measure]) / len(found[measure]) for measure in measures]
+        axes.bar(left, means, width * 0.92, color=COLOURS[method], label=method)
         for x, measure in zip(left, measures, strict=True):
-            values = [record["measures"][measure] for record in records]
-            axes.plot([x] * len(values), values, ".", color="black", markersize=4)
-    axes.set_xticks(
-        [index + 0.8 / 2 - width / 2 for index in range(len(measures))],
-        [measure.replace("_", " ").replace(" to ", "→") for measure in measures],
-        fontsize=8,
-    )
+            axes.plot([x] * len(found[measure]), found[measure], ".", color="black", markersize=4)
+    axes.set_xticks([index + width / 2 for index in range(len(measures))], _short(measures), fontsize=8)
     axes.set_ylim(0, 100)
-    axes.set_title("held-out scenes, % (a dot a seed)")
+    axes.set_title("held-out scenes, % (a dot a seed)", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_differences(axes, scores) -> None:
+    measures = list(scores["CLIP"])
+    for x, measure in enumerate(measures):
+        pairs = zip(scores["SuperCLIP"][measure], scores["CLIP"][measure], strict=True)
+        difference = PairedDifference([ours - theirs for ours, theirs in pairs])
+        low, high = difference.interval or (difference.mean, difference.mean)
+        axes.plot([x, x], [low, high], color=COLOURS["SuperCLIP"], linewidth=3)
+        axes.plot(x, difference.mean, "o", color=COLOURS["SuperCLIP"])
+        axes.plot([x] * len(difference.values), difference.values, ".", color="black", markersize=4)
+    axes.axhline(0, color="#999999", linewidth=1)
+    axes.set_xticks(range(len(measures)), _short(measures), fontsize=8)
+    axes.set_xlim(-0.5, len(measures) - 0.5)
+    axes.set_title("SuperCLIP − CLIP, points (bar: 95 % interval, dot: a seed)", fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
 
 
 def _draw_pictures(figure, pictures) -> None:
@@ -75,9 +71,13 @@ def _draw_pictures(figure, pictures) -> None:
         axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
         words.set_axis_off()
-        for place, (column, names) in enumerate(said.items()):
+        for place, (method, names) in enumerate(said.items()):
             lines = "\n".join(f"{'✓' if name in objects else '✗'} {name}" for name in names)
             words.text(
-                0, 1.05 - place * 0.6, f"{column} says\n{lines}", transform=words.transAxes, fontsize=8,
-                verticalalignment="top", color=COLOURS[column],
+                0, 1.05 - place * 0.6, f"{method} says\n{lines}", transform=words.transAxes, fontsize=8,
+                verticalalignment="top", color=COLOURS[method],
             )  # fmt: skip
+
+
+def _short(measures: Sequence[str]) -> list[str]:
+    return [measure.replace("_", " ").replace(" to ", "→") for measure in measures]

@@ -11,7 +11,7 @@ from open_clip_train.train import get_clip_metrics
 from PIL import Image
 from torch import Tensor, nn
 
-from openclip_superclip.demo.scenes import NAMES, Scene, make_scene, scenes
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, Scene, make_scene, scenes
 
 BATCH_SIZE = 250
 
@@ -25,16 +25,17 @@ def measure(
     device: str | torch.device = "cpu",
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
+    designers: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """The model's measures on scenes of a split, in percent. `device` is where the model is.
+    """The model's measures on scenes of a split by some designers, in percent. `device` is where the model is.
 
     zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
     image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
     tagging: the share of such a scene's k objects that are among the k most similar names.
     linear_probe: the same share for a linear classifier of frozen image features, fitted to training scenes.
     """
-    singles = list(scenes(num_scenes, seed, split, num_objects=(1,)))
-    groups = different_scenes(num_scenes, seed, split)
+    singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
+    groups = different_scenes(num_scenes, seed, split, designers)
     probe_scenes = list(scenes(num_probe_scenes, seed, "train"))
     with evaluating(model):
         classifier = name_classifier(model, tokenizer, device)  # [D, N]
@@ -74,13 +75,13 @@ def describe(
     ]
 
 
-def different_scenes(num: int, seed: int, split: str) -> list[Scene]:
+def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
     """The first `num` scenes of a split that have two objects or more, no two of them the same objects."""
     found: dict[frozenset[str], Scene] = {}
     for index in count():
         if len(found) == num:
             return list(found.values())
-        scene = make_scene(seed, index, split, num_objects=range(2, 5))
+        scene = make_scene(seed, index, split, range(2, 5), designers)
         found.setdefault(frozenset(scene.objects), scene)
 
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
+UNSEEN_DESIGNERS = ("fluent",)  # no training shows their drawings; they have all names but one
 NAMES = sorted(path.stem.replace("-", " ") for path in (TILES / DESIGNERS[0]).glob("*.png"))
 
 SPLITS = ("train", "tune", "test")
@@ -52,7 +53,13 @@ def tile(designer: str, name: str, size: int) -> Image.Image:
         return image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
 
 
-def make_scene(seed: int, index: int, split: str = "train", num_objects: Sequence[int] = range(1, 5)) -> Scene:
+def make_scene(
+    seed: int,
+    index: int,
+    split: str = "train",
+    num_objects: Sequence[int] = range(1, 5),
+    designers: Sequence[str] = DESIGNERS,
+) -> Scene:
     """Scene number `index` of a split: 64 by 64 pixels, RGB. The same arguments give the same scene.
 
     The number of objects is drawn from `num_objects` (each of 1 to 4). Raw captions name a random part of the objects.
@@ -60,13 +67,13 @@ def make_scene(seed: int, index: int, split: str = "train", num_objects: Sequenc
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
     objects = draw_objects(rng, count)
-    while count > 1 and split_of(objects) != split:
+    while (count > 1 and split_of(objects) != split) or not drawn_by(designers).issuperset(objects):
         objects = draw_objects(rng, count)
 
     def caption(length: int) -> str:
         return ", ".join(objects[place] for place in rng.permutation(count)[:length])
 
-    image = draw_image(rng, objects)
+    image = draw_image(rng, objects, designers)
     return Scene(image, objects, {"long": caption(count), "short": caption(1), "raw": caption(rng.integers(count) + 1)})
 
 
@@ -75,11 +82,18 @@ def draw_objects(rng: np.random.Generator, count: int) -> list[str]:
     return [NAMES[place] for place in rng.choice(len(NAMES), count, replace=False)]
 
 
-def draw_image(rng: np.random.Generator, objects: Sequence[str]) -> Image.Image:
-    """The objects on a light background, one a quadrant, each by either designer, scaled, turned and shifted."""
+@functools.cache
+def drawn_by(designers: Sequence[str]) -> frozenset[str]:
+    """The names that all the designers have drawn."""
+    found = [{path.stem.replace("-", " ") for path in (TILES / one).glob("*.png")} for one in designers]
+    return frozenset(NAMES).intersection(*found)
+
+
+def draw_image(rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS) -> Image.Image:
+    """The objects on a light background, one a quadrant, each by one of them, scaled, turned and shifted."""
     count = len(objects)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
-    designers = rng.choice(DESIGNERS, count).tolist()
+    designers = rng.choice(designers, count).tolist()
     sizes = rng.integers(22, 31, count).tolist()
     angles = rng.normal(0, 8, count).tolist()  # degrees
     shifts = rng.random((count, 2)).tolist()
@@ -94,10 +108,15 @@ def draw_image(rng: np.random.Generator, objects: Sequence[str]) -> Image.Image:
 
 
 def scenes(
-    num: int, seed: int = 0, split: str = "train", num_objects: Sequence[int] = range(1, 5), first_index: int = 0
+    num: int,
+    seed: int = 0,
+    split: str = "train",
+    num_objects: Sequence[int] = range(1, 5),
+    first_index: int = 0,
+    designers: Sequence[str] = DESIGNERS,
 ) -> Iterator[Scene]:
     """Scenes `first_index` to `first_index + num - 1` of a split, made as they are asked for."""
-    return (make_scene(seed, index, split, num_objects) for index in range(first_index, first_index + num))
+    return (make_scene(seed, index, split, num_objects, designers) for index in range(first_index, first_index + num))
 
 
 def write_shards(

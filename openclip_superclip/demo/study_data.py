@@ -10,13 +10,19 @@ from .demo_model import NUM_TOKENS_WITHOUT_MERGES, write_small_resnet
 from .scenes import NAMES, write_shards
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
+MODEL = "study-model"  # below the demo's folder
+SHARDS = {  # there, too: by what the scenes' own text names, all their objects or one
+    caption: f"data/{folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
+    for caption, folder in (("long", "study"), ("short", "study-short"))
+}
 CONTEXT = 18  # tokens: four names of two words and the commas between them
 
 
-def write_study_data(folder: Path) -> None:
-    """Writes, below `folder`, study-model and the shards data/study, whose captions name all objects."""
-    write_study_model(folder / "study-model")
-    write_shards(folder / "data" / "study", NUM_SHARDS * SHARD_SIZE, seed=0, samples_per_shard=SHARD_SIZE)
+def write_study_data(folder: Path, caption: str = "long") -> None:
+    """Writes study-model and the shards of a kind of captions, long ones or short ones, below `folder`."""
+    write_study_model(folder / MODEL)
+    shards = (folder / SHARDS[caption]).parent
+    write_shards(shards, NUM_SHARDS * SHARD_SIZE, seed=0, samples_per_shard=SHARD_SIZE, caption=caption)
 
 
 def write_study_model(folder: Path) -> str:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from ..planning.recipe_rules import METHODS
-from ..seed_statistics import Spread
+from ..seed_statistics import PairedDifference, Spread
 from .paper_scores import PaperPoint, paper_points
 from .reported_run import ReportedRun
 from .run_scores import in_order
@@ -61,8 +61,20 @@ class Comparison:
 
     def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
         """Returns a score over the seeds of a cell's finished runs, None where none has it."""
-        runs = [run for run in self.cells.get((series, batch_size), []) if run.is_whole and key in run.scores]
+        runs = self._scored(series, batch_size, key)
         return Spread([run.scores[key] for run in runs]) if runs else None
+
+    def difference(self, series: Series, plain: Series, batch_size: int, key: str) -> PairedDifference | None:
+        """Returns a score's differences at the seeds that finished runs of both have, None where there is none."""
+        ours, theirs = (
+            {run.seed: run.scores[key] for run in self._scored(one, batch_size, key)} for one in (series, plain)
+        )
+        seeds = sorted(ours.keys() & theirs.keys())
+        return PairedDifference([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+
+    def _scored(self, series: Series, batch_size: int, key: str) -> list[ReportedRun]:
+        """Returns a cell's finished runs that have a score."""
+        return [run for run in self.cells.get((series, batch_size), []) if run.is_whole and key in run.scores]
 
     def paper_value(self, series: Series, batch_size: int, key: str) -> PaperPoint | None:
         """Returns the paper's score of what a cell trained."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..planning.recipe_rules import METHODS
 from .comparison import Comparison, number
-from .report_table import ABSENT, NOTHING, Cell, Numeric, ReportTable, count, decimal, mean, no_number
+from .report_table import ABSENT, NOTHING, Cell, Numeric, ReportTable, count, decimal, mean, no_number, paired
 from .reported_run import MISSING, ReportedRun
 from .run_scores import in_order, label, shown
 
@@ -25,22 +25,25 @@ def scores_table(comparison: Comparison) -> ReportTable:
             spreads = [comparison.score(series, batch_size, key) for key in keys]
             rows.append([series.name, count(batch_size), seeds, *map(mean, spreads)])
         rows += _difference_rows(comparison, batch_size, keys)
-    note = "Mean ± standard deviation over the seeds of finished runs, in percent."
+    note = (
+        "Mean ± standard deviation over the seeds of finished runs, in percent; differences are of equal seeds, "
+        "with their 95 % interval (Student's t)."
+    )
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
     return ReportTable("Scores", ["method", "batch", "seeds", *map(label, keys)], rows, note)
 
 
 def _difference_rows(comparison: Comparison, batch_size: int, keys: list[str]) -> list[list[Cell]]:
-    """Returns a row for what each method with a head is ahead of the same without; none where nothing compares."""
+    """Returns a row for what each method with a head is ahead of the same without, at the seeds that both have."""
     rows = []
     for series in comparison.series:
         plain = replace(series, method=series.method.removeprefix("super"))
-        pairs = [(comparison.score(series, batch_size, key), comparison.score(plain, batch_size, key)) for key in keys]
-        ahead = [ours.mean - base.mean if ours and base else None for ours, base in pairs]
-        if plain != series and any(value is not None for value in ahead):
-            cells = [no_number() if value is None else decimal(value, "+.1f") for value in ahead]
-            rows.append([f"{series.name} − {plain.name}", count(batch_size), "", *cells])
+        ahead = [comparison.difference(series, plain, batch_size, key) for key in keys]
+        if plain != series and any(ahead):
+            most = max((difference for difference in ahead if difference), key=lambda one: len(one.values))
+            seeds = f"{len(most.values)} pair(s)"
+            rows.append([f"{series.name} − {plain.name}", count(batch_size), seeds, *map(paired, ahead)])
     return rows
 
 

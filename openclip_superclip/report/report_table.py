@@ -5,18 +5,19 @@ import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..seed_statistics import Spread
+from ..seed_statistics import PairedDifference, Spread
 from ..table import markdown_table
 
 ABSENT = "missing"
 NOTHING = "–"
+ALSO = ("standard deviation", "95 % interval from", "95 % interval to")  # the numbers of a cell after its first
 
 
 class Numeric(NamedTuple):
     """A cell that is about a number: as people read it, and its numbers, none where there is nothing."""
 
     text: str
-    numbers: tuple[float | None, ...] = ()  # of a mean, its standard deviation too
+    numbers: tuple[float | None, ...] = ()  # with what of ALSO it has
 
     def __str__(self) -> str:
         return self.text
@@ -45,6 +46,13 @@ def mean(spread: Spread | None) -> Numeric:
     return Numeric(str(spread), (spread.mean, spread.std)) if spread else no_number()
 
 
+def paired(difference: PairedDifference | None) -> Numeric:
+    """Returns the mean of differences by seed, with their deviation and the mean's interval."""
+    if difference is None:
+        return no_number()
+    return Numeric(str(difference), (difference.mean, difference.std, *(difference.interval or (None, None))))
+
+
 class ReportTable(NamedTuple):
     """Cells under their heads; the note says how to read them."""
 
@@ -59,10 +67,12 @@ class ReportTable(NamedTuple):
         return "\n\n".join(filter(None, [f"**{self.title}**", markdown_table(self.heads, rows), self.note]))
 
     def csv(self) -> str:
-        """Returns heads and rows as CSV, with a column of its own for standard deviations."""
+        """Returns heads and rows as CSV, with columns of their own for standard deviations and intervals."""
         columns = [*zip(*self.rows, strict=True)] or [()] * len(self.heads)
         widths = [max((len(_values(cell)) for cell in column), default=1) or 1 for column in columns]
-        heads = [[head, f"{head}, standard deviation"][:width] for head, width in zip(self.heads, widths, strict=True)]
+        heads = [
+            [head, *(f"{head}, {one}" for one in ALSO)][:width] for head, width in zip(self.heads, widths, strict=True)
+        ]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_flat(heads))

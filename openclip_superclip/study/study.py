@@ -12,7 +12,7 @@ from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
 from ..versions import versions
-from .study_call import StudyCall
+from .study_call import StudyCall, caption_of_scenes
 from .study_results import StudyResults
 from .study_run import PACKAGES
 from .study_training import StudyTraining
@@ -21,8 +21,8 @@ RUNS_LIST = "runs.list"  # the folders of the runs, a line each
 JOBS = "jobs.json"  # the numbers of the jobs that were submitted last, by the names of the stages
 
 
-def run_study(call: StudyCall, jobs: int, trains: bool = True) -> str:
-    """Trains and measures what is not there yet, writes the results into the folder, and returns them as text.
+def run_study(call: StudyCall, jobs: int, trains: bool = True) -> StudyResults:
+    """Trains and measures what is not there yet, writes the results into the folder, and returns them.
 
     Args:
         jobs: runs at a time.
@@ -34,7 +34,7 @@ def run_study(call: StudyCall, jobs: int, trains: bool = True) -> str:
         records, chosen = training.run()
         results = StudyResults(call.study, records, chosen)
         results.write(call.out, _provenance(call))
-    return f"{results.tables()}\n\n{call.out}/study.png, study.csv, study.json and {training.runs_in} hold the rest."
+    return results
 
 
 def choose_rates(call: StudyCall) -> str:
@@ -64,8 +64,8 @@ def submitted_jobs(out: Path) -> dict[str, str]:
 
 def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyTraining:
     """Returns the study's training, the data that it measures on written."""
-    if call.study.measures == "demo":
-        _write_demo_data()
+    if call.study.is_of_scenes:
+        _write_demo_data(call)
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
     return new_training(call, jobs, trains)
 
@@ -76,13 +76,13 @@ def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
     )
 
 
-def _write_demo_data() -> None:
+def _write_demo_data(call: StudyCall) -> None:
     import torch
 
     from ..demo.study_data import write_study_data
 
     torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
-    write_study_data(Path("demo"))
+    write_study_data(call.scenes, caption_of_scenes(call.study))
 
 
 def _provenance(call: StudyCall) -> dict:

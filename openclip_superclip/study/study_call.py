@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..demo.study_data import MODEL, SHARDS
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from .study_file import Study, read_study
 
+DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
 MEASURED_WITH = {"imagenet-zeroshot-val-top1": "imagenet-val"}  # OpenCLIP's flag; for the others val-data
 
 
@@ -22,6 +24,7 @@ class StudyCall:
     data: str | None  # shards in place of the recipe's
     set: Mapping[str, str]  # fields of the recipe with their values
     arguments: tuple[str, ...]  # of `superclip study`, which make the same call again
+    scenes: Path = DEMO  # the folder that the demo's model and scenes are written into
 
 
 def study_call(
@@ -33,6 +36,7 @@ def study_call(
     val_data: str | None,
     set_: Mapping[str, str],
     runs_in: Path | None = None,
+    scenes: Path = DEMO,
 ) -> StudyCall:
     """Returns the call; InputError for what cannot be trained or measured.
 
@@ -43,6 +47,7 @@ def study_call(
         data, val_data: shards in place of the study's; with `val_data` OpenCLIP's own retrieval measures.
         set_: fields of the recipe with their values, of every run.
         runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
+        scenes: the folder that the demo's model and scenes are written into.
     """
     study = read_study(name)
     arguments = {"--device": device, "--seeds": seeds, "--data": data, "--val-data": val_data, "--runs": runs_in}
@@ -56,11 +61,20 @@ def study_call(
     study.check_set(set_)
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
-    if bool(data) != bool(val_data) and study.measures == "demo" and data:
+    if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "validation":
         _check_measured(study, set_)
-    return StudyCall(study, out, runs_in, device, data, set_, ("study", name, "--out", str(out), *given))
+    if scenes != DEMO:
+        set_ = {**set_, "model": f"local-dir:{scenes / MODEL}"}
+        data = f"{scenes / SHARDS[caption_of_scenes(study)]}"
+    return StudyCall(study, out, runs_in, device, data, set_, ("study", name, "--out", str(out), *given), scenes)
+
+
+def caption_of_scenes(study: Study) -> str:
+    """Returns which of the demo's shards a study trains on, by the captions that are their text."""
+    shards = read_recipe(study.recipe, study.set).shards
+    return next((caption for caption, pattern in SHARDS.items() if shards == f"{DEMO / pattern}"), "long")
 
 
 def _on_validation_data(study: Study) -> Study:

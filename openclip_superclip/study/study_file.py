@@ -26,7 +26,8 @@ class Study:
     recipe: str  # a file or a shipped name; what all runs have in common
     arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
     seeds: int  # 0 to seeds - 1, the same for every arm
-    measures: str = "demo"  # what measures a run: the demo's scenes, or "validation" (OpenCLIP's own, --val-data)
+    measures: str = "demo"  # one of MEASURES: scenes, or "validation" (OpenCLIP's own, --val-data)
+    set: dict = dataclasses.field(default_factory=dict)  # fields of the recipe with their values, of every run
     cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)  # one field: its values, or each value's
     # mapping of more fields
     choose: dict = dataclasses.field(default_factory=dict)  # lr: values; seeds: how many, beyond the study's own
@@ -38,6 +39,11 @@ class Study:
         """The comparisons: an arm and its baseline."""
         first, *others = self.arms
         return [tuple(pair) for pair in self.compare] or [(arm, first) for arm in others]
+
+    @property
+    def is_of_scenes(self) -> bool:
+        """Whether the demo's scenes measure it."""
+        return MEASURES[self.measures] == OF_SCENES
 
     @property
     def cell_field(self) -> str | None:
@@ -57,7 +63,8 @@ class Study:
         other = values.pop(LIKE, None)
         shared = self.settings(other, None, of_all) if other else {}
         of_cell = {} if cell is None else {self.cell_field: _text(cell)} | self._of_cell(cell)
-        found = dict(of_all) | shared | of_cell
+        of_study = {field: _text(value) for field, value in self.set.items()}
+        found = of_study | dict(of_all) | shared | of_cell
         own = {field: _text(value) for field, value in values.items()}
         if own.get("samples", "").endswith("%"):
             recipe = read_recipe(self.recipe, found)
@@ -92,8 +99,10 @@ class Study:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
+OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
 MEASURES = {  # what measures a run: the measures that it has
-    "demo": ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe"),
+    "demo": OF_SCENES,
+    "unseen-drawings": OF_SCENES,  # of scenes drawn by a designer whom no training shows
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
 
@@ -139,6 +148,7 @@ def _check(study: Study, path: Path) -> None:
     for field, kind, expected in (
         ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
         ("cells", dict, "one field of the recipe and its values"),
+        ("set", dict, "fields of the recipe and their values"),
         ("choose", dict, "lr: values, and seeds: how many"),
     ):
         if not isinstance(getattr(study, field), kind):

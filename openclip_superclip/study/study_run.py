@@ -111,12 +111,14 @@ def samples_seen(folder: Path) -> int:
 
 
 def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
-    if measures == "demo":
-        from ..demo.demo_run import load
+    if measures in ("demo", "unseen-drawings"):
+        from ..demo.demo_model import load
         from ..demo.measures import measure
+        from ..demo.scenes import DESIGNERS, UNSEEN_DESIGNERS
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
-        return measure(*load(weights, model), split=run.split)
+        designers = DESIGNERS if measures == "demo" else UNSEEN_DESIGNERS
+        return measure(*load(weights, model), split=run.split, designers=designers)
     from ..report.run_scores import of_training
 
     return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}

@@ -4,7 +4,7 @@ import itertools
 import json
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class StudyTraining:
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
         self.extra, self.trains = tuple(extra), trains
         self.runs_in = runs_in or out / "runs"
-        self.common = read_recipe(study.recipe, dict(self.extra))
+        self.common = read_recipe(study.recipe)
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
@@ -115,7 +115,9 @@ class StudyTraining:
 
     def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
         settings = {**self.study.settings(arm, cell, dict(self.extra)), **more, "seed": str(seed)}
-        folder = self.runs_in / run_name(self.common, read_recipe(self.study.recipe, settings))
+        folder = self.runs_in / run_name(
+            self.common, read_recipe(self.study.recipe, settings), {*self.study.set, *dict(self.extra)}
+        )
         return StudyRun(arm, cell, seed, self.study.recipe, tuple(settings.items()), folder, split)
 
     def _records(self, runs: list[StudyRun]) -> list[dict]:
@@ -168,10 +170,13 @@ class StudyTraining:
             )
 
 
-def run_name(common: Recipe, recipe: Recipe) -> str:
-    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed."""
+def run_name(common: Recipe, recipe: Recipe, unnamed: Set[str] = frozenset()) -> str:
+    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed.
+
+    Fields of `unnamed`, which all runs of a study have alike, are left out.
+    """
     ours, theirs = _flat(recipe.as_dict()), _flat(common.as_dict())
-    differ = [key for key in ours if key not in theirs or ours[key] != theirs[key]]
+    differ = [key for key in ours if key not in unnamed and (key not in theirs or ours[key] != theirs[key])]
     told = [f"{key.rpartition('.')[2]}-{folder_name(str(ours[key]))}" for key in differ]
     return "_".join([recipe.method, *told, f"seed{recipe.seed}"])
 

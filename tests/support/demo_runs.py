@@ -4,18 +4,18 @@ import os
 import subprocess
 import sys
 
-SMALL = ["demo", "--quick", "--samples", "320", "--batch-size", "32"]
+SMALL = ["demo", "--quick", "--samples", "320"]
 
 
-def start_demo(out, *arguments) -> subprocess.Popen:
+def start_demo(out, *arguments, cwd=None) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "openclip_superclip", *SMALL, "--out", str(out), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
-def run_demo(out, *arguments) -> subprocess.CompletedProcess:
-    process = start_demo(out, *arguments)
+def run_demo(out, *arguments, cwd=None) -> subprocess.CompletedProcess:
+    process = start_demo(out, *arguments, cwd=cwd)
     printed, said = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, printed, said)

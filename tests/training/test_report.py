@@ -17,6 +17,7 @@ import torch
 from matplotlib import pyplot
 from PIL import Image
 from ruamel.yaml import YAML
+from scipy.stats import ttest_rel
 from support import paper
 from support.browser import evaluated, needs_browser, num_pixels_outside, screenshot
 from support.models import write_model
@@ -161,8 +162,8 @@ def test_the_page_asks_for_nothing_and_escapes_what_it_is_told(trained, tmp_path
 def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(trained, whole):
     rows = table(whole / "scores.csv")
     assert [(row["method"], row["batch"], row["seeds"]) for row in rows] == [
-        ("CLIP", "8", "0, 1"), ("SuperCLIP", "8", "0, 1"), ("SuperCLIP − CLIP", "8", ""),
-        ("CLIP", "16", "0, 1"), ("SuperCLIP", "16", "0, 1"), ("SuperCLIP − CLIP", "16", ""),
+        ("CLIP", "8", "0, 1"), ("SuperCLIP", "8", "0, 1"), ("SuperCLIP − CLIP", "8", "2 pair(s)"),
+        ("CLIP", "16", "0, 1"), ("SuperCLIP", "16", "0, 1"), ("SuperCLIP − CLIP", "16", "2 pair(s)"),
     ]  # fmt: skip
     measured = {}
     for run in trained:
@@ -175,6 +176,14 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
             assert float(row[f"{MEASURES[0]}, standard deviation"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
             told = f"| {row['method']} | {row['batch']} | {row['seeds']} | {Spread(values)} |"
             assert told in (whole / "report.md").read_text()
+    for batch in ("8", "16"):
+        (row,) = (row for row in rows if row["method"] == "SuperCLIP − CLIP" and row["batch"] == batch)
+        ours, theirs = ([measured[f"{method}_{batch}_{seed}"] for seed in SEEDS] for method in ("superclip", "clip"))
+        of_scipy = ttest_rel(ours, theirs)
+        interval = of_scipy.confidence_interval(0.95)
+        assert float(row[MEASURES[0]]) == pytest.approx(np.mean(ours) - np.mean(theirs), abs=1e-5)
+        for end, name in zip(interval, ("from", "to"), strict=True):
+            assert float(row[f"{MEASURES[0]}, 95 % interval {name}"]) == pytest.approx(end, abs=1e-5)
 
 
 def test_files_beside_the_page_hold_the_same(trained, whole):

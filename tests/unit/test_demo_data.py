@@ -15,7 +15,18 @@ from torch import nn
 from openclip_superclip.demo import measures as measures_module
 from openclip_superclip.demo import scenes as scenes_module
 from openclip_superclip.demo.measures import describe, different_scenes, measure, share_found
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, SPLITS, TILES, make_scene, scenes, split_of, write_shards
+from openclip_superclip.demo.scenes import (
+    DESIGNERS,
+    NAMES,
+    SPLITS,
+    TILES,
+    UNSEEN_DESIGNERS,
+    drawn_by,
+    make_scene,
+    scenes,
+    split_of,
+    write_shards,
+)
 
 CONTEXT_LENGTH = 24
 TINY_MODEL = {
@@ -66,7 +77,7 @@ def test_both_designers_drew_the_same_100_names():
 
 
 def test_every_tile_is_64_pixels_and_stands_beside_its_licence():
-    licences = {"google": "Apache License", "twitter": "Attribution 4.0 International"}
+    licences = {"google": "Apache License", "twitter": "Attribution 4.0 International", "fluent": "MIT License"}
     for path in TILES.glob("*/*.png"):
         with Image.open(path) as image:
             assert image.size == (64, 64)
@@ -255,3 +266,17 @@ def test_batches_do_not_change_the_measures(tiny, monkeypatch):
     whole = [predicted for *_, predicted in describe(*tiny, num=10)]
     monkeypatch.setattr(measures_module, "BATCH_SIZE", 3)
     assert [predicted for *_, predicted in describe(*tiny, num=10)] == whole
+
+
+def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
+    drawings = {path.stem.replace("-", " ") for path in (TILES / "fluent").iterdir()}
+    assert set(NAMES) - drawings == {"leafless tree"}
+    assert drawn_by(UNSEEN_DESIGNERS) == drawings
+    assert drawn_by(DESIGNERS) == set(NAMES)
+    assert not set(UNSEEN_DESIGNERS) & set(DESIGNERS)
+    for index in range(20):
+        seen, unseen = (make_scene(5, index, "test", (1,), designers) for designers in (DESIGNERS, UNSEEN_DESIGNERS))
+        if seen.objects == unseen.objects:  # all but those without a drawing
+            assert seen.captions == unseen.captions
+            assert seen.image.tobytes() != unseen.image.tobytes()
+    assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), 0, UNSEEN_DESIGNERS))

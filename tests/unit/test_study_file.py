@@ -17,6 +17,7 @@ from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.seed_statistics import PairedDifference
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
+from openclip_superclip.study.study_training import run_name
 
 RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
 STUDY = {
@@ -65,6 +66,24 @@ def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, s
     assert settings == {"method": "clip", "samples": str(samples)}
 
 
+def test_every_run_of_a_cell_has_its_fields_and_those_of_all_runs(tmp_path):
+    cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
+    study = read_study(write_study(tmp_path, cells=cells, set={"wd": 0.1}))
+    assert study.cell_values == [16, 32]
+    assert study.settings("SuperCLIP", 16) == {"wd": "0.1", "global_batch_size": "16", "warmup": "256"}
+    assert study.settings("CLIP", 32) == {"wd": "0.1", "global_batch_size": "32", "method": "clip"}
+
+
+def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
+    def name(set_, unnamed=frozenset()):
+        return run_name(read_recipe(RECIPE), read_recipe(RECIPE, set_), unnamed)
+
+    assert name({"lr": "0.0005", "seed": "3"}) == "superclip_seed3"
+    assert name({"method": "clip", "lr": "1e-3", "seed": "0"}) == "clip_lr-0.001_seed0"
+    assert name({"superclip.placebo": "detached-head"}) == "superclip_placebo-detached-head_seed0"
+    assert name({"wd": "0.1", "flags.val-num-samples": "8"}, {"wd"}) == "superclip_val-num-samples-8_seed0"
+
+
 REFUSED = {
     "arms of one folder": ({"arms": {"a b": {}, "A-B": {}}}, "an arm is 'A-B'"),
     "an arm that is a number": ({"arms": {1: {}, "B": {}}}, "an arm is 1"),
@@ -83,7 +102,8 @@ REFUSED = {
     ),
     "measures": ({"measures": "taste"}, "measures is 'taste'"),
     "cells": ({"cells": {"lr": []}}, "cells is"),
-    "a cell that is no mapping": ({"cells": {"lr": {1e-3: 500}}}, "cells is"),
+    "fields of a cell": ({"cells": {"lr": {1e-3: 128}}}, "cells is"),
+    "fields of all runs": ({"set": [1]}, "set is [1]"),
     "choose": ({"choose": {"lr": [1e-3]}}, "choose is"),
     "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
     "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),

@@ -1,12 +1,14 @@
-"""Draw the demo's 100 emoji: `python selection.py NODE_MODULES` rewrites the folders google/ and twitter/ beside it.
+"""Draw the demo's 100 emoji: `python selection.py NODE_MODULES` rewrites google/, twitter/ and fluent/ beside it.
 
-NODE_MODULES is where `npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0` put its packages.
+NODE_MODULES is where `npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
+@iconify-json/fluent-emoji-flat@1.2.6` put its packages. fluent/ is drawn by rsvg-convert, of librsvg.
 """
 
 import json
 import random
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +55,23 @@ def main(node_modules: Path) -> None:
         for emoji in chosen:
             name = emoji["name"].lower().replace(" ", "-")
             shutil.copyfile(package / "img" / designer / "64" / emoji["image"], folder / f"{name}.png")
+    draw_fluent(chosen, node_modules / "@iconify-json" / "fluent-emoji-flat")
+
+
+def draw_fluent(chosen: list[dict], package: Path) -> None:
+    """Writes those of the emoji that Fluent Emoji has, 64 pixels wide and high."""
+    icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))["icons"]
+    names = json.loads((package / "chars.json").read_text(encoding="utf-8"))
+    folder = Path(__file__).resolve().parent / "fluent"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for emoji in chosen:
+        code = emoji["unified"].lower()
+        name = names.get(code) or names.get(code.replace("-fe0f", ""))
+        if name is not None:
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{icons[name]["body"]}</svg>'
+            out = folder / f"{emoji['name'].lower().replace(' ', '-')}.png"
+            subprocess.run(["rsvg-convert", "-w", "64", "-h", "64", "-o", out], input=svg.encode(), check=True)
 
 
 if __name__ == "__main__":
