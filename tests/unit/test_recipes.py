@@ -138,7 +138,9 @@ def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2
         assert {f"{folder}/{method}_vit-l-16_{samples}_bs16k" for samples in ("512m", "12.8b")} <= RECIPES.keys()
 
 
-@pytest.mark.parametrize("folder", ["laion400m", "laion2b", "cc12m", "finetune", "demo", "scenes"])
+@pytest.mark.parametrize("folder", [
+    "laion400m", "laion2b", "cc12m", "cc3m", "yfcc15m", "coco", "finetune", "demo", "scenes",
+])  # fmt: skip
 def test_what_reproduces_nothing_says_so(folder):
     texts = [recipe.text for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
     assert texts
