@@ -37,10 +37,15 @@ recipe=${1:?"expected: sbatch slurm/train.sbatch RECIPE [SHARDS] [options]"}
 shift
 [[ ${1:--} == -* ]] || set -- --data "$@"
 
-# Where the ranks of all nodes meet.
+# Where the ranks of all nodes meet: another port after each restart, and none that something listens on already.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+MASTER_PORT=$((20000 + (SLURM_JOB_ID + 101 * ${SLURM_RESTART_COUNT:-0}) % 10000))
+while (: <>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do
+    echo "training_job.sh: port $MASTER_PORT of $MASTER_ADDR is taken; trying the next"
+    MASTER_PORT=$((MASTER_PORT + 1))
+done
 export MASTER_ADDR MASTER_PORT
+export SUPERCLIP_EXCLUDE=$PWD/.exclude-$SLURM_JOB_ID # where `superclip run` names a node on which it failed
 
 # One `superclip run` a node, which starts a process for each of its GPUs. The first that fails ends them all.
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --cpu-bind=none \
@@ -51,9 +56,36 @@ while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends wait before
 wait $step
 code=$?
 
-# 0 is finished, 1 failed. A job that is told as soon as it starts has no time to train, and would be requeued forever.
-if [ $code -eq 75 ] || { [ "${told:-0}" -gt 300 ] && [ $code -gt 1 ]; }; then
-    echo "training_job.sh: requeued, to resume from the last checkpoint"
+# Prints the nodes that the job is to leave out from now on, as many as the partition can spare.
+nodes_to_exclude() {
+    local excluded number=0
+    excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    [ "${excluded:-(null)}" = "(null)" ] && excluded= || number=$(scontrol show hostnames "$excluded" | wc -l)
+    number=$((number + $(sort -u "$SUPERCLIP_EXCLUDE" | wc -l)))
+    up=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,allocated,mixed,completing \
+        --format=%N | sort -u | wc -l)
+    [ $((up - number)) -lt "$SLURM_JOB_NUM_NODES" ] ||
+        echo "$excluded${excluded:+,}$(sort -u "$SUPERCLIP_EXCLUDE" | paste -sd,)"
+}
+
+requeue() {
+    local exclude= try
+    [[ $(scontrol show job "$SLURM_JOB_ID") == *" JobState=RUNNING "* ]] || return # SLURM has ended it
+    [ ! -s "$SUPERCLIP_EXCLUDE" ] || exclude=$(nodes_to_exclude)
+    rm -f "$SUPERCLIP_EXCLUDE"
+    echo "training_job.sh: requeued, to resume from the last checkpoint${exclude:+, without $exclude}"
+    trap '' TERM # with which SLURM ends this script, too
     scontrol requeue "$SLURM_JOB_ID"
+    for try in {1..20}; do
+        [ "$exclude" ] && ! scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$exclude" 2>/dev/null || break
+        sleep 0.5
+    done
+}
+
+# 0 is finished, 1 failed, 75 asks for another start, and 137 is that of a `superclip run` that was killed. A job that is
+# told as soon as it starts has no time to train, and would be requeued forever.
+if [ $code -eq 75 ] || [ $code -eq 137 ] || { [ "${told:-0}" -gt 300 ] && [ $code -gt 1 ]; }; then
+    requeue
 fi
+rm -f "$SUPERCLIP_EXCLUDE"
 exit $code

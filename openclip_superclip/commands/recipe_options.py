@@ -1,11 +1,12 @@
 """The options that the commands which take a recipe have in common."""
 
 import argparse
+import math
 from pathlib import Path
 
 from ..errors import InputError
+from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
 from ..running.training_engine import ENGINES
-from ..running.unreadable_data import SHARE
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--unreadable-max", type=float, default=SHARE, metavar="SHARE",
+        "--unreadable-max", type=float, default=UNREADABLE_MAX, metavar="SHARE",
         help="of a slice's shards, or samples: where more cannot be read the run fails (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stall-minutes", type=float, default=STALL_MINUTES, metavar="M",
+        help="without a step, after which the run starts again; 0 for never (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--accept-changes",
@@ -45,6 +50,8 @@ def check_run_options(options: argparse.Namespace) -> None:
     """Raises InputError for a value that none of them can have."""
     if not 0 <= options.unreadable_max <= 1:
         raise InputError(f"--unreadable-max is {options.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
+    if not 0 <= options.stall_minutes < math.inf:
+        raise InputError(f"--stall-minutes is {options.stall_minutes:g}; expected 0 or more")
 
 
 def settings(pairs: list[str]) -> dict[str, str]:

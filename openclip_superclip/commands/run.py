@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     from ..running.node_run import NodeRun
     from ..running.placement import find_placement
     from ..running.run_folder import recipe_and_folder
-    from ..running.stop_signals import Stopped, stopped_by_signals
+    from ..running.stop_signals import QUEUE_AGAIN, Stopped, stopped_by_signals
 
     placement = find_placement()
     recipe, folder = recipe_and_folder(options.recipe, options.set, options.out)
@@ -24,17 +24,26 @@ def main(argv: list[str]) -> int:
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
         options.gpu_batch_max, options.workers, options.device,
     )  # fmt: skip
-    run = NodeRun(plan, placement, folder, options.set, options.engine, options.accept_changes, options.unreadable_max)
+
+    def node_run():
+        return NodeRun(
+            plan, placement, folder, options.set, options.engine, options.accept_changes, options.unreadable_max,
+            options.stall_minutes,
+        )  # fmt: skip
+
     if options.dry_run:
         if placement.node == 0:
             plan.warnings.extend(plan.check_shards())
-            print(_show(run))
+            print(_show(node_run()))
         return 0
     if options.engine == "horovod":
         check_horovod()
     try:
         with stopped_by_signals():
-            return run.run()
+            code = node_run().run()
+            while code == QUEUE_AGAIN and placement.job is None:  # where no job is to be put into the queue again
+                code = node_run().run()
+            return code
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..running.unreadable_data import SHARE
+from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
 from .recipe_options import add_run_options, check_run_options, settings
 from .slurm_options import add_slurm_options, slurm_request
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     submission = Submission(
         options.recipe, slurm_request(options), settings(options.set), options.out, options.data,
         options.gpu_batch_max, options.workers, options.engine, options.accept_changes, options.unreadable_max,
-        options.rehearse,
+        options.stall_minutes, options.rehearse,
     )  # fmt: skip
     if options.dry_run or options.skip_data_check:
         for warning in submission.plan.check_shards():
@@ -57,7 +57,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     check_run_options(options)
     for flag, given in (
         ("--accept-changes", options.accept_changes),
-        ("--unreadable-max", options.unreadable_max != SHARE),
+        ("--unreadable-max", options.unreadable_max != UNREADABLE_MAX),
+        ("--stall-minutes", options.stall_minutes != STALL_MINUTES),
     ):
         if options.rehearse and given:
             raise InputError(f"{flag} does nothing with --rehearse: leave one of them out")

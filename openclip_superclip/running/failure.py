@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import re
+import signal
 import socket
 import tempfile
 import time
@@ -10,7 +13,15 @@ from typing import NamedTuple
 
 from ..atomic_files import write_json
 
-LOSS = "loss"  # the kind of a failure: the training itself is ruined
+# Kinds of failures. What is of none is the user's to mend.
+LOSS = "loss"  # the training itself is ruined
+HARDWARE = "hardware"  # a machine, a GPU or the network between them
+STALL = "stall"  # nothing has failed, and nothing goes on
+OF_HARDWARE = re.compile(
+    r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
+    r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
+    r"Connection (closed|reset|refused)|Broken pipe|Input/output error|Stale file handle|EADDRINUSE|Timed? ?out"
+)
 
 
 class Failure(NamedTuple):
@@ -22,6 +33,7 @@ class Failure(NamedTuple):
     timestamp: float = 0.0
     is_cause: bool = False  # whether it cannot follow from another rank's end
     kind: str = ""
+    host: str = ""  # as SLURM names it
 
     @property
     def text(self) -> str:
@@ -38,6 +50,16 @@ class Failure(NamedTuple):
     def order(self) -> tuple[bool, float]:
         """Returns what sorts failures, the one that the others follow from first."""
         return not self.is_cause, self.timestamp
+
+
+def kind_of(message: str) -> str:
+    """Returns HARDWARE where an error's message is one of machines, "" where it is not."""
+    return HARDWARE if OF_HARDWARE.search(message) else ""
+
+
+def this_host() -> str:
+    """Returns the name of this machine, as SLURM knows it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def rank_failed(logs: Path) -> bool:
@@ -71,7 +93,11 @@ def write_node_failure(logs: Path, node: int, exit_code: int) -> None:
         failure = first_failure(logs)
     else:
         who = f"the launcher on {socket.gethostname()}"
-        failure = Failure(who, f"it ended with exit code {exit_code}", timestamp=time.time())
+        killed = exit_code == -signal.SIGKILL  # as the kernel does where memory is short
+        failure = Failure(
+            who, f"it ended with exit code {exit_code}", timestamp=time.time(), kind=HARDWARE if killed else "",
+            host=this_host(),
+        )  # fmt: skip
     failure.write(logs / f"node_{node}.error.json")
 
 

@@ -13,23 +13,27 @@ from ..integration.command_check import check_command
 from ..planning.plan import Plan
 from . import checkpoint_files
 from .disk_space import check_disk
-from .failure import LOSS, Failure, describe, first_failure, node_failed, rank_failed
+from .failure import HARDWARE, LOSS, STALL, Failure, describe, first_failure, node_failed, rank_failed, this_host
 from .log_follower import LogFollower
 from .node_ranks import NodeLost, NodeRanks
-from .placement import Placement
+from .placement import Placement, ask_to_exclude
 from .progress import Progress
 from .provenance import what_runs, which_start
 from .run_folder import RunFolder
+from .run_limits import STALL_MINUTES, STARTS_WITHOUT_A_SLICE, UNREADABLE_MAX
 from .run_lock import LockLost
 from .run_state import FAILED, FINISHED, PERIOD, PREEMPTED
 from .stop_signals import QUEUE_AGAIN, Stopped
 from .training_engine import engine_flags
-from .unreadable_data import SHARE, UnreadableData
+from .unreadable_data import UnreadableData
 
-STARTS_WITHOUT_A_SLICE = 3  # in a row: a job's time is too short for a slice
 FULL = 4 << 20  # bytes that are left on a disk that is as good as full
 OTHERS = 5  # seconds in which another node that has failed can say so
 SLURM_NOTICES = 900  # seconds: its SlurmdTimeout is 300 where nothing else is set
+
+
+class Stalled(Exception):
+    """The ranks live, and make no step."""
 
 
 class NodeRun:
@@ -46,7 +50,8 @@ class NodeRun:
         set_: Mapping[str, str],
         engine: str = "torchrun",
         accept_changes: bool = False,
-        unreadable_max: float = SHARE,
+        unreadable_max: float = UNREADABLE_MAX,
+        stall_minutes: float = STALL_MINUTES,
     ):
         self.plan, self.placement, self.folder, self.set = plan, placement, folder, dict(set_)
         self.logs = folder.path / "ranks" / placement.name_of_start(folder.num_starts())
@@ -57,6 +62,7 @@ class NodeRun:
         self.ranks = NodeRanks(placement, plan.gpus_per_node, self.logs, self.arguments)
         self.progress = Progress(plan, self.logs)
         self.unreadable = UnreadableData(plan, folder.path / "ranks", self.logs.name, unreadable_max)
+        self.stall_minutes = stall_minutes
         self.last_beat, self.note = 0.0, None
         self.disk_was_full = False
 
@@ -103,16 +109,17 @@ class NodeRun:
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))
                 return self._wait_for_slurm(lost)
+            except Stalled as stalled:
+                return self._end(Failure("", str(stalled), kind=STALL))
             except Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
-                if not stop.before_time_is_up:  # after another node's end srun ends this one
-                    if node_failed(self.logs):
-                        return self._end(first_failure(self.logs))
-                    if lost := self.ranks.lost_nodes():  # whose `superclip run` was killed, with the same effect
-                        folder.end(PREEMPTED, f"lost contact with {lost}")
-                        return QUEUE_AGAIN
+                if node_failed(self.logs) and not stop.before_time_is_up:  # another node's, after which srun ends this
+                    return self._end(first_failure(self.logs))
                 folder.end(PREEMPTED, f"stopped by {stop}")
+                if not stop.before_time_is_up and (lost := self.ranks.lost_nodes()):  # their `superclip run` was killed
+                    folder.end(PREEMPTED, f"lost contact with {lost}")
+                    return QUEUE_AGAIN
                 raise
             except Exception as error:
                 folder.end(FAILED, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
@@ -125,6 +132,8 @@ class NodeRun:
         def each_second():
             self._beat()
             self.unreadable.check()
+            if self.progress.stands_still(self.stall_minutes):
+                raise Stalled("; ".join(filter(None, [f"no step for {self.stall_minutes:g} minutes", self.note])))
             added = follower.read()
             if not rank_failed(self.logs):  # the first error is reported first
                 follower.show(added)
@@ -132,6 +141,9 @@ class NodeRun:
                     checkpoint_files.prune(self.folder.checkpoints, self.plan)
                     self._beat(at_once=True)
 
+        if self.placement.port_is_taken():
+            said = f"port {self.placement.master_port} of {this_host()} is taken: MASTER_PORT is to be another"
+            return Failure("", said, kind=HARDWARE)
         try:
             code = self.ranks.run(each_second, self._make_room)
         except OSError as error:
@@ -167,10 +179,12 @@ class NodeRun:
     def _wait_for_slurm(self, lost: NodeLost) -> int:
         """Waits until SLURM ends the job, which it then requeues without the lost node.
 
-        Returns the code that has the job script do so, if SLURM does not.
+        Returns the code that has the job script do so, if SLURM does not: where `superclip run` alone was lost, srun
+        ends the others.
         """
         print(f"superclip run: {lost}; waiting for SLURM to requeue the job", file=sys.stderr, flush=True)
-        time.sleep(SLURM_NOTICES)
+        with contextlib.suppress(Stopped):
+            time.sleep(SLURM_NOTICES)
         return QUEUE_AGAIN
 
     def _make_room(self) -> None:
@@ -190,6 +204,14 @@ class NodeRun:
             for path in checkpoint_files.set_ruined_aside(folder.checkpoints):
                 self._log(f"{path.stem} holds weights that are no numbers and was set aside as {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
+        if failure.kind in (HARDWARE, STALL) and not self.disk_was_full:
+            number = folder.failures_without_a_slice()
+            if number < STARTS_WITHOUT_A_SLICE:
+                print("superclip run: starts again from the last checkpoint", file=sys.stderr, flush=True)
+                ask_to_exclude(failure.host)
+                folder.end(PREEMPTED, failure.text, again=True)
+                return QUEUE_AGAIN
+            why = f"; {number} starts in a row failed before a slice was trained"
         folder.end(FAILED, f"{failure.text}{why}")
         return 1
 

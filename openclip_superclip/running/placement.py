@@ -1,5 +1,6 @@
 """Which of a run's nodes this process is on, as SLURM tells it."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -30,6 +31,18 @@ class Placement:
         One node counts them: a shell on it may start the run again within the same step.
         """
         return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
+
+    def port_is_taken(self) -> bool:
+        """Returns whether something on this machine, the run's first, listens where its ranks are to meet."""
+        if self.num_nodes == 1:  # whose launcher finds a port itself
+            return False
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: an earlier run may have ended
+            try:
+                free.bind(("", self.master_port))
+            except OSError as error:
+                return error.errno == errno.EADDRINUSE
+        return False
 
     def num_processes(self, device: str) -> int:
         """Returns how many processes train on this node: one a GPU, and one on CPUs; InputError without a GPU."""
@@ -79,6 +92,13 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         master_port=int(environment.get("MASTER_PORT", 29500)),
         gpus=gpus,
     )
+
+
+def ask_to_exclude(host: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Asks the job script, if it is there, to have SLURM start the job again without this host."""
+    if host and "SUPERCLIP_EXCLUDE" in environment:
+        with open(environment["SUPERCLIP_EXCLUDE"], "a") as file:
+            file.write(f"{host}\n")
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:

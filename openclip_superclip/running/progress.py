@@ -8,6 +8,7 @@ from pathlib import Path
 from ..planning.plan import Plan
 from .step_watch import STEPS, read_steps
 
+FIRST_STEP = 30  # minutes until the first, at least
 WINDOW = 600  # seconds over which the speed is taken: checkpoints are in it
 
 
@@ -29,8 +30,10 @@ class Progress:
         while now - self.seen[0][0] > WINDOW and len(self.seen) > 2:
             self.seen.popleft()
 
-    def seconds_since_step(self) -> float:
-        return time.monotonic() - self.last_step
+    def stands_still(self, minutes: float) -> bool:
+        """Returns whether there was no step for so long; 0 for never. What comes before the first has half an hour."""
+        allowed = minutes if self.seen else max(minutes, FIRST_STEP)
+        return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed
 
     def values(self, epoch: int) -> dict:
         """Returns what state.json tells of it, `epoch` slices being saved."""

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-from .failure import Failure, launcher_file
+from .failure import HARDWARE, Failure, kind_of, launcher_file, this_host
 
 NOT_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGABRT)  # with which torch and NCCL end the ranks that are left
 
@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-        failure = Failure(f"the launcher on {socket.gethostname()}", message, traceback.format_exc(), time.time())
+        who = f"the launcher on {socket.gethostname()}"
+        failure = Failure(who, message, traceback.format_exc(), time.time(), kind=kind_of(message), host=this_host())
     else:
         return 0
     failure.write(launcher_file(options.logs, options.node_rank))
@@ -83,7 +84,9 @@ def _failure(rank: int, seen: ProcessFailure, now: float) -> Failure:
     from_outside = -seen.exitcode not in NOT_FROM_OUTSIDE
     by = f"Signal {-seen.exitcode} ({seen.signal_name()})"
     message = f"it was ended from outside: {by}" if from_outside else f"it was ended by {by}"
-    return Failure(who, message, timestamp=now, is_cause=from_outside)
+    aborted = -seen.exitcode == signal.SIGABRT  # by NCCL's watchdog, or where a GPU has failed
+    kind = HARDWARE if from_outside or aborted else ""
+    return Failure(who, message, timestamp=now, is_cause=from_outside, kind=kind, host=this_host())
 
 
 def _config(options: argparse.Namespace) -> LaunchConfig:

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
+from ..errors import InputError
 from ..integration.training import register_plugin, train
-from .failure import LOSS, Failure
+from .failure import LOSS, Failure, kind_of, this_host
 from .rank_measures import ASKED, measured
 from .step_watch import LossIsNoNumber, StepWatch
 from .stopped_ranks import pid_file
@@ -42,7 +43,8 @@ class RankErrors(ErrorHandler):
             return
         who = f"rank {self.rank} on {socket.gethostname()}"
         said = (str(e), "") if isinstance(e, Refused) else (f"{type(e).__name__}: {e}", traceback.format_exc())
-        Failure(who, *said, timestamp=time.time()).write(self.file)
+        kind = "" if isinstance(e, Refused | InputError) else kind_of(said[0])
+        Failure(who, *said, timestamp=time.time(), kind=kind, host=this_host()).write(self.file)
 
     def free_reserve(self) -> None:
         self.reserve.unlink(missing_ok=True)

@@ -138,11 +138,11 @@ class RunFolder:
             write_json(self.path / "state.json", {**state, "epoch": epoch})
         return new
 
-    def end(self, state: str, error: str | None = None) -> None:
-        """Writes how this start of the run ended."""
+    def end(self, state: str, error: str | None = None, again: bool = False) -> None:
+        """Writes how this start of the run ended; `again` says that it failed, and another one is to follow."""
         record = self.record()
         last = record["attempts"][-1]
-        last.update(ended=_now(), epoch_after=newest(self.checkpoints), state=state, error=error)
+        last.update(ended=_now(), epoch_after=newest(self.checkpoints), state=state, error=error, again=again)
         self._write_state(state, last["job"], error)
         write_json(self.path / "run.json", record)
 
@@ -155,6 +155,16 @@ class RunFolder:
                 f"job {job} was started {starts} times and stopped before a slice was trained: give it more --time, or "
                 "the recipe more slices"
             )
+
+    def failures_without_a_slice(self) -> int:
+        """Returns how many starts in a row, this one among them, have failed and saved no slice."""
+        reached, number = newest(self.checkpoints), 0
+        *earlier, this = self.record()["attempts"]
+        for one in (this, *reversed(earlier)):
+            if one["epoch_before"] != reached or (one is not this and not one.get("again")):
+                break
+            number += 1
+        return number
 
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
         values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}

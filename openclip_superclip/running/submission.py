@@ -10,11 +10,11 @@ from ..errors import InputError
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
 from .run_folder import RunFolder
+from .run_limits import STALL_MINUTES, UNREADABLE_MAX
 from .run_state import FINISHED
 from .slurm_job import SlurmJob
 from .slurm_request import SlurmRequest
 from .training_engine import engine_flags
-from .unreadable_data import SHARE
 
 ABOUT = "# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint."
 
@@ -32,7 +32,8 @@ class Submission:
     workers: int | None = None
     engine: str = "torchrun"
     accept_changes: bool = False
-    unreadable_max: float = SHARE
+    unreadable_max: float = UNREADABLE_MAX
+    stall_minutes: float = STALL_MINUTES
     rehearse: bool = False  # train some minutes with `superclip rehearse`
 
     @cached_property
@@ -65,7 +66,9 @@ class Submission:
     def job(self) -> SlurmJob:
         path = self.folder.path
         arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.engine)
-        arguments += ["--unreadable-max", f"{self.unreadable_max:g}"] if self.unreadable_max != SHARE else []
+        arguments += ["--unreadable-max", f"{self.unreadable_max:g}"] if self.unreadable_max != UNREADABLE_MAX else []
+        if self.stall_minutes != STALL_MINUTES:
+            arguments += ["--stall-minutes", f"{self.stall_minutes:g}"]
         arguments += ["--accept-changes"] if self.accept_changes else []
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
         runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]

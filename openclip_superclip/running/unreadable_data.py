@@ -10,7 +10,6 @@ from ..data.shard_pattern import expand
 from ..errors import InputError
 from ..planning.plan import Plan
 
-SHARE = 0.01  # of a slice's shards, and of its samples: more of them and the run fails
 SHOWN = 3  # shards
 
 

@@ -48,16 +48,32 @@ def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str
 
 def start_in_slice(recipe: Path, run: Path, number: int) -> subprocess.Popen:
     """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks stopped there."""
-    log, deadline = run / "out.log", time.monotonic() + 300
-    before = log.read_text().count("Start epoch ") if log.exists() else 0
+    before = num_begun(run)
     process = start(recipe, run)
-    while not log.exists() or log.read_text().count("Start epoch ") < before + number:
+    stop_in_slice(process, run, before + number)
+    return process
+
+
+def num_begun(run: Path) -> int:
+    """The slices that were begun, whatever became of them."""
+    log = run / "out.log"
+    return log.read_text().count("Start epoch ") if log.exists() else 0
+
+
+def stop_in_slice(process: subprocess.Popen, run: Path, number: int) -> None:
+    """Stops the ranks of `superclip run` once the folder's `number`-th slice is begun."""
+    deadline = time.monotonic() + 300
+    while num_begun(run) < number:
         assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
         time.sleep(0.02)
     while len(ranks(run)) < 2:  # a process is not found while it is being started
         assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
     signal_ranks(run, signal.SIGSTOP)
-    return process
+
+
+def num_logs(run: Path) -> int:
+    """How often the ranks were started."""
+    return len(list(run.glob("ranks/*/rank_0.log")))
 
 
 def signal_ranks(run: Path, number: int) -> None:
@@ -164,9 +180,15 @@ def troubled(recipe) -> dict:
     seen["after kill -9"] = (process.wait(), told_state(run))
 
     process = start_in_slice(recipe, run, 2)
+    before, logs = num_begun(run), num_logs(run)
     os.kill(ranks(run)[1], signal.SIGKILL)
     signal_ranks(run, signal.SIGCONT)
-    seen["after a rank was killed"] = (process.wait(300), state(run), run.with_suffix(".output").read_text())
+    wait_until(lambda: num_logs(run) > logs, 300, "another start")
+    stop_in_slice(process, run, before + 1)
+    seen["after a rank was killed"] = run.with_suffix(".output").read_text()
+    process.send_signal(signal.SIGINT)
+    signal_ranks(run, signal.SIGCONT)
+    process.wait(300)
     assert_no_rank_is_left(run)
 
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
@@ -193,9 +215,9 @@ def test_the_ranks_end_with_a_launcher_that_is_killed_and_its_lock_is_taken_over
     assert code == -signal.SIGKILL
     assert left["state"] == "lost"
     assert re.match(r"process \d+ on \S+ is gone, and could not say why: its last word is of 20", left["error"])
-    assert troubled["last"][2]["restarts"] == 3
+    assert troubled["last"][2]["restarts"] == 4
     starts = json.loads((troubled["run"] / "run.json").read_text())["attempts"]
-    assert [one["state"] for one in starts] == ["preempted", "lost", "failed", "finished"]
+    assert [one["state"] for one in starts] == ["preempted", "lost", "preempted", "preempted", "finished"]
 
 
 def test_ranks_that_a_signal_has_stopped_are_told_while_the_run_waits_for_them(troubled):
@@ -206,12 +228,33 @@ def test_ranks_that_a_signal_has_stopped_are_told_while_the_run_waits_for_them(t
     )
 
 
-def test_a_killed_rank_ends_the_run_which_says_so(troubled):
-    code, left, output = troubled["after a rank was killed"]
+def test_a_killed_rank_is_told_and_the_run_starts_again(troubled):
+    output = troubled["after a rank was killed"]
+    said = f"rank 1 on {os.uname().nodename}"
+    assert f"{said} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
+    assert "superclip run: starts again from the last checkpoint\n" in output
+    starts = json.loads((troubled["run"] / "run.json").read_text())["attempts"]
+    assert (starts[2]["state"], starts[2]["error"].partition(": ")[0]) == ("preempted", said)
+
+
+def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(recipe):
+    run, once = recipe.parent / "standing still", recipe.parent / "it stood still"
+    sleeps = f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
+    plugin = write_disturbed_loss(recipe.parent / "sleeping", 5, sleeps)
+    code, output = end(recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin))
+    assert code == 0, output
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [(one["state"], one["error"]) for one in starts] == [
+        ("preempted", "no step for 0.15 minutes"), ("finished", None),
+    ]  # fmt: skip
+
+    run = recipe.parent / "always failing"
+    plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
+    code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
-    said = f"rank 1 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
-    assert (left["state"], left["error"]) == ("failed", said)
-    assert "rank 1 on" in output[output.index("failed first") - 40 :]
+    killed = f"rank 0 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
+    assert state(run)["error"] == f"{killed}; 3 starts in a row failed before a slice was trained"
+    assert state(run)["restarts"] == 2
 
 
 def test_a_checkpoint_that_was_cut_is_set_aside_and_the_one_before_is_used(troubled):

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,46 @@ def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturb
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert state(run)["restarts"] == 1
     assert_equal_weights(run, undisturbed)
+
+
+def test_a_killed_superclip_run_starts_the_job_again_and_a_port_that_is_taken_is_told(
+    cluster, work, recipe, undisturbed
+):
+    run = work / "runs/killed launcher"
+    port = 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1])
+    listens = f"import socket, time; s = socket.create_server(('', {port})); print(flush=True); time.sleep(600)"
+    command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
+        assert listening.stdout.readline()
+        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+        wait_for_epoch(run, 1)
+        listening.kill()
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    output = (run / f"slurm-{job}.out").read_text()
+    assert f"training_job.sh: port {port} of node1 is taken; trying the next" in output
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [one["state"] for one in starts][1:] == ["finished"]
+    assert f"--master-port={port + 101}" in starts[1]["launcher"]
+    assert_equal_weights(run, undisturbed)
+
+
+def test_a_rank_that_is_killed_starts_the_job_again_without_its_node(cluster, work, recipe):
+    run = work / "runs/killed rank"
+    job, _ = submit(cluster, work, recipe, "--nodes", "1", "--gpus-per-node", "1", "--device", "cpu", "--out", run)
+    wait_for_epoch(run, 1)
+    node = cluster.job(job)["NodeList"]
+    cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    ended = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [(one["state"], one["hosts"]) for one in starts] == [
+        ("preempted", [node]), ("finished", ["node2" if node == "node1" else "node1"]),
+    ]  # fmt: skip
+    assert starts[0]["error"] == f"rank 0 on {node}: it was ended from outside: Signal 9 (SIGKILL)"
+    assert f"from the last checkpoint, without {node}" in (run / f"slurm-{job}.out").read_text()
+    assert not list(work.glob(".exclude-*"))
 
 
 def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, work, recipe):

@@ -20,7 +20,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.planning.plan import Plan, make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.running import checkpoint_files, heartbeat, rank_launcher
-from openclip_superclip.running.failure import Failure, first_failure
+from openclip_superclip.running.failure import HARDWARE, Failure, first_failure, kind_of
 from openclip_superclip.running.placement import Placement, find_placement
 from openclip_superclip.running.progress import Progress
 from openclip_superclip.running.provenance import recorded_environment
@@ -49,6 +49,14 @@ def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
 def test_a_node_alone_counts_its_starts_for_a_shell_makes_several_within_a_step():
     placement = find_placement(IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"})
     assert (placement.name_of_start(0), placement.name_of_start(1)) == ("local-0", "local-1")
+
+
+def test_a_port_that_is_taken_is_noticed():
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert find_placement(IN_A_STEP | {"MASTER_PORT": port}).port_is_taken()
+        assert not find_placement({}).port_is_taken()
+    assert not find_placement(IN_A_STEP | {"MASTER_PORT": port}).port_is_taken()
 
 
 def test_a_process_outside_slurm_is_alone():
@@ -335,6 +343,32 @@ def test_a_run_that_was_killed_is_not_told_as_running_for_ever(tmp_path):
     assert [one.get("state") for one in folder.record()["attempts"]] == ["lost", None]
 
 
+@pytest.mark.parametrize(("message", "kind"), [
+    ("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:268, unhandled system error", HARDWARE),
+    ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", HARDWARE),
+    ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.", HARDWARE),
+    ("RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [192.0.2.2]:4242", HARDWARE),
+    ("DistNetworkError: The server socket has failed to listen on any local network address. EADDRINUSE", HARDWARE),
+    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", ""),
+    ("ZeroDivisionError: division by zero", ""),
+    ("FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'", ""),
+])  # fmt: skip
+def test_a_failure_is_of_the_machines_or_the_users(message, kind):
+    assert kind_of(message) == kind
+
+
+def test_failures_in_a_row_are_counted_until_a_slice_is_trained(tmp_path):
+    folder, counted = RunFolder(tmp_path / "run"), []
+    folder.path.mkdir()
+    for again in (True, True, False, True, True):
+        folder.start({}, {"job": None})
+        counted.append(folder.failures_without_a_slice())
+        folder.end(PREEMPTED, again=again)
+    write_checkpoints(folder.checkpoints, 1)
+    counted.append(folder.failures_without_a_slice())
+    assert counted == [1, 2, 3, 1, 2, 0]
+
+
 def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
     plan, clock = plan_of(tmp_path, samples=192), [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -351,6 +385,10 @@ def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
     assert (told["step"], told["samples_per_second"]) == (3, 8.0)  # 2 steps of 16 samples in 4 seconds
     assert 17 <= (datetime.fromisoformat(told["expected_end"]) - before).total_seconds() <= 19  # 9 steps
     assert progress.values(epoch=3)["step"] == 12  # those that a killed start has trained count
+    assert [progress.stands_still(minutes) for minutes in (0.1, 1, 0)] == [False, False, False]
+    clock[0] += 30
+    assert [progress.stands_still(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
+    assert not Progress(plan, tmp_path / "before the first step").stands_still(0.1)
 
 
 def test_a_stopped_rank_of_any_node_is_named(tmp_path):
