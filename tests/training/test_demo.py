@@ -77,8 +77,10 @@ def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, n
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_demo_leaves_no_training_behind(number, tmp_path):
+def test_a_stopped_demo_leaves_no_training_behind(demo, number, tmp_path):
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "data").symlink_to(demo[0] / "data")
     process = start_demo(out, "--samples", "20000")
     wait_until(lambda: list(out.glob("runs/*/out.log")), 300, "a run to begin")
     assert processes_in(out)
