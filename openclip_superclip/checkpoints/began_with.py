@@ -1,8 +1,10 @@
 """What a run began with: recorded beside its checkpoints, and compared wherever it is resumed."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..errors import InputError
 from ..versions import versions
 
 NAME = "began_with.json"
+MEASURED = 16  # shards, spread over the list
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
@@ -45,7 +48,7 @@ def beginning(options: dict, world_size: int) -> dict:
     recorded = {
         "options": kept,
         "global_batch_size": options["batch_size"] * options["accum_freq"] * world_size,
-        "shards": {"number": len(shards), "sha256": _digest(shards)},
+        "shards": _identity(shards),
         "versions": versions(*DEPENDS_ON),
     }
     return json.loads(json.dumps(recorded, default=str))
@@ -72,8 +75,7 @@ def differences(before: dict, now: dict) -> list[str]:
     ]
     if before["global_batch_size"] != now["global_batch_size"]:
         lines.append(f"the global batch was {before['global_batch_size']:,} and is {now['global_batch_size']:,}")
-    if before["shards"] != now["shards"]:
-        lines.append(f"--train-data was {_shards(before['shards'])} and is {_shards(now['shards'])}")
+    lines += _other_shards(before["shards"], now["shards"])
     installed = now["versions"]
     return lines + [
         f"{name} was {was} and is {installed[name]}"
@@ -122,15 +124,35 @@ def _told(value) -> str:
     return "not given" if value is None else str(value)
 
 
-def _shards(told: dict) -> str:
-    return f"{told['number']:,} shards ({told['sha256'][:8]})"
+def _identity(shards: list[str]) -> dict:
+    """Returns what tells a list of shards from others: names, as seen from the folder that holds them all, and sizes.
 
-
-def _digest(shards: list[str]) -> str:
-    """Returns a digest of the shards' names in their order, as seen from the folder that holds them all."""
+    Of a few shards, those that are files: data sets are often named alike.
+    """
     names = shards
     if not any(map(is_remote, shards)):
         paths = [os.path.abspath(shard) for shard in shards]
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    sizes = {}
+    for place in range(0, len(shards), math.ceil(len(shards) / MEASURED)):
+        with contextlib.suppress(OSError):
+            sizes[names[place]] = os.path.getsize(shards[place])
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return {"number": len(shards), "sha256": digest, "bytes": sizes}
+
+
+def _other_shards(before: dict, now: dict) -> list[str]:
+    if before["sha256"] != now["sha256"]:
+        return [f"--train-data was {_shards(before)} and is {_shards(now)}"]
+    sizes = before.get("bytes", {})
+    changed = [name for name, size in now["bytes"].items() if sizes.get(name, size) != size]
+    if not changed:
+        return []
+    first = changed[0]
+    found = f"{len(changed)} of {len(now['bytes'])} shards that were measured have other sizes"
+    return [f"--train-data: {found}: {first} had {sizes[first]:,} bytes and has {now['bytes'][first]:,}"]
+
+
+def _shards(told: dict) -> str:
+    return f"{told['number']:,} shards ({told['sha256'][:8]})"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -358,11 +359,20 @@ def test_a_resumed_run_that_began_with_anything_else_is_refused_by_name(
     parse_args(argv)  # which is what it goes on with now
 
 
-def test_packages_and_shards_of_another_version_are_other_things(began, train_data, train_flags, parse_args):
+def test_packages_and_shards_of_another_version_are_other_things(train_data, train_flags, parse_args, tmp_path):
     args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
     before, now = beginning(args, 1), beginning({**args, "train_data": train_data.replace("{00", "{01")}, 1)
     moved = beginning({**args, "train_data": train_data.replace(str(Path(train_data).parent), "/elsewhere")}, 1)
     assert differences(before, moved) == []
+    copies = Path(shutil.copytree(Path(train_data).parent, tmp_path / "copies"))
+    copied = {**args, "train_data": f"{copies}/{{00..11}}.tar"}
+    assert differences(before, beginning(copied, 1)) == []
+    os.truncate(copies / "07.tar", 512)  # another data set, named alike
+    (named_alike,) = differences(before, beginning(copied, 1))
+    assert re.fullmatch(
+        r"--train-data: 1 of 12 shards that were measured have other sizes: 07.tar had [\d,]+ bytes and has 512",
+        named_alike,
+    )
     now["versions"] = {**now["versions"], "torch": "1.0"}
     shards, packages = differences(before, now)
     assert re.fullmatch(r"--train-data was 12 shards \(\w{8}\) and is 11 shards \(\w{8}\)", shards)
