@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from .checkpoints.resume_check import check_kind, resumed_file
@@ -30,11 +31,18 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         _refuse_impossible(args)
         _refuse_impossible_captions(args, config.captions)
         _check_idf_file(args, config)
-    if ours and not only_options:
+    if only_options:
+        return
+    if ours:
         from .integration.stock_options_check import check_stock_options
 
         check_stock_options(vars(args))
-        _check_training_data(args, config, slices)
+        told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
+    else:
+        told = _look_at_stock_tables(args)
+    if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
+        for line in told:
+            print(f"superclip: {line}", file=sys.stderr, flush=True)
 
 
 def head_to_leave_out(args, with_head: bool) -> bool:
@@ -59,15 +67,15 @@ def _check_horovod(args, ours: bool) -> None:
         fix_horovod()
 
 
-def _check_training_data(args, config: Config | None, slices: int | None) -> None:
-    """Raises InputError for training data that the run could not train on, by as many ranks as are to train."""
+def _check_training_data(args, config: Config | None, slices: int | None) -> list[str]:
+    """Returns what is to be said of the training data; InputError where so many ranks could not train on it."""
     synthetic = args.dataset_type == "synthetic"
     if not any((args.train_data, synthetic, args.val_data, args.imagenet_val, args.imagenet_v2)):
         raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
     if not args.train_data and not synthetic:
-        return
+        return []
     from .data.slice_check import check_slices
-    from .data.table_check import Columns, check_table
+    from .data.table_check import check_table
     from .data.training_data_check import check_shards, is_table
     from .data.worker_processes import fork_workers
     from .distributed.horovod_rendezvous import launched_size
@@ -82,13 +90,53 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> Non
     if synthetic:
         if args.train_num_samples is None:
             raise InputError("--train-num-samples is not given; expected the pictures of --dataset-type synthetic")
-    elif is_table(args.train_data, args.dataset_type):
-        columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
-        check_table(args.train_data, columns, config or Config(), args.batch_size, sizes["world_size"])
-    else:
-        fork_workers(args.workers)
-        long_caption = config.long_caption if config is not None and config.captions != "short" else ""
-        check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
+        return []
+    if is_table(args.train_data, args.dataset_type):
+        world_size = sizes["world_size"]
+        return check_table(args.train_data, _columns(args), config or Config(), args.batch_size, world_size)
+    fork_workers(args.workers)
+    long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+    return check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
+
+
+def _check_validation_data(args) -> list[str]:
+    """Returns what is to be said of the validation data; InputError where OpenCLIP could not measure on it."""
+    from .data.table_check import check_table
+    from .data.training_data_check import check_validation_shards, is_table
+
+    if not args.val_data or args.dataset_type == "synthetic":
+        return []
+    if is_table(args.val_data, args.dataset_type, "--val-data"):
+        return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
+    return check_validation_shards(args.val_data)
+
+
+def _look_at_stock_tables(args) -> list[str]:
+    """Returns what is to be said of the tables of a run without a flag of ours.
+
+    Raises InputError where OpenCLIP would end with a traceback: at a column or a picture that is not there.
+    """
+    from .data.shard_reader import is_remote
+    from .data.table_check import empty_captions, look_at_table
+    from .data.table_columns import is_table_file
+    from .distributed.horovod_rendezvous import launched_size
+
+    told = []
+    for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
+        is_table = is_table_file(path) if args.dataset_type == "auto" else path and args.dataset_type == "csv"
+        if not is_table or is_remote(path):
+            continue
+        look = look_at_table(path, _columns(args), Config(), flag)
+        told += empty_captions(path, look, flag)
+        if flag == "--train-data" and look.num_rows < launched_size() * args.batch_size:
+            told.append(f"{flag}: the {look.num_rows:,} rows of {path} fill no batch: not one step is trained")
+    return told
+
+
+def _columns(args):
+    from .data.table_columns import Columns
+
+    return Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
 
 
 def _check_idf_file(args, config: Config) -> None:

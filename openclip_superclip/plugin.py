@@ -105,12 +105,17 @@ def open_clip_create_loss(args):
 @hookimpl
 def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     config = config_from(vars(args))
-    if config is None or config.captions == "short":
+    if config is None or not args.train_data or args.dataset_type == "synthetic":
         return None
     from .data.caption_tokens import CaptionTokens
+    from .data.table_check import has_empty_captions
+    from .data.table_columns import Columns
     from .data.training_data_check import is_table
 
     table = is_table(args.train_data, args.dataset_type)
+    columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+    if config.captions == "short" and not (table and has_empty_captions(args.train_data, columns)):
+        return None
     return CaptionTokens(
         config,
         tokenizer,

@@ -5,7 +5,7 @@ import json
 import math
 
 from ..errors import InputError
-from .recipe_options import add_recipe_options, settings
+from .recipe_options import add_recipe_options, all_settings
 
 MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 
@@ -19,12 +19,13 @@ def main(argv: list[str]) -> int:
     from ..planning.plan_summary import plan_text
     from ..planning.recipe_file import read_recipe
     from ..planning.rehearsed import read_rehearsal
+    from ..planning.table_data import with_table
 
     if options.gpu is not None:
         options.gpu = find_gpu(options.gpu)
     gpu_tflops = options.gpu.tflops if options.gpu else None
     options.gpu_tflops = options.gpu_tflops or gpu_tflops or GPU_TFLOPS
-    recipe = read_recipe(options.recipe, settings(options.set))
+    recipe = read_recipe(options.recipe, with_table(options.recipe, all_settings(options), options.data))
     plan = make_plan(
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
         options.device,

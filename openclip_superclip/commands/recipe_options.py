@@ -1,6 +1,7 @@
 """The options that the commands which take a recipe have in common."""
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -8,13 +9,22 @@ from ..errors import InputError
 from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
 from ..running.training_engine import ENGINES
 
+TABLE_OPTIONS = {  # OpenCLIP's
+    "--csv-separator": "between the columns of a table (default: the recipe's, else a tab)",
+    "--csv-img-key": "column of its pictures (default: the recipe's, else filepath)",
+    "--csv-caption-key": "column of its captions (default: the recipe's, else title)",
+}
+
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """Adds what makes a plan of a recipe, for `superclip plan`, `run` and `submit`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
     parser.add_argument(
-        "--data", metavar="SHARDS", help="brace pattern of shards, in quotes, no * or folder (default: the recipe's)"
-    )
+        "--data", metavar="DATA",
+        help="brace pattern of shards, in quotes, no * or folder; or a .csv of pictures and captions (default: the "
+        "recipe's)",
+    )  # fmt: skip
+    add_table_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
     )
@@ -52,6 +62,19 @@ def check_run_options(options: argparse.Namespace) -> None:
         raise InputError(f"--unreadable-max is {options.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
     if not 0 <= options.stall_minutes < math.inf:
         raise InputError(f"--stall-minutes is {options.stall_minutes:g}; expected 0 or more")
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Adds OpenCLIP's options of a table, for --data and --val-data that are one."""
+    for flag, help in TABLE_OPTIONS.items():
+        parser.add_argument(flag, metavar=flag.rpartition("-")[2].upper(), help=help)
+
+
+def all_settings(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the values of --set, and those of a table's options as such."""
+    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in TABLE_OPTIONS}
+    quoted = {flag: json.dumps(value, ensure_ascii=False) for flag, value in given.items() if value is not None}
+    return settings(options.set) | {f"flags.{flag.removeprefix('--')}": value for flag, value in quoted.items()}
 
 
 def settings(pairs: list[str]) -> dict[str, str]:

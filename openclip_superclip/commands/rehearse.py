@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..running.training_engine import ENGINES
-from .recipe_options import add_recipe_options, settings
+from .recipe_options import add_recipe_options, all_settings
 
 STEPS = 100
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     from ..running.run_folder import recipe_and_folder
 
     placement = find_placement()
-    recipe, out = recipe_and_folder(options.recipe, settings(options.set), options.out)
+    recipe, out = recipe_and_folder(options.recipe, all_settings(options), options.out, options.data)
     folder = out.path if options.out else Path("runs", f"{recipe.name}-rehearsal")
     plan = make_plan(
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from ..errors import InputError
-from .recipe_options import add_run_options, check_run_options, settings
+from .recipe_options import add_run_options, all_settings, check_run_options
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     from ..running.stop_signals import QUEUE_AGAIN, Stopped, stopped_by_signals
 
     placement = find_placement()
-    recipe, folder = recipe_and_folder(options.recipe, options.set, options.out)
+    recipe, folder = recipe_and_folder(options.recipe, options.set, options.out, options.data)
     plan = make_plan(
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
         options.gpu_batch_max, options.workers, options.device,
@@ -65,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.nproc is not None and options.nproc < 1:
         raise InputError(f"--nproc is {options.nproc}; expected 1 or more")
     check_run_options(options)
-    options.set = settings(options.set)
+    options.set = all_settings(options)
     return options
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
-from .recipe_options import settings
+from .recipe_options import add_table_options, all_settings
 from .slurm_options import add_slurm_options, given_slurm_options, slurm_request
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
     call = study_call(
         options.study, options.out, options.seeds, options.device, options.data, options.val_data,
-        settings(options.set), options.runs,
+        all_settings(options), options.runs,
     )  # fmt: skip
     check_matplotlib("superclip study")
     check_scipy("superclip study")
@@ -74,13 +74,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="what trains (default: %(default)s)")
     parser.add_argument(
-        "--data", metavar="SHARDS", help="brace pattern of shards to train on, in quotes (default: the study's)"
+        "--data",
+        metavar="DATA",
+        help="brace pattern of shards to train on, in quotes, or a .csv of pictures and captions (default: the "
+        "study's)",
     )
     parser.add_argument(
         "--val-data",
-        metavar="SHARDS",
-        help="shards to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes",
+        metavar="DATA",
+        help="shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes",
     )
+    add_table_options(parser)
     parser.add_argument(
         "--set",
         action="append",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
-from .recipe_options import add_run_options, check_run_options, settings
+from .recipe_options import add_run_options, all_settings, check_run_options
 from .slurm_options import add_slurm_options, slurm_request
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     from ..running.submission import Submission
 
     submission = Submission(
-        options.recipe, slurm_request(options), settings(options.set), options.out, options.data,
+        options.recipe, slurm_request(options), all_settings(options), options.out, options.data,
         options.gpu_batch_max, options.workers, options.engine, options.accept_changes, options.unreadable_max,
         options.stall_minutes, options.rehearse,
     )  # fmt: skip

@@ -115,7 +115,8 @@ class CaptionTokens:
         """Returns the short caption and the long one, which may be ""; None where one cannot be read."""
         try:
             short = sample[self.caption_key]
-            short = (short.decode("utf-8") if isinstance(short, bytes) else str(short)).strip()  # str: as OpenCLIP
+            short = "" if is_empty(short) else short.decode("utf-8") if isinstance(short, bytes) else str(short)
+            short = short.strip()
             long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
         except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
             key = sample.get(self.sample_key)
@@ -168,6 +169,11 @@ def long_caption(sample: dict, place: str) -> str:
     for name in place.removeprefix("json:").split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return _text(value)
+
+
+def is_empty(value) -> bool:
+    """Returns whether a cell or member holds no caption; pandas' empty cell is no word 'nan'."""
+    return isinstance(value, float | str | bytes) and not _text(value)
 
 
 def _text(value) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .. import hooks
 from ..errors import InputError
+from .training_help import HelpWithDefaults
 
 PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
 INSTALL = "pip install 'open_clip_torch[training]>=3.0,<4'"
@@ -67,7 +68,7 @@ def check_release() -> None:
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self):
-        super().__init__(prog="superclip train")
+        super().__init__(prog="superclip train", formatter_class=HelpWithDefaults)
 
     def error(self, message):  # without the usage: OpenCLIP's fills the screen
         self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 
+from ..data.table_columns import is_table_file
 from ..errors import InputError
 from ..integration.command_check import check_command
 from .batch_split import divisors, split
 from .recipe import Recipe
+from .table_data import rounded_passes, table_passes
 from .train_command import train_arguments
 
 MOST_ROUNDED_UP = 1.5  # times the recipe's steps: more is another run
@@ -61,7 +63,8 @@ class Plan:
     @property
     def kept_every(self) -> int:
         """Every so many slices a checkpoint is kept, beside the newest and those at the ends of passes."""
-        return min(self.slices_per_pass, math.ceil(self.num_slices / NUM_KEPT_LONG))
+        slices = self.num_slices if self.is_table else self.slices_per_pass
+        return min(slices, math.ceil(self.num_slices / NUM_KEPT_LONG))
 
     @property
     def most_checkpoints(self) -> int:
@@ -71,12 +74,18 @@ class Plan:
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after so many slices is kept however old it is."""
-        return epoch % self.kept_every == 0 or epoch % self.slices_per_pass == 0
+        ends_pass = not self.is_table and epoch % self.slices_per_pass == 0  # a table's every epoch is a pass
+        return epoch % self.kept_every == 0 or ends_pass
 
     @property
     def command(self) -> list[str]:
         """The arguments of `superclip train`, without --logs, --name and --resume."""
         return train_arguments(self)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the data is a table, of which an epoch of OpenCLIP's is a pass, and not shards."""
+        return is_table_file(self.data)
 
     def check_shards(self) -> list[str]:
         """Returns warnings of what the pattern of shards alone tells, without a look at files.
@@ -86,6 +95,8 @@ class Plan:
         from ..data.shard_arithmetic import check_number, check_shares, equal_sizes
         from ..data.shard_pattern import expand, refuse_other_patterns
 
+        if self.is_table:
+            return []
         shards = expand(self.data)
         refuse_other_patterns(shards[0])
         num_shards = len(shards)
@@ -96,14 +107,18 @@ class Plan:
         )  # fmt: skip
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
-        """Returns what is known of the plan's shards; InputError where training could not start."""
+        """Returns what is known of the plan's data; InputError where training could not start."""
         from ..data.shard_scan import check_data
+        from .table_data import check_training_table, check_validation
 
-        return check_data(
+        if self.is_table:
+            return check_training_table(self, full, jobs)
+        checked = check_data(
             self.data, self.world_size, self.workers, self.slices_per_pass, self.recipe.data_samples, full,
             slice_samples=self.slice_samples, batch_size=self.batch_size, long_caption=self.recipe.long_caption,
             jobs=jobs,
         )  # fmt: skip
+        return checked | {"warnings": [*checked["warnings"], *check_validation(self.recipe)]}
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON."""
@@ -158,14 +173,23 @@ def make_plan(
     if workers < 0:
         raise InputError(f"--workers is {workers}; expected 0 or more")
     batch_size, accum_freq, warnings = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
-    num_slices, slice_samples = cut(recipe)
-    slice_steps = openclip_steps(slice_samples, batch_size, nodes * gpus_per_node, workers, accum_freq)
+    data = recipe.shards if data is None else data
+    if is_table_file(data):
+        num_slices, slice_samples, slice_steps = table_passes(
+            recipe, data, batch_size, nodes * gpus_per_node, accum_freq
+        )
+    else:
+        num_slices, slice_samples = cut(recipe)
+        slice_steps = openclip_steps(slice_samples, batch_size, nodes * gpus_per_node, workers, accum_freq)
     plan = Plan(
-        recipe, nodes, gpus_per_node, device, recipe.shards if data is None else data, workers, batch_size,
-        accum_freq, slice_samples, num_slices, slice_steps, warnings,
+        recipe, nodes, gpus_per_node, device, data, workers, batch_size, accum_freq, slice_samples, num_slices,
+        slice_steps, warnings,
     )  # fmt: skip
-    _refuse_other_length(plan)
-    warnings += _rounding(plan)
+    if plan.is_table:
+        warnings += rounded_passes(recipe, num_slices)
+    else:
+        _refuse_other_length(plan)
+        warnings += _rounding(plan)
     if recipe.warmup >= plan.steps:
         warnings.append(
             f"warm-up takes {recipe.warmup:,} steps, and the run {plan.steps:,}: --set warmup=N shortens it"

@@ -147,15 +147,21 @@ def _rehearsed(told: dict) -> str:
 
 def _checkpoints(plan: Plan, cost: dict) -> str:
     size, most = bytes_text(cost["checkpoint_bytes"]), bytes_text(cost["disk_bytes"])
+    lasts = "" if plan.is_table else " and each pass's last"
     return (
         f"{size}: weights, AdamW's moments and counts; superclip run keeps the two newest, one of every "
-        f"{plan.kept_every} and each pass's last, {most} at most"
+        f"{plan.kept_every}{lasts}, {most} at most"
     )
 
 
 def _data(plan: Plan, checked: dict | None) -> list[str]:
     if checked is None:
         return _row("data", f"{plan.data}, the recipe's own: not checked; --data SHARDS looks at yours")
+    if "rows" in checked:
+        looked = "all pictures were read" if checked["full"] else "the first pictures were read"
+        lines = _row("data", f"{plan.data}: a table of {checked['rows']:,} pairs; {looked}")
+        lines += [line for text in checked["warnings"] for line in _row("warning", text)]
+        return lines + _bad("bad picture", checked["bad"])
     if checked["found"] is None:
         return [*_row("data", plan.data), *(line for text in checked["warnings"] for line in _row("warning", text))]
     counted = f", {checked['samples']:,} samples counted" if checked["full"] else ""
@@ -168,15 +174,18 @@ def _data(plan: Plan, checked: dict | None) -> list[str]:
     )
     for warning in checked["warnings"]:
         lines += _row("warning", warning)
-    for one in checked["bad"][:SHOWN]:
-        lines += _row("bad shard", f"{one['shard']}: {one['problem']}")
-    if len(checked["bad"]) > SHOWN:
-        lines += _row("", f"and {len(checked['bad']) - SHOWN:,} more: --json lists all")
+    lines += _bad("bad shard", checked["bad"])
     if checked["good"] and len(checked["good"]) > LONGEST:
         lines += _row("without bad", "a long pattern, which --json holds as data_check.good")
     elif checked["good"]:
         lines += _row("without bad", f"--data {shlex.quote(checked['good'])}")
     return lines
+
+
+def _bad(label: str, found: list[dict]) -> list[str]:
+    lines = [line for one in found[:SHOWN] for line in _row(label, f"{one['shard']}: {one['problem']}")]
+    more = f"and {len(found) - SHOWN:,} more: --json lists all"
+    return lines + (_row("", more) if len(found) > SHOWN else [])
 
 
 def _where(plan: Plan) -> str:

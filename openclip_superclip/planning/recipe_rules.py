@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from ..config import Config, is_idf_file
 from ..errors import InputError
@@ -45,9 +46,19 @@ def checked_recipe(values: dict, file: str) -> Recipe:
     for name in REQUIRED:
         if name not in values:
             raise InputError(f"{file}: {name} is missing; a recipe holds {', '.join(REQUIRED)}")
-    recipe = Recipe(**{name: _typed(name, value, file) for name, value in values.items()})
+    recipe = Recipe(**{name: _typed(name, value, file) for name, value in _with_samples(values, file).items()})
     _check(recipe, file)
     return recipe
+
+
+def _with_samples(values: dict, file: str) -> dict:
+    """Returns the values with a number of samples where they say passes over the data set: "20 passes"."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
+    if not found:
+        if "pass" in str(values["samples"]):
+            raise InputError(f"{file}: samples is {values['samples']!r}; expected a number, or such as '20 passes'")
+        return values
+    return {**values, "samples": round(float(found[1]) * _typed("data_samples", values["data_samples"], file))}
 
 
 def _typed(name: str, value, file: str):

@@ -1,17 +1,19 @@
 """The arguments of `superclip train` that a plan comes to."""
 
+from ..data.table_columns import is_table_file
 from .recipe_rules import CONFIG_FIELDS
 
 
 def train_arguments(plan) -> list[str]:
     """Returns OpenCLIP's command line of a Plan, without --logs, --name and --resume."""
     recipe = plan.recipe
+    of_shards = {"train-num-samples": plan.slice_samples, "superclip-slices": plan.slices_per_pass}
+    tables = plan.is_table or is_table_file(recipe.flags.get("val-data"))
     values = {
         "model": recipe.model,
         "train-data": plan.data,
-        "dataset-type": "webdataset",
-        "train-num-samples": plan.slice_samples,
-        "superclip-slices": plan.slices_per_pass,
+        "dataset-type": "auto" if tables else "webdataset",
+        **({} if plan.is_table else of_shards),
         "epochs": plan.num_slices,
         "batch-size": plan.batch_size,
         "accum-freq": plan.accum_freq,

@@ -12,6 +12,7 @@ from ..atomic_files import make_folder, whole_file, write_json
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
+from ..planning.table_data import with_table
 from .checkpoint_files import newest
 from .placement import Placement
 from .run_lock import lock
@@ -182,9 +183,11 @@ class RunFolder:
         return values
 
 
-def recipe_and_folder(file: str, set_: Mapping[str, str], out: Path | None) -> tuple[Recipe, RunFolder]:
+def recipe_and_folder(
+    file: str, set_: Mapping[str, str], out: Path | None, data: str | None = None
+) -> tuple[Recipe, RunFolder]:
     """Returns a recipe, with other values where they are set, and the folder of its run: runs/NAME unless given."""
-    recipe = read_recipe(file, set_)
+    recipe = read_recipe(file, with_table(file, set_, data))
     folder = RunFolder(out or Path("runs") / recipe.name)
     if Path(file).absolute() == (folder.path / "recipe.yaml").absolute():  # a copy that `superclip submit` left
         recipe = dataclasses.replace(recipe, name=folder.path.name)

@@ -9,6 +9,7 @@ from ..atomic_files import whole_file
 from ..errors import InputError
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
+from ..planning.table_data import with_table
 from .run_folder import RunFolder
 from .run_limits import STALL_MINUTES, UNREADABLE_MAX
 from .run_state import FINISHED
@@ -39,7 +40,7 @@ class Submission:
     @cached_property
     def plan(self) -> Plan:
         """The run's plan; InputError where it cannot be trained."""
-        request, recipe = self.request, read_recipe(self.recipe, self.set)
+        request, recipe = self.request, read_recipe(self.recipe, with_table(self.recipe, self.set, self.data))
         plan = make_plan(
             recipe, request.nodes, request.gpus_per_node, self.data, self.gpu_batch_max, self.workers, request.device
         )

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ..demo.study_data import MODEL, SHARDS
 from ..errors import InputError
+from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
+from ..planning.table_data import check_validation, of_table
 from .study_file import Study, read_study
 
 DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
@@ -59,12 +61,14 @@ def study_call(
     if val_data is not None:
         study = _on_validation_data(study)
     study.check_set(set_)
+    set_ = {**set_, **of_table(study.recipe, {**study.set, **set_}, data)}
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "validation":
         _check_measured(study, set_)
+        _check_tables(study, device, data, set_)
     if scenes != DEMO:
         set_ = {**set_, "model": f"local-dir:{scenes / MODEL}"}
         data = f"{scenes / SHARDS[caption_of_scenes(study)]}"
@@ -82,6 +86,17 @@ def _on_validation_data(study: Study) -> Study:
     if study.measures == "validation":
         return study
     return dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+
+
+def _check_tables(study: Study, device: str, data: str | None, set_: Mapping[str, str]) -> None:
+    """Raises InputError where a run could not be trained on its table, or measured on its validation data."""
+    for arm in study.arms:
+        for cell in study.cell_values:
+            plan = make_plan(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
+            if plan.is_table:
+                plan.check_data()
+            else:
+                check_validation(plan.recipe)
 
 
 def _check_measured(study: Study, set_: Mapping[str, str]) -> None:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..atomic_files import write_json
 from ..checkpoints.training_log import read_log
+from ..data.table_columns import is_table_file
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
@@ -71,6 +73,8 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
     """
     if is_finished(run):
         return
+    if is_table_file(data or read_recipe(run.recipe, dict(run.set)).shards):  # OpenCLIP would go on in another order
+        shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     output = run.folder.with_name(f"{run.folder.name}.output")
     code, seconds = run_superclip(run.command(device, data), output, device == "cpu", stop.is_set)

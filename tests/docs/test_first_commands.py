@@ -11,6 +11,7 @@ from support.models import write_model
 from support.pages import PAGES, ROOT, blocks
 
 SMALL_DEMO = {"--quick": "--quick --samples 320", "epoch_20": "epoch_1"}
+SMALL_STUDY = "--seeds 1 --set model=local-dir:tiny --set global_batch_size=16 --set 'samples=1 passes'"
 EXPECTED = {  # page: what is exchanged for less of the same, and what is there afterwards
     "architecture": ({}, []),
     "benchmark": ({}, ["benchmark/benchmark.json"]),
@@ -18,11 +19,27 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "evidence": ({}, []),
     "evaluation": (SMALL_DEMO, ["demo/runs/clip_seed0/evaluation/summary.md"]),
     "own-data": (
-        {"ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny", "--epochs 2": "--epochs 2 --workers 0"},
-        ["report/report.html", "words/index.html", "my-clip/open_clip_config.json"],
+        {
+            "ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny",
+            "--epochs 2": "--epochs 2 --workers 0",
+            "--jobs 2 --out answer": f"--jobs 2 {SMALL_STUDY} --out answer",
+            "{000000..000031}": "{000000..000001}",
+            "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32",
+            "superclip run": "superclip run --dry-run",
+            "ViT-B-32:laion2b_s34b_b79k": "logs/clip/checkpoints/epoch_1.pt",
+        },
+        [
+            "answer/study.png",
+            "report/report.html",
+            "words/index.html",
+            "my-clip/open_clip_config.json",
+            "shards/left_out.csv",
+            "answer-of-shards/study.csv",
+        ],
     ),
     "cluster": ({"superclip run demo/": "superclip run --set samples=2048 demo/"}, ["report/report.html"]),
     "patching": ({}, []),
+    "recipe-fields": ({}, []),
     "recipes": ({}, []),
     "report": ({"--device cpu": "--device cpu --set samples=2048"}, ["report/report.html"]),
     "studies": ({}, []),
@@ -74,7 +91,8 @@ def write_own_data(folder: Path, csv_data: Path) -> None:
     rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
     (folder / "pictures").symlink_to(csv_data.parent)
     lines = [f"pictures/{Path(picture).name},{words}\n" for picture, words in rows]
-    (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines))
+    for table, rows in {"pairs.csv": lines, "held-out.csv": lines[:16]}.items():
+        (folder / table).write_text("image,caption\n" + "".join(rows))
     write_model(folder / "tiny", text={"width": 12})
 
 

@@ -9,14 +9,18 @@ import sys
 import open_clip
 import pytest
 from support import paper
+from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.config import Config, config_from
+from openclip_superclip.data.table_columns import is_table_file
 from openclip_superclip.errors import InputError
 from openclip_superclip.integration.command_check import check_command
+from openclip_superclip.model_files import know_model
 from openclip_superclip.planning.plan import make_plan
 from openclip_superclip.planning.recipe import FIELDS
 from openclip_superclip.planning.recipe_file import read_recipe, recipe_files
+from openclip_superclip.planning.table_data import OF_TABLE
 
 RECIPES = {f"{path.parent.name}/{path.stem}": read_recipe(str(path)) for path in recipe_files()}
 STUDY = [1024, 2048, 4096, 8192, 16384, 32768]
@@ -104,14 +108,14 @@ def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason():
 def test_settings_are_the_released_configurations_where_a_recipe_gives_no_reason_of_its_own():
     for name, recipe in RECIPES.items():
         released = paper.released()
-        if name.startswith(("demo/", "scenes/")):
+        if name.startswith(("demo/", "scenes/", "own_data/")):
             released["flags"] = {}
         if "siglip" in recipe.method:  # a sigmoid loss gathers no features
             released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
         for field in SETTINGS:
             value = getattr(recipe, field)
             if field == "flags":
-                value = {key: on for key, on in value.items() if key not in (*OUR_FLAGS, "pretrained")}
+                value = {key: on for key, on in value.items() if key not in (*OUR_FLAGS, *OF_TABLE, "pretrained")}
             assert value == released[field] or field in recipe.chosen, (name, field)
 
 
@@ -139,7 +143,7 @@ def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2
 
 
 @pytest.mark.parametrize("folder", [
-    "laion400m", "laion2b", "cc12m", "cc3m", "yfcc15m", "coco", "finetune", "demo", "scenes",
+    "laion400m", "laion2b", "cc12m", "cc3m", "yfcc15m", "coco", "finetune", "demo", "scenes", "own_data",
 ])  # fmt: skip
 def test_what_reproduces_nothing_says_so(folder):
     texts = [recipe.text for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
@@ -150,6 +154,7 @@ def test_what_reproduces_nothing_says_so(folder):
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
     tuned = [recipe for name, recipe in RECIPES.items() if name.startswith("finetune/")]
     assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(open_clip.list_pretrained())
+    know_model(None)
     assert {recipe.model for recipe in RECIPES.values()} - {
         "local-dir:demo/model",
         "local-dir:demo/study-model",
@@ -162,7 +167,7 @@ def test_openclip_reads_from_the_command_what_the_recipe_says():
         for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
             assert args[field] == getattr(recipe, field), (name, field)
         assert args["lr_scheduler"] == recipe.schedule, name
-        assert args["superclip_slices"] == recipe.slices, name
+        assert args.get("superclip_slices") == (None if is_table_file(recipe.shards) else recipe.slices), name
         for flag, value in recipe.flags.items():
             assert args[flag.replace("-", "_")] == value, (name, flag)
         config = config_from(args)
@@ -174,6 +179,8 @@ def test_openclip_reads_from_the_command_what_the_recipe_says():
 @pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)])
 def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus, gpu_batch_max):
     for name, recipe in RECIPES.items():
+        if is_table_file(recipe.shards):  # in whole passes, without the last, partial batch
+            continue
         plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
         assert (plan.warnings, plan.samples) == ([], recipe.samples), name
         assert plan.batch_size * plan.accum_freq * plan.world_size == recipe.global_batch_size, name
@@ -331,3 +338,9 @@ def test_listing_and_reading_them_imports_no_torch():
         "import sys; from openclip_superclip.__main__ import main; main(['recipes']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+def test_the_page_of_the_fields_is_what_the_schema_says(capsys):
+    assert main(["recipes", "--fields"]) == 0
+    assert (ROOT / "docs/recipe-fields.md").read_text() == capsys.readouterr().out
+    assert main(["recipes", "--fields", "--json"]) == 1

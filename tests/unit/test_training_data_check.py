@@ -6,6 +6,7 @@ import shutil
 import tarfile
 
 import pytest
+from PIL import Image
 from support.models import VOCAB_SIZE, write_model
 from support.small_shards import write_shards
 
@@ -13,7 +14,7 @@ REFUSED = {
     "picture column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
-    "another separator": ("{table} --csv-separator ;", "--csv-separator is ';': is it another?"),
+    "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
     "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
     "second source's files": ("{wds}::x/{{0..9}}.tar", "--train-data: there is no file x/{{0..9}}.tar"),
     "a folder": ("{folder} --dataset-type webdataset", "--train-data: {folder} is a folder; expected its shards"),
@@ -28,6 +29,9 @@ REFUSED = {
     "negative workers": ("{wds} --workers -1", "--workers is -1; expected 0 or more"),
     "learning rate": ("{table} --lr nan", "--lr is nan; expected a finite number"),
     "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
+    "validation columns": ("{table} --val-data {folder}/val.csv", "--csv-img-key: {folder}/val.csv has no column"),
+    "validation pictures": ("{table} --val-data {folder}/nix.csv", "--val-data: row 1 of {folder}/nix.csv names nix"),
+    "captions of validation": ("{wds} --val-data {folder}/empty.tar", "--val-data: {folder}/empty.tar: all of its"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
     "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
@@ -41,6 +45,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
     (folder / "caption.txt").write_text("")
+    (folder / "val.csv").write_text("image\ttitle\n0.png\ta cat\n")
+    (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
     with tarfile.open(folder / "000000.tar") as whole, tarfile.open(folder / "text.tar", "w") as text:
         for member in whole:
             if member.name.endswith(".txt"):
@@ -70,24 +76,58 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
 TABLES = {
     "a comma outside quotes": ("{picture},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
     "a picture that is not there": (
-        "{picture},rot\nnirgends.png,grün\n", "utf-8", "not there: 1 of the first 2, beginning with nirgends.png",
+        "{picture},rot\nnirgends.png,grün\n", "utf-8", "row 2 of {table} names nirgends.png: no such file; 1 such",
     ),
+    "a cut picture": ("{picture},rot\n{cut},grün\n", "utf-8", "names {cut}: no readable picture"),
+    "no row": ("", "utf-8", "{table} holds no row below its header"),
     "another encoding": ("{picture},grün\n", "latin-1", "save it as UTF-8"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
 def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, parse_args):
-    (tmp_path / "rot.png").touch()
-    table = tmp_path / "table.csv"
-    table.write_text("image,caption\n" + rows.format(picture=tmp_path / "rot.png"), encoding=encoding)
+    picture, cut, table = (tmp_path / name for name in ("rot.png", "cut.png", "table.csv"))
+    Image.effect_noise((32, 32), 9).save(picture)
+    cut.write_bytes(picture.read_bytes()[:300])
+    table.write_text("image,caption\n" + rows.format(picture=picture, cut=cut), encoding=encoding)
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
     with pytest.raises(SystemExit) as refusal:
         parse_args(["--superclip", "--train-data", str(table), *columns, "--batch-size", "1"])
     message = str(refusal.value)
     assert message.startswith("error: --train-data: ")
-    assert reason in message
+    assert reason.format(table=table, cut=cut) in message
     assert "\n" not in message
+
+
+def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(csv_data, tmp_path, parse_args, capfd):
+    rows = csv_data.read_text().splitlines()
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join([*rows[:3], rows[3].partition("\t")[0] + "\t"]))
+    assert parse_args(["--train-data", str(table), "--batch-size", "4"]).batch_size == 4
+    told = capfd.readouterr().err
+    assert "the 3 rows of" in told and "not one step is trained" in told
+    assert "1 of the 3 rows of" in told and "hold no caption" in told
+    assert parse_args(["--train-data", str(csv_data), "--batch-size", "4"])
+    assert capfd.readouterr().err == ""
+    table.write_text("filepath\ttitle\nnix.png\ta cat\n")
+    with pytest.raises(SystemExit, match=r"row 1 of .* names nix\.png: no such file"):
+        parse_args(["--train-data", str(table)])
+
+
+def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
+    argv = ["--superclip", "--train-data", f"{folder}/{{000000..000019}}.tar", "--train-num-samples", "64"]
+    assert parse_args([*argv, "--workers", "1"])
+    assert f"--train-data: 4 of 20 shards are not there, the first is {folder}/000016.tar" in capfd.readouterr().err
+
+
+def test_help_tells_openclips_defaults(parse_args, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--batch-size BATCH_SIZE Batch size per GPU. (default: 64)" in told
+    assert "--lr LR Learning rate. (default: 0.0005)" in told
+    assert "(default: 0.98 where the model's name holds ViT, else 0.999)" in told
+    assert told.count("--csv-separator") == 2 and "(default: '\\t')" in told
 
 
 @pytest.mark.parametrize("flag", [["--superclip"], ["--superclip-slices", "2"]])

@@ -1,0 +1,120 @@
+"""Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is refused at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.errors import InputError
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.planning.table_data import with_table
+from openclip_superclip.study.study_call import study_call
+
+OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
+NUM_ROWS = 70
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """pairs.csv, whose first caption is empty, and tabs.csv, with other columns and separators."""
+    folder = tmp_path_factory.mktemp("own")
+    Image.effect_noise((32, 32), 9).save(folder / "0.png")
+    captions = ["", *(f"a cat, {row}" for row in range(1, NUM_ROWS))]
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(f'{folder}/0.png,"{c}"\n' for c in captions))
+    (folder / "tabs.csv").write_text("path\ttext\n" + f"{folder}/0.png\ta cat\n" * NUM_ROWS)
+    return folder
+
+
+def plan(folder, set_=None, table="pairs.csv", **machines):
+    data = str(folder / table)
+    return make_plan(read_recipe(OWN, with_table(OWN, set_ or {}, data)), data=data, device="cpu", **machines)
+
+
+@pytest.mark.parametrize(
+    ("set_", "machines", "epochs", "steps"),
+    [
+        ({}, {}, 30, 1),
+        ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
+        ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),  # 18 rows a rank, batches of 4
+        ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
+    ],
+)
+def test_a_plan_trains_whole_passes_without_the_last_partial_batch(folder, set_, machines, epochs, steps):
+    made = plan(folder, set_, **machines)
+    assert (made.num_slices, made.slice_steps) == (epochs, steps)
+    command = " ".join(made.command)
+    assert f"--train-data {folder}/pairs.csv --dataset-type auto --epochs {epochs} " in command
+    assert "--csv-separator , --csv-img-key image --csv-caption-key caption" in command
+    assert "--train-num-samples" not in command and "--superclip-slices" not in command
+    told = [warning for warning in made.warnings if "whole passes" in warning]
+    assert bool(told) == (set_.get("samples") in ("100", "1.5 passes"))
+
+
+def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
+    tabs = [
+        "--data",
+        f"{folder}/tabs.csv",
+        "--csv-separator",
+        "\t",
+        "--csv-img-key",
+        "path",
+        "--csv-caption-key",
+        "text",
+    ]
+    assert main(["plan", OWN, *tabs, "--device", "cpu", "--json", "--check"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["data_check"]["rows"] == NUM_ROWS
+    assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
+
+
+def test_a_look_at_the_table_counts_what_has_no_caption(folder, capsys):
+    assert main(["plan", OWN, "--data", f"{folder}/pairs.csv", "--device", "cpu"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"a table of {NUM_ROWS} pairs" in shown
+    assert f"1 of the {NUM_ROWS} rows of" in shown and "hold no caption" in shown
+
+
+def test_check_lists_every_picture_that_cannot_be_read(folder, tmp_path, capsys):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes((folder / "0.png").read_bytes()[:300])
+    table = tmp_path / "pairs.csv"
+    table.write_text((folder / "pairs.csv").read_text() + f"{cut},a cat\nnix.png,a dog\n")
+    assert main(["plan", OWN, "--data", str(table), "--device", "cpu", "--check"]) == 1
+    shown = capsys.readouterr().out
+    assert f"bad picture {cut}: no readable picture" in shown
+    assert "bad picture nix.png: no such file" in shown
+
+
+REFUSED = {
+    "no table": (OWN, "nix.csv", {}, "--data: there is no file nix.csv"),
+    "too few rows": (OWN, "pairs.csv", {"global_batch_size": "128"}, "the 70 rows of pairs.csv fill no global batch"),
+    "another number of rows": (OWN, "pairs.csv", {"data_samples": "5"}, "the table pairs.csv makes it 70"),
+    "other columns": (OWN, "tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
+    "no number of passes": (OWN, "pairs.csv", {"samples": "9passes"}, "expected a number, or such as '20 passes'"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "table", "set_", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_trained_is_refused_by_run_and_study_before_anything_is_written(
+    recipe, table, set_, reason, folder, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError) as refusal:
+        make_plan(read_recipe(recipe, with_table(recipe, set_, table)), data=table, device="cpu")
+    assert reason in str(refusal.value)
+    with pytest.raises(InputError) as refusal:
+        study_call("own_data", None, None, "cpu", table, "pairs.csv", set_)
+    assert reason in str(refusal.value)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_study_is_refused_where_its_validation_table_cannot_be_measured(folder, tmp_path):
+    (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
+    with pytest.raises(InputError, match=r"--val-data: row 1 of .*val.csv names nix.png: no such file"):
+        study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})
+    with pytest.raises(InputError, match="which the training takes with --val-data"):
+        study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
