@@ -17,7 +17,15 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="only the recipes whose name holds every WORD")
     parser.add_argument("--json", action="store_true", help="print all their fields as JSON")
+    parser.add_argument("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
     options = parser.parse_args(argv)
+    if options.fields:
+        if options.words or options.json:
+            raise InputError("--fields is about every recipe: leave out WORD and --json")
+        from ..planning.recipe_reference import reference
+
+        print(reference())
+        return 0
     from ..planning.recipe_file import read_recipe, recipe_files
 
     named = {f"{path.parent.name}/{path.stem}": path for path in recipe_files()}
