@@ -18,6 +18,7 @@ GROUPS = {
         "study": "compare methods by paired seeds, here or on SLURM: which differences exclude zero",
     },
     "your data": {
+        "shards": "make WebDataset shards of a table, a folder, COCO's JSON or a Hugging Face data set",
         "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
     },
     "weights": {

@@ -35,11 +35,11 @@ def check_clip_benchmark(what: str) -> None:
             )
 
 
-def check_datasets(what: str) -> None:
+def check_datasets(what: str, extra: str) -> None:
     """Raises InputError, with the extra to install, where `what` cannot be read."""
     if importlib.util.find_spec("datasets") is None:
         raise InputError(
-            f"{what} is read with datasets, which is not installed: install the extra [winoground], or "
+            f"{what} is read with datasets, which is not installed: install the extra [{extra}], or "
             "pip install datasets"
         )
 

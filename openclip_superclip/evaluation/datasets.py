@@ -43,7 +43,7 @@ class Data(NamedTuple):
     def build(self, transform: Callable, split: str, task: str):
         """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
         if self.name == "winoground" and not self.shards:
-            check_datasets("Winoground")
+            check_datasets("Winoground", "winoground")
         num_shards = check_shards(self.folder / split) if self.shards else 0
         name = f"wds/{self.name}" if self.shards else self.name
         with _no_downloads():

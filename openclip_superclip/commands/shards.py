@@ -1,0 +1,94 @@
+"""superclip shards: pictures and captions as they are kept, made into WebDataset shards."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    """Writes the shards, prints what there is and what was left out, and returns the exit code."""
+    options = _parse(argv)
+    from ..data.pair_shards import Writing, write_pair_shards
+    from ..data.pair_sources import Keys, read_source
+    from ..data.table_columns import Columns
+
+    columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
+    source = read_source(options.source, Keys(columns, options.label_key, options.long_key), options.images)
+    writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
+    print(_told(write_pair_shards(source, options.out, writing), options.out))
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip shards",
+        description="Makes WebDataset shards of pictures and captions: a training and a validation split, each with "
+        "sizes.json, and data sets for superclip evaluate. What cannot be read is listed and left out. A call that was "
+        "stopped resumes with the same command.",
+        epilog="example: superclip shards pairs.csv shards",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each picture, COCO's captions (.json), or a "
+        "Hugging Face data set on disk",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
+    parser.add_argument("--csv-separator", default=",", metavar="C", help="of a table (default: %(default)s)")
+    parser.add_argument(
+        "--csv-img-key", default="image", metavar="KEY", help="column of the pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--csv-caption-key",
+        default="caption",
+        metavar="KEY",
+        help="column of the captions, or field of each .json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe"
+    )
+    parser.add_argument(
+        "--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="where COCO's pictures are (default: beside the JSON)"
+    )
+    parser.add_argument(
+        "--val-share", type=float, default=0.1, metavar="SHARE",
+        help="of the pictures, drawn by a hash of their names (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard-size", type=int, metavar="N", help="pairs of a shard (default: what makes 32 shards, 16 to 10,000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)"
+    )
+    options = parser.parse_args(argv)
+    if not 0 <= options.val_share < 1:
+        raise InputError(f"--val-share is {options.val_share}; expected a share from 0 to below 1")
+    for name in ("shard_size", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+    if options.images is not None and not options.source.endswith(".json"):
+        raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
+    return options
+
+
+def _told(written, out: Path) -> str:
+    from ..data.pair_shards import told_reasons
+
+    patterns, sizes = written.patterns, written.sizes
+    lines = [f"{split}: {sizes[split]:,} pairs in {pattern}" for split, pattern in patterns.items()]
+    if written.left_out:
+        lines.append(f"left out: {told_reasons(written)}; {out}/left_out.csv lists all")
+    study = ["superclip", "study", "own_data", "--data", patterns["train"]]
+    if "val" in patterns:
+        study += ["--val-data", patterns["val"]]
+        lines.append(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
+        lines.append(shlex.join([*study, "--set", f"data_samples={sizes['train']}"]))
+    return "\n".join(lines)

@@ -1,0 +1,210 @@
+"""superclip shards: pictures and captions as people keep them become shards that training and evaluation read."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.shard_contents import look
+from openclip_superclip.data.shard_pattern import expand
+from openclip_superclip.data.training_data_check import total_samples
+from openclip_superclip.evaluation.datasets import find_data
+
+NUM = 60
+LABELS = ("cat", "dog", "emu")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Pictures and captions as a table, a folder, COCO's JSON; some that cannot be read."""
+    folder = tmp_path_factory.mktemp("kept")
+    beside = folder / "beside" / "deeper"
+    beside.mkdir(parents=True)
+    rows = []
+    for number in range(NUM):
+        name = f"{number}.{('png', 'jpg', 'bmp')[number % 3]}"
+        Image.effect_noise((32, 32), 9 + number).convert("RGB").save(folder / name)
+        caption, label = f"a {LABELS[number % 3]}, number {number}", LABELS[number % 3]
+        rows.append([str(folder / name), caption, label, f"{caption}, told at length"])
+        picture = beside.parent / name if number % 2 else beside / name
+        shutil.copy(folder / name, picture)
+        if number % 2:
+            picture.with_suffix(".txt").write_text(f"{caption}\n")
+        else:
+            picture.with_suffix(".json").write_text(json.dumps({"caption": caption, "label": label}))
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:300])
+    rows += [[str(folder / "cut.png"), "a cut", "", ""], [str(folder / "nix.png"), "nothing", "", ""]]
+    rows += [[str(folder / "3.png"), "", "", ""], [str(folder / "3.png"), "the same picture", "cat", ""]]
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption", "label", "long"], *rows])
+    images = [{"id": n, "file_name": Path(rows[n][0]).name} for n in range(NUM)]
+    captions = [{"image_id": n, "caption": f"{rows[n][1]}, {again}"} for n in range(NUM) for again in range(2)]
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    return folder
+
+
+def shards(source, out, *flags, code: int = 0) -> None:
+    assert main(["shards", str(source), str(out), *flags]) == code
+
+
+def samples(pattern: str) -> list[dict]:
+    """The samples of shards, members by extension."""
+    found: dict = {}
+    for shard in expand(pattern):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                found.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def table(kept, tmp_path_factory):
+    """Shards of the table, in shards of eight."""
+    out = tmp_path_factory.mktemp("of-table") / "out"
+    flags = ["--label-key", "label", "--long-key", "long", "--shard-size", "8", "--jobs", "2", "--val-share", "0.3"]
+    shards(kept / "pairs.csv", out, *flags)
+    return out
+
+
+def pattern(out: Path, split: str) -> str:
+    return f"{out}/{split}/{{000000..{len(list((out / split).glob('*.tar'))) - 1:06}}}.tar"
+
+
+def test_every_pair_of_a_table_that_can_be_read_is_in_one_split(table):
+    train, val = (samples(pattern(table, split)) for split in ("train", "val"))
+    captions = [sample["txt"].decode() for sample in train + val]
+    assert len(captions) == NUM + 1 == len(set(captions))
+    assert "a dog, number 1" in captions and "the same picture" in captions
+    assert len(val) > 5
+    of_3 = [split for split in (train, val) for s in split if s["txt"] in (b"the same picture", b"a cat, number 3")]
+    assert of_3[0] is of_3[1]
+    assert {frozenset(s) - {"txt", "cls", "long.txt"} for s in train + val} == {frozenset({"png"}), frozenset({"jpg"})}
+    assert all(
+        s["cls"] == str(LABELS.index(s["txt"].split()[1].decode().strip(","))).encode()
+        for s in train
+        if "cls" in s and b"number" in s["txt"]
+    )
+    assert any(s.get("long.txt", b"").endswith(b"told at length") for s in train)
+
+
+def test_training_finds_the_sizes_and_reads_the_shards(table):
+    for split in ("train", "val"):
+        shards_there = expand(pattern(table, split))
+        assert [look(shard).problem for shard in shards_there] == [""] * len(shards_there)
+        assert total_samples(pattern(table, split)) == len(samples(pattern(table, split)))
+
+
+def test_what_cannot_be_read_is_listed_with_row_and_reason(table, kept):
+    with open(table / "left_out.csv") as file:
+        left_out = {row["where"]: (row["picture"], row["reason"]) for row in csv.DictReader(file)}
+    assert left_out[f"row {NUM + 2}"] == (str(kept / "nix.png"), "no such file")
+    assert left_out[f"row {NUM + 3}"] == (str(kept / "3.png"), "no caption")
+    assert left_out[f"row {NUM + 1}"][1].startswith("no readable picture (")
+    assert len(left_out) == 3
+
+
+def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
+    retrieval, labels = (find_data(table / "evaluation", name) for name in ("retrieval", "labels"))
+    assert (retrieval.kind, labels.kind) == ("retrieval", "classification")
+    val = samples(pattern(table, "val"))
+    texts = [line for s in samples(str(retrieval.folder / "test/0.tar")) for line in s["txt"].decode().splitlines()]
+    assert sorted(texts) == sorted(sample["txt"].decode() for sample in val)
+    assert (labels.folder / "classnames.txt").read_text().split() == list(LABELS)
+    assert {sample["cls"] for sample in samples(str(labels.folder / "test/0.tar"))} <= {b"0", b"1", b"2"}
+    assert samples(str(labels.folder / "train/0.tar")) == samples(str(table / "train/000000.tar"))
+
+
+def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
+    shards(kept / "beside", tmp_path / "out", "--label-key", "label", "--jobs", "1", "--val-share", "0")
+    found = samples(pattern(tmp_path / "out", "train"))
+    assert sorted(s["txt"].decode() for s in found) == sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
+    assert sum("cls" in sample for sample in found) == NUM // 2
+
+
+def test_coco_gives_a_pair_a_caption_and_a_picture_with_all_of_them(kept, tmp_path):
+    shards(kept / "coco.json", tmp_path / "out", "--val-share", "0.2", "--jobs", "1")
+    both = [sample for split in ("train", "val") for sample in samples(pattern(tmp_path / "out", split))]
+    assert len(both) == 2 * NUM
+    for sample in samples(str(tmp_path / "out/evaluation/retrieval/test/0.tar")):
+        first, second = sample["txt"].decode().splitlines()
+        assert first.removesuffix(", 0") == second.removesuffix(", 1")
+
+
+def test_a_hugging_face_data_set_on_disk_is_read(kept, tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": [str(kept / f"{n}.png") for n in range(0, NUM, 3)], "caption": [f"cat {n}" for n in range(20)]}
+    found = datasets.Dataset.from_dict(columns | {"kind": ["emu", "cat"] * 10}).cast_column("image", datasets.Image())
+    found.class_encode_column("kind").save_to_disk(str(tmp_path / "set"))
+    shards(
+        tmp_path / "set",
+        tmp_path / "out",
+        "--label-key",
+        "kind",
+        "--jobs",
+        "2",
+        "--val-share",
+        "0.2",
+        "--shard-size",
+        "4",
+    )
+    both = [sample for split in ("train", "val") for sample in samples(pattern(tmp_path / "out", split))]
+    assert sorted((s["txt"], s["cls"]) for s in both) == sorted(
+        (f"cat {n}".encode(), b"10"[n % 2 : n % 2 + 1]) for n in range(20)
+    )
+    datasets.DatasetDict({"train": found}).save_to_disk(str(tmp_path / "sets"))
+    shards(tmp_path / "sets", tmp_path / "none", code=1)
+    assert f"holds the splits train: give one, such as {tmp_path}/sets/train" in capsys.readouterr().err
+
+
+def test_a_call_that_was_killed_goes_on_and_the_shards_are_the_same(kept, table, tmp_path):
+    flags = ["--label-key", "label", "--long-key", "long", "--shard-size", "8", "--jobs", "2", "--val-share", "0.3"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "openclip_superclip", "shards", str(kept / "pairs.csv"), str(out), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not list(out.glob("done/*")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = {path: path.stat().st_mtime_ns for path in out.glob("done/*.json")}
+    shards(kept / "pairs.csv", out, *flags)
+    assert first and all(path.stat().st_mtime_ns == time for path, time in first.items())
+    for shard in sorted(table.glob("*/*.tar")):
+        assert (out / shard.relative_to(table)).read_bytes() == shard.read_bytes()
+
+
+REFUSED = {
+    "no source": ("nix", "OUT", "nix is no table (.csv, .tsv), folder of pictures, COCO's .json or Hugging Face"),
+    "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
+    "other columns": ("{kept}/pairs.csv", "OUT --csv-caption-key text", "--csv-caption-key: {kept}/pairs.csv has no"),
+    "no label column": ("{kept}/pairs.csv", "OUT --label-key nix", "--label-key: {kept}/pairs.csv has no column 'nix'"),
+    "no pair": ("{kept}/empty", "OUT", "{kept}/empty holds no pair: expected pictures with a .txt or .json"),
+    "another OUT": ("{kept}/pairs.csv", "{table}", "{table} holds shards of other pairs, val_share"),
+    "a folder of others": ("{kept}/pairs.csv", "{kept}", "{kept} is not empty and holds no shards of this command"),
+    "no share": ("{kept}/pairs.csv", "OUT --val-share 1", "--val-share is 1.0; expected a share from 0 to below 1"),
+    "images of no COCO": ("{kept}/pairs.csv", "OUT --images x", "--images is x; it is for COCO's .json"),
+    "no COCO": ("{kept}/other.json", "OUT", "{kept}/other.json is not as COCO's captions are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "rest", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_written(
+    source, rest, reason, kept, table, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (kept / "empty").mkdir(exist_ok=True)
+    (kept / "other.json").write_text("{}")
+    assert main(["shards", *f"{source} {rest}".format(kept=kept, table=table).split()]) == 1
+    told = capsys.readouterr().err
+    assert reason.format(kept=kept, table=table) in told
+    assert told.count("\n") == 1 and list(tmp_path.iterdir()) == []
