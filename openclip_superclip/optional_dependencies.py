@@ -35,6 +35,15 @@ def check_clip_benchmark(what: str) -> None:
             )
 
 
+def check_torchmetrics(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot be measured."""
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise InputError(
+            f"{what} measures with torchmetrics, which is not installed: install the extra [dense], or "
+            "pip install torchmetrics"
+        )
+
+
 def check_datasets(what: str, extra: str) -> None:
     """Raises InputError, with the extra to install, where `what` cannot be read."""
     if importlib.util.find_spec("datasets") is None:

@@ -73,9 +73,12 @@ def _write_recipe_data(folder: Path) -> int:
 
 
 def _write_evaluation(folder: Path) -> int:
+    from ..demo.dense_scenes import write_dense_scenes
     from ..demo.evaluation_data import write_evaluation_data
 
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
+    dense = " ".join(place.name for place in write_dense_scenes(folder))
     print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {names} --suite zeroshot,retrieval,probe")
+    print(f"superclip evaluate CHECKPOINT --data {folder} --datasets {dense} --suite dense")
     return 0

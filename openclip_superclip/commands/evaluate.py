@@ -1,6 +1,7 @@
 """superclip evaluate: CLIP_benchmark's zero-shot, retrieval and linear-probe numbers, models side by side."""
 
 import argparse
+import importlib.util
 import logging
 import math
 import shlex
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from ..atomic_files import make_folder, whole_file
 from ..errors import InputError
-from ..optional_dependencies import check_clip_benchmark
+from ..optional_dependencies import check_clip_benchmark, check_matplotlib, check_torchmetrics
+
+ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +41,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--suite", default="zeroshot,retrieval", metavar="SUITE,…",
         help="zeroshot: CLIP_benchmark's 38 data sets for classification; datacomp: those of DataComp's that it "
-        "has; retrieval: COCO and Flickr30k; compositional: SugarCrepe and Winoground; on ImageNet-1k probe: a linear "
+        "has; retrieval: COCO and Flickr30k; compositional: SugarCrepe and Winoground; dense: "
+        "segmentation and depth from the patch tokens, on PASCAL VOC, ADE20k and NYUv2; on ImageNet-1k probe: a linear "
         "probe, fewshot: a logistic regression on 1 to 16 pictures a class, knn: the vote of 20 neighbours (default: "
         "%(default)s)",
     )  # fmt: skip
@@ -60,32 +64,75 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
+    parser.add_argument(
+        "--every", action="store_true", help="CHECKPOINT is the folder of a run, and all its checkpoints are meant"
+    )
+    parser.add_argument(
+        "--wise-ft", metavar="RELEASED",
+        help="measure (1 - α) · RELEASED + α · CHECKPOINT for every α; RELEASED is a file, a folder or MODEL:TAG. "
+        "Draws wise_ft.png",
+    )  # fmt: skip
+    parser.add_argument("--alphas", metavar="α,…", help=f"for --wise-ft (default: {','.join(map(str, ALPHAS))})")
     probe = parser.add_argument_group("linear probe", "CLIP_benchmark's: AdamW on frozen, normalised features")
     probe.add_argument("--probe-lr", type=float, default=0.1, help="(default: %(default)s)")
     probe.add_argument("--probe-epochs", type=int, default=10, help="(default: %(default)s)")
     probe.add_argument(
         "--probe-val-split", metavar="SPLIT", help="choose the weight decay on this split (default: no weight decay)"
     )
+    dense = parser.add_argument_group("segmentation and depth", "one linear map of the patch tokens, by AdamW")
+    dense.add_argument("--dense-lr", type=float, default=1e-3, help="(default: %(default)s)")
+    dense.add_argument("--dense-epochs", type=int, default=20, help="(default: %(default)s)")
+    dense.add_argument("--finetune", action="store_true", help="tune the vision tower with it, as the paper does")
     options = parser.parse_args(argv)
-    if not (math.isfinite(options.probe_lr) and options.probe_lr > 0):
-        raise InputError(f"--probe-lr is {options.probe_lr}; expected a number above 0")
-    for name, least in (("batch_size", 1), ("workers", 0), ("probe_epochs", 1)):
+    options.alphas = _alphas(options)
+    for name in ("probe_lr", "dense_lr"):
+        if not (math.isfinite(value := getattr(options, name)) and value > 0):
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
+    if "dense" in (suites := options.suite.split(",")):
+        check_torchmetrics("--suite dense")
+    elif options.finetune:
+        raise InputError(f"--finetune is for --suite dense; given is --suite {','.join(suites)}")
+    for name, least in (("batch_size", 1), ("workers", 0), ("probe_epochs", 1), ("dense_epochs", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
     return options
+
+
+def _alphas(options: argparse.Namespace) -> list[float]:
+    """Returns the sweep's; InputError for flags that do not go together."""
+    if options.wise_ft is None:
+        if options.alphas is not None:
+            raise InputError("--alphas is for --wise-ft RELEASED, which is not given")
+        return []
+    if options.every or len(options.checkpoints) > 1:
+        given = "--every" if options.every else f"{len(options.checkpoints)} checkpoints"
+        raise InputError(f"--wise-ft takes the one CHECKPOINT that was tuned from RELEASED; given are {given}")
+    try:
+        alphas = sorted(set(map(float, options.alphas.split(",")))) if options.alphas else list(ALPHAS)
+    except ValueError:
+        alphas = []
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise InputError(f"--alphas is {options.alphas}; expected numbers from 0 to 1, such as 0,0.5,1")
+    check_matplotlib("--wise-ft")
+    return alphas
 
 
 def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import select_datasets
     from ..evaluation.evaluation_loop import evaluate_all
     from ..evaluation.evaluation_ranks import EvaluationRanks
-    from ..evaluation.models import find_models
+    from ..evaluation.models import checkpoints_of, find_models, interpolated_models
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     settings = _settings(options)
     selection = select_datasets(options.data, options.suite.split(","), options.datasets)
-    models = find_models(options.checkpoints, options.model)
-    folders = [options.out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
+    if options.wise_ft is not None:
+        models = interpolated_models(options.checkpoints[0], options.wise_ft, options.alphas, options.model)
+    else:
+        given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
+        models = find_models(given, options.model)
+    within = Path("evaluation", "wise_ft") if options.wise_ft else Path("evaluation")  # a sweep is no result of the run
+    folders = [options.out or (model.run / within if model.run else within) for model in models]
     for folder in folders:
         make_folder(folder, "--out")
     ranks = EvaluationRanks()
@@ -94,6 +141,12 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     if not ranks.is_first:
         return 0
     _report(outcome, selection, options.data, list(dict.fromkeys(folders)))
+    _draw_neighbours(outcome.models, folders[0])
+    if options.wise_ft and len(outcome.models) == len(models):
+        from ..evaluation.wise_ft_figure import draw_sweep
+
+        draw_sweep(folders[0] / "wise_ft.png", options.alphas, outcome.models)
+        print(f"Scores over α: {folders[0]}/wise_ft.png")
     return 1 if outcome.failures else 0
 
 
@@ -107,7 +160,22 @@ def _settings(options: argparse.Namespace):
         raise InputError("--device: there is no GPU here; give --device cpu")
     precision = options.precision or ("amp" if device == "cuda" else "fp32")
     probe = options.probe_lr, options.probe_epochs, options.probe_val_split
-    return Settings(device, precision, options.batch_size, options.workers, *probe)
+    dense = options.dense_lr, options.dense_epochs, options.finetune
+    return Settings(device, precision, options.batch_size, options.workers, *probe, *dense)
+
+
+def _draw_neighbours(models: list[list[dict]], folder: Path) -> None:
+    """Draws what each patch's neighbours are, where models were measured on segmentation and matplotlib is there."""
+    from ..evaluation.results_table import neighbour_files
+
+    found = neighbour_files(models)
+    if not found or importlib.util.find_spec("matplotlib") is None:
+        return
+    from ..evaluation.neighbour_figure import draw_neighbours
+
+    for dataset, files in found.items():
+        draw_neighbours(path := folder / f"neighbours_{dataset.replace('/', '-')}.png", files)
+        print(f"The neighbours of patches: {path}")
 
 
 def _report(outcome, selection, data: Path, folders: list[Path]) -> None:

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
-
 
 def main(argv: list[str]) -> int:
     """Writes the weights in between, prints what they are, and returns the exit code."""
@@ -36,33 +34,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _released_file(released: str) -> str:
-    """Returns the file behind MODEL:TAG, out of the cache or off the hub as OpenCLIP gets it; a path stays as it is."""
-    if Path(released).exists() or ":" not in released:
-        return released
-    import open_clip
-
-    cfg = open_clip.get_pretrained_cfg(*released.split(":", 1))
-    if not cfg:
-        raise InputError(f"RELEASED is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
-    try:
-        return open_clip.download_pretrained(cfg)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"RELEASED is {released}, which cannot be downloaded or read ({' '.join(str(error).split())})"
-        ) from error
-
-
 def _interpolate(options: argparse.Namespace) -> str:
     from ..atomic_files import whole_output
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint
     from ..checkpoints.overwrite_check import check_file_out
+    from ..checkpoints.released_file import released_file
     from ..checkpoints.run_options import options_to_keep
     from ..checkpoints.weights_writer import save_weights
 
     check_file_out(options.out, options.overwrite, [options.released, options.tuned])
-    released, tuned = read_checkpoint(_released_file(options.released)), read_checkpoint(options.tuned)
+    released, tuned = read_checkpoint(released_file(options.released, "RELEASED")), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:
         save_weights(weights, file, options_to_keep(tuned))

@@ -30,12 +30,22 @@ IMAGE_SIZE, QUADRANT = 64, 32
 CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
+class Layer(NamedTuple):
+    """An object as it is drawn: its name, its drawing, RGBA, and where that lies in the picture."""
+
+    name: str
+    drawing: Image.Image
+    left: int
+    top: int
+
+
 class Scene(NamedTuple):
-    """A picture, the names of its objects, and its captions by kind: long, short and raw."""
+    """A picture, the names of its objects, its captions by kind (long, short and raw), and what was drawn in turn."""
 
     image: Image.Image
     objects: list[str]
     captions: dict[str, str]
+    layers: list[Layer]
 
 
 def split_of(objects: Sequence[str]) -> str:
@@ -73,8 +83,9 @@ def make_scene(
     def caption(length: int) -> str:
         return ", ".join(objects[place] for place in rng.permutation(count)[:length])
 
-    image = draw_image(rng, objects, designers)
-    return Scene(image, objects, {"long": caption(count), "short": caption(1), "raw": caption(rng.integers(count) + 1)})
+    image, layers = draw_image(rng, objects, designers)
+    captions = {"long": caption(count), "short": caption(1), "raw": caption(rng.integers(count) + 1)}
+    return Scene(image, objects, captions, layers)
 
 
 def draw_objects(rng: np.random.Generator, count: int) -> list[str]:
@@ -89,8 +100,11 @@ def drawn_by(designers: Sequence[str]) -> frozenset[str]:
     return frozenset(NAMES).intersection(*found)
 
 
-def draw_image(rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS) -> Image.Image:
+def draw_image(
+    rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS
+) -> tuple[Image.Image, list[Layer]]:
     """The objects on a light background, one a quadrant, each by one of them, scaled, turned and shifted."""
+    layers = []
     count = len(objects)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
     designers = rng.choice(designers, count).tolist()
@@ -104,7 +118,8 @@ def draw_image(rng: np.random.Generator, objects: Sequence[str], designers: Sequ
         drawing = tile(designer, name, size).rotate(angle, Image.Resampling.BILINEAR)
         left, top = (start + int(part * (QUADRANT - size + 1)) for start, part in zip(corner, shift, strict=True))
         image.paste(drawing, (left, top), drawing)
-    return image
+        layers.append(Layer(name, drawing, left, top))
+    return image, layers
 
 
 def scenes(

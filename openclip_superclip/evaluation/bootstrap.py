@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 from scipy.stats import binomtest
 
-from .outcomes import MEAN, RECALL, Outcome
+from .outcomes import IOU, MEAN, PRECISION, RECALL, RMSE, Outcome
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -22,7 +22,7 @@ def draws(outcomes: list[Outcome], dataset: str) -> np.ndarray:
     distinct, frequency = np.unique(rows, axis=0, return_counts=True)  # equal samples are resampled together
     rng = np.random.default_rng(zlib.crc32(dataset.encode()))
     counts = rng.multinomial(frequency.sum(), frequency / frequency.sum(), size=RESAMPLES)
-    scores = {MEAN: _means, RECALL: _recalls}.get(outcomes[0].kind, _precisions)
+    scores = SCORES[outcomes[0].kind]
     models = np.split(distinct, rows.shape[1] // 2, axis=1)  # [U, 2, classes or 1] each
     return np.stack([scores(counts, *model.swapaxes(0, 1)) for model in models], axis=1)
 
@@ -61,3 +61,15 @@ def _precisions(counts: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> n
         precision = relevant.cumsum(axis=1) / np.maximum(ranked.cumsum(axis=1), 1)
         by_class.append((precision * relevant).sum(axis=1) / np.maximum(relevant.sum(axis=1), 1))
     return np.mean(by_class, axis=0)
+
+
+def _overlaps(counts: np.ndarray, both: np.ndarray, either: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a class that a resample does not show
+        return np.nanmean(counts @ both / (counts @ either), axis=1)
+
+
+def _errors(counts: np.ndarray, squares: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    return np.sqrt(counts @ squares / (counts @ pixels))[:, 0]
+
+
+SCORES = {MEAN: _means, RECALL: _recalls, PRECISION: _precisions, IOU: _overlaps, RMSE: _errors}

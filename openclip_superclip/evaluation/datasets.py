@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from ..errors import InputError
 from ..optional_dependencies import check_datasets
 from .averages import DATACOMP_CLASSIFICATION, RETRIEVAL, THE_38
+from .dense_data import DENSE, DenseSet, dense_kind
 from .replaced_names import replaced
 from .score_checks import check_shards
 from .shard_samples import ShardSamples
@@ -27,9 +28,12 @@ SUITES = {
     "fewshot": ("few_shot", ["imagenet1k"]),
     "knn": ("knn", ["imagenet1k"]),
     "compositional": ("image_caption_selection", [*builder.dataset_collection["sugar_crepe"], "winoground"]),
+    "dense": ("dense", ["pascal_voc", "ade20k", "nyuv2"]),  # the data say which task
 }
 FITTED = ("linear_probe", "few_shot", "knn")  # to the split train
-KINDS = {"zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",)}  # of data, by task
+KINDS = {  # of data, by task
+    "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
+}  # fmt: skip
 
 
 class Data(NamedTuple):
@@ -38,10 +42,12 @@ class Data(NamedTuple):
     name: str
     folder: Path
     shards: bool
-    kind: str  # classification, multilabel, retrieval or compositional
+    kind: str  # classification, multilabel, retrieval, compositional, segmentation or depth
 
     def build(self, transform: Callable, split: str, task: str):
         """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
+        if self.kind in DENSE:
+            return DenseSet(self.folder, split, transform)
         if self.name == "winoground" and not self.shards:
             check_datasets("Winoground", "winoground")
         num_shards = check_shards(self.folder / split) if self.shards else 0
@@ -99,8 +105,8 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
                 absent.append(f"{name} ({suite}: it has several labels a picture)")
             elif task in FITTED and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/ to fit to)")
-            elif (data, task) not in chosen:
-                chosen.append((data, task))
+            elif (data, of_data := data.kind if task == "dense" else task) not in chosen:
+                chosen.append((data, of_data))
     evaluated = {data.name for data, _ in chosen}
     absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]
     if not chosen:
@@ -142,6 +148,8 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 
 def _data(name: str, folder: Path) -> Data:
+    if kind := dense_kind(folder):
+        return Data(name, folder, False, kind)
     compositional = builder.get_dataset_default_task(name) == "image_caption_selection"
     if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
         type_file = folder / "dataset_type.txt"

@@ -8,18 +8,22 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
+from ..atomic_files import whole_file
 from ..checkpoints.file_identity import file_identity
 from ..versions import versions
 from .bootstrap import draws, interval
 from .datasets import FITTED, Data
+from .dense_data import DENSE, SEGMENTATION
+from .dense_probe import PatchMaps, dense_probe, neighbour_maps, whole_picture
 from .evaluation_ranks import EvaluationRanks
 from .kept_features import Features, feature_folder, keep_features, read_features
 from .metrics import Settings, evaluate
 from .models import Evaluated, open_model
 from .outcomes import write_outcomes
-from .result_files import OF_FEATURES, PACKAGES, outcomes_file, read_record, record_file, write_record
+from .result_files import OF_FEATURES, PACKAGES, neighbours_file, outcomes_file, read_record, record_file, write_record
 from .score_checks import FiniteFeatures
 
 
@@ -66,7 +70,9 @@ def evaluate_all(
 def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -> Outcome:
     source = model.source_from(folder)
     expected = [_expected(model, source, data, task, settings) for data, task in chosen]
-    files = [record_file(folder, model.name, data.name, task, source) for data, task in chosen]
+    tuned = ".tuned" if settings.finetune else ""
+    named = [(data.name, f"{task}{tuned}" if task in DENSE else task) for data, task in chosen]  # frozen beside tuned
+    files = [record_file(folder, model.name, *names, source) for names in named]
     found = [read_record(file, facts) for file, facts in zip(files, expected, strict=True)]
     found = ranks.of_first(found)
     records, failures = [record for record in found if record], []
@@ -105,8 +111,13 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -
 def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, Features]:
     """Returns the features of every split that a task reads, computed where they are not kept yet."""
     network, transform, _ = opened
+    encoder = FiniteFeatures(network)
+    if task in DENSE:
+        encoder, transform = FiniteFeatures(PatchMaps(network)), whole_picture(network)
     by_split = {}
     for split in settings.splits(task):
+        if task in DENSE and settings.finetune:  # nothing is frozen
+            continue
         facts = {
             "model": model.name, "weights": model.weights_id, "data": data.name, "split": split,
             "data_files": data.files_id((split,), pictures_alone=True), "precision": settings.precision,
@@ -115,7 +126,7 @@ def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, F
         place = feature_folder(folder, model.name, data, split, facts)
         build = functools.partial(_build, data, transform, split, task)
         options = settings.batch_size, settings.workers, settings.autocast
-        keep_features(place, FiniteFeatures(network), data, build, *options, facts, ranks)
+        keep_features(place, encoder, data, build, *options, facts, ranks)
         by_split[split] = read_features(place)
     return by_split
 
@@ -129,9 +140,23 @@ def _build(data: Data, transform, split: str, task: str):
 def _record(opened, data, task, settings, by_split, outcomes_at: Path) -> dict:
     """Returns metrics and intervals, once the outcomes that they are made of are written."""
     network, transform, tokenizer = opened
+    if task in DENSE:
+        return _dense_record(network, data, settings, by_split, outcomes_at)
     dataset = _build(data, transform, "test", task)
     metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
     write_outcomes(outcomes_at, outcomes)
+    intervals = {name: interval(draws([outcome], data.name)[:, 0]) for name, outcome in outcomes.items()}
+    return {"metrics": metrics, "intervals": intervals}
+
+
+def _dense_record(network, data: Data, settings: Settings, by_split: dict[str, Features], outcomes_at: Path) -> dict:
+    """Returns metric and interval of segmentation or depth, and leaves the neighbours' maps beside the outcomes."""
+    train, test = (data.build(whole_picture(network), split, data.kind) for split in ("train", "test"))
+    metrics, outcomes = dense_probe(network, train, test, by_split, settings.dense)
+    write_outcomes(outcomes_at, outcomes)
+    if by_split and data.kind == SEGMENTATION:
+        with whole_file(neighbours_file(outcomes_at)) as file:
+            np.savez_compressed(file, **neighbour_maps(train, test, by_split, settings.dense.seed))
     intervals = {name: interval(draws([outcome], data.name)[:, 0]) for name, outcome in outcomes.items()}
     return {"metrics": metrics, "intervals": intervals}
 

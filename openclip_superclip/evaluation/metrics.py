@@ -13,6 +13,8 @@ import torch
 from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval
 from torch import Tensor, nn
 
+from .dense_data import DENSE
+from .dense_probe import DenseSettings
 from .few_pictures import FEWSHOT_DRAWS, NEIGHBOURS, SHOTS, few_shot, nearest_neighbours
 from .kept_features import FeatureBatches, Features
 from .linear_probe import evaluate_probe
@@ -21,6 +23,7 @@ from .score_checks import CheckedLoader, FiniteFeatures, check_fitted, check_pro
 
 SEED = 0  # CLIP_benchmark's default
 RECALL_K = [1, 5]
+DENSE_BATCH = 16
 
 
 class Settings(NamedTuple):
@@ -33,6 +36,9 @@ class Settings(NamedTuple):
     probe_lr: float
     probe_epochs: int
     probe_val_split: str | None
+    dense_lr: float
+    dense_epochs: int
+    finetune: bool
 
     def that_matter(self, task: str) -> dict:
         """Returns those on which the metrics of a task depend."""
@@ -44,6 +50,7 @@ class Settings(NamedTuple):
             },
             "few_shot": {"shots": list(SHOTS), "draws": FEWSHOT_DRAWS},
             "knn": {"neighbours": NEIGHBOURS},
+            **{kind: {"lr": self.dense_lr, "epochs": self.dense_epochs, "finetune": self.finetune} for kind in DENSE},
         }  # fmt: skip
         return {"precision": self.precision, **more.get(task, {})}
 
@@ -51,7 +58,12 @@ class Settings(NamedTuple):
         """Returns the splits that a task reads."""
         if task == "linear_probe":
             return ("test", "train", *filter(None, [self.probe_val_split]))
-        return ("test", "train") if task in ("few_shot", "knn") else ("test",)
+        return ("test", "train") if task in ("few_shot", "knn", *DENSE) else ("test",)
+
+    @property
+    def dense(self) -> DenseSettings:
+        """How segmentation and depth are fitted."""
+        return DenseSettings(self.dense_lr, self.dense_epochs, DENSE_BATCH, self.workers, self.device, SEED)
 
     def autocast(self) -> torch.autocast:
         """Returns the context in which CLIP_benchmark calls a model."""

@@ -1,5 +1,6 @@
 """What is evaluated: a checkpoint, an export or a released model, opened as CLIP_benchmark opens OpenCLIP's."""
 
+import functools
 import hashlib
 import json
 import os
@@ -16,13 +17,23 @@ from open_clip.factory import parse_model_name
 from torch import Tensor, nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit
-from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.averaging import interpolate
+from ..checkpoints.checkpoint import Checkpoint, read_checkpoint
 from ..checkpoints.model_folder import write_model
+from ..checkpoints.released_file import released_file
 from ..checkpoints.run_options import run_behind
 from ..checkpoints.weights_check import check_match
 from ..errors import InputError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+
+
+class Plain(NamedTuple):
+    """A model without a head: its architecture, in shapes, and its weights."""
+
+    architecture: Architecture
+    on_meta: nn.Module
+    weights: dict[str, Tensor]
 
 
 class Evaluated(NamedTuple):
@@ -36,7 +47,7 @@ class Evaluated(NamedTuple):
     epoch: int | None = None
     run: Path | None = None  # the folder of the run that wrote it
     openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, where OpenCLIP opens it as it is
-    plain: tuple[Architecture, nn.Module, dict[str, Tensor]] | None = None  # what becomes a folder that it opens
+    plain: Callable[[], "Plain"] | None = None  # makes what becomes a folder that it opens
 
     def source_from(self, folder: Path) -> str:
         """Returns what tells it from models of the same name, seen from a folder of results: both may be moved."""
@@ -55,14 +66,53 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
     return [_find(one, model) for one in dict.fromkeys(given)]
 
 
+def checkpoints_of(run: str) -> list[str]:
+    """Returns all checkpoints of a run's epochs, in their order; InputError where it has none."""
+    files = {file.stem.removeprefix("epoch_"): file for file in Path(run, "checkpoints").glob("epoch_*.pt")}
+    found = {int(epoch): file for epoch, file in files.items() if epoch.isdigit()}
+    if not found:
+        raise InputError(f"--every: {run} holds no checkpoints/epoch_N.pt; expected the folder of a run")
+    return [str(found[epoch]) for epoch in sorted(found)]
+
+
+def interpolated_models(tuned: str, released: str, alphas: list[float], model: str | None = None) -> list[Evaluated]:
+    """Returns (1 - α) · released + α · tuned for every α, made when it is opened; InputError where they do not fit.
+
+    Args:
+        tuned: a file or a folder.
+        released: a file, a folder or MODEL:TAG of OpenCLIP's.
+        model: as for `find_models`.
+    """
+    (end,) = find_models([tuned], model)
+    if end.place is None:
+        raise InputError(f"--wise-ft: CHECKPOINT is {tuned}; expected the file or folder of what was tuned")
+    start = read_checkpoint(released_file(released, "--wise-ft"))
+    last = read_checkpoint(end.place)
+    check_match(start.without_head(), last.without_head(), str(start.path), str(last.path))
+    architecture = architecture_of(end.place, run_behind(last).options, model if _needs_model(end.place) else None)
+    identity = _weights_id(architecture, start.without_head())
+
+    def mixed(alpha: float) -> Plain:
+        whole = Checkpoint(last.path, interpolate(start, last, alpha), last.epoch)
+        found, weights = fit(architecture, whole.without_head())
+        return Plain(found, found.on_meta(), weights)
+
+    return [
+        Evaluated(
+            f"{end.name} α {alpha:g}", tuned, f"{alpha} {identity} {end.weights_id}", end.tokenizer_id, end.place,
+            run=end.run, plain=functools.partial(mixed, alpha),
+        )
+        for alpha in alphas
+    ]  # fmt: skip
+
+
 def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Callable]:
     """Returns (model, transform, tokenizer) out of CLIP_benchmark's own loader; weights of ours as `superclip export`
     writes them."""
     with tempfile.TemporaryDirectory(prefix="superclip-evaluate-") as folder:
         name, tag = model.openclip
         if model.plain is not None:
-            architecture, on_meta, weights = model.plain
-            write_model(Path(folder), architecture, on_meta, weights)
+            write_model(Path(folder), *model.plain())
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device
@@ -94,6 +144,8 @@ def _needs_model(path: Path) -> bool:
 def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
+    if (path / "checkpoints").is_dir():
+        raise InputError(f"CHECKPOINT is {given}, the folder of a run: give {given}/checkpoints/epoch_N.pt, or --every")
     checkpoint = read_checkpoint(path)
     found = architecture_of(path, run_behind(checkpoint).options, model)
     architecture, weights = fit(found, checkpoint.without_head())
@@ -105,7 +157,7 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     evaluated = Evaluated(name, given, *identities, path.resolve(), checkpoint.epoch, run)
     if path.is_dir() and (checkpoint.head_beside or not checkpoint.head()):
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
-    return evaluated._replace(plain=(architecture, on_meta, weights))
+    return evaluated._replace(plain=lambda: Plain(architecture, on_meta, weights))
 
 
 def _weights_id(architecture: Architecture, weights: dict[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from ..atomic_files import whole_file
 from .kept_features import Features
 from .replaced_names import replaced
 
-MEAN, RECALL, PRECISION = "mean", "recall", "precision"
+MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
 
 
 class Outcome(NamedTuple):
@@ -22,6 +22,8 @@ class Outcome(NamedTuple):
 
     Of a mean: what a sample scored in all, and out of how many (a picture's five captions). Of the mean recall of the
     classes: whether the sample is right, and its class. Of the mean average precision: scores and labels, [N, classes].
+    Of the mean IoU: the pixels of each class in both and in either, [N, classes]. Of the root mean squared error: the
+    sum of the squares, and of how many pixels.
     """
 
     kind: str

@@ -31,6 +31,11 @@ def outcomes_file(file: Path) -> Path:
     return file.with_suffix(".outcomes.npz")
 
 
+def neighbours_file(outcomes: Path) -> Path:
+    """Returns where the maps of the patches' neighbours are, beside the outcomes."""
+    return outcomes.with_name(outcomes.name.replace(".outcomes.", ".neighbours."))
+
+
 def read_record(file: Path, expected: dict) -> dict | None:
     """Returns a result that is there and agrees in all that it depends on, with its file, else None."""
     record = _read(file) or {}

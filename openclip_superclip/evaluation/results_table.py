@@ -11,9 +11,10 @@ from ..table import markdown_table
 from .averages import RETRIEVAL, THE_38, averaged
 from .bootstrap import draws, interval, mcnemar
 from .datasets import SUITES
+from .dense_data import SEGMENTATION
 from .few_pictures import SHOTS
 from .outcomes import Outcome, read_outcomes
-from .result_files import outcomes_file
+from .result_files import neighbours_file, outcomes_file
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
 MEASURES = {
@@ -23,13 +24,17 @@ MEASURES = {
     "few_shot": tuple(f"fewshot_acc1@{shots}" for shots in SHOTS),
     "knn": ("knn_acc1",),
     "image_caption_selection": ("text_acc", "image_acc", "acc"),
+    "segmentation": ("miou",),
+    "depth": ("rmse",),
 }
 NAMES = {  # of measures, where a row needs more than the data set's
     "mean_average_precision": "{} mAP", "lp_acc1": "linear probe {}", "knn_acc1": "k-NN {}",
+    "miou": "mIoU {}", "rmse": "RMSE {}, cm",
     "text_acc": "{} text", "image_acc": "{} image", "acc": "{} group",
     **{f"fewshot_acc1@{shots}": f"{shots} a class {{}}" for shots in SHOTS},
 }  # fmt: skip
 PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": "COCO", "flickr30k": "Flickr"}
+MOST_COLUMNS = 5
 ORDER = [*THE_38, *RETRIEVAL, *SUITES["compositional"][1]]
 
 
@@ -52,14 +57,29 @@ class Part(NamedTuple):
 Score = list[Part]  # one part, or an average's many
 
 
+class Percent(NamedTuple):
+    """A score in percent, with its 95 % interval where what became of every test sample was kept."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" + (" [{:.1f}, {:.1f}]".format(*self.interval) if self.interval else "")
+
+
+def scores_with_intervals(models: list[list[dict]]) -> dict[str, list[Percent | None]]:
+    """Returns what the table shows: each model's score by the row's label."""
+    return {label: [_percent(score) if score else None for score in scores] for label, scores in _rows(models).items()}
+
+
 def table(models: list[list[dict]]) -> str:
     """Returns the table in Markdown, in percent, with 95 % intervals; a measure that a model lacks is a dash.
 
     Args:
         models: the results of each, one at least.
     """
-    rows = [[label, *map(_cell, scores)] for label, scores in _rows(models).items()]
-    return markdown_table(["%", *_names(models)], rows)
+    shown = scores_with_intervals(models)
+    return _markdown("%", _names(models), {label: [str(score or "–") for score in row] for label, row in shown.items()})
 
 
 def differences(models: list[list[dict]]) -> str:
@@ -70,10 +90,31 @@ def differences(models: list[list[dict]]) -> str:
     Args:
         models: as for `table`.
     """
-    rows = [[label, *(_ahead(first, other) for other in others)] for label, (first, *others) in _rows(models).items()]
-    rows = [row for row in rows if set(row[1:]) != {"–"}]
+    rows = {
+        label: [_ahead(first, other) for other in others] for label, (first, *others) in _rows(models).items() if others
+    }
+    rows = {label: cells for label, cells in rows.items() if set(cells) != {"–"}}
     first, *others = _names(models)
-    return markdown_table(["points", *(f"{other} − {first}" for other in others)], rows) if others and rows else ""
+    return _markdown("points", [f"{other} − {first}" for other in others], rows) if rows else ""
+
+
+def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
+    """Returns a table with a column a model, or where that would be too wide a row a model."""
+    if len(names) <= MOST_COLUMNS:
+        return markdown_table([unit, *names], [[label, *cells] for label, cells in rows.items()])
+    columns = zip(*rows.values(), strict=True)
+    return markdown_table([unit, *rows], [[name, *cells] for name, cells in zip(names, columns, strict=True)])
+
+
+def neighbour_files(models: list[list[dict]]) -> dict[str, dict[str, Path]]:
+    """Returns by data set, and by the column's head, where the maps of the patches' neighbours are."""
+    found = {}
+    for name, records in zip(_names(models) if models else [], models, strict=True):
+        for record in records:
+            file = neighbours_file(outcomes_file(Path(record.get("file", ""))))
+            if record["task"] == SEGMENTATION and not record["settings"]["finetune"] and file.is_file():
+                found.setdefault(record["dataset"], {})[name] = file
+    return found
 
 
 def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
@@ -117,12 +158,9 @@ def _draws(scores: list[Score]) -> np.ndarray | None:
     return 100 * total / len(scores[0])
 
 
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return "–"
+def _percent(score: Score) -> Percent:
     drawn = _draws([score])
-    low_high = "" if drawn is None else " [{:.1f}, {:.1f}]".format(*interval(drawn[:, 0]))
-    return f"{_value(score):.1f}{low_high}"
+    return Percent(_value(score), None if drawn is None else interval(drawn[:, 0]))
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
@@ -155,7 +193,8 @@ def _label(record: dict, measure: str) -> str:
     side, _, k = measure.partition("@")
     if side in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL):
         return f"{'img' if side == IMAGE_RETRIEVAL else 'txt'}→ret {name} R@{k}"
-    return NAMES.get(measure, "{}").format(name)
+    tuned = " (tower tuned)" if record.get("settings", {}).get("finetune") else ""
+    return NAMES.get(measure, "{}").format(name) + tuned
 
 
 def _place(record: dict) -> tuple:

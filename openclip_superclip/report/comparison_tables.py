@@ -59,6 +59,8 @@ def paper_table(comparison: Comparison) -> ReportTable | None:
                 source = f"{paper.source}, read off ±0.05" if paper.read_off else paper.source
                 source += _changes(comparison.cells.get((series, batch_size), []))
                 here = mean(ours) if ours else no_number(ABSENT)
+                if ours and key.endswith("_rmse"):
+                    here = Numeric(shown(key, ours.mean), (ours.mean,))
                 ahead = ours.mean - paper.value if ours else None
                 difference = no_number() if ahead is None else Numeric(shown(key, ahead, "+"), (ahead,))
                 told = [here, Numeric(shown(key, paper.value), (paper.value,)), difference]

@@ -23,6 +23,7 @@ class ReportedRun:
         hosts: of the run; empty where the folder does not tell.
         weights: what tells the evaluated weights from others.
         copy_of: the name of a run with the same losses or weights, which is counted in its place.
+        course: the same by epoch, of all that were evaluated.
         scores: in percent, by the paper's keys or by data set, of the last epoch that was evaluated.
     """
 
@@ -46,6 +47,7 @@ class ReportedRun:
     hosts: tuple[str, ...] = ()
     points: list[dict] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    course: dict[int, dict[str, float]] = field(default_factory=dict)
     epoch: int | None = None  # of the scores
     epochs: int | None = None
     weights: str | None = None

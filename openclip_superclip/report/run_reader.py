@@ -30,7 +30,7 @@ def read_run(path: Path) -> ReportedRun:
         return ReportedRun(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
     run.epochs = (recorded.get("plan") or {}).get("epochs") or options.get("epochs")
     run.split, run.hosts = _split(recorded.get("plan") or options), tuple(recorded.get("hosts") or ())
-    run.scores, run.epoch, run.measured_with, run.weights, replaced = read_scores(path)
+    run.scores, run.epoch, run.measured_with, run.weights, replaced, run.course = read_scores(path)
     _tell_state(run, state, log.is_file(), replaced)
     return run
 

@@ -14,6 +14,7 @@ from ..evaluation.averages import averages
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
 }  # fmt: skip
+PAPER_DENSE = {"pascal_voc": "pascal_miou", "ade20k": "ade20k_miou", "nyuv2": "nyuv2_rmse"}
 RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
 LABELS = {
     "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
@@ -39,6 +40,7 @@ class RunScores(NamedTuple):
         versions: that measured them.
         weights: what tells the evaluated weights from others, None where the results do not say it.
         replaced: the names of checkpoints that are no longer those that were evaluated; their results are left out.
+        course: CLIP_benchmark's values of every epoch that was evaluated.
     """
 
     values: dict[str, float]
@@ -46,6 +48,7 @@ class RunScores(NamedTuple):
     versions: dict[str, str]
     weights: str | None
     replaced: list[str]
+    course: dict[int, dict[str, float]]
 
 
 def read_scores(run: Path) -> RunScores:
@@ -59,21 +62,26 @@ def read_scores(run: Path) -> RunScores:
     records = [record for file, record in found if file not in replaced]
     epochs = [record["epoch"] for record in records if isinstance(record.get("epoch"), int)]
     epoch = max(epochs, default=None)
-    records = [record for record in records if record.get("epoch") == epoch]
+    by_epoch = {point: [r for r in records if r.get("epoch") == point] for point in [*sorted(set(epochs)), epoch]}
+    course = {point: _of_records(some) for point, some in by_epoch.items() if point is not None}
+    records = by_epoch[epoch]
+    scores = _of_records(records) | of_training(run) | _of_demo(run)
+    versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
+    return RunScores(
+        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
+        sorted({checkpoint.name for checkpoint in replaced.values()}), course,
+    )  # fmt: skip
+
+
+def _of_records(records: list[dict]) -> dict[str, float]:
+    """Returns the scores of one checkpoint's results."""
     scores = {key: 100 * value for record in records for key, value in _of_record(record)}
     for side in RETRIEVAL.values():
         pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
         if None not in pair:
             scores[f"{side}_average"] = statistics.mean(pair)
     average = averages([records]).get("average of 38")
-    if average is not None:
-        scores["average_of_38"] = 100 * average[0]
-    scores |= of_training(run) | _of_demo(run)
-    versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
-    return RunScores(
-        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
-        sorted({checkpoint.name for checkpoint in replaced.values()}),
-    )  # fmt: skip
+    return scores | ({"average_of_38": 100 * average[0]} if average is not None else {})
 
 
 def shown(key: str, value: float, sign: str = "") -> str:
@@ -133,10 +141,16 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
     for measure, side in RETRIEVAL.items():
         arrow = side.removesuffix("_r1").replace("_to_", "→")
         names[measure] = f"{paper}_{side}" if paper else f"{dataset} {arrow} R@1"
+    if (record.get("settings") or {}).get("finetune"):  # as the paper tunes the tower; frozen is another measure
+        names |= dict.fromkeys(("miou", "rmse"), PAPER_DENSE.get(dataset, f"{dataset}, tower tuned"))
+    else:
+        names |= dict.fromkeys(("miou", "rmse"), f"{dataset}, frozen")
     for measure, name in names.items():
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
-            yield name, value
+            if measure == "rmse":
+                name, value = (name, value / 100) if name.endswith("_rmse") else (f"{name}: RMSE in cm", value)
+            yield f"{name}: mIoU" if measure == "miou" and name not in LABELS else name, value
 
 
 def of_training(run: Path) -> dict[str, float]:

@@ -25,6 +25,7 @@ from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.demo.dense_scenes import write_dense_scenes
 from openclip_superclip.demo.evaluation_data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import SUITES
@@ -534,12 +535,13 @@ def test_a_gpu_that_is_not_there_is_refused(runs, data, monkeypatch, capsys):
 
 def test_the_demo_writes_its_scenes_once_and_into_no_folder_of_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(write_evaluation_data, "__defaults__", (20, 10, 0))
+    monkeypatch.setattr(write_dense_scenes, "__defaults__", (3, 4, 0))
     assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
     assert "--datasets demo_objects demo_scenes" in capsys.readouterr().out
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.tar")}
-    assert len(files) == 3
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
+    assert [len(list((tmp_path / "scenes").rglob(name))) for name in ("*.tar", "*.png")] == [3, 4 * 7]
     assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.tar")}
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "notes.txt").touch()
     capsys.readouterr()

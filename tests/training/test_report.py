@@ -508,6 +508,24 @@ def test_the_papers_curve_is_drawn_beside_ours_and_labelled_as_read_off(beside_t
     assert not (beside_the_paper / "paper_2.csv").exists()
 
 
+def test_the_scores_of_a_run_whose_checkpoints_were_all_measured_are_drawn_over_the_samples_seen(tmp_path):
+    run = recipe_run(tmp_path / "clip", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
+    assert report(run, "--out", tmp_path / "one") == 0
+    assert not (tmp_path / "one" / "course.png").exists()
+    for epoch, zero_shot in ((5, 20.0), (15, 40.0)):
+        record = {"model": f"clip/epoch_{epoch}", "dataset": "imagenet1k", "task": "zeroshot_classification"}
+        record |= {"metrics": {"acc1": zero_shot / 100}, "epoch": epoch}
+        (run / "evaluation" / f"{epoch}.json").write_text(json.dumps(record))
+    assert report(run, "--out", tmp_path / "out") == 0
+    (told,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    assert {epoch: scores["imagenet_zero_shot"] for epoch, scores in told["course"].items()} == pytest.approx(
+        {"5": 20.0, "15": 40.0, "25": 49.5}
+    )
+    assert told["scores"]["imagenet_zero_shot"] == pytest.approx(49.5)
+    assert Image.open(tmp_path / "out" / "course.png").size[0] > 500
+    assert "](course.png)" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_curve_of_the_papers_has_one_entry_in_the_legend_wherever_its_points_are_from(tmp_path):
     retrieval = {("mscoco_captions", "zeroshot_retrieval"): {"image_retrieval_recall@1": 0.3}}
     runs = [

@@ -222,3 +222,80 @@ def test_compositional_sets_are_measured_as_clip_benchmark_reads_them(model, tmp
     assert "| sugar_crepe/add_att text | " in printed
     assert "| winoground group | " in printed
     assert "sugar_crepe/add_obj (compositional: not there)" in printed
+
+
+# A run's checkpoints, and the weights between two models
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory) -> Path:
+    """The folder of a run with three checkpoints, each of other weights."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    weights = torch.load(model[0])
+    for epoch in (1, 2, 10):
+        changed = {name: value * (1 + epoch / 10) if "proj" in name else value for name, value in weights.items()}
+        torch.save({"epoch": epoch, "state_dict": changed}, folder / "checkpoints" / f"epoch_{epoch}.pt")
+    torch.save({"epoch": 10, "state_dict": weights}, folder / "checkpoints" / "epoch_latest.pt")
+    return folder
+
+
+def test_every_checkpoint_of_a_run_is_measured_in_the_order_of_the_epochs(model, run, data, tmp_path, capsys):
+    argv = [run, *model[1:]], data, tmp_path, "--datasets", "colours", "--every"
+    assert evaluate(*argv, suite="zeroshot") == 0
+    assert capsys.readouterr().out.startswith("| % | run/epoch_1 | run/epoch_2 | run/epoch_10 |\n")
+    assert evaluate(*argv, suite="zeroshot") == 0
+    assert "3 results, 3 of them from before" in capsys.readouterr().out
+
+
+def test_a_sweep_measures_the_weights_that_interpolate_writes_and_draws_the_scores(model, run, data, tmp_path, capsys):
+    tuned, released = run / "checkpoints" / "epoch_10.pt", run / "checkpoints" / "epoch_1.pt"
+    flags = ["--datasets", "colours"]
+    sweep = ["--wise-ft", released, "--alphas", "0,0.3,1"]
+    assert evaluate([tuned, *model[1:]], data, tmp_path / "sweep", *flags, *sweep, suite="zeroshot") == 0
+    assert "run/epoch_10 α 0.3 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "sweep" / "wise_ft.png").size[0] > 300
+    between = tmp_path / "between.pt"
+    assert main(["interpolate", *map(str, [released, tuned]), "--alpha", "0.3", "--out", str(between)]) == 0
+    expected = set()
+    for one in (released, between, tuned):
+        assert evaluate([one, *model[1:]], data, tmp_path / "alone", *flags, suite="zeroshot") == 0
+    expected = set(features(tmp_path / "alone").values())
+    assert len(expected) == 3
+    assert set(features(tmp_path / "sweep").values()) == expected
+
+
+def test_a_wide_table_has_a_row_a_model(model, run, data, tmp_path, capsys):
+    tuned, released = run / "checkpoints" / "epoch_10.pt", run / "checkpoints" / "epoch_1.pt"
+    flags = ["--datasets", "colours", "--wise-ft", released, "--alphas", "0,0.2,0.4,0.6,0.8,1"]
+    assert evaluate([tuned, *model[1:]], data, tmp_path, *flags, suite="zeroshot,knn") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| % | colours | k-NN colours |"
+    assert [line.split("|")[1].split()[-1] for line in lines[2:8]] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+REFUSED = {
+    "run": "the folder of a run: give run/checkpoints/epoch_N.pt, or --every",
+    "weights.pt --every": "--every: weights.pt holds no checkpoints/epoch_N.pt",
+    "weights.pt --alphas 0,1": "--alphas is for --wise-ft RELEASED, which is not given",
+    "run --every --wise-ft weights.pt": "takes the one CHECKPOINT that was tuned from RELEASED; given are --every",
+    "weights.pt weights.pt --wise-ft weights.pt": "RELEASED; given are 2 checkpoints",
+    "weights.pt --wise-ft weights.pt --alphas 0,2": "--alphas is 0,2; expected numbers from 0 to 1",
+    "weights.pt --wise-ft weights.pt --alphas half": "--alphas is half; expected numbers from 0 to 1",
+    "weights.pt --wise-ft ViT-B-32:fly": "--wise-ft is ViT-B-32:fly: no file, and no MODEL:TAG",
+    "weights.pt --wise-ft other.pt": "other.pt does not match",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_line(argv, reason, model, run, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(run)
+    Path("weights.pt").symlink_to(model[0])
+    torch.save({name: value for name, value in torch.load(model[0]).items() if "proj" not in name}, "other.pt")
+    assert evaluate([*argv.split(), *model[1:]], data, "out", "--datasets", "colours") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()

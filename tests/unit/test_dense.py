@@ -1,0 +1,162 @@
+"""Segmentation and depth from patch tokens: exact scenes, the layouts, and scores against slow plain versions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.models import write_model
+from support.released_models import random_weights
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.demo.dense_scenes import BACKGROUND_DEPTH, pixel_labels, write_dense_scenes
+from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.evaluation.dense_data import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.evaluation.outcomes import read_outcomes
+
+SIZE, CELL = 32, 8  # a patch of the model is a cell of the pictures
+COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("model")
+    name = write_model(folder / "model")
+    torch.save(random_weights(name), folder / "weights.pt")
+    return [f"{folder}/weights.pt", "--model", name]
+
+
+def cells(seed: int) -> np.ndarray:
+    """The class of every cell of a picture, as large as the picture."""
+    found = np.random.default_rng(seed).integers(0, len(COLOURS), (SIZE // CELL, SIZE // CELL))
+    return np.kron(found, np.ones((CELL, CELL), int)).astype(np.uint8)
+
+
+def write_cells(folder: Path) -> Path:
+    """A data set in ADE20k's layout and one of depths, of the same coloured cells; the masks know no class on a rim."""
+    for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
+        for part in (
+            f"masks/images/{place}",
+            f"masks/annotations/{place}",
+            f"depth/{split}/images",
+            f"depth/{split}/depths",
+        ):
+            (folder / part).mkdir(parents=True)
+        for index in range(number):
+            classes = cells(index + 100 * (split == "test"))
+            labels = classes + 1
+            labels[:2] = 0
+            picture = Image.fromarray(COLOURS[classes]).resize((2 * SIZE, SIZE), Image.Resampling.NEAREST)
+            picture.save(folder / f"masks/images/{place}/{index}.png")
+            picture.save(folder / f"depth/{split}/images/{index}.png")
+            labels = Image.fromarray(labels).resize((2 * SIZE, SIZE), Image.Resampling.NEAREST)
+            labels.save(folder / f"masks/annotations/{place}/{index}.png")
+            depths = Image.fromarray(1000 * np.array(labels, np.uint16))
+            depths.save(folder / f"depth/{split}/depths/{index}.png")
+    (folder / "masks" / "classes.txt").write_text("black\nred\ngreen\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_cells(tmp_path_factory.mktemp("data"))
+
+
+def evaluate(model, data, out, *flags) -> int:
+    argv = ["evaluate", *model, "--data", data, "--out", out, "--device", "cpu", "--workers", "0", "--suite", "dense"]
+    return main([*map(str, argv), *map(str, flags)])
+
+
+def records(folder: Path) -> dict[tuple[str, bool], dict]:
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return {(record["task"], record["settings"]["finetune"]): record for record in found}
+
+
+def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
+    for scene in scenes(20, seed=3, split="test", num_objects=(2, 3, 4)):
+        classes, depth = pixel_labels(scene)
+        counts = np.unique(np.array(scene.image)[classes == 1], axis=0, return_counts=True)[1]
+        assert counts.max() > counts.sum() / 2  # one colour, but for the drawings' soft edges
+        assert {NAMES[number - 2] for number in np.unique(classes) if number > 1} == set(scene.objects)
+        for layer in scene.layers:
+            assert np.all(depth[classes == 2 + NAMES.index(layer.name)] == round(60_000 / layer.drawing.size[0]))
+        assert ((depth == 1000 * BACKGROUND_DEPTH) == (classes == 1)).all()
+    write_dense_scenes(tmp_path, 3, 4)
+    masks, depths = (DenseSet(tmp_path / name, "test", np.asarray) for name in ("demo_masks", "demo_depth"))
+    scene = next(scenes(1, split="test", num_objects=(2, 3, 4)))
+    assert np.array_equal(masks.label(0) + 1, pixel_labels(scene)[0])
+    assert np.allclose(depths.label(0) * 1000, pixel_labels(scene)[1])
+    assert np.array_equal(masks[0][0], scene.image)
+    assert len(masks) == len(depths) == 3
+
+
+def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    for name in ("one", "two"):
+        Image.new("RGB", (6, 4), "red").save(root / "JPEGImages" / f"{name}.jpg")
+        mask = Image.fromarray(np.full((4, 6), 20 if name == "one" else 255, np.uint8)).convert("P")
+        mask.putpixel((0, 0), 0)
+        mask.save(root / "SegmentationClass" / f"{name}.png")
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("one\n")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("two\n")
+    assert dense_kind(tmp_path) == "segmentation"
+    train, test = (DenseSet(tmp_path, split, np.asarray) for split in ("train", "test"))
+    assert (len(train), train.num_classes) == (1, 21)
+    assert train.label(0).tolist()[0] == [0, 20, 20, 20, 20, 20]
+    assert test.label(0).tolist()[1] == [NO_CLASS] * 6
+
+
+def test_cells_of_a_colour_are_found_frozen_and_tuned_and_the_neighbours_are_drawn(model, data, tmp_path, capsys):
+    flags = ["--datasets", "masks", "depth", "--dense-epochs", "12", "--dense-lr", "0.02"]
+    assert evaluate(model, data, tmp_path, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "| mIoU masks | " in printed
+    assert "| RMSE depth, cm | " in printed
+    assert Image.open(tmp_path / "neighbours_masks.png").size[0] > 300
+    found = records(tmp_path)
+    assert found["segmentation", False]["metrics"]["miou"] > 0.8
+    assert found["depth", False]["metrics"]["rmse"] < 0.5  # of 1, 2 or 3 m, whose deviation is 0.82
+    with np.load(next(tmp_path.glob("*.neighbours.npz"))) as maps:
+        truth = np.stack([cells(100 + index)[::CELL, ::CELL] for index in range(6)])
+        assert (maps["neighbours"] == truth).mean() > 0.9
+    assert evaluate(model, data, tmp_path, *flags, "--finetune", "--dense-epochs", "1") == 0
+    found = records(tmp_path)
+    assert len(found) == 4
+    assert "| mIoU masks (tower tuned) | " in capsys.readouterr().out
+    assert len(list((tmp_path / "features").iterdir())) == 4  # of the frozen tower alone
+
+
+def test_scores_are_torchmetrics_and_their_samples_add_up_to_them(model, data, tmp_path):
+    assert evaluate(model, data, tmp_path, "--datasets", "masks", "depth", "--dense-epochs", "1") == 0
+    for (task, _), record in records(tmp_path).items():
+        (file,) = tmp_path.glob(f"*.{task}.*.outcomes.npz")
+        ((measure, outcome),) = read_outcomes(file).items()
+        assert len(outcome.scored) == 7
+        total = outcome.scored.sum(axis=0) / outcome.of.sum(axis=0)
+        expected = np.sqrt(total) if task == "depth" else np.nanmean(total)
+        assert record["metrics"][measure] == pytest.approx(expected, rel=1e-5)
+        low, high = record["intervals"][measure]
+        assert low <= record["metrics"][measure] <= high
+        if task == "segmentation":
+            assert outcome.of.sum() >= 7 * 2 * SIZE * (SIZE - 2)  # the rim counts for nothing
+            assert outcome.scored.sum() <= 7 * 2 * SIZE * (SIZE - 2)
+
+
+def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
+    write_cells(tmp_path / "data")
+    (tmp_path / "data" / "masks" / "classes.txt").write_text("black\nred\n")
+    (tmp_path / "data" / "depth" / "train" / "depths" / "3.png").unlink()
+    argv = tmp_path / "data", tmp_path / "out", "--datasets", "masks", "depth"
+    assert evaluate(model, *argv, "--dense-epochs", "1") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "holds the class 3; expected 2 classes" in errors[0]
+    assert "there is no " in errors[1]
+    assert "depths/3.png; expected a label for every picture" in errors[1]
+    assert main(["evaluate", *model, "--data", str(data), "--finetune"]) == 1
+    assert "--finetune is for --suite dense" in capsys.readouterr().err
+    assert evaluate(model, data, tmp_path / "out", "--dense-lr", "0") == 1
+    assert "--dense-lr is 0.0; expected a number above 0" in capsys.readouterr().err
