@@ -1,12 +1,13 @@
 #!/bin/bash
 # What a job that trains does: starts one `superclip run` a node, and is requeued where it was interrupted.
 #
-#     training_job.sh [--superclip FILE] [--container WORDS] RECIPE [SHARDS] [options of `superclip run`]
-#     training_job.sh [--superclip FILE] [--container WORDS] --runs FOLDER… -- [options of `superclip run`]
-#     training_job.sh [--superclip FILE] [--container WORDS] --runs-in FILE -- [options of `superclip run`]
+#     training_job.sh [WHERE] RECIPE [SHARDS] [options of `superclip run`]
+#     training_job.sh [WHERE] --runs FOLDER… -- [options of `superclip run`]
+#     training_job.sh [WHERE] --runs-in FILE -- [options of `superclip run`]
 #
 # --rehearse before RECIPE or --runs calls `superclip rehearse` in the place of `superclip run`.
 #
+# WHERE is [--setup FILE] [--superclip FILE] [--container WORDS]: bash to read first, and what srun is to start.
 # `superclip submit` and `superclip study --slurm` send this file, with what they ask of SLURM on sbatch's command line;
 # train.sbatch holds that itself and calls it.
 #SBATCH --time=24:00:00
@@ -14,6 +15,10 @@
 #SBATCH --requeue                 # SLURM starts the job again where a node dies, or another job takes its place
 #SBATCH --open-mode=append
 
+if [ "${1-}" = --setup ]; then
+    source "$2" || { echo "training_job.sh: $2 has failed" >&2 && exit 1; }
+    shift 2
+fi
 superclip=superclip
 [ "${1-}" != --superclip ] || { superclip=$2 && shift 2; }
 [ "${1-}" != --container ] || { CONTAINER=$2 && shift 2; }
@@ -47,8 +52,10 @@ done
 export MASTER_ADDR MASTER_PORT
 export SUPERCLIP_EXCLUDE=$PWD/.exclude-$SLURM_JOB_ID # where `superclip run` names a node on which it failed
 
-# One `superclip run` a node, which starts a process for each of its GPUs. The first that fails ends them all.
-srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --cpu-bind=none \
+# One `superclip run` a node, which starts a process for each of its GPUs. The first that fails ends them all. A step
+# that asks for no number of CPUs has all that the job has on each node, however many these are. --export=ALL: what
+# this script has, also where sbatch was told to hand on nothing (SBATCH_EXPORT=NONE).
+srun --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --cpu-bind=none --export=ALL \
     --kill-on-bad-exit=1 ${CONTAINER:-} "$superclip" "$command" "$recipe" "$@" &
 step=$! told=
 trap 'told=$SECONDS; kill -USR1 $step' USR1 # srun hands it to every node; `superclip run` then stops and exits with 75

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
 from .recipe_options import add_table_options, all_settings
-from .slurm_options import add_slurm_options, given_slurm_options, slurm_request
+from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
 
@@ -111,7 +111,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slurm.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
     slurm.add_argument("--skip-data-check", action="store_true", help="do not look for the shards on this machine")
     slurm.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(sbatch_joined(argv))
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
     for name in ("seeds", "jobs"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
 from .recipe_options import add_run_options, all_settings, check_run_options
-from .slurm_options import add_slurm_options, slurm_request
+from .slurm_options import add_slurm_options, sbatch_joined, slurm_request
 
 if TYPE_CHECKING:
     from ..running.submission import Submission
@@ -53,7 +53,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(sbatch_joined(argv))
     check_run_options(options)
     for flag, given in (
         ("--accept-changes", options.accept_changes),
@@ -67,13 +67,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _submitted(number: str, submission: "Submission") -> str:
     run, request = submission.folder.path, submission.request
-    output = submission.job.options["output"].replace("%j", number)
     processes = f"{request.nodes} × {request.gpus_per_node} processes"
     return "\n".join(
         [
             f"job {number} is in the queue: {run}, {processes}; {submission.script}",
             f"  squeue --jobs {number}",
-            f"  tail -F {output}",
+            f"  tail -F {run}/slurm-{number}.out",
             f"  cat {run}/state.json",
             f"  scancel {number}",
         ]

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
 from ..planning.table_data import with_table
+from .container import folders_of
 from .run_folder import RunFolder
 from .run_limits import STALL_MINUTES, UNREADABLE_MAX
 from .run_state import FINISHED
@@ -73,7 +74,7 @@ class Submission:
         arguments += ["--accept-changes"] if self.accept_changes else []
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
         runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]
-        return self.request.training(path.name, path, [runs, [str(path)]], arguments)
+        return self.request.training(path.name, path, [runs, [str(path)]], arguments, paths_of(self.plan))
 
     def shell(self) -> str:
         """Returns a script of the sbatch command."""
@@ -82,11 +83,20 @@ class Submission:
     def submit(self) -> str:
         """Writes recipe and script, submits the job and returns its number."""
         self.folder.write_recipe(self.plan.recipe)
+        self.request.keep_setup(self.folder.path)
         with whole_file(self.script) as file:
             file.write(self.shell().encode())
         number = self.job.submit(self.script)
         self.folder.note_submission(number)
         return number
+
+
+def paths_of(plan: Plan) -> list[Path]:
+    """Returns the folders of the files that a run reads: shards, and whatever its model and flags name."""
+    recipe = plan.recipe
+    named = [recipe.model.removeprefix("local-dir:"), *recipe.flags.values(), *(recipe.superclip or {}).values()]
+    files = [value for value in named if isinstance(value, str) and value.startswith(("/", "../"))]
+    return folders_of([plan.data, *files])
 
 
 def run_arguments(

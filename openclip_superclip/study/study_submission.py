@@ -8,13 +8,14 @@ from ..atomic_files import make_folder, whole_file, write_json
 from ..errors import InputError
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
+from ..running.container import folders_of
 from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
 from ..running.slurm_job import SlurmJob
 from ..running.slurm_queue import my_jobs
 from ..running.slurm_request import SlurmRequest
-from ..running.submission import run_arguments
+from ..running.submission import paths_of, run_arguments
 from .study import JOBS, RUNS_LIST, new_training, prepared_training, submitted_jobs
 from .study_call import StudyCall
 from .study_run import StudyRun, check_folder, is_finished
@@ -58,8 +59,8 @@ class StudySubmission:
     def dry_run(self) -> str:
         """Returns the sbatch commands as a script; reads no shards, and writes nothing."""
         training = new_training(self.call, jobs=1, trains=False)
-        self._check(training, looks=False)
-        return self._shell(self._stages(training))
+        paths = self._check(training, looks=False)
+        return self._shell(self._stages(training, paths))
 
     def submit(self, checks_data: bool) -> str:
         """Submits the jobs and returns what to print; InputError where a run could not be trained.
@@ -70,11 +71,12 @@ class StudySubmission:
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call, jobs=1, trains=False)
-            self._check(training, looks=checks_data)
-            stages = self._stages(training)
+            paths = self._check(training, looks=checks_data)
+            stages = self._stages(training, paths)
             if not stages:
                 return f"nothing was submitted: what is left of {out} is in the queue; squeue --me"
             kept = out / "jobs.sh"
+            self.request.keep_setup(out)
             with whole_file(kept) as file:
                 file.write(self._shell(stages).encode())
             return self._submitted(stages, training, kept)
@@ -95,8 +97,12 @@ class StudySubmission:
         told = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
         return "\n".join([*told, "  squeue --me", f"  scancel {' '.join(numbers.values())}"])
 
-    def _stages(self, training: StudyTraining) -> list[Stage]:
-        """Returns the jobs of what is left, none where all of that is in the queue."""
+    def _stages(self, training: StudyTraining, paths: list[Path]) -> list[Stage]:
+        """Returns the jobs of what is left, none where all of that is in the queue.
+
+        Args:
+            paths: what they read and write.
+        """
         queue = my_jobs() or {}
         arrays = {job.task.partition("_")[0] for job in queue.values()}
         earlier = {name for name, number in submitted_jobs(self.call.out).items() if number in arrays}
@@ -113,39 +119,40 @@ class StudySubmission:
             trials, there = sorted_out(training.trials())
             if not trials and {CHOOSE, RUNS, REPORT} <= earlier:
                 return []
-            first = [self._array(TRIALS, trials)] if trials else []
-            return [*first, self._command(CHOOSE, there), self._chosen_runs(training), self._command(REPORT, [])]
+            first = [self._array(TRIALS, trials, paths)] if trials else []
+            chosen_runs, report = self._chosen_runs(training, paths), self._command(REPORT, [], paths)
+            return [*first, self._command(CHOOSE, there, paths), chosen_runs, report]
         runs, there = sorted_out(training.runs(chosen))
         if not runs and REPORT in earlier:
             return []
-        return [*([self._array(RUNS, runs)] if runs else []), self._command(REPORT, there)]
+        return [*([self._array(RUNS, runs, paths)] if runs else []), self._command(REPORT, there, paths)]
 
-    def _array(self, name: str, runs: list[StudyRun]) -> Stage:
+    def _array(self, name: str, runs: list[StudyRun], paths: list[Path]) -> Stage:
         lines = [["--runs"], *([str(run.folder)] for run in runs)]
-        return Stage(name, self._training(name, lines, len(runs)), runs, len(runs))
+        return Stage(name, self._training(name, lines, len(runs), paths), runs, len(runs))
 
-    def _chosen_runs(self, training: StudyTraining) -> Stage:
+    def _chosen_runs(self, training: StudyTraining, paths: list[Path]) -> Stage:
         """Returns the array of the runs whose learning rates, and so whose folders, an earlier stage writes down."""
         number = len(training.runs({}))
-        job = self._training(RUNS, [["--runs-in", str(self.call.out / RUNS_LIST)]], number)
+        job = self._training(RUNS, [["--runs-in", str(self.call.out / RUNS_LIST)]], number, paths)
         return Stage(RUNS, job, num_runs=number, waits="afterok")
 
-    def _training(self, name: str, runs: list[list[str]], number: int) -> SlurmJob:
+    def _training(self, name: str, runs: list[list[str]], number: int, paths: list[Path]) -> SlurmJob:
         arguments = run_arguments(self.call.data, self.gpu_batch_max, self.workers)
         array = f"0-{number - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
-        return self.request.training(self._job_name(name), self.call.out, runs, arguments, array)
+        return self.request.training(self._job_name(name), self.call.out, runs, arguments, paths, array)
 
-    def _command(self, name: str, others: list[str]) -> Stage:
-        job = self.request.command(self._job_name(name), self.call.out, [*self.call.arguments, "--only", name])
+    def _command(self, name: str, others: list[str], paths: list[Path]) -> Stage:
+        job = self.request.command(self._job_name(name), self.call.out, [*self.call.arguments, "--only", name], paths)
         return Stage(name, job, waits="afterany", others=others)
 
     def _job_name(self, stage: str) -> str:
         return f"{self.call.out.name}-{stage}"
 
-    def _check(self, training: StudyTraining, looks: bool) -> None:
-        """Raises InputError where a run could not be trained, or its folder holds another.
+    def _check(self, training: StudyTraining, looks: bool) -> list[Path]:
+        """Returns what the jobs read and write; looks for the shards, or counts them in their patterns.
 
-        Looks for the shards, or counts them in their patterns.
+        Raises InputError where a run could not be trained, or its folder holds another.
         """
         request, different = self.request, {}
         for run in [*training.trials(), *training.runs(training.chosen_before() or {})]:
@@ -168,6 +175,8 @@ class StudySubmission:
                 plan.check_data()
             else:
                 plan.check_shards()
+        read = [path for plan in different.values() for path in paths_of(plan)]
+        return list(dict.fromkeys([training.runs_in, *folders_of([self.call.arguments[1]]), *read]))
 
     @staticmethod
     def _shell(stages: list[Stage]) -> str:

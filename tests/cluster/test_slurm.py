@@ -27,7 +27,7 @@ ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     """Where the jobs are submitted from."""
-    return tmp_path_factory.mktemp("slurm")
+    return tmp_path_factory.mktemp("at 50% of slurm")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,12 @@ def recipe(work) -> Path:
     return write_recipe(work, batch=4)  # many steps: time to disturb a run in the midst of them
 
 
-def submit(cluster: Cluster, work: Path, *arguments, **variables: str) -> tuple[str, str]:
-    """Returns the number of the job that `superclip submit` starts, and what it prints."""
-    printed = cluster.call("superclip", "submit", *arguments, cwd=work, **variables)
+def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
+    """Returns the number of the job that `superclip submit` starts, and what it prints.
+
+    Nothing of this environment is handed on to the job, as on many clusters.
+    """
+    printed = cluster.call("superclip", "submit", *arguments, cwd=work, SBATCH_EXPORT="NONE")
     return re.match(r"job (\d+) is in the queue", printed)[1], printed
 
 
@@ -161,9 +164,9 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, recipe):
-    plugin = write_failing_plugin(work / "plugin")
-    run = work / "runs/failing"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, PYTHONPATH=str(plugin))
+    (work / "setup").write_text(f"export PYTHONPATH='{write_failing_plugin(work / 'plugin')}'\n")
+    run = work / "runs/failing %j"  # which sbatch would read in its own way
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "setup")
     assert cluster.wait(job)["JobState"] == "FAILED"
     assert state(run)["state"] == "failed"
     assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
@@ -218,6 +221,7 @@ def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_do
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are accumulated."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
+    copy = shutil.copytree(SLURM, work / "my scripts")
     nodes = ["--nodes=2", "--gpus-per-node=4"]
     for limit, batch_size, accum_freq in (([], 2048, 1), (["--gpu-batch-max", "512"], 512, 4)):
         plan = json.loads(cluster.call("superclip", "plan", name, *nodes, *limit, "--json"))
@@ -225,7 +229,7 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
         assert plan["global_batch_size"] == 16_384
         assert plan["steps"] == 512_000_000 // 16_384
         arguments = [name, shards, *limit, "--dry-run"]
-        job = cluster.call("sbatch", "--parsable", *nodes, SLURM / "train.sbatch", *arguments, cwd=work).strip()
+        job = cluster.call("sbatch", "--parsable", *nodes, copy / "train.sbatch", *arguments, cwd=work).strip()
         assert cluster.wait(job)["JobState"] == "COMPLETED"
         summary, steps, command = (work / f"slurm-{job}.out").read_text().splitlines()
         assert summary == (

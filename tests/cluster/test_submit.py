@@ -59,9 +59,9 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     assert printed == (GOLDEN / "study_in_pyxis.sh").read_text()
     assert main(["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1"]) == 0
     printed = capsys.readouterr().out
-    assert re.findall(r"^(\w+)=|--array=(\S+)|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
-        ("trials", "", ""), ("", "0-17", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
-        ("runs", "", ""), ("", "0-5", ""), ("", "", "afterok:${choose"),
+    assert re.findall(r"^(\w+)=|--array=(0)-\d+|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
+        ("trials", "", ""), ("", "0", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
+        ("runs", "", ""), ("", "0", ""), ("", "", "afterok:${choose"),
         ("report", "", ""), ("", "", "afterany:${runs"),
     ]  # fmt: skip
 
@@ -96,6 +96,11 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--skip-data-check"], "10 shards are too few for 3 slices"),
     (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--dry-run"], "10 shards are too few for 3 slices"),
     (["--gpus-per-node", "1"], "sbatch was not found here"),
+    (["--gpus-per-node", "4", "--sbatch", "gres=gpu:a100:2"], "asks for 2 GPUs, and --gpus-per-node is 4"),
+    (["--sbatch", "--nodes=2"], "--sbatch nodes=2: expected --nodes to say it"),
+    (["--sbatch", "="], "--sbatch is '='; expected NAME=VALUE"),
+    (["--setup", "nowhere.sh"], "--setup is nowhere.sh; expected a file of bash"),
+    (["--gpus-per-node", "1", "--out", "model/open_clip_config.json"], "--out: model/"),
 ])  # fmt: skip
 def test_what_cannot_run_is_refused(recipe, arguments, said, capsys):
     assert main(["submit", str(recipe), *arguments]) == 1
@@ -132,6 +137,79 @@ def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, 
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not [*tmp_path.iterdir()]
+
+
+def dry_run(arguments: list[str], capsys) -> str:
+    """Returns what `superclip submit --dry-run` prints."""
+    assert main(["submit", B16, *arguments, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_option_of_sbatch_may_have_its_dashes(capsys):
+    for given in (["--sbatch", "--exclude=node7"], ["--sbatch", "exclude=node7"], ["--sbatch=--exclude=node7"]):
+        assert "--exclude=node7 " in dry_run(given, capsys)
+    assert "--overcommit " in dry_run(["--sbatch", "--overcommit"], capsys)
+
+
+def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
+    monkeypatch.chdir("/usr")
+    elsewhere = [
+        "--out",
+        "/runs/b16",
+        "--data",
+        "/data/a/{00000000..00140146}.tar",
+        "--set",
+        "flags.val-data=/val/0.tar",
+    ]
+    image = ["--container-image", "/images/superclip.sqsh"]
+    mounts = "/usr:/usr,/runs/b16:/runs/b16,/data/a:/data/a,/val:/val"
+    assert f"--container-mounts={mounts} " in dry_run([*image, *elsewhere], capsys)
+    mounts = "/usr:/usr,/runs/b16:/runs/b16,/val:/val,/scratch:/data "
+    assert f"--container-mounts={mounts}" in dry_run([*image, *elsewhere, "--mounts", "/scratch:/data"], capsys)
+    bound = "apptainer exec --nv --pwd /usr --bind /usr,/data/datacomp1b x.sif"
+    assert bound in dry_run(["--apptainer", "x.sif", "--out", "runs/b16"], capsys)
+
+
+def test_a_percent_sign_in_a_folder_is_no_pattern_of_sbatchs(capsys):
+    assert "'--output=runs/50%% of it/slurm-%j.out' " in dry_run(["--out", "runs/50% of it"], capsys)
+
+
+def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch, capsys):
+    setup = tmp_path / "setup.sh"
+    setup.write_text("module load cuda\n")
+    site = tmp_path / "superclip" / "site.yaml"
+    site.parent.mkdir()
+    site.write_text(
+        f"partition: gpu\naccount: vision\ngpus_per_node: 4\ngpu_type: a100\nsetup: {setup}\nsbatch: [exclude=node7]\n"
+        "container_image: /images/superclip.sqsh\nmounts: /scratch\n"
+    )
+    monkeypatch.delenv("SUPERCLIP_SITE")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    told = dry_run(["--out", "run"], capsys)
+    for option in ("--partition=gpu", "--account=vision", "--gpus-per-node=a100:4", "--exclude=node7", "/scratch"):
+        assert option in told
+    assert "--setup run/setup.sh " in told
+    told = dry_run(
+        ["--account", "speech", "--partition", "", "--apptainer", "x.sif", "--sbatch", "exclude=node1"], capsys
+    )
+    assert "--account=speech" in told
+    assert "--exclude=node1 " in told
+    assert "apptainer exec" in told
+    assert "partition" not in told
+    assert "sqsh" not in told
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("partitions: gpu", "there is no field 'partitions'"), ("time: 90", "time is 90; expected text, in quotes"),
+    ("sbatch: mem=400G", "expected a list"), ("- gpu", "expected a YAML mapping"), ("{", "not a readable YAML file"),
+    ("{apptainer: a, container_image: b}", "are both there"), ("setup: nowhere", "--setup is nowhere"),
+])  # fmt: skip
+def test_a_sites_file_that_cannot_be_is_refused(text, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "site.yaml").write_text(text)
+    monkeypatch.setenv("SUPERCLIP_SITE", str(tmp_path / "site.yaml"))
+    assert main(["submit", B16, "--dry-run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.parametrize("queue", ["17|17|PENDING|Priority", ""])

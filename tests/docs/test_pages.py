@@ -15,7 +15,8 @@ from openclip_superclip.planning.recipe_file import read_recipe
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 NOT_OURS = {  # flags of other programs that the pages' sentences name
-    "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node",
+    "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node", "--requeue",
+    "--cpu-bind",
 }  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES)
 

@@ -8,7 +8,7 @@ sbatch --parsable \
     --cpus-per-task=16 \
     --mem=64G \
     /slurm/training_job.sh \
-    --container 'apptainer exec --bind /data superclip.sif' \
+    --container 'apptainer exec --pwd / --bind /,/data superclip.sif' \
     --runs \
     /runs/b16 \
     -- --device cpu --nproc 4

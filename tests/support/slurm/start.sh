@@ -58,6 +58,8 @@ SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
+# the job scripts ask to be requeued, whatever the cluster's own default
+JobRequeue=0
 # quick reactions
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
@@ -68,7 +70,10 @@ KillWait=5
 MinJobAge=3600
 JobCompType=jobcomp/filetxt
 JobCompLoc=$D/log/jobcomp.txt
-NodeName=node[1-$NODES] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM $([ "$GPUS" -gt 0 ] && echo Gres=gpu:$GPUS) State=UNKNOWN
+$(for ((n=1; n<=NODES; n++)); do  # the last has two CPUs less than the others: nodes may differ
+  cpus=$((n == NODES && n > 1 ? CPUS - 2 : CPUS))
+  echo "NodeName=node$n CPUs=$cpus Boards=1 SocketsPerBoard=1 CoresPerSocket=$cpus ThreadsPerCore=1" \
+    "RealMemory=$MEM $([ "$GPUS" -gt 0 ] && echo "Gres=gpu:$GPUS") State=UNKNOWN"; done)
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
