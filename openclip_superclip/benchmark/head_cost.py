@@ -16,6 +16,7 @@ from ..torch_device import check_device
 from ..versions import versions
 from .head_cost_figure import draw
 from .loss_variants import CONTENDERS, compute, make_inputs
+from .step_memory import step_memory
 from .time_and_memory import interleaved, peak_memory
 from .training_step import make_step
 
@@ -36,6 +37,8 @@ class BenchmarkSettings(NamedTuple):
     repeats: int
     step_repeats: int  # 0: no training step
     out: Path
+    grad_checkpointing: bool = False  # of the step
+    step_memory: bool = False  # measure it, too
 
 
 def measure_head_cost(settings: BenchmarkSettings) -> dict:
@@ -75,13 +78,16 @@ def _measure(settings: BenchmarkSettings) -> dict:
             name: {"without_attention": count_gmacs(name, False), "all": count_gmacs(name)} for name in PAPER_HEAD_SHARE
         },
     }
+    step = settings.local_batch, device, settings.precision, settings.grad_checkpointing
     if settings.step_repeats:
-        step = settings.local_batch, device, settings.precision
         steps = {
             "OpenCLIP": make_step(settings.model, False, *step),
             "with --superclip": make_step(settings.model, True, *step),
         }
         report["step_seconds"] = interleaved(steps, settings.step_repeats, device, "training step")
+        del steps  # and their memory
+    if settings.step_memory:
+        report["step_memory"] = step_memory(settings.model, *step)
     return report
 
 

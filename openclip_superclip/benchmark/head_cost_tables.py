@@ -9,7 +9,12 @@ from .head_cost import PAPER_HEAD_SHARE
 
 def head_cost_tables(report: dict) -> str:
     """Returns a benchmark's tables in Markdown, each under a line that says what was measured."""
-    tables = [_loss_table(report), _step_table(report) if "step_seconds" in report else None, _gmacs_table(report)]
+    tables = [
+        _loss_table(report),
+        _step_table(report) if "step_seconds" in report else None,
+        _memory_line(report) if "step_memory" in report else None,
+        _gmacs_table(report),
+    ]
     return "\n\n".join(filter(None, tables))
 
 
@@ -40,6 +45,14 @@ def _step_table(report: dict) -> str:
     return (
         f"A training step of {options['model']} at local batch {options['local_batch']}, {options['precision']}, "
         f"median of {options['step_repeats']}:\n\n{markdown_table(heads, rows)}"
+    )
+
+
+def _memory_line(report: dict) -> str:
+    memory = report["step_memory"]
+    return (
+        f"The step with --superclip adds {memory['measured'] / 2**20:,.0f} MiB at its peak; superclip plan follows "
+        f"{memory['followed'] / 2**20:,.0f}, {memory['followed'] / memory['measured']:.2f} of that."
     )
 
 

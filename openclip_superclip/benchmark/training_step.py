@@ -11,11 +11,18 @@ from ..integration.model_factory import create_model_and_transforms
 from ..method.superclip_loss import SuperCLIPLoss
 
 
-def make_step(model_name: str, with_head: bool, batch: int, device: str, precision: str) -> Callable[[], None]:
-    """Returns a call that does one step: forward, loss, backward, AdamW; on random images and captions."""
+def make_step(
+    model_name: str, with_head: bool, batch: int, device: str, precision: str, grad_checkpointing: bool = False
+) -> Callable[..., None]:
+    """Returns a call that does one step: forward, loss, backward, AdamW; on random images and captions.
+
+    Called with a number, it does so on as many of the batch's pairs.
+    """
     torch.manual_seed(0)
     create = create_model_and_transforms if with_head else open_clip.create_model_and_transforms
     model, _, _ = create(model_name, precision=precision, device=device, output_dict=True)
+    if grad_checkpointing:
+        model.set_grad_checkpointing()
     loss = open_clip.ClipLoss()
     if with_head:
         loss = SuperCLIPLoss(loss)
@@ -25,10 +32,10 @@ def make_step(model_name: str, with_head: bool, batch: int, device: str, precisi
     texts = torch.randint(1, 1000, (batch, model.context_length), device=device)
     texts[:, 20:] = 0
 
-    def step() -> None:
+    def step(num_pairs: int = batch) -> None:
         optimizer.zero_grad()
         with autocast():
-            losses = loss(**model(images, texts), output_dict=True)
+            losses = loss(**model(images[:num_pairs], texts[:num_pairs]), output_dict=True)
         sum(losses.values()).backward()
         optimizer.step()
 

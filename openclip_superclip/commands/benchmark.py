@@ -10,12 +10,26 @@ from ..optional_dependencies import check_matplotlib
 def main(argv: list[str]) -> int:
     """Measures, prints the tables, writes benchmark.json and benchmark.png; returns the exit code."""
     options = _parse(argv)
+    if options.everything:
+        return _everything(options)
+    for name in ("everything", "local_batches", "minutes", "picture_size"):
+        delattr(options, name)
     from ..benchmark.head_cost import BenchmarkSettings, measure_head_cost
     from ..benchmark.head_cost_tables import head_cost_tables
 
     report = measure_head_cost(BenchmarkSettings(**vars(options)))
     print(f"\n{head_cost_tables(report)}\n\n{options.out}/benchmark.json and benchmark.png hold the rest.")
     return 0
+
+
+def _everything(options: argparse.Namespace) -> int:
+    """Measures all, prints a line a part and returns the exit code, 1 where a part is not done."""
+    from ..benchmark.everything import EverythingSettings, everything_text, measure_everything
+
+    asked = EverythingSettings._fields
+    report = measure_everything(EverythingSettings(**{name: getattr(options, name) for name in asked}))
+    print(f"\n{everything_text(report)}\n\n{options.out}/everything.json holds the rest.")
+    return int(any(part["state"] != "done" for part in report["parts"]))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -38,6 +52,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--step-repeats", type=int, default=3, help="of the step; 0: leave it out (default: %(default)s)"
     )
+    parser.add_argument("--grad-checkpointing", action="store_true", help="of the whole step")
+    parser.add_argument(
+        "--step-memory", action="store_true", help="measure the step's memory, beside what superclip plan follows"
+    )
+    parser.add_argument(
+        "--everything", action="store_true",
+        help="all that only a device can tell, in bfloat16: this at --local-batches, memory against superclip plan's, "
+        "a rehearsal on all its GPUs, a run, an evaluation; on pictures of noise",
+    )  # fmt: skip
+    parser.add_argument(
+        "--local-batches", type=_numbers, default=[512, 1024], metavar="N,…", help="of --everything (default: 512,1024)"
+    )
+    parser.add_argument(
+        "--picture-size", type=int, default=256, metavar="PX", help="of --everything's noise (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9.5, help="in which --everything is to end (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: %(default)s)")
     options = parser.parse_args(argv)
     for name in ("head_batch", "width", "vocab", "local_batch", "repeats"):
@@ -45,5 +77,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
     if options.step_repeats < 0:
         raise InputError(f"--step-repeats is {options.step_repeats}; expected 0 or more")
+    if options.everything:
+        options.precision = "amp_bf16"
+        if not all(size >= 2 for size in options.local_batches):
+            raise InputError(f"--local-batches holds {min(options.local_batches)}; expected 2 or more")
+        if not (options.minutes > 0 and options.picture_size >= 8):
+            raise InputError("--minutes and --picture-size: expected more than 0, and 8 pixels or more")
     check_matplotlib("superclip benchmark")
     return options
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

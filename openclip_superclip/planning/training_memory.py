@@ -44,7 +44,10 @@ def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> di
             _forward_and_backward(args, model, loss)
         optimizer.step()
         gradients += sum(bucket.nbytes for bucket in buckets)
-        return {"weights": weights, "gradients": gradients, "optimizer": moments, "peak": trace.peak}
+        inputs = args.accum_freq * args.batch_size * _pair_bytes(args, model)
+        return {
+            "weights": weights, "gradients": gradients, "optimizer": moments, "inputs": inputs, "peak": trace.peak,
+        }  # fmt: skip
 
 
 def _model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
@@ -70,6 +73,13 @@ def _model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
         model.set_grad_checkpointing()
     model.output_dict = True
     return model.train()
+
+
+def _pair_bytes(args: argparse.Namespace, model: torch.nn.Module) -> int:
+    """Returns the bytes of a picture and a caption as they wait on the device."""
+    height, width = to_2tuple(model.visual.image_size)
+    num_bytes = 2 if get_input_dtype(args.precision) else 4
+    return 3 * height * width * num_bytes + 8 * model.context_length
 
 
 def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss) -> None:

@@ -16,6 +16,7 @@ import torch
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..planning.plan import Plan, openclip_steps
+from ..planning.recipe_settings import with_settings
 from . import checkpoint_files
 from .node_run import NodeRun
 from .placement import Placement
@@ -33,7 +34,11 @@ STEP = re.compile(
 
 def rehearsed_plan(plan: Plan, steps: int) -> Plan:
     """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
-    recipe = dataclasses.replace(plan.recipe, flags={**plan.recipe.flags, "log-every-n-steps": 1})
+    recipe = dataclasses.replace(
+        plan.recipe,
+        flags={**plan.recipe.flags, "log-every-n-steps": 1},
+        text=with_settings(plan.recipe.text, {"flags.log-every-n-steps": "1"}),
+    )
     slice_samples = min(steps * plan.global_batch_size, plan.slice_samples)
     slice_steps = openclip_steps(slice_samples, plan.batch_size, plan.world_size, plan.workers, plan.accum_freq)
     return dataclasses.replace(

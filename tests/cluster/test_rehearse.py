@@ -17,7 +17,7 @@ HERE = ["--device", "cpu"]
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("rehearsal")
-    recipe = write_recipe(folder, batch=4)
+    recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
     out = folder / "out"
     command = ["rehearse", str(recipe), *HERE, "--nproc", "2", "--steps", "12", "--out", str(out)]
     code, _ = run_superclip(command, folder / "printed", one_thread=True, is_to_stop=lambda: False)
