@@ -33,6 +33,7 @@ GROUPS = {
         "rehearse": "some minutes of a run on its own machines: hours, memory, what limits it, whether it resumes",
         "run": "train a recipe on this machine, into a folder that records what ran and how it stands",
         "submit": "train a recipe on SLURM",
+        "status": "how runs stand: state, progress, speed, expected end, and what SLURM says of their jobs",
     },
     "look": {
         "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",

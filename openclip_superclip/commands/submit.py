@@ -1,6 +1,7 @@
 """superclip submit: trains a recipe as a SLURM job."""
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,8 @@ def _submitted(number: str, submission: "Submission") -> str:
         [
             f"job {number} is in the queue: {run}, {processes}; {submission.script}",
             f"  squeue --jobs {number}",
-            f"  tail -F {run}/slurm-{number}.out",
-            f"  cat {run}/state.json",
+            f"  tail -F {shlex.quote(f'{run}/slurm-{number}.out')}",
+            f"  superclip status {shlex.quote(str(run))}",
             f"  scancel {number}",
         ]
     )

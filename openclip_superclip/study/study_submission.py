@@ -1,5 +1,6 @@
 """A study on SLURM: arrays that train its runs, and jobs that wait for them, choose, measure and report."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class StudySubmission:
             paths = self._check(training, looks=checks_data)
             stages = self._stages(training, paths)
             if not stages:
-                return f"nothing was submitted: what is left of {out} is in the queue; squeue --me"
+                return f"nothing was submitted: what is left of {out} is in the queue, as squeue --me shows"
             kept = out / "jobs.sh"
             self.request.keep_setup(out)
             with whole_file(kept) as file:
@@ -95,7 +96,13 @@ class StudySubmission:
             RUNS: f"trains {{}} runs, {each}", REPORT: f"measures, and writes {self.call.out}/study.md",
         }  # fmt: skip
         told = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
-        return "\n".join([*told, "  squeue --me", f"  scancel {' '.join(numbers.values())}"])
+        return "\n".join(
+            [
+                *told,
+                f"  superclip status {shlex.quote(str(training.runs_in))}",
+                f"  scancel {' '.join(numbers.values())}",
+            ]
+        )
 
     def _stages(self, training: StudyTraining, paths: list[Path]) -> list[Stage]:
         """Returns the jobs of what is left, none where all of that is in the queue.

@@ -196,6 +196,8 @@ def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_do
     jobs = re.findall(r"^job (\d+) (\w+ the|trains \d \w+|measures)", printed, flags=re.MULTILINE)
     assert [does for _, does in jobs] == ["trains 2 trials", "chooses the", "trains 2 runs", "measures"]
     assert "nothing was submitted" in cluster.call(*study, cwd=work)
+    table = cluster.call("superclip", "status", "the study", cwd=work)
+    assert len(re.findall(rf"^\| the study/runs/.* {jobs[0][0]}_[01] [A-Z]+", table, flags=re.MULTILINE)) == 2
     report = jobs[-1][0]
     assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (work / f"the study/slurm-{report}.out").read_text()
     rows = list(csv.DictReader((work / "the study/study.csv").read_text().splitlines()))
