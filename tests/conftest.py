@@ -33,6 +33,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the others."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def csv_data(tmp_path_factory) -> Path:
     """A table of 64 pictures of noise, 32 px, with captions of one to five words."""
