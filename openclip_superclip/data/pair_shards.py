@@ -82,7 +82,9 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
     bad = {pair for pair, _ in left_out}
     validation = sorted(row for (split, _), rows in shards.items() if split == "val" for row in rows)
     kept = [source.pairs[row] for row in validation]
-    data_sets = _write_evaluation(source, out, [pair for pair in kept if pair not in bad], labels, sizes["train"])
+    trained = [source.pairs[row] for (split, _), rows in shards.items() if split == "train" for row in rows]
+    probed = sizes["train"] if all(pair.label for pair in trained if pair not in bad) else {}
+    data_sets = _write_evaluation(source, out, [pair for pair in kept if pair not in bad], labels, probed)
     return Written(
         {split: _pattern(out / split, len(listed)) for split, listed in sizes.items() if listed},
         {split: sum(listed.values()) for split, listed in sizes.items()}, left_out, data_sets,
@@ -214,7 +216,7 @@ def _write_evaluation(
     """Writes the validation pairs in CLIP_benchmark's layout, and returns the names of the data sets.
 
     `retrieval` holds a picture once with all its captions, a line each; `labels`, where there are some, a picture with
-    the number of its class, and leads to the training shards for the linear probe.
+    the number of its class, and leads to the training shards for the linear probe, where all their pairs have a class.
     """
     by_picture: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -231,6 +233,8 @@ def _write_evaluation(
     labelled = {picture: {"cls": labels[of[0].label]} for picture, of in by_picture.items() if of[0].label}
     names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
     _write_data_set(classes, source, by_picture, labelled, names)
+    if not train:
+        return ["retrieval", "labels"]
     (classes / "train").mkdir(exist_ok=True)
     for number, name in enumerate(train):
         link = classes / "train" / f"{number}.tar"

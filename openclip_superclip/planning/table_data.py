@@ -30,15 +30,18 @@ def of_table(recipe: str, set_: Mapping[str, str], data: str | None) -> dict[str
     path = data or found.shards
     if not is_table_file(path):
         return {}
-    from ..data.table_check import look_at_table, num_trained  # imports torch
-
-    config = _config(found)
-    num_rows = num_trained(look_at_table(path, columns_of(found), config, "--data", pictures=False), config)
-    told = {"data_samples": str(num_rows), "slices": "1"}
+    told = {"data_samples": str(count_rows(path, columns_of(found), _config(found))), "slices": "1"}
     for field, value in told.items():
         if set_.get(field, value) != value:
             raise InputError(f"--set {field}={set_[field]}: the table {path} makes it {value}; leave it out")
     return told
+
+
+def count_rows(path: str, columns: Columns, config: Config) -> int:
+    """Returns how many rows of a table are trained on; InputError where it cannot be read."""
+    from ..data.table_check import look_at_table, num_trained  # imports torch
+
+    return num_trained(look_at_table(path, columns, config, "--data", pictures=False), config)
 
 
 def columns_of(recipe: Recipe) -> Columns:
@@ -53,13 +56,18 @@ def table_passes(recipe: Recipe, data: str, batch_size: int, world_size: int, ac
     where they fill no batch.
     """
     num_rows = recipe.data_samples
-    steps = -(-num_rows // world_size) // batch_size // accum_freq
+    steps = table_steps(num_rows, batch_size, world_size, accum_freq)
     if not steps:
         raise InputError(
             f"--data: the {num_rows:,} rows of {data} fill no global batch of {recipe.global_batch_size:,}: --set "
             "global_batch_size=N makes it smaller"
         )
     return max(1, math.ceil(round(recipe.samples / num_rows, 6))), num_rows, steps
+
+
+def table_steps(num_rows: int, batch_size: int, world_size: int, accum_freq: int) -> int:
+    """Returns the optimizer steps of an OpenCLIP epoch over so many rows."""
+    return -(-num_rows // world_size) // batch_size // accum_freq
 
 
 def rounded_passes(recipe: Recipe, passes: int) -> list[str]:

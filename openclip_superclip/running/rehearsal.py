@@ -34,6 +34,8 @@ STEP = re.compile(
 
 def rehearsed_plan(plan: Plan, steps: int) -> Plan:
     """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
+    if plan.is_table:
+        raise InputError(f"--data: {plan.data} is a table, which is trained in whole passes; a rehearsal takes shards")
     recipe = dataclasses.replace(
         plan.recipe,
         flags={**plan.recipe.flags, "log-every-n-steps": 1},

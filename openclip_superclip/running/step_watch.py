@@ -3,14 +3,18 @@
 import contextlib
 import math
 import os
+import re
 from collections import deque
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..config import Config, config_from
+from ..data.table_columns import Columns, is_table_file
 from ..hooks import hookimpl
 from ..planning.plan import openclip_steps
+from ..planning.table_data import count_rows, table_steps
 
 STEPS = "steps"  # the first rank's file
 
@@ -45,9 +49,33 @@ class StepWatch:
         from open_clip import create_loss
 
         loss = yield
-        steps = openclip_steps(args.train_num_samples, args.batch_size, args.world_size, args.workers, args.accum_freq)
+        sizes = (args.batch_size, args.world_size)
+        if is_table_file(args.train_data):
+            config = config_from(vars(args)) or Config()
+            columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+            steps = table_steps(count_rows(args.train_data, columns, config), *sizes, args.accum_freq)
+            self.epoch = CountedEpoch(args.resume, steps * args.accum_freq)
+        else:
+            steps = openclip_steps(args.train_num_samples, *sizes, args.workers, args.accum_freq)
         steps_file = self.logs / STEPS if self.rank == 0 else None
         return WatchedLoss(loss or create_loss(args), self.epoch, steps, args.accum_freq, steps_file)
+
+
+class CountedEpoch:
+    """The epoch of a table, which OpenCLIP does not share: counted by the calls of the loss.
+
+    Args:
+        resume: the checkpoint that training goes on from, None for none.
+        calls: of the loss in an epoch.
+    """
+
+    def __init__(self, resume: str | None, calls: int):
+        found = re.search(r"epoch_(\d+)\.pt$", resume or "")
+        self.first, self.calls_of_epoch, self.calls = int(found[1]) if found else 0, max(1, calls), 0
+
+    def get_value(self) -> int:
+        self.calls += 1
+        return self.first + (self.calls - 1) // self.calls_of_epoch
 
 
 class WatchedLoss:

@@ -41,7 +41,8 @@ class StudyTraining:
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
         self.extra, self.trains = tuple(extra), trains
         self.runs_in = runs_in or out / "runs"
-        self.common = read_recipe(study.recipe)
+        of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
+        self.common = read_recipe(study.recipe, of_data)
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""

@@ -126,10 +126,12 @@ def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
 
 
 def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
-    shards(kept / "beside", tmp_path / "out", "--label-key", "label", "--jobs", "1", "--val-share", "0")
-    found = samples(pattern(tmp_path / "out", "train"))
+    out = tmp_path / "out"
+    shards(kept / "beside", out, "--label-key", "label", "--jobs", "1", "--val-share", "0.2")
+    found = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
     assert sorted(s["txt"].decode() for s in found) == sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
     assert sum("cls" in sample for sample in found) == NUM // 2
+    assert not (out / "evaluation/labels/train").exists()  # half of its pairs have no class
 
 
 def test_coco_gives_a_pair_a_caption_and_a_picture_with_all_of_them(kept, tmp_path):
