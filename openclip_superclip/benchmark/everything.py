@@ -51,8 +51,8 @@ def measure_everything(settings: EverythingSettings) -> dict:
 
     A part that fails or is still running when the time is up is told as that, and the next ones go on.
     """
-    device = torch.device(settings.device).type
     check_device(settings.device)
+    device = torch.device(settings.device).type
     make_folder(settings.out, "--out")
     if (settings.out / "everything.json").exists():
         raise InputError(f"--out: {settings.out} holds everything.json: give another folder")

@@ -62,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "a rehearsal on all its GPUs, a run, an evaluation; on pictures of noise",
     )  # fmt: skip
     parser.add_argument(
-        "--local-batches", type=_numbers, default=[512, 1024], metavar="N,…", help="of --everything (default: 512,1024)"
+        "--local-batches", default="512,1024", metavar="N,…", help="of --everything (default: %(default)s)"
     )
     parser.add_argument(
         "--picture-size", type=int, default=256, metavar="PX", help="of --everything's noise (default: %(default)s)"
@@ -78,7 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.step_repeats < 0:
         raise InputError(f"--step-repeats is {options.step_repeats}; expected 0 or more")
     if options.everything:
-        options.precision = "amp_bf16"
+        options.precision, options.local_batches = "amp_bf16", _numbers(options.local_batches)
         if not all(size >= 2 for size in options.local_batches):
             raise InputError(f"--local-batches holds {min(options.local_batches)}; expected 2 or more")
         if not (options.minutes > 0 and options.picture_size >= 8):
@@ -88,4 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--local-batches is {text}; expected whole numbers with commas, such as 512,1024") from None

@@ -25,9 +25,10 @@ def main(argv: list[str]) -> int:
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
         options.gpu_batch_max, options.workers, options.device,
     )  # fmt: skip
-    plan.check_shards()
     if placement.node == 0 and any(folder.glob("*disturbed")):
         raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
+    if placement.node == 0:
+        plan.check_data()
     from ..atomic_files import write_json
     from ..running.rehearsal import Rehearsal, rehearsed_plan
     from ..running.rehearsal_report import report, report_text

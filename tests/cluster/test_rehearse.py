@@ -77,7 +77,8 @@ def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearse
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
         (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
         (["--nproc", "3"], "does not divide among 3 GPUs"),
-        (["--data", "x/{0..1}.tar"], "2 shards are too few for 3 slices"),
+        (["--data", "x/{0..1}.tar"], "there is no file x/0.tar"),
+        (["--data", "pipe:cat x/{0..1}.tar"], "2 shards are too few for 3 slices"),
     ):
         assert main(["rehearse", str(rehearsed["recipe"]), *HERE, *arguments]) == 1
         assert said in capsys.readouterr().err

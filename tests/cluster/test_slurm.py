@@ -72,6 +72,16 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
+def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe):
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", "runs/rehearsal")
+    ended, folder = cluster.wait(job, 600), work / "runs/rehearsal"
+    assert ended["JobState"] == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
+    told = json.loads((folder / "rehearsal.json").read_text())
+    assert (told["nodes"], told["world_size"]) == (2, 2)
+    assert (told["resumed"]["different"], told["resumed"]["equal_weights"]) == (0, True)
+    assert told["all_reduce_bytes_per_second"] > 0
+
+
 def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_an_undisturbed_one(
     cluster, work, recipe, undisturbed
 ):

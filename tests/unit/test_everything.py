@@ -41,8 +41,10 @@ def test_what_is_not_begun_when_the_time_is_up_is_told_as_that(tmp_path, capsys)
 
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--local-batches", "1"], "--local-batches holds 1; expected 2 or more"),
+    (["--local-batches", "a"], "--local-batches is a; expected whole numbers"),
     (["--minutes", "0"], "--minutes"),
     (["--device", "cuda:9"], "cuda:9"),
+    (["--device", "nope"], "--device is"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_first(arguments, named, tmp_path, capsys):
     assert main(["benchmark", "--everything", *SMALL, *arguments, "--out", str(tmp_path)]) == 1

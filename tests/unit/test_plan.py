@@ -227,6 +227,18 @@ def test_a_gpu_that_cannot_hold_the_batch_is_refused_with_what_fits(demo, capsys
     assert len(kept) >= 2  # which the next plan need not count again
 
 
+def test_a_plan_that_was_counted_once_is_told_without_torch(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
+    command = ["plan", DEMO, "--set", "data_samples=8192"]
+    assert main(command) == 0
+    program = (
+        f"import sys; from openclip_superclip.__main__ import main; main({command!r}); print('torch' in sys.modules)"
+    )
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert again.stdout.endswith("False\n")
+
+
 def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkeypatch):
     monkeypatch.chdir(demo)
     monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
