@@ -10,11 +10,11 @@ def released_file(released: str, flag: str) -> str:
 
     Raises InputError, naming `flag`, for weights that OpenCLIP does not know or cannot get.
     """
-    if Path(released).exists() or ":" not in released:
+    if Path(released).exists():
         return released
     import open_clip
 
-    cfg = open_clip.get_pretrained_cfg(*released.split(":", 1))
+    cfg = open_clip.get_pretrained_cfg(*released.split(":", 1)) if ":" in released else None
     if not cfg:
         raise InputError(f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
     try:

@@ -100,7 +100,8 @@ class _Inputs(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        given = self.pictures[place][0] if self.features is None else self.features.images[place].float()
+        # Copied: what is mapped from a file cannot be handed on to another process.
+        given = self.pictures[place][0] if self.features is None else self.features.images[place].float().clone()
         label = self.pictures.label(place)
         if self.size:  # of a batch
             label = _at_size(label, self.size)

@@ -131,7 +131,8 @@ def test_cells_of_a_colour_are_found_frozen_and_tuned_and_the_neighbours_are_dra
 
 
 def test_scores_are_torchmetrics_and_their_samples_add_up_to_them(model, data, tmp_path):
-    assert evaluate(model, data, tmp_path, "--datasets", "masks", "depth", "--dense-epochs", "1") == 0
+    flags = ["--datasets", "masks", "depth", "--dense-epochs", "1", "--workers", "2"]
+    assert evaluate(model, data, tmp_path, *flags) == 0
     for (task, _), record in records(tmp_path).items():
         (file,) = tmp_path.glob(f"*.{task}.*.outcomes.npz")
         ((measure, outcome),) = read_outcomes(file).items()

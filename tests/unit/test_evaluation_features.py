@@ -283,6 +283,7 @@ REFUSED = {
     "weights.pt --wise-ft weights.pt --alphas 0,2": "--alphas is 0,2; expected numbers from 0 to 1",
     "weights.pt --wise-ft weights.pt --alphas half": "--alphas is half; expected numbers from 0 to 1",
     "weights.pt --wise-ft ViT-B-32:fly": "--wise-ft is ViT-B-32:fly: no file, and no MODEL:TAG",
+    "weights.pt --wise-ft nowhere.pt": "--wise-ft is nowhere.pt: no file, and no MODEL:TAG",
     "weights.pt --wise-ft other.pt": "other.pt does not match",
 }  # fmt: skip
 
