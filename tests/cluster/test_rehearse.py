@@ -11,6 +11,8 @@ from openclip_superclip.planning.plan import make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.running.superclip_process import run_superclip
 
+pytestmark = pytest.mark.slow
+
 HERE = ["--device", "cpu"]
 
 

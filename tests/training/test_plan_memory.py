@@ -13,6 +13,8 @@ from openclip_superclip.integration.model_factory import create_model_and_transf
 from openclip_superclip.method.superclip_loss import SuperCLIPLoss
 from openclip_superclip.planning.training_memory import trace_step
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.2  # of the measured peak: a CPU's kernels and allocator hold memory beside tensors
 BATCH = 96
 
