@@ -16,6 +16,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "architecture": ({}, []),
     "benchmark": ({}, ["benchmark/benchmark.json"]),
     "captions": ({}, ["df.safetensors", "df.png"]),
+    "data": ({}, []),
     "evidence": ({}, []),
     "evaluation": (SMALL_DEMO, ["demo/runs/clip_seed0/evaluation/summary.md"]),
     "own-data": (
@@ -50,7 +51,10 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
 SLOW = ("benchmark", "captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
 ON_THE_DEMO = ("captions", "evaluation", "report", "slices", "tagging", "weights")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
-ELSEWHERE = ("horovod", "contributing")  # the script by tests/cluster/test_horovod.py, the tests by whoever runs this
+ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests by whoever runs this
+    "horovod", "contributing",
+    "llava",  # begins with checkpoints of the paper's runs
+)  # fmt: skip
 EXIT_CODES = {"patching": (0, 1)}  # patched or not
 
 
