@@ -63,10 +63,13 @@ def measure_everything(settings: EverythingSettings) -> dict:
         "versions": versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         "parts": [],
     }
+
+    def over() -> bool:
+        return time.monotonic() - start > 60 * settings.minutes
+
     for part in _parts(settings, device):
         began = time.monotonic()
         log = settings.out / f"{part.name}.log"
-        over = lambda: time.monotonic() - start > 60 * settings.minutes  # noqa: E731
         print(f"superclip benchmark: {part.name}", flush=True)
         code = None if over() else run_superclip(part.arguments, log, one_thread=False, is_to_stop=over)[0]
         report["parts"].append(_told(part, code, log, time.monotonic() - began, over()))

@@ -59,11 +59,13 @@ def read_beginning(folder: Path) -> dict | None:
     path = folder / NAME
     try:
         record = json.loads(path.read_text())
-        return record if isinstance(record["options"], dict) else None
+        if isinstance(record["options"], dict):
+            return record
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is broken: without it nobody knows what the run began with; remove it") from None
+        pass
+    raise InputError(f"{path} is broken: without it nobody knows what the run began with; remove it")
 
 
 def differences(before: dict, now: dict) -> list[str]:

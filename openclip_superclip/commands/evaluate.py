@@ -145,8 +145,8 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     if options.wise_ft and len(outcome.models) == len(models):
         from ..evaluation.wise_ft_figure import draw_sweep
 
-        draw_sweep(folders[0] / "wise_ft.png", options.alphas, outcome.models)
-        print(f"Scores over α: {folders[0]}/wise_ft.png")
+        if draw_sweep(figure := folders[0] / "wise_ft.png", options.alphas, outcome.models):
+            print(f"Scores over α: {figure}")
     return 1 if outcome.failures else 0
 
 

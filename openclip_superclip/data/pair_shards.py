@@ -72,13 +72,13 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
         split: {f"{n:06}.tar": record["num_pairs"] for (of, n), record in records.items() if of == split}
         for split in SPLITS
     }
+    _list_left_out(out / "left_out.csv", left_out)
     for split, listed in sizes.items():
         if shards and not sum(listed.values()) and (split == "train" or listed):
             raise InputError(
                 f"no pair of the split {split} is left: {_reasons(left_out)}; {out}/left_out.csv lists all"
             )
         write_json(out / split / "sizes.json", listed)
-    _list_left_out(out / "left_out.csv", left_out)
     bad = {pair for pair, _ in left_out}
     validation = sorted(row for (split, _), rows in shards.items() if split == "val" for row in rows)
     kept = [source.pairs[row] for row in validation]

@@ -67,7 +67,7 @@ def read_features(folder: Path) -> Features:
     about = json.loads((folder / ABOUT).read_text())
     shape, dtype = about["shape"], getattr(torch, about["dtype"])
     images = torch.from_file(str(folder / IMAGES), size=torch.Size(shape).numel(), dtype=dtype).view(shape)
-    return Features(images, torch.load(folder / TARGETS))
+    return Features(images, torch.load(folder / TARGETS, weights_only=True))
 
 
 def keep_features(

@@ -14,15 +14,17 @@ from .results_table import scores_with_intervals
 COLUMNS = 3
 
 
-def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> None:
+def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> bool:
     """Draws a PNG, a panel a measure: the score over α, with its 95 % interval over the test samples.
+
+    Returns whether there was a score to draw.
 
     Args:
         models: the results at each α.
     """
     rows = {label: found for label, found in scores_with_intervals(models).items() if all(found)}
     if not rows:
-        return
+        return False
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure, grid = plt.subplots(
@@ -41,3 +43,4 @@ def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> Non
     with whole_file(path) as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
+    return True

@@ -12,16 +12,13 @@ class MemoryTrace:
     """Within it tensors have shapes alone; `bytes` are those that now live would hold, `peak` the most so far.
 
     What torch's allocators, kernels' workspaces and libraries hold beside tensors is not in it. A value that is read
-    back from a tensor is 1. Storages are followed by torch's dispatch: torch.distributed's memory tracker does the same
-    for modules alone, and not before torch 2.5.
+    back from a tensor is 1. Storages are followed by torch's dispatch, as torch's own tracker does it, which is private
+    (torch.distributed._tools).
     """
 
     def __init__(self):
         self.bytes = self.peak = 0
         self._fake, self._followed = FakeTensorMode(), _Storages(self)
-
-    def reset_peak(self) -> None:
-        self.peak = self.bytes
 
     def __enter__(self) -> "MemoryTrace":
         self._fake.__enter__()

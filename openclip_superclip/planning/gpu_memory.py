@@ -97,7 +97,6 @@ def _refusal(plan: Plan, gpu: GPU, peak: int) -> str:
 def _memory(plan: Plan) -> dict:
     """Returns the bytes of a rank, or under "unknown" why they are not."""
     args = vars(check_command(plan.command))
-
     if args["distill_model"] is not None:
         return {"unknown": "a teacher beside the model"}
     with_head = plan.recipe.superclip is not None
@@ -106,9 +105,9 @@ def _memory(plan: Plan) -> dict:
     def trace() -> dict:
         from .training_memory import trace_step  # OpenCLIP takes seconds to import
 
-        try:
-            return trace_step(argparse.Namespace(**inputs), plan.world_size, with_head)
-        except Exception as error:  # a tower that tensors without values cannot pass
-            return {"unknown": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
+        return trace_step(argparse.Namespace(**inputs), plan.world_size, with_head)
 
-    return kept("memory", {**inputs, "world_size": plan.world_size, "with_head": with_head}, trace)
+    try:
+        return kept("memory", {**inputs, "world_size": plan.world_size, "with_head": with_head}, trace)
+    except Exception as error:  # a tower that tensors without values cannot pass, or one of a hub that is not reached
+        return {"unknown": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}

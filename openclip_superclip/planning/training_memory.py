@@ -32,9 +32,7 @@ def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> di
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients = sum(parameter.nbytes for parameter in parameters)
         buckets = [torch.empty_like(parameter) for parameter in parameters] if world_size > 1 else []
-        optimizer = torch.optim.AdamW(
-            parameters, foreach=args.device != "cpu"
-        )  # as torch chooses where nothing is said
+        optimizer = torch.optim.AdamW(parameters, foreach=args.device != "cpu")  # as torch chooses by itself
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()  # makes the moments

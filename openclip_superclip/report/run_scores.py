@@ -167,7 +167,7 @@ def of_training(run: Path) -> dict[str, float]:
 
 def _of_demo(run: Path) -> dict[str, float]:
     try:
-        measures = json.loads((run / "test.json").read_text())["measures"]
+        measures = json.loads((run / "demo-test.json").read_text())["measures"]
         return {f"demo {name.replace('_', ' ')}": float(value) for name, value in measures.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

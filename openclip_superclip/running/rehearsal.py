@@ -62,11 +62,12 @@ class Rehearsal:
         if code := self._train(UNDISTURBED, 0):
             return code
         code = self._train(DISTURBED, 1, stopped=True)
+        if code not in (0, QUEUE_AGAIN) and self.placement.node == 0:  # it failed, and has said why
+            return code
         ended_with_first = self.placement.node > 0 and code  # the ranks of the first node may have stopped before
         if code != QUEUE_AGAIN and not ended_with_first:
             raise InputError(
-                f"--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first, with "
-                f"exit code {code}; give more"
+                "--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first; give more"
             )
         return self._train(DISTURBED, 2)
 

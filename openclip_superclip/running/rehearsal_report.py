@@ -8,6 +8,7 @@ import statistics
 from ..planning.cost import estimate_cost
 from ..planning.plan import Plan
 from ..planning.plan_summary import bytes_text
+from ..planning.rehearsed import whole_hours
 from .rank_measures import measures_file
 from .rehearsal import UNDISTURBED, Rehearsal
 
@@ -41,15 +42,8 @@ def report(plan: Plan, rehearsal: Rehearsal) -> dict:
         "disk_free": shutil.disk_usage(rehearsal.folder).free,
         "resumed": rehearsal.differences(),
     }  # fmt: skip
-    told["hours"] = {
-        name: _hours(plan, speed, checkpoint) for name, speed in (("low", high), ("median", median), ("high", low))
-    }
-    told["gpu_hours"] = {name: hours * plan.world_size for name, hours in told["hours"].items()}
+    told |= whole_hours(plan, told["samples_per_second"], checkpoint["seconds"])
     return told | {"limit": _limit(plan, told)}
-
-
-def _hours(plan: Plan, speed: float, checkpoint: dict) -> float:
-    return (plan.samples / speed + plan.num_slices * checkpoint["seconds"]) / 3600
 
 
 def _limit(plan: Plan, told: dict) -> str:

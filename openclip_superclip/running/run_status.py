@@ -1,6 +1,6 @@
 """How runs stand, for people: what their folders say, and what SLURM says of their jobs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class RunStatus(NamedTuple):
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Returns the folders of runs that are these or lie in them; InputError for what is no folder and holds none."""
+    """Returns the folders of runs that are these or lie in them; InputError for what is no folder or holds none."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
@@ -64,7 +64,7 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> RunStatus:
     )
 
 
-def _runs_in(folder: Path, deep: int) -> Iterable[Path]:
+def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
     if any((folder / name).exists() for name in FILES):
         yield folder
     elif deep:

@@ -72,7 +72,7 @@ class SlurmRequest:
         """
         options = {"job-name": name, "nodes": str(self.nodes)}
         options["output"] = _output(folder, "%A_%a" if array else "%j")
-        options |= self._where() | self._gpus(self.gpus_per_node)
+        options |= {"chdir": str(Path.cwd())} | self._gpus(self.gpus_per_node)
         options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else WHOLE_NODES
         options |= {"array": array} if array else {}
         on_cpus = ["--device", "cpu", "--nproc", str(self.gpus_per_node)] if self.device == "cpu" else []
@@ -82,11 +82,8 @@ class SlurmRequest:
     def command(self, name: str, folder: Path, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
         """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, beside a GPU where its partition has them."""
         options = {"job-name": name, "nodes": "1", "output": _output(folder, "%j")}
-        options |= self._where() | self._gpus(1) | {"cpus-per-task": "1"}
+        options |= {"chdir": str(Path.cwd())} | self._gpus(1) | {"cpus-per-task": "1"}
         return SlurmJob(COMMAND, options | dict(self.sbatch), [*self._surroundings(folder, paths), list(arguments)])
-
-    def _where(self) -> dict[str, str]:
-        return {"chdir": str(Path.cwd())}
 
     def _gpus(self, number: int) -> dict[str, str]:
         asks = self.device == "cuda" and "gres" not in self.sbatch  # where SLURM knows no --gpus-per-node

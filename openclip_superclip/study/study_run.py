@@ -83,7 +83,7 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
     if stop.is_set():
         raise InputError(f"{run.folder.name} was stopped")
     if code != 0:
-        said = [line for line in output.read_text().splitlines() if line.strip()]
+        said = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
         error = _state(run).get("error") or " ".join(said[-1:]) or "it said nothing"
         raise InputError(f"{run.folder.name} failed: {' '.join(error.split())}; {output} holds more")
     output.unlink()

@@ -185,6 +185,16 @@ def test_a_call_that_was_killed_goes_on_and_the_shards_are_the_same(kept, table,
         assert (out / shard.relative_to(table)).read_bytes() == shard.read_bytes()
 
 
+def test_where_no_pair_is_left_the_list_that_is_named_says_why(tmp_path, capsys):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/a.png").write_text("no picture")
+    (tmp_path / "pairs/a.txt").write_text("a cat")
+    shards(tmp_path / "pairs", tmp_path / "out", "--val-share", "0", code=1)
+    listed = tmp_path / "out/left_out.csv"
+    assert f"no pair of the split train is left: 1 × no readable picture; {listed} lists all" in capsys.readouterr().err
+    assert "no readable picture" in listed.read_text()
+
+
 REFUSED = {
     "no source": ("nix", "OUT", "nix is no table (.csv, .tsv), folder of pictures, COCO's .json or Hugging Face"),
     "no table": ("nix.csv", "OUT", "there is no file nix.csv"),

@@ -21,6 +21,7 @@ from openclip_superclip.planning.gpu_memory import estimate_memory
 from openclip_superclip.planning.plan import make_plan, openclip_steps
 from openclip_superclip.planning.plan_summary import command_text
 from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.planning.rehearsed import read_rehearsal
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 DEMO = "demo/superclip_demo-model_8k_bs16"
@@ -225,6 +226,33 @@ def test_a_gpu_that_cannot_hold_the_batch_is_refused_with_what_fits(demo, capsys
     assert peaks[fits] <= 0.9e9 < peaks[2 * fits]
     kept = list((demo / "cache").rglob("memory-*.json"))
     assert len(kept) >= 2  # which the next plan need not count again
+
+
+def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tmp_path, monkeypatch):
+    def trace(*_):
+        raise OSError("the hub is not reached")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("openclip_superclip.planning.training_memory.trace_step", trace)
+    assert estimate_memory(plan()) == {"unknown": "OSError: the hub is not reached"}
+    assert not list(tmp_path.rglob("memory-*.json"))
+
+
+def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
+    file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
+    told = {name: getattr(longer, name) for name in (
+        "device", "world_size", "global_batch_size", "batch_size", "accum_freq", "workers",
+    )}  # fmt: skip
+    told |= {"model": "ViT-B-16", "samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "limit": "computing"}
+    told |= {"checkpoint": {"seconds": 36}, "memory": {"peak": 1, "of": "GPU"}, "hours": "of another length"}
+    file.write_text(json.dumps(told))
+    assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
+        {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
+    )
+    told["samples_per_second"]["low"] = 0
+    file.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="that superclip rehearse wrote"):
+        read_rehearsal(str(file), longer)
 
 
 def test_a_plan_that_was_counted_once_is_told_without_torch(demo, monkeypatch):

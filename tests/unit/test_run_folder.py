@@ -16,6 +16,7 @@ import torch
 from support.tiny_run import write_recipe
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from openclip_superclip.checkpoints.began_with import read_beginning
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.plan import Plan, make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
@@ -408,3 +409,11 @@ def test_a_stopped_rank_of_any_node_is_named(tmp_path):
             assert nodes[0].of_all_nodes() == []
         finally:
             rank.kill()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"options": []}'])
+def test_a_record_of_the_beginning_that_is_broken_does_not_pass_for_none(content, tmp_path):
+    assert read_beginning(tmp_path) is None
+    (tmp_path / "began_with.json").write_text(content)
+    with pytest.raises(InputError, match="is broken: without it nobody knows"):
+        read_beginning(tmp_path)

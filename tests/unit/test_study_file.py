@@ -14,9 +14,11 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
 from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.report.run_scores import read_scores
 from openclip_superclip.seed_statistics import PairedDifference
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
+from openclip_superclip.study.study_run import StudyRun, measured
 from openclip_superclip.study.study_training import run_name
 
 RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
@@ -229,6 +231,14 @@ def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
     assert [float(row["zero_shot"]) for row in rows] == [50, 60, 70, 53, 62, 74]
     assert Image.open(tmp_path / "study.png").size[0] > 500
+
+
+def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo")
+    assert read_scores(tmp_path).values == {"demo zero shot": 41.5}
 
 
 # The model
