@@ -36,7 +36,7 @@ GROUPS = {
         "status": "how runs stand: state, progress, speed, expected end, and what SLURM says of their jobs",
     },
     "look": {
-        "evaluate": "zero-shot, retrieval and linear-probe numbers of checkpoints, by CLIP_benchmark",
+        "evaluate": "zero-shot, retrieval, probes, segmentation and depth of checkpoints, with intervals",
         "report": "losses and scores of runs side by side, beside the paper's, on one page",
         "words": "the words that the class head sees in pictures, and where",
     },

@@ -1,4 +1,4 @@
-"""All that only the device can tell, in ten minutes: a card that is lent for an hour is used at once."""
+"""All that only the device can tell, within ten minutes."""
 
 import importlib.util
 import json

@@ -38,7 +38,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip demo",
         description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with OpenCLIP by paired seeds "
         "(equal initial weights of the towers, equal order of the data, equal crops), and prints the difference on "
-        "scenes that neither has seen, with its 95 %% interval. It is the study 'demo' of superclip study.",
+        "scenes that neither has seen, with its 95 % interval. It is the study 'demo' of superclip study.",
         epilog="example: superclip demo --quick",
     )
     parser.add_argument("--quick", action="store_true", help="one seed: some minutes, and no result")

@@ -1,6 +1,8 @@
 """The fields of a recipe as a page for people, made of what reads and checks them."""
 
 import dataclasses
+import textwrap
+from collections.abc import Sequence
 
 from ..config import Config
 from ..table import markdown_table
@@ -21,10 +23,10 @@ The fields of [`--superclip`](../README.md), each the flag of the same name. Lef
 OF_FLAGS = """## flags
 
 Any flag of OpenCLIP (`superclip train --help`), without the dashes: `grad-checkpointing: true`, `val-data: val.csv`.
-These are not among them, since they follow from other fields or are the run's to say: {taken}."""
+"""
 OF_PAPER = """## paper
 
-`values` holds percent for some of {measures}."""
+"""
 
 
 def reference() -> str:
@@ -43,10 +45,16 @@ def reference() -> str:
             markdown_table(["field", "holds", "required", "meaning"], rows),
             OF_SUPERCLIP,
             markdown_table(["field", "flag", "default", "meaning"], options),
-            OF_FLAGS.format(taken=", ".join(f"`{flag}`" for flag in TAKEN)),
-            OF_PAPER.format(measures=", ".join(f"`{measure}`" for measure in MEASURES)),
+            OF_FLAGS
+            + _listed("These are not among them, since they follow from other fields or are the run's to say: ", TAKEN),
+            OF_PAPER + _listed("`values` holds, in percent but for `nyuv2_rmse` and `llava_mme`, some of ", MEASURES),
         ]
     )
+
+
+def _listed(said: str, names: Sequence[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in names)
+    return textwrap.fill(f"{said}{names}.", width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def _kind(name: str) -> str:
