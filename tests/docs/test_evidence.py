@@ -1,0 +1,52 @@
+"""What the pages say of the studies is what the studies wrote."""
+
+import csv
+import json
+import re
+
+import pytest
+from support.pages import PAGES, ROOT
+
+from openclip_superclip.study.study_file import Study, read_study
+from openclip_superclip.study.study_results import StudyResults
+
+RECORDED = {path.parent.name: path for path in sorted((ROOT / "docs" / "studies").glob("*/study.json"))}
+
+
+def results(name: str) -> StudyResults:
+    content = json.loads(RECORDED[name].read_text())
+    study = content["study"]
+    return StudyResults(Study(**study), content["runs"], content["chosen"])
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_files_of_a_study_hold_the_same(name):
+    found, folder = results(name), RECORDED[name].parent
+    assert f"{found.tables()}\n" == (folder / "study.md").read_text()
+    assert found.csv() == (folder / "study.csv").read_text()
+    rows = list(csv.DictReader((folder / "study.csv").read_text().splitlines()))
+    assert len(rows) == len(found.records)
+    assert (folder / "study.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_study_is_the_shipped_one_but_for_its_number_of_seeds(name):
+    recorded, shipped = results(name).study, read_study(name)
+    assert recorded.seeds <= shipped.seeds
+    for field in ("question", "primary", "recipe", "arms", "measures", "choose", "pairs", "cell_values"):
+        assert getattr(recorded, field) == getattr(shipped, field), field
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_evidence_tells_every_recorded_study_with_its_number_of_seeds_and_interval(name):
+    found = results(name)
+    arm, baseline = found.study.pairs[0]
+    rows = [line for line in PAGES["docs/evidence.md"].splitlines() if f"`{name}`" in line and line.startswith("|")]
+    told = str(found.difference(arm, baseline, found.study.cell_values[0], found.study.primary))
+    assert [row for row in rows if told in row and f"n = {found.study.seeds}" in row]
+
+
+def test_readmes_table_is_what_the_demo_printed():
+    (table,) = re.findall(r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["README.md"], flags=re.DOTALL)
+    assert table.strip() in results("demo").tables()
+    assert results("demo").study.seeds == read_study("demo").seeds
