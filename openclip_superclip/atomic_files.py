@@ -28,11 +28,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
-    """Writes values for people and programs to read; ValueError for NaN and infinity where they are not allowed."""
-    text = json.dumps(values, indent=1, allow_nan=allow_nan) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file."""
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
+    """Writes values for people and programs to read; ValueError for NaN and infinity where they are not allowed."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n")
 
 
 @contextmanager

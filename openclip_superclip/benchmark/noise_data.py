@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
-from ..atomic_files import whole_file
+from ..atomic_files import whole_file, write_text
 
 DISTINCT = 64  # pictures, which come again
 WORDS = ("a", "picture", "of", "noise", "in", "red", "green", "blue", "grey", "light", "dark", "soft")
@@ -30,9 +30,9 @@ def write_noise_classes(folder: Path, num_pictures: int, picture_size: int) -> s
     """Writes a data set for zero-shot in CLIP_benchmark's layout below `folder`, and returns its name."""
     test = folder / "noise" / "test"
     test.mkdir(parents=True, exist_ok=True)
-    (test.parent / "classnames.txt").write_text("\n".join(WORDS[5:]) + "\n")
-    (test.parent / "zeroshot_classification_templates.txt").write_text("a picture of {c}\n")
-    (test / "nshards.txt").write_text("1\n")
+    write_text(test.parent / "classnames.txt", "\n".join(WORDS[5:]) + "\n")
+    write_text(test.parent / "zeroshot_classification_templates.txt", "a picture of {c}\n")
+    write_text(test / "nshards.txt", "1\n")
     pictures, num_classes = _pictures(picture_size), len(WORDS[5:])
     with whole_file(test / "0.tar") as file, TarWriter(file) as tar:
         for number in range(num_pictures):

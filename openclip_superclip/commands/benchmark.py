@@ -5,6 +5,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
+from .least_values import check_least
+
+OF_EVERYTHING = ("local_batches", "minutes", "picture_size")
+NOT_OF_EVERYTHING = ("precision", "head_batch", "local_batch", "grad_checkpointing", "step_memory")
 
 
 def main(argv: list[str]) -> int:
@@ -12,12 +16,10 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.everything:
         return _everything(options)
-    for name in ("everything", "local_batches", "minutes", "picture_size"):
-        delattr(options, name)
     from ..benchmark.head_cost import BenchmarkSettings, measure_head_cost
     from ..benchmark.head_cost_tables import head_cost_tables
 
-    report = measure_head_cost(BenchmarkSettings(**vars(options)))
+    report = measure_head_cost(_settings(BenchmarkSettings, options))
     print(f"\n{head_cost_tables(report)}\n\n{options.out}/benchmark.json and benchmark.png hold the rest.")
     return 0
 
@@ -26,10 +28,14 @@ def _everything(options: argparse.Namespace) -> int:
     """Measures all, prints a line a part and returns the exit code, 1 where a part is not done."""
     from ..benchmark.everything import EverythingSettings, everything_text, measure_everything
 
-    asked = EverythingSettings._fields
-    report = measure_everything(EverythingSettings(**{name: getattr(options, name) for name in asked}))
+    report = measure_everything(_settings(EverythingSettings, options))
     print(f"\n{everything_text(report)}\n\n{options.out}/everything.json holds the rest.")
     return int(any(part["state"] != "done" for part in report["parts"]))
+
+
+def _settings(kind, options: argparse.Namespace):
+    """Returns the settings of a kind, the options of the same names."""
+    return kind(**{name: getattr(options, name) for name in kind._fields})
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -72,17 +78,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: %(default)s)")
     options = parser.parse_args(argv)
-    for name in ("head_batch", "width", "vocab", "local_batch", "repeats"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more")
-    if options.step_repeats < 0:
-        raise InputError(f"--step-repeats is {options.step_repeats}; expected 0 or more")
+    check_least(options, head_batch=1, width=1, vocab=1, local_batch=1, repeats=1, step_repeats=0, picture_size=8)
+    for name in NOT_OF_EVERYTHING if options.everything else OF_EVERYTHING:
+        if getattr(options, name) != parser.get_default(name):
+            told = "with --everything: leave" if options.everything else "without --everything: add it, or leave"
+            raise InputError(f"--{name.replace('_', '-')} does nothing {told} --{name.replace('_', '-')} out")
     if options.everything:
         options.precision, options.local_batches = "amp_bf16", _numbers(options.local_batches)
         if not all(size >= 2 for size in options.local_batches):
             raise InputError(f"--local-batches holds {min(options.local_batches)}; expected 2 or more")
-        if not (options.minutes > 0 and options.picture_size >= 8):
-            raise InputError("--minutes and --picture-size: expected more than 0, and 8 pixels or more")
+        if not options.minutes > 0:
+            raise InputError(f"--minutes is {options.minutes:g}; expected a number above 0")
     check_matplotlib("superclip benchmark")
     return options
 

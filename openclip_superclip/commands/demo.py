@@ -7,6 +7,7 @@ from pathlib import Path
 from ..atomic_files import make_folder
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
+from .least_values import check_least
 
 BATCH_SIZE = 32  # of the demo's recipe
 
@@ -54,10 +55,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes"
     )
     options = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("samples", BATCH_SIZE), ("jobs", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} is {value}; expected {least} or more")
+    check_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
     if options.quick and options.seeds not in (None, 1):
         raise InputError(f"--quick trains one seed, and --seeds is {options.seeds}: leave one of them out")
     return options

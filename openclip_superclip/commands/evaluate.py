@@ -8,9 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..atomic_files import make_folder, whole_file
+from ..atomic_files import make_folder, write_text
 from ..errors import InputError
 from ..optional_dependencies import check_clip_benchmark, check_matplotlib, check_torchmetrics
+from .least_values import check_least
 
 ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -92,9 +93,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         check_torchmetrics("--suite dense")
     elif options.finetune:
         raise InputError(f"--finetune is for --suite dense; given is --suite {','.join(suites)}")
-    for name, least in (("batch_size", 1), ("workers", 0), ("probe_epochs", 1), ("dense_epochs", 1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
+    check_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
     return options
 
 
@@ -187,8 +186,7 @@ def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
 
     for folder in folders:
         if models := read_records(folder):
-            with whole_file(folder / "summary.md") as file:
-                file.write(f"{table(models)}\n".encode())
+            write_text(folder / "summary.md", f"{table(models)}\n")
     if outcome.models:
         print(printed := table(outcome.models))
         if ahead := differences(outcome.models):

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 from ..table import markdown_table
+from .least_values import check_least
 
 LISTED = 20  # tokens that --show lists at either end
 USED = {"show": {"tokenizer_of"}, "merge": {"out"}}  # beside these two, which count nothing
@@ -76,8 +77,7 @@ def _do(options: argparse.Namespace) -> str:
     for value, flag in ((options.shards, "SHARDS"), (options.tokenizer_of, "--tokenizer-of")):
         if not value:
             raise InputError(f"{flag} is missing: superclip frequencies 'shards/{{0..9}}.tar' --tokenizer-of MODEL")
-    if options.workers < 1:
-        raise InputError(f"--workers is {options.workers}; expected 1 or more")
+    check_least(options, workers=1)
     if options.context is not None and options.context < 3:
         raise InputError(f"--context is {options.context}; expected 3 tokens or more")
     return _benchmark(options) if options.benchmark else _count(options)

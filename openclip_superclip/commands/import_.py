@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from .least_values import check_least
 
 
 def main(argv: list[str]) -> int:
@@ -36,8 +36,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
     options = parser.parse_args(argv)
-    if options.global_batch < 1:
-        raise InputError(f"--global-batch is {options.global_batch}; expected 1 or more")
+    check_least(options, global_batch=1)
     return options
 
 

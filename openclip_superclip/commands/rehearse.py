@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..running.training_engine import ENGINES
+from .least_values import check_least
 from .recipe_options import add_recipe_options, all_settings
 
 STEPS = 100
@@ -70,8 +71,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="of each of the two slices that are trained, twice (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args(argv)
-    for name in ("nproc", "steps"):
-        value, least = getattr(options, name), 4 if name == "steps" else 1
-        if value is not None and value < least:
-            raise InputError(f"--{name} is {value}; expected {least} or more")
+    check_least(options, nproc=1, steps=4)
     return options

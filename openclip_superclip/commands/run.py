@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from ..errors import InputError
+from .least_values import check_least
 from .recipe_options import add_run_options, all_settings, check_run_options
 
 
@@ -62,8 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     options = parser.parse_args(argv)
-    if options.nproc is not None and options.nproc < 1:
-        raise InputError(f"--nproc is {options.nproc}; expected 1 or more")
+    check_least(options, nproc=1)
     check_run_options(options)
     options.set = all_settings(options)
     return options

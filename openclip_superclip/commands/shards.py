@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError
+from .least_values import check_least
 
 
 def main(argv: list[str]) -> int:
@@ -70,10 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a share from 0 to below 1")
-    for name in ("shard_size", "jobs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+    check_least(options, shard_size=1, jobs=1)
     if options.images is not None and not options.source.endswith(".json"):
         raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
     return options

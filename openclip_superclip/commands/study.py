@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
+from .least_values import check_least
 from .recipe_options import add_table_options, all_settings
 from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request
 
@@ -114,10 +115,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(sbatch_joined(argv))
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
-    for name in ("seeds", "jobs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; expected 1 or more")
+    check_least(options, seeds=1, jobs=1)
     given = given_slurm_options(options) + [
         f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..atomic_files import make_folder
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
+from .least_values import check_least
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
 STOPPED = 130  # by Ctrl-C
@@ -63,8 +64,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.top is not None and options.top < 1:
-        raise InputError(f"--top is {options.top}; expected 1 or more")
+    check_least(options, top=1)
     return options
 
 

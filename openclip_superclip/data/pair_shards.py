@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..atomic_files import make_folder, whole_file, write_json
+from ..atomic_files import make_folder, whole_file, write_json, write_text
 from ..errors import InputError
 from .pair_sources import Pair, Source, as_png, picture_extension
 
@@ -202,8 +202,7 @@ def _list_left_out(file: Path, left_out: list[tuple[Pair, str]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["where", "picture", "reason"])
     writer.writerows((pair.where, pair.picture, reason) for pair, reason in left_out)
-    with whole_file(file) as written:
-        written.write(text.getvalue().encode())
+    write_text(file, text.getvalue())
 
 
 def _pattern(folder: Path, num_shards: int) -> str:
@@ -240,15 +239,15 @@ def _write_evaluation(
         link = classes / "train" / f"{number}.tar"
         if not link.is_symlink():
             link.symlink_to(os.path.relpath(out / "train" / name, link.parent))
-    (classes / "train" / "nshards.txt").write_text(f"{len(train)}\n")
+    write_text(classes / "train" / "nshards.txt", f"{len(train)}\n")
     return ["retrieval", "labels"]
 
 
 def _write_data_set(folder: Path, source: Source, by_picture: dict, members: dict[str, dict], texts: dict) -> None:
     (folder / "test").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(f"{text}\n")
+        write_text(folder / name, f"{text}\n")
     with whole_file(folder / "test" / "0.tar") as file, TarWriter(file, mtime=0) as tar:
         for number, (picture, words) in enumerate(members.items()):
             tar.write({"__key__": f"{number:09}", **_picture(source, by_picture[picture][0]), **words})
-    (folder / "test" / "nshards.txt").write_text("1\n")
+    write_text(folder / "test" / "nshards.txt", "1\n")

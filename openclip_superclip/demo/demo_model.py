@@ -4,7 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
-from ..atomic_files import whole_file
+from ..atomic_files import whole_file, write_text
 from .scenes import IMAGE_SIZE
 
 # CLIP's vocabulary of 49,408 would make the head twenty times the rest of so small a model; on the paper's models it is
@@ -50,8 +50,7 @@ def write_small_resnet(folder: Path, vocabulary: Path, width: int, text_cfg: dic
         "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": width, "head_width": 32},
         "text_cfg": {**text_cfg, "tokenizer_kwargs": {"bpe_path": str(vocabulary)}, "layers": 2},
     }
-    with whole_file(folder / "open_clip_config.json") as file:
-        file.write(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2).encode())
+    write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
     return f"local-dir:{folder}"
 
 

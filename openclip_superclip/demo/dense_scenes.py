@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_text
 from .scenes import IMAGE_SIZE, NAMES, VERSION, Scene, scenes
 
 OBJECT_SIZE = 60.0  # pixels at a distance of one metre
@@ -45,9 +45,8 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
             pictures = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
             for place, picture in zip(places, pictures, strict=True):
                 picture.save(place / f"{index:06d}.png")
-    (masks / "classes.txt").write_text("\n".join(["background", *NAMES]) + "\n")
-    with whole_file(record) as file:
-        file.write(facts.encode())
+    write_text(masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
+    write_text(record, facts)
     return [masks, depths]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..atomic_files import whole_file
+from ..atomic_files import whole_file, write_text
 from ..errors import InputError
 from .measures import different_scenes
 from .scenes import NAMES, VERSION, Scene, sample, scenes
@@ -36,12 +36,11 @@ def write_evaluation_data(
         groups / "dataset_type.txt": "retrieval",
     }.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
+        write_text(path, f"{text}\n")
     _write_split(objects / "test", scenes(num_scenes, seed, "test", num_objects=(1,)), with_captions=False)
     _write_split(objects / "train", scenes(num_probe_scenes, seed, "train", num_objects=(1,)), with_captions=False)
     _write_split(groups / "test", different_scenes(num_scenes, seed, "test"), with_captions=True)
-    with whole_file(record) as file:
-        file.write(facts.encode())
+    write_text(record, facts)
     return {"demo_objects": objects, "demo_scenes": groups}
 
 
@@ -52,4 +51,4 @@ def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> N
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes")):
             label = {"txt": scene.captions["long"]} if with_captions else {"cls": NAMES.index(scene.objects[0])}
             tar.write({"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label})
-    (folder / "nshards.txt").write_text("1\n")
+    write_text(folder / "nshards.txt", "1\n")

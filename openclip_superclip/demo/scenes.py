@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..atomic_files import whole_file
+from ..atomic_files import whole_file, write_text
 from ..errors import InputError
 
 TILES = Path(__file__).parent / "tiles"
@@ -180,8 +180,7 @@ def write_shards(
                 for index in range(first_index + start, first_index + stop):
                     writer.write({"__key__": f"{index:09d}", **sample(make_scene(seed, index, split), caption)})
                     progress.update()
-    with whole_file(record) as file:
-        file.write(json.dumps(dataset).encode())
+    write_text(record, json.dumps(dataset))
     return pattern
 
 

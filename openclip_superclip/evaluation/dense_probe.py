@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..method.patch_tokens import patch_map, patch_tokens
 from .dense_data import NO_CLASS, DenseSet
 from .kept_features import Features
@@ -83,6 +84,8 @@ class _Metres(nn.Module):
         super().__init__()
         depths = torch.cat([train.label(place).flatten() for place in range(min(len(train), MOST_DEPTHS))])
         depths = depths[depths > 0]
+        if len(depths) < 2:
+            raise InputError("its first training pictures show no depth; expected millimetres, 0 where there is none")
         self.register_buffer("mean", depths.mean())
         self.register_buffer("deviation", depths.std())
 

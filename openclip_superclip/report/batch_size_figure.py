@@ -1,17 +1,12 @@
 """The batch-size figure: scores over the batch size, each method's mean and seeds, and the paper's curve beside it."""
 
-import math
 from collections import defaultdict
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .comparison import Comparison
-from .figure_style import batch, legend, png, style
+from .figure_style import MOST_PANELS, batch, legend, panel_grid, png, style
 from .run_scores import label
-
-MOST_PANELS = 12
-COLUMNS = 4
 
 
 def draw_batch_sizes(comparison: Comparison) -> bytes | None:
@@ -19,13 +14,9 @@ def draw_batch_sizes(comparison: Comparison) -> bytes | None:
     panels = _panels(comparison)[:MOST_PANELS]
     if not panels:
         return None
-    rows, columns = math.ceil(len(panels) / COLUMNS), min(len(panels), COLUMNS)
-    size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, grid = panel_grid(len(panels))
     for axes, key in zip(grid.flat, panels, strict=False):
         draw_scores(axes, comparison, key)
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_axis_off()
     legend(figure, grid, ncols=2)
     return png(figure)
 

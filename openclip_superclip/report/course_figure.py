@@ -1,16 +1,9 @@
 """The figure of a run's course: its scores over the samples seen, of runs whose checkpoints were evaluated."""
 
-import math
-
-import matplotlib.pyplot as plt
-
 from .comparison import Comparison
-from .figure_style import batch, legend, png, short, style
+from .figure_style import MOST_PANELS, batch, legend, panel_grid, png, short, style
 from .reported_run import ReportedRun
 from .run_scores import in_order, label
-
-MOST_PANELS = 12
-COLUMNS = 4
 
 
 def draw_course(comparison: Comparison) -> bytes | None:
@@ -18,11 +11,7 @@ def draw_course(comparison: Comparison) -> bytes | None:
     panels = _panels(comparison)[:MOST_PANELS]
     if not panels:
         return None
-    rows, columns = math.ceil(len(panels) / COLUMNS), min(len(panels), COLUMNS)
-    size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_axis_off()
+    figure, grid = panel_grid(len(panels))
     for axes, key in zip(grid.flat, panels, strict=False):
         for (series, batch_size), runs in comparison.cells.items():
             name = series.name if len(comparison.batch_sizes) == 1 else f"{series.name}, batch {batch(batch_size)}"

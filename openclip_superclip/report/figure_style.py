@@ -1,11 +1,13 @@
 """How methods and numbers look in every figure of a report."""
 
 import io
+import math
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from .comparison import Comparison, Series, number
@@ -14,6 +16,7 @@ COLOURS = {
     "clip": "#7d7d7d", "superclip": "#d1495b", "siglip": "#4f6d7a", "supersiglip": "#e08e45", "flip": "#8a79af",
     "superflip": "#2a9d8f",
 }  # fmt: skip
+MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel a score
 STYLES = ["-", "--", "-.", ":"]  # of the series of one method
 
 
@@ -37,6 +40,16 @@ def short(value: float, _=None) -> str:
 def batch(size: int) -> str:
     """Returns 16K for 16,384, as the paper writes it."""
     return f"{size // 1024}K" if size % 1024 == 0 else number(size)
+
+
+def panel_grid(num_panels: int) -> tuple[Figure, np.ndarray]:
+    """Returns a figure with so many panels, a few in a row, and its axes; those that are too many are not shown."""
+    rows, columns = math.ceil(num_panels / COLUMNS), min(num_panels, COLUMNS)
+    size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in grid.flat[num_panels:]:
+        axes.set_axis_off()
+    return figure, grid
 
 
 def legend(figure: Figure, grid, ncols: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from ..atomic_files import make_folder, whole_file, write_json
+from ..atomic_files import make_folder, write_json, write_text
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
@@ -72,8 +72,7 @@ class RunFolder:
         """Writes the recipe, where the folder does not hold it, in the place of one that no run has trained."""
         make_folder(self.path, "--out")
         if not (self.path / "recipe.yaml").exists() or self._differences(recipe):
-            with whole_file(self.path / "recipe.yaml") as file:
-                file.write(recipe.text.encode())
+            write_text(self.path / "recipe.yaml", recipe.text)
 
     def note_submission(self, job: str) -> None:
         """Writes into submitted.json the job of SLURM that is to train the run, ARRAY_TASK of an array's task."""

@@ -4,6 +4,8 @@ import contextlib
 import socket
 from pathlib import Path
 
+from ..atomic_files import write_text
+
 
 def pid_file(logs: Path, rank: int) -> Path:
     """Returns where a rank writes the number of its process."""
@@ -37,7 +39,7 @@ class StoppedRanks:
         found = find_stopped(self.logs, self.ranks)
         if found != self.told:
             with contextlib.suppress(OSError):  # on a full disk
-                self.file.write_text("\n".join(found))
+                write_text(self.file, "\n".join(found))
                 self.told = found
 
     def of_all_nodes(self) -> list[str]:

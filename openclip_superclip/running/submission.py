@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..atomic_files import whole_file
+from ..atomic_files import write_text
 from ..errors import InputError
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe_file import read_recipe
@@ -84,8 +84,7 @@ class Submission:
         """Writes recipe and script, submits the job and returns its number."""
         self.folder.write_recipe(self.plan.recipe)
         self.request.keep_setup(self.folder.path)
-        with whole_file(self.script) as file:
-            file.write(self.shell().encode())
+        write_text(self.script, self.shell())
         number = self.job.submit(self.script)
         self.folder.note_submission(number)
         return number

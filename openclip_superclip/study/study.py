@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from ..atomic_files import make_folder, whole_file
+from ..atomic_files import make_folder, write_text
 from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
@@ -47,8 +47,7 @@ def choose_rates(call: StudyCall) -> str:
         training = prepared_training(call, 1, trains=False)
         chosen = training.choose()
         runs = training.write_recipes(training.runs(chosen))
-        with whole_file(call.out / RUNS_LIST) as file:
-            file.write("".join(f"{run.folder}\n" for run in runs).encode())
+        write_text(call.out / RUNS_LIST, "".join(f"{run.folder}\n" for run in runs))
         array = submitted_jobs(call.out).get("runs")
         for task, run in enumerate(runs if array else []):
             RunFolder(run.folder).note_submission(f"{array}_{task}")

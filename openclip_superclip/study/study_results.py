@@ -6,7 +6,7 @@ import math
 import statistics
 from pathlib import Path
 
-from ..atomic_files import whole_file, write_json
+from ..atomic_files import whole_file, write_json, write_text
 from ..seed_statistics import PairedDifference, Spread
 from ..table import markdown_table
 from .study_file import Study
@@ -132,9 +132,8 @@ class StudyResults:
                 "differences": differences, "over_cells": over_cells, "runs": self.records,
             },
         )  # fmt: skip
-        for name, content in (("study.csv", self.csv()), ("study.md", self.tables() + "\n")):
-            with whole_file(out / name) as file:
-                file.write(content.encode())
+        write_text(out / "study.csv", self.csv())
+        write_text(out / "study.md", self.tables() + "\n")
         with whole_file(out / "study.png") as file:
             file.write(draw(self))
 

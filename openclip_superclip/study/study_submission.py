@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..atomic_files import make_folder, whole_file, write_json
+from ..atomic_files import make_folder, write_json, write_text
 from ..errors import InputError
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
@@ -78,8 +78,7 @@ class StudySubmission:
                 return f"nothing was submitted: what is left of {out} is in the queue, as squeue --me shows"
             kept = out / "jobs.sh"
             self.request.keep_setup(out)
-            with whole_file(kept) as file:
-                file.write(self._shell(stages).encode())
+            write_text(kept, self._shell(stages))
             return self._submitted(stages, training, kept)
 
     def _submitted(self, stages: list[Stage], training: StudyTraining, kept: Path) -> str:

@@ -157,6 +157,11 @@ def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
     assert "holds the class 3; expected 2 classes" in errors[0]
     assert "there is no " in errors[1]
     assert "depths/3.png; expected a label for every picture" in errors[1]
+    depths = tmp_path / "data/depth/train/depths"
+    for file in (tmp_path / "data/depth/train/images").iterdir():
+        Image.new("I;16", (SIZE, SIZE)).save(depths / f"{file.stem}.png")
+    assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
+    assert "its first training pictures show no depth" in capsys.readouterr().err
     assert main(["evaluate", *model, "--data", str(data), "--finetune"]) == 1
     assert "--finetune is for --suite dense" in capsys.readouterr().err
     assert evaluate(model, data, tmp_path / "out", "--dense-lr", "0") == 1

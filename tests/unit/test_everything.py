@@ -42,11 +42,15 @@ def test_what_is_not_begun_when_the_time_is_up_is_told_as_that(tmp_path, capsys)
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--local-batches", "1"], "--local-batches holds 1; expected 2 or more"),
     (["--local-batches", "a"], "--local-batches is a; expected whole numbers"),
-    (["--minutes", "0"], "--minutes"),
+    (["--minutes", "0"], "--minutes is 0; expected a number above 0"),
+    (["--picture-size", "7"], "--picture-size is 7; expected 8 or more"),
+    (["--precision", "amp"], "--precision does nothing with --everything: leave --precision out"),
     (["--device", "cuda:9"], "cuda:9"),
     (["--device", "nope"], "--device is"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_first(arguments, named, tmp_path, capsys):
     assert main(["benchmark", "--everything", *SMALL, *arguments, "--out", str(tmp_path)]) == 1
     assert named in capsys.readouterr().err
+    assert main(["benchmark", *SMALL, "--out", str(tmp_path)]) == 1
+    assert "--local-batches does nothing without --everything" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
