@@ -70,6 +70,17 @@ def test_architecture_lists_the_layers_of_the_import_contract():
     assert rows == [re.split(r" [:|] ", layer) for layer in contract["layers"]]
 
 
+def test_the_pages_list_every_study_and_every_folder_of_recipes():
+    first = {
+        name: re.findall(r"^\| (`.*?`) \|", PAGES[f"docs/{name}.md"], flags=re.MULTILINE)
+        for name in ("studies", "recipes")
+    }
+    studies = {path.stem for path in (ROOT / "recipes/studies").glob("*.yaml")}
+    assert set(re.findall(r"`(\w+)`", " ".join(first["studies"]))) == studies
+    folders = {path.name for path in (ROOT / "recipes").iterdir()}
+    assert set(re.findall(r"`(\w+)/`", " ".join(first["recipes"]))) - {"ranks"} == folders
+
+
 def test_contributing_lists_the_markers_of_tests():
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     (table,) = re.findall(r"^\| marker \|.*?\n\n", PAGES["docs/contributing.md"], flags=re.DOTALL | re.MULTILINE)
