@@ -27,6 +27,12 @@ def draw_course(comparison: Comparison) -> bytes | None:
     return png(figure)
 
 
+def about(comparison: Comparison) -> str:
+    """Returns how much of the course the figure leaves out, "" where it shows all."""
+    number = len(_panels(comparison))
+    return f"Drawn are {MOST_PANELS} of {number} scores." if number > MOST_PANELS else ""
+
+
 def _panels(comparison: Comparison) -> list[str]:
     keys = [key for run in comparison.runs for scores in run.course.values() for key in scores]
     return [key for key in in_order(keys) if any(len(_points(run, key)) > 1 for run in comparison.runs)]

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from . import course_figure
 from .batch_size_figure import about, draw_batch_sizes
 from .comparison import Comparison
 from .comparison_tables import cost_table, paper_table, runs_table, scores_table
-from .course_figure import draw_course
 from .loss_figure import draw_curves, not_drawn
 from .report_table import ReportTable
 from .reported_run import ReportedRun
@@ -46,11 +46,12 @@ def report_sections(runs: list[ReportedRun], comparisons: list[Comparison]) -> l
 
 
 def _comparison_section(comparison: Comparison, suffix: str) -> Section:
-    scores, losses, course = draw_batch_sizes(comparison), draw_curves(comparison), draw_course(comparison)
+    scores, losses = draw_batch_sizes(comparison), draw_curves(comparison)
+    course = course_figure.draw_course(comparison)
     figures = [
         Figure(f"batch_size{suffix}.png", scores, "Scores over the batch size", about(comparison)),
         Figure(f"losses{suffix}.png", losses, "Losses over the samples seen"),
-        Figure(f"course{suffix}.png", course, "Scores over the samples seen"),
+        Figure(f"course{suffix}.png", course, "Scores over the samples seen", course_figure.about(comparison)),
     ]
     tables = {"scores": scores_table(comparison), "paper": paper_table(comparison), "cost": cost_table(comparison)}
     silent = ", ".join(run.name for run in not_drawn(comparison))

@@ -22,7 +22,7 @@ from .node_run import NodeRun
 from .placement import Placement
 from .rank_measures import ASKED
 from .run_folder import RunFolder
-from .stop_signals import QUEUE_AGAIN, STOPPED_BY, Stopped, stopped_by_signals
+from .stop_signals import STOPPED_BY, Stopped, stopped_by_signals
 
 SLICES = 2  # that are trained: it is stopped in the second
 UNDISTURBED, DISTURBED = "undisturbed", "disturbed"
@@ -62,10 +62,9 @@ class Rehearsal:
         if code := self._train(UNDISTURBED, 0):
             return code
         code = self._train(DISTURBED, 1, stopped=True)
-        if code not in (0, QUEUE_AGAIN) and self.placement.node == 0:  # it failed, and has said why
+        if code and self.placement.node == 0:  # on others it is told of the first one's ranks that were stopped
             return code
-        ended_with_first = self.placement.node > 0 and code  # the ranks of the first node may have stopped before
-        if code != QUEUE_AGAIN and not ended_with_first:
+        if code == 0:
             raise InputError(
                 "--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first; give more"
             )
@@ -100,7 +99,8 @@ class Rehearsal:
         for name in (UNDISTURBED, DISTURBED):
             shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
 
-    def _train(self, name: str, part: int, stopped: bool = False) -> int:
+    def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
+        """Returns the exit code, None where training was `stopped` as it was to be."""
         folder, placement = RunFolder(self.folder / name), self.placement
         if placement.num_nodes > 1:  # a start of its own on every node
             placement = dataclasses.replace(
@@ -115,7 +115,7 @@ class Rehearsal:
             except Stopped as stop:
                 if not (stopped and stop.before_time_is_up):
                     raise
-                return stop.exit_code
+                return None
 
     def _steps(self, name: str) -> Iterator[re.Match]:
         text = (self.folder / name / "out.log").read_text(errors="replace")

@@ -513,11 +513,13 @@ def test_the_scores_of_a_run_whose_checkpoints_were_all_measured_are_drawn_over_
     assert report(run, "--out", tmp_path / "one") == 0
     assert not (tmp_path / "one" / "course.png").exists()
     for epoch, zero_shot in ((5, 20.0), (15, 40.0)):
-        record = {"model": f"clip/epoch_{epoch}", "dataset": "imagenet1k", "task": "zeroshot_classification"}
-        record |= {"metrics": {"acc1": zero_shot / 100}, "epoch": epoch}
-        (run / "evaluation" / f"{epoch}.json").write_text(json.dumps(record))
+        for dataset in ("imagenet1k", *(f"other{number}" for number in range(12))):
+            record = {"model": f"clip/epoch_{epoch}", "dataset": dataset, "task": "zeroshot_classification"}
+            record |= {"metrics": {"acc1": zero_shot / 100}, "epoch": epoch}
+            (run / "evaluation" / f"{epoch}-{dataset}.json").write_text(json.dumps(record))
     assert report(run, "--out", tmp_path / "out") == 0
     (told,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    assert "Drawn are 12 of 13 scores." in (tmp_path / "out" / "report.md").read_text()
     assert {epoch: scores["imagenet_zero_shot"] for epoch, scores in told["course"].items()} == pytest.approx(
         {"5": 20.0, "15": 40.0, "25": 49.5}
     )

@@ -25,6 +25,8 @@ from openclip_superclip.running.failure import HARDWARE, Failure, first_failure,
 from openclip_superclip.running.placement import Placement, find_placement
 from openclip_superclip.running.progress import Progress
 from openclip_superclip.running.provenance import recorded_environment
+from openclip_superclip.running.rank_measures import ASKED
+from openclip_superclip.running.rehearsal import Rehearsal
 from openclip_superclip.running.run_folder import RunFolder
 from openclip_superclip.running.run_lock import lock
 from openclip_superclip.running.run_state import PREEMPTED, RUNNING, told_state
@@ -409,6 +411,24 @@ def test_a_stopped_rank_of_any_node_is_named(tmp_path):
             assert nodes[0].of_all_nodes() == []
         finally:
             rank.kill()
+
+
+def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, monkeypatch):
+    stopped, failed, again = None, 1, 75
+    monkeypatch.setenv(ASKED, "1")  # and taken back: it has every rank measure itself
+    for node, codes, expected in (
+        (0, [0, stopped, 0], 0),
+        (0, [0, failed], failed),
+        (0, [0, again], again),
+        (1, [0, failed, 0], 0),  # as the first node's ranks have stopped
+    ):
+        left = iter(codes)
+        monkeypatch.setattr(Rehearsal, "_train", lambda *_, left=left, **__: next(left))
+        assert Rehearsal(None, Placement(node=node), tmp_path).run() == expected
+        assert not list(left)
+    monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: 0)
+    with pytest.raises(InputError, match="--steps: training was to be stopped"):
+        Rehearsal(None, Placement(), tmp_path).run()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"options": []}'])
