@@ -1,7 +1,6 @@
 """What a rehearsal tells of the whole run: hours with their spread, what limits it, and what to change."""
 
 import json
-import math
 import shutil
 import statistics
 
@@ -86,7 +85,7 @@ def report_text(told: dict) -> str:
         "sums": f"{bytes_text(round(sums))}/s summed over {told['world_size']} ranks" if sums else "one rank",
         "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; {checkpoint['at_most']} at "
         f"most are {bytes_text(needed)}, and {bytes_text(told['disk_free'])} are free",
-        "resumed": _resumed(resumed),
+        "resumed": _resumed(resumed, told["device"]),
         "whole run": f"{hours['median']:,.3g} hours ({hours['low']:,.3g} to {hours['high']:,.3g}), "
         f"{told['gpu_hours']['median']:,.3g} {'GPU' if told['device'] == 'cuda' else 'process'}-hours",
         "limit": told["limit"],
@@ -96,12 +95,12 @@ def report_text(told: dict) -> str:
     return "\n".join([f"rehearsal of {told['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
 
 
-def _resumed(resumed: dict) -> str:
-    if not resumed["different"] and resumed["equal_weights"]:
-        return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
-    if not resumed["missing"] and math.isfinite(resumed["largest"]):
-        return (
-            f"after SIGUSR1, with other losses in {resumed['different']} of {resumed['steps']} steps, by "
-            f"{resumed['largest']:.2g} at most: kernels of a GPU that do not repeat their sums differ so"
-        )
-    return f"NOT as it was: {resumed['missing']} of {resumed['steps']} steps were not trained again"
+def _resumed(resumed: dict, device: str) -> str:
+    steps, different = resumed["steps"], resumed["different"]
+    if resumed["missing"]:
+        return f"NOT as it was: {resumed['missing']} of {steps} steps were not trained again"
+    weights = "equal weights" if resumed["equal_weights"] else "other weights"
+    if not different:
+        return f"after SIGUSR1, with equal losses in all {steps} steps and {weights}"
+    why = ": kernels of a GPU that do not repeat their sums differ so" if device == "cuda" else ""
+    return f"after SIGUSR1, with other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most{why}"

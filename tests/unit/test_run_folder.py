@@ -27,6 +27,7 @@ from openclip_superclip.running.progress import Progress
 from openclip_superclip.running.provenance import recorded_environment
 from openclip_superclip.running.rank_measures import ASKED
 from openclip_superclip.running.rehearsal import Rehearsal
+from openclip_superclip.running.rehearsal_report import _resumed
 from openclip_superclip.running.run_folder import RunFolder
 from openclip_superclip.running.run_lock import lock
 from openclip_superclip.running.run_state import PREEMPTED, RUNNING, told_state
@@ -429,6 +430,16 @@ def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, m
     monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: 0)
     with pytest.raises(InputError, match="--steps: training was to be stopped"):
         Rehearsal(None, Placement(), tmp_path).run()
+
+
+@pytest.mark.parametrize(("found", "device", "said"), [
+    ((0, 0, 0.0, False), "cuda", "after SIGUSR1, with equal losses in all 8 steps and other weights"),
+    ((2, 0, 0.5, False), "cpu", "after SIGUSR1, with other losses in 2 of 8 steps, by 0.5 at most"),
+    ((3, 3, 0.0, False), "cpu", "NOT as it was: 3 of 8 steps were not trained again"),
+])  # fmt: skip
+def test_a_rehearsals_report_calls_no_difference_a_gpus_where_there_is_none(found, device, said):
+    names = ("different", "missing", "largest", "equal_weights")
+    assert _resumed({"steps": 8, **dict(zip(names, found, strict=True))}, device) == said
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"options": []}'])
