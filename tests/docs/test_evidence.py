@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 
 import pytest
 from support.pages import PAGES, ROOT
@@ -50,3 +51,16 @@ def test_readmes_table_is_what_the_demo_printed():
     (table,) = re.findall(r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["README.md"], flags=re.DOTALL)
     assert table.strip() in results("demo").tables()
     assert results("demo").study.seeds == read_study("demo").seeds
+
+
+def test_the_trials_of_the_rates_are_the_recorded_means():
+    trials = json.loads((ROOT / "docs/studies/one_batch/trials.json").read_text())
+    for arm, cells in trials.items():
+        means = {lr: statistics.mean(scores) for lr, scores in cells["None"].items()}
+        best = max(means, key=means.get)
+        told = [f"**{mean:.1f}**" if lr == best else f"{mean:.1f}" for lr, mean in sorted(means.items(), key=_rate)]
+        assert f"| {arm} | {' | '.join(told)} |" in PAGES["docs/evidence.md"].splitlines()
+
+
+def _rate(item: tuple[str, float]) -> float:
+    return float(item[0])
