@@ -44,7 +44,7 @@ def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
     return re.match(r"job (\d+) is in the queue", printed)[1], printed
 
 
-def wait_for_epoch(run: Path, epoch: int, seconds: float = 300) -> None:
+def wait_for_epoch(run: Path, epoch: int, seconds: float = 600) -> None:
     """Returns when a run trains the slice."""
     log = run / "out.log"
     wait_until(lambda: log.exists() and f"Start epoch {epoch}\n" in log.read_text(), seconds, f"{run} epoch {epoch}")
@@ -111,7 +111,7 @@ def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturb
     cluster.call(
         "scontrol", "update", "nodename=node2", "state=down", "reason=power"
     )  # it would notice in half a minute
-    wait_until(lambda: state(run)["state"] == "preempted", 300, "the state")
+    wait_until(lambda: state(run)["state"] == "preempted", 600, "the state")
     cluster.call("power", "on", "node2")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
@@ -166,7 +166,7 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
-    wait_until(lambda: state(run)["state"] == "preempted", 300, "the state")
+    wait_until(lambda: state(run)["state"] == "preempted", 600, "the state")
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.call("scancel", job)
