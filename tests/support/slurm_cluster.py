@@ -78,7 +78,7 @@ class Cluster:
             re.search(r"ArrayTaskId=(\S+).*JobState=(\S+)", r, flags=re.DOTALL).groups() for r in records if r.strip()
         )
 
-    def wait(self, number: str, seconds: float = 300) -> dict[str, str]:
+    def wait(self, number: str, seconds: float = 600) -> dict[str, str]:
         """Returns what SLURM knows of a job once it has ended."""
         wait_until(lambda: self.job(number)["JobState"] in FINAL, seconds, f"job {number} to end")
         return self.job(number)
