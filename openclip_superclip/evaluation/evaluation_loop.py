@@ -184,4 +184,4 @@ def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Se
 def _reason(error: BaseException) -> str:
     """Returns the last line of what went wrong: a data loader's process puts its traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return lines[-1][:600] if lines else type(error).__name__

@@ -58,15 +58,12 @@ class RunFolder:
         with lock(self.path / "lock", placement) as check:
             yield check
 
-    def check_recipe(self, recipe: Recipe) -> None:
+    def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError where the folder holds a run of another recipe, or a job that is to train it waits."""
         differences = self._differences(recipe)
         started = (self.path / "run.json").exists() or self.checkpoints.exists()
         if differences and (started or self._job_in_queue()):
-            raise InputError(
-                f"{self.path} holds a run of another recipe: {', '.join(differences)}; give --out another folder, or "
-                "--accept-changes"
-            )
+            raise InputError(f"{self.path} holds a run of another recipe: {', '.join(differences)}; {advice}")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Writes the recipe, where the folder does not hold it, in the place of one that no run has trained."""

@@ -43,7 +43,7 @@ def check_folder(run: StudyRun, device: str, data: str | None) -> None:
     """Raises InputError where the run's folder holds a run of other settings, data or device."""
     folder = RunFolder(run.folder)
     recipe = read_recipe(run.recipe, dict(run.set))
-    folder.check_recipe(recipe)
+    folder.check_recipe(recipe, "give --out another folder")
     there = folder.record().get("plan", {})
     for flag, found, given in (
         ("--data", there.get("data"), recipe.shards if data is None else data),
