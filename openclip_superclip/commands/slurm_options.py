@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .least_values import check_least
 
 if TYPE_CHECKING:
     from ..running.slurm_request import SlurmRequest
@@ -66,6 +67,7 @@ def slurm_request(options: argparse.Namespace) -> "SlurmRequest":
     from ..running.site_file import read_site
     from ..running.slurm_request import SlurmRequest
 
+    check_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
     site = read_site()
     given = {name: getattr(options, name) for name in (*OURS, *NAMED) if getattr(options, name) is not None}
     if "container_image" in given or "apptainer" in given:

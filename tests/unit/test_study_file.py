@@ -127,6 +127,7 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["placebos", "--set", "seed=3"], "--seeds says how many"), (["placebos", "--set", "samples=many"], "samples"),
     (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
     (["datacomp_batch_size"], "the study's primary measure is imagenet-zeroshot-val-top1, which the training takes"),
+    (["one_batch", "--slurm", "--nodes", "0"], "--nodes is 0"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):
