@@ -11,7 +11,7 @@ from open_clip_train.train import get_clip_metrics
 from PIL import Image
 from torch import Tensor, nn
 
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, Scene, make_scene, scenes
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, Scene, make_scene, names_of, scenes
 
 BATCH_SIZE = 250
 
@@ -26,8 +26,11 @@ def measure(
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
     designers: Sequence[str] = DESIGNERS,
+    trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
     """The model's measures on scenes of a split by some designers, in percent. `device` is where the model is.
+
+    The designers whom it was trained on have drawn the same objects: the linear probe's scenes are theirs.
 
     zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
     image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
@@ -36,22 +39,23 @@ def measure(
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
-    probe_scenes = list(scenes(num_probe_scenes, seed, "train"))
+    probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
+    names = names_of(designers)
     with evaluating(model):
-        classifier = name_classifier(model, tokenizer, device)  # [D, N]
+        classifier = name_classifier(model, tokenizer, device, names)  # [D, N]
         single_features = scene_features(model, preprocess, singles, device)  # [S, D]
         group_features = scene_features(model, preprocess, groups, device)
         probe_features = scene_features(model, preprocess, probe_scenes, device)
         captions = [scene.captions["long"] for scene in groups]
         caption_features = encode_in_batches(model.encode_text, tokenizer, captions, device)
     retrieval = get_clip_metrics(group_features, caption_features, logit_scale=1.0)  # a scale changes no rank
-    probe = fit_probe(probe_features, object_labels(probe_scenes))
+    probe = fit_probe(probe_features, object_labels(probe_scenes, names))
     return {
-        "zero_shot": share_found(single_features @ classifier, object_labels(singles)),
+        "zero_shot": share_found(single_features @ classifier, object_labels(singles, names)),
         "image_to_text_R@1": 100 * float(retrieval["image_to_text_R@1"]),
         "text_to_image_R@1": 100 * float(retrieval["text_to_image_R@1"]),
-        "tagging": share_found(group_features @ classifier, object_labels(groups)),
-        "linear_probe": share_found(probe(group_features), object_labels(groups)),
+        "tagging": share_found(group_features @ classifier, object_labels(groups, names)),
+        "linear_probe": share_found(probe(group_features), object_labels(groups, names)),
     }
 
 
@@ -85,9 +89,9 @@ def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] =
         found.setdefault(frozenset(scene.objects), scene)
 
 
-def object_labels(shown: Sequence[Scene]) -> Tensor:
+def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:
     """1 where a scene shows the object of that name, else 0. [S, N]"""
-    return torch.tensor([[float(name in scene.objects) for name in NAMES] for scene in shown])
+    return torch.tensor([[float(name in scene.objects) for name in names] for scene in shown])
 
 
 def share_found(scores: Tensor, labels: Tensor) -> float:
@@ -132,9 +136,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def name_classifier(model: nn.Module, tokenizer: Callable, device: str | torch.device) -> Tensor:
+def name_classifier(
+    model: nn.Module, tokenizer: Callable, device: str | torch.device, names: Sequence[str] = NAMES
+) -> Tensor:
     """OpenCLIP's zero-shot classifier of the plain names: the captions have no prompt around them either. [D, N]"""
-    return build_zero_shot_classifier(model, tokenizer, NAMES, ["{}"], device=device).float().cpu()
+    return build_zero_shot_classifier(model, tokenizer, names, ["{}"], device=device).float().cpu()
 
 
 def scene_features(

@@ -20,7 +20,15 @@ from ..errors import InputError
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
 UNSEEN_DESIGNERS = ("fluent",)  # no training shows their drawings; they have all names but one
-NAMES = sorted(path.stem.replace("-", " ") for path in (TILES / DESIGNERS[0]).glob("*.png"))
+SECOND_DESIGNERS = ("second/google", "second/twitter")  # of another 100 objects
+
+
+def names_of(designers: Sequence[str]) -> list[str]:
+    """The names that scenes of these designers' drawings are made of: all that Google drew in the same folder."""
+    return sorted(path.stem.replace("-", " ") for path in (TILES / designers[0]).parent.glob("google/*.png"))
+
+
+NAMES = names_of(DESIGNERS)
 
 SPLITS = ("train", "tune", "test")
 CAPTIONS = ("long", "short", "raw")
@@ -76,9 +84,10 @@ def make_scene(
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
-    objects = draw_objects(rng, count)
-    while (count > 1 and split_of(objects) != split) or not drawn_by(designers).issuperset(objects):
-        objects = draw_objects(rng, count)
+    names, drawn = _names_and_drawn(tuple(designers))
+    objects = draw_objects(rng, count, names)
+    while (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects):
+        objects = draw_objects(rng, count, names)
 
     def caption(length: int) -> str:
         return ", ".join(objects[place] for place in rng.permutation(count)[:length])
@@ -88,16 +97,20 @@ def make_scene(
     return Scene(image, objects, captions, layers)
 
 
-def draw_objects(rng: np.random.Generator, count: int) -> list[str]:
+def draw_objects(rng: np.random.Generator, count: int, names: Sequence[str] = NAMES) -> list[str]:
     """`count` different names, in random order."""
-    return [NAMES[place] for place in rng.choice(len(NAMES), count, replace=False)]
+    return [names[place] for place in rng.choice(len(names), count, replace=False)]
 
 
-@functools.cache
 def drawn_by(designers: Sequence[str]) -> frozenset[str]:
     """The names that all the designers have drawn."""
     found = [{path.stem.replace("-", " ") for path in (TILES / one).glob("*.png")} for one in designers]
-    return frozenset(NAMES).intersection(*found)
+    return frozenset(names_of(designers)).intersection(*found)
+
+
+@functools.cache
+def _names_and_drawn(designers: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
+    return names_of(designers), drawn_by(designers)
 
 
 def draw_image(
@@ -142,6 +155,7 @@ def write_shards(
     samples_per_shard: int = 1000,
     caption: str = "long",
     split: str = "train",
+    designers: Sequence[str] = DESIGNERS,
 ) -> str:
     """Write scenes as WebDataset shards and return their brace pattern, as `--train-data` and `--val-data` take it.
 
@@ -161,6 +175,8 @@ def write_shards(
         "split": split,
         "version": VERSION,
     }
+    if tuple(designers) != DESIGNERS:
+        dataset["designers"] = list(designers)
     if caption not in CAPTIONS or split not in SPLITS or num_samples < 1:
         raise ValueError(f"expected a caption of {CAPTIONS}, a split of {SPLITS} and one sample or more, got {dataset}")
     folder = Path(folder)
@@ -178,7 +194,8 @@ def write_shards(
             start, stop = shard * samples_per_shard, min((shard + 1) * samples_per_shard, num_samples)
             with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
                 for index in range(first_index + start, first_index + stop):
-                    writer.write({"__key__": f"{index:09d}", **sample(make_scene(seed, index, split), caption)})
+                    scene = make_scene(seed, index, split, designers=designers)
+                    writer.write({"__key__": f"{index:09d}", **sample(scene, caption)})
                     progress.update()
     write_text(record, json.dumps(dataset))
     return pattern

@@ -2,30 +2,53 @@
 
 import gzip
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..atomic_files import whole_file
 from .demo_model import NUM_TOKENS_WITHOUT_MERGES, write_small_resnet
-from .scenes import NAMES, write_shards
+from .scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, names_of, write_shards
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
-MODEL = "study-model"  # below the demo's folder
-SHARDS = {  # there, too: by what the scenes' own text names, all their objects or one
-    caption: f"data/{folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
-    for caption, folder in (("long", "study"), ("short", "study-short"))
-}
+
+
+class StudyData(NamedTuple):
+    """A model and the scenes that it is trained on, by their places below the demo's folder."""
+
+    folder: str
+    model: str = "study-model"
+    caption: str = "long"  # what the scenes' own text names: all their objects, or one (short)
+    designers: Sequence[str] = DESIGNERS
+    seed: int = 0
+
+    @property
+    def shards(self) -> str:
+        return f"{self.folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
+
+
+LONG, SHORT, SECOND = DATA = (
+    StudyData("data/study"),
+    StudyData("data/study-short", caption="short"),
+    StudyData("data/study-second", model="study-model-second", designers=SECOND_DESIGNERS, seed=1),
+)
 CONTEXT = 18  # tokens: four names of two words and the commas between them
 
 
-def write_study_data(folder: Path, caption: str = "long") -> None:
-    """Writes study-model and the shards of a kind of captions, long ones or short ones, below `folder`."""
-    write_study_model(folder / MODEL)
-    shards = (folder / SHARDS[caption]).parent
-    write_shards(shards, NUM_SHARDS * SHARD_SIZE, seed=0, samples_per_shard=SHARD_SIZE, caption=caption)
+def write_study_data(folder: Path, data: StudyData = LONG) -> None:
+    """Writes the model and the shards below `folder`."""
+    write_study_model(folder / data.model, names_of(data.designers))
+    write_shards(
+        folder / data.folder,
+        NUM_SHARDS * SHARD_SIZE,
+        seed=data.seed,
+        samples_per_shard=SHARD_SIZE,
+        caption=data.caption,
+        designers=data.designers,
+    )
 
 
-def write_study_model(folder: Path) -> str:
+def write_study_model(folder: Path, names: Sequence[str] = NAMES) -> str:
     """Writes the model's configuration and vocabulary and returns the --model that opens it.
 
     OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, beside a text tower of two layers and width
@@ -34,7 +57,7 @@ def write_study_model(folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
-    merges = needed_merges(NAMES)
+    merges = needed_merges(names)
     with whole_file(vocabulary) as file:  # the first line is a comment
         file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
     num_tokens = NUM_TOKENS_WITHOUT_MERGES + len(merges)

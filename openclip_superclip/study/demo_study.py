@@ -40,7 +40,7 @@ def _pictures(results: StudyResults, out: Path) -> list[tuple]:
 
     said = {}
     for record in results.records:
-        if record["seed"] == 0:
+        if record["seed"] == results.study.first_seed:
             *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
             said[record["arm"]] = describe(*load(weights, f"local-dir:{out / 'study-model'}"))
     return [

@@ -12,7 +12,7 @@ from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
 from ..versions import versions
-from .study_call import StudyCall, caption_of_scenes
+from .study_call import StudyCall, data_of_scenes
 from .study_results import StudyResults
 from .study_run import PACKAGES
 from .study_training import StudyTraining
@@ -81,7 +81,7 @@ def _write_demo_data(call: StudyCall) -> None:
     from ..demo.study_data import write_study_data
 
     torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
-    write_study_data(call.scenes, caption_of_scenes(call.study))
+    write_study_data(call.scenes, data_of_scenes(call.study))
 
 
 def _provenance(call: StudyCall) -> dict:

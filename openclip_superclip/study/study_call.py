@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..demo.study_data import MODEL, SHARDS
+from ..demo.study_data import DATA, LONG, StudyData
 from ..errors import InputError
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
@@ -70,15 +70,16 @@ def study_call(
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)
     if scenes != DEMO:
-        set_ = {**set_, "model": f"local-dir:{scenes / MODEL}"}
-        data = f"{scenes / SHARDS[caption_of_scenes(study)]}"
+        written = data_of_scenes(study)
+        set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}
+        data = f"{scenes / written.shards}"
     return StudyCall(study, out, runs_in, device, data, set_, ("study", name, "--out", str(out), *given), scenes)
 
 
-def caption_of_scenes(study: Study) -> str:
-    """Returns which of the demo's shards a study trains on, by the captions that are their text."""
+def data_of_scenes(study: Study) -> StudyData:
+    """Returns which of the demo's models and shards a study's runs are given."""
     shards = read_recipe(study.recipe, study.set).shards
-    return next((caption for caption, pattern in SHARDS.items() if shards == f"{DEMO / pattern}"), "long")
+    return next((data for data in DATA if shards == f"{DEMO / data.shards}"), LONG)
 
 
 def _on_validation_data(study: Study) -> Study:

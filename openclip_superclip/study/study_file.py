@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from ..shipped_files import shipped_folder
 
+CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
 LIKE = "like"  # in an arm: another arm, whose fields it takes, the chosen learning rate among them
 
 
@@ -25,7 +26,8 @@ class Study:
     primary: str  # the measure that answers it
     recipe: str  # a file or a shipped name; what all runs have in common
     arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
-    seeds: int  # 0 to seeds - 1, the same for every arm
+    seeds: int  # how many, the same for every arm
+    first_seed: int = 0
     measures: str = "demo"  # one of MEASURES: scenes, or "validation" (OpenCLIP's own, --val-data)
     set: dict = dataclasses.field(default_factory=dict)  # fields of the recipe with their values, of every run
     cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)  # one field: its values, or each value's
@@ -80,7 +82,7 @@ class Study:
 
     def check_set(self, of_all: Mapping[str, str]) -> None:
         """Raises InputError for a field of --set that the study's runs differ by, and for what no recipe can be."""
-        differ = {"seed": "its seeds are 0, 1, …: --seeds says how many"}
+        differ = {"seed": f"its seeds are {self.first_seed}, {self.first_seed + 1}, …: --seeds says how many"}
         differ |= dict.fromkeys(self.cells, f"it is what its cells vary: {self.cell_values}")
         for cell in self.cell_values if self.cells else []:
             differ |= dict.fromkeys(self._of_cell(cell), f"the cell {cell} sets it")
@@ -103,6 +105,7 @@ OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "
 MEASURES = {  # what measures a run: the measures that it has
     "demo": OF_SCENES,
     "unseen-drawings": OF_SCENES,  # of scenes drawn by a designer whom no training shows
+    "second-draw": OF_SCENES,  # of scenes of another 100 objects, which those of the training show, too
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
 
@@ -162,6 +165,11 @@ def _check(study: Study, path: Path) -> None:
             raise InputError(f"{path}: an arm is {arm!r}; expected a name whose letters and digits no other arm has")
     if not isinstance(study.seeds, int) or isinstance(study.seeds, bool) or study.seeds < 1:
         raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
+    if type(study.first_seed) is not int or not 0 <= study.first_seed <= CHOOSING - study.seeds:
+        raise InputError(
+            f"{path}: first_seed is {study.first_seed!r}; expected a number so that all seeds are between 0 and "
+            f"{CHOOSING - 1}: those above choose learning rates"
+        )
     if study.measures not in MEASURES:
         raise InputError(f"{path}: measures is {study.measures!r}; expected one of {', '.join(MEASURES)}")
     if study.primary not in MEASURES[study.measures]:

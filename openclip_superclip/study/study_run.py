@@ -16,6 +16,7 @@ from ..running.run_folder import RunFolder
 from ..running.run_state import FINISHED
 from ..running.superclip_process import run_superclip
 from ..versions import versions
+from .study_file import MEASURES, OF_SCENES
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 
@@ -115,14 +116,16 @@ def samples_seen(folder: Path) -> int:
 
 
 def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
-    if measures in ("demo", "unseen-drawings"):
+    if MEASURES[measures] == OF_SCENES:
         from ..demo.demo_model import load
         from ..demo.measures import measure
-        from ..demo.scenes import DESIGNERS, UNSEEN_DESIGNERS
+        from ..demo.scenes import UNSEEN_DESIGNERS
+        from ..demo.study_data import SECOND
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
-        designers = DESIGNERS if measures == "demo" else UNSEEN_DESIGNERS
-        return measure(*load(weights, model), split=run.split, designers=designers)
+        second = {"designers": SECOND.designers, "trained_on": SECOND.designers, "seed": SECOND.seed}
+        shown = {"unseen-drawings": {"designers": UNSEEN_DESIGNERS}, "second-draw": second}.get(measures, {})
+        return measure(*load(weights, model), split=run.split, **shown)
     from ..report.run_scores import of_training
 
     return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}

@@ -15,11 +15,10 @@ from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
-from .study_file import LIKE, Study, folder_name
+from .study_file import CHOOSING, LIKE, Study, folder_name
 from .study_run import StudyRun, check_folder, is_finished, measured, samples_seen, train, unfinished
 
 UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
-CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
 
 
 class StudyTraining:
@@ -53,9 +52,10 @@ class StudyTraining:
     def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that what is finished is always a study of fewer seeds."""
         study = self.study
+        seeds = range(study.first_seed, study.first_seed + study.seeds)
         return [
             self._run(arm, cell, seed, self._rates(chosen, arm, cell))
-            for seed, cell, arm in itertools.product(range(study.seeds), study.cell_values, study.arms)
+            for seed, cell, arm in itertools.product(seeds, study.cell_values, study.arms)
         ]
 
     def write_recipes(self, runs: Sequence[StudyRun]) -> list[StudyRun]:

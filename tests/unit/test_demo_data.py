@@ -18,11 +18,13 @@ from openclip_superclip.demo.measures import describe, different_scenes, measure
 from openclip_superclip.demo.scenes import (
     DESIGNERS,
     NAMES,
+    SECOND_DESIGNERS,
     SPLITS,
     TILES,
     UNSEEN_DESIGNERS,
     drawn_by,
     make_scene,
+    names_of,
     scenes,
     split_of,
     write_shards,
@@ -177,10 +179,10 @@ def test_what_cannot_be_written_is_refused_before_a_file_exists(tmp_path, wrong)
 
 
 def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_completes_it(tmp_path, monkeypatch):
-    def interrupted(seed, index, split):
+    def interrupted(seed, index, split, **drawings):
         if index == 15:
             raise KeyboardInterrupt
-        return make_scene(seed, index, split)
+        return make_scene(seed, index, split, **drawings)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_shards(whole, 30, seed=0, samples_per_shard=10)
@@ -280,3 +282,11 @@ def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same
             assert seen.captions == unseen.captions
             assert seen.image.tobytes() != unseen.image.tobytes()
     assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), 0, UNSEEN_DESIGNERS))
+
+
+def test_the_second_draws_scenes_show_another_100_objects():
+    names = names_of(SECOND_DESIGNERS)
+    assert len(set(names)) == 100
+    assert not set(names) & set(NAMES)
+    assert drawn_by(SECOND_DESIGNERS) == set(names)
+    assert {name for scene in scenes(500, designers=SECOND_DESIGNERS) for name in scene.objects} == set(names)

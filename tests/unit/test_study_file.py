@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
 from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.report.run_scores import read_scores
@@ -245,14 +245,16 @@ def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypat
 # The model
 
 
-def test_the_studys_vocabulary_spells_captions_as_clips_own_does(tmp_path):
-    model = write_study_model(tmp_path)
+@pytest.mark.parametrize(("designers", "one_token"), [(DESIGNERS, "kite"), (SECOND_DESIGNERS, "duck")])
+def test_the_studys_vocabulary_spells_captions_as_clips_own_does(designers, one_token, tmp_path):
+    names = names_of(designers)
+    model = write_study_model(tmp_path, names)
     assert model == f"local-dir:{tmp_path}"
     ours, clips = SimpleTokenizer(bpe_path=str(tmp_path / "bpe.txt.gz")), SimpleTokenizer()
-    for scene in scenes(300):
+    for scene in scenes(300, designers=designers):
         caption = scene.captions["long"]
         spelled = [ours.decoder[token] for token in ours.encode(caption)]
         assert spelled == [clips.decoder[token] for token in clips.encode(caption)]
         assert len(spelled) + 2 <= CONTEXT
-    assert ours.vocab_size == 512 + len(needed_merges(NAMES)) + 2 < 1024
-    assert torch.equal(ours(["kite"], context_length=4)[0, 2:], torch.tensor([ours.eot_token_id, 0]))
+    assert ours.vocab_size == 512 + len(needed_merges(names)) + 2 < 1024
+    assert torch.equal(ours([one_token], context_length=4)[0, 2:], torch.tensor([ours.eot_token_id, 0]))

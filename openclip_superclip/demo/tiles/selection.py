@@ -1,4 +1,4 @@
-"""Draw the demo's 100 emoji: `python selection.py NODE_MODULES` rewrites google/, twitter/ and fluent/ beside it.
+"""Draw the demo's emoji, twice 100: `python selection.py NODE_MODULES` rewrites the folders beside it.
 
 NODE_MODULES is where `npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
 @iconify-json/fluent-emoji-flat@1.2.6` put its packages. fluent/ is drawn by rsvg-convert, of librsvg.
@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
 DESIGNERS = ("google", "twitter")
 GROUPS = {"Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities"}
 NUM_TILES = 100
@@ -32,9 +34,12 @@ def eligible(emoji: dict) -> bool:
     )
 
 
-def draw(emojis: list[dict], seed: int = 0) -> list[dict]:
-    """The first NUM_TILES of the shuffled emoji whose names share no word: no "bear" beside "teddy bear"."""
-    emojis = sorted(filter(eligible, emojis), key=lambda emoji: emoji["name"])
+def draw(emojis: list[dict], seed: int = 0, without: Sequence[dict] = ()) -> list[dict]:
+    """The first NUM_TILES of the shuffled emoji whose names share no word: no "bear" beside "teddy bear".
+
+    Those of `without` are left out.
+    """
+    emojis = sorted((one for one in emojis if eligible(one) and one not in without), key=lambda emoji: emoji["name"])
     random.Random(seed).shuffle(emojis)
     chosen, taken = [], set()
     for emoji in emojis:
@@ -47,22 +52,29 @@ def draw(emojis: list[dict], seed: int = 0) -> list[dict]:
 
 def main(node_modules: Path) -> None:
     packages = {designer: node_modules / f"emoji-datasource-{designer}" for designer in DESIGNERS}
-    chosen = draw(json.loads((packages["google"] / "emoji.json").read_text(encoding="utf-8")))
+    emojis = json.loads((packages["google"] / "emoji.json").read_text(encoding="utf-8"))
+    first = draw(emojis)
+    copy(first, packages, HERE)
+    copy(draw(emojis, seed=1, without=first), packages, HERE / "second")
+    draw_fluent(first, node_modules / "@iconify-json" / "fluent-emoji-flat")
+
+
+def copy(chosen: list[dict], packages: dict[str, Path], parent: Path) -> None:
+    """Copies the emoji's drawings into a folder below `parent` for each designer."""
     for designer, package in packages.items():
-        folder = Path(__file__).resolve().parent / designer
+        folder = parent / designer
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for emoji in chosen:
             name = emoji["name"].lower().replace(" ", "-")
             shutil.copyfile(package / "img" / designer / "64" / emoji["image"], folder / f"{name}.png")
-    draw_fluent(chosen, node_modules / "@iconify-json" / "fluent-emoji-flat")
 
 
 def draw_fluent(chosen: list[dict], package: Path) -> None:
     """Writes those of the emoji that Fluent Emoji has, 64 pixels wide and high."""
     icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))["icons"]
     names = json.loads((package / "chars.json").read_text(encoding="utf-8"))
-    folder = Path(__file__).resolve().parent / "fluent"
+    folder = HERE / "fluent"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for emoji in chosen:
