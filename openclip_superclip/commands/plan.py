@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     looks = options.data is not None or options.check
     if not looks:
         plan.warnings.extend(plan.check_shards())
-    rehearsed = read_rehearsal(options.rehearsal, plan) if options.rehearsal else None
+    rehearsed = read_rehearsal(options.rehearsal, plan, options.gpu) if options.rehearsal else None
     speed = rehearsed["samples_per_second"]["median"] if rehearsed else options.samples_per_second
     cost = estimate_cost(plan, options.mfu, options.gpu_tflops, speed)
     memory = estimate_memory(plan, options.gpu)

@@ -13,7 +13,10 @@ STEPS = 100
 
 
 def main(argv: list[str]) -> int:
-    """Rehearses, prints what the whole run will take, writes rehearsal.json; returns 0, or 1 where that failed."""
+    """Rehearses, prints what the whole run will take, writes rehearsal.json; returns 0, or 1 where that failed.
+
+    It has failed, too, where the training that was stopped and resumed is another than the undisturbed one.
+    """
     options = _parse(argv)
     from ..planning.plan import make_plan
     from ..running.placement import find_placement
@@ -26,28 +29,40 @@ def main(argv: list[str]) -> int:
         recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
         options.gpu_batch_max, options.workers, options.device,
     )  # fmt: skip
-    if placement.node == 0 and any(folder.glob("*disturbed")):
-        raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
+    is_again = placement.restarts > 0  # SLURM has requeued the job
     if placement.node == 0:
+        if (folder / "rehearsal.json").exists() or (not is_again and any(folder.glob("*disturbed*"))):
+            raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
         plan.check_data()
     from ..atomic_files import write_json
     from ..running.rehearsal import Rehearsal, rehearsed_plan
-    from ..running.rehearsal_report import report, report_text
-    from ..running.stop_signals import Stopped
+    from ..running.rehearsal_report import other_training, report, report_text
+    from ..running.run_limits import STARTS_WITHOUT_A_SLICE
+    from ..running.stop_signals import QUEUE_AGAIN, Stopped
 
-    rehearsal = Rehearsal(rehearsed_plan(plan, options.steps), placement, folder, options.engine)
-    try:
-        code = rehearsal.run()
-    except Stopped as stop:
-        print(f"superclip rehearse: stopped by {stop}; remove {folder} to begin anew", file=sys.stderr)
-        return stop.exit_code
+    for interruptions in range(placement.restarts, STARTS_WITHOUT_A_SLICE):
+        rehearsal = Rehearsal(rehearsed_plan(plan, options.steps), placement, folder, options.engine, interruptions)
+        try:
+            code = rehearsal.run()
+        except Stopped as stop:
+            then = "a requeued job begins anew" if placement.job else f"remove {folder} to begin anew"
+            print(f"superclip rehearse: stopped by {stop}; {then}", file=sys.stderr)
+            return stop.exit_code
+        if code != QUEUE_AGAIN or placement.job:  # where no job is to be put into the queue again
+            break
+        print("superclip rehearse: begins anew", file=sys.stderr)
+    else:
+        raise InputError(f"the rehearsal was begun {STARTS_WITHOUT_A_SLICE} times and interrupted: {folder} tells why")
     if code or placement.node:
         return code
     told = report(plan, rehearsal)
     rehearsal.remove_checkpoints()
     write_json(folder / "rehearsal.json", told)
     print(f"\n{report_text(told)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json plans with it")
-    return 1 if told["resumed"]["missing"] else 0
+    if other := other_training(told):
+        print(f"superclip rehearse: the resumed training is not the undisturbed one: {other}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

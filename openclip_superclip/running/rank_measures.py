@@ -44,10 +44,10 @@ def measured(train: Callable[[], int], logs: Path, rank: int) -> int:
 def _memory() -> dict:
     """Returns what the rank, without its data loader's workers, held at its peak and, of a GPU, how much there is."""
     if torch.cuda.is_initialized():
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return {"of": "GPU", "peak": torch.cuda.max_memory_reserved(), "total": total}
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return {"of": "GPU", "name": card.name, "peak": torch.cuda.max_memory_reserved(), "total": card.total_memory}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"of": "process", "peak": peak, "total": None}
+    return {"of": "process", "name": None, "peak": peak, "total": None}
 
 
 def _all_reduce() -> dict | None:

@@ -25,7 +25,7 @@ from .run_folder import RunFolder
 from .stop_signals import STOPPED_BY, Stopped, stopped_by_signals
 
 SLICES = 2  # that are trained: it is stopped in the second
-UNDISTURBED, DISTURBED = "undisturbed", "disturbed"
+UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
 STEP = re.compile(
     r"Train Epoch: (?P<epoch>\d+) \[ *(?P<samples>\d+)/.*Data \(t\): (?P<data>[\d.]+) Batch \(t\): [\d.]+, "
     r"(?P<speed>[\d.e+]+)/s,.*Logit Scale: [\d.]+ (?P<losses>.*)"
@@ -49,11 +49,19 @@ def rehearsed_plan(plan: Plan, steps: int) -> Plan:
 
 
 class Rehearsal:
-    """A rehearsal of `plan`, as rehearsed_plan gives it, in a folder of its own that all nodes see."""
+    """A rehearsal of `plan`, as rehearsed_plan gives it, in a folder of its own that all nodes see.
 
-    def __init__(self, plan: Plan, placement: Placement, folder: Path, engine: str = "torchrun"):
+    Args:
+        interruptions: how often it was begun before, and ended by a failure of machines or by SLURM: it begins anew,
+            in folders that no earlier start has written to.
+    """
+
+    def __init__(
+        self, plan: Plan, placement: Placement, folder: Path, engine: str = "torchrun", interruptions: int = 0
+    ):
         self.plan, self.placement, self.engine = plan, placement, engine
         self.folder = folder
+        self.suffix = f"-{interruptions}" if interruptions else ""
         self.logs = {}  # of the ranks, by the part of the rehearsal
 
     def run(self) -> int:
@@ -71,7 +79,10 @@ class Rehearsal:
         return self._train(DISTURBED, 2)
 
     def differences(self) -> dict:
-        """Returns in how many logged losses, and by how much, the resumed training differs from the undisturbed one."""
+        """Returns in how many logged losses, and by how much, the resumed training differs from the undisturbed one.
+
+        `repeats` tells whether it was equal up to where it was stopped, in losses and weights.
+        """
         ours, theirs = (self._losses(name) for name in (DISTURBED, UNDISTURBED))
         pairs = [(ours.get(step), losses) for step, losses in theirs.items()]
         different = [pair for pair in pairs if pair[0] != pair[1]]
@@ -79,8 +90,11 @@ class Rehearsal:
             (abs(a - b) for one, other in different if one for a, b in zip(one, other, strict=True)), default=0
         )
         missing = sum(one is None for one, _ in pairs)
-        return {"steps": len(pairs), "different": len(different), "missing": missing, "largest": largest,
-                "equal_weights": self._equal_weights()}  # fmt: skip
+        repeats = all(ours.get(step) == losses for step, losses in theirs.items() if step[0] == 0)
+        return {
+            "steps": len(pairs), "different": len(different), "missing": missing, "largest": largest,
+            "equal_weights": self._equal_weights(SLICES), "repeats": repeats and self._equal_weights(1),
+        }  # fmt: skip
 
     def speeds(self) -> list[tuple[float, float]]:
         """Returns samples a second and the share of time that waited for data of each step of the undisturbed training.
@@ -96,12 +110,15 @@ class Rehearsal:
         return found
 
     def remove_checkpoints(self) -> None:
-        for name in (UNDISTURBED, DISTURBED):
-            shutil.rmtree(self.folder / name / "checkpoints", ignore_errors=True)
+        for checkpoints in self.folder.glob("*disturbed*/checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{self.suffix}"
 
     def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
         """Returns the exit code, None where training was `stopped` as it was to be."""
-        folder, placement = RunFolder(self.folder / name), self.placement
+        folder, placement = RunFolder(self._path(name)), self.placement
         if placement.num_nodes > 1:  # a start of its own on every node
             placement = dataclasses.replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
@@ -118,7 +135,7 @@ class Rehearsal:
                 return None
 
     def _steps(self, name: str) -> Iterator[re.Match]:
-        text = (self.folder / name / "out.log").read_text(errors="replace")
+        text = (self._path(name) / "out.log").read_text(errors="replace")
         return filter(None, map(STEP.search, text.splitlines()))
 
     def _losses(self, name: str) -> dict[tuple[int, int], list[float]]:
@@ -130,9 +147,9 @@ class Rehearsal:
             for match in self._steps(name)
         }
 
-    def _equal_weights(self) -> bool:
-        file = f"checkpoints/epoch_{SLICES}.pt"
-        ours, theirs = (read_checkpoint(self.folder / name / file).weights for name in (DISTURBED, UNDISTURBED))
+    def _equal_weights(self, epoch: int) -> bool:
+        file = f"checkpoints/epoch_{epoch}.pt"
+        ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (DISTURBED, UNDISTURBED))
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

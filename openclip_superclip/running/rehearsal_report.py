@@ -7,7 +7,7 @@ import statistics
 from ..planning.cost import estimate_cost
 from ..planning.plan import Plan
 from ..planning.plan_summary import bytes_text
-from ..planning.rehearsed import whole_hours
+from ..planning.rehearsed import speed_options, whole_hours
 from .rank_measures import measures_file
 from .rehearsal import UNDISTURBED, Rehearsal
 
@@ -32,6 +32,7 @@ def report(plan: Plan, rehearsal: Rehearsal) -> dict:
         **{name: getattr(plan, name) for name in (
             "world_size", "nodes", "gpus_per_node", "global_batch_size", "batch_size", "accum_freq", "workers",
         )},
+        "options": speed_options(plan),
         "rehearsed_steps": len(steps),
         "samples_per_second": {"low": low, "median": median, "high": high},
         "waiting_for_data": None if plan.accum_freq > 1 else statistics.fmean(share for _, share in steps),
@@ -95,12 +96,32 @@ def report_text(told: dict) -> str:
     return "\n".join([f"rehearsal of {told['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
 
 
-def _resumed(resumed: dict, device: str) -> str:
-    steps, different = resumed["steps"], resumed["different"]
+def other_training(told: dict) -> str:
+    """Returns in what the resumed training differs from the undisturbed one where that is an error, "" elsewhere.
+
+    A GPU whose kernels do not repeat their sums shows that before the training is stopped, and proves nothing then.
+    """
+    resumed = told["resumed"]
     if resumed["missing"]:
-        return f"NOT as it was: {resumed['missing']} of {steps} steps were not trained again"
-    weights = "equal weights" if resumed["equal_weights"] else "other weights"
-    if not different:
-        return f"after SIGUSR1, with equal losses in all {steps} steps and {weights}"
-    why = ": kernels of a GPU that do not repeat their sums differ so" if device == "cuda" else ""
-    return f"after SIGUSR1, with other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most{why}"
+        return f"{resumed['missing']} of {resumed['steps']} steps were not trained again"
+    differ = _differ(resumed)
+    return "" if told["device"] == "cuda" and not resumed["repeats"] else differ
+
+
+def _differ(resumed: dict) -> str:
+    """Returns in what losses and weights differ, "" where they are equal."""
+    steps, different = resumed["steps"], resumed["different"]
+    losses = f"other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most" if different else ""
+    return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
+
+
+def _resumed(resumed: dict, device: str) -> str:
+    if resumed["missing"]:
+        return f"NOT as it was: {resumed['missing']} of {resumed['steps']} steps were not trained again"
+    differ = _differ(resumed)
+    if not differ:
+        return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
+    if resumed["repeats"]:
+        return f"NOT as it was: {differ}"
+    kernels = " (kernels of a GPU that do not repeat their sums)" if device == "cuda" else ""
+    return f"{differ}; they differ before SIGUSR1 as well: two equal trainings do not agree here{kernels}"

@@ -1,10 +1,14 @@
 """`superclip rehearse`: two ranks that are stopped and resumed, what they measure, and what a plan makes of it."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from support.tiny_run import write_recipe
+from support.tiny_run import write_plugin, write_recipe
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.planning.plan import make_plan
@@ -14,6 +18,7 @@ from openclip_superclip.running.superclip_process import run_superclip
 pytestmark = pytest.mark.slow
 
 HERE = ["--device", "cpu"]
+SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
         ("finished", None),
     ]
     assert rehearsed["told"]["resumed"] == {
-        "steps": 24, "different": 0, "missing": 0, "largest": 0, "equal_weights": True,
+        "steps": 24, "different": 0, "missing": 0, "largest": 0, "equal_weights": True, "repeats": True,
     }  # fmt: skip
     assert "with equal losses in all 24 steps and equal weights" in rehearsed["printed"]
 
@@ -56,14 +61,39 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
     assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
 
 
+def test_a_rehearsal_begins_anew_after_a_failure_of_machines_and_fails_where_the_resumed_training_is_another(tmp_path):
+    once = tmp_path / "it was killed"
+    plugin = write_plugin(
+        tmp_path / "plugin",
+        f"if not os.path.exists({str(once)!r}):\n"
+        f"    open({str(once)!r}, 'w')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "return (lambda **f: {n: 2 * v for n, v in loss(**f).items()}) if args.resume else loss\n",
+    )
+    recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
+    command = [SUPERCLIP, "rehearse", str(recipe), *HERE, "--steps", "4", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(plugin)})
+    assert done.returncode == 1
+    assert "\nsuperclip rehearse: begins anew\n" in done.stderr
+    assert {path.name for path in out.iterdir()} == {"undisturbed", "undisturbed-1", "disturbed-1", "rehearsal.json"}
+    said = r"superclip rehearse: the resumed training is not the undisturbed one: other losses in 4 of 8 steps, by \S+ "
+    assert re.fullmatch(f"{said}at most, other weights", done.stderr.splitlines()[-1])
+    assert "resumed     NOT as it was: other losses in 4 of 8 steps" in done.stdout
+    assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
+
+
 def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
-    file = str(rehearsed["out"] / "rehearsal.json")
+    file, data = str(rehearsed["out"] / "rehearsal.json"), rehearsed["recipe"].parent / "shards"
     command = ["plan", str(rehearsed["recipe"]), *HERE, "--rehearsal", file]
     assert main([*command, "--gpus-per-node", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cost"]["samples_per_second"] == rehearsed["told"]["samples_per_second"]["median"]
     for arguments, said in (
-        ([], "rehearsal.json is of world_size 2, and the plan's is 1: rehearse it anew"),
+        ([], "was measured with --gpus-per-node 2, and the plan is with --gpus-per-node 1: give both the same, or"),
+        (["--gpus-per-node", "2", "--set", "precision=amp_bf16"], "measured with --precision fp32, and the plan is"),
+        (["--gpus-per-node", "2", "--set", "flags.grad-checkpointing=true"], "measured without --grad-checkpointing,"),
+        (["--gpus-per-node", "2", "--gpu-batch-max", "1"], "--batch-size 2, and the plan is with --batch-size 1"),
+        (["--gpus-per-node", "2", "--data", f"{data}/{{000000..000005}}.tar"], "measured with --train-data"),
         (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "is no rehearsal.json that superclip"),
         (["--gpus-per-node", "2", "--rehearsal", "nowhere.json"], "nowhere.json cannot be read"),
         (["--gpus-per-node", "2", "--samples-per-second", "3"], "leave --samples-per-second out"),

@@ -17,11 +17,11 @@ from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.batch_split import divisors
 from openclip_superclip.planning.cost import estimate_cost
-from openclip_superclip.planning.gpu_memory import estimate_memory
+from openclip_superclip.planning.gpu_memory import estimate_memory, find_gpu
 from openclip_superclip.planning.plan import make_plan, openclip_steps
 from openclip_superclip.planning.plan_summary import command_text
 from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.planning.rehearsed import read_rehearsal
+from openclip_superclip.planning.rehearsed import read_rehearsal, speed_options
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 DEMO = "demo/superclip_demo-model_8k_bs16"
@@ -240,15 +240,17 @@ def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tm
 
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
-    told = {name: getattr(longer, name) for name in (
-        "device", "world_size", "global_batch_size", "batch_size", "accum_freq", "workers",
-    )}  # fmt: skip
-    told |= {"model": "ViT-B-16", "samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "limit": "computing"}
-    told |= {"checkpoint": {"seconds": 36}, "memory": {"peak": 1, "of": "GPU"}, "hours": "of another length"}
+    told = {"options": speed_options(plan(set_={"lr": "1"})), "hours": "of another length", "limit": "computing"}
+    told |= {"samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "checkpoint": {"seconds": 36}}
+    told["memory"] = {"peak": 1, "of": "GPU", "name": "NVIDIA A100-SXM4-80GB", "total": 84_987_740_160}
     file.write_text(json.dumps(told))
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
     )
+    read_rehearsal(str(file), longer, find_gpu("A100-80"))
+    for gpu in ("A100-40", "H100-80", "24GB"):
+        with pytest.raises(InputError, match=r"was measured on NVIDIA A100-SXM4-80GB, and --gpu is .*: rehearse on"):
+            read_rehearsal(str(file), longer, find_gpu(gpu))
     told["samples_per_second"]["low"] = 0
     file.write_text(json.dumps(told))
     with pytest.raises(InputError, match="that superclip rehearse wrote"):
