@@ -51,8 +51,22 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; an InputError is printed in one line and is 1.
 
-    A command's module is imported when it is called.
+    So is, without a word, a reader of the output that has closed it, as `head` does.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # what is left, argparse's help too
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+        return 1
+
+
+def _run(argv: list[str] | None) -> int:
+    """Runs a command, whose module is imported when it is called, and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
@@ -68,20 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module = f"{name}_" if keyword.iskeyword(name) else name
     try:
-        code = importlib.import_module(f".commands.{module}", __package__).main(rest)
-        sys.stdout.flush()
-        return code
+        return importlib.import_module(f".commands.{module}", __package__).main(rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"superclip {name}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
-        return 1
 
 
 def _reader_is_gone() -> bool:

@@ -14,6 +14,12 @@ from typing import BinaryIO
 
 from .errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of writing alone
+
+
+class NotWritten(OSError):
+    """A library could not write a file, and says no more than this."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
@@ -44,27 +50,40 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A path to write a folder or file to, which becomes `out` only once it is whole.
 
     With `overwrite` what stood at `out` is exchanged whole: nothing of an old folder stays in the new one. Raises
-    InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk.
+    InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk; an OSError of
+    other files passes.
     """
     if os.path.exists(out) and not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
     place = Path(os.path.realpath(out))
     part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
     with _terminated_as_by_exit():
+        is_body = False
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            is_body = True
             yield part
+            is_body = False
             if part.is_dir() and place.is_dir():
                 exchange(part, place)
             else:
                 os.replace(part, place)
         except OSError as error:
+            if is_body and not _is_of_writing(error, part):
+                raise
             raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
         finally:
             if os.path.isdir(part):
                 shutil.rmtree(part)
             elif os.path.lexists(part):
                 part.unlink()
+
+
+def _is_of_writing(error: OSError, part: Path) -> bool:
+    """Returns whether an error is of writing to `part` or into it, and not of whatever else was read meanwhile."""
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        return Path(os.path.realpath(os.fsdecode(error.filename))).is_relative_to(part)
+    return isinstance(error, NotWritten) or error.errno in FULL
 
 
 def exchange(new: Path, old: Path) -> None:

@@ -7,6 +7,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from torch import Tensor, nn
 
+from ..atomic_files import NotWritten
 from ..errors import InputError
 from .architecture import Architecture
 from .bpe_tokenizer import as_hugging_face
@@ -52,7 +53,7 @@ def save_files(tokenizer, folder: Path) -> None:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise OSError(str(error)) from error  # the tokenizers' library says no more than this
+        raise NotWritten(str(error)) from error  # the tokenizers' library says no more than this
 
 
 def _write_vocabulary(folder: Path, architecture: Architecture, text_cfg: dict, repo: str | None) -> None:

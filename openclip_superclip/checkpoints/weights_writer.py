@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic_files import NotWritten
 from .checkpoint import OPTIONS
 
 
@@ -31,7 +32,7 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
                 setattr(state, OPTIONS, options)
             torch.save(state, file)
     except (SafetensorError, RuntimeError) as error:  # torch's for a full disk
-        raise OSError(str(error)) from error
+        raise NotWritten(str(error)) from error
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 from ..errors import InputError
-from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
+from ..running.run_settings import RunSettings
 from ..running.training_engine import ENGINES
 
 TABLE_OPTIONS = {  # OpenCLIP's
@@ -41,12 +40,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default="torchrun",
         help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
     )  # fmt: skip
+    add_run_settings(parser)
+
+
+def add_run_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds what a run is told that changes nothing of what is trained."""
     parser.add_argument(
-        "--unreadable-max", type=float, default=UNREADABLE_MAX, metavar="SHARE",
+        "--unreadable-max", type=float, default=RunSettings.unreadable_max, metavar="SHARE",
         help="of a slice's shards, or samples: where more cannot be read the run fails (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--stall-minutes", type=float, default=STALL_MINUTES, metavar="M",
+        "--stall-minutes", type=float, default=RunSettings.stall_minutes, metavar="M",
         help="without a step, after which the run starts again; 0 for never (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -56,12 +60,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_run_options(options: argparse.Namespace) -> None:
-    """Raises InputError for a value that none of them can have."""
-    if not 0 <= options.unreadable_max <= 1:
-        raise InputError(f"--unreadable-max is {options.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
-    if not 0 <= options.stall_minutes < math.inf:
-        raise InputError(f"--stall-minutes is {options.stall_minutes:g}; expected 0 or more")
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    """Returns what the options of `add_run_settings` say; InputError for a value that none of them can have."""
+    return RunSettings(**{name: getattr(options, name) for name in RunSettings.__dataclass_fields__})
 
 
 def add_table_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from .least_values import check_least
-from .recipe_options import add_run_options, all_settings, check_run_options
+from .recipe_options import add_run_options, all_settings, run_settings
 
 
 def main(argv: list[str]) -> int:
@@ -26,10 +26,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
 
     def node_run():
-        return NodeRun(
-            plan, placement, folder, options.set, options.engine, options.accept_changes, options.unreadable_max,
-            options.stall_minutes,
-        )  # fmt: skip
+        return NodeRun(plan, placement, folder, options.set, options.engine, options.settings)
 
     if options.dry_run:
         if placement.node == 0:
@@ -63,7 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     options = parser.parse_args(argv)
     check_least(options, nproc=1)
-    check_run_options(options)
+    options.settings = run_settings(options)
     options.set = all_settings(options)
     return options
 

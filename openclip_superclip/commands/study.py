@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
 from .least_values import check_least
-from .recipe_options import add_table_options, all_settings
+from .recipe_options import add_run_settings, add_table_options, all_settings, run_settings
 from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 
     call = study_call(
         options.study, options.out, options.seeds, options.device, options.data, options.val_data,
-        all_settings(options), options.runs,
+        all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
     check_matplotlib("superclip study")
     check_scipy("superclip study")
@@ -105,6 +105,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--only", choices=("choose", "report"),
         help="train nothing: choose the learning rates by finished trials, or report finished runs",
     )  # fmt: skip
+    add_run_settings(parser)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
     add_slurm_options(slurm, gpus_per_node=1)
@@ -116,11 +117,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
     check_least(options, seeds=1, jobs=1)
+    options.settings = run_settings(options)
     given = given_slurm_options(options) + [
         f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
     ]
     if given and not options.slurm:
         raise InputError(f"{given[0]} is of SLURM's jobs; expected --slurm beside it")
+    if options.only and (trains := options.settings.arguments()):
+        raise InputError(f"{trains[0]} does nothing with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")
     return options

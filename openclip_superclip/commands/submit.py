@@ -6,8 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..running.run_limits import STALL_MINUTES, UNREADABLE_MAX
-from .recipe_options import add_run_options, all_settings, check_run_options
+from .recipe_options import add_run_options, all_settings, run_settings
 from .slurm_options import add_slurm_options, sbatch_joined, slurm_request
 
 if TYPE_CHECKING:
@@ -21,8 +20,7 @@ def main(argv: list[str]) -> int:
 
     submission = Submission(
         options.recipe, slurm_request(options), all_settings(options), options.out, options.data,
-        options.gpu_batch_max, options.workers, options.engine, options.accept_changes, options.unreadable_max,
-        options.stall_minutes, options.rehearse,
+        options.gpu_batch_max, options.workers, options.engine, options.settings, options.rehearse,
     )  # fmt: skip
     if options.dry_run or options.skip_data_check:
         for warning in submission.plan.check_shards():
@@ -55,14 +53,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
     options = parser.parse_args(sbatch_joined(argv))
-    check_run_options(options)
-    for flag, given in (
-        ("--accept-changes", options.accept_changes),
-        ("--unreadable-max", options.unreadable_max != UNREADABLE_MAX),
-        ("--stall-minutes", options.stall_minutes != STALL_MINUTES),
-    ):
-        if options.rehearse and given:
-            raise InputError(f"{flag} does nothing with --rehearse: leave one of them out")
+    options.settings = run_settings(options)
+    if options.rehearse and (given := options.settings.arguments()):
+        raise InputError(f"{given[0]} does nothing with --rehearse: leave one of them out")
     return options
 
 

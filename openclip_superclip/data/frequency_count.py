@@ -1,12 +1,12 @@
 """Counts the tokens of captions over many shards, in parallel, and resumes an interrupted count."""
 
+import functools
 import logging
-import multiprocessing
 import os
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from ..config import Config
 from ..errors import InputError
 from .caption_tokens import CaptionTokens
 from .counted_captions import counted_captions
+from .forked_workers import work_on
 from .frequency_file import Frequencies, count, read_frequencies
 from .shard_pattern import is_remote
 from .shard_reader import read_captions
@@ -66,12 +67,9 @@ class Counted(NamedTuple):
     error: str
 
 
-_counting: Counting | None = None  # of this process; forked workers inherit it
-
-
-def _count_shard(shard: str) -> Counted:
+def _count_shard(counting: Counting, shard: str) -> Counted:
     errors = []
-    df, num_captions = _counting.count(_until_broken(_counting.captions(shard), errors))
+    df, num_captions = counting.count(_until_broken(counting.captions(shard), errors))
     held = df.nonzero().flatten()
     # A shard holds few of the tokens: what goes back to the parent is small.
     return Counted(shard, torch.stack([held, df[held]]), num_captions, *(errors or [""]))
@@ -149,13 +147,12 @@ def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies
 @contextmanager
 def each_counted(counting: Counting, shards: list[str], workers: int):
     """An iterator over the counts of each shard, as they come."""
-    global _counting
-    _counting = counting
+    count = functools.partial(_count_shard, counting)
     if workers == 1:
-        yield map(_count_shard, shards)
+        yield map(count, shards)
         return
-    with multiprocessing.get_context("fork").Pool(min(workers, max(1, len(shards)))) as pool:
-        yield pool.imap_unordered(_count_shard, shards)
+    with closing(work_on(count, shards, workers, "--workers")) as counted:
+        yield counted
 
 
 def _batches(captions: Iterator[str]) -> Iterator[list[str]]:

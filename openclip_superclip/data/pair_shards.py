@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from webdataset import TarWriter
 
 from ..atomic_files import make_folder, whole_file, write_json, write_text
 from ..errors import InputError
+from .forked_workers import work_on
 from .pair_sources import Pair, Source, as_png, picture_extension
 
 NUM_SHARDS = 32  # of the training split, so that workers and slices share them out
@@ -139,19 +139,7 @@ def _in_parallel(write, shards: list, jobs: int):
     if jobs == 1 or len(shards) < 2:
         yield from map(write, shards)
         return
-    with multiprocessing.get_context("fork").Pool(min(jobs, len(shards)), _set_work, (write,)) as pool:
-        yield from pool.imap_unordered(_work, shards)
-
-
-def _set_work(write) -> None:  # a fork inherits what cannot be sent: the data set, what reads it
-    _WORK["write"] = write
-
-
-def _work(shard) -> int:
-    return _WORK["write"](shard)
-
-
-_WORK: dict = {}
+    yield from work_on(write, shards, jobs, "--jobs")
 
 
 def _write_shard(

@@ -1,6 +1,6 @@
 """What shards hold, as far as training needs it."""
 
-import multiprocessing
+import functools
 import os
 import tarfile
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .caption_tokens import long_caption
+from .forked_workers import work_on
 from .shard_reader import read_samples
 
 IMAGES = ("png", "jpg", "jpeg", "webp")  # OpenCLIP's
@@ -27,9 +28,8 @@ def look_at(shards: list[str], place: str, jobs: int | None = None) -> list[Look
     """Returns a look at each of the local shards, from `jobs` processes (None: one a core) where they are many."""
     if len(shards) <= 2:
         return [look(shard, place) for shard in shards]
-    with multiprocessing.get_context("fork").Pool(min(jobs or os.cpu_count() or 1, len(shards))) as pool:
-        looks = pool.imap(_look, [(shard, place) for shard in shards])
-        return list(tqdm(looks, total=len(shards), desc="reading shards", unit=" shards"))
+    looks = work_on(functools.partial(look, place=place), shards, jobs or os.cpu_count() or 1, "--jobs")
+    return list(tqdm(looks, total=len(shards), desc="reading shards", unit=" shards"))
 
 
 def look(shard: str, place: str = "", until_found: bool = False) -> Look:
@@ -58,10 +58,6 @@ def look(shard: str, place: str = "", until_found: bool = False) -> Look:
     elif not problem and not has_caption:
         problem = "all of its captions (.txt) are empty"
     return Look(shard, num_samples, num_long, found, problem)
-
-
-def _look(arguments: tuple[str, str]) -> Look:
-    return look(*arguments)
 
 
 def _has_long_caption(sample: dict, place: str) -> bool:

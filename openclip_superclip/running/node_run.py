@@ -20,8 +20,9 @@ from .placement import Placement, ask_to_exclude
 from .progress import Progress
 from .provenance import what_runs, which_start
 from .run_folder import RunFolder
-from .run_limits import STALL_MINUTES, STARTS_WITHOUT_A_SLICE, UNREADABLE_MAX
+from .run_limits import STARTS_WITHOUT_A_SLICE
 from .run_lock import LockLost
+from .run_settings import USUAL, RunSettings
 from .run_state import FAILED, FINISHED, PERIOD, PREEMPTED
 from .stop_signals import QUEUE_AGAIN, Stopped
 from .training_engine import engine_flags
@@ -49,20 +50,19 @@ class NodeRun:
         folder: RunFolder,
         set_: Mapping[str, str],
         engine: str = "torchrun",
-        accept_changes: bool = False,
-        unreadable_max: float = UNREADABLE_MAX,
-        stall_minutes: float = STALL_MINUTES,
+        settings: RunSettings = USUAL,
     ):
         self.plan, self.placement, self.folder, self.set = plan, placement, folder, dict(set_)
         self.logs = folder.path / "ranks" / placement.name_of_start(folder.num_starts())
         self.arguments = [*plan.command, *engine_flags(engine, plan.command), *folder.openclip_flags()]
-        self.accept_changes = accept_changes and placement.restarts == 0  # a job that is requeued was asked once
+        was_requeued = placement.restarts > 0  # such a job was asked once
+        self.accept_changes = settings.accept_changes and not was_requeued
         if self.accept_changes:
             self.arguments.append("--superclip-accept-changes")
         self.ranks = NodeRanks(placement, plan.gpus_per_node, self.logs, self.arguments)
         self.progress = Progress(plan, self.logs)
-        self.unreadable = UnreadableData(plan, folder.path / "ranks", self.logs.name, unreadable_max)
-        self.stall_minutes = stall_minutes
+        self.unreadable = UnreadableData(plan, folder.path / "ranks", self.logs.name, settings.unreadable_max)
+        self.stall_minutes = settings.stall_minutes
         self.last_beat, self.note = 0.0, None
         self.disk_was_full = False
 

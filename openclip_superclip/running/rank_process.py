@@ -12,11 +12,11 @@ from torch.distributed.elastic.multiprocessing.errors.error_handler import Error
 
 from ..errors import InputError
 from ..integration.training import register_plugin, train
+from ..parent_process import end_with_parent
 from .failure import LOSS, Failure, kind_of, this_host
 from .rank_measures import ASKED, measured
 from .step_watch import LossIsNoNumber, StepWatch
 from .stopped_ranks import pid_file
-from .supervised_process import end_with_parent
 
 RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
 

@@ -12,7 +12,7 @@ from ..planning.recipe_file import read_recipe
 from ..planning.table_data import with_table
 from .container import folders_of
 from .run_folder import RunFolder
-from .run_limits import STALL_MINUTES, UNREADABLE_MAX
+from .run_settings import USUAL, RunSettings
 from .run_state import FINISHED
 from .slurm_job import SlurmJob
 from .slurm_request import SlurmRequest
@@ -33,9 +33,7 @@ class Submission:
     gpu_batch_max: int | None = None
     workers: int | None = None
     engine: str = "torchrun"
-    accept_changes: bool = False
-    unreadable_max: float = UNREADABLE_MAX
-    stall_minutes: float = STALL_MINUTES
+    settings: RunSettings = USUAL
     rehearse: bool = False  # train some minutes with `superclip rehearse`
 
     @cached_property
@@ -53,7 +51,7 @@ class Submission:
         """The run's folder; InputError where another run is in it, or a finished one."""
         folder = RunFolder(self.out or Path("runs", f"{self.plan.recipe.name}{'-rehearsal' if self.rehearse else ''}"))
         folder.check_queue()
-        if not self.accept_changes:
+        if not self.settings.accept_changes:
             folder.check_recipe(self.plan.recipe)
         if folder.state().get("state") == FINISHED:
             raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
@@ -67,11 +65,7 @@ class Submission:
     @property
     def job(self) -> SlurmJob:
         path = self.folder.path
-        arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.engine)
-        arguments += ["--unreadable-max", f"{self.unreadable_max:g}"] if self.unreadable_max != UNREADABLE_MAX else []
-        if self.stall_minutes != STALL_MINUTES:
-            arguments += ["--stall-minutes", f"{self.stall_minutes:g}"]
-        arguments += ["--accept-changes"] if self.accept_changes else []
+        arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.settings, self.engine)
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
         runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]
         return self.request.training(path.name, path, [runs, [str(path)]], arguments, paths_of(self.plan))
@@ -99,11 +93,12 @@ def paths_of(plan: Plan) -> list[Path]:
 
 
 def run_arguments(
-    data: str | None, gpu_batch_max: int | None, workers: int | None, engine: str = "torchrun"
+    data: str | None, gpu_batch_max: int | None, workers: int | None, settings: RunSettings, engine: str = "torchrun"
 ) -> list[str]:
     """Returns the options of `superclip run` that are given."""
     options = {
         "--data": data, "--gpu-batch-max": gpu_batch_max, "--workers": workers,
         "--engine": None if engine == "torchrun" else engine,
     }  # fmt: skip
-    return [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    return [*given, *settings.arguments()]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .supervised_process import end_with_parent
+from ..parent_process import end_with_parent
 
 
 def run_superclip(

@@ -1,10 +1,10 @@
 """A process that is watched to its end, and that ends with the one that watches it."""
 
-import ctypes
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+
+from ..parent_process import end_with_parent
 
 PATIENCE = 10  # seconds that a process has to end once it is asked to
 
@@ -27,13 +27,6 @@ def run_to_end(command: list[str], output: Path, each_second: Callable[[], None]
                 each_second()
     finally:
         _end(process)
-
-
-def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
-    """Has the kernel end this process when its parent dies, so that nothing writes on into a run that is given up."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone
-    if prctl:
-        prctl(1, int(death_signal))
 
 
 def _end(process: subprocess.Popen) -> None:

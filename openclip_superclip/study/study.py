@@ -71,8 +71,9 @@ def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyT
 
 def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
     return StudyTraining(
-        call.study, call.out, jobs, call.device, call.data, tuple(call.set.items()), call.runs_in, trains
-    )
+        call.study, call.out, jobs, call.device, call.data, tuple(call.set.items()), call.runs_in, trains,
+        call.settings.arguments(),
+    )  # fmt: skip
 
 
 def _write_demo_data(call: StudyCall) -> None:

@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
 from ..planning.table_data import check_validation, of_table
+from ..running.run_settings import USUAL, RunSettings
 from .study_file import Study, read_study
 
 DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
@@ -27,6 +28,7 @@ class StudyCall:
     set: Mapping[str, str]  # fields of the recipe with their values
     arguments: tuple[str, ...]  # of `superclip study`, which make the same call again
     scenes: Path = DEMO  # the folder that the demo's model and scenes are written into
+    settings: RunSettings = USUAL  # of every `superclip run`
 
 
 def study_call(
@@ -39,6 +41,7 @@ def study_call(
     set_: Mapping[str, str],
     runs_in: Path | None = None,
     scenes: Path = DEMO,
+    settings: RunSettings = USUAL,
 ) -> StudyCall:
     """Returns the call; InputError for what cannot be trained or measured.
 
@@ -50,6 +53,7 @@ def study_call(
         set_: fields of the recipe with their values, of every run.
         runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
         scenes: the folder that the demo's model and scenes are written into.
+        settings: of every `superclip run`.
     """
     study = read_study(name)
     arguments = {"--device": device, "--seeds": seeds, "--data": data, "--val-data": val_data, "--runs": runs_in}
@@ -73,7 +77,8 @@ def study_call(
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}
         data = f"{scenes / written.shards}"
-    return StudyCall(study, out, runs_in, device, data, set_, ("study", name, "--out", str(out), *given), scenes)
+    again = ("study", name, "--out", str(out), *given)
+    return StudyCall(study, out, runs_in, device, data, set_, again, scenes, settings)
 
 
 def data_of_scenes(study: Study) -> StudyData:

@@ -7,16 +7,31 @@ import statistics
 from pathlib import Path
 
 from ..atomic_files import whole_file, write_json, write_text
+from ..errors import InputError
 from ..seed_statistics import PairedDifference, Spread
 from ..table import markdown_table
 from .study_file import Study
 
 
+def check_measures(study: Study, records: list[dict]) -> None:
+    """Raises InputError where a record lacks the study's primary measure, or one that the first record has."""
+    for record in records:
+        for measure in (study.primary, *records[0]["measures"]):
+            if measure not in record["measures"]:
+                found = ", ".join(record["measures"]) or "nothing"
+                raise InputError(
+                    f"{record['run']} was measured without {measure}: {found} was found; where its training was to "
+                    "measure it, checkpoints/results.jsonl in its folder says what it did: remove the folder, mend "
+                    "--val-data and the flags of validation, and the same command trains it"
+                )
+
+
 class StudyResults:
-    """The records of a study's runs, compared arm by arm at equal seeds."""
+    """The records of a study's runs, compared arm by arm at equal seeds; InputError where one lacks a measure."""
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
         self.study, self.records, self.chosen = study, records, chosen or {}
+        check_measures(study, records)
         first = records[0]["measures"]
         self.measures = [study.primary, *(name for name in first if name != study.primary)]
         self.same = _same_weights(records)

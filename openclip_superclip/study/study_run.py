@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,11 @@ class StudyRun:
     folder: Path
     split: str = "test"  # of the scenes that measure it: "tune" where a learning rate is chosen
 
-    def command(self, device: str, data: str | None) -> list[str]:
-        """Returns the arguments of `superclip` that train it."""
+    def command(self, device: str, data: str | None, more: Sequence[str] = ()) -> list[str]:
+        """Returns the arguments of `superclip` that train it, `more` options of `superclip run` among them."""
         settings = [part for field, value in self.set for part in ("--set", f"{field}={value}")]
         where = ["--data", data] if data else []
-        return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder)]
+        return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder), *more]
 
 
 def check_folder(run: StudyRun, device: str, data: str | None) -> None:
@@ -67,8 +68,11 @@ def unfinished(run: StudyRun) -> str | None:
     return f"{run.folder.name} ({state.get('state', 'not started')}{error})"
 
 
-def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -> None:
+def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, more: Sequence[str] = ()) -> None:
     """Trains a run from where it stopped; a finished one is left alone. Its CPU seconds are added to what they were.
+
+    Args:
+        more: options of `superclip run`.
 
     Raises InputError, with what the run last said, where it fails, and where `stop` ends it.
     """
@@ -78,7 +82,7 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event) -
         shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     output = run.folder.with_name(f"{run.folder.name}.output")
-    code, seconds = run_superclip(run.command(device, data), output, device == "cpu", stop.is_set)
+    code, seconds = run_superclip(run.command(device, data, more), output, device == "cpu", stop.is_set)
     if run.folder.is_dir():
         write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": (_cpu_seconds(run) or 0.0) + seconds})
     if stop.is_set():

@@ -144,7 +144,7 @@ class StudySubmission:
         return Stage(RUNS, job, num_runs=number, waits="afterok")
 
     def _training(self, name: str, runs: list[list[str]], number: int, paths: list[Path]) -> SlurmJob:
-        arguments = run_arguments(self.call.data, self.gpu_batch_max, self.workers)
+        arguments = run_arguments(self.call.data, self.gpu_batch_max, self.workers, self.call.settings)
         array = f"0-{number - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
         return self.request.training(self._job_name(name), self.call.out, runs, arguments, paths, array)
 

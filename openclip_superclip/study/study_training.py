@@ -16,6 +16,7 @@ from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
 from .study_file import CHOOSING, LIKE, Study, folder_name
+from .study_results import check_measures
 from .study_run import StudyRun, check_folder, is_finished, measured, samples_seen, train, unfinished
 
 UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
@@ -31,14 +32,15 @@ class StudyTraining:
         data: shards in place of the recipe's.
         extra: more fields with their values, of every run.
         trains: whether runs that are not finished are trained here; InputError names them where they are not.
+        more: options of `superclip run`, of every run.
     """
 
     def __init__(
         self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = (),
-        runs_in: Path | None = None, trains: bool = True,
+        runs_in: Path | None = None, trains: bool = True, more: Sequence[str] = (),
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
-        self.extra, self.trains = tuple(extra), trains
+        self.extra, self.trains, self.more = tuple(extra), trains, more
         self.runs_in = runs_in or out / "runs"
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
         self.common = read_recipe(study.recipe, of_data)
@@ -87,7 +89,9 @@ class StudyTraining:
         if not trials:
             return {}
         scores: dict = {}
-        for one in self._records(trials):
+        records = self._records(trials)
+        check_measures(self.study, records)
+        for one in records:
             place = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
             place.setdefault(one["set"]["lr"], []).append(one["measures"][self.study.primary])
         chosen = {
@@ -135,7 +139,7 @@ class StudyTraining:
             if stop.is_set():
                 raise InputError("stopped")
             if self.trains:
-                train(run, self.device, self.data, stop)
+                train(run, self.device, self.data, stop, self.more)
             return measured(run, self.study.measures)
 
         with (

@@ -57,8 +57,11 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     assert main(["study", *study, *container]) == 0
     printed = capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm")
     assert printed == (GOLDEN / "study_in_pyxis.sh").read_text()
-    assert main(["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1"]) == 0
+    assert main(["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1",
+                 "--stall-minutes", "9", "--unreadable-max", "0.5", "--accept-changes"]) == 0  # fmt: skip
     printed = capsys.readouterr().out
+    of_runs = "-- --unreadable-max 0.5 --stall-minutes 9 --accept-changes --device cpu --nproc 1)"
+    assert printed.count(of_runs) == 2  # of trials and of runs
     assert re.findall(r"^(\w+)=|--array=(0)-\d+|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
         ("trials", "", ""), ("", "0", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
         ("runs", "", ""), ("", "0", ""), ("", "", "afterok:${choose"),

@@ -139,8 +139,9 @@ def test_a_folder_belongs_to_one_study_at_a_time(studied):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
-    stopped = start_study(prepared, "--out", str(tmp_path / "out"))
+    stopped = start_study(prepared, "--out", str(tmp_path / "out"), "--stall-minutes", "9")
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
+    assert all("--stall-minutes 9" in command for command in processes_in(tmp_path / "out") if " run " in command)
     stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
     said = stopped.communicate()[1]
     assert number == signal.SIGKILL or said.splitlines()[-1].endswith("; the same command resumes")

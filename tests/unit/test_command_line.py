@@ -34,6 +34,15 @@ def test_it_answers_without_importing_torch(argv):
     assert done.stdout
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["recipes"]], ids=" ".join)
+def test_it_ends_without_a_word_where_its_reader_has_gone(argv):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([*SCRIPT, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as gone:
+        gone.stdout.close()
+        assert gone.stderr.read() == b""
+    assert gone.returncode == 1
+
+
 @pytest.mark.parametrize("command", [SCRIPT, MODULE], ids=["superclip", "python -m openclip_superclip"])
 def test_help_lists_every_command(command):
     done = call(*command, "--help")

@@ -13,6 +13,7 @@ from scipy import stats
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
 from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
+from openclip_superclip.errors import InputError
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.report.run_scores import read_scores
 from openclip_superclip.seed_statistics import PairedDifference
@@ -128,6 +129,9 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
     (["datacomp_batch_size"], "the study's primary measure is imagenet-zeroshot-val-top1, which the training takes"),
     (["one_batch", "--slurm", "--nodes", "0"], "--nodes is 0"),
+    (["one_batch", "--stall-minutes", "-1"], "--stall-minutes is -1"),
+    (["one_batch", "--unreadable-max", "2"], "--unreadable-max is 2"),
+    (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes does nothing with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):
@@ -187,6 +191,15 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records(study)
     found = records(A=[50, 60, 70], B=[53, 62, 74])
     results = StudyResults(study, found[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
+
+
+def test_a_run_that_lacks_a_measure_is_named(study):
+    found = records(A=[50, 60], B=[53, 62])
+    del found[2]["measures"]["zero_shot"]
+    with pytest.raises(InputError, match="B_seed0 was measured without zero_shot: probe was found; where its training"):
+        StudyResults(study, found)
+    with pytest.raises(InputError, match="A_seed0 was measured without zero_shot: nothing was found"):
+        StudyResults(study, [{**found[0], "measures": {}}])
 
 
 def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excludes_zero(study):

@@ -1,0 +1,35 @@
+"""What `superclip run` is told beside recipe, data and machines: it changes nothing of what is trained."""
+
+import math
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The options of the same names, with what holds where they are not given."""
+
+    unreadable_max: float = 0.01  # of a slice's shards, and of its samples: where more cannot be read the run fails
+    stall_minutes: float = 30.0  # without a step, after which the run starts again; 0 for never
+    accept_changes: bool = False  # whether to resume with other things than the run began with
+
+    def __post_init__(self):
+        """Raises InputError for a value that none of them can have."""
+        if not 0 <= self.unreadable_max <= 1:
+            raise InputError(f"--unreadable-max is {self.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
+        if not 0 <= self.stall_minutes < math.inf:
+            raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
+
+    def arguments(self) -> list[str]:
+        """Returns the options of `superclip run` that say the same."""
+        arguments = []
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if value != getattr(USUAL, name):
+                flag = f"--{name.replace('_', '-')}"
+                arguments += [flag] if value is True else [flag, f"{value:g}"]
+        return arguments
+
+
+USUAL = RunSettings()

@@ -1,0 +1,37 @@
+"""Files written whole or not at all: which errors are those of the output."""
+
+import errno
+
+import pytest
+
+from openclip_superclip.atomic_files import NotWritten, whole_output
+from openclip_superclip.errors import InputError
+
+
+def test_an_output_is_blamed_for_its_own_errors_and_for_no_others(tmp_path):
+    out = tmp_path / "out"
+
+    def write(raises):
+        with whole_output(out, overwrite=True) as part:
+            part.mkdir()
+            raises(part)
+
+    def fails_with(error):
+        def fail(_):
+            raise error
+
+        return fail
+
+    for ours in (
+        fails_with(OSError(errno.ENOSPC, "No space left on device")), fails_with(NotWritten("the disk is full")),
+        lambda part: (part / "no folder" / "file").write_bytes(b""),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"--out: {out} cannot be written"):
+            write(ours)
+    for of_others in (
+        lambda _: (tmp_path / "picture.png").read_bytes(), fails_with(OSError(errno.EIO, "Input/output error")),
+        fails_with(FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")),
+    ):  # fmt: skip
+        with pytest.raises(OSError):
+            write(of_others)
+    assert not list(tmp_path.iterdir())
