@@ -27,19 +27,36 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
     )
+    add_split_options(parser)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+
+
+def add_split_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how a batch is split and loaded on the GPUs, for those commands and for `superclip study --slurm`."""
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Adds what averages the ranks' gradients."""
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="torchrun",
+        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_nproc(parser: argparse.ArgumentParser) -> None:
+    """Adds how many processes train on this machine, where no job of SLURM says it."""
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what `superclip run` and `superclip submit` have in common."""
     add_recipe_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="torchrun",
-        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
-    )  # fmt: skip
+    add_engine(parser)
     add_run_settings(parser)
 
 
@@ -58,6 +75,11 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="resume with another recipe, data or packages than the run began with, and note in run.json which",
     )
+    parser.add_argument(
+        "--stage", metavar="DIR",
+        help="folder on each node's own disk: a slice's shards are copied there, those that the node's ranks read, "
+        "while the slice before it trains",
+    )  # fmt: skip
 
 
 def run_settings(options: argparse.Namespace) -> RunSettings:

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..running.training_engine import ENGINES
 from .least_values import check_least
-from .recipe_options import add_recipe_options, all_settings
+from .recipe_options import add_engine, add_nproc, add_recipe_options, all_settings
 
 STEPS = 100
 
@@ -74,13 +73,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
     )
     add_recipe_options(parser)
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="torchrun", help="as superclip run's (default: %(default)s)"
-    )
+    add_engine(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
-    parser.add_argument(
-        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
-    )
+    add_nproc(parser)
     parser.add_argument(
         "--steps", type=int, default=STEPS, metavar="N",
         help="of each of the two slices that are trained, twice (default: %(default)s)",

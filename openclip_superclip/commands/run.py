@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from .least_values import check_least
-from .recipe_options import add_run_options, all_settings, run_settings
+from .recipe_options import add_nproc, add_run_options, all_settings, run_settings
 
 
 def main(argv: list[str]) -> int:
@@ -54,9 +54,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser)
-    parser.add_argument(
-        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
-    )
+    add_nproc(parser)
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     options = parser.parse_args(argv)
     check_least(options, nproc=1)

@@ -1,6 +1,7 @@
 """The options of the commands that submit jobs to SLURM."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from ..errors import InputError
 from .least_values import check_least
 
 if TYPE_CHECKING:
+    from ..running.run_settings import RunSettings
     from ..running.slurm_request import SlurmRequest
 
 NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are handed on as they are
@@ -60,6 +62,14 @@ def sbatch_joined(argv: Sequence[str]) -> list[str]:
 def given_slurm_options(options: argparse.Namespace) -> list[str]:
     """Returns those of the options that were given, as flags."""
     return [f"--{name.replace('_', '-')}" for name in (*OURS, *NAMED) if getattr(options, name) is not None]
+
+
+def with_sites_stage(settings: "RunSettings") -> "RunSettings":
+    """Returns a run's settings with the site's --stage where none is given; an empty one removes it."""
+    from ..running.site_file import read_site
+
+    stage = read_site().get("stage") if settings.stage is None else settings.stage
+    return dataclasses.replace(settings, stage=stage or None)
 
 
 def slurm_request(options: argparse.Namespace) -> "SlurmRequest":

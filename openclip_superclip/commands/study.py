@@ -7,8 +7,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
 from .least_values import check_least
-from .recipe_options import add_run_settings, add_table_options, all_settings, run_settings
-from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request
+from .recipe_options import add_run_settings, add_split_options, add_table_options, all_settings, run_settings
+from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request, with_sites_stage
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
 
@@ -109,8 +109,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
     add_slurm_options(slurm, gpus_per_node=1)
-    slurm.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
-    slurm.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    add_split_options(slurm)
     slurm.add_argument("--skip-data-check", action="store_true", help="do not look for the shards on this machine")
     slurm.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
     options = parser.parse_args(sbatch_joined(argv))
@@ -127,4 +126,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"{trains[0]} does nothing with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")
+    if options.slurm:
+        options.settings = with_sites_stage(options.settings)
     return options

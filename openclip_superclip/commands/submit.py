@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .recipe_options import add_run_options, all_settings, run_settings
-from .slurm_options import add_slurm_options, sbatch_joined, slurm_request
+from .slurm_options import add_slurm_options, sbatch_joined, slurm_request, with_sites_stage
 
 if TYPE_CHECKING:
     from ..running.submission import Submission
@@ -56,6 +56,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options.settings = run_settings(options)
     if options.rehearse and (given := options.settings.arguments()):
         raise InputError(f"{given[0]} does nothing with --rehearse: leave one of them out")
+    if not options.rehearse:
+        options.settings = with_sites_stage(options.settings)
     return options
 
 

@@ -5,13 +5,14 @@ import json
 import os
 import tarfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip_train.data
 import webdataset.tariterators
 
 
-def list_unreadable(file: Path, epoch) -> None:
+def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
     """Has this process and its data-loading workers add a line of JSON to `file` for all that training passes over.
 
     {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}. A
@@ -19,8 +20,9 @@ def list_unreadable(file: Path, epoch) -> None:
 
     Args:
         epoch: OpenCLIP's shared epoch.
+        name: returns the name of a shard that was read elsewhere.
     """
-    unreadable = _Unreadable(file, epoch)
+    unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data
     data.tarfile_to_samples_nothrow = functools.partial(
         data.tarfile_to_samples_nothrow, handler=functools.partial(unreadable.shard, data.log_and_continue)
@@ -33,8 +35,8 @@ def list_unreadable(file: Path, epoch) -> None:
 class _Unreadable:
     """Writes the lines; its methods are webdataset's handlers of exceptions, around OpenCLIP's."""
 
-    def __init__(self, file: Path, epoch):
-        self.file, self.epoch = file, epoch
+    def __init__(self, file: Path, epoch, name: Callable[[str], str]):
+        self.file, self.epoch, self.name = file, epoch, name
         self.told = set()  # of this process
 
     def shard(self, handler, error: Exception) -> bool:
@@ -42,7 +44,7 @@ class _Unreadable:
         key = (self.epoch.get_value(), shard)
         if isinstance(shard, str) and len(error.args) > 1 and key not in self.told:  # webdataset has added its name
             self.told.add(key)
-            self._write({"shard": shard, "why": f"{type(error).__name__}: {error.args[0]}"})
+            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
         return handler(error)
 
     def sample(self, handler, error: Exception) -> bool:

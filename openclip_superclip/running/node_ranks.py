@@ -1,12 +1,15 @@
 """The ranks of a run on this node: started, watched, and missed where another node is lost."""
 
+import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .failure import write_node_failure
 from .heartbeat import Heartbeat
 from .placement import Placement, hosts
+from .staging import Staging
 from .stopped_ranks import StoppedRanks
 from .supervised_process import run_to_end
 
@@ -18,8 +21,11 @@ class NodeLost(Exception):
 class NodeRanks:
     """So many processes that train with the same arguments of `superclip train`, their logs in one folder."""
 
-    def __init__(self, placement: Placement, num_processes: int, logs: Path, arguments: list[str]):
+    def __init__(
+        self, placement: Placement, num_processes: int, logs: Path, arguments: list[str], staging: Staging | None = None
+    ):
         self.placement, self.num_processes, self.logs, self.arguments = placement, num_processes, logs, arguments
+        self.staging = staging
         self.heartbeat = Heartbeat(logs, placement.node, placement.num_nodes)
         self.stopped = StoppedRanks(logs, placement.node, num_processes)
 
@@ -44,8 +50,8 @@ class NodeRanks:
     def run(self, each_second: Callable[[], None], make_room: Callable[[], None] = lambda: None) -> int:
         """Runs them to their end and returns the launcher's exit code; 0 is success.
 
-        Where they failed, makes room for what tells of it on a disk that may be full; raises NodeLost where another
-        node is silent.
+        Where shards are staged, those of the first slice are copied before. Where the ranks failed, makes room for what
+        tells of it on a disk that may be full; raises NodeLost where another node is silent.
         """
 
         def tick():
@@ -55,7 +61,11 @@ class NodeRanks:
 
         self.logs.mkdir(parents=True, exist_ok=True)
         try:
-            code = run_to_end(self.command(), self.logs / f"node_{self.placement.node}.log", tick)
+            with self.staging or contextlib.nullcontext():
+                while self.staging and not self.staging.is_ready():
+                    tick()
+                    time.sleep(0.5)
+                code = run_to_end(self.command(), self.logs / f"node_{self.placement.node}.log", tick)
             if code:
                 make_room()
                 if lost := self.lost_nodes():

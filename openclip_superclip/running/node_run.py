@@ -24,6 +24,7 @@ from .run_limits import STARTS_WITHOUT_A_SLICE
 from .run_lock import LockLost
 from .run_settings import USUAL, RunSettings
 from .run_state import FAILED, FINISHED, PERIOD, PREEMPTED
+from .staging import Staging
 from .stop_signals import QUEUE_AGAIN, Stopped
 from .training_engine import engine_flags
 from .unreadable_data import UnreadableData
@@ -59,7 +60,8 @@ class NodeRun:
         self.accept_changes = settings.accept_changes and not was_requeued
         if self.accept_changes:
             self.arguments.append("--superclip-accept-changes")
-        self.ranks = NodeRanks(placement, plan.gpus_per_node, self.logs, self.arguments)
+        staging = Staging(plan, placement, folder, settings.stage) if settings.stage else None
+        self.ranks = NodeRanks(placement, plan.gpus_per_node, self.logs, self.arguments, staging)
         self.progress = Progress(plan, self.logs)
         self.unreadable = UnreadableData(plan, folder.path / "ranks", self.logs.name, settings.unreadable_max)
         self.stall_minutes = settings.stall_minutes
@@ -78,6 +80,10 @@ class NodeRun:
             code = self.ranks.run(lambda: None)
         except NodeLost as lost:
             return self._wait_for_slurm(lost)
+        except InputError as error:  # of this node's disk
+            who = f"superclip run on {this_host()}"
+            Failure(who, str(error), timestamp=time.time()).write(self.logs / f"node_{self.placement.node}.error.json")
+            raise
         if code:
             print(describe(first_failure(self.logs), self.logs), file=sys.stderr, flush=True)
         return min(code, 1)

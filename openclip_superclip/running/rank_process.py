@@ -10,11 +10,13 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
+from ..data.staged_shards import StagedShards
 from ..errors import InputError
 from ..integration.training import register_plugin, train
 from ..parent_process import end_with_parent
 from .failure import LOSS, Failure, kind_of, this_host
 from .rank_measures import ASKED, measured
+from .staging import STAGED
 from .step_watch import LossIsNoNumber, StepWatch
 from .stopped_ranks import pid_file
 
@@ -68,7 +70,8 @@ def main(argv: list[str]) -> int:
 
 def _train(logs: Path, rank: int, arguments: list[str]) -> None:
     """Trains; raises Refused where training ends with another exit code than 0."""
-    register_plugin(StepWatch(logs, rank))
+    staged = StagedShards(Path(os.environ[STAGED])) if STAGED in os.environ else None
+    register_plugin(StepWatch(logs, rank, staged))
     try:
         code = measured(lambda: train(arguments), logs, rank) if ASKED in os.environ else train(arguments)
     except SystemExit as exit:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -13,6 +14,7 @@ class RunSettings:
     unreadable_max: float = 0.01  # of a slice's shards, and of its samples: where more cannot be read the run fails
     stall_minutes: float = 30.0  # without a step, after which the run starts again; 0 for never
     accept_changes: bool = False  # whether to resume with other things than the run began with
+    stage: str | None = None  # a folder on each node's own disk, to copy a slice's shards to ahead of the ranks
 
     def __post_init__(self):
         """Raises InputError for a value that none of them can have."""
@@ -21,6 +23,10 @@ class RunSettings:
         if not 0 <= self.stall_minutes < math.inf:
             raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
 
+    def folders(self) -> list[Path]:
+        """Returns the folders that a container must see, as far as they are known before a job runs."""
+        return [Path(self.stage)] if self.stage and "$" not in self.stage else []
+
     def arguments(self) -> list[str]:
         """Returns the options of `superclip run` that say the same."""
         arguments = []
@@ -28,7 +34,7 @@ class RunSettings:
             value = getattr(self, name)
             if value != getattr(USUAL, name):
                 flag = f"--{name.replace('_', '-')}"
-                arguments += [flag] if value is True else [flag, f"{value:g}"]
+                arguments += [flag] if value is True else [flag, value if name == "stage" else f"{value:g}"]
         return arguments
 
 

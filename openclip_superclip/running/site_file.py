@@ -11,7 +11,7 @@ VARIABLE = "SUPERCLIP_SITE"  # another file; no file where it is empty
 FIELDS = {
     "partition": str, "account": str, "qos": str, "time": str, "constraint": str, "gpus_per_node": int,
     "gpu_type": str, "cpus_per_node": int, "container_image": str, "apptainer": str, "mounts": str, "setup": str,
-    "sbatch": list,
+    "stage": str, "sbatch": list,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, config_from
+from ..data.staged_shards import StagedShards
 from ..data.table_columns import Columns, is_table_file
 from ..hooks import hookimpl
 from ..planning.plan import openclip_steps
@@ -30,10 +31,11 @@ class StepWatch:
         logs: the folder of this start's ranks: the first rank writes the number of whole steps there, each of them what
             it could not read.
         rank: of this process.
+        staged: copies of shards on this node, to be read in their place.
     """
 
-    def __init__(self, logs: Path, rank: int):
-        self.logs, self.rank = logs, rank
+    def __init__(self, logs: Path, rank: int, staged: StagedShards | None = None):
+        self.logs, self.rank, self.staged = logs, rank, staged
         self.epoch = None  # OpenCLIP's shared epoch
 
     @hookimpl(wrapper=True)
@@ -41,8 +43,13 @@ class StepWatch:
         from ..data.unreadable import list_unreadable
 
         self.epoch = shared_epoch
-        list_unreadable(self.logs / f"unreadable_{self.rank}.jsonl", shared_epoch)
-        return (yield)
+        staged = self.staged
+        list_unreadable(self.logs / f"unreadable_{self.rank}.jsonl", shared_epoch, staged.name if staged else str)
+        order = yield
+        if order is None or staged is None:
+            return order
+        shards, samples = order
+        return lambda names: staged.shards(shards(names)), samples
 
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args):

@@ -16,6 +16,7 @@ from .run_settings import USUAL, RunSettings
 from .run_state import FINISHED
 from .slurm_job import SlurmJob
 from .slurm_request import SlurmRequest
+from .staging import check_stage
 from .training_engine import engine_flags
 
 ABOUT = "# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint."
@@ -44,6 +45,8 @@ class Submission:
             recipe, request.nodes, request.gpus_per_node, self.data, self.gpu_batch_max, self.workers, request.device
         )
         engine_flags(self.engine, plan.command)
+        if self.settings.stage:
+            check_stage(plan)
         return plan
 
     @cached_property
@@ -68,7 +71,8 @@ class Submission:
         arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.settings, self.engine)
         arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
         runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]
-        return self.request.training(path.name, path, [runs, [str(path)]], arguments, paths_of(self.plan))
+        paths = [*paths_of(self.plan), *self.settings.folders()]
+        return self.request.training(path.name, path, [runs, [str(path)]], arguments, paths)
 
     def shell(self) -> str:
         """Returns a script of the sbatch command."""

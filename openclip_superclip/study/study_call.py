@@ -10,6 +10,7 @@ from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
 from ..planning.table_data import check_validation, of_table
 from ..running.run_settings import USUAL, RunSettings
+from ..running.staging import check_stage
 from .study_file import Study, read_study
 
 DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
@@ -73,6 +74,9 @@ def study_call(
     if study.measures == "validation":
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)
+    if settings.stage:
+        arm, cell = next(iter(study.arms)), study.cell_values[0]
+        check_stage(make_plan(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device))
     if scenes != DEMO:
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}

@@ -182,6 +182,7 @@ class StudySubmission:
             else:
                 plan.check_shards()
         read = [path for plan in different.values() for path in paths_of(plan)]
+        read += self.call.settings.folders()
         return list(dict.fromkeys([training.runs_in, *folders_of([self.call.arguments[1]]), *read]))
 
     @staticmethod

@@ -46,10 +46,10 @@ def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str
     return code, run.with_suffix(".output").read_text()
 
 
-def start_in_slice(recipe: Path, run: Path, number: int) -> subprocess.Popen:
+def start_in_slice(recipe: Path, run: Path, number: int, *arguments) -> subprocess.Popen:
     """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks stopped there."""
     before = num_begun(run)
-    process = start(recipe, run)
+    process = start(recipe, run, *arguments)
     stop_in_slice(process, run, before + number)
     return process
 
@@ -158,10 +158,15 @@ def test_a_folder_takes_no_other_recipe(undisturbed, recipe):
 
 @pytest.fixture(scope="module")
 def troubled(recipe) -> dict:
-    """One run that is stopped, killed and damaged in every slice, and what was seen of it each time."""
-    run = recipe.parent / "troubled"
-    seen = {"run": run}
-    process = start_in_slice(recipe, run, 2)
+    """One run that is stopped, killed and damaged in every slice, and what was seen of it each time.
+
+    Its shards are copied to a disk that no other run has.
+    """
+    run, shards, disk = recipe.parent / "troubled", recipe.parent / "shards", recipe.parent / "disk"
+    disk.mkdir()
+    staged = [*TWO_PROCESSES, "--stage", "disk"]
+    seen = {"run": run, "disk": disk}
+    process = start_in_slice(recipe, run, 2, *staged)
     seen["first process"] = process.pid
     other = subprocess.run(
         [SUPERCLIP, "run", recipe, "--out", run, *TWO_PROCESSES], cwd=recipe.parent, capture_output=True, text=True
@@ -169,17 +174,23 @@ def troubled(recipe) -> dict:
     seen["second start"] = (other.returncode, other.stderr)
     wait_until(lambda: (state(run).get("note") or "").count("is stopped by a signal") == 2, 60, "the note")
     seen["while stopped"] = state(run)
+    wait_until(lambda: len(list(disk.rglob("*.tar"))) == 2 * 12 / SLICES, 60, "the copies")
+    shards = shards.rename(recipe.parent / "shards that are away")
+    signal_ranks(run, signal.SIGCONT)
+    stop_in_slice(process, run, 3)  # which is read from the copies alone
+    shards.rename(recipe.parent / "shards")
     signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     seen["after Ctrl-C"] = (process.wait(300), state(run))
     assert_no_rank_is_left(run)
 
-    process = start_in_slice(recipe, run, 1)
+    process = start_in_slice(recipe, run, 1, *staged)
     process.kill()
     assert_no_rank_is_left(run)
+    assert list(disk.rglob("*.tar"))  # which the next start takes, or removes
     seen["after kill -9"] = (process.wait(), told_state(run))
 
-    process = start_in_slice(recipe, run, 2)
+    process = start_in_slice(recipe, run, 2, *staged)
     before, logs = num_begun(run), num_logs(run)
     os.kill(ranks(run)[1], signal.SIGKILL)
     signal_ranks(run, signal.SIGCONT)
@@ -194,7 +205,7 @@ def troubled(recipe) -> dict:
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
     os.truncate(newest, newest.stat().st_size // 2)
     seen["cut"] = newest.name
-    seen["last"] = (*end(recipe, run), state(run))
+    seen["last"] = (*end(recipe, run, *staged), state(run))
     return seen
 
 
@@ -270,6 +281,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     assert code == 0
     assert left["state"] == "finished"
     assert_equal_weights(troubled["run"], undisturbed)
+    assert not list(troubled["disk"].iterdir())
 
 
 def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
@@ -342,7 +354,7 @@ def test_too_many_unreadable_shards_fail_the_run_and_their_number_is_told(tmp_pa
     )
     assert output.endswith(f"error: {told['error']}\n")
 
-    code, output = end(recipe, tmp_path / "run", "--device", "cpu", "--unreadable-max", "1")
+    code, output = end(recipe, tmp_path / "run", "--device", "cpu", "--unreadable-max", "1", "--stage", str(tmp_path))
     assert code == 0, output
     told = state(tmp_path / "run")
     assert (told["state"], told["unreadable"]["shards"]) == ("finished", 3)

@@ -86,8 +86,11 @@ def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_a
     cluster, work, recipe, undisturbed
 ):
     run = work / "runs/preempted"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--stage", "/dev/shm")
     wait_for_epoch(run, 1)
+    for node in ("node1", "node2"):
+        copies = cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()
+        assert 0 < len(copies) <= 2 * 12 / SLICES / 2  # its own ranks' of two slices
     cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
     wait_for_epoch(run, 3)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
@@ -101,6 +104,8 @@ def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_a
     assert (state(run)["state"], state(run)["restarts"]) == ("finished", 2)
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
+    assert "not copied" not in (run / f"slurm-{job}.out").read_text()
+    assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
 
 
 def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturbed):

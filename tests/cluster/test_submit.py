@@ -57,10 +57,11 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     assert main(["study", *study, *container]) == 0
     printed = capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm")
     assert printed == (GOLDEN / "study_in_pyxis.sh").read_text()
-    assert main(["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1",
-                 "--stall-minutes", "9", "--unreadable-max", "0.5", "--accept-changes"]) == 0  # fmt: skip
+    settings = ["--stall-minutes", "9", "--unreadable-max", "0.5", "--accept-changes", "--stage", "$TMPDIR"]
+    command = ["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1"]
+    assert main([*command, *settings]) == 0
     printed = capsys.readouterr().out
-    of_runs = "-- --unreadable-max 0.5 --stall-minutes 9 --accept-changes --device cpu --nproc 1)"
+    of_runs = "-- --unreadable-max 0.5 --stall-minutes 9 --accept-changes --stage '$TMPDIR' --device cpu --nproc 1)"
     assert printed.count(of_runs) == 2  # of trials and of runs
     assert re.findall(r"^(\w+)=|--array=(0)-\d+|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
         ("trials", "", ""), ("", "0", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
@@ -167,6 +168,7 @@ def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
     image = ["--container-image", "/images/superclip.sqsh"]
     mounts = "/usr:/usr,/runs/b16:/runs/b16,/data/a:/data/a,/val:/val"
     assert f"--container-mounts={mounts} " in dry_run([*image, *elsewhere], capsys)
+    assert f"--container-mounts={mounts},/nvme:/nvme " in dry_run([*image, *elsewhere, "--stage", "/nvme"], capsys)
     mounts = "/usr:/usr,/runs/b16:/runs/b16,/val:/val,/scratch:/data "
     assert f"--container-mounts={mounts}" in dry_run([*image, *elsewhere, "--mounts", "/scratch:/data"], capsys)
     bound = "apptainer exec --nv --pwd /usr --bind /usr,/data/datacomp1b x.sif"
@@ -184,11 +186,13 @@ def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch,
     site.parent.mkdir()
     site.write_text(
         f"partition: gpu\naccount: vision\ngpus_per_node: 4\ngpu_type: a100\nsetup: {setup}\nsbatch: [exclude=node7]\n"
-        "container_image: /images/superclip.sqsh\nmounts: /scratch\n"
+        "stage: /nvme\ncontainer_image: /images/superclip.sqsh\nmounts: /scratch\n"
     )
     monkeypatch.delenv("SUPERCLIP_SITE")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     told = dry_run(["--out", "run"], capsys)
+    assert "-- --stage /nvme" in told
+    assert "--stage" not in dry_run(["--stage", "", "--out", "run"], capsys)
     for option in ("--partition=gpu", "--account=vision", "--gpus-per-node=a100:4", "--exclude=node7", "/scratch"):
         assert option in told
     assert "--setup run/setup.sh " in told

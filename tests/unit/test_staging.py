@@ -1,0 +1,148 @@
+"""`--stage`: which shards a node copies, when, and what of an earlier start it takes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from support.slurm_cluster import wait_until
+from support.tiny_run import SLICES, write_recipe
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.shard_pattern import expand
+from openclip_superclip.data.slices import slice_of
+from openclip_superclip.data.staged_shards import StagedShards
+from openclip_superclip.errors import InputError
+from openclip_superclip.planning.plan import make_plan
+from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.running.placement import Placement
+from openclip_superclip.running.run_folder import RunFolder
+from openclip_superclip.running.staging import STAGED, Staging
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory) -> dict:
+    recipe = read_recipe(str(write_recipe(tmp_path_factory.mktemp("staging"))))
+    return {nodes: make_plan(recipe, nodes, 2, device="cpu") for nodes in (1, 2)}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    return tmp_path / "disk"
+
+
+def staging(plan, disk, node: int = 0) -> Staging:
+    return Staging(plan, Placement(plan.nodes, node), RunFolder(disk.parent / "run"), str(disk))
+
+
+def shards_of(plan, epoch: int) -> list[str]:
+    names = expand(plan.data)
+    return [names[index] for index in slice_of(len(names), SLICES, plan.recipe.seed, epoch)]
+
+
+def copies(disk) -> set[str]:
+    return {path.name for path in disk.rglob("*.tar")}
+
+
+def names(shards: list[str]) -> set[str]:
+    return {os.path.basename(shard) for shard in shards}
+
+
+def wait_for(disk, shards: list[str]) -> None:
+    wait_until(lambda: copies(disk) == names(shards), 30, "the copies")
+
+
+def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_end(plans, disk):
+    plan, run = plans[1], disk.parent / "run"
+    with staging(plan, disk) as ours:
+        wait_until(ours.is_ready, 30, "the first slice")
+        assert os.environ[STAGED] == str(ours.folder)
+        wait_for(disk, shards_of(plan, 0) + shards_of(plan, 1))
+        for shard in shards_of(plan, 0):
+            (read,) = ours.staged.shards([{"url": shard}])
+            assert read["url"].startswith(str(disk)) and Path(read["url"]).read_bytes() == Path(shard).read_bytes()
+            assert ours.staged.name(read["url"]) == shard
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints/epoch_1.pt").write_bytes(b"")
+        wait_for(disk, shards_of(plan, 1) + shards_of(plan, 2))
+    assert not list(disk.iterdir())
+    assert STAGED not in os.environ
+    (unread,) = StagedShards(disk).shards([{"url": "nowhere/0.tar"}])
+    assert unread == {"url": "nowhere/0.tar"}
+
+
+def test_each_node_copies_what_its_own_ranks_read(plans, disk):
+    plan = plans[2]
+    for epoch in range(plan.num_slices):
+        shards = shards_of(plan, epoch)
+        for node in range(2):
+            ours = staging(plan, disk, node)._shards(epoch)
+            assert sorted(ours) == sorted(shards[2 * node :: 4] + shards[2 * node + 1 :: 4])  # as OpenCLIP deals them
+    assert staging(plan, disk)._shards(plan.num_slices) == []
+
+
+def test_whole_copies_of_a_start_that_was_killed_are_taken_and_others_are_not(plans, disk):
+    plan = plans[1]
+    ours = staging(plan, disk)
+    whole, cut, older = (ours.staged.copy_of(shard) for shard in shards_of(plan, 0)[:3])
+    whole.parent.mkdir(parents=True)
+    for copy, shard in zip((whole, cut, older), shards_of(plan, 0)[:3], strict=True):
+        shutil.copy2(shard, copy)
+    os.truncate(cut, 100)
+    os.utime(older)
+    past = ours.staged.copy_of(shards_of(plan, 2)[0])
+    past.write_bytes(b"of another slice")
+    (whole.parent / "x.tar.part").write_bytes(b"half a shard")
+    inode = whole.stat().st_ino
+    with ours:
+        wait_for(disk, shards_of(plan, 0) + shards_of(plan, 1))
+        assert whole.stat().st_ino == inode
+        again = [copy.read_bytes() for copy in (cut, older)]
+        assert again == [Path(shard).read_bytes() for shard in shards_of(plan, 0)[1:3]]
+        assert not list(disk.rglob("*.part"))
+
+
+def test_a_shard_that_cannot_be_copied_is_told_and_read_where_it_lies(plans, disk, tmp_path, capsys):
+    plan = plans[1]
+    lost = shards_of(plan, 0)[1]
+    os.rename(lost, tmp_path / "lost")
+    try:
+        with staging(plan, disk) as ours:
+            wait_until(ours.is_ready, 30, "the first slice")
+            wait_for(disk, [shard for shard in shards_of(plan, 0) + shards_of(plan, 1) if shard != lost])
+            assert [read["url"] for read in ours.staged.shards([{"url": lost}])] == [lost]
+    finally:
+        os.rename(tmp_path / "lost", lost)
+    said = f"--stage: {lost} is read where it lies, for it was not copied (No such file or directory)\n"
+    assert capsys.readouterr().err == f"superclip run: {said}"
+
+
+def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypatch):
+    for stage in (str(disk / "nowhere"), "$NOWHERE/x"):
+        with (
+            pytest.raises(InputError, match=r"--stage is .*NOWHERE|nowhere on .*; expected a folder there that can be"),
+            Staging(plans[1], Placement(), RunFolder(disk / "run"), stage),
+        ):
+            pass
+    usage = shutil.disk_usage(disk)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with (
+        pytest.raises(InputError, match=r"has 1 kB free, and two slices of its ranks' shards take"),
+        staging(plans[1], disk),
+    ):
+        pass
+    assert not list(disk.iterdir())
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    ("pipe:cat x/{0..99}.tar", "--stage copies files, and --data holds 'pipe:cat x/0.tar', which each rank streams"),
+    ("pairs.csv", "--stage copies shards, and --data pairs.csv is a table: leave --stage out"),
+])  # fmt: skip
+def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").write_text("filepath\ttitle\n" + "x.png\ta\n" * 64)
+    recipe = str(write_recipe(tmp_path))
+    for command in (["run", "--dry-run"], ["submit", "--dry-run", "--gpus-per-node", "1"]):
+        assert main([command[0], recipe, *command[1:], "--device", "cpu", "--data", data, "--stage", "/tmp"]) == 1
+        assert said in capsys.readouterr().err
