@@ -46,6 +46,12 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     parser.add_argument(
         "--setup", metavar="FILE", help="bash that the job reads first: module loads, exported variables"
     )
+    parser.add_argument(
+        "--skip-data-check",
+        action="store_true",
+        help="count the shards, and do not look for them: the nodes see them, this machine does not",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
 
 
 def sbatch_joined(argv: Sequence[str]) -> list[str]:

@@ -110,8 +110,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
     add_slurm_options(slurm, gpus_per_node=1)
     add_split_options(slurm)
-    slurm.add_argument("--skip-data-check", action="store_true", help="do not look for the shards on this machine")
-    slurm.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
     options = parser.parse_args(sbatch_joined(argv))
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")

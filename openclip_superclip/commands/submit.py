@@ -44,14 +44,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_run_options(parser)
     add_slurm_options(parser, gpus_per_node=8)
     parser.add_argument(
-        "--skip-data-check",
-        action="store_true",
-        help="count the shards, and do not look for them: the nodes see them, this machine does not",
-    )
-    parser.add_argument(
         "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command, read no shards, submit nothing")
     options = parser.parse_args(sbatch_joined(argv))
     options.settings = run_settings(options)
     if options.rehearse and (given := options.settings.arguments()):
