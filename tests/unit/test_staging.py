@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
 
@@ -64,7 +65,7 @@ def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_
             assert read["url"].startswith(str(disk)) and Path(read["url"]).read_bytes() == Path(shard).read_bytes()
             assert ours.staged.name(read["url"]) == shard
         (run / "checkpoints").mkdir(parents=True)
-        (run / "checkpoints/epoch_1.pt").write_bytes(b"")
+        torch.save({}, run / "checkpoints/epoch_1.pt")
         wait_for(disk, shards_of(plan, 1) + shards_of(plan, 2))
     assert not list(disk.iterdir())
     assert STAGED not in os.environ
