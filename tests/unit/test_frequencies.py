@@ -135,11 +135,11 @@ def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, coun
     out = tmp_path / "df.safetensors"
     count_shard, done = counting._count_shard, []
 
-    def interrupted(shard):
+    def interrupted(counting, shard):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(shard)
-        return count_shard(shard)
+        return count_shard(counting, shard)
 
     monkeypatch.setattr(counting, "_count_shard", interrupted)
     assert main(["frequencies", str(pattern), "--tokenizer-of", "ViT-B-32", "--out", str(out)]) == 130
