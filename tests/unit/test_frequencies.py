@@ -146,7 +146,7 @@ def test_an_interrupted_count_goes_on_and_ends_as_one_that_was_not(pattern, coun
     assert capsys.readouterr().err.splitlines()[-1] == "superclip frequencies: stopped"
     assert not out.exists()
     first, done[:] = [*done], []
-    monkeypatch.setattr(counting, "_count_shard", lambda shard: done.append(shard) or count_shard(shard))
+    monkeypatch.setattr(counting, "_count_shard", lambda of, shard: done.append(shard) or count_shard(of, shard))
     call(pattern, "--tokenizer-of", "ViT-B-32", "--out", out)
     assert len(first) == len(done) == 2
     assert not set(first) & set(done)
