@@ -86,7 +86,7 @@ class NodeRun:
             raise
         if code:
             print(describe(first_failure(self.logs), self.logs), file=sys.stderr, flush=True)
-        return min(code, 1)
+        return int(code != 0)  # a launcher's that was killed is negative
 
     def _first_node(self) -> int:
         """Checks, trains, keeps the folder in order, and returns the exit code."""

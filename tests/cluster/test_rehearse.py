@@ -1,24 +1,20 @@
 """`superclip rehearse`: two ranks that are stopped and resumed, what they measure, and what a plan makes of it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.forked_command import run_superclip
 from support.tiny_run import write_plugin, write_recipe
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.planning.plan import make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running.superclip_process import run_superclip
 
 pytestmark = pytest.mark.slow
 
 HERE = ["--device", "cpu"]
-SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +23,7 @@ def rehearsed(tmp_path_factory) -> dict:
     recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
     out = folder / "out"
     command = ["rehearse", str(recipe), *HERE, "--nproc", "2", "--steps", "12", "--out", str(out)]
-    code, _ = run_superclip(command, folder / "printed", one_thread=True, is_to_stop=lambda: False)
+    code = run_superclip(command, folder / "printed", folder)
     printed = (folder / "printed").read_text()
     assert code == 0, printed
     return {"recipe": recipe, "out": out, "printed": printed, "told": json.loads((out / "rehearsal.json").read_text())}
@@ -71,14 +67,14 @@ def test_a_rehearsal_begins_anew_after_a_failure_of_machines_and_fails_where_the
         "return (lambda **f: {n: 2 * v for n, v in loss(**f).items()}) if args.resume else loss\n",
     )
     recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
-    command = [SUPERCLIP, "rehearse", str(recipe), *HERE, "--steps", "4", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(plugin)})
-    assert done.returncode == 1
-    assert "\nsuperclip rehearse: begins anew\n" in done.stderr
+    command = ["rehearse", recipe, *HERE, "--steps", "4", "--out", out]
+    assert run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin)) == 1
+    printed = (tmp_path / "printed").read_text()
+    assert "\nsuperclip rehearse: begins anew\n" in printed
     assert {path.name for path in out.iterdir()} == {"undisturbed", "undisturbed-1", "disturbed-1", "rehearsal.json"}
     said = r"superclip rehearse: the resumed training is not the undisturbed one: other losses in 4 of 8 steps, by \S+ "
-    assert re.fullmatch(f"{said}at most, other weights", done.stderr.splitlines()[-1])
-    assert "resumed     NOT as it was: other losses in 4 of 8 steps" in done.stdout
+    assert re.fullmatch(f"{said}at most, other weights", printed.splitlines()[-1])
+    assert "resumed     NOT as it was: other losses in 4 of 8 steps" in printed
     assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
 
 

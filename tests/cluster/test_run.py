@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from ruamel.yaml import YAML
+from support.forked_command import run_superclip
 from support.slurm_cluster import may_unshare, wait_until
 from support.tiny_run import (
     SLICES,
@@ -42,8 +43,9 @@ def start(recipe: Path, run: Path, *arguments, **variables: str) -> subprocess.P
 
 def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str]:
     """Runs it to its end, and returns its exit code and output."""
-    code = start(recipe, run, *arguments, **variables).wait(300)
-    return code, run.with_suffix(".output").read_text()
+    command, output = ["run", recipe, "--out", run, *(arguments or TWO_PROCESSES)], run.with_suffix(".output")
+    code = run_superclip(command, output, recipe.parent, **variables)
+    return code, output.read_text()
 
 
 def start_in_slice(recipe: Path, run: Path, number: int, *arguments) -> subprocess.Popen:

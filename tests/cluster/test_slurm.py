@@ -72,10 +72,14 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
-def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe):
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", "runs/rehearsal")
-    ended, folder = cluster.wait(job, 600), work / "runs/rehearsal"
-    assert ended["JobState"] == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
+def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(cluster, work, recipe):
+    folder = work / "runs/rehearsal"
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
+    wait_for_epoch(folder / "undisturbed", 0)
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    ended = cluster.wait(job, 600)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (folder / f"slurm-{job}.out").read_text()
+    assert state(folder / "undisturbed")["error"].startswith("rank 1 on node2: it was ended from outside")
     told = json.loads((folder / "rehearsal.json").read_text())
     assert (told["nodes"], told["world_size"]) == (2, 2)
     assert (told["resumed"]["different"], told["resumed"]["equal_weights"]) == (0, True)
@@ -137,13 +141,16 @@ def test_a_killed_superclip_run_starts_the_job_again_and_a_port_that_is_taken_is
         wait_for_epoch(run, 1)
         listening.kill()
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
+    wait_for_epoch(run, 3)
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_launcher")
     ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
     output = (run / f"slurm-{job}.out").read_text()
     assert f"training_job.sh: port {port} of node1 is taken; trying the next" in output
     starts = json.loads((run / "run.json").read_text())["attempts"]
-    assert [one["state"] for one in starts][1:] == ["finished"]
-    assert f"--master-port={port + 101}" in starts[1]["launcher"]
+    assert [one["state"] for one in starts][1:] == ["preempted", "finished"]
+    assert starts[1]["error"] == "the launcher on node2: it ended with exit code -9"
+    assert [f"--master-port={port + 101 * n}" in starts[n]["launcher"] for n in (1, 2)] == [True, True]
     assert_equal_weights(run, undisturbed)
 
 
