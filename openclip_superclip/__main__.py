@@ -19,6 +19,7 @@ GROUPS = {
     },
     "your data": {
         "shards": "make WebDataset shards of a table, a folder, COCO's JSON or a Hugging Face data set",
+        "audit": "which pairs' pictures do not speak for their captions, word by word, and which pairs to keep",
         "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
     },
     "weights": {

@@ -13,3 +13,12 @@ def file_identity(path: Path) -> str | None:
     except (OSError, zipfile.BadZipFile):
         return None
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Returns a digest of a whole file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(2**20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

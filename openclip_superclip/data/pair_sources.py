@@ -48,11 +48,11 @@ def read_source(path: str, keys: Keys, images: Path | None) -> Source:
     """
     place = Path(path)
     if is_table_file(path):
-        source = Source(list(_of_table(path, keys)), _read_file)
+        source = Source(list(pairs_of_table(path, keys)), _read_file)
     elif place.is_dir() and any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         source = _of_data_set(place, keys)
     elif place.is_dir():
-        source = Source(list(_of_folder(place, keys)), _read_file)
+        source = Source(list(pairs_of_folder(place, keys)), _read_file)
     elif path.endswith(".json"):
         source = Source(list(_of_coco(place, images or place.parent)), _read_file)
     else:
@@ -69,17 +69,18 @@ def _read_file(picture: str) -> bytes:
     return Path(picture).read_bytes()
 
 
-def _of_table(path: str, keys: Keys) -> Iterator[Pair]:
+def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
+    """Yields the rows of a table; InputError, which names `flag`, where it cannot be read as it is meant."""
     columns = keys.columns
     wanted = {"--label-key": keys.label, "--long-key": keys.long}
-    for number, row in enumerate(rows_of(path, columns, "SOURCE"), 1):
+    for number, row in enumerate(rows_of(path, columns, flag), 1):
         for flag, key in wanted.items():
             if key and key not in row:
                 raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {', '.join(map(str, row))}")
         yield Pair(f"row {number}", _word(row[columns.image]), _word(row[columns.caption]), *_others(row, keys))
 
 
-def _of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
+def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
     """Yields the pictures below a folder that have a .txt or .json beside them."""
     for place, folders, files in os.walk(folder):
         folders.sort()

@@ -22,7 +22,11 @@ def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
 def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
     """Yields all samples as `read_captions` does, with or without caption and picture."""
     json = long_caption.startswith("json:")
-    wanted = {"txt", "json" if json else long_caption.lower().lstrip(".")}
+    yield from read_members(shard, {"txt", "json" if json else long_caption.lower().lstrip(".")})
+
+
+def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
+    """Yields all samples with the members whose extensions are `wanted` as bytes, and the others as b""."""
     yield from group_by_keys_nothrow(_files(shard, wanted))
 
 

@@ -36,6 +36,13 @@ class Shares:
         lowest = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
         return (lowest * self.totals[words]).nan_to_num(nan=0.0)
 
+    def of_each(self, probabilities: Tensor, rows: Tensor, words: Tensor) -> Tensor:
+        """Returns the share of one word in one row each, [B, V] to [M]: of words[m] in probabilities[rows[m]]."""
+        tokens = self.tokens[words]
+        per_weight = probabilities[rows[:, None], tokens.clamp_max(self.blank - 1)] / self.weights[tokens]  # [M, L]
+        lowest = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
+        return (lowest * self.totals[words]).nan_to_num(nan=0.0)
+
     def highest(self, probabilities: Tensor, top: int) -> dict[int, float]:
         """Returns the `top` words and their shares of probabilities [V], each word as if it were alone."""
         shares, words = self.of(probabilities).topk(min(top, len(self.totals)))

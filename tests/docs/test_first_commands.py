@@ -14,6 +14,14 @@ SMALL_DEMO = {"--quick": "--quick --samples 320", "epoch_20": "epoch_1"}
 SMALL_STUDY = "--seeds 1 --set model=local-dir:tiny --set global_batch_size=16 --set 'samples=1 passes'"
 EXPECTED = {  # page: what is exchanged for less of the same, and what is there afterwards
     "architecture": ({}, []),
+    "audit": (
+        {
+            "ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny",
+            "--epochs 2": "--epochs 1 --workers 0",
+            "--batch-size 64": "--batch-size 16",
+        },
+        ["audit/report.html", "audit/kept.csv", "logs/again/checkpoints/epoch_1.pt"],
+    ),
     "benchmark": ({}, ["benchmark/benchmark.json"]),
     "captions": ({}, ["df.safetensors", "df.png"]),
     "data": ({}, []),
@@ -48,9 +56,10 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "tagging": (SMALL_DEMO, ["scene.png", "words"]),
     "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
 }
-SLOW = ("benchmark", "captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
+SLOW = ("audit", "benchmark", "captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
 ON_THE_DEMO = ("captions", "evaluation", "report", "slices", "tagging", "weights")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
+ON_OWN_DATA = ("own-data", "audit")
 ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests by whoever runs this
     "horovod", "contributing",
     "llava",  # begins with checkpoints of the paper's runs
@@ -80,7 +89,7 @@ def test_what_stands_first_on_a_page_runs(page, tmp_path, csv_data, request):
         command = command.replace(whole, less)
     if page in ON_THE_DEMO:
         (tmp_path / "demo").symlink_to(request.getfixturevalue("demo"))
-    if page == "own-data":
+    if page in ON_OWN_DATA:
         write_own_data(tmp_path, csv_data)
     folder = ROOT if page == "architecture" else tmp_path
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

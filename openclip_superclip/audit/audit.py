@@ -1,0 +1,234 @@
+"""An audit: scores the pairs of a data set into a folder, and shows and keeps what the scores say."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ..atomic_files import write_json, write_text
+from ..checkpoints.checkpoint import Checkpoint, latest_checkpoint
+from ..data.shard_pattern import is_remote
+from ..data.table_columns import Columns
+from ..errors import InputError
+from ..tagging.tagging_model import open_checkpoint, read_model, without_head
+from ..torch_device import check_device
+from .audit_folder import AuditFolder
+from .audit_page import write_page
+from .audited_data import WHOLE, AuditedFiles, Part, open_data
+from .kept_pairs import choose, write_kept
+from .pair_reading import ReadPair, read_in_batches
+from .pair_scores import PairScore, PairScorer
+from .scored_pairs import SCORES, ScoredPairs
+from .scores_file import UnfinishedScores, read_scores
+
+PAGE, LEFT_OUT, SUMMARY = "report.html", "left_out.csv", "summary.json"
+NUM_TOLD = 20  # words of the summary
+
+
+class Options(NamedTuple):
+    """How pairs are scored."""
+
+    architecture: str | None  # the OpenCLIP model's name, where nothing beside the weights says it
+    device: str
+    batch_size: int
+    threads: int  # that decode pictures
+
+
+class Audit:
+    """One audit: what is read, by which model, and the folder of what came out.
+
+    All that can be wrong is told before the model is built: InputError for data that is none, for a model without the
+    head that `by` needs, and for a folder of another audit.
+
+    Args:
+        by: the score that sorts the pairs, one of `CHOICES`; None for the best that the model gives.
+        part: of this call; None for all.
+        write_shards: whether kept samples are to be written.
+    """
+
+    def __init__(
+        self, data: str, columns: Columns, model: Path, out: Path, by: str | None, part: Part | None,
+        write_shards: bool, options: Options,
+    ):  # fmt: skip
+        check_device(options.device)
+        self.options, self.part = options, part
+        self.checkpoint = _checkpoint(model)
+        has_head = bool(self.checkpoint.head())
+        if not has_head and by not in (None, "clip-score"):
+            advice = without_head(self.checkpoint.path)
+            raise InputError(
+                f"--by {by} needs a class head, and {self.checkpoint.path} holds none ({advice}): give --by clip-score"
+            )
+        self.by = by or ("both" if has_head else "clip-score")
+        self.data = open_data(data, columns)
+        if part:
+            self.data.check_part(part)
+        if write_shards:
+            self._check_shards()
+        self.folder = AuditFolder(out, self.data, self.checkpoint.path, part)
+
+    def _check_shards(self) -> None:
+        """Raises InputError where --write-shards has no shards to take samples from."""
+        if isinstance(self.data, AuditedFiles):
+            raise InputError(
+                f"--write-shards is for shards, and DATA is {self.data.given}: --keep writes kept.csv of it"
+            )
+        if any(map(is_remote, self.data.shards)):
+            raise InputError("--write-shards copies from files, and DATA holds URLs: --keep alone lists the kept keys")
+
+    def score(self) -> int:
+        """Scores what no earlier call has scored, pair by pair, and returns how many pairs the part holds that were."""
+        part = self.part or WHOLE
+        if self.folder.is_finished(part) or (self.part is None and self.folder.num_parts > 1):
+            return 0
+        scorer = PairScorer(open_checkpoint(self.checkpoint, self.options.architecture, self.options.device))
+        scores = UnfinishedScores(self.folder.file_of(part), self.options.batch_size)
+        try:
+            earlier = scores.num_lines
+            for batch in self._batches(part, scores, scorer):
+                scores.add([_record(read, score) for read, score in batch])
+            scores.finish()
+        finally:
+            scores.close()
+        return earlier
+
+    def _batches(self, part: Part, scores: UnfinishedScores, scorer: PairScorer) -> Iterator[list]:
+        """Yields the pairs that are left with their scores, and shows how far it is."""
+        import torch
+
+        pairs = self.data.pairs(part, scores.last)
+        title = f"part {part.number}/{part.of}" if part.of > 1 else "pairs"
+        with tqdm(total=self.data.num_of(part), initial=scores.num_lines, desc=title, unit=" pairs") as progress:
+            preprocess, size = scorer.opened.preprocess(), self.options.batch_size
+            for batch in read_in_batches(pairs, preprocess, size, self.options.threads):
+                good = [read for read in batch if read.picture is not None]
+                found: list[PairScore] = []
+                if good:
+                    seen = scorer.see(torch.stack([read.picture for read in good]))
+                    found = scorer.score(seen, [read.pair.caption for read in good])
+                each = iter(found)
+                yield [(read, next(each) if read.picture is not None else None) for read in batch]
+                progress.update(len(batch))
+
+    def finish(self, num_worst: int, keep: float | None, write_shards: bool, unreadable_max: float) -> str:
+        """Joins the parts, writes the page, the summary and what is kept, and returns what to tell people.
+
+        Raises InputError where a part is not finished, and where more than a share `unreadable_max` of the pairs or
+        of the shards cannot be read; all files are there then.
+        """
+        folder = self.folder
+        folder.join()
+        scored = ScoredPairs(folder.scores)
+        _write_left_out(folder.out / LEFT_OUT, folder.scores)
+        num_scored = int(np.isfinite(scored.scores["clip_score"]).sum())
+        if not num_scored:
+            raise InputError(f"none of {len(scored):,} pairs could be scored; {folder.out / LEFT_OUT} says why")
+        goodness = scored.goodness(self.by)
+        write_page(
+            folder.out / PAGE, self.data, self.checkpoint.path, scored, folder.scores, goodness, self.by, num_worst
+        )
+        told = [_told(scored, num_scored, folder.out)]
+        summary = _summary(scored, num_scored)
+        if keep is not None:
+            kept = choose(goodness, keep)
+            files = write_kept(folder.out, self.data, folder.scores, kept, write_shards)
+            summary["kept"] = {"by": self.by, "share": keep, "pairs": int(kept.sum())}
+            told.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
+        write_json(folder.out / SUMMARY, summary)
+        told.append(f"worst by {self.by} first: {folder.out / PAGE}; every pair: {folder.scores}")
+        self._check_unreadable(scored, unreadable_max)
+        return "\n".join(told)
+
+    def _check_unreadable(self, scored: ScoredPairs, limit: float) -> None:
+        listed = f"more than --unreadable-max {limit:g} allows; {self.folder.out / LEFT_OUT} lists them"
+        if scored.num_unreadable > limit * len(scored):
+            found = f"{scored.num_unreadable:,} of {len(scored):,} pairs have a picture that cannot be read"
+            raise InputError(f"{found}, {listed}")
+        num_shards = len(getattr(self.data, "shards", []))
+        if scored.num_unreadable_shards > limit * num_shards:
+            raise InputError(
+                f"{scored.num_unreadable_shards:,} of {num_shards:,} shards cannot be read whole, {listed}"
+            )
+
+
+def _checkpoint(model: Path) -> Checkpoint:
+    """Returns the model's file, of a run's folder its last checkpoint."""
+    if (model / "checkpoints").is_dir():
+        last = latest_checkpoint(str(model / "checkpoints"), save_most_recent=False)
+        if last is None:
+            raise InputError(f"--model: {model} is a run without a checkpoint; expected checkpoints/epoch_N.pt in it")
+        model = Path(last)
+    return read_model(model)
+
+
+def _record(read: ReadPair, score: PairScore | None) -> dict:
+    """Returns a pair's line."""
+    pair = read.pair
+    record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
+    record |= {"uid": pair.uid} if pair.uid else {}
+    if score is None:
+        return record | {"problem": read.problem}
+    record["clip_score"] = round(score.clip_score, 6)
+    if score.class_loss is not None:
+        record["class_loss"] = round(score.class_loss, 6)
+    if score.support is not None:
+        record["support"] = round(score.support, 6)
+    for name, words in (("words", score.words), ("offered", score.offered)):
+        if words:
+            record[name] = [
+                {
+                    "word": word.word, "share": float(f"{word.share:.4g}"), "expected": float(f"{word.expected:.4g}"),
+                    "support": round(word.support, 4),
+                }
+                for word in words
+            ]  # fmt: skip
+    return record
+
+
+def _write_left_out(file: Path, scores: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["where", "key", "reason"])
+    for record in read_scores(scores):
+        if "problem" in record:
+            writer.writerow([record["where"], record["key"], record["problem"]])
+    write_text(file, text.getvalue())
+
+
+def _summary(scored: ScoredPairs, num_scored: int) -> dict:
+    """Returns the numbers of an audit, for JSON."""
+    found = {"pairs": len(scored), "scored": num_scored, "left_out": dict(scored.problems), "scores": {}}
+    for name in SCORES:
+        values = scored.scores[name][np.isfinite(scored.scores[name])]
+        if len(values):
+            low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
+            found["scores"][name] = {"mean": float(values.mean()), "5 %": low, "median": middle, "95 %": high}
+    found["repeated_captions"] = scored.num_repeating()
+    rows = scored.words.rows()
+    found["words"] = {
+        "captions": sum(row.num_captions for row in rows),
+        "doubted": sum(row.num_doubted for row in rows),
+    }
+    found["doubted_most"] = [
+        {"word": row.word, "captions": row.num_captions, "doubted": row.num_doubted} for row in rows[:NUM_TOLD]
+    ]
+    return found
+
+
+def _told(scored: ScoredPairs, num_scored: int, out: Path) -> str:
+    lines = [f"{num_scored:,} pairs scored"]
+    if scored.problems:
+        reasons = ", ".join(f"{number:,} × {reason}" for reason, number in scored.problems.most_common())
+        lines[0] += f"; left out: {reasons}; {out / LEFT_OUT} lists all"
+    if not scored.has_head:
+        lines.append("the model has no class head: CLIP score alone, no class loss and no words")
+        return "\n".join(lines)
+    rows = [row for row in scored.words.rows()[:5] if row.num_doubted]
+    if rows:
+        named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
+        lines.append(f"words doubted most often: {named}")
+    return "\n".join(lines)

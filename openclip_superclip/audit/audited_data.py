@@ -1,0 +1,194 @@
+"""The data that is audited, pair by pair and always in one order: a table, a folder or shards."""
+
+import hashlib
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..checkpoints.file_identity import content_digest
+from ..config import Config
+from ..data.pair_sources import Keys, Pair, pairs_of_folder, pairs_of_table
+from ..data.shard_pattern import expand, is_remote, refuse_other_patterns
+from ..data.shard_reader import read_members
+from ..data.shard_scan import listed_samples
+from ..data.table_check import look_at_table
+from ..data.table_columns import Columns, is_table_file
+from ..errors import InputError
+
+IMAGES = ("png", "jpg", "jpeg", "webp")  # OpenCLIP's
+NO_CAPTION, NO_PICTURE = "no caption", "no picture"  # what was never a pair, and is not unreadable
+NUM_LOOKED_FOR = 256  # pictures, before anything is loaded
+
+
+class Part(NamedTuple):
+    """One of several parts of the data."""
+
+    number: int  # from 1 on
+    of: int
+
+    def holds(self, place: int) -> bool:
+        """Returns whether the pair or shard of this place in the data belongs to the part."""
+        return place % self.of == self.number - 1
+
+
+WHOLE = Part(1, 1)
+
+
+class AuditedPair(NamedTuple):
+    """A pair of the data, or what stands in the place of one."""
+
+    place: tuple[int, int]  # shard and sample, or 0 and row: the order of the data
+    where: str  # for people: the shard, the row, the file
+    key: str  # the sample's key, or the picture's path
+    caption: str
+    picture: str | bytes  # its file, or what is in it
+    problem: str = ""  # why there is no pair
+    uid: str = ""  # DataComp's, where a sample has one
+
+
+class AuditedFiles:
+    """The rows of a table, or the pictures of a folder with captions beside them."""
+
+    def __init__(self, given: str, columns: Columns):
+        self.given, self.keys, self.is_table = given, Keys(columns), is_table_file(given)
+        self.columns = columns
+        if self.is_table:
+            self.num_pairs = look_at_table(given, columns, Config(), "DATA", pictures=False).num_rows
+        else:
+            self.num_pairs = sum(1 for _ in self._pairs())
+        first = list(itertools.islice(self.pairs(WHOLE), NUM_LOOKED_FOR))
+        if not first:
+            raise InputError(
+                f"DATA: {given} holds no pair: expected pictures with a .txt or .json of the same name beside them"
+            )
+        if not any(is_remote(pair.picture) or os.path.exists(pair.picture) for pair in first):
+            raise InputError(
+                f"DATA: none of the first {len(first):,} pictures of {given} is there, such as {first[0].picture}: "
+                f"paths are from {os.getcwd()}, where this runs"
+            )
+
+    def digest(self) -> str:
+        """Returns what tells the data from other data: of a table its text, of a folder its files' names and times."""
+        if self.is_table:
+            return content_digest(Path(self.given))
+        digest = hashlib.sha256()
+        for place, folders, files in os.walk(self.given):
+            folders.sort()
+            for name in sorted(files):
+                state = os.stat(path := os.path.join(place, name))
+                digest.update(f"{os.path.relpath(path, self.given)} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def check_part(self, part: Part) -> None:
+        """Raises InputError where a part would hold nothing."""
+        if part.of > self.num_pairs:
+            raise InputError(f"--part {part.number}/{part.of}: {self.given} holds {self.num_pairs:,} pairs alone")
+
+    def num_of(self, part: Part) -> int | None:
+        """Returns the pairs of a part, None where nothing tells."""
+        return len(range(part.number - 1, self.num_pairs, part.of))
+
+    def pairs(self, part: Part, after: tuple[int, int] = (0, -1)) -> Iterator[AuditedPair]:
+        """Yields the pairs of a part, those alone that come after a place."""
+        for row, pair in enumerate(self._pairs()):
+            if row > after[1] and part.holds(row):
+                problem = "" if pair.caption else NO_CAPTION
+                yield AuditedPair((0, row), pair.where, pair.picture, pair.caption, pair.picture, problem)
+
+    def _pairs(self) -> Iterator[Pair]:
+        if self.is_table:
+            return pairs_of_table(self.given, self.keys, "DATA")
+        return pairs_of_folder(Path(self.given), self.keys)
+
+
+class AuditedShards:
+    """The samples of WebDataset shards; a part is some of the shards."""
+
+    def __init__(self, given: str):
+        self.given, self.shards = given, expand(given, "DATA")
+        refuse_other_patterns(self.shards[0], "DATA")
+        if not any(is_remote(shard) or os.path.exists(shard) for shard in self.shards):
+            raise InputError(f"DATA: there is no file {self.shards[0]}")
+
+    def digest(self) -> str:
+        """Returns what tells the data from other data: names and sizes of the shards."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            size = os.path.getsize(shard) if os.path.exists(shard) else None
+            digest.update(f"{shard} {size}\n".encode())
+        return digest.hexdigest()
+
+    def check_part(self, part: Part) -> None:
+        """Raises InputError where a part would hold nothing."""
+        if part.of > len(self.shards):
+            raise InputError(
+                f"--part {part.number}/{part.of}: {self.given} is {len(self.shards):,} shards, and a part is some of "
+                "them: expected no more parts than shards"
+            )
+
+    def shards_of(self, part: Part) -> list[tuple[int, str]]:
+        """Returns the shards of a part with their places."""
+        return [(place, shard) for place, shard in enumerate(self.shards) if part.holds(place)]
+
+    def num_of(self, part: Part) -> int | None:
+        """Returns the pairs of a part, None where nothing tells."""
+        shards = [shard for _, shard in self.shards_of(part)]
+        listed = listed_samples(shards)
+        return sum(listed.values()) if len(listed) == len(shards) else None
+
+    def pairs(self, part: Part, after: tuple[int, int] = (0, -1)) -> Iterator[AuditedPair]:
+        """Yields the pairs of a part, those alone that come after a place."""
+        for place, shard in self.shards_of(part):
+            if place < after[0]:
+                continue
+            for pair in _of_shard(place, shard):
+                if pair.place > tuple(after):
+                    yield pair
+
+
+def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
+    """Returns the data that DATA names; InputError for what is none, before anything is loaded."""
+    if is_table_file(given) or (os.path.isdir(given) and not _is_data_set(given)):
+        return AuditedFiles(given, columns)
+    names = expand(given, "DATA")
+    if names[0].endswith(".tar") or is_remote(names[0]):
+        return AuditedShards(given)
+    there = "" if os.path.exists(given) else ": there is no such file or folder"
+    raise InputError(
+        f"DATA is {given}{there}; expected a table (.csv, .tsv), a folder of pictures with a .txt beside each, or "
+        "shards (.tar); superclip shards makes shards of COCO's JSON and of Hugging Face data sets"
+    )
+
+
+def _is_data_set(folder: str) -> bool:
+    return any(os.path.exists(os.path.join(folder, name)) for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def _of_shard(place: int, shard: str) -> Iterator[AuditedPair]:
+    """Yields the samples of a shard and, where it cannot be read, one that says why in the place of what is lost."""
+    number = -1
+    try:
+        for number, sample in enumerate(read_members(shard, {"txt", "json", *IMAGES})):
+            caption = sample.get("txt", b"").decode("utf-8", "replace").strip()
+            picture = next((sample[image] for image in IMAGES if image in sample), b"")
+            problem = NO_PICTURE if not picture else "" if caption else NO_CAPTION
+            pair = AuditedPair((place, number), shard, sample["__key__"], caption, picture, problem)
+            yield pair._replace(uid=_uid(sample.get("json", b"")))
+    except (OSError, EOFError, tarfile.TarError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else "not a whole tar file"
+        problem = f"{why} ({str(error).partition(':')[0]})" if why != "no such file" else why
+        yield AuditedPair((place, number + 1), shard, "", "", b"", problem)
+
+
+def _uid(content: bytes) -> str:
+    if b'"uid"' not in content:
+        return ""
+    try:
+        uid = json.loads(content).get("uid", "")
+    except (ValueError, AttributeError):
+        return ""
+    return uid if isinstance(uid, str) and len(uid) == 32 and set(uid) <= set("0123456789abcdef") else ""

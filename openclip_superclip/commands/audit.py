@@ -1,0 +1,143 @@
+"""superclip audit: what a model says of each pair of a data set, word by word, and which pairs to keep."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..running.run_settings import RunSettings
+from .least_values import check_least
+
+STOPPED = 130  # by Ctrl-C
+CHOICES = ("support", "class-loss", "clip-score", "both")
+
+
+def main(argv: list[str]) -> int:
+    """Scores the pairs, writes the page and what is kept, prints the summary, and returns the exit code."""
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # which torchrun needs, and passes on
+    options = _parse(argv)
+    from ..evaluation.evaluation_ranks import EvaluationRanks
+
+    ranks = EvaluationRanks()
+    try:
+        told = _audit(options, ranks)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from there", file=sys.stderr)
+        return STOPPED
+    if told:
+        print(told)
+    ranks.end()
+    return 0
+
+
+def _audit(options: argparse.Namespace, ranks) -> str:
+    """Returns what to print; nothing on ranks but the first."""
+    from ..audit.audit import Audit, Options
+    from ..audit.audited_data import Part
+    from ..data.table_columns import Columns
+
+    part = Part(*options.part) if options.part else None
+    if ranks.world_size > 1:
+        part = Part(ranks.rank + 1, ranks.world_size)
+    columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
+    settings = Options(options.architecture, options.device, options.batch_size, options.threads)
+    audit = Audit(options.data, columns, options.model, options.out, options.by, part, options.write_shards, settings)
+    failed = None
+    try:
+        earlier = audit.score()
+    except Exception as error:
+        if ranks.world_size == 1:
+            raise
+        failed = error
+    ranks.raise_together(failed)
+    if earlier and ranks.is_first:
+        print(f"{earlier:,} pairs were scored before", file=sys.stderr)
+    if options.part:
+        number, of = options.part
+        return f"part {number}/{of} is scored: {audit.folder.file_of(part)}; without --part the command joins the parts"
+    if not ranks.is_first:
+        return ""
+    return audit.finish(options.worst, options.keep, options.write_shards, options.unreadable_max)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="superclip audit",
+        description="Says of each pair of a data set how far its picture speaks for its caption: the class loss, the "
+        "support of each word, what the caption lacks, and the CLIP score of the same model. Writes a line of JSON a "
+        "pair and a page with the worst of them. A call that was stopped goes on with the same command.",
+        epilog="example: superclip audit pairs.csv --model logs/superclip --out audit --keep 0.8",
+    )
+    parser.add_argument(
+        "data", metavar="DATA",
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each picture, or a brace pattern of shards, "
+        "in quotes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", type=Path, required=True,
+        help="a run's folder, a training checkpoint, or a folder of superclip export --with-head or of superclip "
+        "import; without a class head there is the CLIP score alone",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of one audit")
+    parser.add_argument("--csv-separator", default=",", metavar="C", help="of a table (default: %(default)s)")
+    parser.add_argument(
+        "--csv-img-key", default="image", metavar="KEY", help="column of the pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--csv-caption-key", default="caption", metavar="KEY",
+        help="column of the captions, or field of each .json (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", choices=CHOICES,
+        help="what sorts the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
+        "(default: both; clip-score without a head)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", type=float, metavar="SHARE",
+        help="keep the best of the pairs: kept.txt, of a table kept.csv, of a folder kept.csv",
+    )  # fmt: skip
+    parser.add_argument(
+        "--write-shards", action="store_true", help="with --keep, of shards: the kept samples in shards, DIR/kept"
+    )
+    parser.add_argument("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
+    parser.add_argument(
+        "--part", metavar="I/N",
+        help="score one part of N, as several machines may do; without it the same command joins the finished parts",
+    )  # fmt: skip
+    parser.add_argument("--architecture", help="the OpenCLIP model's name, where nothing beside the checkpoint says it")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
+        help="that read pictures (default: one a core, at most 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unreadable-max", type=float, default=RunSettings.unreadable_max, metavar="SHARE",
+        help="of the pairs, or of the shards: where more cannot be read the exit code is 1 (default: %(default)s)",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    check_least(options, batch_size=1, threads=1, worst=1)
+    if options.keep is not None and not 0 < options.keep < 1:
+        raise InputError(f"--keep is {options.keep}; expected a share above 0 and below 1, such as 0.8")
+    if options.write_shards and options.keep is None:
+        raise InputError("--write-shards writes what --keep keeps; expected --keep beside it")
+    if not 0 <= options.unreadable_max <= 1:
+        raise InputError(f"--unreadable-max is {options.unreadable_max}; expected a share from 0 to 1")
+    options.part = _part(options)
+    return options
+
+
+def _part(options: argparse.Namespace) -> tuple[int, int] | None:
+    if options.part is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    number, of = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise InputError(f"--part is {options.part}; expected such as 3/16, from 1/16 to 16/16")
+    if options.keep is not None:
+        raise InputError("--keep needs all parts: leave out --part to join them, or --keep")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--part: torchrun's ranks share the data out themselves: leave --part out")
+    return number, of

@@ -1,0 +1,319 @@
+"""superclip audit, by its parts: the scores' formulas against slow plain ones, files that were cut, what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+from PIL import Image
+from support.models import SPECIAL_TOKENS
+from support.small_shards import write_shards
+from webdataset import TarWriter
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.audit.audited_data import NO_CAPTION, Part, open_data
+from openclip_superclip.audit.kept_pairs import choose, write_kept
+from openclip_superclip.audit.pair_reading import read_in_batches
+from openclip_superclip.audit.pair_scores import PairScorer
+from openclip_superclip.audit.planted_errors import measure, plant_one_word, plant_swaps, plant_words
+from openclip_superclip.audit.ranks import auroc, mean_of_ranks, ranks
+from openclip_superclip.audit.scores_file import UnfinishedScores, merge_scores, read_scores
+from openclip_superclip.audit.word_table import WordTable
+from openclip_superclip.data.table_columns import Columns
+from openclip_superclip.demo.scenes import scenes
+from openclip_superclip.errors import InputError
+from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.tagging.tagging_model import Opened
+
+LEARNED = ["a red cat", "a dog", "the blue house", "a cat, a dog and a red house", "a", "tree", "a tree"]
+CAPTIONS = ["a red cat", "dog, house. A DOG!", "unicorn tree", "", "a tree and a moon"]
+COLUMNS = Columns(",", "image", "caption")
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_model) -> Opened:
+    """A model with a head that nothing has trained, but that has counted captions."""
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(tiny_model)
+    tokenizer = open_clip.get_tokenizer(tiny_model)
+    model.statistics.update(tokenizer(LEARNED))
+    model.class_head.weight.data *= 3
+    return Opened(model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf())
+
+
+@pytest.fixture(scope="module")
+def scorer(opened) -> PairScorer:
+    return PairScorer(opened)
+
+
+@pytest.fixture(scope="module")
+def seen(opened, scorer):
+    torch.manual_seed(1)
+    pictures = torch.randn(len(CAPTIONS), 3, 32, 32)
+    return pictures, scorer.see(pictures)
+
+
+# Scores
+
+
+def test_class_loss_and_clip_score_are_the_trainings_own(opened, scorer, seen):
+    pictures, found = seen
+    model, tokens = opened.model, opened.tokenizer(CAPTIONS)
+    with torch.no_grad():
+        _, patch_mean = encode_image(model.visual, model.patch_tokens, pictures)
+        losses = model.class_head(patch_mean, tokens, model.statistics.idf()).tolist()
+        images, texts = model.encode_image(pictures, normalize=True), model.encode_text(tokens, normalize=True)
+    for one, caption, loss, cosine in zip(
+        scorer.score(found, CAPTIONS), CAPTIONS, losses, (images * texts).sum(dim=1).tolist(), strict=True
+    ):
+        assert one.clip_score == pytest.approx(cosine, abs=1e-5)
+        assert one.class_loss == (pytest.approx(loss, rel=1e-5) if caption else None)
+
+
+def test_support_is_what_a_slow_plain_version_gives(opened, scorer, seen):
+    counts, encoder = opened.model.statistics, opened.tokenizer.encode
+    df = counts.document_frequency.tolist()
+    n = counts.num_captions.item()
+    idf = [max(0.0, math.log((n + 1) / (d + 1))) if token not in SPECIAL_TOKENS else 0.0 for token, d in enumerate(df)]
+    mass = sum(d * w for d, w in zip(df, idf, strict=True))
+    for row, (one, caption) in enumerate(zip(scorer.score(seen[1], CAPTIONS), CAPTIONS, strict=True)):
+        p = seen[1].log_probabilities[row].double().exp().tolist()
+        tokens = [token for token in dict.fromkeys(encoder(caption)) if df[token] and idf[token]]
+        if not tokens:
+            assert one.support is None
+            continue
+        total = sum(idf[token] for token in tokens)
+        gained = most = 0.0
+        for token in tokens:
+            target, expected = idf[token] / total, df[token] * idf[token] / mass
+            gained += target * math.log(p[token] / expected)
+            most += target * math.log(target / expected)
+        assert one.support == pytest.approx(gained / most, rel=1e-4)
+        for word in one.words:
+            (token,) = encoder(word.word)
+            assert word.share == pytest.approx(p[token], rel=1e-4)
+            assert word.expected == pytest.approx(df[token] * idf[token] / mass, rel=1e-4)
+            assert word.support == pytest.approx(math.log2(p[token] * mass / (df[token] * idf[token])), abs=1e-3)
+
+
+def test_a_word_has_support_where_the_head_has_learned_it_and_once(scorer, seen):
+    words = [[word.word for word in one.words] for one in scorer.score(seen[1], CAPTIONS)]
+    assert words == [["a", "red", "cat"], ["dog", "house", "a"], ["tree"], [], ["a", "tree", "and"]]
+
+
+def test_rare_words_are_no_suspects_for_being_rare(scorer, seen):
+    """A head that knows nothing of the picture doubts no word, and one that expects just the caption supports it."""
+    expected = scorer.captions.expected.clamp_min(1e-30).log().expand(len(CAPTIONS), -1)
+    for one in scorer.score(seen[1]._replace(log_probabilities=expected), CAPTIONS):
+        assert one.support in (None, pytest.approx(0, abs=1e-4))
+        assert all(word.support == pytest.approx(0, abs=1e-3) for word in one.words)
+    labels = torch.zeros_like(expected).scatter_(1, scorer.opened.tokenizer(CAPTIONS), 1.0)
+    target = torch.nn.functional.normalize(labels * scorer.weights * scorer.captions.known, p=1, dim=1)
+    sure = seen[1]._replace(log_probabilities=target.clamp_min(1e-30).log())
+    assert [one.support for one in scorer.score(sure, CAPTIONS)] == [
+        None if not caption else pytest.approx(1, abs=1e-4) for caption in CAPTIONS
+    ]
+
+
+def test_what_is_offered_is_learned_missing_and_spoken_for(scorer, seen):
+    probabilities = torch.full_like(seen[1].log_probabilities, 1e-6)
+    for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # of moon nothing was learned
+        probabilities[:, scorer.opened.tokenizer.encode(word)] = share
+    found = scorer.score(seen[1]._replace(log_probabilities=probabilities.log()), CAPTIONS)
+    assert [[word.word for word in one.offered] for one in found] == [
+        ["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]
+    ]  # fmt: skip  # tree is expected more often than it is seen
+    assert all(word.support > 0 for one in found for word in one.offered)
+
+
+def test_a_model_without_a_head_gives_the_clip_score_alone(opened, tiny_model):
+    plain = Opened(open_clip.create_model(tiny_model).eval(), opened.tokenizer, opened.preprocess_cfg, None)
+    (one,) = PairScorer(plain).score(PairScorer(plain).see(torch.randn(1, 3, 32, 32)), ["a cat"])
+    assert -1 <= one.clip_score <= 1
+    assert (one.class_loss, one.support, one.words, one.offered) == (None, None, (), ())
+
+
+# Ranks, words, choice
+
+
+def test_ranks_and_auroc_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    scores, bad = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
+    pairs = [(b < g) + 0.5 * (b == g) for b in scores[bad] for g in scores[~bad]]
+    assert auroc(scores, bad) == pytest.approx(np.mean(pairs))
+    assert ranks(np.array([3.0, 1, 3, 2])).tolist() == [2.5, 0, 2.5, 1]
+    assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [0.5, 0.5]
+
+
+def test_words_come_by_what_is_certain_of_their_doubts():
+    table = WordTable()
+    for word, num_captions, num_doubted in (("once", 1, 1), ("often", 40, 30), ("seldom", 40, 2)):
+        for number in range(num_captions):
+            table.add([(word, -1.0 if number < num_doubted else 1.0)])
+    assert [row.word for row in table.rows()] == ["often", "once", "seldom"]
+    row = table.rows()[0]
+    assert (row.num_captions, row.num_doubted) == (40, 30)
+    assert row.at_least == pytest.approx(0.598, abs=1e-3)  # Wilson's, of 30 of 40
+
+
+def test_a_share_of_those_that_have_a_score_is_kept():
+    assert choose(np.array([1, -np.inf, 3, 2, 3, 0]), 0.4).tolist() == [False, False, True, False, True, False]
+
+
+def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
+    shown = list(scenes(60, 5, "test"))
+    rng = np.random.default_rng(0)
+    planted = plant_swaps(shown, rng)
+    assert 0 < sum(map(bool, planted.wrong)) <= 12
+    assert sorted(planted.captions) == sorted(scene.captions["long"] for scene in shown)
+    planted = plant_words(shown, rng, 1.0)
+    assert all(len(set(caption.split(", ")) - set(scene.objects)) == 1 for caption, scene in zip(
+        planted.captions, shown, strict=True
+    ))  # fmt: skip
+    planted = plant_one_word(shown, rng, 0.1, "kite")
+    assert sum(map(bool, planted.wrong)) == 6
+    model, _, preprocess = superclip.create_model_and_transforms(tiny_model)
+    model.statistics.update(opened.tokenizer([scene.captions["long"] for scene in scenes(400, 0, "train")]))
+    named = opened._replace(model=model.eval(), token_weights=model.statistics.idf())
+    found = measure(PairScorer(named), preprocess, 0, num_scenes=20)
+    assert found.keys() >= {"swapped, class loss", "replaced, support and CLIP score", "mislabelled 10%, first"}
+    assert all(0 <= value <= 100 for value in found.values())
+
+
+# Data and files
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A table with commas, quotes, a line break, a blank line, an empty caption and pictures that are none."""
+    Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / "0.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
+    rows = ['{p}/0.png,"a cat, a dog"', '{p}/0.png,"two\nlines"', "", "{p}/nix.png,a dog", "{p}/cut.png,a tree"]
+    rows += ["{p}/0.png,", '{p}/0.png,"a ""moon"""']
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "\n".join(rows).replace("{p}", str(tmp_path)))
+    return tmp_path / "pairs.csv"
+
+
+def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
+    data = open_data(str(pairs), COLUMNS)
+    whole = list(data.pairs(Part(1, 1)))
+    assert [pair.caption for pair in whole] == ["a cat, a dog", "two\nlines", "a dog", "a tree", "", 'a "moon"']
+    parts = [list(data.pairs(Part(number, 4))) for number in (1, 2, 3, 4)]
+    assert sorted(pair for part in parts for pair in part) == whole
+    assert [len(part) for part in parts] == [data.num_of(Part(number, 4)) for number in (1, 2, 3, 4)]
+    assert list(data.pairs(Part(2, 4), after=(0, 1))) == parts[1][1:]
+    read = [one for batch in read_in_batches(iter(whole), lambda image: image.size, 4, 2) for one in batch]
+    assert [one.problem.partition(" (")[0] for one in read] == [
+        "", "", "no such file", "no readable picture", NO_CAPTION, ""
+    ]  # fmt: skip
+
+
+def test_the_kept_rows_of_a_table_are_its_very_text(pairs, tmp_path):
+    data = open_data(str(pairs), COLUMNS)
+    with open(tmp_path / "scores.jsonl", "w") as file:
+        file.writelines(json.dumps({"place": p.place, "key": p.key}) + "\n" for p in data.pairs(Part(1, 1)))
+    kept = np.array([False, True, False, True, False, True])
+    assert write_kept(tmp_path, data, tmp_path / "scores.jsonl", kept, False)[1] == f"{tmp_path}/kept.csv"
+    picture, cut = tmp_path / "0.png", tmp_path / "cut.png"
+    assert (tmp_path / "kept.csv").read_text() == (
+        f'image,caption\n{picture},"two\nlines"\n{cut},a tree\n{picture},"a ""moon"""\n'
+    )
+    assert (tmp_path / "kept.txt").read_text() == f"{picture}\n{cut}\n{picture}\n"
+
+
+def test_shards_are_read_with_what_is_wrong_in_them(tmp_path):
+    pattern = write_shards(tmp_path / "shards", 4)
+    whole = (tmp_path / "shards/000001.tar").read_bytes()
+    (tmp_path / "shards/000001.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "shards/000002.tar").unlink()
+    with TarWriter(str(tmp_path / "shards/000003.tar")) as tar:
+        tar.write({"__key__": "a", "png": b"none", "txt": "a cat", "json": {"uid": "0" * 31 + "f"}})
+        tar.write({"__key__": "b", "png": b"none", "txt": " "})
+        tar.write({"__key__": "c", "txt": "alone"})
+    data = open_data(pattern, COLUMNS)
+    found = list(data.pairs(Part(1, 1)))
+    assert [pair.place for pair in found] == sorted(pair.place for pair in found)
+    problems: dict[int, list[str]] = {}
+    for pair in found:
+        problems.setdefault(pair.place[0], []).append(pair.problem.partition(" (")[0])
+    assert problems[0] == [""] * 16
+    assert problems[1][-1] == "not a whole tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
+    assert problems[2] == ["no such file"]
+    assert problems[3] == ["", "no caption", "no picture"]
+    assert [pair.uid for pair in found][-3:] == ["0" * 31 + "f", "", ""]
+    assert sorted([*data.pairs(Part(1, 2)), *data.pairs(Part(2, 2))]) == found
+    assert list(data.pairs(Part(1, 1), after=(0, 14)))[:2] == found[15:17]
+    assert data.num_of(Part(1, 1)) is None  # no sizes.json tells
+
+
+def records(numbers) -> list[dict]:
+    return [{"place": [0, number], "key": str(number), "caption": "a cat"} for number in numbers]
+
+
+def test_a_file_of_scores_that_was_cut_goes_on_from_its_last_whole_batch(tmp_path):
+    file = tmp_path / "scores.jsonl"
+    scores = UnfinishedScores(file, 4)
+    for start in (0, 4, 8):
+        scores.add(records(range(start, start + 4)))
+    with pytest.raises(InputError, match="another call writes"):
+        UnfinishedScores(file, 4)
+    scores.close()
+    part = tmp_path / "scores.jsonl.part"
+    part.write_bytes(part.read_bytes()[:-9])
+    scores = UnfinishedScores(file, 4)
+    assert (scores.num_lines, scores.last) == (8, (0, 7))
+    scores.add(records(range(8, 10)))
+    scores.finish()
+    scores.close()
+    assert list(read_scores(file)) == records(range(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_parts_are_joined_in_the_order_of_the_data(tmp_path):
+    parts = [tmp_path / "1", tmp_path / "2"]
+    for start, part in enumerate(parts):
+        part.write_text("".join(f"{json.dumps(record)}\n" for record in records(range(start, 9, 2))))
+    merge_scores(parts, tmp_path / "all")
+    assert list(read_scores(tmp_path / "all")) == records(range(9))
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    scores = UnfinishedScores(tmp_path / "scores.jsonl", 4)
+    scores.opened.close()
+    with open("/dev/full", "wb", buffering=0) as full:
+        scores.opened = full
+        with pytest.raises(
+            InputError, match=r"--out: .*scores.jsonl.part cannot be written \(No space left on device\)"
+        ):
+            scores.add(records([0]))
+    scores.close()
+
+
+REFUSED = {
+    "--part 0/4": ("--part 0/4", "--part is 0/4; expected such as 3/16"),
+    "--part 5/4": ("--part 5/4", "--part is 5/4; expected such as 3/16"),
+    "--part half": ("--part half", "--part is half; expected such as 3/16"),
+    "--keep 1.5": ("--keep 1.5", "--keep is 1.5; expected a share above 0 and below 1"),
+    "--keep nan": ("--keep nan", "--keep is nan; expected a share above 0 and below 1"),
+    "--keep of a part": ("--keep 0.5 --part 1/2", "--keep needs all parts"),
+    "--write-shards alone": ("--write-shards", "expected --keep beside it"),
+    "--batch-size 0": ("--batch-size 0", "--batch-size is 0; expected 1 or more"),
+    "--unreadable-max 2": ("--unreadable-max 2", "--unreadable-max is 2.0; expected a share from 0 to 1"),
+    "--device": ("--device gpu", "--device is gpu, which torch cannot use here"),
+    "no model": ("", "--model: there is no file or folder nowhere"),
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.values(), ids=REFUSED)
+def test_flags_that_cannot_be_meant_are_refused_in_one_line(flags, reason, pairs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["audit", str(pairs), "--model", "nowhere", "--out", str(out), *flags.split()]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and reason in told and told.count("\n") == 1
+    assert not out.exists()
