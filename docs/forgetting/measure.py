@@ -17,9 +17,9 @@ from open_clip import build_zero_shot_classifier, get_tokenizer, load_checkpoint
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
+from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.demo.measures import evaluating, scene_features
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image
-from openclip_superclip.demo.study_data import write_study_model
 
 OLD, NEW = NAMES[0::2], NAMES[1::2]
 NUM_OLD, NUM_NEW, NUM_MIXED, NUM_TEST = 20_480, 1_024, 1_024, 300
@@ -86,7 +86,7 @@ def zero_shot(weights: Path, model: str, names: list[str]) -> float:
 
 def main(work: Path) -> None:
     torch.set_num_threads(1)
-    model = write_study_model(work / "model")
+    model = write_model(work / "model")
     old = write_table(work / "old.csv", [(OLD, NUM_OLD)])
     new = write_table(work / "new.csv", [(NEW, NUM_NEW)])
     mixed = write_table(work / "mixed.csv", [(NEW, NUM_NEW), (OLD, NUM_MIXED)])

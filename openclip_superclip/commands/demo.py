@@ -62,10 +62,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _write_recipe_data(folder: Path) -> int:
-    from ..demo.recipe_data import write_recipe_data
+    from ..demo.training_data import write_training_data
 
     make_folder(folder, "--out")
-    model, shards = write_recipe_data(folder)
+    model, shards = write_training_data(folder)
     print(f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu")
     return 0
 

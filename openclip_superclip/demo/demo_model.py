@@ -1,57 +1,74 @@
-"""The demo's model: small enough for a laptop, made of OpenCLIP's own parts."""
+"""The demo's model: OpenCLIP's own parts, small, and a vocabulary of the words that scenes can name and no others."""
 
 import gzip
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..atomic_files import whole_file, write_text
-from .scenes import IMAGE_SIZE
+from .scenes import IMAGE_SIZE, NAMES
 
-# CLIP's vocabulary of 49,408 would make the head twenty times the rest of so small a model; on the paper's models it is
-# a fraction of a percent. 4,096 brings the head's share of a step's time below a tenth.
-VOCAB_SIZE = 4096
+CONTEXT = 18  # tokens: four names of two words and the commas between them
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
 
 
-def write_vocabulary(folder: Path) -> Path:
-    """Writes CLIP's vocabulary, cut after the first merges to VOCAB_SIZE tokens, and returns its file."""
-    from open_clip.tokenizer import default_bpe
-
-    vocabulary = (folder / "bpe.txt.gz").resolve()
-    with gzip.open(default_bpe()) as file:
-        lines = file.read().splitlines()
-    with whole_file(vocabulary) as file:  # the first line is a comment
-        file.write(gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0))
-    return vocabulary
-
-
-def write_model(folder: Path) -> str:
+def write_model(folder: Path, names: Sequence[str] = NAMES) -> str:
     """Writes the model's configuration and vocabulary and returns the --model that opens it.
 
-    A ModifiedResNet of one block a stage beside a text tower of two layers. The vocabulary is CLIP's own, cut after the
-    first merges.
+    OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, beside a text tower of two layers and width
+    64. Captions become the very tokens that CLIP's tokenizer gives: the vocabulary holds the bytes and those of its
+    merges that the names of the objects need. So the head is as small a part of a step as beside the paper's models.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text_cfg = {"context_length": 32, "vocab_size": VOCAB_SIZE, "width": 128, "heads": 2}
-    return write_small_resnet(folder, write_vocabulary(folder), width=32, text_cfg=text_cfg)
-
-
-def write_small_resnet(folder: Path, vocabulary: Path, width: int, text_cfg: dict) -> str:
-    """Writes the configuration of a ModifiedResNet of one block a stage, and returns the --model that opens it.
-
-    Args:
-        folder: it is there.
-        vocabulary: the file of the merges.
-        width: of the vision tower.
-        text_cfg: what of the text tower, of two layers, is not the vocabulary's file.
-    """
+    vocabulary = (folder / "bpe.txt.gz").resolve()
+    merges = needed_merges(names)
+    with whole_file(vocabulary) as file:  # the first line is a comment
+        file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
+    text_cfg = {
+        "context_length": CONTEXT,
+        "vocab_size": NUM_TOKENS_WITHOUT_MERGES + len(merges),
+        "tokenizer_kwargs": {"bpe_path": str(vocabulary)},
+        "width": 64,
+        "heads": 1,
+        "layers": 2,
+    }
     model_cfg = {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": width, "head_width": 32},
-        "text_cfg": {**text_cfg, "tokenizer_kwargs": {"bpe_path": str(vocabulary)}, "layers": 2},
+        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
+        "text_cfg": text_cfg,
     }
     write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
     return f"local-dir:{folder}"
+
+
+def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the merges of CLIP's vocabulary by which its tokenizer spells the names, in its order.
+
+    With these alone it spells them as with all: a pair that it joins is one of them, whichever others there are.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    ranks, needed = tokenizer.bpe_ranks, set()
+    for word in sorted(set(tokenizer.pat.findall(", ".join(names).lower()))):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+            best = min(pairs, key=ranks.get)
+            needed.add(best)
+            parts = _joined(parts, best)
+    return sorted(needed, key=ranks.get)
+
+
+def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """Returns the parts with every occurrence of the pair as one."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def load(weights: Path, model: str):

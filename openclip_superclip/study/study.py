@@ -79,10 +79,10 @@ def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
 def _write_demo_data(call: StudyCall) -> None:
     import torch
 
-    from ..demo.study_data import write_study_data
+    from ..demo.training_data import write_training_data
 
     torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
-    write_study_data(call.scenes, data_of_scenes(call.study))
+    write_training_data(call.scenes, data_of_scenes(call.study))
 
 
 def _provenance(call: StudyCall) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..demo.study_data import DATA, LONG, StudyData
+from ..demo.training_data import SCENES, TRAINING_DATA, TrainingData
 from ..errors import InputError
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
@@ -85,10 +85,10 @@ def study_call(
     return StudyCall(study, out, runs_in, device, data, set_, again, scenes, settings)
 
 
-def data_of_scenes(study: Study) -> StudyData:
+def data_of_scenes(study: Study) -> TrainingData:
     """Returns which of the demo's models and shards a study's runs are given."""
     shards = read_recipe(study.recipe, study.set).shards
-    return next((data for data in DATA if shards == f"{DEMO / data.shards}"), LONG)
+    return next((data for data in TRAINING_DATA if shards == f"{DEMO / data.shards}"), SCENES)
 
 
 def _on_validation_data(study: Study) -> Study:

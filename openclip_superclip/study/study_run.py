@@ -124,12 +124,15 @@ def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
         from ..demo.demo_model import load
         from ..demo.measures import measure
         from ..demo.scenes import UNSEEN_DESIGNERS
-        from ..demo.study_data import SECOND
+        from ..demo.training_data import SECOND_DRAW
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
-        second = {"designers": SECOND.designers, "trained_on": SECOND.designers, "seed": SECOND.seed}
-        shown = {"unseen-drawings": {"designers": UNSEEN_DESIGNERS}, "second-draw": second}.get(measures, {})
-        return measure(*load(weights, model), split=run.split, **shown)
+        designers, seed = SECOND_DRAW.designers, SECOND_DRAW.seed
+        shown = {
+            "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
+            "second-draw": {"designers": designers, "trained_on": designers, "seed": seed},
+        }
+        return measure(*load(weights, model), split=run.split, **shown.get(measures, {}))
     from ..report.run_scores import of_training
 
     return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}

@@ -1,14 +1,27 @@
 """Small models of every kind of tower, as --model opens them."""
 
+import gzip
 import json
 from pathlib import Path
 
 import open_clip
 import torch
 
-from openclip_superclip.demo.demo_model import VOCAB_SIZE, write_vocabulary
+from openclip_superclip.atomic_files import whole_file
+from openclip_superclip.demo.demo_model import NUM_TOKENS_WITHOUT_MERGES
 
+VOCAB_SIZE = 4096
 SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
+
+
+def write_vocabulary(folder: Path) -> Path:
+    """Writes CLIP's vocabulary, cut after the first merges to VOCAB_SIZE tokens, and returns its file."""
+    vocabulary = (folder / "bpe.txt.gz").resolve()
+    with gzip.open(open_clip.tokenizer.default_bpe()) as file:
+        lines = file.read().splitlines()
+    with whole_file(vocabulary) as file:  # the first line is a comment
+        file.write(gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0))
+    return vocabulary
 
 
 def write_model(folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg) -> str:

@@ -21,7 +21,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import GOLDEN
-from support.models import write_model
+from support.models import VOCAB_SIZE, write_model
 from support.released_models import FULL_SHAPES, plain_model, random_weights, write_hf_text_model, write_tokenizer
 from support.training_runs import run_ranks, superclip_train
 
@@ -30,7 +30,6 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.bpe_tokenizer import as_hugging_face
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
 from openclip_superclip.checkpoints.run_options import run_behind
-from openclip_superclip.demo.demo_model import VOCAB_SIZE
 from openclip_superclip.demo.demo_model import write_model as write_demo_model
 from openclip_superclip.errors import InputError
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from support.authors_files import CONFIG, altered
+from support.models import VOCAB_SIZE, write_vocabulary
 from support.small_shards import write_shards
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequency_file import Frequencies
-from openclip_superclip.demo.demo_model import VOCAB_SIZE, write_vocabulary
 from openclip_superclip.demo.demo_model import write_model as write_demo_model
 from openclip_superclip.planning.cost import estimate_cost
 from openclip_superclip.planning.plan import make_plan

@@ -278,7 +278,7 @@ def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkey
     less = estimate_memory(make_plan(read_recipe(DEMO, recipe | {"flags.grad-checkpointing": "true"}), 1, 1))
     assert two["gradients"] == 2 * alone["gradients"] == pytest.approx(alone["optimizer"], rel=0.01)
     assert two["peak"] > alone["peak"] + alone["gradients"]
-    assert less["peak"] < alone["peak"] - 5e7
+    assert less["peak"] < 0.95 * alone["peak"]
     assert alone["held_by"] == ["A100-40", "L40S-48", "A100-80", "H100-80", "H200"]
 
 
@@ -348,10 +348,10 @@ def test_what_arithmetic_can_tell_is_told_without_torch(command):
 
 def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("openclip_superclip.demo.recipe_data.SHARD_SIZE", 16)  # for 512
+    monkeypatch.setattr("openclip_superclip.demo.training_data.SHARD_SIZE", 16)  # for 1,024
     assert main(["demo", "--data-only"]) == 0
-    recipe = read_recipe(DEMO, {"samples": "256", "data_samples": "256"})
+    recipe = read_recipe(DEMO, {"samples": "128", "data_samples": "128"})
     assert Path(recipe.model.removeprefix("local-dir:"), "open_clip_config.json").is_file()
-    checked = make_plan(recipe, 1, 4, device="cpu").check_data(full=True, jobs=1)
-    assert (checked["shards"], checked["found"], checked["samples"], checked["bad"]) == (16, 16, 256, [])
+    checked = make_plan(recipe, 1, 2, device="cpu").check_data(full=True, jobs=1)
+    assert (checked["shards"], checked["found"], checked["samples"], checked["bad"]) == (8, 8, 128, [])
     assert checked["warnings"] == []

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.demo.demo_model import CONTEXT, needed_merges, write_model
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
-from openclip_superclip.demo.study_data import CONTEXT, needed_merges, write_study_model
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.report.run_scores import read_scores
@@ -22,7 +22,7 @@ from openclip_superclip.study.study_results import StudyResults
 from openclip_superclip.study.study_run import StudyRun, measured
 from openclip_superclip.study.study_training import run_name
 
-RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
+RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
     "question": "which?", "primary": "zero_shot", "recipe": RECIPE, "seeds": 3,
     "arms": {"CLIP": {"method": "clip"}, "SuperCLIP": {}, "CLIP longer": {"like": "CLIP", "samples": 45_056}},
@@ -146,7 +146,7 @@ def test_setting_the_method_makes_a_recipe_its_own_baseline_and_back():
     ours = read_recipe(RECIPE)
     plain = read_recipe(RECIPE, {"method": "clip"})
     assert (plain.method, plain.superclip) == ("clip", None)
-    assert read_recipe("scenes/clip_demo-study-model_40k_bs32", {"method": "superclip"}).superclip == ours.superclip
+    assert read_recipe("demo/clip_demo-model_40k_bs32", {"method": "superclip"}).superclip == ours.superclip
 
 
 # Differences
@@ -261,7 +261,7 @@ def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypat
 @pytest.mark.parametrize(("designers", "one_token"), [(DESIGNERS, "kite"), (SECOND_DESIGNERS, "duck")])
 def test_the_studys_vocabulary_spells_captions_as_clips_own_does(designers, one_token, tmp_path):
     names = names_of(designers)
-    model = write_study_model(tmp_path, names)
+    model = write_model(tmp_path, names)
     assert model == f"local-dir:{tmp_path}"
     ours, clips = SimpleTokenizer(bpe_path=str(tmp_path / "bpe.txt.gz")), SimpleTokenizer()
     for scene in scenes(300, designers=designers):
