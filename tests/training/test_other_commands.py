@@ -111,4 +111,4 @@ def test_a_checkpoint_has_the_size_that_was_planned(planned):
     cost = estimate_cost(ours, mfu=0.4, gpu_tflops=312)
     assert cost["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
     assert cost["disk_bytes"] == 2 * cost["checkpoint_bytes"]
-    assert (cost["vocabulary"], cost["ignored_tokens"]) == (4096, 3)
+    assert (cost["vocabulary"], cost["ignored_tokens"]) == (969, 3)
