@@ -23,6 +23,7 @@ from .scores_file import read_scores
 
 THUMBNAIL = 160  # pixels
 NUM_BINS, NUM_WORDS, NUM_REPEATED, NUM_PROBLEMS = 40, 40, 20, 20
+BOTH = "support and CLIP score"
 TITLES = {
     "class_loss": "class loss (nats; the lower the better)",
     "support": "support (1: just this caption; below 0: the picture speaks against it)",
@@ -65,7 +66,8 @@ def write_page(
     pictures = _pictures(data, worst)
     template = html_template(Path(__file__).with_name("audit.html"), segments=_segments, percent=_percent)
     page = template.render(
-        data=data.given, model=str(model), by=by, scored=scored, problems=problems, worst=worst, pictures=pictures,
+        data=data.given, model=str(model), by=BOTH if by == "both" else by.replace("-", " "), scored=scored,
+        problems=problems, worst=worst, pictures=pictures,
         histograms=[_histogram(TITLES[name], scored.scores[name]) for name in SCORES if _any(scored.scores[name])],
         words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted],
         repeated=[(number, captions[digest]) for digest, number in repeated.items()], thumbnail=THUMBNAIL,

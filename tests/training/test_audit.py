@@ -137,7 +137,7 @@ def test_the_page_shows_the_worst_pairs_and_asks_for_nothing_else(audited):
     first = page.split("<div class=pair>")[1]
     assert re.search(r"<mark title=\"share [\d.]+%, expected \d+%\">(red|blue|green|yellow)</mark>", first)
     assert all(f"<td>{reason}" in page for reason in BAD.values())
-    assert "Captions of several pairs" in page
+    assert "Captions of several pairs" in page and "The worst pairs by support and CLIP score" in page
 
 
 def test_the_kept_rows_are_the_tables_own_and_hold_no_wrong_caption(work, audited):
