@@ -102,7 +102,8 @@ class Audit:
 
         pairs = self.data.pairs(part, scores.last)
         title = f"part {part.number}/{part.of}" if part.of > 1 else "pairs"
-        with tqdm(total=self.data.num_of(part), initial=scores.num_lines, desc=title, unit=" pairs") as progress:
+        known = self.data.num_of(part)
+        with tqdm(total=known, initial=scores.num_lines, desc=title, unit=" pairs") as progress:
             preprocess, size = scorer.opened.preprocess(), self.options.batch_size
             for batch in read_in_batches(pairs, preprocess, size, self.options.threads):
                 good = [read for read in batch if read.picture is not None]
@@ -113,6 +114,8 @@ class Audit:
                 each = iter(found)
                 yield [(read, next(each) if read.picture is not None else None) for read in batch]
                 progress.update(len(batch))
+                if known is None:
+                    progress.total = self.data.likely_num(part, progress.n, batch[-1].pair.place)
 
     def finish(self, num_worst: int, keep: float | None, write_shards: bool, unreadable_max: float) -> str:
         """Joins the parts, writes the page, the summary and what is kept, and returns what to tell people.

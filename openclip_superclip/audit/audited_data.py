@@ -140,6 +140,14 @@ class AuditedShards:
         listed = listed_samples(shards)
         return sum(listed.values()) if len(listed) == len(shards) else None
 
+    def likely_num(self, part: Part, num_pairs: int, place: tuple[int, int]) -> int | None:
+        """Returns how many pairs a part may hold, as full as its first shards: `num_pairs` up to a place.
+
+        None before the first shard's end.
+        """
+        num_shards = place[0] // part.of
+        return round(num_pairs / num_shards * len(self.shards_of(part))) if num_shards else None
+
     def pairs(self, part: Part, after: tuple[int, int] = (0, -1)) -> Iterator[AuditedPair]:
         """Yields the pairs of a part, those alone that come after a place."""
         for place, shard in self.shards_of(part):

@@ -249,6 +249,8 @@ def test_shards_are_read_with_what_is_wrong_in_them(tmp_path):
     assert sorted([*data.pairs(Part(1, 2)), *data.pairs(Part(2, 2))]) == found
     assert list(data.pairs(Part(1, 1), after=(0, 14)))[:2] == found[15:17]
     assert data.num_of(Part(1, 1)) is None  # no sizes.json tells
+    assert [data.likely_num(Part(1, 1), 32, (place, 0)) for place in (0, 2)] == [None, 64]
+    assert data.likely_num(Part(2, 2), 16, (3, 0)) == 32
 
 
 def records(numbers) -> list[dict]:
