@@ -7,8 +7,11 @@ WORD = re.compile(r"[^\W_]+")  # letters and digits: commas, quotes and hyphens 
 
 
 def words_of(caption: str) -> list[str]:
-    """Returns the different words of a caption in small letters, in their order."""
-    return list(dict.fromkeys(word.casefold() for word in WORD.findall(caption)))
+    """Returns the different words of a caption in their order, as they stand; capitals make no other word."""
+    first: dict[str, str] = {}
+    for word in WORD.findall(caption):
+        first.setdefault(word.casefold(), word)
+    return list(first.values())
 
 
 def normalised(captions: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ LEAST = 1e-12  # of a share: what is below has no logarithm that means anything
 class WordSupport(NamedTuple):
     """A word of a caption."""
 
-    word: str
+    word: str  # in small letters
     share: float  # of the caption that the head expects for the picture, 0 to 1
     expected: float  # the same of a picture of which nothing is known
     support: float  # log2(share / expected): 0 says nothing, below 0 the picture speaks against the word
@@ -74,7 +74,7 @@ class CaptionSupport:
         share, expected = shares.of_each(probabilities, rows, asked), shares.of(self.expected)[asked]
         found: list[list[WordSupport]] = [[] for _ in captions]
         for row, place, *values in zip(*(of.tolist() for of in (rows, asked, share, expected)), strict=True):
-            found[row].append(word_support(spelled.words[place], *values))
+            found[row].append(word_support(spelled.words[place].casefold(), *values))
         return found
 
     def missing(self, probabilities: Tensor, tokens: Tensor) -> list[list[WordSupport]]:
