@@ -8,6 +8,7 @@ import os
 from .errors import InputError
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head")
+RECORDED_ALONE = ("word_course",)  # fields on which the weights do not depend
 
 
 def _flag(flag: str, default, help: str, **argparse_options):
@@ -75,6 +76,13 @@ class Config:
         "or as its gradient ends at the head",
         metavar="{off,shuffled-captions,detached-head}",
     )
+    word_course: str = _flag(
+        "--superclip-word-course",
+        "on",
+        "record after each epoch how well each word is known, in words/epoch_N.safetensors beside the checkpoints, "
+        "which superclip words --course and superclip report read",
+        metavar="{on,off}",
+    )
 
     @property
     def short_share(self) -> float | None:
@@ -96,6 +104,8 @@ class Config:
             )
         if self.placebo not in PLACEBOS:
             raise InputError(f"--superclip-placebo is '{self.placebo}'; expected one of {', '.join(PLACEBOS)}")
+        if self.word_course not in ("on", "off"):
+            raise InputError(f"--superclip-word-course is '{self.word_course}'; expected on or off")
         self._check_captions()
 
     def _check_captions(self) -> None:

@@ -70,6 +70,14 @@ def open_clip_data_order(args: Namespace, shared_epoch: object) -> tuple[Stage, 
     """
 
 
+@hookspec
+def open_clip_epoch_end(args: Namespace, model: object, epoch: int) -> None:
+    """Is called on every rank after an epoch's last step, before OpenCLIP evaluates and saves the checkpoint.
+
+    `model` is the one that is trained, as OpenCLIP has wrapped it; `epoch` counts from 0.
+    """
+
+
 @functools.cache
 def plugin_manager() -> pluggy.PluginManager:
     """Returns the pluggy manager with every installed plugin registered.

@@ -1,5 +1,6 @@
 """SuperCLIP's answers to OpenCLIP's hooks; with command_line_check.py, all that reads OpenCLIP's parsed options."""
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -65,6 +66,7 @@ def open_clip_model_kwargs(args):
             accum_freq=args.accum_freq,
             head_warmup=config.head_warmup,
             placebo=config.placebo,
+            word_course=_records_words(args, config),
             dual=config.captions == "dual",
             context_length=args.force_context_length,
             cache_dir=args.cache_dir,
@@ -100,6 +102,36 @@ def open_clip_create_loss(args):
     # SigLIP exchanges features with gradients; a local loss keeps the scale of its own rows.
     shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
     return SuperCLIPLoss(create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
+
+
+@hookimpl(optionalhook=True)  # an earlier version's patch does not have it
+def open_clip_epoch_end(args, model, epoch):
+    config = config_from(vars(args))
+    if config is None or not _records_words(args, config):
+        return
+    from .method.model import take_epoch_words
+
+    words = take_epoch_words(model)
+    if words is None or args.rank != 0:
+        return
+    from .data.word_course_file import write_epoch_words
+
+    tokenizer = _tokenizer(args.model, args.cache_dir, args.force_context_length)
+    try:
+        write_epoch_words(Path(args.logs, args.name), epoch + 1, words, tokenizer)
+    except OSError as error:
+        logging.warning(f"SuperCLIP: the words of epoch {epoch + 1} are not recorded ({error})")
+
+
+@functools.cache
+def _tokenizer(model, cache_dir, context_length):
+    from open_clip import get_tokenizer
+
+    return get_tokenizer(model, cache_dir=cache_dir, context_length=context_length)
+
+
+def _records_words(args, config) -> bool:
+    return config.word_course == "on" and bool(args.logs) and args.logs.lower() != "none"
 
 
 @hookimpl

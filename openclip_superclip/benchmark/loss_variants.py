@@ -1,4 +1,4 @@
-"""The class loss four ways, each with its gradients: what cannot be avoided, and three ways to get the rest."""
+"""The class loss five ways, each with its gradients: what cannot be avoided, and four ways to get the rest."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..method.class_loss import class_loss, plain_class_loss
+from ..method.word_sums import WordSums
 
 
 class Inputs(NamedTuple):
@@ -66,11 +67,17 @@ def ours(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Te
     class_loss(features, weight, bias, tokens, idf).mean().backward()
 
 
+def recorded(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
+    """Computes the same, and sums up how well each word is known, as training does by default."""
+    class_loss(features, weight, bias, tokens, idf, word_sums=WordSums(idf > 0)).mean().backward()
+
+
 CONTENDERS: dict[str, Callable[..., None]] = {
     "three products": products,
     "dense targets": dense,
     "sparse targets": sparse,
     "class_loss": ours,
+    "with the words recorded": recorded,
 }
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..atomic_files import write_json
-from ..config import Config, config_from, options_of
+from ..config import RECORDED_ALONE, Config, config_from, options_of
 from ..data.shard_pattern import expand
 from ..data.shard_reader import is_remote
 from ..errors import InputError
@@ -30,7 +30,7 @@ OPTIONS = (
     "force_context_length", "use_bn_sync", "lock_image", "lock_image_unlocked_groups", "lock_image_freeze_bn_stats",
     "lock_text", "lock_text_unlocked_layers", "lock_text_freeze_layer_norm", "siglip", "coca_caption_loss_weight",
     "coca_contrastive_loss_weight", "distill_model", "distill_pretrained", "use_bnb_linear", "superclip",
-    *(f"superclip_{field.name}" for field in dataclasses.fields(Config)),
+    *(f"superclip_{field.name}" for field in dataclasses.fields(Config) if field.name not in RECORDED_ALONE),
 )  # fmt: skip
 
 

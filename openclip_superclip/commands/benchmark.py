@@ -42,7 +42,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip benchmark",
         description="Times the class loss and its gradients beside the three matrix products that nothing can do "
-        "without and two other ways, then a whole training step with and without the head; in one process, in turns.",
+        "without and other ways, then a whole training step with and without the head; in one process, in turns.",
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")

@@ -1,6 +1,7 @@
-"""superclip words: the words that the class head sees in pictures, and where."""
+"""superclip words: the words that the class head sees in pictures, and where; and when a run learned them."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ STOPPED = 130  # by Ctrl-C
 def main(argv: list[str]) -> int:
     """Prints the words of each picture, or writes them all; returns the exit code, 3 where pictures were skipped."""
     options = _parse(argv)
+    if options.course:
+        return _course(options)
     from ..tagging.picture_files import find_pictures
 
     paths = find_pictures(options.images)
@@ -40,11 +43,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "the head expects, rare words weighing most: the IDF-weighted distribution that it was trained to predict.",
         epilog="example: superclip words pictures/ --model exported/ --heatmap",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, and folders of them")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
     parser.add_argument(
-        "--model", type=Path, required=True,
+        "--model", type=Path,
         help="with a class head: a folder of superclip export --with-head or of superclip import, or a training "
         "checkpoint",
+    )  # fmt: skip
+    parser.add_argument(
+        "--course", nargs="+", type=Path, metavar="RUN",
+        help="instead: when each word was learned, of one run or two side by side; of folders that --superclip has "
+        "trained, without a model (--out, default word_course: word_course.csv, .json and .png)",
     )  # fmt: skip
     parser.add_argument("--architecture", help="the OpenCLIP model's name, where nothing beside the checkpoint says it")
     parser.add_argument(
@@ -65,7 +73,44 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
     check_least(options, top=1)
+    if options.course:
+        _check_course(options)
+    elif not options.images:
+        raise InputError("IMAGE is missing: expected pictures or folders of them, or --course RUN")
+    elif options.model is None:
+        raise InputError("--model is missing: expected a folder of superclip export --with-head, or a checkpoint")
     return options
+
+
+def _check_course(options: argparse.Namespace) -> None:
+    """Raises InputError for what cannot go with --course."""
+    if len(options.course) > 2:
+        raise InputError(f"--course has {len(options.course)} runs; expected one, or two to stand side by side")
+    if options.images:
+        raise InputError(f"--course tells of a run, not of pictures: leave {options.images[0]} out")
+    for name, default in (("model", None), ("architecture", None), ("words", None), ("top", None), ("heatmap", False)):
+        if getattr(options, name) != default:
+            raise InputError(f"--{name} does nothing with --course: leave it out")
+
+
+def _course(options: argparse.Namespace) -> int:
+    """Prints and writes when the runs learned their words; returns the exit code."""
+    check_matplotlib("--course")
+    from ..data.word_course import read_word_course
+    from ..data.word_course_folder import course_record, course_text, write_word_courses
+
+    out = options.out or Path("word_course")
+    courses = [read_word_course(run) for run in options.course]
+    make_folder(out, "--out")
+    try:
+        write_word_courses(out, courses)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be written ({error.strerror})") from error
+    for course in courses:
+        print(json.dumps(course_record(course)) if options.json else course_text(course))
+    if not options.json:
+        print(f"{out}/word_course.csv, .json and .png hold the rest.")
+    return 0
 
 
 def _tagger(options: argparse.Namespace, out: Path | None):

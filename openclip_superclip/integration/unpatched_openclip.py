@@ -10,6 +10,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import threading
 import types
@@ -29,6 +30,7 @@ REPLACED = {
     "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
     "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
     "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
+    "open_clip_train.main.train_one_epoch": "the same, and the plugins are told that the epoch has ended",
     **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
     "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
     **{
@@ -118,6 +120,18 @@ def install(args: argparse.Namespace) -> None:
 
         return create_loss
 
+    def with_epoch_end(train):
+        signature = inspect.signature(train)
+
+        @functools.wraps(train)
+        def train_one_epoch(*train_args, **kwargs):
+            train(*train_args, **kwargs)
+            given = signature.bind(*train_args, **kwargs).arguments
+            told = {name: given[name] for name in ("args", "model", "epoch")}
+            hooks.plugin_manager().hook.open_clip_epoch_end(**told)
+
+        return train_one_epoch
+
     for path in REPLACED:  # whatever is missing is reported before anything is replaced
         _replace(path, lambda value: value)
     from .unpatched_data import with_plugins_data
@@ -126,6 +140,7 @@ def install(args: argparse.Namespace) -> None:
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
     _replace("open_clip_train.main.create_loss", with_plugins_loss)
+    _replace("open_clip_train.main.train_one_epoch", with_epoch_end)
     _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
     for name in MODEL_CLASSES:
         _replace(f"open_clip.factory.{name}", _ModelSelector)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .class_loss import class_loss
+from .word_sums import WordSums
 
 
 class ClassHead(nn.Module):
@@ -24,9 +25,17 @@ class ClassHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(vocab_size, width) * width**-0.5)  # [V, W]
         self.bias = nn.Parameter(torch.zeros(vocab_size))  # [V]
 
-    def forward(self, patch_mean: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    def forward(
+        self,
+        patch_mean: Tensor,
+        tokens: Tensor,
+        idf: Tensor,
+        scale: float | Tensor = 1.0,
+        word_sums: WordSums | None = None,
+    ) -> Tensor:
         """Returns `scale` times the class losses, float32 [B], of patch_mean [B, W], tokens [B, L] and idf [V]."""
-        return class_loss(self._normalise(patch_mean), self.weight, self.bias, tokens, idf, scale)
+        features = self._normalise(patch_mean)
+        return class_loss(features, self.weight, self.bias, tokens, idf, scale, word_sums=word_sums)
 
     def logits(self, patch_mean: Tensor) -> Tensor:
         """Returns the vocabulary logits of patch tokens or their means: [..., W] to [..., V]."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .word_sums import WordSums
+
 # Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
 # once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
@@ -36,6 +38,7 @@ def class_loss(
     idf: Tensor,
     scale: float | Tensor = 1.0,
     chunk_size: int | None = None,
+    word_sums: WordSums | None = None,
 ) -> Tensor:
     """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
 
@@ -51,6 +54,7 @@ def class_loss(
         idf: [V], the weight of each token as a label; 0 leaves a token out.
         scale: a number, or a tensor with one element, that multiplies every loss.
         chunk_size: captions a chunk; by default as many as fill CHUNK_BYTES with logits.
+        word_sums: is given the words' shares, where gradients are formed: they follow from those.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
@@ -61,7 +65,7 @@ def class_loss(
     if not torch.is_grad_enabled():
         inputs = [x.detach() for x in inputs]  # an autograd function hears of its inputs' needs, not of no_grad
     with torch.autocast(device, enabled=False):
-        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
+        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype, word_sums)
 
 
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,12 +83,13 @@ def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[
 
 class _ChunkedClassLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype):
+    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, word_sums):
         ctx.save_for_backward(features, weight, bias, labels, target, row_scale)
         ctx.options = chunk_size, compute_dtype
         losses, ctx.gradients = _losses_and_gradients(
-            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3]
-        )
+            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3],
+            word_sums,
+        )  # fmt: skip
         return losses
 
     @staticmethod
@@ -99,7 +104,7 @@ class _ChunkedClassLoss(torch.autograd.Function):
         else:
             for gradient in filter(lambda gradient: gradient is not None, gradients):
                 gradient.mul_(upstream[:1].to(gradient.dtype).view(()))
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _is_uniform(upstream: Tensor) -> bool:
@@ -109,8 +114,11 @@ def _is_uniform(upstream: Tensor) -> bool:
     return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
 
 
-def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
+def _losses_and_gradients(
+    features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, word_sums=None
+):
     """Returns the losses, float32 [B], and their sum's gradients by features, weight and bias (None if not needed)."""
+    word_sums = word_sums if any(needs_grad) else None
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
@@ -122,7 +130,8 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
     if needs_grad[1] and len(features) == 0:
         grad_weight.zero_()
-    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] or word_sums is not None else None
+    label_shares = torch.zeros_like(target) if word_sums is not None else None  # [B, L]
 
     for start in range(0, len(features), chunk_size):
         rows = slice(start, start + chunk_size)
@@ -137,8 +146,10 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
         losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
         if not any(needs_grad):
             continue
+        if word_sums is not None:
+            label_shares[rows] = probabilities.gather(1, labels[rows])
         residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
-        if needs_grad[2]:
+        if grad_bias is not None:
             grad_bias.addmv_(residual.T, scale)
         residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
         scale = (scale / lift).unsqueeze(1)
@@ -146,9 +157,23 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
             grad_features[rows] = (residual @ compute_weight).float() * scale
         if needs_grad[1]:
             _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
-    grads = grad_features, grad_weight, grad_bias
+    if word_sums is not None:
+        _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias)
+    grads = grad_features, grad_weight, grad_bias if needs_grad[2] else None
     inputs = features, weight, bias
     return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
+
+
+def _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias):
+    """Gives the words' shares to their sums.
+
+    The bias's gradient is the sum of scale * (shares - target) over the captions: the shares of a batch need no look at
+    [B, V] of their own.
+    """
+    scale = row_scale.amax() if len(row_scale) else row_scale.new_ones(())  # of all rows but those without words, 0
+    shares = grad_bias / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    shares.scatter_add_(0, labels.flatten(), target.flatten())
+    word_sums.add(labels, label_shares, shares, row_scale > 0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:

@@ -17,6 +17,7 @@ from .head_loading import keep_fresh_head
 from .idf import DocumentFrequency, FixedIDF
 from .patch_tokens import encode_image, encode_image_with_pooled_tokens, patch_tokens
 from .token_statistics import TokenStatistics
+from .word_sums import EpochWords, WordSums
 
 
 class _WithClassHead:
@@ -29,10 +30,11 @@ class _WithClassHead:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
             --accum-freq), `head_warmup` (captions during which the head learns alone), `placebo` (a control:
-            "off", "shuffled-captions" or "detached-head"), `text_length` (in training the text tower reads so many
-            tokens, the class loss the rest), `kept_head` (head and counts that an export
-            keeps beside the weights: the first weights that load without a head take them) and `load` (is called with
-            the model, to load what it starts from).
+            "off", "shuffled-captions" or "detached-head"), `word_course` (whether training sums up how well each
+            word is known, for `take_epoch_words`), `text_length` (in training the text tower reads so many tokens, the
+            class loss the rest), `kept_head` (head and counts that an export keeps beside the weights: the first
+            weights that load without a head take them) and `load` (is called with the model, to load what it starts
+            from).
         Everything else is the OpenCLIP model's.
     """
 
@@ -54,6 +56,7 @@ class _WithClassHead:
         accum_freq: int = 1,
         head_warmup: int = 0,
         placebo: str = "off",
+        word_course: bool = False,
         text_length: int | None = None,
         kept_head: dict[str, Tensor] | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class _WithClassHead:
         self.kept_head = kept_head
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
+        self.word_sums = WordSums(self.statistics.counted) if word_course else None
         self.fixed_idf = FixedIDF(frequencies, self.statistics.counted) if frequencies is not None else None
         # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
         self._ddp_params_and_buffers_to_ignore = [
@@ -140,7 +144,7 @@ class _WithClassHead:
         if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
             warming_up = self.statistics.num_captions <= self.head_warmup
             patch_mean = torch.where(warming_up, patch_mean.detach(), patch_mean)
-        losses = self.class_head(patch_mean, text, idf, scale)
+        losses = self.class_head(patch_mean, text, idf, scale, self.word_sums)
         if self.accum_freq > 1:
             counted.copy_(losses.detach())
         return losses
@@ -178,6 +182,17 @@ class SuperCoCa(_WithClassHead, CoCa):
         image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
         image_features = F.normalize(image_features, dim=-1)
         return CoCa.forward(self, image, text, image_latent=image_features, image_embs=image_embs), patch_mean
+
+
+def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
+    """Returns what the model, wrapped or not, has summed up of its words since the last call; None without sums.
+
+    Collective, as `WordSums.take`.
+    """
+    with_head = next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
+    if with_head is None or with_head.word_sums is None:
+        return None
+    return with_head.word_sums.take(with_head.class_head.weight.device)
 
 
 def with_class_head(model_class: type) -> type:

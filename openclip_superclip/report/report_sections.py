@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from ..data.word_course_figure import draw_word_courses
 from . import course_figure
 from .batch_size_figure import about, draw_batch_sizes
 from .comparison import Comparison
@@ -9,6 +10,9 @@ from .comparison_tables import cost_table, paper_table, runs_table, scores_table
 from .loss_figure import draw_curves, not_drawn
 from .report_table import ReportTable
 from .reported_run import ReportedRun
+from .words_table import read_courses, words_table
+
+MOST_DRAWN = 4  # runs, of words being learned
 
 
 class Figure(NamedTuple):
@@ -42,7 +46,20 @@ def report_sections(runs: list[ReportedRun], comparisons: list[Comparison]) -> l
     for place, comparison in enumerate(comparisons, 1):
         suffix = f"_{place}" if len(comparisons) > 1 else ""
         sections.append(_comparison_section(comparison, suffix))
-    return [*sections, Section("Runs", [], {"runs.csv": runs_table(runs)})]
+    words = _words_section(runs)
+    return [*sections, *([words] if words else []), Section("Runs", [], {"runs.csv": runs_table(runs)})]
+
+
+def _words_section(runs: list[ReportedRun]) -> Section | None:
+    """Returns the words being learned, of the runs that have recorded them; None where none has."""
+    courses, notes = read_courses(runs)
+    if not courses:
+        return Section("Words being learned", [], {}, "; ".join(notes)) if notes else None
+    drawn = courses[:MOST_DRAWN]
+    note = f"Drawn are {len(drawn)} of {len(courses)} runs." if len(drawn) < len(courses) else ""
+    png = draw_word_courses(drawn)
+    figure = Figure("words.png", png, "How many words are known, and how well, over the captions trained on", note)
+    return Section("Words being learned", [figure], {"words.csv": words_table(courses)}, "; ".join(notes))
 
 
 def _comparison_section(comparison: Comparison, suffix: str) -> Section:

@@ -11,12 +11,12 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from ..data.token_texts import END_OF_WORD
 from ..errors import InputError
 from ..method.token_statistics import special_token_ids
 
 SHORTEST = 3  # letters: what is shorter is nearly always the end of a longer word
 CHUNK = 4096  # words tokenised at once
-END_OF_WORD = "</w>"
 
 
 class Lexicon(NamedTuple):

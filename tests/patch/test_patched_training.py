@@ -239,10 +239,11 @@ def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> s
 
 
 def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched, train_flags, losses, tmp_path):
-    flags = [*train_flags, "--batch-size", "32", "--logs", "none", "--superclip"]
+    flags = [*train_flags, "--batch-size", "32", "--superclip"]
     done = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert Run(0, done.stderr).losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
+    assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
 @pytest.mark.parametrize("tree", ["released", "patched"])

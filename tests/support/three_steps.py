@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 import openclip_superclip as superclip
 from openclip_superclip import plugin
+from openclip_superclip.method.model import take_epoch_words
+from openclip_superclip.method.word_sums import WordSums
 from support import WORDS
 
 from .training_runs import run_ranks
@@ -25,7 +27,7 @@ def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float) -> dict:
-    """Trains on one global batch of 16 and returns losses, first gradients, counts and weights.
+    """Trains on one global batch of 16 and returns losses, first gradients, counts, weights and what is known of words.
 
     The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their size.
     """
@@ -37,6 +39,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     data = {"dataset_type": "webdataset"}
     args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
     loss = plugin.open_clip_create_loss(args)
+    model.word_sums = WordSums(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if args.horovod:
@@ -63,6 +66,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
             optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
+    results["words"] = take_epoch_words(model)._asdict()
     return results
 
 

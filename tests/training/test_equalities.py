@@ -12,6 +12,7 @@ from support.three_steps import assert_same_gradients, batch, results_of, train_
 from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
+from openclip_superclip.data.word_course_file import find_course
 
 # The whole picture, always: what a run sees then depends on the order of the samples alone.
 
@@ -85,6 +86,8 @@ def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tin
         torch.testing.assert_close(rank["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
         for name in ("statistics.num_captions", "statistics.document_frequency"):
             assert torch.equal(rank["state_dict"][name], one["state_dict"][name])
+        torch.testing.assert_close(rank["words"], one["words"], rtol=1e-4, atol=1e-7, equal_nan=True)
+    assert one["words"]["num_captions"] == 3 * 16
 
 
 def class_loss_of_unequal_batches(model_name: str, rank: int, world_size: int) -> dict:
@@ -131,6 +134,8 @@ def accumulated_and_whole(argv, batch_size: int, world_size: int, folder: Path) 
 def test_accumulated_batches_train_as_one_that_is_as_large(flags, world_size, small_model, train_flags, tmp_path):
     argv = [*train_flags, "--model", small_model, "--eps", "1e-5", *flags.split()]
     parts, whole = accumulated_and_whole(argv, 16, world_size, tmp_path)
+    words = [find_course(tmp_path / "logs" / name).read(1)._asdict() for name in ("parts", "whole")]
+    torch.testing.assert_close(*words, rtol=1e-3, atol=1e-6, equal_nan=True)
     for name in ("Contrastive_loss", "Class_loss", "Loss"):
         assert len(whole.values(name)) == 4
         assert parts.values(name) == pytest.approx(whole.values(name), rel=1e-4)  # printed with five digits
@@ -160,6 +165,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_fl
     assert [run.returncode for run in unbroken] == [0, 0]
     shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
     (tmp_path / "stopped/run/checkpoints/epoch_2.pt").unlink()
+    (tmp_path / "stopped/run/words/epoch_2.safetensors").unlink()
     resumed = run_ranks(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
     assert [run.returncode for run in resumed] == [0, 0]
     assert len(resumed[0].losses()) == 2
@@ -168,6 +174,8 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_fl
     assert one["state_dict"]["statistics.num_captions"] == 2 * 64
     for part in ("state_dict", "optimizer"):
         torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
+    words = [find_course(tmp_path / name / "run").read(2)._asdict() for name in ("unbroken", "stopped")]
+    torch.testing.assert_close(*words, rtol=0, atol=0, equal_nan=True)
 
 
 # Counted once
@@ -200,6 +208,12 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
         frequency[[token for token in set(tokens.tolist()) if token not in SPECIAL_TOKENS]] += 2  # epochs
     assert counts["statistics.num_captions"] == 2 * len(captions)
     assert torch.equal(counts["statistics.document_frequency"], frequency)
+    course = find_course(tmp_path / "logs/run")
+    words = [course.read(epoch) for epoch in (1, 2)]
+    trained = 48 if "--accum-freq 3" in flags else 64
+    assert [epoch.num_captions for epoch in words] == [trained, trained]
+    if trained == 64:
+        assert torch.equal(words[0].captions + words[1].captions, frequency)
 
 
 # Inference

@@ -69,6 +69,7 @@ def test_without_a_plugin_every_hook_answers_nothing():
     assert manager.hook.open_clip_create_loss(args=args) is None
     assert manager.hook.open_clip_caption_tokens(args=args, tokenizer=None, shared_epoch=None) is None
     assert manager.hook.open_clip_data_order(args=args, shared_epoch=None) is None
+    assert manager.hook.open_clip_epoch_end(args=args, model=None, epoch=0) == []
 
 
 @pytest.fixture

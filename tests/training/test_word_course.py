@@ -1,0 +1,109 @@
+"""When a run learned its words: what is recorded, printed, written and reported, and what wrong ways are told."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from support.training_runs import run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.tokenizer_identity import TokenizerIdentity
+from openclip_superclip.data.word_course import word_course
+from openclip_superclip.data.word_course_file import CourseFiles, find_course
+from openclip_superclip.method.word_sums import EpochWords
+
+
+@pytest.fixture(scope="module")
+def run(train_flags, tmp_path_factory):
+    """The folder of a run of three epochs, in bfloat16, and beside it one that has recorded nothing."""
+    folder = tmp_path_factory.mktemp("course")
+    argv = [*train_flags, "--epochs", "3", "--precision", "amp_bf16", "--save-frequency", "0", "--superclip"]
+    with_words, without = (
+        run_ranks(superclip_train, *argv, *more, cwd=folder)[0]
+        for more in ([], ["--superclip-word-course", "off", "--name", "without"])
+    )
+    assert with_words.returncode == without.returncode == 0
+    assert with_words.losses() == without.losses()
+    assert not (folder / "logs/without/words").exists()
+    return folder / "logs/run"
+
+
+def test_a_run_records_its_words_and_the_command_and_the_report_show_them(run, tmp_path, capsys):
+    assert sorted(path.name for path in (run / "words").iterdir()) == [
+        "epoch_1.safetensors", "epoch_2.safetensors", "epoch_3.safetensors", "tokens.json"
+    ]  # fmt: skip
+    course = find_course(run)
+    words = course.read(3)
+    held = {course.texts[token] for token in words.captions.nonzero().flatten().tolist()}
+    assert {"cat", "blue"} <= held
+    assert words.share_where_label[words.captions == 0].isnan().all()
+    assert main(["words", "--course", str(run), str(run.parent / "run"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "run: 192 captions in 3 epochs" in printed
+    with open(tmp_path / "out/word_course.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["word"] for row in rows} == held
+    assert {row["state"] for row in rows} <= {"learned", "not yet learned", "forgotten", "too rare to tell"}
+    (first, _) = json.loads((tmp_path / "out/word_course.json").read_text())["runs"]
+    assert first["captions"] == [64, 128, 192]
+    assert (tmp_path / "out/word_course.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert "Words being learned" in (tmp_path / "report/report.html").read_text()
+    assert (tmp_path / "report/words.csv").read_text().startswith("run,")
+
+
+WRONG = {
+    "no such folder": (["--course", "{run}/nothing"], "--course: there is no folder"),
+    "a run without words": (["--course", "{run}/../without"], "holds no words/epoch_N.safetensors"),
+    "three runs": (["--course", "a", "b", "c"], "--course has 3 runs; expected one, or two"),
+    "pictures too": (["cat.png", "--course", "{run}"], "leave cat.png out"),
+    "a model too": (["--course", "{run}", "--model", "x"], "--model does nothing with --course"),
+    "neither": ([], "IMAGE is missing"),
+    "no model": (["cat.png"], "--model is missing"),
+}
+
+
+@pytest.mark.parametrize(("argv", "told"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_command_is_told_in_one_line_and_writes_nothing(argv, told, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["words", *(argument.format(run=run) for argument in argv)]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_file_is_named(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/words/epoch_2.safetensors").write_bytes(b"cut")
+    assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+    assert "epoch_2.safetensors is no file of words" in capsys.readouterr().err
+    (tmp_path / "run/words/tokens.json").write_text("[]")
+    assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+    assert "tokens.json does not say what the tokens are" in capsys.readouterr().err
+
+
+def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):
+    lifts = {"learned": [1, 8, 8, 9], "not yet": [1, 2, 3, 3], "forgotten": [1, 9, 5, 1.5], "rare": [9, 9, 9, 9]}
+    captions = torch.tensor([200, 30, 10, 1])  # an epoch of 1,000; the third is looked at after every second epoch
+
+    def read(_, epoch: int) -> EpochWords:
+        where_not = torch.full((4,), 0.01)
+        return EpochWords(
+            captions, where_not * torch.tensor([lift[epoch - 1] for lift in lifts.values()]), where_not, 1000
+        )
+
+    monkeypatch.setattr(CourseFiles, "read", read)
+    course = word_course("run", CourseFiles(None, TokenizerIdentity("", ""), list(lifts), [1, 2, 3, 4]))
+    assert [course.state(token) for token in range(4)] == [
+        "learned", "not yet learned", "learned", "too rare to tell"
+    ]  # fmt: skip
+    assert course.learned_after(0) == 2000
+    assert course.learned_after(2) == 2000
+    assert course.lift[2] == pytest.approx((5 + 1.5) / 2)
+    assert course.band.tolist() == [0, 1, 1, -1]
+    lifts["forgotten"] = [9, 9, 1, 1]
+    forgotten = word_course("run", CourseFiles(None, TokenizerIdentity("", ""), list(lifts), [1, 2, 3, 4]))
+    assert forgotten.state(2) == "forgotten"
+    assert forgotten.known[1].tolist() == [0, 0.5, 0.5, 0]
