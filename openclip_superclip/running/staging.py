@@ -23,18 +23,19 @@ from .run_folder import RunFolder
 STAGED = "SUPERCLIP_STAGED"  # a variable of the environment: the folder of the copies, which launcher and ranks hand on
 COPIES = 4  # that are made at a time
 CHUNK = 8 << 20  # bytes
+WITHOUT = "leave --stage out (--stage '' where a site's file holds it)"
 SHOWN = 3  # shards that cannot be copied
 
 
 def check_stage(plan: Plan) -> None:
     """Raises InputError where the plan's data cannot be copied shard by shard."""
     if plan.is_table:
-        raise InputError(f"--stage copies shards, and --data {plan.data} is a table: leave --stage out")
+        raise InputError(f"--stage copies shards, and --data {plan.data} is a table: {WITHOUT}")
     remote = next(filter(is_remote, expand(plan.data)), None)
     if remote:
         raise InputError(
             f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
-            "a file system that the nodes share, or leave --stage out"
+            f"a file system that the nodes share, or {WITHOUT}"
         )
 
 

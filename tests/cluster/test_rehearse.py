@@ -11,6 +11,8 @@ from support.tiny_run import write_plugin, write_recipe
 from openclip_superclip.__main__ import main
 from openclip_superclip.planning.plan import make_plan
 from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.running.rehearsal import Rehearsal
+from openclip_superclip.running.stop_signals import QUEUE_AGAIN
 
 pytestmark = pytest.mark.slow
 
@@ -57,25 +59,26 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
     assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
 
 
-def test_a_rehearsal_begins_anew_after_a_failure_of_machines_and_fails_where_the_resumed_training_is_another(tmp_path):
-    once = tmp_path / "it was killed"
-    plugin = write_plugin(
-        tmp_path / "plugin",
-        f"if not os.path.exists({str(once)!r}):\n"
-        f"    open({str(once)!r}, 'w')\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "return (lambda **f: {n: 2 * v for n, v in loss(**f).items()}) if args.resume else loss\n",
-    )
+def test_a_rehearsal_fails_where_the_resumed_training_is_another(tmp_path):
+    twice = "(lambda **f: {n: 2 * v for n, v in loss(**f).items()})"
+    plugin = write_plugin(tmp_path / "plugin", f"return {twice} if args.resume else loss\n")
     recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
     command = ["rehearse", recipe, *HERE, "--steps", "4", "--out", out]
     assert run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin)) == 1
     printed = (tmp_path / "printed").read_text()
-    assert "\nsuperclip rehearse: begins anew\n" in printed
-    assert {path.name for path in out.iterdir()} == {"undisturbed", "undisturbed-1", "disturbed-1", "rehearsal.json"}
     said = r"superclip rehearse: the resumed training is not the undisturbed one: other losses in 4 of 8 steps, by \S+ "
     assert re.fullmatch(f"{said}at most, other weights", printed.splitlines()[-1])
     assert "resumed     NOT as it was: other losses in 4 of 8 steps" in printed
     assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
+
+
+def test_a_rehearsal_that_machines_interrupt_begins_anew_three_times_at_most(tmp_path, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(Rehearsal, "run", lambda self: begun.append(self.suffix) or QUEUE_AGAIN)
+    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    assert main(["rehearse", str(recipe), *HERE, "--steps", "4", "--out", str(out)]) == 1
+    assert begun == ["", "-1", "-2"]
+    assert f"the rehearsal was begun 3 times and interrupted: {out} tells why\n" in capsys.readouterr().err
 
 
 def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from ruamel.yaml import YAML
+from support.forked_command import run_superclip
 from support.slurm_cluster import Cluster, wait_until
 from support.small_shards import write_shards
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
@@ -40,8 +41,12 @@ def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
 
     Nothing of this environment is handed on to the job, as on many clusters.
     """
-    printed = cluster.call("superclip", "submit", *arguments, cwd=work, SBATCH_EXPORT="NONE")
-    return re.match(r"job (\d+) is in the queue", printed)[1], printed
+    output = work / "submitted"
+    output.unlink(missing_ok=True)
+    code = run_superclip(["submit", *arguments], output, work, **cluster.environment, SBATCH_EXPORT="NONE")
+    printed = output.read_text()
+    assert code == 0, printed
+    return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1], printed
 
 
 def wait_for_epoch(run: Path, epoch: int, seconds: float = 600) -> None:
