@@ -82,7 +82,7 @@ def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_fail
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
     wait_for_epoch(folder / "undisturbed", 0)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
-    ended = cluster.wait(job, 600)
+    ended = cluster.wait(job, 1200)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (folder / f"slurm-{job}.out").read_text()
     assert state(folder / "undisturbed")["error"].startswith("rank 1 on node2: it was ended from outside")
     told = json.loads((folder / "rehearsal.json").read_text())
