@@ -2,7 +2,9 @@
 
 import json
 import math
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -183,6 +185,20 @@ def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
     found = measure(PairScorer(named), preprocess, 0, num_scenes=20)
     assert found.keys() >= {"swapped, class loss", "replaced, support and CLIP score", "mislabelled 10%, first"}
     assert all(0 <= value <= 100 for value in found.values())
+
+
+def test_the_script_of_the_measurement_pairs_the_seeds():
+    path = Path(__file__).parents[2] / "docs" / "audit" / "measure.py"
+    script = SimpleNamespace(**runpy.run_path(str(path)))
+    names = [f"{kind}, {score}" for kind in script.PLANTED for score in script.SCORES] + ["mislabelled 10%, first"]
+    found = {
+        f"{arm}|{seed}|{drawings}": dict.fromkeys(names, 90.0 + seed + (arm == "SuperCLIP"))
+        for arm in script.ARMS for seed in (0, 1) for drawings in script.DRAWINGS
+    }  # fmt: skip
+    told = script.tables(found)
+    assert "| SuperCLIP | class loss | 91.50 ± 0.71 |" in told
+    assert "| class loss of SuperCLIP − CLIP score of CLIP | +1.00 [+1.00, +1.00] |" in told
+    assert "| mislabelled 10%, first | 91.50 ± 0.71 |" in told
 
 
 # Data and files
