@@ -53,6 +53,16 @@ def check_datasets(what: str, extra: str) -> None:
         )
 
 
+def check_starlette(what: str) -> None:
+    """Raises InputError, with the extra to install, where `what` cannot answer a browser."""
+    for package in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{what} answers with {package}, which is not installed: install the extra [serve], or "
+                "pip install starlette uvicorn matplotlib"
+            )
+
+
 def check_horovod() -> None:
     """Raises InputError, with the script to run, where there is no Horovod for this PyTorch."""
     try:

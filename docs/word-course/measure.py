@@ -12,19 +12,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from openclip_superclip.demo.study_data import write_study_model
 from scipy.stats import spearmanr
 from tqdm import tqdm
 from webdataset import TarWriter
 
 from openclip_superclip.data.word_course import BANDS, WordCourse, read_word_course
 from openclip_superclip.data.word_course_figure import draw_word_courses
+from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
 from openclip_superclip.seed_statistics import PairedDifference
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024
 SEEDS, IDF = (0, 1, 2), ("online", "off")
-RECIPE = "scenes/superclip_demo-study-model_40k_bs32"
+RECIPE = "demo/superclip_demo-model_40k_bs32"
 MEASURES = ("learned after", "known at 10,240 captions, %", "median lift at the end")
 
 
@@ -87,8 +87,8 @@ def measures(course: WordCourse) -> tuple[list[dict], float]:
 
 
 def main(work: Path) -> None:
-    if not (work / "demo/study-model").exists():
-        write_study_model(work / "demo/study-model")
+    if not (work / "demo/model").exists():
+        write_model(work / "demo/model")
     rows, correlations, values = [], {idf: [] for idf in IDF}, {}
     courses = {(idf, seed): train(work, seed, idf) for seed in SEEDS for idf in IDF}
     for (idf, seed), course in courses.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..atomic_files import make_folder
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
+from ..optional_dependencies import check_matplotlib, check_starlette
 from .least_values import check_least
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.course:
         return _course(options)
+    if options.serve:
+        return _serve(options)
     from ..tagging.picture_files import find_pictures
 
     paths = find_pictures(options.images)
@@ -54,6 +56,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="instead: when each word was learned, of one run or two side by side; of folders that --superclip has "
         "trained, without a model (--out, default word_course: word_course.csv, .json and .png)",
     )  # fmt: skip
+    parser.add_argument(
+        "--serve", action="store_true",
+        help="instead: a page for the browser; drop a picture, see its words, and where; type a word",
+    )  # fmt: skip
+    parser.add_argument("--host", help="the address of --serve: 0.0.0.0 is for all the network (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="of --serve; 0 is any that is free (default: 8000)")
     parser.add_argument("--architecture", help="the OpenCLIP model's name, where nothing beside the checkpoint says it")
     parser.add_argument(
         "--words", help="look for these alone: words and phrases with commas between them, or a file with one a line"
@@ -72,11 +80,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    check_least(options, top=1)
+    check_least(options, top=1, port=0)
+    if not options.serve and (options.host is not None or options.port is not None):
+        raise InputError("--host and --port do nothing without --serve: add --serve, or leave them out")
     if options.course:
         _check_course(options)
+    elif options.serve:
+        _check_serve(options)
     elif not options.images:
-        raise InputError("IMAGE is missing: expected pictures or folders of them, or --course RUN")
+        raise InputError("IMAGE is missing: expected pictures or folders of them, --course RUN or --serve")
     elif options.model is None:
         raise InputError("--model is missing: expected a folder of superclip export --with-head, or a checkpoint")
     return options
@@ -88,7 +100,8 @@ def _check_course(options: argparse.Namespace) -> None:
         raise InputError(f"--course has {len(options.course)} runs; expected one, or two to stand side by side")
     if options.images:
         raise InputError(f"--course tells of a run, not of pictures: leave {options.images[0]} out")
-    for name, default in (("model", None), ("architecture", None), ("words", None), ("top", None), ("heatmap", False)):
+    others = {"serve": False, "model": None, "architecture": None, "words": None, "top": None, "heatmap": False}
+    for name, default in others.items():
         if getattr(options, name) != default:
             raise InputError(f"--{name} does nothing with --course: leave it out")
 
@@ -110,6 +123,34 @@ def _course(options: argparse.Namespace) -> int:
         print(json.dumps(course_record(course)) if options.json else course_text(course))
     if not options.json:
         print(f"{out}/word_course.csv, .json and .png hold the rest.")
+    return 0
+
+
+def _check_serve(options: argparse.Namespace) -> None:
+    """Raises InputError for what cannot go with --serve."""
+    if options.images:
+        raise InputError(f"--serve is given its pictures by the browser: leave {options.images[0]} out")
+    for name, default in (("heatmap", False), ("json", False), ("out", None)):
+        if getattr(options, name) != default:
+            raise InputError(f"--{name} does nothing with --serve: leave it out")
+    if options.model is None:
+        raise InputError("--model is missing: expected a folder of superclip export --with-head, or a checkpoint")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Answers browsers until Ctrl-C; returns the exit code."""
+    check_starlette("--serve")
+    check_matplotlib("--serve")
+    from ..tagging.page_server import LOOPBACK, bind, serve, words_app
+
+    host = options.host or LOOPBACK[0]
+    listening = bind(host, 8000 if options.port is None else options.port)
+    app = words_app(_tagger(options, None), options.model.resolve().name, host)
+    if host not in LOOPBACK:
+        print(f"warning: --host {host}: whoever reaches this machine can use the page", file=sys.stderr)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listening.getsockname()[1]}/ shows the words of pictures; Ctrl-C ends it", flush=True)
+    serve(app, listening)
     return 0
 
 

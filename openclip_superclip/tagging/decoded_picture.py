@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,10 +18,11 @@ class Picture(NamedTuple):
     reason: str = ""
 
 
-def open_picture(path: Path, shortest: int) -> Picture:
+def open_picture(path: Path | BinaryIO, shortest: int) -> Picture:
     """Returns the picture, or says why it cannot be read.
 
     Args:
+        path: the file, or what it holds.
         shortest: pixels of a side that are enough: of a picture with twice as many each way, a fraction is decoded.
     """
     try:

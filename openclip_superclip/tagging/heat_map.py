@@ -28,7 +28,7 @@ def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg
 
     Each word's light is its share at every patch, between patches interpolated, on a scale of its own up to its peak.
     """
-    shown = _as_seen(picture, preprocess_cfg)  # [H, W, 3]
+    shown = as_seen(picture, preprocess_cfg)  # [H, W, 3]
     rows, columns = math.ceil((1 + len(words)) / COLUMNS), min(1 + len(words), COLUMNS)
     height = shown.shape[0] / shown.shape[1]
     figure, grid = plt.subplots(
@@ -57,7 +57,7 @@ def _lit(picture: np.ndarray, light: np.ndarray) -> np.ndarray:
     return (0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + picture * light)
 
 
-def _as_seen(picture: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
+def as_seen(picture: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
     """Returns what the model's preprocessing leaves of a picture, finer and in its own colours: [H, W, 3], 0 to 1."""
     size = preprocess_cfg.size if isinstance(preprocess_cfg.size, tuple | list) else (preprocess_cfg.size,) * 2
     finer = math.ceil(SIDE / max(size))

@@ -1,5 +1,6 @@
 """Which words the class head sees in a picture, how much of its caption each is, and where."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..method.patch_tokens import patch_map
-from .lexicon import chosen_lexicon, open_lexicon
+from .lexicon import chosen_lexicon, lexicon, open_lexicon
 from .tagging_model import Opened
 from .word_scores import Shares
 
@@ -45,7 +46,18 @@ class Tagger:
         else:
             self.lexicon = chosen_lexicon(words, opened.tokenizer, vocab_size)
         self.top = top or (TOP if self.is_open else len(self.lexicon.words))
-        self.shares = Shares(self.lexicon, opened.token_weights.cpu())
+        self.tokenizer, self.weights = opened.tokenizer, opened.token_weights.cpu()
+        self.shares = Shares(self.lexicon, self.weights)
+
+    def of_words(self, words: list[str]) -> "Tagger | None":
+        """Returns a tagger of the same model that looks for these words alone; None where it can spell none of them."""
+        chosen = lexicon(words, self.tokenizer, self.model.statistics.vocab_size)
+        if not chosen.words:
+            return None
+        other = copy.copy(self)
+        other.is_open, other.lexicon, other.top = False, chosen, len(chosen.words)
+        other.shares = Shares(chosen, self.weights)
+        return other
 
     @property
     def shortest(self) -> int:

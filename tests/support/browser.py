@@ -32,6 +32,17 @@ def _browse(page: Path, out: Path, *flags: str) -> str:
     return done.stdout
 
 
+def dumped(address: str, out: Path) -> str:
+    """The page at an address of this machine, as it stands once its scripts and requests are done."""
+    out.mkdir(exist_ok=True)
+    flags = [*WITHOUT_NETWORK[:-1], "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    done = subprocess.run(
+        [BROWSER, *flags, f"--user-data-dir={out}/profile", "--virtual-time-budget=30000", "--dump-dom", address],
+        check=True, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(out)},
+    )  # fmt: skip
+    return done.stdout
+
+
 def screenshot(page: Path, out: Path, height: int = 4000) -> tuple[np.ndarray, str]:
     """What a browser shows of a page, and what it asked the network for."""
     flags = ["--force-color-profile=srgb", "--hide-scrollbars", f"--window-size=1240,{height}"]

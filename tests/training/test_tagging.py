@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import random
@@ -9,6 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +21,10 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 from support import GOLDEN
-from support.browser import evaluated, needs_browser, num_pixels_outside
+from support.browser import dumped, evaluated, needs_browser, num_pixels_outside
 from support.models import VOCAB_SIZE, write_model
 from support.training_runs import run_ranks, superclip_train
 from tokenizers import Tokenizer
@@ -31,6 +37,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
 from openclip_superclip.tagging.decoded_picture import open_picture
 from openclip_superclip.tagging.lexicon import Lexicon, lexicon, open_lexicon
+from openclip_superclip.tagging.page_server import MAX_BYTES, bind, serve, words_app
 from openclip_superclip.tagging.picture_files import find_pictures
 from openclip_superclip.tagging.tagged_picture import tag_pictures
 from openclip_superclip.tagging.tagger import Tagger
@@ -543,3 +550,105 @@ def test_help_answers_without_importing_torch_and_only_heat_maps_need_matplotlib
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "[report]" in done.stderr
+
+
+# The page
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+DRIVER = """<script>
+const told = {}
+async function drive(name, words) {
+  await ask(await (await fetch("/file/" + name)).blob(), words)
+  const lines = [...table.rows].map(line => line.innerText.replace(/\\s+/g, " "))
+  if (table.rows.length) table.rows[0].dispatchEvent(new Event("mouseenter"))
+  const canvas = drop.querySelector("canvas"), heat = canvas ? [canvas.dataset.word, canvas.width] : null
+  const images = drop.querySelectorAll("img").length
+  told[name + words] = {lines, heat, images, error: error.hidden ? "" : error.textContent}
+}
+onload = async () => {
+  await drive("good", "")
+  await drive("good", "green, red")
+  for (const name of ["broken", "cut", "huge", "bomb"]) await drive(name, "")
+  const result = document.createElement("pre")
+  result.id = "told"
+  result.textContent = JSON.stringify(told)
+  document.body.append(result)
+}
+</script>"""
+
+
+@needs_browser
+def test_the_page_shows_a_pictures_words_and_where_and_refuses_broken_and_huge_ones(trained, tmp_path):
+    good = png(squares({"red": (0, 0), "blue": (1, 1)}))
+    files = {
+        "good": good, "broken": b"no picture", "cut": good[: len(good) // 2], "huge": b"x" * (MAX_BYTES + 1),
+        "bomb": png(Image.new("1", (30_000, 30_000))),
+    }  # fmt: skip
+    app = words_app(Tagger(open_with_head(trained), "red,blue,green,yellow", None), "a model", "127.0.0.1")
+    page = next(route.endpoint for route in app.routes if route.path == "/")
+
+    def driver(request):
+        answer = page(request)
+        policy = {"Content-Security-Policy": answer.headers["Content-Security-Policy"]}
+        return HTMLResponse(answer.body.decode().replace("</body>", f"{DRIVER}</body>"), headers=policy)
+
+    app.routes.append(Route("/driver", driver))
+    app.routes.append(Route("/file/{name}", lambda request: Response(files[request.path_params["name"]])))
+    listening = bind("127.0.0.1", 0)
+    server = threading.Thread(target=serve, args=(app, listening), daemon=True)
+    server.start()
+    dom = dumped(f"http://127.0.0.1:{listening.getsockname()[1]}/driver", tmp_path)
+    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert {line.split()[0] for line in told["good"]["lines"][:2]} == {"red", "blue"}
+    assert len(told["good"]["lines"]) == 4
+    assert told["good"]["heat"][0] == told["good"]["lines"][0].split()[0]
+    assert told["good"]["images"] == 1
+    assert [line.split()[0] for line in told["goodgreen, red"]["lines"]] == ["red", "green"]
+    refusals = {"broken": "no picture", "cut": "is broken", "huge": "larger than 20 MB", "bomb": "too many pixels"}
+    for name, reason in refusals.items():
+        assert reason in told[name]["error"]
+        assert told[name]["lines"] == told["goodgreen, red"]["lines"]  # what was there stays
+    assert not re.search(r"/(tmp|root|home|work|usr)/", dom)
+
+
+def test_serve_says_where_once_the_model_is_there_knows_its_name_and_ends_by_ctrl_c(trained):
+    command = [sys.executable, "-m", "openclip_superclip", "words", "--serve", "--model", str(trained), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = re.match(r"(http://127\.0\.0\.1:\d+/) shows the words", process.stdout.readline())[1]
+    with urllib.request.urlopen(address) as answer:
+        assert "The words of a picture" in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--serve"], "--model is missing"),
+        (["cat.png", "--serve", "--model", "x"], "leave cat.png out"),
+        (["--serve", "--model", "x", "--heatmap"], "--heatmap does nothing with --serve"),
+        (["cat.png", "--model", "x", "--port", "1"], "--host and --port do nothing without --serve"),
+        (["--serve", "--model", "x", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000 cannot be listened at"),
+        (["--serve", "--model", "x", "--port", "70000"], "--port is 70000; expected 0 to 65,535"),
+        (["--serve", "--model", "no-such-file", "--port", "0"], "there is no file or folder no-such-file"),
+    ],
+)
+def test_a_wrong_call_of_serve_is_told_in_one_line(argv, told, capsys):
+    assert words(*argv) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_serve_without_its_extra_says_which_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "uvicorn" else name)
+    assert words("--serve", "--model", "x") == 1
+    assert "install the extra [serve]" in capsys.readouterr().err
