@@ -4,11 +4,17 @@ import argparse
 import re
 from pathlib import Path
 
+from ..data.table_columns import Columns, is_table_file
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 from ..table import markdown_table
 from .least_values import check_least
 
+TABLE_OPTIONS = (  # OpenCLIP's, with its defaults
+    ("--csv-separator", "\t", "between the columns of a table (default: a tab)"),
+    ("--csv-img-key", "filepath", "column of its pictures (default: %(default)s)"),
+    ("--csv-caption-key", "title", "column of its captions (default: %(default)s)"),
+)
 LISTED = 20  # tokens that --show lists at either end
 USED = {"show": {"tokenizer_of"}, "merge": {"out"}}  # beside these two, which count nothing
 IDLE = {"benchmark": {"out", "workers"}}
@@ -24,22 +30,28 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip frequencies",
-        description="Counts, in one pass over WebDataset shards, how many captions hold each token. Pictures are not "
-        "read. --superclip-idf FILE then weighs every word by the whole data set from the first step on.",
+        description="Counts, in one pass over WebDataset shards or a table, how many captions hold each token. "
+        "Pictures are not read. --superclip-idf FILE then weighs every word by the whole data set from the first step "
+        "on.",
         epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
     )
-    parser.add_argument("shards", nargs="?", help="what --train-data would be: 'shards/{00000..41455}.tar', with ::")
+    parser.add_argument(
+        "data", nargs="?", metavar="DATA",
+        help="what --train-data would be: 'shards/{00000..41455}.tar', with ::, or a .csv of pictures and captions",
+    )  # fmt: skip
+    for flag, default, help in TABLE_OPTIONS:
+        parser.add_argument(flag, default=default, metavar=flag.rpartition("-")[2].upper(), help=help)
     parser.add_argument("--tokenizer-of", metavar="MODEL", help="the model that will be trained")
     parser.add_argument(
         "--captions", default="short",
         help="what the class loss will be given: short, long or mixed:P; long for dual (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b"
+        "--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b, a column"
     )
     parser.add_argument("--context", type=int, help="tokens of a caption that are read (default: the text tower's)")
     parser.add_argument("--seed", type=int, default=0, help="of mixed:P's draw (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that count (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="count the I-th of N parts of the shards alone")
     parser.add_argument(
         "--out", type=Path, help="file to write; an interrupted count resumes from the .part file beside it"
@@ -61,12 +73,21 @@ def _refuse_idle(options: argparse.Namespace, given: set[str]) -> None:
         if mode in given:
             for name in sorted(given - {mode}):
                 if name in IDLE.get(mode, ()) or name not in USED.get(mode, {name}):
-                    flag = "SHARDS" if name == "shards" else f"--{name.replace('_', '-')}"
-                    raise InputError(f"{flag} does nothing with --{mode}: leave one of them out")
+                    raise InputError(f"{_flag(name)} does nothing with --{mode}: leave one of them out")
+    of_table = {name for name in given if name.startswith("csv_")}
+    if of_table and options.data and not is_table_file(options.data):
+        raise InputError(f"{_flag(min(of_table))} is for a table, .csv or .tsv, and DATA is {options.data}")
+    of_shards = given & {"workers", "part", "benchmark"}
+    if of_shards and is_table_file(options.data):
+        raise InputError(f"{_flag(min(of_shards))} is for shards, and DATA is {options.data}: leave it out")
     if "seed" in given and not options.captions.startswith("mixed"):
         raise InputError(
             f"--seed does nothing with --captions {options.captions}: add --captions mixed:P, or leave --seed out"
         )
+
+
+def _flag(name: str) -> str:
+    return "DATA" if name == "data" else f"--{name.replace('_', '-')}"
 
 
 def _do(options: argparse.Namespace) -> str:
@@ -74,7 +95,7 @@ def _do(options: argparse.Namespace) -> str:
         return _show(options)
     if options.merge:
         return _merge(options)
-    for value, flag in ((options.shards, "SHARDS"), (options.tokenizer_of, "--tokenizer-of")):
+    for value, flag in ((options.data, "DATA"), (options.tokenizer_of, "--tokenizer-of")):
         if not value:
             raise InputError(f"{flag} is missing: superclip frequencies 'shards/{{0..9}}.tar' --tokenizer-of MODEL")
     check_least(options, workers=1)
@@ -90,7 +111,7 @@ def _out(options: argparse.Namespace) -> Path:
 
 
 def _counting(options: argparse.Namespace):
-    """Returns the Counting that the flags describe, and the shards."""
+    """Returns the Counting that the flags describe, and the shards, of which a table is one."""
     import open_clip
     import torch
 
@@ -108,7 +129,10 @@ def _counting(options: argparse.Namespace):
         raise InputError(str(error).replace("--superclip-", "--")) from None
     know_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
-    shards = sorted(set(expand(options.shards, "SHARDS")))
+    if is_table_file(options.data):
+        columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
+        return Counting(config, tokenizer, options.seed, columns), [options.data]
+    shards = sorted(set(expand(options.data, "DATA")))
     part, num_parts = _part(options.part, len(shards))
     return Counting(config, tokenizer, options.seed), shards[part - 1 :: num_parts]
 
@@ -128,11 +152,16 @@ def _count(options: argparse.Namespace) -> str:
 
     out = _out(options)
     counting, shards = _counting(options)
-    frequencies, broken = count_shards(counting, shards, options.workers, out)
-    lines = [f"{out}: {frequencies.num_captions:,} captions of {len(shards):,} shards, {frequencies.tokenizer}"]
+    try:
+        frequencies, broken = count_shards(counting, shards, options.workers, out)
+    except InputError as error:  # of a caption's reader, which names the flags of training
+        raise InputError(str(error).replace("--superclip-", "--")) from error
+    where = options.data if counting.columns else f"{len(shards):,} shards"
+    lines = [f"{out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}"]
     num_missing = counting.reader.counts.num_missing
     if num_missing:
-        lines.append(f"{num_missing:,} samples have no long caption: the short one was counted")
+        what = "rows" if counting.columns else "samples"
+        lines.append(f"{num_missing:,} {what} have no long caption: the short one was counted")
     if broken:
         lines.append(f"{len(broken)} could not be read to their end: " + ", ".join(broken[:5]))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Counts the tokens of captions over many shards, in parallel, and resumes an interrupted count."""
+"""Counts the tokens of captions over a table or many shards, in parallel, and resumes an interrupted count."""
 
 import functools
 import logging
@@ -20,8 +20,11 @@ from .caption_tokens import CaptionTokens
 from .counted_captions import counted_captions
 from .forked_workers import work_on
 from .frequency_file import Frequencies, count, read_frequencies
+from .shard_contents import look
 from .shard_pattern import is_remote
 from .shard_reader import read_captions
+from .table_check import rows_of
+from .table_columns import Columns
 from .tokenizer_identity import same_tokenizer
 
 BATCH = 1024  # captions tokenized at a time
@@ -36,18 +39,23 @@ class FirstEpoch:
 
 
 class Counting:
-    """What is counted: the captions that the class loss would be given, in the tokens that it would see."""
+    """What is counted: the captions that the class loss would be given, in the tokens that it would see.
 
-    def __init__(self, config: Config, tokenizer, seed: int = 0):
-        self.config, self.tokenizer = config, tokenizer
+    Args:
+        columns: of a table, which is counted as a shard is; None for shards.
+    """
+
+    def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None):
+        self.config, self.tokenizer, self.columns = config, tokenizer, columns
         self.nothing = Frequencies.none(tokenizer, counted_captions(config, tokenizer.context_length))
         self.reader = CaptionTokens(
-            config, tokenizer, caption_key="txt", sample_key="__key__", seed=seed, rank=None, epoch=FirstEpoch()
-        )
+            config, tokenizer, caption_key=columns.caption if columns else "txt",
+            sample_key=columns.image if columns else "__key__", seed=seed, rank=None, epoch=FirstEpoch(),
+        )  # fmt: skip
 
     def captions(self, shard: str) -> Iterator[str]:
         place = self.config.long_caption if self.config.captions != "short" else ""
-        for sample in read_captions(shard, place):
+        for sample in rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, place):
             captions = self.reader.captions(sample)
             if captions is not None:
                 short, long = captions
@@ -56,6 +64,22 @@ class Counting:
     def count(self, captions: Iterator[str]) -> tuple[Tensor, int]:
         vocab_size = len(self.nothing.document_frequency)
         return count(_batches(captions), self.tokenizer, vocab_size)
+
+    def check_long_captions(self, shard: str) -> None:
+        """Raises InputError where samples were read and none of them had a long caption; `shard` is one of theirs."""
+        counts = self.reader.counts
+        if not counts.num_missing or counts.num_missing < counts.num_samples:
+            return
+        what, place = ("row", "columns") if self.columns else ("sample", "members")
+        names = ", ".join(next(rows_of(shard, self.columns, "DATA"))) if self.columns else _members(shard)
+        raise InputError(
+            f"--long-caption: none of {counts.num_samples:,} {what}s holds '{self.config.long_caption}'; the {place} "
+            f"of {shard} are {names}"
+        )
+
+
+def _members(shard: str) -> str:
+    return "not told: it is no file" if is_remote(shard) else look(shard).members
 
 
 class Counted(NamedTuple):
@@ -90,7 +114,7 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
     """
     if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-        raise InputError(f"SHARDS: there is no file {shards[0]}{others}")
+        raise InputError(f"DATA: there is no file {shards[0]}{others}")
     part = out.with_name(f"{out.name}.part")
     total = _earlier(part, counting.nothing, shards)
     left = [shard for shard in shards if shard not in set(total.shards)]
@@ -124,8 +148,10 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
             so_far().write(part)
         raise
     result = so_far()
+    if not total.shards:
+        counting.check_long_captions(shards[0])
     if not result.num_captions:
-        raise InputError(f"SHARDS: no caption could be read from {shards[0]}" + (" and the others" * (len(shards) > 1)))
+        raise InputError(f"DATA: no caption could be read from {shards[0]}" + (" and the others" * (len(shards) > 1)))
     result.write(out)
     part.unlink(missing_ok=True)
     return result, broken

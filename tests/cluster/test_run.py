@@ -21,11 +21,14 @@ from support.tiny_run import (
     SLICES,
     assert_equal_weights,
     state,
+    weights,
     write_disturbed_loss,
     write_failing_plugin,
     write_recipe,
 )
 
+from openclip_superclip.__main__ import main
+from openclip_superclip.data.frequency_file import read_frequencies
 from openclip_superclip.report.run_reader import read_run
 from openclip_superclip.running import node_run
 from openclip_superclip.running.checkpoint_files import checkpoints, is_whole
@@ -138,6 +141,22 @@ def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
     assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [("finished", 2 * SLICES)]
     assert "wd: 0.1" in (undisturbed / "params.txt").read_text()
     assert len(list(undisturbed.glob("ranks/*/rank_[01].log"))) == 2
+
+
+def test_two_processes_share_the_rows_of_a_table_and_each_pass_leaves_a_checkpoint(recipe, csv_data, tmp_path):
+    run, counted = recipe.parent / "table", tmp_path / "df.safetensors"
+    flags = ["--data", str(csv_data), "--set", "samples=2 passes", "--set", "global_batch_size=8", *TWO_PROCESSES]
+    code, output = end(recipe, run, *flags)
+    assert code == 0, output
+    told = state(run)
+    assert (told["state"], told["slices"], told["step"], told["steps"]) == ("finished", 2, 16, 16)
+    assert sorted(path.name for path in run.glob("checkpoints/*.pt")) == ["epoch_1.pt", "epoch_2.pt"]
+    model = YAML(typ="safe").load(recipe)["model"]
+    assert main(["frequencies", str(csv_data), "--tokenizer-of", model, "--out", str(counted)]) == 0
+    for epoch in (1, 2):  # of every row once a pass: the ranks' shares have none in common
+        found, frequencies = weights(run, epoch), read_frequencies(counted)
+        assert int(found["statistics.num_captions"]) == epoch * frequencies.num_captions == epoch * 64
+        assert found["statistics.document_frequency"].equal(epoch * frequencies.document_frequency)
 
 
 def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_ends_of_passes(undisturbed):

@@ -1,5 +1,6 @@
 """Word frequencies of a data set: the counts, the weights that follow, and what a wrong file is told."""
 
+import csv
 import json
 import math
 import os
@@ -107,11 +108,49 @@ def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_p
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_samples_without_a_long_caption_are_counted_by_their_short_one_and_told(workers, pattern, tmp_path, capsys):
-    flags = ["--captions", "long", "--long-caption", "other.txt", "--workers", workers]
-    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", tmp_path / "df")
-    assert by_word(read_frequencies(tmp_path / "df").document_frequency) == expected(0)[0]
-    assert "100 samples have no long caption: the short one was counted" in capsys.readouterr().out
+def test_samples_without_a_long_caption_are_told_and_a_long_caption_that_none_has_is_refused(
+    workers, pattern, folder, tmp_path, capsys
+):
+    flags = ["--tokenizer-of", "ViT-B-32", "--captions", "long", "--workers", str(workers)]
+    call(pattern, *flags, "--long-caption", "long.txt", "--out", tmp_path / "df")
+    assert "4 samples have no long caption: the short one was counted" in capsys.readouterr().out
+    assert main(["frequencies", pattern, *flags, "--long-caption", "other.txt", "--out", str(tmp_path / "x")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    told = f"none of 100 samples holds 'other.txt'; the members of {folder}/0.tar are jpg, json, long.txt, txt"
+    assert error == f"error: --long-caption: {told}"
+    assert [path.name for path in tmp_path.iterdir()] == ["df"]
+
+
+def test_a_table_is_counted_as_its_captions_are_in_shards(pattern, counted, tmp_path, capsys):
+    table = tmp_path / "pairs.csv"
+    rows = [captions(shard, index) for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["picture", "words", "more"])
+        writer.writerows([f"{number}.png", short, long] for number, (short, long) in enumerate(rows))
+        writer.writerow(["last.png", "moon", ""])
+    flags = ["--tokenizer-of", "ViT-B-32", "--csv-separator", ";", "--csv-img-key", "picture"]
+    flags += ["--csv-caption-key", "words"]
+    call(table, *flags, "--out", tmp_path / "df")
+    found, words = read_frequencies(tmp_path / "df"), by_word(read_frequencies(counted).document_frequency)
+    assert by_word(found.document_frequency) == words + Counter(["moon"])
+    assert (found.num_captions, found.shards) == (expected(0)[1] + 1, (str(table),))
+    assert f"{found.num_captions:,} captions of {table}" in capsys.readouterr().out
+    long = ["--captions", "long", "--long-caption"]
+    call(table, *flags, *long, "more", "--out", tmp_path / "long")
+    assert by_word(read_frequencies(tmp_path / "long").document_frequency) == expected(1)[0] + Counter(["moon"])
+    assert "5 rows have no long caption: the short one was counted" in capsys.readouterr().out
+    for more, told in (
+        ([*flags, *long, "longer"], "holds 'longer'; the columns of "),
+        (flags[:2], "pairs.csv has one column, 'picture;words;more': give --csv-separator ';'"),
+        (flags[:4], "--csv-img-key: "),
+        ([*flags, "--workers", "2"], "--workers is for shards, and DATA is "),
+    ):
+        assert main(["frequencies", *map(str, (table, *more, "--out", tmp_path / "not"))]) == 1
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    assert main(["frequencies", pattern, *flags, "--out", str(tmp_path / "not")]) == 1
+    assert "--csv-caption-key is for a table, .csv or .tsv, and DATA is " in capsys.readouterr().err
+    assert not (tmp_path / "not").exists()
 
 
 def test_pictures_are_not_read(folder, monkeypatch):
@@ -243,7 +282,7 @@ def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, mode
 
 
 @pytest.mark.parametrize(("flags", "named"), [
-    ("--tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
+    ("--tokenizer-of ViT-B-32 --out {out}", "DATA"),
     ("{shards} --out {out}", "--tokenizer-of"),
     ("{shards} --tokenizer-of ViT-B-32", "--out"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --workers 0", "--workers"),
@@ -251,15 +290,15 @@ def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, mode
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions dual", "--captions"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --captions long", "--captions long needs --long-caption"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --long-caption long.txt", "--long-caption long.txt does nothing"),
-    ("x/{{0..9.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS: x/{{0..9.tar has unbalanced braces"),
-    ("{out}.tar --tokenizer-of ViT-B-32 --out {out}", "SHARDS"),
+    ("x/{{0..9.tar --tokenizer-of ViT-B-32 --out {out}", "DATA: x/{{0..9.tar has unbalanced braces"),
+    ("{out}.tar --tokenizer-of ViT-B-32 --out {out}", "DATA"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 0/2", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 3/2", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1/999", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --seed 1", "--seed does nothing with --captions short"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --benchmark", "--out does nothing with --benchmark"),
-    ("{shards} --merge {out} --out {out}", "SHARDS does nothing with --merge"),
+    ("{shards} --merge {out} --out {out}", "DATA does nothing with --merge"),
     ("--show {out} --out {out}", "--out does nothing with --show"),
     ("--merge {out} --out {out}", "df"),
     ("--show {out}", "df"),
@@ -276,7 +315,7 @@ def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_pat
 def test_shards_that_are_not_there_are_told_in_one_line(tmp_path, capsys):
     argv = [f"{tmp_path}/{{0..3}}.tar", "--tokenizer-of", "ViT-B-32", "--out", str(tmp_path / "df")]
     assert main(["frequencies", *argv]) == 1
-    expected = f"error: SHARDS: there is no file {tmp_path}/0.tar, nor any other of 4 shards\n"
+    expected = f"error: DATA: there is no file {tmp_path}/0.tar, nor any other of 4 shards\n"
     assert capsys.readouterr().err == expected
     assert not [*tmp_path.iterdir()]
 
