@@ -40,6 +40,8 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
     else:
         told = _look_at_stock_tables(args)
+    if config is None:
+        told += _passed_over_weights(args)
     if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
         for line in told:
             print(f"superclip: {line}", file=sys.stderr, flush=True)
@@ -133,6 +135,15 @@ def _look_at_stock_tables(args) -> list[str]:
     return told
 
 
+def _passed_over_weights(args) -> list[str]:
+    """Returns a line where stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
+    schema, colon, place = args.model.partition(":")
+    if not args.pretrained or not colon or schema not in ("local-dir", "hf-hub"):
+        return []
+    instead = f": give --model {place}/open_clip_config.json" if schema == "local-dir" else ""
+    return [f"--pretrained: OpenCLIP passes over {args.pretrained} beside --model {args.model}{instead}"]
+
+
 def _columns(args):
     from .data.table_columns import Columns
 
@@ -153,8 +164,11 @@ def _check_idf_file(args, config: Config) -> None:
     frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
     frequencies.check(tokenizer, what)
     table = bool(args.train_data) and is_table(args.train_data, args.dataset_type)
-    shards = shlex.quote(args.train_data) if args.train_data and not table else "SHARDS"
-    command = f"superclip frequencies {shards} --tokenizer-of {args.model}"
+    command = shlex.join(["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model])
+    if table:
+        flags = {"--csv-separator": args.csv_separator, "--csv-img-key": args.csv_img_key}
+        flags["--csv-caption-key"] = args.csv_caption_key
+        command += f" {shlex.join(part for flag in flags.items() for part in flag)}"
     check_counted_captions(
         frequencies.captions, config, tokenizer.context_length, what=what, command=command, table=table
     )

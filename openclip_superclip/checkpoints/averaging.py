@@ -37,12 +37,14 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
 def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
     """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), taken in float64.
 
-    Whole numbers, and a class head that the released weights lack, are the tuned ones'.
+    Whole numbers, and a class head that the released weights lack, are the tuned ones'. One that the tuned ones lack is
+    left out.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"--alpha is {alpha}; expected 0 (released) to 1 (tuned)")
     head = tuned.head()
-    start, end = dict(released.weights), tuned.without_head() | (head if released.head() else {})
+    start = released.weights if head else released.without_head()
+    end = tuned.without_head() | (head if released.head() else {})
     check_match(start, end, str(released.path), str(tuned.path))
     for checkpoint in (released, tuned):
         check_values(checkpoint.weights, str(checkpoint.path))

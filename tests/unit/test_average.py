@@ -79,6 +79,14 @@ def test_an_interpolation_ends_at_both_checkpoints(alpha, end, files, tmp_path):
     assert all(torch.equal(out[k], v) for k, v in expected.items() if v.is_floating_point())
 
 
+def test_a_head_that_the_tuned_weights_lack_is_left_out(files, tmp_path):
+    ends = files / "2.pt", files / "plain.safetensors"
+    assert run("interpolate", *ends, "--alpha", 1, "--out", tmp_path / "out.pt") == 0
+    out, expected = state(tmp_path / "out.pt"), state(ends[1])
+    assert out.keys() == expected.keys()
+    assert all(torch.equal(out[name], tensor) for name, tensor in expected.items())
+
+
 def test_between_a_plain_and_a_tuned_model_the_head_is_the_tuned_ones(files, tmp_path):
     assert (
         run("interpolate", files / "plain.safetensors", files / "2.pt", "--alpha", 0.25, "--out", tmp_path / "out.pt")

@@ -99,7 +99,9 @@ def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, r
     assert "\n" not in message
 
 
-def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(csv_data, tmp_path, parse_args, capfd):
+def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
+    csv_data, tiny_model, tmp_path, parse_args, capfd
+):
     rows = csv_data.read_text().splitlines()
     table = tmp_path / "table.csv"
     table.write_text("\n".join([*rows[:3], rows[3].partition("\t")[0] + "\t"]))
@@ -107,6 +109,10 @@ def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(csv_dat
     told = capfd.readouterr().err
     assert "the 3 rows of" in told and "not one step is trained" in told
     assert "1 of the 3 rows of" in told and "hold no caption" in told
+    parse_args(["--train-data", str(csv_data), "--batch-size", "4", "--model", tiny_model, "--pretrained", "x.pt"])
+    instead = tiny_model.replace("local-dir:", "--model ")
+    told = f"OpenCLIP passes over x.pt beside --model {tiny_model}: give {instead}/open_clip_config.json"
+    assert capfd.readouterr().err == f"superclip: --pretrained: {told}\n"
     assert parse_args(["--train-data", str(csv_data), "--batch-size", "4"])
     assert capfd.readouterr().err == ""
     table.write_text("filepath\ttitle\nnix.png\ta cat\n")
