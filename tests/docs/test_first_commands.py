@@ -60,8 +60,9 @@ SLOW = ("audit", "benchmark", "captions", "evaluation", "own-data", "report", "s
 ON_THE_DEMO = ("captions", "evaluation", "report", "slices", "tagging", "weights")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
 ON_OWN_DATA = ("own-data", "audit")
-ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests by whoever runs this
-    "horovod", "contributing",
+ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
+    "horovod", "contributing", "install",
+    "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
 )  # fmt: skip
 EXIT_CODES = {"patching": (0, 1)}  # patched or not

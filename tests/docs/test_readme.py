@@ -46,6 +46,23 @@ def test_the_python_snippet_runs(tiny_model):
     assert names["model"].class_head.weight.grad.any()
 
 
+def test_a_page_lists_every_extra_and_a_missing_one_is_named_by_what_asks_for_it():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    page = PAGES["docs/install.md"]
+    (table,) = re.findall(r"^\| extra \| for \|\n.*?\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, flags=re.MULTILINE))
+    assert rows.keys() == extras.keys()
+    package = ROOT / "openclip_superclip"
+    told = re.findall(r"install the extra \[(.*?)\]", (package / "optional_dependencies.py").read_text())
+    assert set(told) - {"{extra}"} <= rows.keys()
+    for file in (package / "commands").glob("*.py"):
+        text = file.read_text()
+        if "check_matplotlib(" in text:
+            assert file.stem in rows["report"], file.stem
+        if "check_clip_benchmark(" in text:
+            assert file.stem in rows["eval"], file.stem
+
+
 def test_the_pages_name_every_command():
     assert (
         set(COMMANDS) - {name for page in PAGES.values() for name in re.findall(r"superclip ([a-z]+)", page)} == set()
