@@ -1,14 +1,12 @@
 """superclip evaluate: CLIP_benchmark's zero-shot, retrieval and linear-probe numbers, models side by side."""
 
 import argparse
-import importlib.util
 import logging
 import math
 import shlex
 import sys
 from pathlib import Path
 
-from ..atomic_files import make_folder, write_text
 from ..errors import InputError
 from ..optional_dependencies import check_clip_benchmark, check_matplotlib, check_torchmetrics
 from .least_values import check_least
@@ -120,6 +118,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import select_datasets
     from ..evaluation.evaluation_loop import evaluate_all
     from ..evaluation.evaluation_ranks import EvaluationRanks
+    from ..evaluation.evaluation_report import draw_figures, result_folders, told, write_tables
     from ..evaluation.models import checkpoints_of, find_models, interpolated_models
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
@@ -130,22 +129,18 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     else:
         given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
         models = find_models(given, options.model)
-    within = Path("evaluation", "wise_ft") if options.wise_ft else Path("evaluation")  # a sweep is no result of the run
-    folders = [options.out or (model.run / within if model.run else within) for model in models]
-    for folder in folders:
-        make_folder(folder, "--out")
+    folders = result_folders(models, options.out, sweep=options.wise_ft is not None)
     ranks = EvaluationRanks()
     outcome = evaluate_all(models, folders, selection.chosen, settings, command, ranks)
     ranks.end()
     if not ranks.is_first:
         return 0
-    _report(outcome, selection, options.data, list(dict.fromkeys(folders)))
-    _draw_neighbours(outcome.models, folders[0])
-    if options.wise_ft and len(outcome.models) == len(models):
-        from ..evaluation.wise_ft_figure import draw_sweep
-
-        if draw_sweep(figure := folders[0] / "wise_ft.png", options.alphas, outcome.models):
-            print(f"Scores over α: {figure}")
+    write_tables(folders)
+    print(told(outcome, selection, options.data, folders))
+    for failure in outcome.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    for line in draw_figures(outcome, folders[0], options.alphas):
+        print(line)
     return 1 if outcome.failures else 0
 
 
@@ -161,43 +156,3 @@ def _settings(options: argparse.Namespace):
     probe = options.probe_lr, options.probe_epochs, options.probe_val_split
     dense = options.dense_lr, options.dense_epochs, options.finetune
     return Settings(device, precision, options.batch_size, options.workers, *probe, *dense)
-
-
-def _draw_neighbours(models: list[list[dict]], folder: Path) -> None:
-    """Draws what each patch's neighbours are, where models were measured on segmentation and matplotlib is there."""
-    from ..evaluation.results_table import neighbour_files
-
-    found = neighbour_files(models)
-    if not found or importlib.util.find_spec("matplotlib") is None:
-        return
-    from ..evaluation.neighbour_figure import draw_neighbours
-
-    for dataset, files in found.items():
-        draw_neighbours(path := folder / f"neighbours_{dataset.replace('/', '-')}.png", files)
-        print(f"The neighbours of patches: {path}")
-
-
-def _report(outcome, selection, data: Path, folders: list[Path]) -> None:
-    """Prints the results and what is missing from them, and writes each folder's table beside its results."""
-    from ..evaluation.averages import NOT_IN_CLIP_BENCHMARK
-    from ..evaluation.datasets import other_data
-    from ..evaluation.result_files import read_records
-    from ..evaluation.results_table import differences, table
-
-    for folder in folders:
-        if models := read_records(folder):
-            write_text(folder / "summary.md", f"{table(models)}\n")
-    if outcome.models:
-        print(printed := table(outcome.models))
-        if ahead := differences(outcome.models):
-            print(f"\n{ahead}")
-        if "\n| datacomp38" in printed:
-            print(f"\nDataComp's 38 hold {', '.join(NOT_IN_CLIP_BENCHMARK)} as well, of which CLIP_benchmark has none.")
-    print(f"\n{outcome.num_results} results, {outcome.num_read} of them from before: {', '.join(map(str, folders))}")
-    if selection.absent:
-        print(f"Not evaluated: {', '.join(selection.absent)}")
-    others = other_data(data, selection)
-    if others:
-        print(f"In {data}, but in no suite's list: {', '.join(others)}; --datasets evaluates them")
-    for failure in outcome.failures:
-        print(f"error: {failure}", file=sys.stderr)

@@ -31,6 +31,7 @@ SUITES = {
     "dense": ("dense", ["pascal_voc", "ade20k", "nyuv2"]),  # the data say which task
 }
 FITTED = ("linear_probe", "few_shot", "knn")  # to the split train
+NO_LABELS = "it has none of VOCdevkit/VOC2012, annotations/training and train/depths"
 KINDS = {  # of data, by task
     "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
 }  # fmt: skip
@@ -100,7 +101,7 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
             if data is None:
                 absent.append(f"{name} ({suite}: not there)")
             elif data.kind not in KINDS.get(task, ("classification", "multilabel")):
-                unfit[name] = f"{name} ({suite}: it is for {data.kind})"
+                unfit[name] = f"{name} ({suite}: {NO_LABELS if task == 'dense' else f'it is for {data.kind}'})"
             elif task in FITTED and data.kind == "multilabel":
                 absent.append(f"{name} ({suite}: it has several labels a picture)")
             elif task in FITTED and data.shards and not (data.folder / "train").is_dir():
@@ -109,6 +110,8 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
                 chosen.append((data, of_data))
     evaluated = {data.name for data, _ in chosen}
     absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]
+    if not chosen and unfit:
+        raise InputError(f"--suite {','.join(suites)} measures nothing of {folder}: {', '.join(unfit.values())}")
     if not chosen:
         raise InputError(
             f"--data: {folder} holds nothing for --suite {','.join(suites)}; expected folders such as "

@@ -150,17 +150,21 @@ def _measure(head, maps, test: DenseSet, features: Features | None, settings) ->
     metric = MeanSquaredError(squared=False)
     if test.num_classes:
         metric = MulticlassJaccardIndex(test.num_classes, average="macro", ignore_index=NO_CLASS)
-    parts = []
+    parts, num_known = [], 0
     for output, label in _outputs(head, maps, test, features, settings):
+        known = label != NO_CLASS if test.num_classes else label > 0
+        num_known += int(known.sum())
         if test.num_classes:
             found = output.argmax(dim=0)
             metric.update(found[None], label[None])
             parts.append(_overlaps(found, label, test.num_classes))
         else:
-            known = label > 0
             if known.any():
                 metric.update(output[0][known], label[known])
             parts.append((float(((output[0] - label)[known] ** 2).sum()), int(known.sum())))
+    if not num_known:
+        shown = "class: all pixels are no class" if test.num_classes else "depth: all pixels are 0"
+        raise InputError(f"its test pictures show no {shown}")
     scored, of = (np.array(part, dtype=np.float64) for part in zip(*parts, strict=True))
     return {name: float(metric.compute())}, {name: Outcome(IOU if test.num_classes else RMSE, scored, of)}
 

@@ -11,6 +11,8 @@ import numpy as np
 from ..atomic_files import whole_file
 from .dense_data import NO_CLASS
 
+MOST_LETTERS = 28  # of a line above a column
+
 
 def draw_neighbours(path: Path, maps: dict[str, Path]) -> None:
     """Draws a PNG: a row a test picture; its classes, and for each model those of every patch's nearest patches.
@@ -32,7 +34,7 @@ def draw_neighbours(path: Path, maps: dict[str, Path]) -> None:
             axes.imshow(image, interpolation="nearest", extent=(0, 1, 0, 1))
             axes.set_axis_off()
     for axes, title in zip(grid[0], ["picture", "classes", *arrays], strict=True):
-        axes.set_title(title[-24:], fontsize=7)
+        axes.set_title("/\n".join(part[-MOST_LETTERS:] for part in Path(title).parts[-2:]), fontsize=7)
     figure.tight_layout(pad=0.4)
     with whole_file(path) as file:
         figure.savefig(file, dpi=110, format="png")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from clip_benchmark.metrics import image_caption_selection, linear_probe, zerosh
 from torch.utils.data import DataLoader
 
 from ..atomic_files import whole_file
+from ..errors import InputError
 from .kept_features import Features
 from .replaced_names import replaced
 
@@ -43,7 +45,9 @@ def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
-    """Returns outcomes by measure, none where there is no such file."""
+    """Returns outcomes by measure, none where there is no such file; InputError where it is broken."""
+    if not file.is_file():
+        return {}
     try:
         with np.load(file) as arrays:
             names = dict.fromkeys(name.rpartition(" ")[0] for name in arrays.files)
@@ -51,8 +55,12 @@ def read_outcomes(file: Path) -> dict[str, Outcome]:
                 measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
                 for measure, _, kind in (name.rpartition(" ") for name in names)
             }
-    except (OSError, ValueError, KeyError):
-        return {}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        result = file.name.replace(".outcomes.npz", ".json")
+        raise InputError(
+            f"{file} is broken ({' '.join(str(error).split())}): remove it and {result} beside it, and superclip "
+            "evaluate measures that anew"
+        ) from error
 
 
 def right(hits: np.ndarray) -> Outcome:

@@ -37,7 +37,7 @@ def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> boo
         if all(score.interval for score in found):
             low, high = zip(*(score.interval for score in found), strict=True)
             axes.fill_between(alphas, low, high, alpha=0.2, color="#d1495b")
-        axes.set_title(f"{label}, %", fontsize=9)
+        axes.set_title(label if label.endswith(", cm") else f"{label}, %", fontsize=9)
         axes.set_xlabel("α: 0 released, 1 tuned")
         axes.grid(alpha=0.3)
     with whole_file(path) as file:

@@ -21,6 +21,13 @@ FULL_SHAPES = [
 LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "house"]
 
 
+def write_random_model(folder: Path) -> list[str]:
+    """Writes a file of random weights, and returns it with the flag that says of what model."""
+    name = write_model(folder / "model")
+    torch.save(random_weights(name), folder / "weights.pt")
+    return [f"{folder}/weights.pt", "--model", name]
+
+
 def random_weights(model_name: str, **options) -> dict[str, torch.Tensor]:
     """Weights of a model under their names: normal, small, and different from one tensor to the next."""
     with torch.device("meta"):

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score
 
+from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.bootstrap import RESAMPLES, _means, _precisions, _recalls, draws, interval, mcnemar
 from openclip_superclip.evaluation.outcomes import (
     MEAN,
@@ -81,3 +82,8 @@ def test_outcomes_are_read_as_they_were_written(tmp_path):
         assert np.array_equal(read[name].scored, outcome.scored)
         assert np.array_equal(read[name].of, outcome.of)
     assert read_outcomes(tmp_path / "nowhere.npz") == {}
+    broken = tmp_path / "x.outcomes.npz"
+    for size in (0, 30, 300):
+        broken.write_bytes((tmp_path / "outcomes.npz").read_bytes()[:size])
+        with pytest.raises(InputError, match=r"x.outcomes.npz is broken \(.*\): remove it and x.json beside it"):
+            read_outcomes(broken)

@@ -15,8 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from support.colour_shards import COLOURS, write_colours
-from support.models import write_model
-from support.released_models import random_weights
+from support.released_models import write_random_model
 from support.training_runs import run_ranks
 
 from openclip_superclip.__main__ import main
@@ -29,11 +28,7 @@ ALL = "zeroshot,probe,fewshot,knn"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> list[str]:
-    """A file of random weights, and the flag that says of what model."""
-    folder = tmp_path_factory.mktemp("model")
-    name = write_model(folder / "model")
-    torch.save(random_weights(name), folder / "weights.pt")
-    return [f"{folder}/weights.pt", "--model", name]
+    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
