@@ -12,6 +12,7 @@ from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
 from ..versions import versions
+from .dense_measures import DENSE_SCENES
 from .study_call import StudyCall, data_of_scenes
 from .study_results import StudyResults
 from .study_run import PACKAGES
@@ -65,6 +66,10 @@ def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyT
     """Returns the study's training, the data that it measures on written."""
     if call.study.is_of_scenes:
         _write_demo_data(call)
+    if call.study.measures == "dense-scenes":
+        from ..demo.dense_scenes import write_dense_scenes
+
+        write_dense_scenes(call.scenes / DENSE_SCENES)
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
     return new_training(call, jobs, trains)
 
@@ -72,7 +77,7 @@ def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyT
 def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
     return StudyTraining(
         call.study, call.out, jobs, call.device, call.data, tuple(call.set.items()), call.runs_in, trains,
-        call.settings.arguments(),
+        call.settings.arguments(), call.scenes,
     )  # fmt: skip
 
 

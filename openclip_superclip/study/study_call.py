@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..demo.training_data import SCENES, TRAINING_DATA, TrainingData
 from ..errors import InputError
+from ..optional_dependencies import check_clip_benchmark, check_torchmetrics
 from ..planning.plan import make_plan
 from ..planning.recipe_file import read_recipe
 from ..planning.table_data import check_validation, of_table
@@ -71,6 +72,9 @@ def study_call(
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
+    if study.measures == "dense-scenes":
+        check_clip_benchmark("a study of dense-scenes")
+        check_torchmetrics("a study of dense-scenes")
     if study.measures == "validation":
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)

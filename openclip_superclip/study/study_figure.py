@@ -23,7 +23,8 @@ def draw(results) -> bytes:
             for x, difference in enumerate(found):
                 low, high = difference.interval or (difference.mean, difference.mean)
                 axes.plot([x + shift] * 2, [low, high], color=COLOURS[place % 6], linewidth=2)
-                axes.plot([x + shift] * len(difference.values), difference.values, ".", color="black", markersize=3)
+                beside = [x + shift + 0.04] * len(difference.values)
+                axes.plot(beside, difference.values, ".", color="black", markersize=4, alpha=0.6)
             means = [difference.mean for difference in found]
             line = "-" if len(means) > 1 else ""
             axes.plot(
@@ -31,8 +32,9 @@ def draw(results) -> bytes:
                 label=f"{arm} − {baseline}",
             )  # fmt: skip
         axes.axhline(0, color="#999999", linewidth=1)
-        axes.set_title(measure.replace("_", " ") + (" (primary)" if measure == study.primary else ""), fontsize=9)
-        axes.set_xticks(range(len(study.cell_values)), ["" if c is None else str(c) for c in study.cell_values])
+        axes.set_title(results.title(measure), fontsize=9)
+        cells = list(map(str, study.cell_values)) if study.cells else []
+        axes.set_xticks(range(len(cells)), cells)
         axes.set_xlim(-0.5, len(study.cell_values) - 0.5)
         axes.set_xlabel((study.cell_field or "").replace("_", " "), fontsize=8)
         axes.grid(axis="y", alpha=0.3)

@@ -45,7 +45,7 @@ class Study:
     @property
     def is_of_scenes(self) -> bool:
         """Whether the demo's scenes measure it."""
-        return MEASURES[self.measures] == OF_SCENES
+        return self.measures != "validation"
 
     @property
     def cell_field(self) -> str | None:
@@ -106,6 +106,7 @@ MEASURES = {  # what measures a run: the measures that it has
     "demo": OF_SCENES,
     "unseen-drawings": OF_SCENES,  # of scenes drawn by a designer whom no training shows
     "second-draw": OF_SCENES,  # of scenes of another 100 objects, which those of the training show, too
+    "dense-scenes": ("mIoU", "depth_RMSE"),  # of the scenes' pixels, by `superclip evaluate --suite dense`
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
 
@@ -175,6 +176,8 @@ def _check(study: Study, path: Path) -> None:
     if study.primary not in MEASURES[study.measures]:
         expected = ", ".join(MEASURES[study.measures])
         raise InputError(f"{path}: primary is {study.primary!r}; {study.measures} measures {expected}")
+    if study.choose and study.measures == "dense-scenes":
+        raise InputError(f"{path}: choose is {study.choose}; dense-scenes has none to choose by: give the arms an lr")
     if len(study.cells) > 1 or not all(map(_can_be_cells, study.cells.values())):
         raise InputError(
             f"{path}: cells is {study.cells}; expected one field of the recipe and its values, or for each value a "

@@ -12,6 +12,8 @@ from ..seed_statistics import PairedDifference, Spread
 from ..table import markdown_table
 from .study_file import Study
 
+UNITS = {"depth_RMSE": "cm, less is better"}  # of measures that are not in percent
+
 
 def check_measures(study: Study, records: list[dict]) -> None:
     """Raises InputError where a record lacks the study's primary measure, or one that the first record has."""
@@ -69,7 +71,7 @@ class StudyResults:
             heads = ["%", *study.arms, *(f"{arm} − {baseline}" for arm, baseline in study.pairs)]
             rows = [
                 [
-                    self._title(measure),
+                    self.title(measure),
                     *(str(self.spread(arm, cell, measure)) for arm in study.arms),
                     *(str(self.difference(*pair, cell, measure)) for pair in study.pairs),
                 ]
@@ -93,13 +95,15 @@ class StudyResults:
         named = [(f"{arm} − {baseline}", place) for place, (arm, baseline) in enumerate(self.study.pairs)]
         columns = [(f"{pair}, {kind}", place, kind) for pair, place in named for kind in over[self.measures[0]][place]]
         rows = [
-            [self._title(measure), *(str(found[place][kind]) for _, place, kind in columns)]
+            [self.title(measure), *(str(found[place][kind]) for _, place, kind in columns)]
             for measure, found in over.items()
         ]
         return markdown_table(["points", *(head for head, _, _ in columns)], rows)
 
-    def _title(self, measure: str) -> str:
-        return measure.replace("_", " ") + (" (primary)" if measure == self.study.primary else "")
+    def title(self, measure: str) -> str:
+        """Returns a measure's name for people, with its unit where that is not percent."""
+        told = measure.replace("_", " ") + (" (primary)" if measure == self.study.primary else "")
+        return f"{told}, {UNITS[measure]}" if measure in UNITS else told
 
     def sentences(self) -> list[str]:
         """Returns, for each comparison and cell, and over the cells, which differences exclude zero."""

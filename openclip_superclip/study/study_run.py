@@ -17,6 +17,7 @@ from ..running.run_folder import RunFolder
 from ..running.run_state import FINISHED
 from ..running.superclip_process import run_superclip
 from ..versions import versions
+from .dense_measures import DENSE_SCENES, measure_dense
 from .study_file import MEASURES, OF_SCENES
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
@@ -94,10 +95,13 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, m
     output.unlink()
 
 
-def measured(run: StudyRun, measures: str) -> dict:
+def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) -> dict:
     """Returns what a trained run showed: its weights, CPU seconds and measures.
 
-    It is measured now, unless the same versions have measured the same weights.
+    It is measured now, unless the same versions have measured the same weights. InputError where `stop` ends that.
+
+    Args:
+        scenes: the folder of the demo's model and scenes.
     """
     weights = _last_checkpoint(run)
     kept = run.folder / f"{measures}-{run.split}.json"
@@ -106,7 +110,7 @@ def measured(run: StudyRun, measures: str) -> dict:
     if (found.get("checkpoint"), found.get("versions")) != (digest, versions(*PACKAGES)):
         found = {
             "run": run.folder.name, "checkpoint": digest, "cpu_seconds": _cpu_seconds(run),
-            "measures": _measure(run, weights, measures), "versions": versions(*PACKAGES),
+            "measures": _measure(run, weights, measures, scenes, stop), "versions": versions(*PACKAGES),
         }  # fmt: skip
         write_json(kept, found)
     return found
@@ -119,7 +123,9 @@ def samples_seen(folder: Path) -> int:
     return curve[-1]["samples"] if curve else 0
 
 
-def _measure(run: StudyRun, weights: Path, measures: str) -> dict[str, float]:
+def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event) -> dict[str, float]:
+    if measures == "dense-scenes":
+        return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
     if MEASURES[measures] == OF_SCENES:
         from ..demo.demo_model import load
         from ..demo.measures import measure

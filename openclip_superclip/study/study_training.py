@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
+from .study_call import DEMO
 from .study_file import CHOOSING, LIKE, Study, folder_name
 from .study_results import check_measures
 from .study_run import StudyRun, check_folder, is_finished, measured, samples_seen, train, unfinished
@@ -33,14 +34,15 @@ class StudyTraining:
         extra: more fields with their values, of every run.
         trains: whether runs that are not finished are trained here; InputError names them where they are not.
         more: options of `superclip run`, of every run.
+        scenes: the folder of the demo's model and scenes.
     """
 
     def __init__(
         self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = (),
-        runs_in: Path | None = None, trains: bool = True, more: Sequence[str] = (),
+        runs_in: Path | None = None, trains: bool = True, more: Sequence[str] = (), scenes: Path = DEMO,
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
-        self.extra, self.trains, self.more = tuple(extra), trains, more
+        self.extra, self.trains, self.more, self.scenes = tuple(extra), trains, more, scenes
         self.runs_in = runs_in or out / "runs"
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
         self.common = read_recipe(study.recipe, of_data)
@@ -140,7 +142,7 @@ class StudyTraining:
                 raise InputError("stopped")
             if self.trains:
                 train(run, self.device, self.data, stop, self.more)
-            return measured(run, self.study.measures)
+            return measured(run, self.study.measures, self.scenes, stop)
 
         with (
             tqdm(total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True) as progress,

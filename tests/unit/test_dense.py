@@ -1,20 +1,21 @@
 """Segmentation and depth from patch tokens: exact scenes, the layouts, and scores against slow plain versions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from support.models import write_model
-from support.released_models import random_weights
+from support.released_models import write_random_model
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.dense_scenes import BACKGROUND_DEPTH, pixel_labels, write_dense_scenes
 from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.dense_data import NO_CLASS, DenseSet, dense_kind
 from openclip_superclip.evaluation.outcomes import read_outcomes
+from openclip_superclip.study.dense_measures import EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the pictures
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
@@ -22,10 +23,7 @@ COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("model")
-    name = write_model(folder / "model")
-    torch.save(random_weights(name), folder / "weights.pt")
-    return [f"{folder}/weights.pt", "--model", name]
+    return write_random_model(tmp_path_factory.mktemp("model"))
 
 
 def cells(seed: int) -> np.ndarray:
@@ -147,6 +145,22 @@ def test_scores_are_torchmetrics_and_their_samples_add_up_to_them(model, data, t
             assert outcome.scored.sum() <= 7 * 2 * SIZE * (SIZE - 2)
 
 
+def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path):
+    write_dense_scenes(tmp_path / "scenes", 3, 4)
+    weights = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    weights.parent.mkdir(parents=True)
+    shutil.copy(model[0], weights)
+    (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
+    found = measure_dense(weights, tmp_path / "scenes", lambda: False)
+    made = records(tmp_path / "run" / "evaluation")
+    of_classes, of_depth = made["segmentation", False], made["depth", False]
+    assert found == {"mIoU": 100 * of_classes["metrics"]["miou"], "depth_RMSE": 100 * of_depth["metrics"]["rmse"]}
+    assert of_classes["settings"]["epochs"] == EPOCHS
+    shutil.rmtree(tmp_path / "scenes")
+    with pytest.raises(InputError, match="failed: error: --data: there is no folder"):
+        measure_dense(weights, tmp_path / "scenes", lambda: False)
+
+
 def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
     write_cells(tmp_path / "data")
     (tmp_path / "data" / "masks" / "classes.txt").write_text("black\nred\n")
@@ -162,6 +176,16 @@ def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
         Image.new("I;16", (SIZE, SIZE)).save(depths / f"{file.stem}.png")
     assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
     assert "its first training pictures show no depth" in capsys.readouterr().err
+    for file in (data / "depth/train/depths").iterdir():
+        shutil.copy(file, depths)
+    for file in (tmp_path / "data/depth/test/depths").iterdir():
+        Image.new("I;16", (SIZE, SIZE)).save(file)
+    assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
+    assert "its test pictures show no depth: all pixels are 0" in capsys.readouterr().err
+    shutil.rmtree(depths)
+    assert evaluate(model, *argv[:3], "depth") == 1
+    assert "measures nothing of" in (error := capsys.readouterr().err)
+    assert "depth (dense: it has none of VOCdevkit/VOC2012, annotations/training and train/depths)" in error
     assert main(["evaluate", *model, "--data", str(data), "--finetune"]) == 1
     assert "--finetune is for --suite dense" in capsys.readouterr().err
     assert evaluate(model, data, tmp_path / "out", "--dense-lr", "0") == 1

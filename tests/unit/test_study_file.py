@@ -2,6 +2,7 @@
 
 import csv
 import io
+import threading
 
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypat
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
     monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
-    measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo")
+    measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo", tmp_path, threading.Event())
     assert read_scores(tmp_path).values == {"demo zero shot": 41.5}
 
 
