@@ -1,119 +1,169 @@
-"""What fine-tuning keeps: a CLIP of the demo's drawings, tuned on drawings of other objects, measured on both.
+"""What fine-tuning keeps: the demo's CLIP, tuned on drawings of their objects by another designer, measured on both.
 
-`python docs/forgetting/measure.py WORK` trains what is not there yet in the folder WORK and prints the rows of
-forgetting.csv. 50 of the demo's 100 objects are the old ones and 50 the new ones, in turn by the alphabet.
+`python docs/forgetting/measure.py RUNS WORK` begins with the runs of `superclip demo` in the folder RUNS (demo/runs),
+trains what is not there yet in the folder WORK, writes WORK/forgetting.csv, a row a seed, a way of tuning and an α, and
+prints the table of it.
 """
 
+import argparse
 import contextlib
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from open_clip import build_zero_shot_classifier, get_tokenizer, load_checkpoint
+from tqdm import tqdm
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
-from openclip_superclip.demo.demo_model import write_model
-from openclip_superclip.demo.measures import evaluating, scene_features
-from openclip_superclip.demo.scenes import NAMES, Scene, draw_image
+from openclip_superclip.atomic_files import write_text
+from openclip_superclip.demo.demo_model import load, write_model
+from openclip_superclip.demo.measures import evaluating, name_classifier, object_labels, share_found
+from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
+from openclip_superclip.seed_statistics import PairedDifference, Spread
+from openclip_superclip.table import markdown_table
 
-OLD, NEW = NAMES[0::2], NAMES[1::2]
-NUM_OLD, NUM_NEW, NUM_MIXED, NUM_TEST = 20_480, 1_024, 1_024, 300
+NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
+PASSES, BATCH = 3, 32  # over the new drawings
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-SEEDS = (0,)
 COMMON = [
-    "--batch-size", "32", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--beta1", "0.9", "--beta2",
-    "0.98", "--eps", "1e-6", "--wd", "0.2",
+    "--dataset-type", "csv", "--epochs", str(PASSES), "--save-frequency", str(PASSES), "--batch-size", str(BATCH),
+    "--warmup", "32", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--beta1", "0.9", "--beta2", "0.98",
+    "--eps", "1e-6", "--wd", "0.2",
 ]  # fmt: skip
-PASSES = 5  # over the new drawings
+LOCK_TEXT = ["--lock-text", "--lock-text-freeze-layer-norm"]
+OLD, NEW, BEFORE = "zero-shot old %", "zero-shot new %", "nothing: before"
+WITH_OLD = "old drawings among the new"
+PLAIN = "contrastive, rate 1e-4"
 TUNED = {  # name: flags
-    "lr 1e-3": ["--lr", "1e-3"],
-    "lr 1e-4": ["--lr", "1e-4"],
-    "lr 1e-4, half old drawings": ["--lr", "1e-4"],
+    PLAIN: ["--lr", "1e-4"],
+    f"{PLAIN}, {WITH_OLD}": ["--lr", "1e-4"],
+    "class loss added, rate 1e-4": ["--lr", "1e-4", "--superclip", "--superclip-head-warmup", "1024"],
+    f"{PLAIN}, text tower locked": ["--lr", "1e-4", *LOCK_TEXT],
+    "contrastive, rate 1e-3": ["--lr", "1e-3"],
 }
 
 
-def make(names: list[str], seed: int, index: int, num_objects: range) -> Scene:
-    rng = np.random.default_rng((seed, index, NAMES.index(names[0])))
-    objects = [names[place] for place in rng.choice(len(names), rng.choice(num_objects), replace=False)]
-    image, layers = draw_image(rng, objects)
-    return Scene(image, objects, {"long": ", ".join(objects)}, layers)
-
-
-def write_table(file: Path, parts: list[tuple[list[str], int]]) -> Path:
-    """Writes scenes and a table of them, unless they are there."""
+def write_table(file: Path, parts: list[tuple[tuple[str, ...], int]]) -> Path:
+    """Writes scenes by some designers and a table of them, unless they are there."""
     if file.exists():
         return file
     pictures = file.with_suffix("")
-    pictures.mkdir(parents=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     rows = ["filepath\ttitle"]
-    for names, number in parts:
-        for index in range(number):
-            scene = make(names, 0, index, range(1, 5))
-            picture = pictures / f"{names[0]}-{index}.png"
+    for designers, number in parts:
+        for index, scene in enumerate(scenes(number, seed=1, designers=designers)):
+            picture = pictures / f"{designers[0]}-{index}.png"
             scene.image.save(picture)
             rows.append(f"{picture}\t{scene.captions['long']}")
     file.write_text("\n".join(rows) + "\n")
     return file
 
 
-def train(work: Path, name: str, table: Path, epochs: int, model: str, *flags: str) -> Path:
+def tune(work: Path, name: str, table: Path, model: str, *flags: str) -> Path:
     """Returns the last checkpoint of a run, which is trained unless it is there."""
-    run = name.replace(" ", "-").replace(",", "").replace("--", "")
-    weights = work / "logs" / run / "checkpoints" / f"epoch_{epochs}.pt"
+    run = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
+    weights = work / "logs" / run / "checkpoints" / f"epoch_{PASSES}.pt"
     if not weights.exists():
-        where = ["--model", model, "--train-data", str(table), "--dataset-type", "csv", "--epochs", str(epochs)]
-        command = [sys.executable, "-m", "openclip_superclip", "train", *where, *COMMON, *flags]
-        command += ["--save-frequency", str(epochs), "--logs", str(work / "logs"), "--name", run]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "openclip_superclip", "train", "--model", model, "--train-data", str(table)]
+        command += [*COMMON, *flags, "--logs", str(work / "logs"), "--name", run]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return weights
 
 
-def zero_shot(weights: Path, model: str, names: list[str]) -> float:
-    """Returns the share of one-object scenes whose object is, of these names, the most similar, in percent."""
-    loaded, _, preprocess = create_model_and_transforms(model)
-    load_checkpoint(loaded, str(weights), strict=False)
-    shown = [make(names, 1, index, range(1, 2)) for index in range(NUM_TEST)]
-    with evaluating(loaded):
-        classifier = build_zero_shot_classifier(loaded, get_tokenizer(model), names, ["{}"], device="cpu").float()
-        best = (scene_features(loaded, preprocess, shown, "cpu") @ classifier).argmax(dim=1)
-    return 100 * float(np.mean([names[place] == scene.objects[0] for place, scene in zip(best, shown, strict=True)]))
+class ZeroShot:
+    """New scenes of one object, by the designers of the training and by the other one."""
+
+    def __init__(self, model: str):
+        self.model, self.sets = model, []
+        _, _, preprocess = create_model_and_transforms(model)
+        for designers in (DESIGNERS, UNSEEN_DESIGNERS):
+            shown = list(scenes(NUM_TEST, 0, "test", (1,), designers=designers))
+            self.sets.append((torch.stack([preprocess(scene.image) for scene in shown]), object_labels(shown)))
+
+    def __call__(self, weights: Path) -> list[float]:
+        """Returns zero-shot accuracy (of 100 names) on old drawings and on new ones, in percent."""
+        network, _, tokenizer = load(weights, self.model)
+        with evaluating(network):
+            classifier = name_classifier(network, tokenizer, "cpu")
+            return [
+                share_found(network.encode_image(pictures, normalize=True) @ classifier, labels)
+                for pictures, labels in self.sets
+            ]
 
 
-def main(work: Path) -> None:
+def main(runs: Path, work: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     model = write_model(work / "model")
-    old = write_table(work / "old.csv", [(OLD, NUM_OLD)])
-    new = write_table(work / "new.csv", [(NEW, NUM_NEW)])
-    mixed = write_table(work / "mixed.csv", [(NEW, NUM_NEW), (OLD, NUM_MIXED)])
-    base = train(work, "base", old, 2, model, "--lr", "1e-3", "--warmup", "128")
-    kept = work / "measured.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    for seed in SEEDS:
-        for name, flags in TUNED.items():
-            table = mixed if "half old" in name else new
-            start = ["--pretrained", str(base), "--warmup", "32", "--seed", str(seed)]
-            tuned = train(work, f"{name} seed{seed}", table, PASSES, model, *start, *flags)
-            for alpha in ALPHAS:
-                key = f"{name}|{seed}|{alpha}"
-                if key in found:
-                    continue
-                between = work / "between.pt"
-                mixed_by = ["--alpha", str(alpha), "--out", str(between), "--overwrite"]
-                with contextlib.redirect_stdout(sys.stderr):
-                    superclip(["interpolate", str(base), str(tuned), *mixed_by])
-                found[key] = [zero_shot(between, model, OLD), zero_shot(between, model, NEW)]
-                kept.write_text(json.dumps(found))
-    found["before|0|0"] = [zero_shot(base, model, OLD), zero_shot(base, model, NEW)]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["tuned with", "seed", "alpha", "zero-shot old %", "zero-shot new %"])
-    for key, (of_old, of_new) in found.items():
-        writer.writerow([*key.split("|"), f"{of_old:.1f}", f"{of_new:.1f}"])
+    trained = str(work / "model" / "open_clip_config.json")  # beside local-dir: OpenCLIP passes over --pretrained
+    new = write_table(work / "new.csv", [(UNSEEN_DESIGNERS, NUM_NEW)])
+    mixed = write_table(work / "mixed.csv", [(UNSEEN_DESIGNERS, NUM_NEW), (DESIGNERS, NUM_OLD)])
+    zero_shot, found = ZeroShot(model), {}
+    kept = {seed: work / f"measured-{seed}.json" for seed in seeds}
+    for seed, file in kept.items():
+        found[seed] = json.loads(file.read_text()) if file.exists() else {}
+
+    def measure(name: str, seed: int, alpha: float, weights: Path) -> None:
+        found[seed][f"{name}|{alpha:g}"] = zero_shot(weights)
+        write_text(kept[seed], json.dumps(found[seed]))
+
+    for seed, (name, flags) in tqdm([(seed, one) for seed in seeds for one in TUNED.items()], unit=" runs"):
+        base = runs / f"clip_seed{seed}" / "checkpoints" / "epoch_20.pt"
+        if f"{BEFORE}|0" not in found[seed]:
+            measure(BEFORE, seed, 0, base)
+        start = ["--pretrained", str(base), "--seed", str(seed)]
+        tuned = tune(work, f"{name}_seed{seed}", mixed if WITH_OLD in name else new, trained, *start, *flags)
+        for alpha in ALPHAS:
+            if f"{name}|{alpha:g}" in found[seed]:
+                continue
+            between = work / f"between-{seed}.pt"
+            mixed_by = ["--alpha", str(alpha), "--out", str(between), "--overwrite"]
+            with contextlib.redirect_stdout(sys.stderr):
+                if superclip(["interpolate", str(base), str(tuned), *mixed_by]):
+                    sys.exit(1)
+            measure(name, seed, alpha, between)
+    with open(work / "forgetting.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["tuned with", "seed", "alpha", OLD, NEW])
+        for seed, scores in found.items():
+            for key, values in scores.items():
+                name, alpha = key.split("|")
+                writer.writerow([name, seed, alpha, *(f"{value:.1f}" for value in values)])
+    print(table(work / "forgetting.csv"))
+
+
+def table(file: Path) -> str:
+    """Returns a CSV's means over the seeds in Markdown, and differences from plain tuning, paired by seed."""
+    scores = {
+        (row["tuned with"], float(row["alpha"]), int(row["seed"])): (float(row[OLD]), float(row[NEW]))
+        for row in csv.DictReader(file.read_text().splitlines())
+    }
+    seeds = sorted({seed for *_, seed in scores})
+
+    def of(name: str, alpha: float) -> list[tuple[float, ...]]:
+        return list(zip(*(scores[name, alpha, seed] for seed in seeds), strict=True))
+
+    rows = [[BEFORE, "", "", *(str(Spread(list(side))) for side in of(BEFORE, 0)), "", ""]]
+    for name in TUNED:
+        half, whole = of(name, 0.5), of(name, 1)
+        ahead = [
+            PairedDifference([ours - theirs for ours, theirs in zip(*sides, strict=True)])
+            for sides in zip(whole, of(PLAIN, 1), strict=True)
+        ]
+        told = ["", ""] if name == PLAIN else map(str, ahead)
+        rows.append([name, *(str(Spread(list(side))) for side in (*half, *whole)), *told])
+    heads = ["tuned with", "old, α = 0.5", "new, α = 0.5", "old", "new", "old: more than the first", "new: more"]
+    return markdown_table(heads, rows)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, metavar="RUNS")
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    options = parser.parse_args()
+    main(options.runs, options.work, options.seeds)

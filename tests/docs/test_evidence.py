@@ -1,6 +1,7 @@
 """What the pages say of the studies is what the studies wrote."""
 
 import csv
+import importlib.util
 import json
 import re
 import statistics
@@ -64,3 +65,11 @@ def test_the_trials_of_the_rates_are_the_recorded_means():
 
 def _rate(item: tuple[str, float]) -> float:
     return float(item[0])
+
+
+def test_what_tuning_forgets_is_what_was_measured():
+    place = ROOT / "docs/forgetting/measure.py"
+    spec = importlib.util.spec_from_file_location("measure", place)
+    measure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measure)
+    assert measure.table(place.with_name("forgetting.csv")) in PAGES["docs/own-data.md"]
