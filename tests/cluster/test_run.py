@@ -277,9 +277,9 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     code, output = end(recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin))
     assert code == 0, output
     starts = json.loads((run / "run.json").read_text())["attempts"]
-    assert [(one["state"], one["error"]) for one in starts] == [
-        ("preempted", "no step for 0.15 minutes"), ("finished", None),
-    ]  # fmt: skip
+    told = [(one["state"], one["error"]) for one in starts]  # on a busy machine it may stand still once more
+    assert len(told) > 1
+    assert (set(told[:-1]), told[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
 
     run = recipe.parent / "always failing"
     assert node_run.STARTS_WITHOUT_A_SLICE == 3
