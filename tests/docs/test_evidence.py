@@ -54,6 +54,14 @@ def test_readmes_table_is_what_the_demo_printed():
     assert results("demo").study.seeds == read_study("demo").seeds
 
 
+def test_readmes_sentence_of_ten_seeds_is_what_their_study_found():
+    found = results("one_batch")
+    means = [found.spread(arm, None, found.study.primary).mean for arm in ("CLIP", "SuperCLIP")]
+    difference = found.difference("SuperCLIP", "CLIP", None, found.study.primary)
+    told = f"zero-shot went from {means[0]:.1f} to {means[1]:.1f}, {difference}"
+    assert (found.study.seeds, told in " ".join(PAGES["README.md"].split())) == (10, True)
+
+
 def test_the_trials_of_the_rates_are_the_recorded_means():
     trials = json.loads((ROOT / "docs/studies/one_batch/trials.json").read_text())
     for arm, cells in trials.items():
