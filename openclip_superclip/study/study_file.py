@@ -48,6 +48,11 @@ class Study:
         return self.measures != "validation"
 
     @property
+    def choosing_measures(self) -> str:
+        """What measures the runs that choose a learning rate: of drawings that no training shows, none is looked at."""
+        return "demo" if self.measures == "unseen-drawings" else self.measures
+
+    @property
     def cell_field(self) -> str | None:
         return next(iter(self.cells), None)
 

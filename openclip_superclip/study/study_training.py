@@ -142,7 +142,8 @@ class StudyTraining:
                 raise InputError("stopped")
             if self.trains:
                 train(run, self.device, self.data, stop, self.more)
-            return measured(run, self.study.measures, self.scenes, stop)
+            measures = self.study.measures if run.split == "test" else self.study.choosing_measures
+            return measured(run, measures, self.scenes, stop)
 
         with (
             tqdm(total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True) as progress,

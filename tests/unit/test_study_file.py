@@ -21,7 +21,7 @@ from openclip_superclip.seed_statistics import PairedDifference
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
 from openclip_superclip.study.study_run import StudyRun, measured
-from openclip_superclip.study.study_training import run_name
+from openclip_superclip.study.study_training import StudyTraining, run_name
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
@@ -181,6 +181,17 @@ def records(**scores: list[float]) -> list[dict]:
         for arm, values in scores.items()
         for seed, score in enumerate(values)
     ]  # fmt: skip
+
+
+def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, monkeypatch):
+    def measured(run, measures, *_):
+        score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
+        return {"run": run.folder.name, "measures": {"zero_shot": score}}
+
+    monkeypatch.setattr("openclip_superclip.study.study_training.unfinished", lambda run: None)
+    monkeypatch.setattr("openclip_superclip.study.study_training.measured", measured)
+    training = StudyTraining(read_study("unseen_drawings"), tmp_path, 1, "cpu", trains=False)
+    assert training.choose() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
 
 
 @pytest.fixture
