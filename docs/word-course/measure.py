@@ -23,7 +23,7 @@ from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, spl
 from openclip_superclip.seed_statistics import PairedDifference
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024
-SEEDS, IDF = (0, 1), ("online", "off")
+SEEDS, IDF = (0, 1, 2), ("online", "off")
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 MEASURES = ("learned after", "known at 10,240 captions, %", "median lift at the end")
 
