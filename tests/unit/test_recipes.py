@@ -212,6 +212,11 @@ def edited(tmp_path, name, change):
     (lambda text: text.replace("  weight: 1.0", "  weight: -1.0"), "--superclip-weight is -1.0"),
     (lambda text: text.replace("  idf: online", "  idf: false"), "superclip.idf is False; expected a str"),
     (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags holds batch-size"),
+    (
+        lambda text: re.sub(r"\nsuperclip:\n(  .*\n)*", "\n", text)
+        .replace("method: superclip", "method: clip").replace("flags:\n", "flags:\n  pretrained: a.pt\n"),
+        "clip would not start from a.pt; give --set model=demo/model/open_clip_config.json",
+    ),
     (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
     (lambda text: re.sub('shards: "(.*)"', r"shards: {000000..000015}.tar", text), "not a readable YAML file"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
