@@ -154,7 +154,8 @@ def test_a_killed_superclip_run_starts_the_job_again_and_a_port_that_is_taken_is
     assert f"training_job.sh: port {port} of node1 is taken; trying the next" in output
     starts = json.loads((run / "run.json").read_text())["attempts"]
     assert [one["state"] for one in starts][1:] == ["preempted", "finished"]
-    assert starts[1]["error"] == "the launcher on node2: it ended with exit code -9"
+    # Whichever is noticed first: the launcher, or that its rank speaks no more.
+    assert re.match("the launcher on node2: it ended with exit code -9|rank 0 on node1: ", starts[1]["error"])
     assert [f"--master-port={port + 101 * n}" in starts[n]["launcher"] for n in (1, 2)] == [True, True]
     assert_equal_weights(run, undisturbed)
 
@@ -224,7 +225,8 @@ def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_do
     assert [does for _, does in jobs] == ["trains 2 trials", "chooses the", "trains 2 runs", "measures"]
     assert "nothing was submitted" in cluster.call(*study, cwd=work)
     table = cluster.call("superclip", "status", "the study", cwd=work)
-    assert len(re.findall(rf"^\| the study/runs/.* {jobs[0][0]}_[01] [A-Z]+", table, flags=re.MULTILINE)) == 2
+    stands = rf"^\| the study/runs/.*(?: {jobs[0][0]}_[01] [A-Z]+|\| finished \|)"  # a trial may have ended by now
+    assert len(re.findall(stands, table, flags=re.MULTILINE)) == 2
     report = jobs[-1][0]
     assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (work / f"the study/slurm-{report}.out").read_text()
     rows = list(csv.DictReader((work / "the study/study.csv").read_text().splitlines()))

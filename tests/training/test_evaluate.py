@@ -489,7 +489,7 @@ REFUSED = {
     "export --data empty": "--data: empty holds nothing for --suite zeroshot,retrieval; expected folders such as",
     "export --data data --suite zeroshot,fly": "--suite: there is no suite 'fly'",
     "export --data data --datasets birds": "--datasets: data holds no birds; it holds colours",
-    "export --data data --datasets colours --suite retrieval": "nothing for --suite retrieval",
+    "export --data data --datasets colours --suite retrieval": "--suite retrieval measures nothing of data: colours",
     "export --data data --datasets colours --suite probe": "nothing for --suite probe",
     "nowhere.pt --data data --datasets colours": "CHECKPOINT is nowhere.pt: no file or folder",
     "nowhere.pt --data data --datasets colours --model ViT-B-32": "CHECKPOINT is nowhere.pt: no file or folder",

@@ -159,6 +159,26 @@ def test_open_clip_caption_tokens_makes_or_refuses_every_training_sample_and_kno
     assert len(run.losses()) == 8
 
 
+ENDS = """
+from open_clip.hooks import hookimpl
+
+
+@hookimpl
+def open_clip_epoch_end(args, model, epoch):
+    print(f"ended: epoch {epoch} of {type(model).__name__}", flush=True)
+"""
+
+
+def test_open_clip_epoch_end_is_told_after_the_steps_of_every_epoch(shards, train_flags, tmp_path):
+    install_plugin(tmp_path, "ends", ENDS)
+    data = ["--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
+    argv = [*train_flags, *data, "--epochs", "2", "--logs", "none"]
+    (run,) = run_ranks(functools.partial(train_with, tmp_path), *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output
+    told = re.findall(r"Train Epoch: (\d)|ended: epoch (\d) of CLIP", run.output)
+    assert [step or f"{end} ended" for step, end in dict.fromkeys(told)] == ["0", "0 ended", "1", "1 ended"]
+
+
 IN_ORDER = """
 from open_clip.hooks import hookimpl
 
