@@ -137,11 +137,12 @@ def _look_at_stock_tables(args) -> list[str]:
 
 def _passed_over_weights(args) -> list[str]:
     """Returns a line where stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
-    schema, colon, place = args.model.partition(":")
-    if not args.pretrained or not colon or schema not in ("local-dir", "hf-hub"):
+    from .model_files import instead_of_passing_over
+
+    instead = instead_of_passing_over(args.model) if args.pretrained else None
+    if instead is None:
         return []
-    instead = f": give --model {place}/open_clip_config.json" if schema == "local-dir" else ""
-    return [f"--pretrained: OpenCLIP passes over {args.pretrained} beside --model {args.model}{instead}"]
+    return [f"--pretrained: OpenCLIP passes over {args.pretrained} beside --model {args.model}: give --model {instead}"]
 
 
 def _columns(args):

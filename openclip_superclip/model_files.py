@@ -56,3 +56,14 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
             f"{flag}: {model} is no configuration of a model: its {what} is missing or wrong; expected embed_dim, a "
             "number, and vision_cfg and text_cfg, both objects"
         )
+
+
+def instead_of_passing_over(model: str) -> str | None:
+    """Returns the --model beside which stock OpenCLIP reads --pretrained, None where it does beside `model` itself.
+
+    Beside local-dir: and hf-hub: it passes over the flag and takes what lies there, or random weights.
+    """
+    schema, colon, place = model.partition(":")
+    if not colon or schema not in ("local-dir", "hf-hub"):
+        return None
+    return f"{place}/open_clip_config.json" if schema == "local-dir" else "a file, its open_clip_config.json"

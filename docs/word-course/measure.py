@@ -61,15 +61,14 @@ def train(work: Path, seed: int, idf: str) -> WordCourse:
             write_scenes(seed, work / "skewed" / str(seed))
         shards = f"skewed/{seed}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
         settings = ["--set", f"seed={seed}", "--set", f"superclip.idf={idf}"]
-        command = ["superclip", "run", RECIPE, "--data", shards, "--device", "cpu", *settings, "--out", str(run)]
-        subprocess.run([sys.executable, "-m", "openclip_" + command[0], *command[1:]], cwd=work, check=True)
+        command = ["run", RECIPE, "--data", shards, "--device", "cpu", *settings, "--out", str(run)]
+        subprocess.run([sys.executable, "-m", "openclip_superclip", *command], cwd=work, check=True)
     return read_word_course(work / run)
 
 
 def measures(course: WordCourse) -> tuple[list[dict], float]:
-    """A row for each band of words, commas left out, and the rank correlation of frequency and time of learning."""
-    words = [token for token in range(len(course.texts)) if course.texts[token].strip("-").isalpha()]
-    words = [token for token in words if course.band[token] >= 0]
+    """A row for each band of words, and the rank correlation of frequency and time of learning."""
+    words = (course.band >= 0).nonzero().flatten().tolist()
     after = {token: course.learned_after(token) or 2 * course.samples[-1] for token in words}
     rows = []
     for place, band in enumerate(BANDS):

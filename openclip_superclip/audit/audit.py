@@ -45,7 +45,7 @@ class Audit:
     head that `by` needs, and for a folder of another audit.
 
     Args:
-        by: the score that sorts the pairs, one of `CHOICES`; None for the best that the model gives.
+        by: the score that sorts the pairs, one of SORTED_BY; None for the best that the model gives.
         part: of this call; None for all.
         write_shards: whether kept samples are to be written.
     """

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score  # of the extra eval
 
 from ..demo.scenes import DESIGNERS, NAMES, Scene, scenes
 from .caption_words import words_of
 from .pair_scores import PairScore, PairScorer, Seen
-from .ranks import auroc, mean_of_ranks
+from .scored_pairs import mean_of_ranks
 from .word_support import WordSupport
 from .word_table import WordTable
 
@@ -126,7 +127,7 @@ def _of_pairs(scorer: PairScorer, seen: Seen, planted: Planted, title: str) -> d
         scores |= {"class loss": -loss, "support": support}
         scores["class loss and CLIP score"] = mean_of_ranks([-loss, scores["CLIP score"]])
         scores["support and CLIP score"] = mean_of_ranks([support, scores["CLIP score"]])
-    return {f"{title}, {name}": 100 * auroc(score, bad) for name, score in scores.items()}
+    return {f"{title}, {name}": 100 * roc_auc_score(~bad, score) for name, score in scores.items()}
 
 
 def _of_words(scorer: PairScorer, seen: Seen, shown: Sequence[Scene], rng: np.random.Generator) -> dict[str, float]:

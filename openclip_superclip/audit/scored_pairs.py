@@ -3,18 +3,18 @@
 import hashlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from .audited_data import NO_CAPTION, NO_PICTURE
 from .caption_words import normalised
-from .ranks import mean_of_ranks
 from .scores_file import read_scores
 from .word_table import WordTable
 
 SCORES = ("class_loss", "support", "clip_score")
-CHOICES = ("support", "class-loss", "clip-score", "both")  # of --by
 NO_DIGEST = 0  # of a caption that is none
 
 
@@ -63,7 +63,7 @@ class ScoredPairs:
         """Returns a number a pair, float64 [N], the higher the better; −∞ where the pair has no such score.
 
         Args:
-            by: one of CHOICES; "both" is the mean of the ranks by support and by CLIP score.
+            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score.
         """
         if by == "both":
             support, clip_score = self.scores["support"], self.scores["clip_score"]
@@ -86,6 +86,11 @@ class ScoredPairs:
         """Returns how many pairs have the words of an earlier pair's caption."""
         there = self.captions[self.captions != NO_DIGEST]
         return len(there) - len(np.unique(there))
+
+
+def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the mean of the ranks that several scores [N] give, float64 [N]: they need no common unit."""
+    return np.mean([pandas.Series(score).rank() for score in scores], axis=0)
 
 
 def _digest(caption: str) -> int:

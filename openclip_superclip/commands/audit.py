@@ -6,12 +6,13 @@ import re
 import sys
 from pathlib import Path
 
+from ..audit import SORTED_BY
 from ..errors import InputError
 from ..running.run_settings import RunSettings
 from .least_values import check_least
+from .table_options import OURS, add_columns, columns_of
 
 STOPPED = 130  # by Ctrl-C
-CHOICES = ("support", "class-loss", "clip-score", "both")
 
 
 def main(argv: list[str]) -> int:
@@ -36,14 +37,13 @@ def _audit(options: argparse.Namespace, ranks) -> str:
     """Returns what to print; nothing on ranks but the first."""
     from ..audit.audit import Audit, Options
     from ..audit.audited_data import Part
-    from ..data.table_columns import Columns
 
     part = Part(*options.part) if options.part else None
     if ranks.world_size > 1:
         part = Part(ranks.rank + 1, ranks.world_size)
-    columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
     settings = Options(options.architecture, options.device, options.batch_size, options.threads)
-    audit = Audit(options.data, columns, options.model, options.out, options.by, part, options.write_shards, settings)
+    columns, by = columns_of(options), options.by
+    audit = Audit(options.data, columns, options.model, options.out, by, part, options.write_shards, settings)
     failed = None
     try:
         earlier = audit.score()
@@ -81,16 +81,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "import; without a class head there is the CLIP score alone",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of one audit")
-    parser.add_argument("--csv-separator", default=",", metavar="C", help="of a table (default: %(default)s)")
+    add_columns(parser, OURS, of_json=True)
     parser.add_argument(
-        "--csv-img-key", default="image", metavar="KEY", help="column of the pictures (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--csv-caption-key", default="caption", metavar="KEY",
-        help="column of the captions, or field of each .json (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--by", choices=CHOICES,
+        "--by", choices=SORTED_BY,
         help="what sorts the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
         "(default: both; clip-score without a head)",
     )  # fmt: skip

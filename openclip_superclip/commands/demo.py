@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     if options.write_evaluation:
         return _write_evaluation(options.write_evaluation)
     if options.data_only:
-        return _write_recipe_data(options.out)
+        return _write_training_data(options.out)
     check_matplotlib("superclip demo")
     check_scipy("superclip demo")
     from ..running.stop_signals import Stopped, stopped_by_signals
@@ -61,7 +61,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _write_recipe_data(folder: Path) -> int:
+def _write_training_data(folder: Path) -> int:
     from ..demo.training_data import write_training_data
 
     make_folder(folder, "--out")

@@ -4,17 +4,13 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.table_columns import Columns, is_table_file
+from ..data.table_columns import is_table_file
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib
 from ..table import markdown_table
 from .least_values import check_least
+from .table_options import add_columns, columns_of
 
-TABLE_OPTIONS = (  # OpenCLIP's, with its defaults
-    ("--csv-separator", "\t", "between the columns of a table (default: a tab)"),
-    ("--csv-img-key", "filepath", "column of its pictures (default: %(default)s)"),
-    ("--csv-caption-key", "title", "column of its captions (default: %(default)s)"),
-)
 LISTED = 20  # tokens that --show lists at either end
 USED = {"show": {"tokenizer_of"}, "merge": {"out"}}  # beside these two, which count nothing
 IDLE = {"benchmark": {"out", "workers"}}
@@ -39,8 +35,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "data", nargs="?", metavar="DATA",
         help="what --train-data would be: 'shards/{00000..41455}.tar', with ::, or a .csv of pictures and captions",
     )  # fmt: skip
-    for flag, default, help in TABLE_OPTIONS:
-        parser.add_argument(flag, default=default, metavar=flag.rpartition("-")[2].upper(), help=help)
+    add_columns(parser)
     parser.add_argument("--tokenizer-of", metavar="MODEL", help="the model that will be trained")
     parser.add_argument(
         "--captions", default="short",
@@ -130,8 +125,7 @@ def _counting(options: argparse.Namespace):
     know_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
     if is_table_file(options.data):
-        columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
-        return Counting(config, tokenizer, options.seed, columns), [options.data]
+        return Counting(config, tokenizer, options.seed, columns_of(options)), [options.data]
     shards = sorted(set(expand(options.data, "DATA")))
     part, num_parts = _part(options.part, len(shards))
     return Counting(config, tokenizer, options.seed), shards[part - 1 :: num_parts]

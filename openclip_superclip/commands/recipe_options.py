@@ -7,12 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..running.run_settings import RunSettings
 from ..running.training_engine import ENGINES
-
-TABLE_OPTIONS = {  # OpenCLIP's
-    "--csv-separator": "between the columns of a table (default: the recipe's, else a tab)",
-    "--csv-img-key": "column of its pictures (default: the recipe's, else filepath)",
-    "--csv-caption-key": "column of its captions (default: the recipe's, else title)",
-}
+from .table_options import FLAGS, add_columns
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +18,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         help="brace pattern of shards, in quotes, no * or folder; or a .csv of pictures and captions (default: the "
         "recipe's)",
     )  # fmt: skip
-    add_table_options(parser)
+    add_columns(parser, of_recipe=True)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
     )
@@ -87,15 +82,9 @@ def run_settings(options: argparse.Namespace) -> RunSettings:
     return RunSettings(**{name: getattr(options, name) for name in RunSettings.__dataclass_fields__})
 
 
-def add_table_options(parser: argparse.ArgumentParser) -> None:
-    """Adds OpenCLIP's options of a table, for --data and --val-data that are one."""
-    for flag, help in TABLE_OPTIONS.items():
-        parser.add_argument(flag, metavar=flag.rpartition("-")[2].upper(), help=help)
-
-
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
     """Returns the values of --set, and those of a table's options as such."""
-    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in TABLE_OPTIONS}
+    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
     quoted = {flag: json.dumps(value, ensure_ascii=False) for flag, value in given.items() if value is not None}
     return settings(options.set) | {f"flags.{flag.removeprefix('--')}": value for flag, value in quoted.items()}
 

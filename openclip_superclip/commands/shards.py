@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .least_values import check_least
+from .table_options import OURS, add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
@@ -14,10 +15,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     from ..data.pair_shards import Writing, write_pair_shards
     from ..data.pair_sources import Keys, read_source
-    from ..data.table_columns import Columns
 
-    columns = Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
-    source = read_source(options.source, Keys(columns, options.label_key, options.long_key), options.images)
+    source = read_source(options.source, Keys(columns_of(options), options.label_key, options.long_key), options.images)
     writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
     print(_told(write_pair_shards(source, options.out, writing), options.out))
     return 0
@@ -38,16 +37,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "Hugging Face data set on disk",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
-    parser.add_argument("--csv-separator", default=",", metavar="C", help="of a table (default: %(default)s)")
-    parser.add_argument(
-        "--csv-img-key", default="image", metavar="KEY", help="column of the pictures (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--csv-caption-key",
-        default="caption",
-        metavar="KEY",
-        help="column of the captions, or field of each .json (default: %(default)s)",
-    )
+    add_columns(parser, OURS, of_json=True)
     parser.add_argument(
         "--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe"
     )

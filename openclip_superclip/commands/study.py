@@ -7,8 +7,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..optional_dependencies import check_matplotlib, check_scipy
 from .least_values import check_least
-from .recipe_options import add_run_settings, add_split_options, add_table_options, all_settings, run_settings
+from .recipe_options import add_run_settings, add_split_options, all_settings, run_settings
 from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request, with_sites_stage
+from .table_options import add_columns
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
 
@@ -85,7 +86,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="DATA",
         help="shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes",
     )
-    add_table_options(parser)
+    add_columns(parser, of_recipe=True)
     parser.add_argument(
         "--set",
         action="append",

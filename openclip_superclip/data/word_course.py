@@ -74,15 +74,21 @@ class _Looks:
 
 
 def word_course(name: str, files: CourseFiles) -> WordCourse:
-    """Returns the course that a run has recorded; its files are read twice, one at a time."""
+    """Returns the course that a run has recorded, without commas and the like; its files are read twice, one by one."""
+    is_word = torch.tensor([any(map(str.isalnum, text)) for text in files.texts])
+
+    def read(epoch: int) -> EpochWords:
+        words = files.read(epoch)
+        return words._replace(captions=words.captions * is_word)
+
     totals, samples = 0, []
-    for words in map(files.read, files.epochs):
+    for words in map(read, files.epochs):
         totals = totals + words.captions
         samples.append(words.num_captions + (samples[-1] if samples else 0))
     band = _bands(totals, samples[-1])
     looks, learned = _Looks(len(totals)), torch.full_like(totals, -1)
     known, median_lift = [], []
-    for place, words in enumerate(map(files.read, files.epochs)):
+    for place, words in enumerate(map(read, files.epochs)):
         looks.add(words)
         is_known = looks.lift >= KNOWN
         learned[is_known & (learned < 0)] = place

@@ -6,6 +6,7 @@ import re
 
 from ..config import Config, is_idf_file
 from ..errors import InputError
+from ..model_files import instead_of_passing_over
 from .recipe import FIELDS, KINDS, REQUIRED, Recipe, is_mapping
 
 METHODS = {  # with the paper's names
@@ -100,14 +101,11 @@ def _check_flags(recipe: Recipe, file: str) -> None:
             raise InputError(
                 f"{file}: flags holds {flag}, which follows from the recipe's other fields or is the run's to say"
             )
-    schema, colon, folder = recipe.model.partition(":")
-    if recipe.flags.get("pretrained") and recipe.superclip is None and colon and schema in ("local-dir", "hf-hub"):
-        config = (
-            f"{folder}/open_clip_config.json" if schema == "local-dir" else "FILE, the model's open_clip_config.json"
-        )
+    instead = instead_of_passing_over(recipe.model)
+    if instead and recipe.flags.get("pretrained") and recipe.superclip is None:
         raise InputError(
             f"{file}: flags.pretrained stands beside model {recipe.model}, where OpenCLIP passes over it: "
-            f"{recipe.method} would not start from {recipe.flags['pretrained']}; give --set model={config}"
+            f"{recipe.method} would not start from {recipe.flags['pretrained']}; give --set model={instead}"
         )
     objective = recipe.method.removeprefix("super")
     siglip, dropout = recipe.flags.get("siglip", False), recipe.flags.get("force-patch-dropout", 0)

@@ -133,10 +133,10 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
         from ..demo.training_data import SECOND_DRAW
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
-        designers, seed = SECOND_DRAW.designers, SECOND_DRAW.seed
+        second = SECOND_DRAW.designers
         shown = {
             "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
-            "second-draw": {"designers": designers, "trained_on": designers, "seed": seed},
+            "second-draw": {"designers": second, "trained_on": second, "seed": SECOND_DRAW.seed},
         }
         return measure(*load(weights, model), split=run.split, **shown.get(measures, {}))
     from ..report.run_scores import of_training

@@ -86,10 +86,11 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
 
 def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):
     lifts = {"learned": [1, 8, 8, 9], "not yet": [1, 2, 3, 3], "forgotten": [1, 9, 5, 1.5], "rare": [9, 9, 9, 9]}
-    captions = torch.tensor([200, 30, 10, 1])  # an epoch of 1,000; the third is looked at after every second epoch
+    lifts[","] = [9, 9, 9, 9]
+    captions = torch.tensor([200, 30, 10, 1, 900])  # an epoch of 1,000; the third is looked at after every second epoch
 
     def read(_, epoch: int) -> EpochWords:
-        where_not = torch.full((4,), 0.01)
+        where_not = torch.full((5,), 0.01)
         return EpochWords(
             captions, where_not * torch.tensor([lift[epoch - 1] for lift in lifts.values()]), where_not, 1000
         )
@@ -102,7 +103,8 @@ def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeyp
     assert course.learned_after(0) == 2000
     assert course.learned_after(2) == 2000
     assert course.lift[2] == pytest.approx((5 + 1.5) / 2)
-    assert course.band.tolist() == [0, 1, 1, -1]
+    assert course.band.tolist() == [0, 1, 1, -1, -1]
+    assert course.captions[4] == 0  # a comma is no word
     lifts["forgotten"] = [9, 9, 1, 1]
     forgotten = word_course("run", CourseFiles(None, TokenizerIdentity("", ""), list(lifts), [1, 2, 3, 4]))
     assert forgotten.state(2) == "forgotten"

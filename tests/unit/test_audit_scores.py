@@ -23,7 +23,7 @@ from openclip_superclip.audit.kept_pairs import choose, write_kept
 from openclip_superclip.audit.pair_reading import read_in_batches
 from openclip_superclip.audit.pair_scores import PairScorer
 from openclip_superclip.audit.planted_errors import measure, plant_one_word, plant_swaps, plant_words
-from openclip_superclip.audit.ranks import auroc, mean_of_ranks, ranks
+from openclip_superclip.audit.scored_pairs import mean_of_ranks
 from openclip_superclip.audit.scores_file import UnfinishedScores, merge_scores, read_scores
 from openclip_superclip.audit.word_table import WordTable
 from openclip_superclip.data.table_columns import Columns
@@ -143,13 +143,9 @@ def test_a_model_without_a_head_gives_the_clip_score_alone(opened, tiny_model):
 # Ranks, words, choice
 
 
-def test_ranks_and_auroc_are_those_of_their_definitions():
-    rng = np.random.default_rng(0)
-    scores, bad = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
-    pairs = [(b < g) + 0.5 * (b == g) for b in scores[bad] for g in scores[~bad]]
-    assert auroc(scores, bad) == pytest.approx(np.mean(pairs))
-    assert ranks(np.array([3.0, 1, 3, 2])).tolist() == [2.5, 0, 2.5, 1]
-    assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [0.5, 0.5]
+def test_equal_scores_share_their_mean_rank_and_scores_need_no_common_unit():
+    assert mean_of_ranks([np.array([3.0, 1, 3, 2])]).tolist() == [3.5, 1, 3.5, 2]
+    assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [1.5, 1.5]
 
 
 def test_words_come_by_what_is_certain_of_their_doubts():
