@@ -118,7 +118,7 @@ def _look_at_stock_tables(args) -> list[str]:
 
     Raises InputError where OpenCLIP would end with a traceback: at a column or a picture that is not there.
     """
-    from .data.shard_reader import is_remote
+    from .data.shard_pattern import is_remote
     from .data.table_check import empty_captions, look_at_table
     from .data.table_columns import is_table_file
     from .distributed.horovod_rendezvous import launched_size

@@ -20,6 +20,7 @@ import open_clip_train.main  # once, here: every child would import it again
 import pytest
 import torch
 import webdataset
+from filelock import FileLock
 from PIL import Image
 from support import WORDS
 from support.models import write_model
@@ -27,6 +28,7 @@ from support.openclip_releases import PIP, RELEASES
 from support.slurm_cluster import Cluster
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.demo.training_data import write_training_data
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores both, and all that
@@ -78,6 +80,16 @@ def train_flags(csv_data, tiny_model) -> list[str]:
         "--epochs", "1", "--workers", "0", "--lr", "1e-3", "--warmup", "1", "--device", "cpu",
         "--log-every-n-steps", "1", "--name", "run",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo_scenes(tmp_path_factory) -> Path:
+    """What `superclip demo` calls data: the scenes, written once for all workers; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "demo.lock"):
+        write_training_data(shared / "demo")  # what is whole is left as it is
+    return shared / "demo" / "data"
 
 
 @pytest.fixture(scope="session")

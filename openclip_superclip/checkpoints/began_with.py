@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ..atomic_files import write_json
 from ..config import RECORDED_ALONE, Config, config_from, options_of
-from ..data.shard_pattern import expand
-from ..data.shard_reader import is_remote
+from ..data.shard_pattern import expand, is_remote
 from ..errors import InputError
 from ..versions import versions
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
-from .shard_reader import is_remote
+from .shard_pattern import is_remote
 
 THREADS = 8  # Pillow decodes outside Python's lock
 

@@ -9,7 +9,7 @@ from ..config import Config
 from ..errors import InputError
 from .caption_tokens import is_empty, long_caption
 from .picture_check import picture_problems
-from .shard_reader import is_remote
+from .shard_pattern import is_remote
 from .table_columns import Columns
 
 ROWS_AT_ONCE = 10_000  # pictures of the first of them are looked for

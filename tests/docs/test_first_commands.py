@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.demo_runs import run_demo
+from support.demo_runs import link_scenes, run_demo
 from support.models import write_model
 from support.pages import PAGES, ROOT, blocks
 
@@ -57,7 +57,8 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
 }
 SLOW = ("audit", "benchmark", "captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
-ON_THE_DEMO = ("captions", "evaluation", "report", "slices", "tagging", "weights")
+ON_THE_DEMO = ("evaluation", "tagging", "weights")
+ON_ITS_SCENES = ("captions", "cluster", "report", "slices")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
 ON_OWN_DATA = ("own-data", "audit")
 ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
@@ -69,12 +70,12 @@ EXIT_CODES = {"patching": (0, 1)}  # patched or not
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    """The folder of a small demo with the recipes' data: the pages' own `superclip demo` finds most of it there."""
+def demo(tmp_path_factory, demo_scenes) -> Path:
+    """The folder of a small demo: the pages' own `superclip demo` finds all of it there."""
     folder = tmp_path_factory.mktemp("finished")
+    link_scenes(folder / "demo", demo_scenes)
     done = run_demo("demo", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert run_demo("demo", "--data-only", cwd=folder).returncode == 0
     return folder / "demo"
 
 
@@ -90,6 +91,8 @@ def test_what_stands_first_on_a_page_runs(page, tmp_path, csv_data, request):
         command = command.replace(whole, less)
     if page in ON_THE_DEMO:
         (tmp_path / "demo").symlink_to(request.getfixturevalue("demo"))
+    if page in ON_ITS_SCENES:
+        link_scenes(tmp_path / "demo", request.getfixturevalue("demo_scenes"))
     if page in ON_OWN_DATA:
         write_own_data(tmp_path, csv_data)
     folder = ROOT if page == "architecture" else tmp_path

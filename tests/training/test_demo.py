@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.demo_runs import run_demo, start_demo
+from support.demo_runs import link_scenes, run_demo, start_demo
 from support.slurm_cluster import wait_until
 from support.training_runs import processes_in
 
@@ -18,8 +18,9 @@ from openclip_superclip.data.frequency_file import Frequencies
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
+def demo(tmp_path_factory, demo_scenes):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    link_scenes(out, demo_scenes)
     return out, run_demo(out)
 
 
@@ -77,10 +78,9 @@ def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, n
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_demo_leaves_no_training_behind(demo, number, tmp_path):
+def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, number, tmp_path):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "data").symlink_to(demo[0] / "data")
+    link_scenes(out, demo_scenes)
     process = start_demo(out, "--samples", "20000")
     wait_until(lambda: list(out.glob("runs/*/out.log")), 300, "a run to begin")
     assert processes_in(out)

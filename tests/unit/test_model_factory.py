@@ -341,6 +341,13 @@ def test_importing_the_package_loads_no_torch():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["node_run", "rank_launcher"])
+def test_what_watches_a_run_loads_no_openclip(name):
+    code = f"import openclip_superclip.running.{name}, sys; print({{'open_clip', 'torchvision'}} & sys.modules.keys())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
 def test_special_tokens_cannot_become_words_over_counts_that_leave_them_out(tmp_path, tiny_model):
     tokens = open_clip.get_tokenizer(tiny_model)(["cat", "red dog"])
     images = torch.zeros(2, 3, 32, 32)
