@@ -75,9 +75,25 @@ def _rate(item: tuple[str, float]) -> float:
     return float(item[0])
 
 
+def script(path: str):
+    """A script of docs/ as a module."""
+    place = ROOT / "docs" / path
+    spec = importlib.util.spec_from_file_location(place.stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_what_tuning_forgets_is_what_was_measured():
-    place = ROOT / "docs/forgetting/measure.py"
-    spec = importlib.util.spec_from_file_location("measure", place)
-    measure = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(measure)
-    assert measure.table(place.with_name("forgetting.csv")) in PAGES["docs/own-data.md"]
+    told = script("forgetting/measure.py").table(ROOT / "docs/forgetting/forgetting.csv")
+    assert told in PAGES["docs/own-data.md"]
+
+
+def test_how_well_an_audit_finds_planted_errors_is_what_was_measured():
+    recorded = json.loads((ROOT / "docs/audit/planted.json").read_text())["measured"]
+    assert script("audit/measure.py").tables(recorded) in PAGES["docs/audit.md"]
+
+
+def test_what_training_again_wins_back_is_what_was_measured():
+    recorded = json.loads((ROOT / "docs/audit/train_again.json").read_text())
+    assert script("audit/train_again.py").tables(recorded) in PAGES["docs/audit.md"]
