@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from ..torch_device import check_device
 from .audit_folder import AuditFolder
 from .audit_page import write_page
 from .audited_data import WHOLE, AuditedFiles, Part, open_data
-from .kept_pairs import choose, write_kept
+from .kept_pairs import KEYS, check_table, choose, write_kept
 from .pair_reading import ReadPair, read_in_batches
 from .pair_scores import PairScore, PairScorer
 from .scored_pairs import SCORES, ScoredPairs
@@ -42,20 +43,21 @@ class Audit:
     """One audit: what is read, by which model, and the folder of what came out.
 
     All that can be wrong is told before the model is built: InputError for data that is none, for a model without the
-    head that `by` needs, and for a folder of another audit.
+    head that `by` needs, for a table whose rows --keep could not copy, and for a folder of another audit.
 
     Args:
         by: the score that sorts the pairs, one of SORTED_BY; None for the best that the model gives.
         part: of this call; None for all.
+        keep: the share of the pairs that is to be kept.
         write_shards: whether kept samples are to be written.
     """
 
     def __init__(
         self, data: str, columns: Columns, model: Path, out: Path, by: str | None, part: Part | None,
-        write_shards: bool, options: Options,
+        keep: float | None, write_shards: bool, options: Options,
     ):  # fmt: skip
         check_device(options.device)
-        self.options, self.part = options, part
+        self.options, self.part, self.keep, self.write_shards = options, part, keep, write_shards
         self.checkpoint = _checkpoint(model)
         has_head = bool(self.checkpoint.head())
         if not has_head and by not in (None, "clip-score"):
@@ -69,7 +71,9 @@ class Audit:
             self.data.check_part(part)
         if write_shards:
             self._check_shards()
-        self.folder = AuditFolder(out, self.data, self.checkpoint.path, part)
+        if keep is not None and isinstance(self.data, AuditedFiles) and self.data.is_table:
+            check_table(self.data)
+        self.folder = AuditFolder(out, self.data, self.checkpoint, options.architecture, part)
 
     def _check_shards(self) -> None:
         """Raises InputError where --write-shards has no shards to take samples from."""
@@ -86,6 +90,7 @@ class Audit:
         if self.folder.is_finished(part) or (self.part is None and self.folder.num_parts > 1):
             return 0
         scorer = PairScorer(open_checkpoint(self.checkpoint, self.options.architecture, self.options.device))
+        self.folder.claim()
         scores = UnfinishedScores(self.folder.file_of(part), self.options.batch_size)
         try:
             earlier = scores.num_lines
@@ -117,7 +122,7 @@ class Audit:
                 if known is None:
                     progress.total = self.data.likely_num(part, progress.n, batch[-1].pair.place)
 
-    def finish(self, num_worst: int, keep: float | None, write_shards: bool, unreadable_max: float) -> str:
+    def finish(self, num_worst: int, unreadable_max: float) -> str:
         """Joins the parts, writes the page, the summary and what is kept, and returns what to tell people.
 
         Raises InputError where a part is not finished, and where more than a share `unreadable_max` of the pairs or
@@ -125,22 +130,33 @@ class Audit:
         """
         folder = self.folder
         folder.join()
-        scored = ScoredPairs(folder.scores)
+        scored = ScoredPairs(folder.scores, of_shards=not isinstance(self.data, AuditedFiles))
         _write_left_out(folder.out / LEFT_OUT, folder.scores)
         num_scored = int(np.isfinite(scored.scores["clip_score"]).sum())
+        if not len(scored):
+            raise InputError(f"DATA: {self.data.given} holds no pair")
         if not num_scored:
             raise InputError(f"none of {len(scored):,} pairs could be scored; {folder.out / LEFT_OUT} says why")
         goodness = scored.goodness(self.by)
+        num_sorted = int(np.isfinite(goodness).sum())
+        if not num_sorted:
+            raise InputError(
+                f"--by {self.by}: no caption holds a word that the head has learned: give --by clip-score, or --by both"
+            )
         write_page(
             folder.out / PAGE, self.data, self.checkpoint.path, scored, folder.scores, goodness, self.by, num_worst
         )
         told = [_told(scored, num_scored, folder.out)]
+        if num_sorted < num_scored:
+            told.append(f"{num_scored - num_sorted:,} without a {self.by.replace('-', ' ')} are neither shown nor kept")
         summary = _summary(scored, num_scored)
-        if keep is not None:
-            kept = choose(goodness, keep)
-            files = write_kept(folder.out, self.data, folder.scores, kept, write_shards)
-            summary["kept"] = {"by": self.by, "share": keep, "pairs": int(kept.sum())}
+        if self.keep is not None:
+            kept = choose(goodness, self.keep)
+            files = write_kept(folder.out, self.data, folder.scores, kept, self.write_shards)
+            summary["kept"] = {"by": self.by, "share": self.keep, "pairs": int(kept.sum())}
             told.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
+        elif (folder.out / KEYS).exists():
+            summary |= _kept_before(folder.out / SUMMARY)
         write_json(folder.out / SUMMARY, summary)
         told.append(f"worst by {self.by} first: {folder.out / PAGE}; every pair: {folder.scores}")
         self._check_unreadable(scored, unreadable_max)
@@ -222,8 +238,16 @@ def _summary(scored: ScoredPairs, num_scored: int) -> dict:
     return found
 
 
+def _kept_before(file: Path) -> dict:
+    """Returns what an earlier call has told of what it kept, which lies there still."""
+    try:
+        return {"kept": json.loads(file.read_text())["kept"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
 def _told(scored: ScoredPairs, num_scored: int, out: Path) -> str:
-    lines = [f"{num_scored:,} pairs scored"]
+    lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"]
     if scored.problems:
         reasons = ", ".join(f"{number:,} × {reason}" for reason, number in scored.problems.most_common())
         lines[0] += f"; left out: {reasons}; {out / LEFT_OUT} lists all"

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from ..atomic_files import whole_file
 from ..data.shard_pattern import is_remote
 from ..html_template import html_template
-from .audited_data import IMAGES, AuditedFiles, AuditedShards
+from .audited_data import IMAGES, AuditedFiles, AuditedShards, numbered_members
 from .caption_words import WORD
 from .pair_reading import open_picture
 from .scored_pairs import SCORES, ScoredPairs, caption_digest
@@ -122,29 +121,26 @@ def _pictures(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict
         for record in worst:
             found[tuple(record["place"])] = _thumbnail(record["key"])
         return {place: picture for place, picture in found.items() if picture}
-    by_shard: dict[int, dict[str, tuple]] = {}
+    by_shard: dict[int, set[int]] = {}
     for record in worst:
-        place = tuple(record["place"])
-        by_shard.setdefault(place[0], {})[record["key"]] = place
-    for number, keys in by_shard.items():
-        shard = data.shards[number]
+        place, number = record["place"]
+        by_shard.setdefault(place, set()).add(number)
+    for place, numbers in by_shard.items():
+        shard = data.shards[place]
         if not is_remote(shard) and os.path.exists(shard):
-            found |= {keys[key]: _thumbnail(content) for key, content in _pictures_of(shard, set(keys))}
+            found |= {(place, number): _thumbnail(content) for number, content in _pictures_of(shard, numbers)}
     return {place: picture for place, picture in found.items() if picture}
 
 
-def _pictures_of(shard: str, keys: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Yields the pictures of samples of a shard; others are passed over unread."""
+def _pictures_of(shard: str, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yields the pictures of samples of a shard by their numbers; others are passed over unread."""
     try:
         with tarfile.open(shard) as tar:
-            for member in tar:
-                tar.members.clear()  # tarfile keeps every header it has read
-                key, suffix = base_plus_ext(member.name)
-                if key in keys and suffix.lower() in IMAGES:
-                    keys.discard(key)
-                    yield key, tar.extractfile(member).read()
-                if not keys:
+            for number, extension, member in numbered_members(tar):
+                if number > max(numbers):
                     return
+                if number in numbers and extension in IMAGES:
+                    yield number, tar.extractfile(member).read()
     except (OSError, EOFError, tarfile.TarError):  # what is broken was told
         return
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from webdataset.tariterators import base_plus_ext
+
 from ..checkpoints.file_identity import content_digest
 from ..config import Config
 from ..data.pair_sources import Keys, Pair, pairs_of_folder, pairs_of_table
-from ..data.shard_pattern import expand, is_remote, refuse_other_patterns
+from ..data.shard_pattern import contract, expand, is_remote, refuse_other_patterns
 from ..data.shard_reader import read_members
 from ..data.shard_scan import listed_samples
 from ..data.table_check import look_at_table
@@ -62,6 +64,9 @@ class AuditedFiles:
             self.num_pairs = sum(1 for _ in self._pairs())
         first = list(itertools.islice(self.pairs(WHOLE), NUM_LOOKED_FOR))
         if not first:
+            shards = [] if self.is_table else sorted(str(path) for path in Path(given).glob("*.tar"))
+            if shards:
+                raise InputError(f"DATA: {given} is a folder of shards; expected '{contract(shards)}', in quotes")
             raise InputError(
                 f"DATA: {given} holds no pair: expected pictures with a .txt or .json of the same name beside them"
             )
@@ -72,21 +77,27 @@ class AuditedFiles:
             )
 
     def digest(self) -> str:
-        """Returns what tells the data from other data: of a table its text, of a folder its files' names and times."""
-        if self.is_table:
-            return content_digest(Path(self.given))
+        """Returns what tells the data from other data: of a table its text, of files their names, sizes and times."""
         digest = hashlib.sha256()
+        if self.is_table:
+            digest.update(content_digest(Path(self.given)).encode())
+            for pair in self._pairs():
+                digest.update(_state(pair.picture).encode())
+            return digest.hexdigest()
         for place, folders, files in os.walk(self.given):
             folders.sort()
             for name in sorted(files):
-                state = os.stat(path := os.path.join(place, name))
-                digest.update(f"{os.path.relpath(path, self.given)} {state.st_size} {state.st_mtime_ns}\n".encode())
+                path = os.path.join(place, name)
+                digest.update(f"{os.path.relpath(path, self.given)} {_state(path)}".encode("utf-8", "replace"))
         return digest.hexdigest()
 
     def check_part(self, part: Part) -> None:
         """Raises InputError where a part would hold nothing."""
         if part.of > self.num_pairs:
-            raise InputError(f"--part {part.number}/{part.of}: {self.given} holds {self.num_pairs:,} pairs alone")
+            raise InputError(
+                f"{self.given} holds {self.num_pairs:,} pairs; expected no more parts (--part, processes of torchrun) "
+                f"than pairs, and these are {part.of:,}"
+            )
 
     def num_of(self, part: Part) -> int | None:
         """Returns the pairs of a part, None where nothing tells."""
@@ -96,7 +107,7 @@ class AuditedFiles:
         """Yields the pairs of a part, those alone that come after a place."""
         for row, pair in enumerate(self._pairs()):
             if row > after[1] and part.holds(row):
-                problem = "" if pair.caption else NO_CAPTION
+                problem = NO_PICTURE if not pair.picture else "" if pair.caption else NO_CAPTION
                 yield AuditedPair((0, row), pair.where, pair.picture, pair.caption, pair.picture, problem)
 
     def _pairs(self) -> Iterator[Pair]:
@@ -115,19 +126,18 @@ class AuditedShards:
             raise InputError(f"DATA: there is no file {self.shards[0]}")
 
     def digest(self) -> str:
-        """Returns what tells the data from other data: names and sizes of the shards."""
+        """Returns what tells the data from other data: names, sizes and times of the shards."""
         digest = hashlib.sha256()
         for shard in self.shards:
-            size = os.path.getsize(shard) if os.path.exists(shard) else None
-            digest.update(f"{shard} {size}\n".encode())
+            digest.update(f"{shard} {_state(shard)}".encode("utf-8", "replace"))
         return digest.hexdigest()
 
     def check_part(self, part: Part) -> None:
         """Raises InputError where a part would hold nothing."""
         if part.of > len(self.shards):
             raise InputError(
-                f"--part {part.number}/{part.of}: {self.given} is {len(self.shards):,} shards, and a part is some of "
-                "them: expected no more parts than shards"
+                f"{self.given}: a part is some of the shards, and there are {len(self.shards):,}; expected no more "
+                f"parts (--part, processes of torchrun) than shards, and these are {part.of:,}"
             )
 
     def shards_of(self, part: Part) -> list[tuple[int, str]]:
@@ -172,6 +182,15 @@ def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
     )
 
 
+def _state(path: str) -> str:
+    """Returns the size and the time of a file; None where there is none, as behind a URL."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return "None\n"
+    return f"{state.st_size} {state.st_mtime_ns}\n"
+
+
 def _is_data_set(folder: str) -> bool:
     return any(os.path.exists(os.path.join(folder, name)) for name in ("dataset_info.json", "dataset_dict.json"))
 
@@ -190,6 +209,28 @@ def _of_shard(place: int, shard: str) -> Iterator[AuditedPair]:
         why = "no such file" if isinstance(error, FileNotFoundError) else "not a whole tar file"
         problem = f"{why} ({str(error).partition(':')[0]})" if why != "no such file" else why
         yield AuditedPair((place, number + 1), shard, "", "", b"", problem)
+
+
+def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, tarfile.TarInfo]]:
+    """Yields the members of a shard with their samples' numbers and their extensions, as OpenCLIP groups them.
+
+    They end where the rest of the shard cannot be read, which was told.
+    """
+    number, key, extensions = -1, None, set()
+    members = iter(tar)
+    while True:
+        try:
+            member = next(members)
+        except (StopIteration, tarfile.TarError, EOFError):
+            return
+        tar.members.clear()  # tarfile keeps every header it has read
+        prefix, extension = base_plus_ext(member.name)
+        if not member.isfile() or prefix is None:
+            continue
+        if prefix != key or extension.lower() in extensions:
+            number, key, extensions = number + 1, prefix, set()
+        extensions.add(extension.lower())
+        yield number, extension.lower(), member
 
 
 def _uid(content: bytes) -> str:

@@ -4,28 +4,31 @@ import csv
 import io
 import itertools
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from ..atomic_files import whole_file, whole_output, write_json
 from ..data.shard_pattern import contract, is_remote
 from ..errors import InputError
-from .audited_data import AuditedFiles, AuditedShards
+from .audited_data import AuditedFiles, AuditedShards, numbered_members
 from .scores_file import read_scores
 
 KEYS, TABLE, UIDS, SHARDS = "kept.txt", "kept", "kept.npy", "kept"
 
 
 def choose(goodness: np.ndarray, share: float) -> np.ndarray:
-    """Returns which pairs are kept, bool [N]: the best `share` of those that have a score, of equals the first."""
+    """Returns which pairs are kept, bool [N]: the best `share` of those that have a score, one at least.
+
+    Of equals the first are kept.
+    """
     num_scored = int(np.isfinite(goodness).sum())
     kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[: round(share * num_scored)]] = True
+    kept[np.argsort(-goodness, kind="stable")[: max(1, round(share * num_scored))]] = True
     return kept
 
 
@@ -36,9 +39,13 @@ def write_kept(
 
     kept.txt has their keys, a line each: the path of the picture, or the sample's key. Of a table kept.csv has its very
     lines; of a folder, paths and captions. Of shards kept.npy has the uids in DataComp's form, where every sample has
-    one, and with `write_shards` the folder kept has the samples, each shard's in one of the same name.
+    one, and with `write_shards` the folder kept has the samples, each shard's in one of the same name. What an earlier
+    call has kept is not left beside it.
     """
     try:
+        (out / UIDS).unlink(missing_ok=True)
+        if not write_shards and (out / SHARDS).exists():
+            shutil.rmtree(out / SHARDS)
         with whole_file(out / KEYS) as file:
             for record in _of_kept(scores, kept):
                 file.write(f"{record['key']}\n".encode("utf-8", "replace"))
@@ -67,23 +74,43 @@ def _write_table(out: Path, data: AuditedFiles, scores: Path, kept: np.ndarray) 
                 file.write(_csv_line([record["key"], record["caption"]]))
         return path
     path = out / f"{TABLE}{Path(data.given).suffix}"
-    with open(data.given, encoding="utf-8", errors="surrogateescape", newline="") as table, whole_file(path) as file:
+    with _open_table(data) as table, whole_file(path) as file:
         lines = _lines_of_rows(table, data.columns.separator)
         file.write(next(lines).encode("utf-8", "surrogateescape"))
-        num_rows = 0
-        for num_rows, line in enumerate(lines, 1):
-            if num_rows <= len(kept) and kept[num_rows - 1]:
+        for line, is_kept in zip(lines, kept, strict=True):
+            if is_kept:
                 file.write((line if line.endswith("\n") else f"{line}\n").encode("utf-8", "surrogateescape"))
-        if num_rows != len(kept):
-            raise InputError(
-                f"--keep: {data.given} has {num_rows:,} rows by its quotes and {len(kept):,} as OpenCLIP reads it; "
-                f"{out / KEYS} lists what is kept"
-            )
     return path
 
 
+def check_table(data: AuditedFiles) -> None:
+    """Raises InputError where the rows of a table cannot be told apart as OpenCLIP does, to copy some of them."""
+    if len(data.columns.separator) != 1:
+        raise InputError(
+            f"--csv-separator is {data.columns.separator!r}; --keep copies rows, and expects one character, such as "
+            "$'\\t' for a tab"
+        )
+    try:
+        with _open_table(data) as table:
+            num_rows = sum(1 for _ in _lines_of_rows(table, data.columns.separator)) - 1
+    except csv.Error as error:
+        raise InputError(f"--keep: {data.given} cannot be copied row by row ({error}): leave --keep out") from None
+    if num_rows != data.num_pairs:
+        raise InputError(
+            f"--keep: {data.given} has {num_rows:,} rows by its quotes and {data.num_pairs:,} as OpenCLIP reads it: "
+            "write the table anew with one way of quoting, or leave --keep out and choose by scores.jsonl"
+        )
+
+
+def _open_table(data: AuditedFiles) -> TextIO:
+    return open(data.given, encoding="utf-8", errors="surrogateescape", newline="")
+
+
 def _lines_of_rows(table: TextIO, separator: str) -> Iterator[str]:
-    """Yields the text of each row, of several lines where a value holds a line break; blank lines are none."""
+    """Yields the text of each row, of several lines where a value holds a line break; blank lines are none.
+
+    Nor are lines of blanks alone, which pandas passes over.
+    """
     taken: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -94,7 +121,7 @@ def _lines_of_rows(table: TextIO, separator: str) -> Iterator[str]:
     for row in csv.reader(lines(), delimiter=separator):
         text = "".join(taken)
         taken.clear()
-        if row:
+        if len(row) > 1 or text.strip():
             yield text
 
 
@@ -143,25 +170,10 @@ def _names(shards: list[str]) -> list[str]:
 
 def _copy_samples(shard: str, out: Path, numbers: set[int]) -> None:
     """Copies the members of samples, byte by byte, by their numbers in a shard."""
-    number, key, suffixes, last = -1, None, set(), max(numbers)
     with tarfile.open(shard) as source, tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as target:
-        members = iter(source)
-        while number <= last and (member := _next(members)) is not None:
-            source.members.clear()  # tarfile keeps every header it has read
-            prefix, suffix = base_plus_ext(member.name)
-            if not member.isfile() or prefix is None:
-                continue
-            if prefix != key or suffix.lower() in suffixes:  # as OpenCLIP groups them
-                number, key, suffixes = number + 1, prefix, set()
-            suffixes.add(suffix.lower())
+        for number, _, member in numbered_members(source):
+            if number > max(numbers):
+                return
             if number in numbers:
                 target.addfile(member, source.extractfile(member))
                 target.members.clear()
-
-
-def _next(members: Iterator[tarfile.TarInfo]) -> tarfile.TarInfo | None:
-    """Returns the next member; None at the end, or where the rest of a shard cannot be read, which was told."""
-    try:
-        return next(members, None)
-    except (tarfile.TarError, EOFError):
-        return None

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -57,4 +58,5 @@ def _read(pair: AuditedPair, preprocess: Callable) -> ReadPair:
         remote = isinstance(pair.picture, str) and is_remote(pair.picture)
         return ReadPair(pair, None, "a URL: pictures of a table are read from files" if remote else "no such file")
     except Exception as error:  # of a broken file Pillow's decoders raise anything
-        return ReadPair(pair, None, f"no readable picture ({' '.join(str(error).split()) or type(error).__name__})")
+        told = " ".join(re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "", str(error)).split())  # an address is no reason
+        return ReadPair(pair, None, f"no readable picture ({told or type(error).__name__})")

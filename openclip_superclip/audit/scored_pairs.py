@@ -26,10 +26,13 @@ class ScoredPairs:
         captions: uint64 [N], a digest of each caption's words; equal where they are, in whatever order.
         words: the words and the doubts.
         problems: how many pairs have which.
-        unreadable: pairs whose picture cannot be read, and shards.
+        num_unreadable, num_unreadable_shards: pairs whose picture cannot be read, and shards.
+
+    Args:
+        of_shards: whether the pairs are samples of shards.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, of_shards: bool):
         found = {name: array("f") for name in SCORES}
         digests, self.words, self.problems = array("Q"), WordTable(), Counter()
         self.num_unreadable = self.num_unreadable_shards = 0
@@ -40,13 +43,13 @@ class ScoredPairs:
             digests.append(_digest(record["caption"]))
             self.words.add((word["word"], word["support"]) for word in record.get("words", []))
             if "problem" in record:
-                self._count(record)
+                self._count(record, of_shards)
         self.scores = {name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()}
         self.captions = np.frombuffer(digests, dtype=np.uint64)
 
-    def _count(self, record: dict) -> None:
+    def _count(self, record: dict, of_shards: bool) -> None:
         self.problems[record["problem"].partition(" (")[0]] += 1
-        if record["key"] == "":
+        if of_shards and record["key"] == "":
             self.num_unreadable_shards += 1
         elif record["problem"] not in (NO_CAPTION, NO_PICTURE):
             self.num_unreadable += 1
@@ -63,14 +66,12 @@ class ScoredPairs:
         """Returns a number a pair, float64 [N], the higher the better; −∞ where the pair has no such score.
 
         Args:
-            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score.
+            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score, and the latter's rank
+                alone where a caption holds no word that the head has learned.
         """
         if by == "both":
-            support, clip_score = self.scores["support"], self.scores["clip_score"]
-            both = np.isfinite(support) & np.isfinite(clip_score)
-            found = np.full(len(self), -np.inf)
-            found[both] = mean_of_ranks([support[both], clip_score[both]])
-            return found
+            found = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])
+            return np.where(np.isnan(found), -np.inf, found)
         values = self.scores[by.replace("-", "_")].astype(np.float64)
         values = -values if by == "class-loss" else values
         return np.where(np.isnan(values), -np.inf, values)
@@ -89,8 +90,11 @@ class ScoredPairs:
 
 
 def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean of the ranks that several scores [N] give, float64 [N]: they need no common unit."""
-    return np.mean([pandas.Series(score).rank() for score in scores], axis=0)
+    """Returns the mean of the ranks that several scores [N] give, float64 [N]: they need no common unit.
+
+    Ranks are shares, 1 for the highest. A score that a pair lacks (NaN) does not count; NaN where it lacks all.
+    """
+    return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()
 
 
 def _digest(caption: str) -> int:

@@ -73,9 +73,14 @@ class UnfinishedScores:
 
 def read_scores(file: Path) -> Iterator[dict]:
     """Yields the records of a finished file."""
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise InputError(
+                    f"--out: line {number:,} of {file} is damaged: remove the file, and the same command scores anew"
+                ) from None
 
 
 def merge_scores(parts: Sequence[Path], out: Path) -> None:
@@ -102,12 +107,20 @@ def _whole_batches(file: Path, batch_size: int) -> tuple[int, int, tuple[int, in
     with open(file, "rb") as lines:
         end = 0
         for number, line in enumerate(lines, 1):
-            if not (line.startswith(b'{"place"') and line.endswith(b"}\n")):  # cut
+            if not _is_whole(line):
                 break
             end += len(line)
             if number % batch_size == 0:
                 kept = number, end, _place(line)
     return kept
+
+
+def _is_whole(line: bytes) -> bool:
+    """Returns whether a line is one that was written, neither cut nor damaged."""
+    try:
+        return line.startswith(b'{"place"') and line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _place(line: bytes) -> tuple[int, int]:

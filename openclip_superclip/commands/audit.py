@@ -43,7 +43,8 @@ def _audit(options: argparse.Namespace, ranks) -> str:
         part = Part(ranks.rank + 1, ranks.world_size)
     settings = Options(options.architecture, options.device, options.batch_size, options.threads)
     columns, by = columns_of(options), options.by
-    audit = Audit(options.data, columns, options.model, options.out, by, part, options.write_shards, settings)
+    keep, write_shards = options.keep, options.write_shards
+    audit = Audit(options.data, columns, options.model, options.out, by, part, keep, write_shards, settings)
     failed = None
     try:
         earlier = audit.score()
@@ -56,10 +57,13 @@ def _audit(options: argparse.Namespace, ranks) -> str:
         print(f"{earlier:,} pairs were scored before", file=sys.stderr)
     if options.part:
         number, of = options.part
-        return f"part {number}/{of} is scored: {audit.folder.file_of(part)}; without --part the command joins the parts"
+        file = audit.folder.file_of(part)
+        if not file.exists():
+            return f"part {number}/{of} is scored and joined with the others: {audit.folder.scores}"
+        return f"part {number}/{of} is scored: {file}; without --part the command joins the parts"
     if not ranks.is_first:
         return ""
-    return audit.finish(options.worst, options.keep, options.write_shards, options.unreadable_max)
+    return audit.finish(options.worst, options.unreadable_max)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

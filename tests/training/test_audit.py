@@ -204,8 +204,11 @@ def test_kept_samples_of_shards_are_their_very_bytes(work, run, tmp_path, capsys
     assert {shard: look(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
     uids = np.load(out / "kept.npy")
     assert uids.dtype == np.dtype("u8,u8") and uids["f1"].tolist() == list(map(int, keys))
+    assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out) == 0  # what was kept is there still, and told
+    assert json.loads((out / "summary.json").read_text())["kept"]["pairs"] == 67 and (out / "kept").is_dir()
     assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out, "--keep", 0.9, "--by", "class-loss") == 0
     assert len((out / "kept.txt").read_text().splitlines()) == 86  # from the scores that are there
+    assert not (out / "kept").exists()  # those of the earlier call
 
 
 def test_a_folder_and_a_model_without_a_head_give_clip_scores_alone(work, run, tmp_path, capsys):
@@ -230,6 +233,11 @@ def wrong(work) -> Path:
     (work / "semicolons.csv").write_text("image;caption\n0.png;red\n")
     (work / "elsewhere.csv").write_text("image,caption\nnix/0.png,red\nnix/1.png,blue\n")
     (work / "empty").mkdir()
+    (work / "of-shards").mkdir()
+    for name in ("0.tar", "1.tar"):
+        (work / "of-shards" / name).symlink_to(work / name)
+    first = work / "pictures" / "0.png"
+    (work / "letters.csv").write_text(f"image\tcaption\n{first}\tred\n")
     (work / "full").mkdir()
     (work / "full" / "letter.txt").write_text("dear reader")
     (work / "run-without-checkpoint" / "checkpoints").mkdir(parents=True)
@@ -250,8 +258,10 @@ def wrong(work) -> Path:
     (["pairs.csv", "--out", "text.tar"], "--out: text.tar cannot be written"),
     (["pairs.csv", "--model", "run-without-checkpoint"], "run-without-checkpoint is a run without a checkpoint"),
     (["pairs.csv", "--model", "nothing.pt"], "nothing.pt is no checkpoint of a model"),
-    (["pairs.csv", "--part", "1/200"], "--part 1/200: pairs.csv holds 96 pairs alone"),
-    (["{0..1}.tar", "--part", "1/3"], "--part 1/3: {0..1}.tar is 2 shards, and a part is some of them"),
+    (["pairs.csv", "--part", "1/200"], "pairs.csv holds 96 pairs; expected no more parts (--part, processes of"),
+    (["{0..1}.tar", "--part", "1/3"], "{0..1}.tar: a part is some of the shards, and there are 2; expected no more"),
+    (["of-shards"], "DATA: of-shards is a folder of shards; expected 'of-shards/{0..1}.tar', in quotes"),
+    (["letters.csv", "--csv-separator", "\\t", "--keep", "0.5"], "--csv-separator is '\\\\t'; --keep copies rows"),
     (["pairs.csv", "--keep", "0.5", "--write-shards"], "--write-shards is for shards, and DATA is pairs.csv"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, wrong, capsys, monkeypatch):
@@ -281,3 +291,67 @@ def test_a_folder_of_another_audit_and_data_that_is_mostly_unreadable_are_refuse
     told = capsys.readouterr().err
     assert "2 of 96 pairs have a picture that cannot be read, more than --unreadable-max 0.01 allows" in told
     assert (out / "left_out.csv").read_text().count("\n") == 4
+
+
+def test_what_has_changed_since_is_told_and_never_taken_for_what_was_scored(work, run, tmp_path, capsys):
+    shard, out = tmp_path / "0.tar", tmp_path / "out"
+    shard.write_bytes((work / "0.tar").read_bytes())
+    assert audit(shard, *run, "--out", out) == 0
+    before = (out / "scores.jsonl").read_bytes()
+    shard.write_bytes(shard.read_bytes().replace(b"red", b"Red"))  # as long as before
+    assert audit(shard, *run, "--out", out) == 1
+    assert f"holds an audit with other data: {shard} has changed since: give another" in capsys.readouterr().err
+    table, picture = tmp_path / "pairs.csv", tmp_path / "cut.png"
+    picture.write_bytes(b"no picture")
+    write_table(table, [(picture, "red"), ("", "blue"), *((work / "pictures" / f"{n}.png", "red") for n in range(40))])
+    flags = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
+    assert audit(table, *run, *flags, "--out", tmp_path / "two") == 0  # an empty cell is no picture, and no shard
+    found = [record["problem"].partition(" (")[0] for record in scores(tmp_path / "two")[:2]]
+    assert found == ["no readable picture", "no picture"]
+    picture.write_bytes((work / "pictures" / "0.png").read_bytes())
+    assert audit(table, *run, *flags, "--out", tmp_path / "two") == 1
+    assert f"holds an audit with other data: {table} has changed since" in capsys.readouterr().err
+    (out / "audit.json").write_text("{")
+    assert audit(work / "0.tar", *run, "--out", out) == 1
+    assert "audit.json is damaged: give another --out, or remove" in capsys.readouterr().err
+    (out / "audit.json").unlink()
+    assert audit(work / "0.tar", *run, "--out", out) == 1
+    assert "is not empty and holds no audit: give another name" in capsys.readouterr().err
+    assert (out / "scores.jsonl").read_bytes() == before
+
+
+def test_a_call_that_fails_leaves_its_folder_to_the_corrected_one(work, tmp_path, capsys):
+    weights, out = tmp_path / "alone.pt", tmp_path / "out"
+    weights.write_bytes((work / "logs/run/checkpoints/epoch_6.pt").read_bytes())
+    assert audit(work / "0.tar", "--model", weights, "--out", out) == 1
+    assert "--architecture" in capsys.readouterr().err
+    assert audit(work / "0.tar", "--model", weights, "--out", out, "--architecture", f"local-dir:{work}/model") == 0
+    config = json.loads((work / "model" / "open_clip_config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "open_clip_config.json").write_text(json.dumps(config | {"quick_gelu": True}))
+    assert audit(work / "0.tar", "--model", weights, "--out", out, "--architecture", f"local-dir:{other}") == 1
+    assert "holds an audit with other model: " in capsys.readouterr().err
+
+
+def test_captions_without_a_known_word_are_kept_by_their_clip_score(work, run, tmp_path, capsys):
+    with TarWriter(str(tmp_path / "0.tar")) as tar:
+        for number, caption in enumerate(["...", "red", "!!!", "blue"]):
+            Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(file := io.BytesIO(), "PNG")
+            picture = file.getvalue()
+            tar.write({"__key__": "same" if number < 3 else "other", "png": picture, "txt": caption})
+        tar.write({"__key__": "broken", "png": b"no picture", "txt": "red"})
+    out, flags = tmp_path / "out", [tmp_path / "0.tar", *run, "--out", tmp_path / "out", "--unreadable-max", 0.5]
+    assert audit(*flags, "--keep", 0.9) == 0
+    assert scores(out)[-1]["problem"] == "no readable picture (cannot identify image file)"  # and no address
+    assert "kept: the best 4 by both" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4  # three samples of one key, each its own picture
+    assert audit(*flags, "--keep", 0.9, "--by", "support") == 0
+    assert "2 without a support are neither shown nor kept" in capsys.readouterr().out
+    with TarWriter(str(tmp_path / "1.tar")) as tar:
+        tar.write({"__key__": "0", "png": picture, "txt": "..."})
+    assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
+    assert "--by support: no caption holds a word that the head has learned: give --by" in capsys.readouterr().err
+    assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--keep", 0.1) == 0
+    assert "kept: the best 1 by both" in capsys.readouterr().out

@@ -144,8 +144,10 @@ def test_a_model_without_a_head_gives_the_clip_score_alone(opened, tiny_model):
 
 
 def test_equal_scores_share_their_mean_rank_and_scores_need_no_common_unit():
-    assert mean_of_ranks([np.array([3.0, 1, 3, 2])]).tolist() == [3.5, 1, 3.5, 2]
-    assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [1.5, 1.5]
+    assert mean_of_ranks([np.array([3.0, 1, 3, 2])]).tolist() == [0.875, 0.25, 0.875, 0.5]
+    assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [0.75, 0.75]
+    ranks = mean_of_ranks([np.array([1.0, 2, np.nan, np.nan]), np.array([10.0, 30, 20, np.nan])])  # one, or none
+    assert ranks == pytest.approx([(1 / 2 + 1 / 3) / 2, 1, 2 / 3, np.nan], nan_ok=True)
 
 
 def test_words_come_by_what_is_certain_of_their_doubts():
@@ -161,6 +163,7 @@ def test_words_come_by_what_is_certain_of_their_doubts():
 
 def test_a_share_of_those_that_have_a_score_is_kept():
     assert choose(np.array([1, -np.inf, 3, 2, 3, 0]), 0.4).tolist() == [False, False, True, False, True, False]
+    assert choose(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # one at least
 
 
 def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
@@ -202,10 +205,10 @@ def test_the_script_of_the_measurement_pairs_the_seeds():
 
 @pytest.fixture
 def pairs(tmp_path) -> Path:
-    """A table with commas, quotes, a line break, a blank line, an empty caption and pictures that are none."""
+    """A table with commas, quotes, a line break, blank lines, an empty caption and pictures that are none."""
     Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / "0.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
-    rows = ['{p}/0.png,"a cat, a dog"', '{p}/0.png,"two\nlines"', "", "{p}/nix.png,a dog", "{p}/cut.png,a tree"]
+    rows = ['{p}/0.png,"a cat, a dog"', '{p}/0.png,"two\nlines"', "", "  ", "{p}/nix.png,a dog", "{p}/cut.png,a tree"]
     rows += ["{p}/0.png,", '{p}/0.png,"a ""moon"""']
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "\n".join(rows).replace("{p}", str(tmp_path)))
     return tmp_path / "pairs.csv"
@@ -282,10 +285,20 @@ def test_a_file_of_scores_that_was_cut_goes_on_from_its_last_whole_batch(tmp_pat
     scores = UnfinishedScores(file, 4)
     assert (scores.num_lines, scores.last) == (8, (0, 7))
     scores.add(records(range(8, 10)))
+    scores.close()
+    damaged = part.read_bytes().replace(b'"key": "6"', b'"key": "6')
+    part.write_bytes(damaged)
+    scores = UnfinishedScores(file, 4)
+    assert (scores.num_lines, scores.last) == (4, (0, 3))
+    scores.add(records(range(4, 8)))
+    scores.add(records(range(8, 10)))
     scores.finish()
     scores.close()
     assert list(read_scores(file)) == records(range(10))
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"line 7 of .*scores.jsonl is damaged: remove the file"):
+        list(read_scores(file))
 
 
 def test_parts_are_joined_in_the_order_of_the_data(tmp_path):
