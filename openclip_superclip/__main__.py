@@ -52,7 +52,7 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; an InputError is printed in one line and is 1.
 
-    So is, without a word, a reader of the output that has closed it, as `head` does.
+    So is an output that cannot be written and, without a word, one whose reader has closed it, as `head` does.
     """
     try:
         try:
@@ -62,8 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
-        return 1
+    except OSError as error:
+        if _can_write():
+            raise
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+    return 1
 
 
 def _run(argv: list[str] | None) -> int:
@@ -97,6 +101,15 @@ def _reader_is_gone() -> bool:
     output = select.poll()
     output.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _can_write() -> bool:
+    """Returns whether our output can be written, by an empty line: the error may be of another file."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _usage() -> str:

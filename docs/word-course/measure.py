@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from openclip_superclip.data.word_course import BANDS, WordCourse, read_word_course
+from openclip_superclip.data.word_course import BANDS, WordCourse, read_word_courses
 from openclip_superclip.data.word_course_figure import draw_word_courses
 from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
@@ -63,7 +63,7 @@ def train(work: Path, seed: int, idf: str) -> WordCourse:
         settings = ["--set", f"seed={seed}", "--set", f"superclip.idf={idf}"]
         command = ["run", RECIPE, "--data", shards, "--device", "cpu", *settings, "--out", str(run)]
         subprocess.run([sys.executable, "-m", "openclip_superclip", *command], cwd=work, check=True)
-    return read_word_course(work / run)
+    return read_word_courses([work / run])[0]
 
 
 def measures(course: WordCourse) -> tuple[list[dict], float]:

@@ -17,10 +17,10 @@ def main(argv: list[str]) -> int:
     from ..report.comparison import find_comparisons
     from ..report.copied_runs import tell_copies
     from ..report.reported_run import MISSING
-    from ..report.run_reader import read_run
+    from ..report.run_reader import read_runs
 
     paths = {path.resolve(): path for path in options.runs}  # each once, however it is written
-    runs = list(map(read_run, paths.values()))
+    runs = read_runs(list(paths.values()))
     tell_copies(runs)
     missing = [run for run in runs if run.state == MISSING]
     if len(missing) == len(runs):

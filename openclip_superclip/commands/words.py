@@ -109,17 +109,19 @@ def _check_course(options: argparse.Namespace) -> None:
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words; returns the exit code."""
     check_matplotlib("--course")
-    from ..data.word_course import read_word_course
+    from ..data.word_course import missing_told, read_word_courses
     from ..data.word_course_folder import course_record, course_text, write_word_courses
 
     out = options.out or Path("word_course")
-    courses = [read_word_course(run) for run in options.course]
+    courses = read_word_courses(options.course)
     make_folder(out, "--out")
     try:
         write_word_courses(out, courses)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written ({error.strerror})") from error
     for course in courses:
+        if course.missing:
+            print(f"warning: {missing_told(course)}", file=sys.stderr)
         print(json.dumps(course_record(course)) if options.json else course_text(course))
     if not options.json:
         print(f"{out}/word_course.csv, .json and .png hold the rest.")
@@ -141,15 +143,16 @@ def _serve(options: argparse.Namespace) -> int:
     """Answers browsers until Ctrl-C; returns the exit code."""
     check_starlette("--serve")
     check_matplotlib("--serve")
-    from ..tagging.page_server import LOOPBACK, bind, serve, words_app
+    from ..tagging.page_server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
 
-    host = options.host or LOOPBACK[0]
+    host = options.host or LOOPBACK
     listening = bind(host, 8000 if options.port is None else options.port)
-    app = words_app(_tagger(options, None), options.model.resolve().name, host)
-    if host not in LOOPBACK:
+    names = loopback_names(host, listening)
+    app = words_app(_tagger(options, None), options.model.resolve().name, names)
+    if names is None:
         print(f"warning: --host {host}: whoever reaches this machine can use the page", file=sys.stderr)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{listening.getsockname()[1]}/ shows the words of pictures; Ctrl-C ends it", flush=True)
+    address = f"http://{shown_host(host)}:{listening.getsockname()[1]}/"
+    print(f"{address} shows the words of pictures; Ctrl-C ends it", flush=True)
     serve(app, listening)
     return 0
 

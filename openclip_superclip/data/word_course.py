@@ -1,5 +1,6 @@
 """When a run learned each word, by how often captions hold it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,11 +9,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..method.word_sums import EpochWords
+from ..run_names import run_names
 from .word_course_file import CourseFiles, find_course
 
 KNOWN = 4.0  # lift from which a word is known
 FORGOTTEN = KNOWN / 2  # below which one that was known is forgotten
 NUM_LOOKED_AT = 20  # captions that hold a word, for a look at it
+SHOWN = 12  # missing epochs, by number
 BANDS = {  # by the share of the captions that hold a word, from the top
     "10 % or more": 1e-1, "1 to 10 %": 1e-2, "0.1 to 1 %": 1e-3, "0.01 to 0.1 %": 1e-4, "less than 0.01 %": 0.0,
 }  # fmt: skip
@@ -21,6 +24,7 @@ BANDS = {  # by the share of the captions that hold a word, from the top
 class WordCourse(NamedTuple):
     """How a run's words were learned, over its E recorded epochs.
 
+    An epoch that is not recorded, before the last one that is, counts as many captions as the recorded one after it.
     A word's lift is its mean share where it is a label, divided by its mean share where it is not: 1 where the head
     knows nothing of it. It is looked at after every epoch by whose end another NUM_LOOKED_AT captions hold it.
     """
@@ -28,8 +32,10 @@ class WordCourse(NamedTuple):
     name: str
     texts: list[str]  # of the V tokens
     epochs: list[int]
+    missing: list[int]  # epochs before the last that are not recorded
     samples: list[int]  # [E], captions trained on by the end of each
-    captions: Tensor  # int64 [V], that hold the token, in all epochs
+    num_captions: int  # of the recorded epochs
+    captions: Tensor  # int64 [V], of those, that hold the token
     band: Tensor  # int64 [V], a place in BANDS; -1 for tokens of too few captions for a look
     learned: Tensor  # int64 [V], a place in epochs: the first at whose end the lift is KNOWN; -1 for none
     lift: Tensor  # float64 [V], at the last look; NaN without
@@ -81,11 +87,13 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         words = files.read(epoch)
         return words._replace(captions=words.captions * is_word)
 
-    totals, samples = 0, []
-    for words in map(read, files.epochs):
-        totals = totals + words.captions
-        samples.append(words.num_captions + (samples[-1] if samples else 0))
-    band = _bands(totals, samples[-1])
+    totals, num_captions, samples, missing = 0, 0, [], []
+    for before, epoch in zip([0, *files.epochs], files.epochs, strict=False):
+        words = read(epoch)
+        totals, num_captions = totals + words.captions, num_captions + words.num_captions
+        samples.append((epoch - before) * words.num_captions + (samples[-1] if samples else 0))
+        missing += range(before + 1, epoch)
+    band = _bands(totals, num_captions)
     looks, learned = _Looks(len(totals)), torch.full_like(totals, -1)
     known, median_lift = [], []
     for place, words in enumerate(map(read, files.epochs)):
@@ -95,13 +103,17 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         known.append([is_known[band == one].double().mean() for one in range(len(BANDS))])
         median_lift.append([looks.lift[band == one].nanmedian() for one in range(len(BANDS))])
     return WordCourse(
-        name, files.texts, files.epochs, samples, totals, band, learned, looks.lift, torch.tensor(known).double().T,
-        torch.tensor(median_lift).double().T,
+        name, files.texts, files.epochs, missing, samples, num_captions, totals, band, learned, looks.lift,
+        torch.tensor(known).double().T, torch.tensor(median_lift).double().T,
     )  # fmt: skip
 
 
-def read_word_course(run: Path) -> WordCourse:
-    """Returns the course of the run in a folder; InputError where it has recorded none."""
+def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
+    """Returns the courses of the runs in folders, by names that tell them apart; InputError where one has none."""
+    return [word_course(name, _find(run)) for run, name in zip(runs, run_names(runs), strict=True)]
+
+
+def _find(run: Path) -> CourseFiles:
     if not run.is_dir():
         raise InputError(f"--course: there is no folder {run}; expected that of a run")
     files = find_course(run)
@@ -110,7 +122,20 @@ def read_word_course(run: Path) -> WordCourse:
             f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run with --superclip and "
             "--superclip-word-course on"
         )
-    return word_course(run.resolve().name, files)
+    return files
+
+
+def missing_told(course: WordCourse) -> str:
+    """Returns what to tell people of the epochs that are not recorded; nothing where all are."""
+    if not course.missing:
+        return ""
+    numbers = ", ".join(str(epoch) for epoch in course.missing[:SHOWN])
+    more = f" and {len(course.missing) - SHOWN:,} more" if len(course.missing) > SHOWN else ""
+    one = len(course.missing) == 1
+    return (
+        f"{course.name}: of {'epoch' if one else 'epochs'} {numbers}{more} no words are recorded: "
+        f"{'it counts' if one else 'each counts'} as many captions as the recorded one after it"
+    )
 
 
 def _bands(captions: Tensor, num_captions: int) -> Tensor:

@@ -15,7 +15,8 @@ from .token_texts import token_texts
 from .tokenizer_identity import TokenizerIdentity, tokenizer_identity
 
 FOLDER, TOKENS = "words", "tokens.json"
-_NAME = re.compile(r"epoch_(\d+)\.safetensors")
+_NAME = re.compile(r"epoch_([1-9]\d*)\.safetensors")
+_HELP = "copy it again, or move it away: the course is told without it"
 
 
 class CourseFiles(NamedTuple):
@@ -27,7 +28,7 @@ class CourseFiles(NamedTuple):
     epochs: list[int]
 
     def read(self, epoch: int) -> EpochWords:
-        """Returns what was recorded of an epoch; InputError where its file is none, or of another tokenizer."""
+        """Returns what was recorded of an epoch; InputError where its file is damaged, or of another tokenizer."""
         path = self.run / FOLDER / f"epoch_{epoch}.safetensors"
         try:
             with safe_open(path, "pt") as file:
@@ -37,10 +38,19 @@ class CourseFiles(NamedTuple):
                     int(file.get_tensor("num_captions")),
                 )
                 vocabulary = about["vocabulary"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise InputError(f"{path} is no file of words ({' '.join(str(error).split())}): remove it") from error
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"{path} is no file of words ({' '.join(str(error).split())}): {_HELP}") from error
         if vocabulary != self.identity.vocabulary:
-            raise InputError(f"{path} is of another tokenizer than the folder's {TOKENS}: remove it")
+            raise InputError(f"{path} is of another tokenizer than the folder's {TOKENS}: {_HELP}")
+        for name, values in words._asdict().items():
+            if name != "num_captions" and values.shape != (len(self.texts),):
+                raise InputError(
+                    f"{path} holds {name} of shape {list(values.shape)}, where {TOKENS} names {len(self.texts):,} "
+                    "tokens: copy the damaged file of the two again"
+                )
+        fewest, most = words.captions.aminmax()
+        if words.captions.is_floating_point() or fewest < 0 or not 0 < words.num_captions >= most:
+            raise InputError(f"{path} holds impossible counts of captions: {_HELP}")
         return words
 
 
@@ -54,7 +64,7 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
     tokens = folder / TOKENS
-    if not tokens.is_file() or json.loads(tokens.read_text()).get("vocabulary") != identity.vocabulary:
+    if not _tells(tokens, identity, len(words.captions)):
         write_json(tokens, {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))})
     tensors = {
         "captions": words.captions,
@@ -74,9 +84,28 @@ def find_course(run: Path) -> CourseFiles | None:
     epochs = sorted(int(match[1]) for match in found if match)
     if not epochs:
         return None
+    return CourseFiles(run, *_read_tokens(folder / TOKENS), epochs)
+
+
+def _read_tokens(path: Path) -> tuple[TokenizerIdentity, list[str]]:
+    """Returns the tokenizer and the texts of its tokens; InputError where the file is not there or broken."""
     try:
-        tokens = json.loads((folder / TOKENS).read_text())
-        identity = TokenizerIdentity(tokens["name"], tokens["vocabulary"])
-        return CourseFiles(run, identity, list(tokens["tokens"]), epochs)
+        tokens = json.loads(path.read_text())
+        identity, texts = TokenizerIdentity(tokens["name"], tokens["vocabulary"]), tokens["tokens"]
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("tokens is no list of texts")
+        return identity, texts
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / TOKENS} does not say what the tokens are ({error}): copy it again") from error
+        raise InputError(
+            f"{path} does not say what the tokens are ({error}): copy it again, or that of another run of the same "
+            "tokenizer"
+        ) from error
+
+
+def _tells(path: Path, identity: TokenizerIdentity, num_tokens: int) -> bool:
+    """Returns whether a file of tokens is whole and of this tokenizer."""
+    try:
+        written, texts = _read_tokens(path)
+    except InputError:
+        return False
+    return written.vocabulary == identity.vocabulary and len(texts) == num_tokens

@@ -28,7 +28,7 @@ def course_text(course: WordCourse) -> str:
     heads = ["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"]
     num_rare = int(((course.captions > 0) & (course.band < 0)).sum())
     lines = [
-        f"{course.name}: {course.samples[-1]:,} captions in {len(course.epochs):,} epochs; a word is known where its "
+        f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word is known where its "
         f"share is {KNOWN:g} × that in other pictures; {num_rare:,} words are held by fewer than {NUM_LOOKED_AT}",
         markdown_table(heads, rows),
     ]
@@ -74,7 +74,7 @@ def _csv(courses: Sequence[WordCourse]) -> str:
         for token in (course.captions > 0).nonzero().flatten().tolist():
             captions, lift = int(course.captions[token]), float(course.lift[token])
             writer.writerow([
-                course.name, token, course.texts[token], captions, f"{captions / course.samples[-1]:.6g}",
+                course.name, token, course.texts[token], captions, f"{captions / course.num_captions:.6g}",
                 course.state(token), course.learned_after(token), "" if lift != lift else f"{lift:.4g}",
             ])  # fmt: skip
     return file.getvalue()
@@ -89,7 +89,7 @@ def course_record(course: WordCourse) -> dict:
     ]
     return {
         "run": course.name, "known_from_lift": KNOWN, "captions_for_a_look": NUM_LOOKED_AT, "epochs": course.epochs,
-        "captions": course.samples, "bands": curves,
+        "epochs_not_recorded": course.missing, "captions": course.samples, "bands": curves,
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ class ReportedRun:
         split: number of ranks, device and accumulation: what shares a batch.
         hosts: of the run; empty where the folder does not tell.
         weights: what tells the evaluated weights from others.
+        name: by which it is told from the other runs.
         copy_of: the name of a run with the same losses or weights, which is counted in its place.
         course: the same by epoch, of all that were evaluated.
         scores: in percent, by the paper's keys or by data set, of the last epoch that was evaluated.
@@ -52,10 +53,7 @@ class ReportedRun:
     epochs: int | None = None
     weights: str | None = None
     copy_of: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.path.resolve().name
+    name: str = ""
 
     @property
     def has_trained(self) -> bool:

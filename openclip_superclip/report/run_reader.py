@@ -1,12 +1,14 @@
 """Reads runs: the folder of `superclip run`, or OpenCLIP's own as far as it tells."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.run_options import read_run_record
 from ..checkpoints.training_log import read_log
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
+from ..run_names import run_names
 from ..running.run_state import told_state
 from .reported_run import CUT, FINISHED, MISSING, ReportedRun, method_variant, not_default
 from .run_scores import read_scores
@@ -15,8 +17,15 @@ TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precisio
 _OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
 
 
-def read_run(path: Path) -> ReportedRun:
-    """Returns the run in a folder; one that is not there, or tells nothing, is missing."""
+def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
+    """Returns the runs in folders; one that is not there, or tells nothing, is missing."""
+    runs = list(map(_read_run, paths))
+    for run, name in zip(runs, run_names(paths), strict=True):
+        run.name = name
+    return runs
+
+
+def _read_run(path: Path) -> ReportedRun:
     if not path.is_dir():
         return ReportedRun(path, MISSING, "there is no such folder")
     options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options

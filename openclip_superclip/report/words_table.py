@@ -1,6 +1,6 @@
 """Words being learned, in a report: what each run has recorded, and the table of its bands."""
 
-from ..data.word_course import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, word_course
+from ..data.word_course import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, missing_told, word_course
 from ..data.word_course_file import find_course
 from ..errors import InputError
 from .report_table import ReportTable, count, no_number
@@ -8,7 +8,7 @@ from .reported_run import ReportedRun
 
 
 def read_courses(runs: list[ReportedRun]) -> tuple[list[WordCourse], list[str]]:
-    """Returns the courses of the runs that have recorded one, each once, and what cannot be read."""
+    """Returns the courses of the runs that have recorded one, each once, and what cannot be read or is not there."""
     courses, notes = [], []
     for run in runs:
         if run.copy_of is not None:
@@ -17,6 +17,7 @@ def read_courses(runs: list[ReportedRun]) -> tuple[list[WordCourse], list[str]]:
             files = find_course(run.path)
             if files is not None:
                 courses.append(word_course(run.name, files))
+                notes += filter(None, [missing_told(courses[-1])])
         except InputError as error:
             notes.append(str(error))
     return courses, notes

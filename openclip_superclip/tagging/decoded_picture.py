@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 DEEP = ("I", "F")  # modes that begin so hold more than eight bits
+MOST_OBLONG = 100  # longer side by shorter: the shorter is enlarged to what the model sees, and the longer with it
 
 
 class Picture(NamedTuple):
@@ -29,11 +30,20 @@ def open_picture(path: Path | BinaryIO, shortest: int) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow refuses is told all the same
             with Image.open(path) as file:
+                check_sides(*file.size)
                 file.draft(None, (shortest, shortest))  # a JPEG is decoded smaller
                 ImageOps.exif_transpose(file, in_place=True)
                 return Picture(path, _on_white(_reduced(_eight_bits(file), shortest)))
     except Exception as error:  # a broken file raises anything
         return Picture(path, None, " ".join(str(error).split()) or type(error).__name__)
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raises ValueError for a picture so long or high that at the size which a model sees it fills the memory."""
+    if max(width, height) > MOST_OBLONG * min(width, height):
+        raise ValueError(
+            f"it has {width:,} × {height:,} pixels: expected a longer side of at most {MOST_OBLONG} times the shorter"
+        )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -3,26 +3,30 @@
 import base64
 import contextlib
 import io
+import ipaddress
+import re
 import socket
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import InputError
 from ..html_template import html_template
-from .decoded_picture import open_picture
+from .decoded_picture import check_sides, open_picture
 from .heat_map import as_seen
 from .tagger import Seen, Tagger
 
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = "127.0.0.1"
 MAX_BYTES = 20 * 2**20  # of an upload
 MAX_PIXELS = 50_000_000  # of a picture before it is decoded: a small file may hold many
 MAX_WORDS, MAX_LETTERS = 20, 100  # that are typed
@@ -30,6 +34,21 @@ POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+class _Names:
+    """Refuses requests under other names: another site's, say, whose name was made to lead to this machine.
+
+    Starlette's own, TrustedHostMiddleware, takes addresses of IPv6 in its latest versions alone.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]):
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", Headers(scope=scope).get("host", "").lower())
+        known = asked is not None and asked[1] in self.names
+        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
 
 
 class _Refused(Exception):
@@ -40,12 +59,12 @@ class _Refused(Exception):
         self.status = status
 
 
-def words_app(tagger: Tagger, model: str, host: str) -> Starlette:
+def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Starlette:
     """Returns the application; a picture is kept no longer than its answer takes, and nothing is written.
 
     Args:
         model: its name on the page, without a folder of this machine.
-        host: the address; on the loopback one, requests under other names are refused.
+        names: those under which the page is asked for, as `loopback_names` returns them; None for any.
     """
     html = html_template(Path(__file__).with_name("words_page.html")).render(model=model, max_megabytes=MAX_BYTES >> 20)
     one_at_a_time = threading.Lock()
@@ -65,9 +84,9 @@ def words_app(tagger: Tagger, model: str, host: str) -> Starlette:
     def failed(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the picture could not be read"}, 500)  # what failed stands in the terminal
 
-    names = [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))] if host in LOOPBACK else []
+    checks = [] if names is None else [Middleware(_Names, names=names)]
     routes = [Route("/", page), Route("/words", words, methods=["POST"])]
-    return Starlette(routes=routes, middleware=names, exception_handlers={Exception: failed})
+    return Starlette(routes=routes, middleware=checks, exception_handlers={Exception: failed})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -84,6 +103,24 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"--host {host} --port {port} cannot be listened at ({reason}): give another") from error
+
+
+def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
+    """Returns the names under which this machine alone reaches the page; None where others reach it as well.
+
+    Args:
+        host: as it was given.
+    """
+    address = ipaddress.ip_address(listening.getsockname()[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_loopback:
+        return None
+    return {LOOPBACK, "localhost", "[::1]", shown_host(str(address)), shown_host(host)}
+
+
+def shown_host(host: str) -> str:
+    """Returns a host as it stands in an address of the web, where IPv6 has brackets."""
+    return f"[{host}]".lower() if ":" in host else host.lower()
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:
@@ -135,7 +172,7 @@ def _record(seen: Seen) -> dict:
 
 
 def _picture(data: bytes, shortest: int) -> Image.Image:
-    """Returns the picture in the bytes of its file; refuses one of too many pixels before they are decoded."""
+    """Returns the picture in the bytes of its file; refuses one too large or too oblong before it is decoded."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             width, height = file.size
@@ -145,6 +182,10 @@ def _picture(data: bytes, shortest: int) -> Image.Image:
         raise _Refused("this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
     if width * height > MAX_PIXELS:
         raise _Refused(f"the picture has {width:,} × {height:,} pixels: at most {MAX_PIXELS:,} are taken", 413)
+    try:
+        check_sides(width, height)
+    except ValueError as error:
+        raise _Refused(f"the picture cannot be shown: {error}") from None
     picture = open_picture(io.BytesIO(data), shortest)
     if picture.image is None:
         raise _Refused("the picture is broken: it cannot be read to its end")

@@ -1,5 +1,6 @@
 """`superclip words`: what the head sees in pictures and where, and what a wrong picture or model is told."""
 
+import asyncio
 import base64
 import html
 import importlib.util
@@ -14,6 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -37,7 +39,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
 from openclip_superclip.tagging.decoded_picture import open_picture
 from openclip_superclip.tagging.lexicon import Lexicon, lexicon, open_lexicon
-from openclip_superclip.tagging.page_server import MAX_BYTES, bind, serve, words_app
+from openclip_superclip.tagging.page_server import MAX_BYTES, bind, loopback_names, serve, words_app
 from openclip_superclip.tagging.picture_files import find_pictures
 from openclip_superclip.tagging.tagged_picture import tag_pictures
 from openclip_superclip.tagging.tagger import Tagger
@@ -451,16 +453,19 @@ def test_pictures_that_cannot_be_read_are_named_skipped_and_counted_and_the_exit
 ):
     (folder / "broken.png").write_bytes((folder / "red.png").read_bytes()[:60])
     (folder / "text.jpg").write_text("no picture")
+    Image.new("1", (200_000, 1)).save(folder / "thin.png")
     assert words(folder, "--model", exported, "--out", tmp_path / "out") == 3
     printed = capsys.readouterr().out
     assert "broken.png is skipped" in printed
     assert "text.jpg is skipped" in printed
-    assert "2 pictures, 2 skipped" in printed
+    assert "thin.png is skipped, it cannot be read: it has 200,000 × 1 pixels: expected a longer side" in printed
+    assert "2 pictures, 3 skipped" in printed
     records = [json.loads(line) for line in (tmp_path / "out" / "words.jsonl").read_text().splitlines()]
     assert [("words" in r, "error" in r) for r in records] == [
         (True, False),
         (False, True),
         (True, False),
+        (False, True),
         (False, True),
     ]
     assert "cannot be read" in (tmp_path / "out" / "index.html").read_text()
@@ -574,7 +579,7 @@ async function drive(name, words) {
 onload = async () => {
   await drive("good", "")
   await drive("good", "green, red")
-  for (const name of ["broken", "cut", "huge", "bomb"]) await drive(name, "")
+  for (const name of ["broken", "cut", "huge", "bomb", "thin"]) await drive(name, "")
   const result = document.createElement("pre")
   result.id = "told"
   result.textContent = JSON.stringify(told)
@@ -588,9 +593,9 @@ def test_the_page_shows_a_pictures_words_and_where_and_refuses_broken_and_huge_o
     good = png(squares({"red": (0, 0), "blue": (1, 1)}))
     files = {
         "good": good, "broken": b"no picture", "cut": good[: len(good) // 2], "huge": b"x" * (MAX_BYTES + 1),
-        "bomb": png(Image.new("1", (30_000, 30_000))),
+        "bomb": png(Image.new("1", (30_000, 30_000))), "thin": png(Image.new("1", (1, 200_000))),
     }  # fmt: skip
-    app = words_app(Tagger(open_with_head(trained), "red,blue,green,yellow", None), "a model", "127.0.0.1")
+    app = words_app(Tagger(open_with_head(trained), "red,blue,green,yellow", None), "a model", None)
     page = next(route.endpoint for route in app.routes if route.path == "/")
 
     def driver(request):
@@ -611,10 +616,46 @@ def test_the_page_shows_a_pictures_words_and_where_and_refuses_broken_and_huge_o
     assert told["good"]["images"] == 1
     assert [line.split()[0] for line in told["goodgreen, red"]["lines"]] == ["red", "green"]
     refusals = {"broken": "no picture", "cut": "is broken", "huge": "larger than 20 MB", "bomb": "too many pixels"}
+    refusals["thin"] = "it has 1 × 200,000 pixels: expected a longer side of at most 100 times the shorter"
     for name, reason in refusals.items():
         assert reason in told[name]["error"]
         assert told[name]["lines"] == told["goodgreen, red"]["lines"]  # what was there stays
     assert not re.search(r"/(tmp|root|home|work|usr)/", dom)
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "others"),
+    [
+        ("127.0.0.1", ["127.0.0.1:80", "localhost", "LOCALHOST:1"], ["elsewhere.example", "127.0.0.2", ""]),
+        ("127.0.0.2", ["127.0.0.2:80", "localhost"], ["elsewhere.example", "[::1].example"]),
+        ("::1", ["[::1]:80", "[::1]", "localhost:80"], ["elsewhere.example", "[::2]:80", "[::1]x"]),
+        ("0.0.0.0", ["elsewhere.example"], []),
+    ],
+)
+def test_on_loopback_alone_other_names_are_refused(host, names, others):
+    with bind(host, 0) as listening:
+        known = loopback_names(host, listening)
+    assert (known is None) == (host == "0.0.0.0")
+    app = words_app(SimpleNamespace(), "a model", known)
+
+    def status(name: str) -> int:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        asked = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": [(b"host", name.encode())],
+            "query_string": b"",
+        }
+        asyncio.run(app(asked, None, send))
+        return sent[0]["status"]
+
+    assert [status(name) for name in names] == [200] * len(names)
+    assert [status(name) for name in others] == [400] * len(others)
 
 
 def test_serve_says_where_once_the_model_is_there_knows_its_name_and_ends_by_ctrl_c(trained):

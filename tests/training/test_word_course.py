@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
@@ -13,6 +15,8 @@ from openclip_superclip.data.tokenizer_identity import TokenizerIdentity
 from openclip_superclip.data.word_course import word_course
 from openclip_superclip.data.word_course_file import CourseFiles, find_course
 from openclip_superclip.method.word_sums import EpochWords
+from openclip_superclip.report.run_reader import read_runs
+from openclip_superclip.report.words_table import read_courses
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +83,58 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
     (tmp_path / "run/words/epoch_2.safetensors").write_bytes(b"cut")
     assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
     assert "epoch_2.safetensors is no file of words" in capsys.readouterr().err
+    told = [
+        (
+            {"captions": torch.ones(7).long()},
+            "epoch_2.safetensors holds captions of shape [7], where tokens.json names",
+        ),
+        ({"share_where_not": torch.ones(7)}, "epoch_2.safetensors holds share_where_not of shape [7]"),
+        ({"num_captions": torch.tensor(0)}, "epoch_2.safetensors holds impossible counts"),
+        ({"num_captions": torch.ones(2)}, "epoch_2.safetensors is no file of words"),
+    ]
+    for damage, reason in told:
+        with safe_open(run / "words/epoch_2.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()} | damage  # noqa: SIM118
+            save_file(tensors, tmp_path / "run/words/epoch_2.safetensors", file.metadata())
+        assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+    shutil.copy(run / "words/epoch_2.safetensors", tmp_path / "run/words")
+    tokens = json.loads((run / "words/tokens.json").read_text())
+    (tmp_path / "run/words/tokens.json").write_text(json.dumps(tokens | {"tokens": tokens["tokens"][:5]}))
+    assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+    assert "where tokens.json names 5 tokens" in capsys.readouterr().err
     (tmp_path / "run/words/tokens.json").write_text("[]")
     assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
     assert "tokens.json does not say what the tokens are" in capsys.readouterr().err
+
+
+def test_an_epoch_that_is_not_there_is_told_and_counted_and_runs_of_one_name_are_told_apart(run, tmp_path, capsys):
+    with_all, with_gap = tmp_path / "all/run", tmp_path / "gap/run"
+    for copy in (with_all, with_gap):
+        shutil.copytree(run, copy)
+    (with_gap / "words/epoch_2.safetensors").rename(tmp_path / "moved")
+    assert main(["words", "--course", str(with_all), str(with_gap), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "warning: gap/run: of epoch 2 no words are recorded: it counts as many captions as the recorded one after it\n"
+    )
+    assert "all/run: 192 captions in 3 epochs" in printed.out
+    assert "gap/run: 192 captions in 3 epochs" in printed.out
+    whole, gap = json.loads((tmp_path / "out/word_course.json").read_text())["runs"]
+    assert (whole["run"], whole["captions"], whole["epochs_not_recorded"]) == ("all/run", [64, 128, 192], [])
+    assert (gap["run"], gap["captions"], gap["epochs_not_recorded"]) == ("gap/run", [64, 192], [2])
+    with open(tmp_path / "out/word_course.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {"all/run", "gap/run"}
+    assert {float(row["share of captions"]) for row in rows if row["run"] == "gap/run" and row["word"] == "cat"} == {
+        float(row["captions"]) / 128 for row in rows if row["run"] == "gap/run" and row["word"] == "cat"
+    }
+    runs = read_runs([with_all, with_gap, run.parent / "without"])
+    assert [one.name for one in runs] == ["all/run", "gap/run", "without"]
+    courses, notes = read_courses(runs)
+    assert [course.name for course in courses] == ["all/run", "gap/run"]
+    assert ["of epoch 2 no words" in note for note in notes] == [True]
 
 
 def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):

@@ -71,6 +71,14 @@ def test_train_help_shows_our_flags_in_a_group_of_their_own():
     assert "--train-data" in done.stdout
 
 
+@pytest.mark.parametrize("argv", ["--help", "recipes"])
+def test_output_to_a_full_disk_is_told_in_one_line(argv):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m openclip_superclip {argv} > /dev/full"], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (1, b"error: the output cannot be written (No space left on device)\n")
+
+
 def test_output_that_its_reader_no_longer_wants_is_no_traceback():
     command = f"{sys.executable} -m openclip_superclip recipes | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
