@@ -22,7 +22,7 @@ class ReportedRun:
         split: number of ranks, device and accumulation: what shares a batch.
         hosts: of the run; empty where the folder does not tell.
         weights: what tells the evaluated weights from others.
-        name: by which it is told from the other runs.
+        name: by which it is told from the other runs; its folder's where none is given.
         copy_of: the name of a run with the same losses or weights, which is counted in its place.
         course: the same by epoch, of all that were evaluated.
         scores: in percent, by the paper's keys or by data set, of the last epoch that was evaluated.
@@ -54,6 +54,9 @@ class ReportedRun:
     weights: str | None = None
     copy_of: str | None = None
     name: str = ""
+
+    def __post_init__(self):
+        self.name = self.name or self.path.resolve().name
 
     @property
     def has_trained(self) -> bool:

@@ -18,14 +18,15 @@ _OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
-    """Returns the runs in folders; one that is not there, or tells nothing, is missing."""
-    runs = list(map(_read_run, paths))
+    """Returns the runs in folders, by names that tell them apart; one not there, or that tells nothing, is missing."""
+    runs = list(map(read_run, paths))
     for run, name in zip(runs, run_names(paths), strict=True):
         run.name = name
     return runs
 
 
-def _read_run(path: Path) -> ReportedRun:
+def read_run(path: Path) -> ReportedRun:
+    """Returns the run in a folder, by the folder's name."""
     if not path.is_dir():
         return ReportedRun(path, MISSING, "there is no such folder")
     options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
