@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.shard_pattern import is_remote
+from ..tagging.decoded_picture import check_sides
 from .audited_data import AuditedPair
 
 AHEAD = 2  # batches
@@ -41,10 +42,11 @@ def read_in_batches(
 
 
 def open_picture(picture: str | bytes) -> Image.Image:
-    """Returns a picture, by its file or by its content; raises whatever Pillow raises."""
+    """Returns a picture, by its file or its content; raises what Pillow raises, and ValueError for too thin a one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow refuses is told all the same
         with Image.open(picture if isinstance(picture, str) else io.BytesIO(picture)) as image:
+            check_sides(*image.size)
             image.load()
             return image
 

@@ -1,16 +1,20 @@
 """A study from its file to its results."""
 
 import dataclasses
-import json
 import logging
 import os
 import platform
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..atomic_files import make_folder, write_text
+from ..errors import InputError
 from ..running.placement import find_placement
 from ..running.run_folder import RunFolder
 from ..running.run_lock import lock
+from ..running.run_state import read_object
 from ..versions import versions
 from .dense_measures import DENSE_SCENES
 from .study_call import StudyCall, data_of_scenes
@@ -29,8 +33,9 @@ def run_study(call: StudyCall, jobs: int, trains: bool = True) -> StudyResults:
         jobs: runs at a time.
         trains: whether runs that are not finished are trained here; InputError names them where they are not.
     """
-    make_folder(call.out, "--out")
-    with lock(call.out / "lock", find_placement()):
+    if not trains and call.runs_in and not call.runs_in.is_dir():
+        raise InputError(f"--runs: there is no folder {call.runs_in}")
+    with _locked(call):
         training = prepared_training(call, jobs, trains)
         records, chosen = training.run()
         results = StudyResults(call.study, records, chosen)
@@ -43,8 +48,7 @@ def choose_rates(call: StudyCall) -> str:
 
     The recipes of the runs are written into their folders, and these into OUT/runs.list, for jobs to train.
     """
-    make_folder(call.out, "--out")
-    with lock(call.out / "lock", find_placement()):
+    with _locked(call):
         training = prepared_training(call, 1, trains=False)
         chosen = training.choose()
         runs = training.write_recipes(training.runs(chosen))
@@ -56,10 +60,25 @@ def choose_rates(call: StudyCall) -> str:
     return f"learning rates: {'; '.join(rates) or 'the recipe holds them'}; {len(runs)} recipes in {training.runs_in}"
 
 
+@contextmanager
+def _locked(call: StudyCall) -> Iterator[None]:
+    """Holds the study's folder, and that of its runs, which other studies may share."""
+    make_folder(call.out, "--out")
+    with ExitStack() as held:
+        held.enter_context(lock(call.out / "lock", find_placement()))
+        runs_in = (call.runs_in or call.out / "runs").resolve()
+        make_folder(runs_in.parent, "--runs")
+        held.enter_context(lock(runs_in.with_name(f"{runs_in.name}.lock"), find_placement()))
+        yield
+
+
 def submitted_jobs(out: Path) -> dict[str, str]:
     """Returns the numbers of the jobs that were submitted last, by the names of their stages."""
     kept = out / JOBS
-    return json.loads(kept.read_text()) if kept.exists() else {}
+    found = read_object(kept)
+    if not found and kept.exists():
+        raise InputError(f"{kept} is damaged: scancel the study's jobs, which squeue --me shows, and remove the file")
+    return found
 
 
 def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyTraining:
@@ -95,6 +114,7 @@ def _provenance(call: StudyCall) -> dict:
         (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
     )
     return {
+        "command": shlex.join(["superclip", *call.arguments]),
         "study": dataclasses.asdict(call.study), "device": call.device, "set": dict(call.set),
         "versions": versions(*PACKAGES), "processor": processor, "cpus": os.cpu_count(),
     }  # fmt: skip

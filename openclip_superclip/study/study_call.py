@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ..demo.training_data import SCENES, TRAINING_DATA, TrainingData
 from ..errors import InputError
@@ -12,7 +13,7 @@ from ..planning.recipe_file import read_recipe
 from ..planning.table_data import check_validation, of_table
 from ..running.run_settings import USUAL, RunSettings
 from ..running.staging import check_stage
-from .study_file import Study, read_study
+from .study_file import Study, check_seeds, read_study
 
 DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
 MEASURED_WITH = {"imagenet-zeroshot-val-top1": "imagenet-val"}  # OpenCLIP's flag; for the others val-data
@@ -64,10 +65,11 @@ def study_call(
     out = out or Path("studies") / study.name
     if seeds is not None:
         study = dataclasses.replace(study, seeds=seeds)
+        check_seeds(study, "--seeds: first_seed")
     if val_data is not None:
         study = _on_validation_data(study)
     study.check_set(set_)
-    set_ = {**set_, **of_table(study.recipe, {**study.set, **set_}, data)}
+    set_ = {**set_, **of_table(study.recipe, _of_first(study, set_), data)}
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
@@ -91,8 +93,13 @@ def study_call(
 
 def data_of_scenes(study: Study) -> TrainingData:
     """Returns which of the demo's models and shards a study's runs are given."""
-    shards = read_recipe(study.recipe, study.set).shards
+    shards = read_recipe(study.recipe, _of_first(study)).shards
     return next((data for data in TRAINING_DATA if shards == f"{DEMO / data.shards}"), SCENES)
+
+
+def _of_first(study: Study, set_: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Returns the fields of the first arm's runs: of some methods a recipe needs them to be one."""
+    return study.settings(next(iter(study.arms)), study.cell_values[0], set_)
 
 
 def _on_validation_data(study: Study) -> Study:
@@ -116,7 +123,7 @@ def _check_tables(study: Study, device: str, data: str | None, set_: Mapping[str
 def _check_measured(study: Study, set_: Mapping[str, str]) -> None:
     """Raises InputError where the training would not measure the study's primary measure."""
     flag = MEASURED_WITH.get(study.primary, "val-data")
-    recipe = read_recipe(study.recipe, study.settings(next(iter(study.arms)), study.cell_values[0], set_))
+    recipe = read_recipe(study.recipe, _of_first(study, set_))
     if not recipe.flags.get(flag):
         given = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
         raise InputError(f"the study's primary measure is {study.primary}, which the training takes with {given}")

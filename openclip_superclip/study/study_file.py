@@ -53,6 +53,11 @@ class Study:
         return "demo" if self.measures == "unseen-drawings" else self.measures
 
     @property
+    def of_all(self) -> dict[str, str]:
+        """The fields of every run, as --set takes them."""
+        return {field: _text(value) for field, value in self.set.items()}
+
+    @property
     def cell_field(self) -> str | None:
         return next(iter(self.cells), None)
 
@@ -70,8 +75,7 @@ class Study:
         other = values.pop(LIKE, None)
         shared = self.settings(other, None, of_all) if other else {}
         of_cell = {} if cell is None else {self.cell_field: _text(cell)} | self._of_cell(cell)
-        of_study = {field: _text(value) for field, value in self.set.items()}
-        found = of_study | dict(of_all) | shared | of_cell
+        found = self.of_all | dict(of_all) | shared | of_cell
         own = {field: _text(value) for field, value in values.items()}
         if own.get("samples", "").endswith("%"):
             recipe = read_recipe(self.recipe, found)
@@ -155,6 +159,11 @@ def _find(name: str) -> Path:
 def _check(study: Study, path: Path) -> None:
     """Raises InputError for arms, cells and comparisons that do not fit, and for runs whose recipes cannot be."""
     for field, kind, expected in (
+        ("question", str, "a question"),
+        ("primary", str, "the measure that answers it"),
+        ("recipe", str, "a file or a shipped name"),
+        ("measures", str, f"one of {', '.join(MEASURES)}"),
+        ("compare", list, "[arm, baseline], several"),
         ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
         ("cells", dict, "one field of the recipe and its values"),
         ("set", dict, "fields of the recipe and their values"),
@@ -169,13 +178,11 @@ def _check(study: Study, path: Path) -> None:
         other = folders.setdefault(folder_name(str(arm)), arm)
         if not isinstance(arm, str) or other is not arm:
             raise InputError(f"{path}: an arm is {arm!r}; expected a name whose letters and digits no other arm has")
-    if not isinstance(study.seeds, int) or isinstance(study.seeds, bool) or study.seeds < 1:
+    if type(study.seeds) is not int or study.seeds < 1:
         raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
-    if type(study.first_seed) is not int or not 0 <= study.first_seed <= CHOOSING - study.seeds:
-        raise InputError(
-            f"{path}: first_seed is {study.first_seed!r}; expected a number so that all seeds are between 0 and "
-            f"{CHOOSING - 1}: those above choose learning rates"
-        )
+    if type(study.first_seed) is not int or study.first_seed < 0:
+        raise InputError(f"{path}: first_seed is {study.first_seed!r}; expected a number, 0 or more")
+    check_seeds(study, f"{path}: first_seed")
     if study.measures not in MEASURES:
         raise InputError(f"{path}: measures is {study.measures!r}; expected one of {', '.join(MEASURES)}")
     if study.primary not in MEASURES[study.measures]:
@@ -188,21 +195,67 @@ def _check(study: Study, path: Path) -> None:
             f"{path}: cells is {study.cells}; expected one field of the recipe and its values, or for each value a "
             "mapping of more fields"
         )
+    _check_own_fields(study, path)
     if study.choose and not _can_choose(study.choose):
-        raise InputError(f"{path}: choose is {study.choose}; expected lr: [values], and seeds: how many, 1 or more")
+        raise InputError(f"{path}: choose is {study.choose}; expected lr: [rates, none twice], and seeds: how many")
     for pair in study.compare:
-        if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(study.arms):
+        names = pair if isinstance(pair, list) and all(isinstance(name, str) for name in pair) else []
+        if len(set(names)) != 2 or len(names) != 2 or not set(names) <= set(study.arms):
             raise InputError(f"{path}: compare holds {pair}; expected [arm, baseline] of {', '.join(study.arms)}")
     for arm, values in study.arms.items():
         other = values.get(LIKE)
-        if other is not None and (other not in study.arms or LIKE in study.arms[other]):
+        if other is not None and (not isinstance(other, str) or LIKE in study.arms.get(other, [LIKE])):
             raise InputError(f"{path}: arm '{arm}' is like '{other}'; expected an arm that is like no other")
     for arm, values in study.arms.items():
         share = f"{values.get('samples', '')}"
         if share.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", share):
             raise InputError(f"{path}: arm '{arm}' has samples {share!r}; expected a number, or a share such as 110%")
+    _check_recipes(study, path)
+
+
+def check_seeds(study: Study, told: str) -> None:
+    """Raises InputError, which begins with `told`, where seeds of the study are among those that choose rates."""
+    if study.first_seed + study.seeds > CHOOSING:
+        raise InputError(
+            f"{told} is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from 0 to {CHOOSING - 1}: "
+            "those above choose learning rates"
+        )
+
+
+def _check_own_fields(study: Study, path: Path) -> None:
+    """Raises InputError for a field that is said twice, so that one of the two would be of no effect."""
+    places = {"set": study.set, **{f"the arm '{arm}'": values for arm, values in study.arms.items()}}
+    cells = study.cells.get(study.cell_field)
+    places |= {f"the cell {cell}": fields for cell, fields in cells.items()} if isinstance(cells, dict) else {}
+    for place, fields in {"cells": study.cells, **places}.items():
+        if "seed" in fields:
+            raise InputError(f"{path}: {place} sets seed; `seeds` says how many, and `first_seed` where they begin")
+        if place != "cells" and study.cell_field in fields:
+            raise InputError(f"{path}: {place} sets {study.cell_field}, which the cells vary")
+        if study.choose and "lr" in fields and not place.startswith("the arm"):
+            raise InputError(f"{path}: {place} sets lr, which is chosen")
+
+
+def _check_recipes(study: Study, path: Path) -> None:
+    """Raises InputError for runs whose recipes cannot be, and for arms or cells that train the same."""
+    recipes: dict[tuple, dict] = {}
+    for arm in study.arms:
         for cell in study.cell_values:
-            read_recipe(study.recipe, study.settings(arm, cell))
+            try:
+                found = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
+            except InputError as error:
+                where = "" if cell is None else f", cell {cell}"
+                raise InputError(f"{path}, arm '{arm}'{where}: {error}") from None
+            recipes[arm, cell] = {key: value for key, value in found.items() if key not in ("chosen", "paper")}
+    chosen = {arm: "lr" not in values for arm, values in study.arms.items() if study.choose}
+    for arm, baseline in study.pairs:
+        same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)
+        if same and chosen.get(arm) == chosen.get(baseline):
+            raise InputError(f"{path}: the arms '{arm}' and '{baseline}' train the same: expected a field that differs")
+    for place, cell in enumerate(study.cell_values):
+        for other in study.cell_values[:place]:
+            if all(recipes[arm, other] == recipes[arm, cell] for arm in study.arms):
+                raise InputError(f"{path}: cells holds {study.cell_field} {cell} twice")
 
 
 def folder_name(told: str) -> str:
@@ -212,7 +265,13 @@ def folder_name(told: str) -> str:
 
 def _can_choose(choose: dict) -> bool:
     rates, seeds = choose.get("lr"), choose.get("seeds")
-    return set(choose) == {"lr", "seeds"} and isinstance(rates, list) and rates and type(seeds) is int and seeds > 0
+    if set(choose) != {"lr", "seeds"} or not isinstance(rates, list) or type(seeds) is not int or seeds < 1:
+        return False
+    try:
+        numbers = {float(rate) for rate in rates}
+    except (TypeError, ValueError):
+        return False
+    return 0 < len(numbers) == len(rates) and min(numbers) > 0
 
 
 def _can_be_cells(values) -> bool:

@@ -29,7 +29,10 @@ def check_measures(study: Study, records: list[dict]) -> None:
 
 
 class StudyResults:
-    """The records of a study's runs, compared arm by arm at equal seeds; InputError where one lacks a measure."""
+    """The records of a study's runs, compared arm by arm at equal seeds; InputError where one lacks a measure.
+
+    A run whose weights are those of another seed of its arm is a copy: it is named, and no mean holds it.
+    """
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
         self.study, self.records, self.chosen = study, records, chosen or {}
@@ -84,8 +87,8 @@ class StudyResults:
         if study.cells:
             parts += [f"Over all {study.cell_field}:", self._table_over_cells()]
         parts.append(
-            f"Mean ± standard deviation over {study.seeds} seed(s); differences are paired by seed, with their 95 % "
-            "interval (Student's t)."
+            f"Mean ± standard deviation over {self._num_seeds()} seed(s); differences are paired by seed, with their "
+            "95 % interval (Student's t)."
         )
         return "\n\n".join([*parts, *self.sentences()])
 
@@ -170,13 +173,18 @@ class StudyResults:
         return text.getvalue()
 
     def _of(self, arm: str, cell) -> list[dict]:
-        return [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
+        """Returns the records of an arm in a cell, one of those with equal weights."""
+        found = [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
+        return list({record["checkpoint"]: record for record in reversed(found)}.values())[::-1]
+
+    def _num_seeds(self) -> int:
+        return max(len(self._of(arm, cell)) for arm in self.study.arms for cell in self.study.cell_values)
 
 
 def _excludes_zero(found: dict[str, PairedDifference]) -> str:
     """Returns in words on which side of zero the differences of the measures are."""
     if len(next(iter(found.values())).values) < 2:
-        return "one seed shows no difference"
+        return "one seed tells nothing"
     above = [m for m, difference in found.items() if difference.excludes_zero and difference.mean > 0]
     below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
     neither = [m for m in found if m not in above + below]

@@ -1,25 +1,30 @@
 """One run of a study: `superclip run` in a process of its own, then its measures."""
 
+import functools
 import hashlib
-import json
+import os
 import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
-from ..atomic_files import write_json
+from ..atomic_files import make_folder, write_json
+from ..checkpoints.file_identity import content_digest
 from ..checkpoints.training_log import read_log
+from ..data.shard_pattern import expand
 from ..data.table_columns import is_table_file
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
-from ..running.run_state import FINISHED
+from ..running.run_state import FINISHED, read_object
 from ..running.superclip_process import run_superclip
 from ..versions import versions
 from .dense_measures import DENSE_SCENES, measure_dense
 from .study_file import MEASURES, OF_SCENES
 
+DATA = "data.json"  # in a run's folder: what its data held when it was trained
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 
 
@@ -48,12 +53,44 @@ def check_folder(run: StudyRun, device: str, data: str | None) -> None:
     recipe = read_recipe(run.recipe, dict(run.set))
     folder.check_recipe(recipe, "give --out another folder")
     there = folder.record().get("plan", {})
+    if there and not (run.folder / "recipe.yaml").exists():
+        raise InputError(f"{run.folder} holds a run without its recipe.yaml, which tells what it is: put it back")
+    kept = read_object(run.folder / DATA)
+    for flag, path in _data(run, data).items():
+        if kept.get(flag, {}).get("content") not in (None, _content(path)) and kept[flag]["path"] == path:
+            raise InputError(
+                f"{run.folder} is of {flag} {path} as it was, and that has changed since; give --out another folder"
+            )
     for flag, found, given in (
         ("--data", there.get("data"), recipe.shards if data is None else data),
         ("--device", there.get("device"), device),
     ):
         if found is not None and found != given:
             raise InputError(f"{run.folder} holds a run of {flag} {found}, not {given}; give --out another folder")
+
+
+def note_data(run: StudyRun, data: str | None) -> None:
+    """Writes into the run's folder what its data holds, where nothing is trained there yet."""
+    if not (run.folder / DATA).exists() and not (run.folder / "run.json").exists():
+        make_folder(run.folder, "--out")
+        told = {flag: {"path": path, "content": _content(path)} for flag, path in _data(run, data).items()}
+        write_json(run.folder / DATA, told)
+
+
+def _data(run: StudyRun, data: str | None) -> dict[str, str]:
+    """Returns what a run trains on and is measured on, by their flags."""
+    recipe = read_recipe(run.recipe, dict(run.set))
+    found = {"--data": data or recipe.shards, "--val-data": recipe.flags.get("val-data")}
+    return {flag: path for flag, path in found.items() if path}
+
+
+@functools.cache
+def _content(path: str) -> str:
+    """Returns what tells data from other data: of a table its text, of shards their names and sizes."""
+    if is_table_file(path) and Path(path).is_file():
+        return content_digest(Path(path))
+    shards = [f"{shard} {os.path.getsize(shard) if os.path.exists(shard) else None}" for shard in expand(path)]
+    return hashlib.sha256("\n".join(shards).encode("utf-8", "replace")).hexdigest()
 
 
 def is_finished(run: StudyRun) -> bool:
@@ -81,7 +118,7 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, m
         return
     if is_table_file(data or read_recipe(run.recipe, dict(run.set)).shards):  # OpenCLIP would go on in another order
         shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    note_data(run, data)
     output = run.folder.with_name(f"{run.folder.name}.output")
     code, seconds = run_superclip(run.command(device, data, more), output, device == "cpu", stop.is_set)
     if run.folder.is_dir():
@@ -106,14 +143,25 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
     weights = _last_checkpoint(run)
     kept = run.folder / f"{measures}-{run.split}.json"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    if (found.get("checkpoint"), found.get("versions")) != (digest, versions(*PACKAGES)):
-        found = {
-            "run": run.folder.name, "checkpoint": digest, "cpu_seconds": _cpu_seconds(run),
-            "measures": _measure(run, weights, measures, scenes, stop), "versions": versions(*PACKAGES),
-        }  # fmt: skip
-        write_json(kept, found)
-    return found
+    found = read_object(kept)
+    of_this = {
+        "run": run.folder.name, "checkpoint": digest, "cpu_seconds": _cpu_seconds(run), "versions": versions(*PACKAGES)
+    }  # fmt: skip
+    is_of_this = all(found.get(name) == of_this[name] for name in ("checkpoint", "versions"))
+    if not is_of_this or not _are_measures(found.get("measures")):
+        try:
+            found["measures"] = _measure(run, weights, measures, scenes, stop)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{weights} cannot be read ({reason}): remove {run.folder}, and the same command trains it"
+            ) from error
+        write_json(kept, {**of_this, "measures": found["measures"]})
+    return {**of_this, "measures": found["measures"]}
+
+
+def _are_measures(found: object) -> bool:
+    return isinstance(found, dict) and bool(found) and all(type(value) in (int, float) for value in found.values())
 
 
 def samples_seen(folder: Path) -> int:
@@ -147,10 +195,15 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
 def _last_checkpoint(run: StudyRun) -> Path:
     from ..running.checkpoint_files import checkpoints
 
-    found = list(checkpoints(run.folder / "checkpoints").values())
-    if not found:
-        raise InputError(f"{run.folder} is finished and has no checkpoint: remove it, and the same command trains it")
-    return found[-1]
+    found = checkpoints(run.folder / "checkpoints")
+    last = RunFolder(run.folder).record().get("plan", {}).get("epochs") or max(found, default=None)
+    if last not in found:
+        missing = f"its last checkpoint, epoch_{last}.pt" if last else "a checkpoint"
+        raise InputError(
+            f"{run.folder} is finished and lacks {missing}: put it back, or remove the folder, and the same command "
+            "trains it"
+        )
+    return found[last]
 
 
 def _state(run: StudyRun) -> dict:
@@ -159,5 +212,4 @@ def _state(run: StudyRun) -> dict:
 
 def _cpu_seconds(run: StudyRun) -> float | None:
     """Returns the CPU time that training took; None where a job trained, which nobody clocks."""
-    kept = run.folder / "cpu_seconds.json"
-    return json.loads(kept.read_text())["cpu_seconds"] if kept.exists() else None
+    return read_object(run.folder / "cpu_seconds.json").get("cpu_seconds")

@@ -1,7 +1,6 @@
 """All runs of a study, several at a time: trained, measured, and resumed where an earlier call stopped."""
 
 import itertools
-import json
 import statistics
 import threading
 from collections.abc import Sequence, Set
@@ -15,10 +14,11 @@ from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
+from ..running.run_state import read_object
 from .study_call import DEMO
 from .study_file import CHOOSING, LIKE, Study, folder_name
 from .study_results import check_measures
-from .study_run import StudyRun, check_folder, is_finished, measured, samples_seen, train, unfinished
+from .study_run import StudyRun, check_folder, is_finished, measured, note_data, samples_seen, train, unfinished
 
 UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
 
@@ -49,7 +49,7 @@ class StudyTraining:
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
-        make_folder(self.runs_in, "--out")
+        make_folder(self.runs_in, "--out" if self.runs_in == self.out / "runs" else "--runs")
         chosen = self.choose()
         return self._records(self.runs(chosen)), chosen
 
@@ -70,6 +70,7 @@ class StudyTraining:
         different = list({run.folder: run for run in runs}.values())
         for run in different:
             check_folder(run, self.device, self.data)
+            note_data(run, self.data)
             RunFolder(run.folder).write_recipe(read_recipe(run.recipe, dict(run.set)))
         return different
 
@@ -106,8 +107,7 @@ class StudyTraining:
 
     def chosen_before(self) -> dict[str, dict[str, str]] | None:
         """Returns the learning rates that an earlier call has chosen, None where one of this study's is missing."""
-        kept = self.out / "chosen.json"
-        chosen = json.loads(kept.read_text()) if kept.exists() and self.study.choose else {}
+        chosen = read_object(self.out / "chosen.json") if self.study.choose else {}
         expected = self._arms_with_a_choice() if self.study.choose else []
         rates = {f"{lr}" for lr in self.study.choose.get("lr", [])}
         found = all(chosen.get(arm, {}).get(str(c)) in rates for arm in expected for c in self.study.cell_values)
@@ -173,8 +173,8 @@ class StudyTraining:
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InputError(
-                f"{len(missing)} of {len(runs)} runs are not finished: {', '.join(missing[:3])}{more}; the command "
-                "that submitted the study submits the rest"
+                f"{len(missing)} of {len(runs)} runs are not finished: {', '.join(missing[:3])}{more}; the same "
+                "command without --only trains the rest, and the one that submitted the study to SLURM submits it"
             )
 
 

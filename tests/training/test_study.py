@@ -116,7 +116,7 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
     with open(folder / "which.yaml") as file:
         values = YAML(typ="safe").load(file)
     detached = values["arms"].pop("head detached")
-    arms = {**values["arms"], "CLIP again": {"method": "clip", "lr": 1e-3}, "SuperCLIP, detached": detached}
+    arms = {**values["arms"], "SuperCLIP, detached": detached}
     with open(folder / "other.yaml", "w") as file:
         YAML().dump({**values, "question": "another?", "arms": arms}, file)
     there = sorted(folder.glob("out/runs/*"))
@@ -125,8 +125,21 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
     assert other.returncode == 0, other.stderr
     assert sorted(folder.glob("out/runs/*")) == there
     rows = list(csv.DictReader((folder / "other/study.csv").read_text().splitlines()))
-    assert [row["arm"] for row in rows].count("CLIP again") == NUM_SEEDS
-    assert "Equal weights" not in other.stdout  # one run under two names is no copy
+    assert [row["arm"] for row in rows].count("SuperCLIP, detached") == NUM_SEEDS
+    with lock(folder / "out" / "runs.lock", Placement()):
+        assert "out belongs to another run" in study(folder, *command).stderr.strip().splitlines()[-1]
+
+
+def test_data_that_has_changed_since_is_told_by_name(studied):
+    folder, _ = studied
+    shard = folder / "val" / "000001.tar"
+    before = shard.read_bytes()
+    shard.write_bytes(before + bytes(10_240))
+    again = start_study(folder)  # which would write the shards anew only where they are gone
+    said = again.communicate()[1].strip().splitlines()[-1]
+    shard.write_bytes(before)
+    assert again.returncode == 1
+    assert "_seed0 is of --val-data" in said and "as it was, and that has changed since; give --out another" in said
 
 
 def test_a_folder_belongs_to_one_study_at_a_time(studied):

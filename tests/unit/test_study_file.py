@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import shutil
 import threading
 
 import pytest
@@ -14,10 +16,12 @@ from scipy import stats
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.demo_model import CONTEXT, needed_merges, write_model
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
+from openclip_superclip.demo.training_data import TRAINING_DATA
 from openclip_superclip.errors import InputError
 from openclip_superclip.planning.recipe_file import read_recipe
 from openclip_superclip.report.run_scores import read_scores
 from openclip_superclip.seed_statistics import PairedDifference
+from openclip_superclip.study.study_call import data_of_scenes, study_call
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
 from openclip_superclip.study.study_run import StudyRun, measured
@@ -37,11 +41,21 @@ def write_study(folder, **values):
     return str(path)
 
 
-def test_every_shipped_study_can_be_read_and_names_its_primary_measure():
+def test_every_shipped_study_can_be_read_and_called_and_names_its_primary_measure():
     assert {"one_batch", "placebos"} <= {path.stem for path in study_files()}
     for path in study_files():
         study = read_study(path.stem)
         assert study.primary in MEASURES[study.measures]
+        if study.is_of_scenes:
+            call = study_call(path.stem, None, None, "cpu", None, None, {})
+            assert data_of_scenes(call.study) in TRAINING_DATA
+
+
+def test_the_fields_of_all_runs_may_be_numbers(tmp_path):
+    call = study_call(
+        write_study(tmp_path, set={"wd": 0.1, "flags.grad-checkpointing": True}), None, None, "cpu", None, None, {}
+    )
+    assert call.study.settings("SuperCLIP") == {"wd": "0.1", "flags.grad-checkpointing": "true"}
 
 
 def test_the_batch_size_study_trains_the_shipped_recipes():
@@ -110,6 +124,27 @@ REFUSED = {
     "fields of all runs": ({"set": [1]}, "set is [1]"),
     "choose": ({"choose": {"lr": [1e-3]}}, "choose is"),
     "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
+    "an arm with itself": ({"compare": [["CLIP", "CLIP"]]}, "compare holds"),
+    "an arm with a list": ({"compare": [["CLIP", ["SuperCLIP"]]]}, "compare holds"),
+    "a list of measures": ({"measures": ["demo"]}, "measures is ['demo']"),
+    "a recipe that is none": ({"recipe": [1]}, "recipe is [1]"),
+    "an arm like several": ({"arms": {"CLIP": {}, "B": {"like": ["CLIP"]}}}, "'B' is like '['CLIP']'"),
+    "a question that is none": ({"question": None}, "question is None"),
+    "arms that are the same": ({"arms": {"CLIP": {}, "SuperCLIP": {}}}, "'SuperCLIP' and 'CLIP' train the same"),
+    "cells that are the same": ({"cells": {"wd": ["0.2", "0.20"]}}, "cells holds wd 0.20 twice"),
+    "rates that are the same": ({"choose": {"lr": [1e-3, "0.001"], "seeds": 1}}, "choose is"),
+    "rates that are none": ({"choose": {"lr": ["fast"], "seeds": 1}}, "choose is"),
+    "seeds as cells": ({"cells": {"seed": [0, 1]}}, "cells sets seed; `seeds` says how many"),
+    "a seed of an arm": ({"arms": {"CLIP": {}, "B": {"seed": 5}}}, "the arm 'B' sets seed"),
+    "a cell's field of an arm": (
+        {"cells": {"wd": [0, 1]}, "arms": {"CLIP": {}, "B": {"wd": 1}}},
+        "the arm 'B' sets wd, which the cells vary",
+    ),
+    "cells of what is chosen": (
+        {"cells": {"lr": [1e-3, 2e-3]}, "choose": {"lr": [1e-3], "seeds": 1}},
+        "cells sets lr, which is chosen",
+    ),
+    "the arm of an error": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no"),
     "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
     "another recipe": ({"recipe": "nowhere"}, "there is no file and no recipe 'nowhere'"),
 }
@@ -130,6 +165,8 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
     (["datacomp_batch_size"], "the study's primary measure is imagenet-zeroshot-val-top1, which the training takes"),
     (["one_batch", "--slurm", "--nodes", "0"], "--nodes is 0"),
+    (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
+    (["one_batch", "--only", "report", "--runs", "nix"], "--runs: there is no folder nix"),
     (["one_batch", "--stall-minutes", "-1"], "--stall-minutes is -1"),
     (["one_batch", "--unreadable-max", "2"], "--unreadable-max is 2"),
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes does nothing with --only"),
@@ -249,7 +286,35 @@ def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path)
 def test_a_copied_run_is_named_and_is_no_seed_of_its_own(study):
     found = records(A=[50, 60, 70], B=[53, 62, 74])
     found[1]["checkpoint"] = found[0]["checkpoint"]
-    assert "Equal weights, which are no separate seeds: A seed 0, A seed 1." in StudyResults(study, found).tables()
+    results = StudyResults(study, found)
+    assert "Equal weights, which are no separate seeds: A seed 0, A seed 1." in results.tables()
+    assert results.spread("A", None, "zero_shot").values == [50, 70]
+    assert results.difference("B", "A", None, "zero_shot").values == [3, 4]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"measures": {"zero_shot": "high"}}'])
+def test_what_was_measured_is_measured_again_where_its_file_is_damaged_or_another_runs(damage, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
+    (tmp_path / "cpu_seconds.json").write_text(damage)
+    run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    first = measured(run, *arguments)
+    (tmp_path / "demo-test.json").write_text(damage)
+    assert measured(run, *arguments) == first == json.loads((tmp_path / "demo-test.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
+    with pytest.raises(InputError, match=r"is finished and lacks its last checkpoint, epoch_2.pt: put it back, or"):
+        measured(run, *arguments)
+
+
+def test_a_copy_of_a_run_with_its_measures_is_told_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints/epoch_1.pt").write_bytes(b"weights")
+    arguments = ("demo", tmp_path, threading.Event())
+    measured(StudyRun("A", None, 0, "recipe", (), tmp_path / "a"), *arguments)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert measured(StudyRun("A", None, 1, "recipe", (), tmp_path / "b"), *arguments)["run"] == "b"
 
 
 def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path):
