@@ -3,6 +3,9 @@
 `python docs/word-course/measure.py WORK` trains what is not there yet in the folder WORK, and writes word-course.csv, a
 row a run and band of words, word-course.json, the differences with their intervals, and word-course.png. The scenes are
 the demo's, but their n-th object is drawn 1 / n times as often as the first; each seed decides anew which that is.
+
+No primary measure was named before the first run: three measures of three bands of words, and the rank correlation, are
+all told.
 """
 
 import csv
@@ -53,9 +56,13 @@ def write_scenes(seed: int, folder: Path) -> None:
     part.rename(folder)
 
 
+def run_folder(work: Path, idf: str, seed: int) -> Path:
+    return work / "runs" / f"idf-{idf}_seed{seed}"
+
+
 def train(work: Path, seed: int, idf: str) -> WordCourse:
     """The course of the run, which is trained first where it is not there."""
-    run = Path("runs") / f"idf-{idf}_seed{seed}"
+    run = run_folder(Path(), idf, seed)
     if not (work / run / "words/epoch_20.safetensors").is_file():
         if not (work / "skewed" / str(seed)).is_dir():
             write_scenes(seed, work / "skewed" / str(seed))
@@ -97,6 +104,9 @@ def main(work: Path) -> None:
             rows.append({"idf": idf, "seed": seed, **row})
             for measure in MEASURES:
                 values[idf, seed, row["band"], measure] = float(row[measure])
+    versions = [json.loads((run_folder(work, *which) / "run.json").read_text())["versions"] for which in courses]
+    if any(others != versions[0] for others in versions):
+        sys.exit(f"the runs in {work} are of several versions: train them again in another folder")
     differences = {}
     for band in dict.fromkeys(row["band"] for row in rows):
         for measure in MEASURES:
@@ -109,7 +119,7 @@ def main(work: Path) -> None:
             }  # fmt: skip
     told = {
         "command": "python docs/word-course/measure.py WORK", "recipe": RECIPE, "seeds": SEEDS,
-        "differences": differences, "rank correlation of frequency and time of learning": {
+        "versions": versions[0], "differences": differences, "rank correlation of frequency and time of learning": {
             idf: {"mean": float(np.mean(found)), "interval": PairedDifference(found).interval, "values": found}
             for idf, found in correlations.items()
         },

@@ -48,7 +48,9 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
         if found:
             sizes, means = [size for size, _ in found], [spread.mean for _, spread in found]
             errors = [spread.std or 0.0 for _, spread in found]
-            axes.errorbar(sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=series.name, **look)
+            axes.errorbar(
+                sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=comparison.told(series), **look
+            )
         for size, spread in found:
             if len(spread.values) > 1:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)

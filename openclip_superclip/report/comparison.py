@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from ..planning.recipe_rules import METHODS
+from ..planning.recipe_rules import CONFIG_FIELDS, METHODS
 from ..seed_statistics import PairedDifference, Spread
 from .paper_scores import PaperPoint, paper_points
 from .reported_run import ReportedRun
@@ -64,6 +64,40 @@ class Comparison:
         runs = self._scored(series, batch_size, key)
         return Spread([run.scores[key] for run in runs]) if runs else None
 
+    def told(self, series: Series, batch_size: int | None = None) -> str:
+        """Returns a series' name with what of its training other series have otherwise, at a batch size or at any."""
+        sizes = self.batch_sizes if batch_size is None else [batch_size]
+        values = defaultdict(dict)
+        for size in sizes:
+            names = _differing([run for run in self.runs if run.batch_size == size])
+            for run in self.cells.get((series, size), []):
+                for name in names - dict(series.training).keys():
+                    values[name][str(run.training.get(name))] = None
+        more = tuple((name, " or ".join(found)) for name, found in sorted(values.items()))
+        return replace(series, training=series.training + more).name
+
+    def plain(self, series: Series, batch_size: int) -> list[Series]:
+        """Returns the series without the head that one with it is held against at a batch size.
+
+        They are equal in all but the head, in the captions too where there are such; or else the only one there is.
+        """
+        found = [
+            other for other in self.series
+            if f"super{other.method}" == series.method
+            and any(self.difference(series, other, batch_size, key) for key in self.score_keys)
+        ]  # fmt: skip
+        equal = [other for other in found if self._asked(other, batch_size) == self._asked(series, batch_size)]
+        captions = dict(series.variant).get("captions")
+        return (
+            [other for other in equal if dict(other.variant).get("captions") == captions]
+            or equal or (found if len(found) == 1 else [])
+        )  # fmt: skip
+
+    def _asked(self, series: Series, batch_size: int) -> tuple[dict, str]:
+        """Returns what a cell was asked to train, but for the method and the fields of the head."""
+        variant = {name: value for name, value in series.variant if name not in CONFIG_FIELDS}
+        return variant, str(self.cells[series, batch_size][0].training)
+
     def difference(self, series: Series, plain: Series, batch_size: int, key: str) -> PairedDifference | None:
         """Returns a score's differences at the seeds that finished runs of both have, None where there is none."""
         ours, theirs = (
@@ -110,12 +144,16 @@ def _cells(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun
         cells[Series(run.method, tuple(sorted(run.variant.items()))), run.batch_size].append(run)
     differing = defaultdict(set)
     for (series, _), found in cells.items():
-        for name in found[0].training:
-            if len({str(run.training.get(name)) for run in found}) > 1:
-                differing[series].add(name)
+        differing[series] |= _differing(found)
     split = defaultdict(list)
     for (series, batch_size), found in cells.items():
         for run in found:
             told = tuple((name, run.training.get(name)) for name in sorted(differing[series]))
             split[replace(series, training=told), batch_size].append(run)
     return dict(split)
+
+
+def _differing(runs: list[ReportedRun]) -> set[str]:
+    """Returns what of the training is not the same for all runs."""
+    names = {name for run in runs for name in run.training}
+    return {name for name in names if len({str(run.training.get(name)) for run in runs}) > 1}

@@ -2,7 +2,6 @@
 
 import statistics
 from collections import defaultdict
-from dataclasses import replace
 
 from ..planning.recipe_rules import METHODS
 from .comparison import Comparison, number
@@ -23,11 +22,12 @@ def scores_table(comparison: Comparison) -> ReportTable:
             whole = [run for run in runs if run.is_whole]
             seeds = ", ".join(str(run.seed) for run in whole) or (f"{len(runs)} not whole" if runs else ABSENT)
             spreads = [comparison.score(series, batch_size, key) for key in keys]
-            rows.append([series.name, count(batch_size), seeds, *map(mean, spreads)])
+            name = comparison.told(series, batch_size)
+            rows.append([name, count(batch_size), seeds, *map(mean, spreads)])
         rows += _difference_rows(comparison, batch_size, keys)
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent; differences are of equal seeds, "
-        "with their 95 % interval (Student's t)."
+        "with their 95 % interval (Student's t), and of equal training but for what the names tell."
     )
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
@@ -35,15 +35,14 @@ def scores_table(comparison: Comparison) -> ReportTable:
 
 
 def _difference_rows(comparison: Comparison, batch_size: int, keys: list[str]) -> list[list[Cell]]:
-    """Returns a row for what each method with a head is ahead of the same without, at the seeds that both have."""
+    """Returns a row for what each series with a head is ahead of one without, at the seeds that both have."""
     rows = []
     for series in comparison.series:
-        plain = replace(series, method=series.method.removeprefix("super"))
-        ahead = [comparison.difference(series, plain, batch_size, key) for key in keys]
-        if plain != series and any(ahead):
+        for plain in comparison.plain(series, batch_size):
+            ahead = [comparison.difference(series, plain, batch_size, key) for key in keys]
             most = max((difference for difference in ahead if difference), key=lambda one: len(one.values))
-            seeds = f"{len(most.values)} pair(s)"
-            rows.append([f"{series.name} − {plain.name}", count(batch_size), seeds, *map(paired, ahead)])
+            name = " − ".join(comparison.told(one, batch_size) for one in (series, plain))
+            rows.append([name, count(batch_size), f"{len(most.values)} pair(s)", *map(paired, ahead)])
     return rows
 
 

@@ -14,7 +14,8 @@ def draw_course(comparison: Comparison) -> bytes | None:
     figure, grid = panel_grid(len(panels))
     for axes, key in zip(grid.flat, panels, strict=False):
         for (series, batch_size), runs in comparison.cells.items():
-            name = series.name if len(comparison.batch_sizes) == 1 else f"{series.name}, batch {batch(batch_size)}"
+            name = comparison.told(series, batch_size)
+            name = name if len(comparison.batch_sizes) == 1 else f"{name}, batch {batch(batch_size)}"
             for points in (_points(run, key) for run in runs):
                 if len(points) > 1:
                     look = style(comparison, series)

@@ -50,7 +50,7 @@ def _draw(axes, comparison: Comparison, batch_size: int, loss: str) -> None:
             if not points:
                 continue
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, label=series.name, linewidth=1.3, alpha=0.8, **style(comparison, series))
+            axes.plot(x, y, label=comparison.told(series), linewidth=1.3, alpha=0.8, **style(comparison, series))
             if run.state != FINISHED:
                 axes.plot(x[-1], y[-1], "x", color="black", markersize=7, label="ended early")
     axes.xaxis.set_major_formatter(short)

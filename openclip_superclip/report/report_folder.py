@@ -52,7 +52,7 @@ def _of_run(run: ReportedRun) -> dict:
 def _of_comparison(comparison: Comparison) -> dict:
     cells = [
         {
-            "method": series.name,
+            "method": comparison.told(series, batch_size),
             "batch_size": batch_size,
             "runs": [str(run.path) for run in found],
             "scores": {

@@ -4,7 +4,9 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config import RECORDED_ALONE
 from ..planning.recipe import Recipe
+from ..planning.recipe_rules import CONFIG_FIELDS
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 
@@ -16,7 +18,7 @@ class ReportedRun:
     Attributes:
         state: of state.json, or what the log tells: finished, cut short, missing.
         model, data, samples: what makes runs comparable; `samples` as planned.
-        variant: of the method: what of captions, weight and IDF is not the default.
+        variant: of the method: what of the class loss, the captions and the starting point is not the default.
         training: optimizer settings and the like, without the seed.
         points: of the log.
         split: number of ranks, device and accumulation: what shares a batch.
@@ -84,8 +86,9 @@ def method_variant(recipe: Recipe) -> dict:
 
 
 def not_default(superclip: dict, method: str) -> dict:
-    """Returns what is not the method's default."""
-    told = {"captions": "short"}
-    if method.startswith("super"):
-        told |= {"weight": 1.0, "idf": "online", "special_tokens": False}
-    return {name: superclip[name] for name, default in told.items() if superclip.get(name, default) != default}
+    """Returns what of the fields under `superclip` changes the weights of that method and is not the default."""
+    told = [name for name in CONFIG_FIELDS if name not in (*RECORDED_ALONE, "long_caption")]
+    if not method.startswith("super"):
+        told = ["captions", "missing_long"]
+    defaults = {name: CONFIG_FIELDS[name].default for name in told}
+    return {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}

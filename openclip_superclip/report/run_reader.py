@@ -40,8 +40,8 @@ def read_run(path: Path) -> ReportedRun:
         return ReportedRun(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
     run.epochs = (recorded.get("plan") or {}).get("epochs") or options.get("epochs")
     run.split, run.hosts = _split(recorded.get("plan") or options), tuple(recorded.get("hosts") or ())
-    run.scores, run.epoch, run.measured_with, run.weights, replaced, run.course = read_scores(path)
-    _tell_state(run, state, log.is_file(), replaced)
+    run.scores, run.epoch, run.measured_with, run.weights, notes, run.course = read_scores(path, run.epochs)
+    _tell_state(run, state, log.is_file(), notes)
     return run
 
 
@@ -105,8 +105,8 @@ def _listed(data: str) -> int | None:
     return sum(listed.values()) if len(listed) == len(shards) else None
 
 
-def _tell_state(run: ReportedRun, state: dict, has_log: bool, replaced: list[str]) -> None:
-    """Sets the run's state: what state.json says, and whether the log agrees."""
+def _tell_state(run: ReportedRun, state: dict, has_log: bool, notes: list[str]) -> None:
+    """Sets the run's state, what state.json says, and its note: whether the log agrees, and what else is wrong."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
     at_end = total is not None and total - last["samples"] < run.batch_size  # a batch that is not full is left out
@@ -120,7 +120,7 @@ def _tell_state(run: ReportedRun, state: dict, has_log: bool, replaced: list[str
         told.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
     unreadable = state.get("unreadable") or {}
     told += [f"{number:,} {what} could not be read" for what, number in unreadable.items() if number]
-    told += [f"{name} was replaced after it was evaluated: evaluate it again" for name in replaced]
+    told += notes
     if not all(map(_is_number, (value for point in run.points for value in point.values()))):
         told.append("the loss became infinite or no number")
     run.note = "; ".join(filter(None, told))

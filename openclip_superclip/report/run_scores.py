@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoints.file_identity import file_identity
+from ..checkpoints.file_identity import content_digest, file_identity
 from ..checkpoints.run_options import read_run_record
 from ..evaluation.averages import averages
 
@@ -28,6 +28,8 @@ LABELS = {
     "llava_textvqa": "LLaVA TextVQA", "llava_sqa": "LLaVA SQA", "llava_mmbench": "LLaVA MMBench",
     "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
 }  # fmt: skip
+DEMO = "demo-test.json"  # of superclip demo and the studies that measure as it does
+WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged result ends with
 OF_TRAINING = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -39,7 +41,7 @@ class RunScores(NamedTuple):
         epoch: None where nothing was evaluated.
         versions: that measured them.
         weights: what tells the evaluated weights from others, None where the results do not say it.
-        replaced: the names of checkpoints that are no longer those that were evaluated; their results are left out.
+        notes: which results are left out, as of checkpoints that were replaced since, or as damaged.
         course: CLIP_benchmark's values of every epoch that was evaluated.
     """
 
@@ -47,30 +49,40 @@ class RunScores(NamedTuple):
     epoch: int | None
     versions: dict[str, str]
     weights: str | None
-    replaced: list[str]
+    notes: list[str]
     course: dict[int, dict[str, float]]
 
 
-def read_scores(run: Path) -> RunScores:
+def read_scores(run: Path, epochs: int | None = None) -> RunScores:
     """Returns what was measured of a run.
 
     The values are CLIP_benchmark's in RUN/evaluation, of the last epoch that is there; what the training itself
     measured at its last epoch (--val-data, --imagenet-val); and the demo's own.
+
+    Args:
+        epochs: of the whole run, whose last checkpoint the demo measures; None where nothing tells.
     """
+    damaged = [str(file.relative_to(run)) for file in _results(run) if _is_damaged(file)]
     found = list(_records(run / "evaluation"))
     replaced = {file: _checkpoint(run, record) for file, record in found if _is_replaced(run, file, record)}
     records = [record for file, record in found if file not in replaced]
-    epochs = [record["epoch"] for record in records if isinstance(record.get("epoch"), int)]
-    epoch = max(epochs, default=None)
-    by_epoch = {point: [r for r in records if r.get("epoch") == point] for point in [*sorted(set(epochs)), epoch]}
+    evaluated = {record["epoch"] for record in records if isinstance(record.get("epoch"), int)}
+    epoch = max(evaluated, default=None)
+    by_epoch = {point: [r for r in records if r.get("epoch") == point] for point in [*sorted(evaluated), epoch]}
     course = {point: _of_records(some) for point, some in by_epoch.items() if point is not None}
     records = by_epoch[epoch]
-    scores = _of_records(records) | of_training(run) | _of_demo(run)
+    demo, of_another = _of_demo(run, epochs)
+    scores = _of_records(records) | of_training(run) | demo
+    names = sorted({checkpoint.name for checkpoint in replaced.values()})
+    notes = [f"{name} was replaced after it was evaluated: evaluate it again" for name in names]
+    if of_another:
+        notes.append(f"{of_another} was replaced after {DEMO} was measured: the same superclip study measures it again")
+    if damaged:
+        notes.append(f"damaged and left out: {', '.join(damaged)}; remove and measure again")
     versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
     return RunScores(
-        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None,
-        sorted({checkpoint.name for checkpoint in replaced.values()}), course,
-    )  # fmt: skip
+        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None, notes, course
+    )
 
 
 def _of_records(records: list[dict]) -> dict[str, float]:
@@ -102,6 +114,23 @@ def in_order(keys: list[str]) -> list[str]:
 
     known = [key for key in LABELS if key in keys]
     return known + sorted((key for key in dict.fromkeys(keys) if key not in LABELS), key=place)
+
+
+def _results(run: Path) -> list[Path]:
+    """Returns the files that hold what was measured of a run."""
+    files = [run / DEMO, *sorted((run / "evaluation").glob("*.json")), run / "checkpoints" / "results.jsonl"]
+    return [file for file in files if file.is_file()]
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        if file.name == DEMO:
+            _demo_measures(file)
+        for text in [file.read_text()] if file.suffix == ".json" else filter(str.strip, file.read_text().splitlines()):
+            json.loads(text)
+    except (OSError, *WRONG):
+        return True
+    return False
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, dict]]:
@@ -165,9 +194,19 @@ def of_training(run: Path) -> dict[str, float]:
     return {f"{name} (training's own)": 100 * v for name, v in measures.items() if OF_TRAINING.match(name)}
 
 
-def _of_demo(run: Path) -> dict[str, float]:
+def _of_demo(run: Path, epochs: int | None) -> tuple[dict[str, float], str | None]:
+    """Returns the demo's scores, or the name of a checkpoint that is no longer the one that it measured."""
     try:
-        measures = json.loads((run / "demo-test.json").read_text())["measures"]
-        return {f"demo {name.replace('_', ' ')}": float(value) for name, value in measures.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        digest, measures = _demo_measures(run / DEMO)
+    except (OSError, *WRONG):
+        return {}, None
+    there = sorted((run / "checkpoints").glob(f"epoch_{epochs or '*'}.pt"))
+    if there and digest not in (content_digest(checkpoint)[:16] for checkpoint in there):
+        return {}, there[-1].name
+    return {f"demo {name.replace('_', ' ')}": value for name, value in measures.items()}, None
+
+
+def _demo_measures(file: Path) -> tuple[str, dict[str, float]]:
+    """Returns the first 16 digits of the digest of the checkpoint that the demo measured, and what it measured."""
+    found = json.loads(file.read_text())
+    return str(found["checkpoint"]), {name: float(value) for name, value in found["measures"].items()}

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import os
@@ -246,6 +247,58 @@ def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(train
     assert [series.name for series in found.series] == ["CLIP (lr 0.001)", "CLIP (lr 0.5)"]
 
 
+@pytest.fixture
+def rates(tmp_path):
+    """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns their rows of scores."""
+
+    def rows(**runs) -> dict[str, float]:
+        folders = []
+        for name, (set_, score) in runs.items():
+            recipe = f"datacomp1b/{name.partition('_')[0]}_vit-b-16_512m_bs1k"
+            folders.append(recipe_run(tmp_path / "runs" / name, recipe, imagenet(score, 70.0), set_))
+        assert report(*folders, "--out", tmp_path / "out") == 0
+        shutil.rmtree(tmp_path / "runs")
+        return {
+            row["method"]: float(row["ImageNet-1k zero-shot"] or "nan") for row in table(tmp_path / "out/scores.csv")
+        }
+
+    return rows
+
+
+def test_a_difference_is_with_clip_of_the_same_rate_where_there_is_one(rates):
+    fast, slow = {"lr": "1e-3"}, {"lr": "5e-4"}
+    assert rates(clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=(fast, 55.0)) == pytest.approx({
+        "CLIP (lr 0.0005)": 40, "CLIP (lr 0.001)": 50, "SuperCLIP (lr 0.001)": 55,
+        "SuperCLIP (lr 0.001) − CLIP (lr 0.001)": 5,
+    })  # fmt: skip
+    assert rates(clip=(slow, 40.0), superclip=(fast, 55.0)) == pytest.approx({
+        "CLIP (lr 0.0005)": 40, "SuperCLIP (lr 0.001)": 55, "SuperCLIP (lr 0.001) − CLIP (lr 0.0005)": 15,
+    })  # fmt: skip
+    other = {"lr": "2e-3"}
+    told = rates(clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=(other, 55.0))
+    assert list(told) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]  # which of two, nobody says
+
+
+def test_every_variant_of_superclip_has_its_difference(rates):
+    assert rates(
+        clip=({}, 50.0), superclip=({}, 55.0), superclip_off=({"superclip.idf": "off"}, 53.0),
+        superclip_placebo=({"superclip.placebo": "detached-head"}, 50.0),
+    ) == pytest.approx({
+        "CLIP": 50, "SuperCLIP": 55, "SuperCLIP (idf off)": 53, "SuperCLIP (placebo detached-head)": 50,
+        "SuperCLIP − CLIP": 5, "SuperCLIP (idf off) − CLIP": 3, "SuperCLIP (placebo detached-head) − CLIP": 0,
+    })  # fmt: skip
+    long = {"superclip.captions": "long", "superclip.long_caption": "long.txt"}
+    told = rates(
+        clip=({}, 50.0), clip_long=(long | {"superclip.weight": "0"}, 51.0), superclip_long=(long, 57.0),
+        superclip_dual=(long | {"superclip.captions": "dual"}, 59.0),
+    )  # fmt: skip
+    differences = {name: value for name, value in told.items() if "−" in name}
+    assert differences == pytest.approx({
+        "SuperCLIP (captions long) − CLIP (captions long)": 6,
+        "SuperCLIP (captions dual) − CLIP": 9, "SuperCLIP (captions dual) − CLIP (captions long)": 8,
+    })  # fmt: skip
+
+
 def test_two_models_are_kept_apart(trained, tmp_path):
     other = tmp_path / "other"
     for run in trained[:2]:
@@ -325,6 +378,42 @@ def test_scores_of_a_checkpoint_that_was_replaced_are_not_shown(tmp_path):
     replaced = read_run(run)
     assert replaced.scores == {}
     assert "epoch_25.pt was replaced after it was evaluated: evaluate it again" in replaced.note
+
+
+def test_the_demos_measures_are_of_the_checkpoint_that_is_there(tmp_path):
+    run = recipe_run(tmp_path / "run", "datacomp1b/clip_vit-b-16_512m_bs1k", {})
+    checkpoint, measures = run / "checkpoints" / "epoch_25.pt", run / "demo-test.json"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:16]
+    whole = json.dumps({"checkpoint": digest, "measures": {"zero_shot": 41.5}})
+    measures.write_text(whole)
+    (run / "checkpoints" / "epoch_24.pt").write_bytes(b"earlier weights")
+    assert read_run(run).scores == {"demo zero shot": 41.5}
+    for content in (b"other weights", b"weigh"):
+        checkpoint.write_bytes(content)
+        replaced = read_run(run)
+        assert replaced.scores == {}
+        assert "epoch_25.pt was replaced after demo-test.json was measured: the same superclip study" in replaced.note
+    checkpoint.unlink()  # what it scored still stands for the run
+    assert read_run(run).scores == {"demo zero shot": 41.5}
+
+
+def test_damaged_results_are_named_in_one_note(tmp_path):
+    run = recipe_run(tmp_path / "run", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
+    (run / "checkpoints").mkdir()
+    results, demo = run / "checkpoints" / "results.jsonl", run / "demo-test.json"
+    results.write_text('{"epoch": 25, "image_to_text_R@1": 0.5}\n\n')
+    demo.write_text('{"checkpoint": "0123456789abcdef", "measures": {"zero_shot": 41.5}}')
+    assert "damaged" not in read_run(run).note
+    results.write_text('{"epoch": 25, "image')
+    (run / "evaluation" / "cut.json").write_text("{")
+    for wrong in ('{"checkpoint": "01', "[]", '{"checkpoint": "01", "measures": {"zero_shot": "high"}}', "{}", "\xff"):
+        demo.write_text(wrong, encoding="latin-1")
+        told = read_run(run)
+        names = "demo-test.json, evaluation/cut.json, checkpoints/results.jsonl"
+        assert f"damaged and left out: {names}; remove and measure again" in told.note
+        assert set(told.scores) == {"imagenet_zero_shot", "imagenet_linear_probe"}
 
 
 def test_results_that_do_not_say_what_they_are_of_are_older_than_a_checkpoint_that_replaced_it(tmp_path):
@@ -446,7 +535,8 @@ def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
     assert report(run, "--out", tmp_path / "out") == 0
     (row,) = table(tmp_path / "out" / "runs.csv")
     assert [row[name] for name in ("run", "state", "method", "data", "samples", "batch", "seed", "lr", "note")] == [
-        "tiny", "finished", "SuperCLIP", "tiny", "64", "16", "3", "0.002", "",
+        "tiny", "finished", "SuperCLIP", "tiny", "64", "16", "3", "0.002",
+        "damaged and left out: evaluation/broken.json; remove and measure again",
     ]  # fmt: skip
     assert table(tmp_path / "out" / "scores.csv")[0]["demo_objects zero-shot"] == "25.0"
     page = (tmp_path / "out" / "report.html").read_text()
@@ -563,7 +653,7 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(be
     assert notes["c2"] == ("failed", "rank 3: no memory; there is no out.log")
     assert notes["s2"] == ("finished", "there is no out.log; evaluated at epoch 5 of 25")
     seeds = {(row["method"], row["batch"]): row["seeds"] for row in table(beside_the_paper / "scores_1.csv")}
-    assert seeds["CLIP", "1024"] == "0, 1"
+    assert seeds["CLIP (lr 0.00025)", "1024"] == "0, 1"
     assert seeds["CLIP", "2048"] == seeds["SuperCLIP", "2048"] == "1 not whole"
 
 
