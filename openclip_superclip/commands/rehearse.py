@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     is_again = placement.restarts > 0  # SLURM has requeued the job
     if placement.node == 0:
-        if (folder / "rehearsal.json").exists() or (not is_again and any(folder.glob("*disturbed*"))):
+        if (folder / "rehearsal.json").exists() or (not is_again and any(folder.glob("*disturbed*/run.json"))):
             raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
         plan.check_data()
     from ..atomic_files import write_json

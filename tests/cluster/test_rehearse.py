@@ -103,7 +103,9 @@ def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
 
 def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("early/undisturbed/ranks/4.0-0-0").mkdir(parents=True)  # of a node that began before the first
     for arguments, said in (
+        (["--out", "early", "--data", "x/{0..1}.tar"], "there is no file x/0.tar"),
         (["--out", str(rehearsed["out"])], "holds a rehearsal: remove it, or give --out another folder"),
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
         (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
