@@ -115,7 +115,7 @@ def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearse
     ):
         assert main(["rehearse", str(rehearsed["recipe"]), *HERE, *arguments]) == 1
         assert said in capsys.readouterr().err
-    assert not list(Path(tmp_path).iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["early"]
 
 
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
