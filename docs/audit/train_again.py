@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
-from openclip_superclip.atomic_files import whole_file, write_json
+from openclip_superclip.atomic_files import whole_file, write_json, write_text
 from openclip_superclip.demo.training_data import NUM_SHARDS, SHARD_SIZE
 from openclip_superclip.seed_statistics import PairedDifference, Spread
 from openclip_superclip.table import markdown_table
@@ -65,7 +65,7 @@ def write_swapped(clean: Path, dirty: Path, left_alone: Path, seed: int) -> list
             _rewrite(clean / f"{shard:06d}.tar", dirty / f"{shard:06d}.tar", replaced, set())
             _rewrite(clean / f"{shard:06d}.tar", left_alone / f"{shard:06d}.tar", {}, set(replaced))
             kept += [f"{place:09d}" for place in places if taken_from[place] == place]
-        keys.write_text("".join(f"{key}\n" for key in kept))
+        write_text(keys, "".join(f"{key}\n" for key in kept))
     return keys.read_text().split()
 
 

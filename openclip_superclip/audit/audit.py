@@ -1,8 +1,5 @@
 """An audit: scores the pairs of a data set into a folder, and shows and keeps what the scores say."""
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic_files import write_json, write_text
+from ..atomic_files import write_json
 from ..checkpoints.checkpoint import Checkpoint, latest_checkpoint
 from ..data.shard_pattern import is_remote
 from ..data.table_columns import Columns
@@ -19,15 +16,15 @@ from ..tagging.tagging_model import open_checkpoint, read_model, without_head
 from ..torch_device import check_device
 from .audit_folder import AuditFolder
 from .audit_page import write_page
+from .audit_summary import kept_before, summary_of, told_of, write_left_out
 from .audited_data import WHOLE, AuditedFiles, Part, open_data
 from .kept_pairs import KEYS, check_table, choose, write_kept
 from .pair_reading import ReadPair, read_in_batches
 from .pair_scores import PairScore, PairScorer
-from .scored_pairs import SCORES, ScoredPairs
-from .scores_file import UnfinishedScores, read_scores
+from .scored_pairs import ScoredPairs
+from .scores_file import UnfinishedScores
 
 PAGE, LEFT_OUT, SUMMARY = "report.html", "left_out.csv", "summary.json"
-NUM_TOLD = 20  # words of the summary
 
 
 class Options(NamedTuple):
@@ -131,7 +128,7 @@ class Audit:
         folder = self.folder
         folder.join()
         scored = ScoredPairs(folder.scores, of_shards=not isinstance(self.data, AuditedFiles))
-        _write_left_out(folder.out / LEFT_OUT, folder.scores)
+        write_left_out(folder.out / LEFT_OUT, folder.scores)
         num_scored = int(np.isfinite(scored.scores["clip_score"]).sum())
         if not len(scored):
             raise InputError(f"DATA: {self.data.given} holds no pair")
@@ -146,17 +143,17 @@ class Audit:
         write_page(
             folder.out / PAGE, self.data, self.checkpoint.path, scored, folder.scores, goodness, self.by, num_worst
         )
-        told = [_told(scored, num_scored, folder.out)]
+        told = [told_of(scored, num_scored, folder.out / LEFT_OUT)]
         if num_sorted < num_scored:
             told.append(f"{num_scored - num_sorted:,} without a {self.by.replace('-', ' ')} are neither shown nor kept")
-        summary = _summary(scored, num_scored)
+        summary = summary_of(scored, num_scored)
         if self.keep is not None:
             kept = choose(goodness, self.keep)
             files = write_kept(folder.out, self.data, folder.scores, kept, self.write_shards)
             summary["kept"] = {"by": self.by, "share": self.keep, "pairs": int(kept.sum())}
             told.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
         elif (folder.out / KEYS).exists():
-            summary |= _kept_before(folder.out / SUMMARY)
+            summary |= kept_before(folder.out / SUMMARY)
         write_json(folder.out / SUMMARY, summary)
         told.append(f"worst by {self.by} first: {folder.out / PAGE}; every pair: {folder.scores}")
         self._check_unreadable(scored, unreadable_max)
@@ -206,56 +203,3 @@ def _record(read: ReadPair, score: PairScore | None) -> dict:
                 for word in words
             ]  # fmt: skip
     return record
-
-
-def _write_left_out(file: Path, scores: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["where", "key", "reason"])
-    for record in read_scores(scores):
-        if "problem" in record:
-            writer.writerow([record["where"], record["key"], record["problem"]])
-    write_text(file, text.getvalue())
-
-
-def _summary(scored: ScoredPairs, num_scored: int) -> dict:
-    """Returns the numbers of an audit, for JSON."""
-    found = {"pairs": len(scored), "scored": num_scored, "left_out": dict(scored.problems), "scores": {}}
-    for name in SCORES:
-        values = scored.scores[name][np.isfinite(scored.scores[name])]
-        if len(values):
-            low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
-            found["scores"][name] = {"mean": float(values.mean()), "5 %": low, "median": middle, "95 %": high}
-    found["repeated_captions"] = scored.num_repeating()
-    rows = scored.words.rows()
-    found["words"] = {
-        "captions": sum(row.num_captions for row in rows),
-        "doubted": sum(row.num_doubted for row in rows),
-    }
-    found["doubted_most"] = [
-        {"word": row.word, "captions": row.num_captions, "doubted": row.num_doubted} for row in rows[:NUM_TOLD]
-    ]
-    return found
-
-
-def _kept_before(file: Path) -> dict:
-    """Returns what an earlier call has told of what it kept, which lies there still."""
-    try:
-        return {"kept": json.loads(file.read_text())["kept"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-
-
-def _told(scored: ScoredPairs, num_scored: int, out: Path) -> str:
-    lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"]
-    if scored.problems:
-        reasons = ", ".join(f"{number:,} × {reason}" for reason, number in scored.problems.most_common())
-        lines[0] += f"; left out: {reasons}; {out / LEFT_OUT} lists all"
-    if not scored.has_head:
-        lines.append("the model has no class head: CLIP score alone, no class loss and no words")
-        return "\n".join(lines)
-    rows = [row for row in scored.words.rows()[:5] if row.num_doubted]
-    if rows:
-        named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
-        lines.append(f"words doubted most often: {named}")
-    return "\n".join(lines)

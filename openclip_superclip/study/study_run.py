@@ -17,6 +17,7 @@ from ..data.shard_pattern import expand
 from ..data.table_columns import is_table_file
 from ..errors import InputError
 from ..planning.recipe_file import read_recipe
+from ..running.checkpoint_files import checkpoints, is_whole
 from ..running.run_folder import RunFolder
 from ..running.run_state import FINISHED, read_object
 from ..running.superclip_process import run_superclip
@@ -152,6 +153,8 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
         try:
             found["measures"] = _measure(run, weights, measures, scenes, stop)
         except (RuntimeError, EOFError, UnpicklingError) as error:
+            if is_whole(weights):  # it is not the checkpoint that is at fault
+                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"{weights} cannot be read ({reason}): remove {run.folder}, and the same command trains it"
@@ -193,8 +196,6 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
 
 
 def _last_checkpoint(run: StudyRun) -> Path:
-    from ..running.checkpoint_files import checkpoints
-
     found = checkpoints(run.folder / "checkpoints")
     last = RunFolder(run.folder).record().get("plan", {}).get("epochs") or max(found, default=None)
     if last not in found:

@@ -307,6 +307,25 @@ def test_what_was_measured_is_measured_again_where_its_file_is_damaged_or_anothe
         measured(run, *arguments)
 
 
+def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    weights = tmp_path / "checkpoints/epoch_1.pt"
+    torch.save({"epoch": 1}, weights)
+
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", out_of_memory)
+    run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measured(run, *arguments)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(
+        InputError, match=r"epoch_1.pt cannot be read \(out of memory\): remove .*, and the same command"
+    ):
+        measured(run, *arguments)
+
+
 def test_a_copy_of_a_run_with_its_measures_is_told_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
