@@ -15,6 +15,15 @@ from .run_scores import read_scores
 
 TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precision")
 _OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
+_FLAGS = {  # of OpenCLIP, with their defaults: what else two runs that differ by the seed alone have alike
+    **dict.fromkeys((
+        "momentum", "grad_clip_norm", "local_loss", "gather_with_grad", "use_bn_sync", "skip_scheduler",
+        "epochs_cooldown", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "aug_cfg",
+        "train_data_upsampling_factors", "distill_model", "distill_pretrained",
+    )),
+    "opt": "adamw", "lr_cooldown_end": 0.0, "lr_cooldown_power": 1.0, "coca_caption_loss_weight": 2.0,
+    "coca_contrastive_loss_weight": 1.0,
+}  # fmt: skip
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
@@ -58,6 +67,7 @@ def _read_recipe(run: ReportedRun) -> None:
     run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
     run.variant = method_variant(recipe)
     run.training = {name: getattr(recipe, name) for name in TRAINING}
+    run.training |= _flags({name.replace("-", "_"): value for name, value in recipe.flags.items()})
 
 
 def _read_options(run: ReportedRun, options: dict) -> bool:
@@ -79,8 +89,14 @@ def _read_options(run: ReportedRun, options: dict) -> bool:
     run.variant = not_default(superclip, run.method) if options.get("superclip") else {}
     if options.get("pretrained"):
         run.variant["pretrained"] = options["pretrained"]
-    run.training = {name: options.get(_OPENCLIP.get(name, name)) for name in TRAINING}
+    run.training = {name: options.get(_OPENCLIP.get(name, name)) for name in TRAINING} | _flags(options)
     return True
+
+
+def _flags(options: dict) -> dict:
+    """Returns OpenCLIP's other options that change the weights, where they are not the default."""
+    given = {name: options[name] for name in _FLAGS if options.get(name) not in (None, False, {})}
+    return {name: value for name, value in given.items() if value != _FLAGS[name]}
 
 
 def _num_samples(options: dict, points: list[dict]) -> int:

@@ -279,6 +279,19 @@ def test_a_difference_is_with_clip_of_the_same_rate_where_there_is_one(rates):
     assert list(told) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]  # which of two, nobody says
 
 
+def test_runs_of_other_flags_are_no_seeds_of_each_other(rates, trained, tmp_path):
+    flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)  # of which one only measures
+    assert rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0)) == pytest.approx({
+        "CLIP (grad clip norm None)": 50, "CLIP (grad clip norm 1.0)": 30,
+        "SuperCLIP (grad clip norm None)": 55, "SuperCLIP (grad clip norm None) − CLIP (grad clip norm None)": 5,
+    })  # fmt: skip
+    shutil.copytree(trained[0], tmp_path / "cut")
+    params = tmp_path / "cut/params.txt"
+    params.write_text(params.read_text().replace("grad_clip_norm: None", "grad_clip_norm: 1.0"))
+    (found,) = find_comparisons([read_run(path) for path in (trained[0], tmp_path / "cut")])
+    assert {series.name for series in found.series} == {"CLIP (grad clip norm None)", "CLIP (grad clip norm 1.0)"}
+
+
 def test_every_variant_of_superclip_has_its_difference(rates):
     assert rates(
         clip=({}, 50.0), superclip=({}, 55.0), superclip_off=({"superclip.idf": "off"}, 53.0),
