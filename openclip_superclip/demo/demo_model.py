@@ -3,7 +3,7 @@
 import gzip
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..atomic_files import whole_file, write_text
@@ -11,14 +11,17 @@ from .scenes import IMAGE_SIZE, NAMES
 
 CONTEXT = 18  # tokens: four names of two words and the commas between them
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
+RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
+VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
 
 
-def write_model(folder: Path, names: Sequence[str] = NAMES) -> str:
+def write_model(folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET) -> str:
     """Writes the model's configuration and vocabulary and returns the --model that opens it.
 
-    OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, beside a text tower of two layers and width
-    64. Captions become the very tokens that CLIP's tokenizer gives: the vocabulary holds the bytes and those of its
-    merges that the names of the objects need. So the head is as small a part of a step as beside the paper's models.
+    OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, where `vision` says no other, beside a text
+    tower of two layers and width 64. Captions become the very tokens that CLIP's tokenizer gives: the vocabulary holds
+    the bytes and those of its merges that the names of the objects need. So the head is as small a part of a step as
+    beside the paper's models.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
@@ -35,7 +38,7 @@ def write_model(folder: Path, names: Sequence[str] = NAMES) -> str:
     }
     model_cfg = {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32},
+        "vision_cfg": vision,
         "text_cfg": text_cfg,
     }
     write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))

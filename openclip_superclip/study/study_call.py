@@ -93,8 +93,9 @@ def study_call(
 
 def data_of_scenes(study: Study) -> TrainingData:
     """Returns which of the demo's models and shards a study's runs are given."""
-    shards = read_recipe(study.recipe, _of_first(study)).shards
-    return next((data for data in TRAINING_DATA if shards == f"{DEMO / data.shards}"), SCENES)
+    recipe = read_recipe(study.recipe, _of_first(study))
+    found = [data for data in TRAINING_DATA if recipe.shards == f"{DEMO / data.shards}"]
+    return next((data for data in found if recipe.model == f"local-dir:{DEMO / data.model}"), (*found, SCENES)[0])
 
 
 def _of_first(study: Study, set_: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
