@@ -19,18 +19,18 @@ def draw(results) -> bytes:
     for axes, measure in zip(grid[0], measures, strict=True):
         for place, (arm, baseline) in enumerate(study.pairs):
             found = [results.difference(arm, baseline, cell, measure) for cell in study.cell_values]
-            shift = 0.12 * (place - (len(study.pairs) - 1) / 2)
-            for x, difference in enumerate(found):
-                low, high = difference.interval or (difference.mean, difference.mean)
-                axes.plot([x + shift] * 2, [low, high], color=COLOURS[place % 6], linewidth=2)
-                beside = [x + shift + 0.04] * len(difference.values)
+            shift, colour = 0.12 * (place - (len(study.pairs) - 1) / 2), COLOURS[place % 6]
+            places, means = [x + shift for x in range(len(found))], [difference.mean for difference in found]
+            bounds = [difference.interval or (difference.mean, difference.mean) for difference in found]
+            for x, difference, interval in zip(places, found, bounds, strict=True):
+                axes.plot([x, x], interval, color=colour, linewidth=2)
+                beside = [x + 0.04] * len(difference.values)
                 axes.plot(beside, difference.values, ".", color="black", markersize=4, alpha=0.6)
-            means = [difference.mean for difference in found]
-            line = "-" if len(means) > 1 else ""
-            axes.plot(
-                [x + shift for x in range(len(means))], means, marker="o", linestyle=line, color=COLOURS[place % 6],
-                label=f"{arm} − {baseline}",
-            )  # fmt: skip
+            if len(found) > 1:
+                lows, highs = zip(*bounds, strict=True)
+                axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
+            line = "-" if len(found) > 1 else ""
+            axes.plot(places, means, marker="o", linestyle=line, color=colour, label=f"{arm} − {baseline}")
         axes.axhline(0, color="#999999", linewidth=1)
         axes.set_title(results.title(measure), fontsize=9)
         cells = list(map(str, study.cell_values)) if study.cells else []
