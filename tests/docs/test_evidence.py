@@ -18,6 +18,9 @@ RECORDED = {path.parent.name: path for path in sorted((ROOT / "docs" / "studies"
 def results(name: str) -> StudyResults:
     content = json.loads(RECORDED[name].read_text())
     study = content["study"]
+    for field, cells in study["cells"].items():
+        if isinstance(cells, dict):  # JSON's keys are text
+            study["cells"] = {field: {json.loads(cell): fields for cell, fields in cells.items()}}
     return StudyResults(Study(**study), content["runs"], content["chosen"])
 
 
