@@ -79,10 +79,17 @@ class ReportedRun:
 
 def method_variant(recipe: Recipe) -> dict:
     """Returns what of a recipe's method and model is not the default."""
-    flags = {key: value for key, value in recipe.flags.items() if key.startswith(("force-", "lock-", "pretrained"))}
-    if recipe.method.endswith("flip"):
-        flags.pop("force-patch-dropout", None)  # that is the method
-    return not_default(recipe.superclip or {}, recipe.method) | flags
+    return not_default(recipe.superclip or {}, recipe.method) | flags_of_variant(recipe.flags, recipe.method)
+
+
+def flags_of_variant(flags: dict, method: str) -> dict:
+    """Returns of OpenCLIP's flags, without their dashes, those that say what is trained and from which weights."""
+    told = {
+        name: value for name, value in flags.items() if value and name.startswith(("force-", "lock-", "pretrained"))
+    }
+    if method.endswith("flip"):
+        told.pop("force-patch-dropout", None)  # that is the method
+    return told
 
 
 def not_default(superclip: dict, method: str) -> dict:

@@ -10,16 +10,16 @@ from ..errors import InputError
 from ..planning.recipe_file import read_recipe
 from ..run_names import run_names
 from ..running.run_state import told_state
-from .reported_run import CUT, FINISHED, MISSING, ReportedRun, method_variant, not_default
+from .reported_run import CUT, FINISHED, MISSING, ReportedRun, flags_of_variant, method_variant, not_default
 from .run_scores import read_scores
 
 TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precision")
 _OPENCLIP = {"schedule": "lr_scheduler"}  # its names, where they are others
-_FLAGS = {  # of OpenCLIP, with their defaults: what else two runs that differ by the seed alone have alike
+FLAGS = {  # of OpenCLIP, with their defaults: what else two runs that differ by the seed alone have alike
     **dict.fromkeys((
         "momentum", "grad_clip_norm", "local_loss", "gather_with_grad", "use_bn_sync", "skip_scheduler",
         "epochs_cooldown", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "aug_cfg",
-        "train_data_upsampling_factors", "distill_model", "distill_pretrained",
+        "train_data_upsampling_factors", "distill_model", "distill_pretrained", "use_bnb_linear",
     )),
     "opt": "adamw", "lr_cooldown_end": 0.0, "lr_cooldown_power": 1.0, "coca_caption_loss_weight": 2.0,
     "coca_contrastive_loss_weight": 1.0,
@@ -87,16 +87,15 @@ def _read_options(run: ReportedRun, options: dict) -> bool:
     run.samples, run.batch_size = num_samples * epochs, batch_size * world_size * accum_freq
     run.seed = options.get("seed")
     run.variant = not_default(superclip, run.method) if options.get("superclip") else {}
-    if options.get("pretrained"):
-        run.variant["pretrained"] = options["pretrained"]
+    run.variant |= flags_of_variant({name.replace("_", "-"): value for name, value in options.items()}, run.method)
     run.training = {name: options.get(_OPENCLIP.get(name, name)) for name in TRAINING} | _flags(options)
     return True
 
 
 def _flags(options: dict) -> dict:
     """Returns OpenCLIP's other options that change the weights, where they are not the default."""
-    given = {name: options[name] for name in _FLAGS if options.get(name) not in (None, False, {})}
-    return {name: value for name, value in given.items() if value != _FLAGS[name]}
+    given = {name: options[name] for name in FLAGS if options.get(name) not in (None, False, {})}
+    return {name: value for name, value in given.items() if value != FLAGS[name]}
 
 
 def _num_samples(options: dict, points: list[dict]) -> int:

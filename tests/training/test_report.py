@@ -35,7 +35,7 @@ from openclip_superclip.report.copied_runs import tell_copies
 from openclip_superclip.report.figure_style import legend
 from openclip_superclip.report.paper_scores import paper_points
 from openclip_superclip.report.reported_run import method_variant
-from openclip_superclip.report.run_reader import read_run
+from openclip_superclip.report.run_reader import FLAGS, read_run
 from openclip_superclip.seed_statistics import Spread
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
@@ -277,6 +277,19 @@ def test_a_difference_is_with_clip_of_the_same_rate_where_there_is_one(rates):
     other = {"lr": "2e-3"}
     told = rates(clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=(other, 55.0))
     assert list(told) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]  # which of two, nobody says
+
+
+def test_the_flags_that_tell_runs_apart_are_openclips_with_its_defaults(parse_args):
+    defaults = vars(parse_args([]))
+    assert all(defaults[name] in (default, False, {}) for name, default in FLAGS.items())
+
+
+def test_a_locked_tower_is_told_of_openclips_own_runs_too(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "locked")
+    params = tmp_path / "locked/params.txt"
+    params.write_text(params.read_text().replace("lock_image: False", "lock_image: True"))
+    (found,) = find_comparisons([read_run(path) for path in (trained[0], tmp_path / "locked")])
+    assert {series.name for series in found.series} == {"CLIP", "CLIP (lock-image True)"}
 
 
 def test_runs_of_other_flags_are_no_seeds_of_each_other(rates, trained, tmp_path):
