@@ -40,7 +40,7 @@ def check_torchmetrics(what: str) -> None:
     if importlib.util.find_spec("torchmetrics") is None:
         raise InputError(
             f"{what} measures with torchmetrics, which is not installed: install the extra [dense], or "
-            "pip install torchmetrics"
+            "pip install torchmetrics clip-benchmark requests"
         )
 
 

@@ -75,8 +75,8 @@ def study_call(
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "dense-scenes":
+        check_torchmetrics("a study of dense-scenes")  # whose extra brings what evaluates, too
         check_clip_benchmark("a study of dense-scenes")
-        check_torchmetrics("a study of dense-scenes")
     if study.measures == "validation":
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)
