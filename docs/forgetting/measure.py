@@ -20,10 +20,11 @@ from tqdm import tqdm
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.atomic_files import write_text
-from openclip_superclip.demo.demo_model import load, write_model
+from openclip_superclip.demo.demo_model import write_model
 from openclip_superclip.demo.measures import evaluating, name_classifier, object_labels, share_found
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
 from openclip_superclip.seed_statistics import PairedDifference, Spread
+from openclip_superclip.study.trained_model import open_trained
 from openclip_superclip.table import markdown_table
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
@@ -87,7 +88,7 @@ class ZeroShot:
 
     def __call__(self, weights: Path) -> list[float]:
         """Returns zero-shot accuracy (of 100 names) on old drawings and on new ones, in percent."""
-        network, _, tokenizer = load(weights, self.model)
+        network, _, tokenizer = open_trained(weights, self.model)
         with evaluating(network):
             classifier = name_classifier(network, tokenizer, "cpu")
             return [

@@ -72,14 +72,3 @@ def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             joined.append(part)
     return joined
-
-
-def load(weights: Path, model: str):
-    """Returns (model, preprocess, tokenizer) of a trained run, CLIP or SuperCLIP, for evaluation."""
-    import open_clip
-
-    from .. import create_model_and_transforms
-
-    loaded, _, preprocess = create_model_and_transforms(model)
-    open_clip.load_checkpoint(loaded, str(weights))
-    return loaded.eval(), preprocess, open_clip.get_tokenizer(model)

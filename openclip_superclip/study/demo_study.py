@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from ..demo.demo_model import load
 from ..demo.figure import draw
 from ..demo.measures import describe
 from ..demo.training_data import SCENES
 from .study import run_study
 from .study_call import study_call
 from .study_results import StudyResults
+from .trained_model import open_trained
 
 
 def run_demo(out: Path, seeds: int | None, samples: int | None, jobs: int) -> str:
@@ -43,7 +43,7 @@ def _pictures(results: StudyResults, out: Path) -> list[tuple]:
     for record in results.records:
         if record["seed"] == results.study.first_seed:
             *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-            said[record["arm"]] = describe(*load(weights, f"local-dir:{out / SCENES.model}"))
+            said[record["arm"]] = describe(*open_trained(weights, f"local-dir:{out / SCENES.model}"))
     return [
         (clip[0], clip[1], {"CLIP": clip[2], "SuperCLIP": ours[2]})
         for clip, ours in zip(said["CLIP"], said["SuperCLIP"], strict=True)

@@ -178,10 +178,10 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
     if measures == "dense-scenes":
         return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
     if MEASURES[measures] == OF_SCENES:
-        from ..demo.demo_model import load
         from ..demo.measures import measure
         from ..demo.scenes import UNSEEN_DESIGNERS
         from ..demo.training_data import SECOND_DRAW
+        from .trained_model import open_trained
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
         second = SECOND_DRAW.designers
@@ -189,7 +189,7 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
             "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
             "second-draw": {"designers": second, "trained_on": second, "seed": SECOND_DRAW.seed},
         }
-        return measure(*load(weights, model), split=run.split, **shown.get(measures, {}))
+        return measure(*open_trained(weights, model), split=run.split, **shown.get(measures, {}))
     from ..report.run_scores import of_training
 
     return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}
