@@ -13,10 +13,11 @@ from ruamel.yaml import YAML
 from support.slurm_cluster import wait_until
 from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
-from support.training_runs import processes_in
+from support.training_runs import load, processes_in, run_ranks, superclip_train
 
 from openclip_superclip.running.placement import Placement
 from openclip_superclip.running.run_lock import lock
+from openclip_superclip.study.trained_model import open_trained
 
 NUM_SEEDS = 2
 
@@ -188,3 +189,17 @@ def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_begins_anew(
     (clip / "state.json").write_text(json.dumps({"state": "preempted", "epoch": 1}))
     assert study(tmp_path).returncode == 0
     assert all(weights(clip, 2)[name].equal(tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("method", ["", "--siglip", "--force-patch-dropout 0.5"])
+@pytest.mark.parametrize("head", ["", "--superclip"])
+def test_what_a_study_has_trained_is_opened_for_its_measures(head, method, tmp_path, train_flags, tiny_model):
+    flags = [*train_flags, "--logs", str(tmp_path), *head.split(), *method.split()]
+    (trained,) = run_ranks(superclip_train, *flags, cwd=tmp_path)
+    assert trained.returncode == 0, trained.output
+    saved = load(tmp_path / "run")["state_dict"]
+    model, *_ = open_trained(tmp_path / "run" / "checkpoints" / "epoch_1.pt", tiny_model)
+    opened = model.state_dict()
+    assert opened.keys() == saved.keys()
+    assert all(opened[name].equal(value) for name, value in saved.items())
+    assert ("logit_bias" in opened) == (method == "--siglip")
