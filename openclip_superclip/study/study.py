@@ -66,9 +66,10 @@ def _locked(call: StudyCall) -> Iterator[None]:
     make_folder(call.out, "--out")
     with ExitStack() as held:
         held.enter_context(lock(call.out / "lock", find_placement()))
-        runs_in = (call.runs_in or call.out / "runs").resolve()
-        make_folder(runs_in.parent, "--runs")
-        held.enter_context(lock(runs_in.with_name(f"{runs_in.name}.lock"), find_placement()))
+        runs_in, flag = (call.out / "runs", "--out") if call.runs_in is None else (call.runs_in, "--runs")
+        place = runs_in.resolve()
+        make_folder(place.parent, flag)
+        held.enter_context(lock(place.with_name(f"{place.name}.lock"), find_placement(), runs_in, flag))
         yield
 
 

@@ -48,26 +48,24 @@ class StudyRun:
         return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder), *more]
 
 
-def check_folder(run: StudyRun, device: str, data: str | None) -> None:
-    """Raises InputError where the run's folder holds a run of other settings, data or device."""
+def check_folder(run: StudyRun, device: str, data: str | None, advice: str) -> None:
+    """Raises InputError, ended by the advice, where the run's folder holds a run of other settings, data or device."""
     folder = RunFolder(run.folder)
     recipe = read_recipe(run.recipe, dict(run.set))
-    folder.check_recipe(recipe, "give --out another folder")
+    folder.check_recipe(recipe, advice)
     there = folder.record().get("plan", {})
     if there and not (run.folder / "recipe.yaml").exists():
         raise InputError(f"{run.folder} holds a run without its recipe.yaml, which tells what it is: put it back")
     kept = read_object(run.folder / DATA)
     for flag, path in _data(run, data).items():
         if kept.get(flag, {}).get("content") not in (None, _content(path)) and kept[flag]["path"] == path:
-            raise InputError(
-                f"{run.folder} is of {flag} {path} as it was, and that has changed since; give --out another folder"
-            )
+            raise InputError(f"{run.folder} is of {flag} {path} as it was, and that has changed since; {advice}")
     for flag, found, given in (
         ("--data", there.get("data"), recipe.shards if data is None else data),
         ("--device", there.get("device"), device),
     ):
         if found is not None and found != given:
-            raise InputError(f"{run.folder} holds a run of {flag} {found}, not {given}; give --out another folder")
+            raise InputError(f"{run.folder} holds a run of {flag} {found}, not {given}; {advice}")
 
 
 def note_data(run: StudyRun, data: str | None) -> None:

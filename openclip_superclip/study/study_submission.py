@@ -19,7 +19,7 @@ from ..running.slurm_request import SlurmRequest
 from ..running.submission import paths_of, run_arguments
 from .study import JOBS, RUNS_LIST, new_training, prepared_training, submitted_jobs
 from .study_call import StudyCall
-from .study_run import StudyRun, check_folder, is_finished
+from .study_run import StudyRun, is_finished
 from .study_training import StudyTraining
 
 ABOUT = "# What `superclip study --slurm` has submitted; the same command submits what is left of the study."
@@ -162,12 +162,12 @@ class StudySubmission:
         """
         request, different = self.request, {}
         for run in [*training.trials(), *training.runs(training.chosen_before() or {})]:
-            check_folder(run, self.call.device, self.call.data)
+            training.check_folder(run)
             there = RunFolder(run.folder).record().get("plan", {}).get("world_size")
             if there not in (None, request.nodes * request.gpus_per_node):
                 raise InputError(
                     f"{run.folder} holds a run of {there} processes, not {request.nodes} × {request.gpus_per_node}: "
-                    "the runs of a study train on equally many; give --out another folder"
+                    f"the runs of a study train on equally many; give {training.runs_flag} another folder"
                 )
             if not is_finished(run):
                 plan = make_plan(

@@ -43,13 +43,13 @@ class StudyTraining:
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
         self.extra, self.trains, self.more, self.scenes = tuple(extra), trains, more, scenes
-        self.runs_in = runs_in or out / "runs"
+        self.runs_in, self.runs_flag = (out / "runs", "--out") if runs_in is None else (runs_in, "--runs")
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
         self.common = read_recipe(study.recipe, of_data)
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
-        make_folder(self.runs_in, "--out" if self.runs_in == self.out / "runs" else "--runs")
+        make_folder(self.runs_in, self.runs_flag)
         chosen = self.choose()
         return self._records(self.runs(chosen)), chosen
 
@@ -62,6 +62,10 @@ class StudyTraining:
             for seed, cell, arm in itertools.product(seeds, study.cell_values, study.arms)
         ]
 
+    def check_folder(self, run: StudyRun) -> None:
+        """Raises InputError where the run's folder holds a run of other settings, data or device."""
+        check_folder(run, self.device, self.data, f"give {self.runs_flag} another folder")
+
     def write_recipes(self, runs: Sequence[StudyRun]) -> list[StudyRun]:
         """Writes the recipes of runs into their folders, for jobs to train, and returns the runs, equal ones once.
 
@@ -69,7 +73,7 @@ class StudyTraining:
         """
         different = list({run.folder: run for run in runs}.values())
         for run in different:
-            check_folder(run, self.device, self.data)
+            self.check_folder(run)
             note_data(run, self.data)
             RunFolder(run.folder).write_recipe(read_recipe(run.recipe, dict(run.set)))
         return different
@@ -130,7 +134,7 @@ class StudyTraining:
     def _records(self, runs: list[StudyRun]) -> list[dict]:
         """Trains and measures runs, `jobs` at a time, under one bar of all their samples; equal runs are one."""
         for run in runs:  # all, before the first trains
-            check_folder(run, self.device, self.data)
+            self.check_folder(run)
         different = {run.folder: run for run in runs}
         if not self.trains:
             self._check_finished(list(different.values()))
