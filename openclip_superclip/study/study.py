@@ -17,7 +17,7 @@ from ..running.run_lock import lock
 from ..running.run_state import read_object
 from ..versions import versions
 from .dense_measures import DENSE_SCENES
-from .study_call import StudyCall, data_of_scenes
+from .study_call import StudyCall, data_of_scenes, place_of_runs
 from .study_results import StudyResults
 from .study_run import PACKAGES
 from .study_training import StudyTraining
@@ -63,12 +63,12 @@ def choose_rates(call: StudyCall) -> str:
 @contextmanager
 def _locked(call: StudyCall) -> Iterator[None]:
     """Holds the study's folder, and that of its runs, which other studies may share."""
+    runs_in, flag = place_of_runs(call.out, call.runs_in)
+    make_folder(runs_in, flag)
     make_folder(call.out, "--out")
     with ExitStack() as held:
         held.enter_context(lock(call.out / "lock", find_placement()))
-        runs_in, flag = (call.out / "runs", "--out") if call.runs_in is None else (call.runs_in, "--runs")
         place = runs_in.resolve()
-        make_folder(place.parent, flag)
         held.enter_context(lock(place.with_name(f"{place.name}.lock"), find_placement(), runs_in, flag))
         yield
 

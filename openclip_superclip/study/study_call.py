@@ -91,6 +91,11 @@ def study_call(
     return StudyCall(study, out, runs_in, device, data, set_, again, scenes, settings)
 
 
+def place_of_runs(out: Path, runs_in: Path | None) -> tuple[Path, str]:
+    """Returns the folder of a study's runs and the flag that says where it is."""
+    return (out / "runs", "--out") if runs_in is None else (runs_in, "--runs")
+
+
 def data_of_scenes(study: Study) -> TrainingData:
     """Returns which of the demo's models and shards a study's runs are given."""
     recipe = read_recipe(study.recipe, _of_first(study))

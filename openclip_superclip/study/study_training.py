@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..atomic_files import make_folder, write_json
+from ..atomic_files import write_json
 from ..errors import InputError
 from ..planning.recipe import Recipe
 from ..planning.recipe_file import read_recipe
 from ..running.run_folder import RunFolder
 from ..running.run_state import read_object
-from .study_call import DEMO
+from .study_call import DEMO, place_of_runs
 from .study_file import CHOOSING, LIKE, Study, folder_name
 from .study_results import check_measures
 from .study_run import StudyRun, check_folder, is_finished, measured, note_data, samples_seen, train, unfinished
@@ -43,13 +43,12 @@ class StudyTraining:
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
         self.extra, self.trains, self.more, self.scenes = tuple(extra), trains, more, scenes
-        self.runs_in, self.runs_flag = (out / "runs", "--out") if runs_in is None else (runs_in, "--runs")
+        self.runs_in, self.runs_flag = place_of_runs(out, runs_in)
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
         self.common = read_recipe(study.recipe, of_data)
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
-        make_folder(self.runs_in, self.runs_flag)
         chosen = self.choose()
         return self._records(self.runs(chosen)), chosen
 

@@ -134,6 +134,14 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
     assert "or give --runs another folder" in last
 
 
+def test_runs_that_are_to_be_where_a_file_is_are_refused_and_leave_nothing(prepared, tmp_path):
+    (tmp_path / "file").touch()
+    done = study(prepared, "--out", str(tmp_path / "new"), "--runs", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: --runs: {tmp_path}/file cannot be written")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_data_that_has_changed_since_is_told_by_name(studied):
     folder, _ = studied
     shard = folder / "val" / "000001.tar"
