@@ -8,6 +8,7 @@ import os
 from .errors import InputError
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head")
+HEAD_INPUTS = ("patches", "pooled", "both")
 RECORDED_ALONE = ("word_course",)  # fields on which the weights do not depend
 
 
@@ -43,6 +44,12 @@ class Config:
         type=int,
     )
 
+    head_input: str = _flag(
+        "--superclip-head-input",
+        "patches",
+        "what the class head reads: the mean patch token, the pooled vector before the projection, or their sum",
+        metavar="{patches,pooled,both}",
+    )
     captions: str = _flag(
         "--superclip-captions",
         "short",
@@ -102,6 +109,8 @@ class Config:
             raise InputError(
                 "--superclip-special-tokens cannot go with a file for --superclip-idf: it does not count those tokens"
             )
+        if self.head_input not in HEAD_INPUTS:
+            raise InputError(f"--superclip-head-input is '{self.head_input}'; expected one of {', '.join(HEAD_INPUTS)}")
         if self.placebo not in PLACEBOS:
             raise InputError(f"--superclip-placebo is '{self.placebo}'; expected one of {', '.join(PLACEBOS)}")
         if self.word_course not in ("on", "off"):

@@ -66,6 +66,7 @@ def open_clip_model_kwargs(args):
             accum_freq=args.accum_freq,
             head_warmup=config.head_warmup,
             placebo=config.placebo,
+            head_input=config.head_input,
             word_course=_records_words(args, config),
             dual=config.captions == "dual",
             context_length=args.force_context_length,

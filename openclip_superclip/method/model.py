@@ -15,7 +15,7 @@ from ..errors import InputError
 from .class_head import ClassHead
 from .head_loading import keep_fresh_head
 from .idf import DocumentFrequency, FixedIDF
-from .patch_tokens import encode_image, encode_image_with_pooled_tokens, patch_tokens
+from .patch_tokens import encode_image, encode_image_with_pooled, encode_image_with_pooled_tokens, patch_tokens
 from .token_statistics import TokenStatistics
 from .word_sums import EpochWords, WordSums
 
@@ -56,6 +56,7 @@ class _WithClassHead:
         accum_freq: int = 1,
         head_warmup: int = 0,
         placebo: str = "off",
+        head_input: str = "patches",
         word_course: bool = False,
         text_length: int | None = None,
         kept_head: dict[str, Tensor] | None = None,
@@ -69,6 +70,7 @@ class _WithClassHead:
         self.accum_freq = accum_freq
         self.head_warmup = head_warmup
         self.placebo = placebo
+        self.head_input = head_input
         self.text_length = text_length
         self.kept_head = kept_head
         self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
@@ -119,7 +121,11 @@ class _WithClassHead:
 
     def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Returns OpenCLIP's outputs and the mean patch token, float32 [B, W]."""
-        image_features, patch_mean = encode_image(self.visual, self.patch_tokens, image)
+        if self.head_input == "patches":
+            image_features, patch_mean = encode_image(self.visual, self.patch_tokens, image)
+        else:
+            image_features, pooled, patch_mean = encode_image_with_pooled(self.visual, image)
+            patch_mean = pooled if self.head_input == "pooled" else pooled + patch_mean
         outputs = super().forward(None, text)
         outputs["image_features"] = F.normalize(image_features, dim=-1)
         return outputs, patch_mean

@@ -81,6 +81,17 @@ def encode_image_with_pooled_tokens(visual: VisionTransformer, image: Tensor) ->
     return pooled, tokens, _mean(patches, "NLC")
 
 
+def encode_image_with_pooled(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns image features [B, E], the pooled vector before the projection and the mean patch token, float32 [B, W]."""
+    output = visual.forward_intermediates(
+        image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+    )
+    patches = output["image_intermediates"][-1]  # [B, N, W]
+    pooled, _ = visual._pool(torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1))
+    features = pooled @ visual.proj if visual.proj is not None else pooled
+    return features, pooled.float(), _mean(visual.ln_post(patches), "NLC")
+
+
 def _mean(patches: Tensor, layout: str) -> Tensor:
     return patches.mean(dim=1 if layout == "NLC" else (2, 3), dtype=torch.float32)
 
