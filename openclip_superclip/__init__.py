@@ -5,24 +5,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import InputError
-    from .integration.model_factory import create_model_and_transforms
-    from .method.class_loss import class_loss, plain_class_loss
+    from .method.loss import SuperCLIPLoss, class_loss, plain_class_loss
     from .method.model import SuperCLIP, SuperCoCa, SuperCustomTextCLIP
-    from .method.superclip_loss import SuperCLIPLoss
     from .method.token_statistics import TokenStatistics
+    from .openclip.factory import create_model_and_transforms
 
 __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "errors",
     "SuperCLIP": "method.model",
-    "SuperCLIPLoss": "method.superclip_loss",
+    "SuperCLIPLoss": "method.loss",
     "SuperCoCa": "method.model",
     "SuperCustomTextCLIP": "method.model",
     "TokenStatistics": "method.token_statistics",
-    "class_loss": "method.class_loss",
-    "create_model_and_transforms": "integration.model_factory",
-    "plain_class_loss": "method.class_loss",
+    "class_loss": "method.loss",
+    "create_model_and_transforms": "openclip.factory",
+    "plain_class_loss": "method.loss",
 }
 
 __all__ = [

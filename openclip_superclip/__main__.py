@@ -46,6 +46,8 @@ GROUPS = {
         "benchmark": "what the class head costs on this machine, in time, memory and FLOPs",
     },
 }
+
+
 COMMANDS = {name: help for group in GROUPS.values() for name, help in group.items()}
 
 

@@ -8,7 +8,11 @@ import os
 from .errors import InputError
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head")
+
+
 HEAD_INPUTS = ("patches", "pooled", "both")
+
+
 RECORDED_ALONE = ("word_course",)  # fields on which the weights do not depend
 
 

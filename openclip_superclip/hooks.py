@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 import pluggy
 
 hookspec = pluggy.HookspecMarker("open_clip")
+
+
 hookimpl = pluggy.HookimplMarker("open_clip")
+
 
 Stage = Callable[[Iterator[dict]], Iterator[dict]]
 

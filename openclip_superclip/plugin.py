@@ -5,10 +5,10 @@ import logging
 import os
 from pathlib import Path
 
-from .command_line_check import check_command_line, head_to_leave_out
 from .config import add_options, config_from, data_config_from, options_of
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
+from .openclip.checks import check_command_line, head_to_leave_out
 
 _weights = {"hold a head": False}  # those that a model without one is to load
 
@@ -35,11 +35,11 @@ def open_clip_check_options(args):
         return
     slices = data.slices
     if slices is not None and args.train_data:
-        from .distributed.fixed_buckets import fix_buckets
+        from .method.ranks import fix_buckets
 
         fix_buckets()
     if config is not None or slices is not None:
-        from .integration.refused_run import note_begin, take_back
+        from .openclip.train import note_begin, take_back
 
         if args.name is not None:  # else OpenCLIP names it after the time
             note_begin(os.path.join(args.logs, args.name))
@@ -53,8 +53,8 @@ def open_clip_model_kwargs(args):
     config = config_from(vars(args))
     if config is None:
         return None
-    from .checkpoints.start_weights import how_to_load
-    from .integration.model_factory import head_options
+    from .checkpoints.pretrained import how_to_load
+    from .openclip.factory import head_options
 
     loading, load = how_to_load(args.model, args.pretrained)
     return loading | {
@@ -78,7 +78,7 @@ def open_clip_model_kwargs(args):
 
 @hookimpl
 def open_clip_select_model_class(model_class, model_cfg):
-    from .method.head_loading import without_class_head
+    from .method.head import without_class_head
     from .method.model import with_class_head
 
     if "superclip" in model_cfg:
@@ -93,7 +93,7 @@ def open_clip_create_loss(args):
         return None
     from open_clip import create_loss
 
-    from .method.superclip_loss import SuperCLIPLoss
+    from .method.loss import SuperCLIPLoss
 
     if args.dataset_type == "synthetic" and config.idf == "online" and args.rank == 0:
         logging.warning(
@@ -115,7 +115,7 @@ def open_clip_epoch_end(args, model, epoch):
     words = take_epoch_words(model)
     if words is None or args.rank != 0:
         return
-    from .data.word_course_file import write_epoch_words
+    from .words.learning import write_epoch_words
 
     tokenizer = _tokenizer(args.model, args.cache_dir, args.force_context_length)
     try:
@@ -140,10 +140,9 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     config = config_from(vars(args))
     if config is None or not args.train_data or args.dataset_type == "synthetic":
         return None
-    from .data.caption_tokens import CaptionTokens
-    from .data.table_check import has_empty_captions
-    from .data.table_columns import Columns
-    from .data.training_data_check import is_table
+    from .data.captions import CaptionTokens
+    from .data.inspection import is_table
+    from .data.tables import Columns, has_empty_captions
 
     table = is_table(args.train_data, args.dataset_type)
     columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
@@ -167,8 +166,8 @@ def open_clip_data_order(args, shared_epoch):
     slices = data_config_from(vars(args)).slices
     if slices is None:
         return None
-    from .checkpoints.began_with import beginning, write_beginning
-    from .data.slice_pipeline import DataOrder
+    from .checkpoints.resume import beginning, write_beginning
+    from .data.slices import DataOrder
 
     if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
         now, resumes = beginning(vars(args), args.world_size), args.resume is not None

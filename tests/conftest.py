@@ -28,7 +28,7 @@ from support.openclip_releases import PIP, RELEASES
 from support.slurm_cluster import Cluster
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.training_data import write_training_data
+from openclip_superclip.demo.data import write_training_data
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores both, and all that
@@ -137,7 +137,7 @@ def cluster():
 @pytest.fixture
 def parse_args(monkeypatch):
     """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""
-    from openclip_superclip.integration import unpatched_openclip as unpatched
+    from openclip_superclip.openclip import v3 as unpatched
 
     monkeypatch.setattr(open_clip_train.params, "argparse", argparse)
     return unpatched.parse_args

@@ -17,13 +17,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from openclip_superclip.audit.pair_scores import PairScorer
 from openclip_superclip.audit.planted_errors import measure
+from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS
-from openclip_superclip.seed_statistics import PairedDifference, Spread
-from openclip_superclip.table import markdown_table
-from openclip_superclip.tagging.tagging_model import open_checkpoint, read_model
-from openclip_superclip.versions import versions
+from openclip_superclip.environment import versions
+from openclip_superclip.pages import markdown_table
+from openclip_superclip.studies.statistics import PairedDifference, Spread
+from openclip_superclip.words.tagger import open_checkpoint, read_model
 
 ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}  # each at its own learning rate, which the study chose
 DRAWINGS = {"drawings as in training": DESIGNERS, "drawings by another designer": UNSEEN_DESIGNERS}

@@ -23,10 +23,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
-from openclip_superclip.atomic_files import whole_file, write_json, write_text
-from openclip_superclip.demo.training_data import NUM_SHARDS, SHARD_SIZE
-from openclip_superclip.seed_statistics import PairedDifference, Spread
-from openclip_superclip.table import markdown_table
+from openclip_superclip.demo.data import NUM_SHARDS, SHARD_SIZE
+from openclip_superclip.files import whole_file, write_json, write_text
+from openclip_superclip.pages import markdown_table
+from openclip_superclip.studies.statistics import PairedDifference, Spread
 
 SWAPPED = 3 / 8  # of the captions; what is kept fills whole slices of whole steps
 PATTERN = f"{{000000..{NUM_SHARDS - 1:06d}}}.tar"

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
-from openclip_superclip.atomic_files import write_text
-from openclip_superclip.demo.demo_model import write_model
+from openclip_superclip.demo.data import write_model
 from openclip_superclip.demo.measures import evaluating, name_classifier, object_labels, share_found
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
-from openclip_superclip.seed_statistics import PairedDifference, Spread
-from openclip_superclip.study.trained_model import open_trained
-from openclip_superclip.table import markdown_table
+from openclip_superclip.files import write_text
+from openclip_superclip.pages import markdown_table
+from openclip_superclip.studies.measures import open_trained
+from openclip_superclip.studies.statistics import PairedDifference, Spread
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
 PASSES, BATCH = 3, 32  # over the new drawings

@@ -19,11 +19,10 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from openclip_superclip.data.word_course import BANDS, WordCourse, read_word_courses
-from openclip_superclip.data.word_course_figure import draw_word_courses
-from openclip_superclip.demo.demo_model import write_model
+from openclip_superclip.demo.data import write_model
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
-from openclip_superclip.seed_statistics import PairedDifference
+from openclip_superclip.studies.statistics import PairedDifference
+from openclip_superclip.words.learning import BANDS, WordCourse, draw_word_courses, read_word_courses
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024
 SEEDS, IDF = (0, 1, 2), ("online", "off")

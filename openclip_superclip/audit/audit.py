@@ -1,5 +1,9 @@
 """An audit: scores the pairs of a data set into a folder, and shows and keeps what the scores say."""
 
+import csv
+import hashlib
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,22 +11,175 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic_files import write_json
-from ..checkpoints.checkpoint import Checkpoint, latest_checkpoint
-from ..data.shard_pattern import is_remote
-from ..data.table_columns import Columns
+from ..checkpoints import HEAD_NAME
+from ..checkpoints.checkpoint import Checkpoint, file_of_weights, latest_checkpoint
+from ..checkpoints.run_outputs import options_to_keep
+from ..data.shards import is_remote
+from ..data.tables import Columns
+from ..environment import check_device
 from ..errors import InputError
-from ..tagging.tagging_model import open_checkpoint, read_model, without_head
-from ..torch_device import check_device
-from .audit_folder import AuditFolder
-from .audit_page import write_page
-from .audit_summary import kept_before, summary_of, told_of, write_left_out
-from .audited_data import WHOLE, AuditedFiles, Part, open_data
-from .kept_pairs import KEYS, check_table, choose, write_kept
-from .pair_reading import ReadPair, read_in_batches
-from .pair_scores import PairScore, PairScorer
-from .scored_pairs import ScoredPairs
-from .scores_file import UnfinishedScores
+from ..files import content_digest, file_identity, make_folder, write_json, write_text
+from ..words.tagger import open_checkpoint, read_model, without_head
+from .keep import KEYS, check_table, choose, write_kept
+from .page import write_page
+from .pairs import WHOLE, AuditedFiles, AuditedShards, Part, ReadPair, open_data, read_in_batches
+from .scorer import PairScore, PairScorer
+from .store import SCORES, ScoredPairs, UnfinishedScores, merge_scores, read_scores
+
+RECORD, SCORES_FILE = "audit.json", "scores.jsonl"
+
+
+class AuditFolder:
+    """OUT, which holds one audit: of one data set, by one model. Nothing is written before `claim`.
+
+    Raises InputError where OUT holds something else, or an audit of other data, by another model or in other parts.
+
+    Args:
+        architecture: the model's name, where it was given.
+        part: of this call; None where it is to score all, or to join parts that others have scored.
+    """
+
+    def __init__(
+        self, out: Path, data: AuditedFiles | AuditedShards, model: Checkpoint, architecture: str | None,
+        part: Part | None,
+    ):  # fmt: skip
+        self.out, self.scores = out, out / SCORES_FILE
+        self.facts = {
+            "data": data.given, "content of the data": data.digest(), "columns": list(getattr(data, "columns", [])),
+            "model": str(model.path), "content of the model": model_digest(model, architecture),
+        }  # fmt: skip
+        make_folder(out, "--out")
+        there = self._check()
+        self.num_parts = self.facts["parts"] = part.of if part else there["parts"] if there else 1
+        self._check()
+
+    def claim(self) -> None:
+        """Writes what the folder is of; InputError where another call has meanwhile."""
+        if self._check() is None:
+            write_json(self.out / RECORD, self.facts)
+
+    def _check(self) -> dict | None:
+        """Returns the record of the audit that is there, None where none is; InputError for that of another."""
+        files = list(self.out.iterdir())  # first: scores come after their record
+        record = self.out / RECORD
+        if not record.exists():
+            if any(not path.name.startswith(f"{RECORD}.") for path in files):
+                raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
+            return None
+        try:
+            there = json.loads(record.read_text())
+            assert isinstance(there["parts"], int)
+        except (OSError, ValueError, LookupError, TypeError, AssertionError):
+            raise InputError(f"--out: {record} is damaged: give another --out, or remove {self.out}") from None
+        for name in ("content of the data", "columns", "content of the model", "parts"):
+            if name in self.facts and there.get(name) != self.facts[name]:
+                shown = name.removeprefix("content of the ")  # the data and the model may have moved
+                found, given = there.get(shown), self.facts[shown]
+                told = f"{found}, and this is {given}" if found != given else f"{given} has changed since"
+                raise InputError(
+                    f"--out: {self.out} holds an audit with other {shown}: {told}: give another --out, or remove it"
+                )
+        return there
+
+    def file_of(self, part: Part) -> Path:
+        """Returns the file of a part's scores, once it is finished."""
+        if part.of == 1:
+            return self.scores
+        return self.out / f"scores-{part.number:0{len(str(part.of))}}-of-{part.of}.jsonl"
+
+    def is_finished(self, part: Part) -> bool:
+        """Returns whether a part needs no more scoring."""
+        return self.scores.exists() or self.file_of(part).exists()
+
+    def join(self) -> None:
+        """Makes the scores of all pairs out of the parts'; InputError where one is not finished."""
+        if self.scores.exists():
+            return
+        parts = [Part(number, self.num_parts) for number in range(1, self.num_parts + 1)]
+        missing = [part for part in parts if not self.is_finished(part)]
+        if missing:
+            named = ", ".join(f"--part {part.number}/{part.of}" for part in missing[:3])
+            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+            raise InputError(f"--out: {self.out} is an audit in {self.num_parts} parts; not finished: {named}{more}")
+        merge_scores([self.file_of(part) for part in parts], self.scores)
+
+
+def model_digest(model: Checkpoint, architecture: str | None) -> str:
+    """Returns what tells a model from others: its weights and head, its configuration, the options of its run."""
+    weights, options = file_of_weights(model.path), options_to_keep(model)
+    name = architecture or str(options.pop("model", ""))
+    files = [weights]
+    if model.path.is_dir():
+        files.append(weights.with_name(HEAD_NAME))
+    if name.startswith("local-dir:"):
+        files.append(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")
+        name = "local-dir:"  # which may have moved
+    elif name.endswith(".json"):
+        files.append(Path(name))
+    digest = hashlib.sha256(json.dumps([name, options], sort_keys=True, default=str).encode())
+    for file in files:
+        if file.is_file():
+            digest.update((file_identity(file) or content_digest(file)).encode())
+    return digest.hexdigest()
+
+
+NUM_TOLD = 20  # words of the summary
+
+
+def write_left_out(file: Path, scores: Path) -> None:
+    """Writes a row for each pair that could not be scored, and why."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["where", "key", "reason"])
+    for record in read_scores(scores):
+        if "problem" in record:
+            writer.writerow([record["where"], record["key"], record["problem"]])
+    write_text(file, text.getvalue())
+
+
+def summary_of(scored: ScoredPairs, num_scored: int) -> dict:
+    """Returns the numbers of an audit, for JSON."""
+    found = {"pairs": len(scored), "scored": num_scored, "left_out": dict(scored.problems), "scores": {}}
+    for name in SCORES:
+        values = scored.scores[name][np.isfinite(scored.scores[name])]
+        if len(values):
+            low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
+            found["scores"][name] = {"mean": float(values.mean()), "5 %": low, "median": middle, "95 %": high}
+    found["repeated_captions"] = scored.num_repeating()
+    rows = scored.words.rows()
+    found["words"] = {
+        "captions": sum(row.num_captions for row in rows),
+        "doubted": sum(row.num_doubted for row in rows),
+    }
+    found["doubted_most"] = [
+        {"word": row.word, "captions": row.num_captions, "doubted": row.num_doubted} for row in rows[:NUM_TOLD]
+    ]
+    return found
+
+
+def kept_before(file: Path) -> dict:
+    """Returns what an earlier call has told of what it kept, which lies there still."""
+    try:
+        return {"kept": json.loads(file.read_text())["kept"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def told_of(scored: ScoredPairs, num_scored: int, left_out: Path) -> str:
+    """Returns the numbers of an audit, for people; `left_out` is the file of what was."""
+    lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"]
+    if scored.problems:
+        reasons = ", ".join(f"{number:,} × {reason}" for reason, number in scored.problems.most_common())
+        lines[0] += f"; left out: {reasons}; {left_out} lists all"
+    if not scored.has_head:
+        lines.append("the model has no class head: CLIP score alone, no class loss and no words")
+        return "\n".join(lines)
+    rows = [row for row in scored.words.rows()[:5] if row.num_doubted]
+    if rows:
+        named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
+        lines.append(f"words doubted most often: {named}")
+    return "\n".join(lines)
+
 
 PAGE, LEFT_OUT, SUMMARY = "report.html", "left_out.csv", "summary.json"
 

@@ -5,18 +5,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score  # of the extra eval
+from sklearn.metrics import roc_auc_score
 
 from ..demo.scenes import DESIGNERS, NAMES, Scene, scenes
-from .caption_words import words_of
-from .pair_scores import PairScore, PairScorer, Seen
-from .scored_pairs import mean_of_ranks
-from .word_support import WordSupport
-from .word_table import WordTable
+from .scorer import PairScore, PairScorer, Seen, WordSupport, words_of
+from .store import WordTable, mean_of_ranks
 
 SWAPPED, REPLACED = 0.2, 0.2  # of the captions
+
+
 MISLABELLED = (0.1, 0.01)  # of the pictures
+
+
 NUM_WORDS = 20  # that are mislabelled, one at a time
+
+
 BATCH_SIZE = 250
 
 

@@ -6,8 +6,8 @@ import time
 import webdataset
 from open_clip_train.data import filter_no_caption_or_no_image, log_and_continue, tarfile_to_samples_nothrow
 
-from ..data.frequency_count import BATCH, Counting, each_counted
-from ..table import markdown_table
+from ..data.frequencies import BATCH, Counting, each_counted
+from ..pages import markdown_table
 
 
 def captions_per_second(counting: Counting, shards: list[str]) -> dict[str, tuple[float, float]]:

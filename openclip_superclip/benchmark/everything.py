@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..atomic_files import make_folder, write_json
+from ..environment import check_device, versions
 from ..errors import InputError
-from ..running.superclip_process import run_superclip
-from ..table import markdown_table
-from ..torch_device import check_device
-from ..versions import versions
+from ..files import make_folder, write_json
+from ..pages import markdown_table
+from ..runs.process import run_superclip
 from .noise_data import write_noise_classes, write_noise_shards
 
 RECIPE = "demo/superclip_demo-model_8k_bs64"  # whose data, model, precision and batch are set
+
+
 STEPS, SHARDS = 16, 32  # of the rehearsal
 
 

@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
-from ..atomic_files import whole_file, write_text
+from ..files import whole_file, write_text
 
 DISTINCT = 64  # pictures, which come again
+
+
 WORDS = ("a", "picture", "of", "noise", "in", "red", "green", "blue", "grey", "light", "dark", "soft")
 
 

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from ..errors import InputError
-from .checkpoint import Checkpoint
-from .run_options import options_to_keep
-from .weights_check import DOCUMENT_FREQUENCY, NUM_CAPTIONS, check_match, check_values
+from .checkpoint import DOCUMENT_FREQUENCY, NUM_CAPTIONS, Checkpoint, check_match, check_values
+from .run_outputs import options_to_keep
 
 COUNTS = (NUM_CAPTIONS, DOCUMENT_FREQUENCY)
 

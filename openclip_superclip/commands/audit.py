@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ..audit import SORTED_BY
 from ..errors import InputError
-from ..running.run_settings import RunSettings
-from .least_values import check_least
-from .table_options import OURS, add_columns, columns_of
+from ..rules import check_least
+from ..runs.run import RunSettings
+from .options import TABLE_FLAGS as OURS
+from .options import add_columns, columns_of
 
 STOPPED = 130  # by Ctrl-C
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     """Scores the pairs, writes the page and what is kept, prints the summary, and returns the exit code."""
     argv = argv[1:] if argv[:1] == ["--"] else argv  # which torchrun needs, and passes on
     options = _parse(argv)
-    from ..evaluation.evaluation_ranks import EvaluationRanks
+    from ..evaluation.features import EvaluationRanks
 
     ranks = EvaluationRanks()
     try:
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 def _audit(options: argparse.Namespace, ranks) -> str:
     """Returns what to print; nothing on ranks but the first."""
     from ..audit.audit import Audit, Options
-    from ..audit.audited_data import Part
+    from ..audit.pairs import Part
 
     part = Part(*options.part) if options.part else None
     if ranks.world_size > 1:

@@ -40,11 +40,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _average(options: argparse.Namespace) -> str:
-    from ..atomic_files import whole_output
     from ..checkpoints.averaging import average, options_of_all
-    from ..checkpoints.checkpoint import read_checkpoint
-    from ..checkpoints.overwrite_check import check_file_out
-    from ..checkpoints.weights_writer import save_weights
+    from ..checkpoints.checkpoint import read_checkpoint, save_weights
+    from ..files import check_file_out, whole_output
 
     check_file_out(options.out, options.overwrite, options.checkpoints)
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]

@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from ..environment import check_matplotlib
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
-from .least_values import check_least
+from ..rules import check_least
 
 OF_EVERYTHING = ("local_batches", "minutes", "picture_size")
+
+
 NOT_OF_EVERYTHING = ("precision", "head_batch", "local_batch", "grad_checkpointing", "step_memory")
 
 
@@ -16,8 +18,7 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.everything:
         return _everything(options)
-    from ..benchmark.head_cost import BenchmarkSettings, measure_head_cost
-    from ..benchmark.head_cost_tables import head_cost_tables
+    from ..benchmark.head_cost import BenchmarkSettings, head_cost_tables, measure_head_cost
 
     report = measure_head_cost(_settings(BenchmarkSettings, options))
     print(f"\n{head_cost_tables(report)}\n\n{options.out}/benchmark.json and benchmark.png hold the rest.")

@@ -4,10 +4,61 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..atomic_files import make_folder
+from ..demo.data import SCENES
+from ..demo.measures import describe
+from ..environment import check_matplotlib, check_scipy
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib, check_scipy
-from .least_values import check_least
+from ..files import make_folder
+from ..rules import check_least
+from ..studies.figures import draw_demo as draw
+from ..studies.measures import open_trained
+from ..studies.results import StudyResults
+from ..studies.study import study_call
+from ..studies.training import run_study
+
+
+def run_demo(out: Path, seeds: int | None, samples: int | None, jobs: int) -> str:
+    """Trains and measures CLIP and SuperCLIP by paired seeds into `out`, draws demo.png, and returns the results' text.
+
+    Everything that it reads is written below `out`, too.
+
+    Args:
+        seeds, samples: the study's where they are None.
+        jobs: runs at a time.
+    """
+    set_ = {} if samples is None else {"samples": str(samples)}
+    results = run_study(study_call("demo", out, seeds, "cpu", None, None, set_, scenes=out), jobs)
+    draw(out / "demo.png", _scores(results), _pictures(results, out), _title(results))
+    single = results.study.seeds == 1
+    said = "\n\nOne seed shows that it runs, and is no result: superclip demo trains four." if single else ""
+    return f"{results.tables()}{said}\n\n{out}/demo.png, study.csv, study.json and runs/ hold the rest."
+
+
+def _scores(results: StudyResults) -> dict[str, dict[str, list[float]]]:
+    return {
+        arm: {measure: results.spread(arm, None, measure).values for measure in results.measures}
+        for arm in results.study.arms
+    }
+
+
+def _pictures(results: StudyResults, out: Path) -> list[tuple]:
+    """Returns a few scenes with their objects and what the models of the first seed say."""
+    from ..checkpoints.run_outputs import checkpoints
+
+    said = {}
+    for record in results.records:
+        if record["seed"] == results.study.first_seed:
+            *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
+            said[record["arm"]] = describe(*open_trained(weights, f"local-dir:{out / SCENES.model}"))
+    return [
+        (clip[0], clip[1], {"CLIP": clip[2], "SuperCLIP": ours[2]})
+        for clip, ours in zip(said["CLIP"], said["SuperCLIP"], strict=True)
+    ]
+
+
+def _title(results: StudyResults) -> str:
+    return f"superclip demo: scenes composed of real drawings, {results.study.seeds} paired seed(s)"
+
 
 BATCH_SIZE = 32  # of the demo's recipe
 
@@ -21,8 +72,7 @@ def main(argv: list[str]) -> int:
         return _write_training_data(options.out)
     check_matplotlib("superclip demo")
     check_scipy("superclip demo")
-    from ..running.stop_signals import Stopped, stopped_by_signals
-    from ..study.demo_study import run_demo
+    from ..runs.process import Stopped, stopped_by_signals
 
     try:
         with stopped_by_signals():
@@ -62,7 +112,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _write_training_data(folder: Path) -> int:
-    from ..demo.training_data import write_training_data
+    from ..demo.data import write_training_data
 
     make_folder(folder, "--out")
     model, shards = write_training_data(folder)
@@ -71,8 +121,8 @@ def _write_training_data(folder: Path) -> int:
 
 
 def _write_evaluation(folder: Path) -> int:
-    from ..demo.dense_scenes import write_dense_scenes
-    from ..demo.evaluation_data import write_evaluation_data
+    from ..demo.data import write_evaluation_data
+    from ..demo.scenes import write_dense_scenes
 
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))

@@ -7,9 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..environment import check_clip_benchmark, check_matplotlib, check_torchmetrics
 from ..errors import InputError
-from ..optional_dependencies import check_clip_benchmark, check_matplotlib, check_torchmetrics
-from .least_values import check_least
+from ..rules import check_least
 
 ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -116,9 +116,8 @@ def _alphas(options: argparse.Namespace) -> list[float]:
 
 def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import select_datasets
-    from ..evaluation.evaluation_loop import evaluate_all
-    from ..evaluation.evaluation_ranks import EvaluationRanks
-    from ..evaluation.evaluation_report import draw_figures, result_folders, told, write_tables
+    from ..evaluation.evaluate import draw_figures, evaluate_all, result_folders, told, write_tables
+    from ..evaluation.features import EvaluationRanks
     from ..evaluation.models import checkpoints_of, find_models, interpolated_models
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
@@ -147,7 +146,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
 def _settings(options: argparse.Namespace):
     import torch
 
-    from ..evaluation.metrics import Settings
+    from ..evaluation.tasks import Settings
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

@@ -4,15 +4,49 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.table_columns import is_table_file
+import matplotlib
+import matplotlib.pyplot as plt
+
+from ..data.frequencies import Frequencies
+from ..data.tables import is_table_file
+from ..environment import check_matplotlib
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib
-from ..table import markdown_table
-from .least_values import check_least
-from .table_options import add_columns, columns_of
+from ..files import whole_file
+from ..method.token_statistics import idf
+from ..pages import markdown_table
+from ..rules import check_least
+from .options import add_columns, columns_of
+
+matplotlib.use("Agg")
+
+
+def draw(path: Path, frequencies: Frequencies) -> None:
+    """Draws two histograms: of captions a token, on a logarithmic axis, and of the weights that follow."""
+    counts = frequencies.document_frequency
+    held = counts[counts > 0]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.hist(held.double().log10().numpy(), bins=40, color="#d1495b")
+    left.set_xlabel("captions that hold the token, log10")
+    right.hist(idf(held, frequencies.num_captions).numpy(), bins=40, color="#d1495b")
+    right.set_xlabel("weight (IDF)")
+    for axes in (left, right):
+        axes.set_ylabel("tokens")
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        f"{frequencies.num_captions:,} captions ({frequencies.captions}); {len(held):,} of {len(counts):,} tokens held",
+        fontsize=9,
+    )
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
 
 LISTED = 20  # tokens that --show lists at either end
+
+
 USED = {"show": {"tokenizer_of"}, "merge": {"out"}}  # beside these two, which count nothing
+
+
 IDLE = {"benchmark": {"out", "workers"}}
 
 
@@ -110,10 +144,10 @@ def _counting(options: argparse.Namespace):
     import open_clip
     import torch
 
+    from ..checkpoints.architecture import know_model
     from ..config import Config
-    from ..data.frequency_count import Counting
-    from ..data.shard_pattern import expand
-    from ..model_files import know_model
+    from ..data.frequencies import Counting
+    from ..data.shards import expand
 
     torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
     if options.captions == "dual":
@@ -142,7 +176,7 @@ def _part(part: str, num_shards: int) -> tuple[int, int]:
 
 
 def _count(options: argparse.Namespace) -> str:
-    from ..data.frequency_count import count_shards
+    from ..data.frequencies import count_shards
 
     out = _out(options)
     counting, shards = _counting(options)
@@ -162,7 +196,7 @@ def _count(options: argparse.Namespace) -> str:
 
 
 def _merge(options: argparse.Namespace) -> str:
-    from ..data.frequency_file import merge, read_frequencies
+    from ..data.frequencies import merge, read_frequencies
 
     out = _out(options)
     total = merge([read_frequencies(part) for part in options.merge], [str(part) for part in options.merge])
@@ -171,11 +205,10 @@ def _merge(options: argparse.Namespace) -> str:
 
 
 def _show(options: argparse.Namespace) -> str:
-    from ..data.frequency_file import read_frequencies
-    from ..method.idf import idf
+    from ..data.frequencies import read_frequencies
+    from ..method.token_statistics import idf
 
     check_matplotlib("--show")
-    from ..data.frequency_figure import draw
 
     frequencies = read_frequencies(options.show)
     counts = frequencies.document_frequency

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from .least_values import check_least
+from ..rules import check_least
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _import(options: argparse.Namespace) -> str:
-    from ..checkpoints.authors_import import import_checkpoint
+    from ..checkpoints.authors import import_checkpoint
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     written = import_checkpoint(options.checkpoint, options.model, options.out, options.global_batch, options.overwrite)

@@ -35,13 +35,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _interpolate(options: argparse.Namespace) -> str:
-    from ..atomic_files import whole_output
     from ..checkpoints.averaging import interpolate
-    from ..checkpoints.checkpoint import read_checkpoint
-    from ..checkpoints.overwrite_check import check_file_out
-    from ..checkpoints.released_file import released_file
-    from ..checkpoints.run_options import options_to_keep
-    from ..checkpoints.weights_writer import save_weights
+    from ..checkpoints.checkpoint import read_checkpoint, save_weights
+    from ..checkpoints.pretrained import released_file
+    from ..checkpoints.run_outputs import options_to_keep
+    from ..files import check_file_out, whole_output
 
     check_file_out(options.out, options.overwrite, [options.released, options.tuned])
     released, tuned = read_checkpoint(released_file(options.released, "RELEASED")), read_checkpoint(options.tuned)

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..integration import patching
-from ..integration.installed_openclip import Installation, find_installation
+from ..openclip import patching
+from ..openclip.patching import Installation, find_installation
 
 EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.OTHER: 3, patching.MODIFIED: 4}
+
+
 ERROR = 2  # argparse's own
 
 

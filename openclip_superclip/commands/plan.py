@@ -1,11 +1,205 @@
-"""superclip plan: what a recipe comes to on given machines and data, before anything is trained."""
+"""A plan on one screen."""
 
 import argparse
 import json
 import math
+import shlex
+import textwrap
 
 from ..errors import InputError
-from .recipe_options import add_recipe_options, all_settings
+from ..pages import bytes_text
+from ..runs.plan import Plan
+from ..runs.recipe import METHODS, Recipe
+from .options import add_recipe_options, all_settings
+
+SHOWN = 10  # bad shards
+
+
+LONGEST = 1000  # characters of a pattern
+
+
+def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
+    """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
+    recipe = plan.recipe
+    lines = [
+        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}",
+        *_row("paper", paper_text(recipe) or "reproduces none of its values"),
+        *_row("batch", _batch(plan)),
+        *_row("steps", _steps(plan)),
+        *_row("slices", _slices(plan, cost)),
+        *_row("compute", _compute(plan, cost)),
+        *_row("model", _model(cost)),
+        *_row("memory", _memory(plan, memory)),
+        *(_row("rehearsed", _rehearsed(rehearsed)) if rehearsed else []),
+        *_row("checkpoint", _checkpoints(plan, cost)),
+        *(line for warning in plan.warnings for line in _row("warning", warning)),
+        *_data(plan, checked),
+        "",
+        _where(plan),
+        command_text(plan),
+    ]
+    return "\n".join(lines)
+
+
+def paper_text(recipe: Recipe) -> str:
+    """Returns the paper's values of a recipe; "" where it reproduces none."""
+    if recipe.paper is None:
+        return ""
+    values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
+    return f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+
+
+def command_text(plan: Plan) -> str:
+    """Returns the command for a shell, a few flags a line."""
+    line = "superclip train"
+    if plan.world_size > 1:
+        where = "--standalone"
+        if plan.nodes > 1:
+            where = f"--nnodes {plan.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
+        line = f"torchrun {where} --nproc-per-node {plan.gpus_per_node} -m openclip_superclip train --"
+    lines = []
+    for flag in _flags([*plan.command, "--logs", "runs", "--name", plan.recipe.name]):
+        if len(line) + len(flag) > 115:
+            lines.append(line)
+            line = " "
+        line += f" {flag}"
+    return " \\\n".join([*lines, line])
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """Returns each flag with its values as the shell reads them."""
+    flags = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flags.append(argument)
+        else:
+            flags[-1] += f" {shlex.quote(argument)}"
+    return flags
+
+
+def _row(label: str, text: str) -> list[str]:
+    """Returns the lines of a row, wrapped."""
+    indents = {"initial_indent": f"  {label:<12}", "subsequent_indent": " " * 14}
+    return textwrap.wrap(text, 118, **indents, break_long_words=False, break_on_hyphens=False)
+
+
+def _batch(plan: Plan) -> str:
+    rank, ranks = ("GPU", "GPUs") if plan.device == "cuda" else ("process", "processes")
+    accumulated = f" × {plan.accum_freq} accumulated" if plan.accum_freq > 1 else ""
+    return (
+        f"{plan.global_batch_size:,} = {plan.batch_size:,} a {rank}{accumulated} × {plan.world_size} {ranks} "
+        f"({plan.nodes} × {plan.gpus_per_node})"
+    )
+
+
+def _steps(plan: Plan) -> str:
+    recipe = plan.recipe
+    return (
+        f"{plan.steps:,}: {plan.samples:,} samples, {plan.samples / recipe.data_samples:.3g} × the data set; learning "
+        f"rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"
+    )
+
+
+def _slices(plan: Plan, cost: dict) -> str:
+    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    return (
+        f"{plan.num_slices}, {plan.slices_per_pass} to a pass; a checkpoint after each, every {plan.slice_steps:,} "
+        f"steps{minutes}: what an interruption loses at most"
+    )
+
+
+def _compute(plan: Plan, cost: dict) -> str:
+    flops = f"{cost['flops']:.2e} FLOPs, {cost['flops_per_sample'] / 1e9:,.1f} G a sample"
+    if cost["samples_per_second"]:
+        return f"{flops}; {_hours(cost)} at {cost['samples_per_second']:,.10g} samples/s"
+    if plan.device == "cpu":
+        return flops
+    return f"{flops}; {_hours(cost)} at {cost['mfu']:.0%} of {cost['gpu_tflops']:g} TFLOPS a GPU"
+
+
+def _hours(cost: dict) -> str:
+    return f"{cost['gpu_hours']:,.3g} GPU-hours, {cost['hours']:,.3g} hours"
+
+
+def _model(cost: dict) -> str:
+    if "vocabulary" not in cost:
+        return f"{cost['parameters']:,} parameters"
+    return (
+        f"{cost['parameters']:,} parameters, {cost['head_parameters']:,} of them the head's, for the vocabulary's "
+        f"{cost['vocabulary']:,} tokens ({cost['ignored_tokens']} special ones left out)"
+    )
+
+
+def _memory(plan: Plan, memory: dict) -> str:
+    if "unknown" in memory:
+        return f"not known: {memory['unknown']}"
+    parts = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
+    listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items())
+    text = f"{bytes_text(memory['peak'])} of tensors at the peak of a step ({listed})"
+    if plan.device == "cpu":
+        return text
+    if memory["gpu"]:
+        return f"{text}; {memory['gpu']['name']} holds them, with a tenth left for what is no tensor"
+    holders = ", ".join(memory["held_by"]) or "no GPU that --gpu knows; it says how many samples fit one"
+    return f"{text}; held, with a tenth left for what is no tensor, by {holders}"
+
+
+def _rehearsed(told: dict) -> str:
+    hours, memory = told["hours"], told["memory"]
+    return (
+        f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, checkpoints included; {bytes_text(memory['peak'])} at the "
+        f"peak of a {memory['of']}; limited by {told['limit']}"
+    )
+
+
+def _checkpoints(plan: Plan, cost: dict) -> str:
+    size, most = bytes_text(cost["checkpoint_bytes"]), bytes_text(cost["disk_bytes"])
+    lasts = "" if plan.is_table else " and each pass's last"
+    return (
+        f"{size}: weights, AdamW's moments and counts; superclip run keeps the two newest, one of every "
+        f"{plan.kept_every}{lasts}, {most} at most"
+    )
+
+
+def _data(plan: Plan, checked: dict | None) -> list[str]:
+    if checked is None:
+        return _row("data", f"{plan.data}, the recipe's own: not checked; --data SHARDS looks at yours")
+    if "rows" in checked:
+        looked = "all pictures were read" if checked["full"] else "the first pictures were read"
+        lines = _row("data", f"{plan.data}: a table of {checked['rows']:,} pairs; {looked}")
+        lines += [line for text in checked["warnings"] for line in _row("warning", text)]
+        return lines + _bad("bad picture", checked["bad"])
+    if checked["found"] is None:
+        return [*_row("data", plan.data), *(line for text in checked["warnings"] for line in _row("warning", text))]
+    counted = f", {checked['samples']:,} samples counted" if checked["full"] else ""
+    listed = f", {checked['samples_listed']:,} samples by sizes.json" if checked["samples_listed"] else ""
+    looked = "all were read" if checked["full"] else "the first and the last were read"
+    lines = _row(
+        "data",
+        f"{plan.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"
+        f"{counted}{listed}; {looked}",
+    )
+    for warning in checked["warnings"]:
+        lines += _row("warning", warning)
+    lines += _bad("bad shard", checked["bad"])
+    if checked["good"] and len(checked["good"]) > LONGEST:
+        lines += _row("without bad", "a long pattern, which --json holds as data_check.good")
+    elif checked["good"]:
+        lines += _row("without bad", f"--data {shlex.quote(checked['good'])}")
+    return lines
+
+
+def _bad(label: str, found: list[dict]) -> list[str]:
+    lines = [line for one in found[:SHOWN] for line in _row(label, f"{one['shard']}: {one['problem']}")]
+    more = f"and {len(found) - SHOWN:,} more: --json lists all"
+    return lines + (_row("", more) if len(found) > SHOWN else [])
+
+
+def _where(plan: Plan) -> str:
+    if plan.nodes > 1:
+        return f"On each node, $NODE from 0 to {plan.nodes - 1}, $HEAD the first one's name:"
+    return "The command, which superclip run gives:"
+
 
 MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 
@@ -13,13 +207,10 @@ MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
     options = _parse(argv)
-    from ..planning.cost import estimate_cost
-    from ..planning.gpu_memory import estimate_memory, find_gpu
-    from ..planning.plan import make_plan
-    from ..planning.plan_summary import plan_text
-    from ..planning.recipe_file import read_recipe
-    from ..planning.rehearsed import read_rehearsal
-    from ..planning.table_data import with_table
+    from ..runs.cost import estimate_cost, estimate_memory, find_gpu
+    from ..runs.plan import make_plan, with_table
+    from ..runs.recipe import read_recipe
+    from ..runs.rehearsal import read_rehearsal
 
     if options.gpu is not None:
         options.gpu = find_gpu(options.gpu)

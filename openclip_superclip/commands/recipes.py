@@ -1,9 +1,81 @@
 """superclip recipes: a table of all recipes."""
 
 import argparse
+import dataclasses
 import json
+import textwrap
+from collections.abc import Sequence
 
+from ..config import Config
 from ..errors import InputError
+from ..pages import markdown_table
+from ..runs.recipe import FIELDS, KINDS, MEASURES, REQUIRED, TAKEN, VALUES, is_mapping
+
+ABOUT = """# The fields of a recipe
+
+```bash
+superclip recipes --fields
+```
+
+prints this page. A recipe is one YAML file with these fields and no others; `--set FIELD=VALUE` replaces one,
+`--set superclip.weight=2` one within another. [Recipes](recipes.md) tells how they are trained."""
+
+
+OF_SUPERCLIP = """## superclip
+
+The fields of [`--superclip`](../README.md), each the flag of the same name. Left out, a field has its default."""
+
+
+OF_FLAGS = """## flags
+
+Any flag of OpenCLIP (`superclip train --help`), without the dashes: `grad-checkpointing: true`, `val-data: val.csv`.
+"""
+
+
+OF_PAPER = """## paper
+
+"""
+
+
+def reference() -> str:
+    """Returns the page, docs/recipe-fields.md, in Markdown."""
+    rows = [
+        [f"`{name}`", _kind(name), "yes" if name in REQUIRED else "", _meaning(name, field)]
+        for name, field in FIELDS.items()
+    ]
+    options = [
+        [f"`{field.name}`", f"`{field.metadata['flag']}`", _default(field.default), field.metadata["help"]]
+        for field in dataclasses.fields(Config)
+    ]
+    return "\n\n".join(
+        [
+            ABOUT,
+            markdown_table(["field", "holds", "required", "meaning"], rows),
+            OF_SUPERCLIP,
+            markdown_table(["field", "flag", "default", "meaning"], options),
+            OF_FLAGS
+            + _listed("These are not among them, since they follow from other fields or are the run's to say: ", TAKEN),
+            OF_PAPER + _listed("`values` holds, in percent but for `nyuv2_rmse` and `llava_mme`, some of ", MEASURES),
+        ]
+    )
+
+
+def _listed(said: str, names: Sequence[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in names)
+    return textwrap.fill(f"{said}{names}.", width=120, break_long_words=False, break_on_hyphens=False)
+
+
+def _kind(name: str) -> str:
+    return KINDS[dict if is_mapping(name) else FIELDS[name].type]
+
+
+def _meaning(name: str, field: dataclasses.Field) -> str:
+    return field.metadata["help"] + (f" ({VALUES[name][1]})" if name in VALUES else "")
+
+
+def _default(default) -> str:
+    return "none" if default in ("", None) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
 
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
@@ -22,11 +94,10 @@ def main(argv: list[str]) -> int:
     if options.fields:
         if options.words or options.json:
             raise InputError("--fields is about every recipe: leave out WORD and --json")
-        from ..planning.recipe_reference import reference
 
         print(reference())
         return 0
-    from ..planning.recipe_file import read_recipe, recipe_files
+    from ..runs.recipe import read_recipe, recipe_files
 
     named = {f"{path.parent.name}/{path.stem}": path for path in recipe_files()}
     found = {
@@ -44,7 +115,7 @@ def main(argv: list[str]) -> int:
 
 def table(recipes: dict) -> str:
     """Returns a line for each recipe, given by name."""
-    from ..planning.recipe_rules import METHODS
+    from ..runs.recipe import METHODS
 
     rows = [HEAD]
     for name, recipe in recipes.items():

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .least_values import check_least
-from .recipe_options import add_engine, add_nproc, add_recipe_options, all_settings
+from ..rules import check_least
+from .options import add_engine, add_nproc, add_recipe_options, all_settings
 
 STEPS = 100
 
@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
     It has failed, too, where the training that was stopped and resumed is another than the undisturbed one.
     """
     options = _parse(argv)
-    from ..planning.plan import make_plan
-    from ..running.placement import find_placement
-    from ..running.run_folder import recipe_and_folder
+    from ..runs.folder import recipe_and_folder
+    from ..runs.machines import find_placement
+    from ..runs.plan import make_plan
 
     placement = find_placement()
     recipe, out = recipe_and_folder(options.recipe, all_settings(options), options.out, options.data)
@@ -33,11 +33,10 @@ def main(argv: list[str]) -> int:
         if (folder / "rehearsal.json").exists() or (not is_again and any(folder.glob("*disturbed*/run.json"))):
             raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")
         plan.check_data()
-    from ..atomic_files import write_json
-    from ..running.rehearsal import Rehearsal, rehearsed_plan
-    from ..running.rehearsal_report import other_training, report, report_text
-    from ..running.run_limits import STARTS_WITHOUT_A_SLICE
-    from ..running.stop_signals import QUEUE_AGAIN, Stopped
+    from ..files import write_json
+    from ..runs.process import QUEUE_AGAIN, Stopped
+    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_plan, report, report_text
+    from ..runs.run import STARTS_WITHOUT_A_SLICE
 
     for interruptions in range(placement.restarts, STARTS_WITHOUT_A_SLICE):
         rehearsal = Rehearsal(rehearsed_plan(plan, options.steps), placement, folder, options.engine, interruptions)

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from .. import __version__
+from ..environment import check_matplotlib, check_scipy
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib, check_scipy
 
 
 def main(argv: list[str]) -> int:
@@ -14,10 +14,8 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     check_matplotlib("superclip report")
     check_scipy("superclip report")
-    from ..report.comparison import find_comparisons
-    from ..report.copied_runs import tell_copies
-    from ..report.reported_run import MISSING
-    from ..report.run_reader import read_runs
+    from ..studies.comparison import find_comparisons
+    from ..studies.finished_runs import MISSING, read_runs, tell_copies
 
     paths = {path.resolve(): path for path in options.runs}  # each once, however it is written
     runs = read_runs(list(paths.values()))
@@ -26,7 +24,7 @@ def main(argv: list[str]) -> int:
     if len(missing) == len(runs):
         told = "; ".join(f"{run.path}: {run.note}" for run in missing[:3])
         raise InputError(f"RUN: no run was found ({told}); give folders of superclip run or of OpenCLIP's training")
-    from ..report.report_folder import write_report
+    from ..studies.report import write_report
 
     facts = (
         f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "

@@ -4,19 +4,19 @@ import argparse
 import shlex
 import sys
 
-from .least_values import check_least
-from .recipe_options import add_nproc, add_run_options, all_settings, run_settings
+from ..rules import check_least
+from .options import add_nproc, add_run_options, all_settings, run_settings
 
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
     options = _parse(argv)
-    from ..optional_dependencies import check_horovod
-    from ..planning.plan import make_plan
-    from ..running.node_run import NodeRun
-    from ..running.placement import find_placement
-    from ..running.run_folder import recipe_and_folder
-    from ..running.stop_signals import QUEUE_AGAIN, Stopped, stopped_by_signals
+    from ..environment import check_horovod
+    from ..runs.folder import recipe_and_folder
+    from ..runs.machines import find_placement
+    from ..runs.node import NodeRun
+    from ..runs.plan import make_plan
+    from ..runs.process import QUEUE_AGAIN, Stopped, stopped_by_signals
 
     placement = find_placement()
     recipe, folder = recipe_and_folder(options.recipe, options.set, options.out, options.data)

@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError
-from .least_values import check_least
-from .table_options import OURS, add_columns, columns_of
+from ..rules import check_least
+from .options import TABLE_FLAGS as OURS
+from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
     """Writes the shards, prints what there is and what was left out, and returns the exit code."""
     options = _parse(argv)
-    from ..data.pair_shards import Writing, write_pair_shards
-    from ..data.pair_sources import Keys, read_source
+    from ..data.conversion import Keys, Writing, read_source, write_pair_shards
 
     source = read_source(options.source, Keys(columns_of(options), options.label_key, options.long_key), options.images)
     writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
@@ -68,7 +68,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _told(written, out: Path) -> str:
-    from ..data.pair_shards import told_reasons
+    from ..data.conversion import told_reasons
 
     patterns, sizes = written.patterns, written.sizes
     lines = [f"{split}: {sizes[split]:,} pairs in {pattern}" for split, pattern in patterns.items()]

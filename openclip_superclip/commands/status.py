@@ -1,17 +1,108 @@
-"""superclip status: how runs stand, here and on SLURM."""
+"""How runs stand, for people: what their folders say, and what SLURM says of their jobs."""
 
 import argparse
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError
-from ..running.run_status import RunStatus, find_runs, run_status
-from ..running.slurm_queue import my_jobs
-from ..table import markdown_table
+from ..pages import markdown_table
+from ..runs.folder import PERIOD, RUNNING, read_object, seconds_since, told_state
+from ..runs.machines import QueuedJob, my_jobs
+
+FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder that holds one of them is a run's
+
+
+DEEP = 4  # folders below those that are given: STUDY/runs/RUN lies two below
+
+
+SUBMITTED, NOT_STARTED, UNREADABLE = "submitted", "not started", "unreadable"
+
+
+SILENT = 6 * PERIOD  # seconds without a heartbeat that are worth a word
+
+
+class RunStatus(NamedTuple):
+    """One run, in words."""
+
+    run: Path
+    state: str
+    progress: str
+    speed: str  # samples a second
+    end: str  # when it is expected
+    job: str  # SLURM's number and state
+    note: str  # an error, or what holds it up
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more is to come of it by itself."""
+        return self.state.startswith((RUNNING, SUBMITTED)) or bool(self.job)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """Returns the folders of runs that are these or lie in them; InputError for what is no folder or holds none."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; expected a run's, or one that holds runs")
+        here = list(_runs_in(folder, DEEP))
+        if not here:
+            raise InputError(f"{folder} holds no run: expected state.json in it, or in a folder below it")
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> RunStatus:
+    """Returns how a run stands; `queue` is what `slurm_queue.my_jobs` says."""
+    told = told_state(run)
+    number = told.get("job") if told.get("job") in queue else read_object(run / "submitted.json").get("job")
+    job = queue.get(number)
+    state = told.get("state") or (UNREADABLE if (run / "state.json").exists() else SUBMITTED if job else NOT_STARTED)
+    note = told.get("error") or told.get("note") or ""
+    silent = seconds_since(told.get("heartbeat")) if state == RUNNING else 0
+    return RunStatus(
+        run,
+        f"{state}, silent for {silent:.0f} s" if silent > SILENT else state,
+        _progress(told),
+        f"{told['samples_per_second']:,.0f}" if state == RUNNING and told.get("samples_per_second") else "",
+        _clock(told.get("expected_end")) if state == RUNNING else "",
+        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
+        "state.json is no JSON object: remove it, and the next start writes it" if state == UNREADABLE else note,
+    )
+
+
+def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
+    if any((folder / name).exists() for name in FILES):
+        yield folder
+    elif deep:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from _runs_in(inner, deep - 1)
+
+
+def _progress(told: dict) -> str:
+    if not told.get("steps"):
+        return ""
+    share = 100 * told.get("step", 0) / told["steps"]
+    return f"{share:.0f} %, {told.get('epoch', 0)} of {told.get('slices')} slices"
+
+
+def _clock(time: str | None) -> str:
+    """Returns a time of today as 14:05, of another day with its date."""
+    if time is None:
+        return ""
+    end = datetime.fromisoformat(time).astimezone()
+    return f"{end:%H:%M}" if end.date() == datetime.now().date() else f"{end:%Y-%m-%d %H:%M}"
+
 
 FOLDERS = ("runs", "studies")  # where the commands put runs
+
+
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
+
+
 EACH = 10  # seconds between two looks
 
 

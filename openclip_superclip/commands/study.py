@@ -4,12 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..environment import check_matplotlib, check_scipy
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib, check_scipy
-from .least_values import check_least
-from .recipe_options import add_run_settings, add_split_options, all_settings, run_settings
-from .slurm_options import add_slurm_options, given_slurm_options, sbatch_joined, slurm_request, with_sites_stage
-from .table_options import add_columns
+from ..rules import check_least
+from .options import (
+    add_columns,
+    add_run_settings,
+    add_slurm_options,
+    add_split_options,
+    all_settings,
+    given_slurm_options,
+    run_settings,
+    sbatch_joined,
+    slurm_request,
+    with_sites_stage,
+)
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
 
@@ -17,13 +26,13 @@ OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits that; returns the exit code."""
     options = _parse(argv)
-    from ..study.study_file import read_study, study_files
+    from ..studies.study import read_study, study_files
 
     if options.list:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
-    from ..study.study_call import study_call
+    from ..studies.study import study_call
 
     call = study_call(
         options.study, options.out, options.seeds, options.device, options.data, options.val_data,
@@ -34,8 +43,8 @@ def main(argv: list[str]) -> int:
     if options.slurm:
         print(_submitted(call, options), end="" if options.dry_run else "\n")
         return 0
-    from ..running.stop_signals import Stopped, stopped_by_signals
-    from ..study.study import choose_rates, run_study
+    from ..runs.process import Stopped, stopped_by_signals
+    from ..studies.training import choose_rates, run_study
 
     try:
         with stopped_by_signals():
@@ -53,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def _submitted(call, options: argparse.Namespace) -> str:
     """Submits the study's jobs and returns what to print: their numbers, or with --dry-run their commands."""
-    from ..study.study_submission import StudySubmission
+    from ..studies.study_jobs import StudySubmission
 
     request = slurm_request(options)
     submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)

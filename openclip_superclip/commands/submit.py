@@ -6,17 +6,24 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .recipe_options import add_run_options, all_settings, run_settings
-from .slurm_options import add_slurm_options, sbatch_joined, slurm_request, with_sites_stage
+from .options import (
+    add_run_options,
+    add_slurm_options,
+    all_settings,
+    run_settings,
+    sbatch_joined,
+    slurm_request,
+    with_sites_stage,
+)
 
 if TYPE_CHECKING:
-    from ..running.submission import Submission
+    from ..runs.slurm import Submission
 
 
 def main(argv: list[str]) -> int:
     """Writes the sbatch command beside the run, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
-    from ..running.submission import Submission
+    from ..runs.slurm import Submission
 
     submission = Submission(
         options.recipe, slurm_request(options), all_settings(options), options.out, options.data,

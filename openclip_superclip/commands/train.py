@@ -1,3 +1,1 @@
 """superclip train: OpenCLIP's training command, with the plugins' options."""
-
-from ..integration.training import train as main  # noqa: F401

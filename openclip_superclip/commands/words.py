@@ -5,12 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-from ..atomic_files import make_folder
+from ..environment import check_matplotlib, check_starlette
 from ..errors import InputError
-from ..optional_dependencies import check_matplotlib, check_starlette
-from .least_values import check_least
+from ..files import make_folder
+from ..rules import check_least
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
+
+
 STOPPED = 130  # by Ctrl-C
 
 
@@ -21,7 +23,7 @@ def main(argv: list[str]) -> int:
         return _course(options)
     if options.serve:
         return _serve(options)
-    from ..tagging.picture_files import find_pictures
+    from ..words.tag_images import find_pictures
 
     paths = find_pictures(options.images)
     if options.heatmap:
@@ -109,8 +111,7 @@ def _check_course(options: argparse.Namespace) -> None:
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words; returns the exit code."""
     check_matplotlib("--course")
-    from ..data.word_course import missing_told, read_word_courses
-    from ..data.word_course_folder import course_record, course_text, write_word_courses
+    from ..words.learning import course_record, course_text, missing_told, read_word_courses, write_word_courses
 
     out = options.out or Path("word_course")
     courses = read_word_courses(options.course)
@@ -143,7 +144,7 @@ def _serve(options: argparse.Namespace) -> int:
     """Answers browsers until Ctrl-C; returns the exit code."""
     check_starlette("--serve")
     check_matplotlib("--serve")
-    from ..tagging.page_server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
+    from ..words.server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
 
     host = options.host or LOOPBACK
     listening = bind(host, 8000 if options.port is None else options.port)
@@ -159,8 +160,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _tagger(options: argparse.Namespace, out: Path | None):
     """Returns what sees words, for a folder of results that can be written, and is not left where the model is none."""
-    from ..tagging.tagger import Tagger
-    from ..tagging.tagging_model import open_with_head
+    from ..words.tagger import Tagger, open_with_head
 
     is_new = out is not None and not out.exists()
     if out is not None:
@@ -175,7 +175,7 @@ def _tagger(options: argparse.Namespace, out: Path | None):
 
 def _print(options: argparse.Namespace, paths: list[Path]) -> int | None:
     """Prints each picture's table or line of JSON; returns how many could not be read, None where it was stopped."""
-    from ..tagging.tagged_picture import tag_pictures
+    from ..words.tag_images import tag_pictures
 
     heatmaps = Path("words") if options.heatmap else None
     num_seen = num_skipped = 0
@@ -194,7 +194,7 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
     """Writes the folder; returns how many pictures could not be read, None where it was stopped."""
     from tqdm import tqdm
 
-    from ..tagging.words_folder import unfinished_words, write_words_folder
+    from ..words.tag_images import unfinished_words, write_words_folder
 
     out = options.out or Path("words")
     tagger, skipped = _tagger(options, out), []

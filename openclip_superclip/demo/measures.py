@@ -11,7 +11,7 @@ from open_clip_train.train import get_clip_metrics
 from PIL import Image
 from torch import Tensor, nn
 
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, Scene, make_scene, names_of, scenes
+from .scenes import DESIGNERS, NAMES, Scene, make_scene, names_of, scenes
 
 BATCH_SIZE = 250
 

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit
 from ..checkpoints.averaging import interpolate
-from ..checkpoints.checkpoint import Checkpoint, read_checkpoint
-from ..checkpoints.model_folder import write_model
-from ..checkpoints.released_file import released_file
-from ..checkpoints.run_options import run_behind
-from ..checkpoints.weights_check import check_match
+from ..checkpoints.checkpoint import Checkpoint, check_match, read_checkpoint
+from ..checkpoints.export import write_model
+from ..checkpoints.pretrained import released_file
+from ..checkpoints.run_outputs import run_behind
 from ..errors import InputError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")

@@ -10,14 +10,12 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
-from ..distributed import rank_sums as ranks
 from ..errors import InputError
-from .class_head import ClassHead
-from .head_loading import keep_fresh_head
-from .idf import DocumentFrequency, FixedIDF
+from . import ranks
+from .head import ClassHead, keep_fresh_head
 from .patch_tokens import encode_image, encode_image_with_pooled, encode_image_with_pooled_tokens, patch_tokens
-from .token_statistics import TokenStatistics
-from .word_sums import EpochWords, WordSums
+from .token_statistics import DocumentFrequency, FixedIDF, TokenStatistics
+from .word_knowledge import EpochWords, WordSums
 
 
 class _WithClassHead:

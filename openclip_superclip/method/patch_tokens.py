@@ -82,7 +82,7 @@ def encode_image_with_pooled_tokens(visual: VisionTransformer, image: Tensor) ->
 
 
 def encode_image_with_pooled(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns image features [B, E], the pooled vector before the projection and the mean patch token, float32 [B, W]."""
+    """Returns image features [B, E], the pooled vector [B, W] and the mean patch token [B, W]."""
     output = visual.forward_intermediates(
         image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
     )

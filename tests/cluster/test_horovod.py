@@ -19,12 +19,11 @@ from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import WHOLE_PICTURES, Run, load, run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main as superclip_main
-from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.demo.scenes import write_shards
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running.training_engine import engine_flags
+from openclip_superclip.runs.plan import engine_flags, make_plan
+from openclip_superclip.runs.recipe import read_recipe
 
 pytestmark = pytest.mark.horovod
 

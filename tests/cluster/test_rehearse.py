@@ -9,10 +9,10 @@ from support.forked_command import run_superclip
 from support.tiny_run import write_plugin, write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running.rehearsal import Rehearsal
-from openclip_superclip.running.stop_signals import QUEUE_AGAIN
+from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.process import QUEUE_AGAIN
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.rehearsal import Rehearsal
 
 pytestmark = pytest.mark.slow
 

@@ -28,11 +28,11 @@ from support.tiny_run import (
 )
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.frequency_file import read_frequencies
-from openclip_superclip.report.run_reader import read_run
-from openclip_superclip.running import node_run
-from openclip_superclip.running.checkpoint_files import checkpoints, is_whole
-from openclip_superclip.running.run_state import told_state
+from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
+from openclip_superclip.data.frequencies import read_frequencies
+from openclip_superclip.runs import node
+from openclip_superclip.runs.folder import told_state
+from openclip_superclip.studies.finished_runs import read_run
 
 SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
@@ -282,8 +282,8 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     assert (set(told[:-1]), told[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
 
     run = recipe.parent / "always failing"
-    assert node_run.STARTS_WITHOUT_A_SLICE == 3
-    monkeypatch.setattr(node_run, "STARTS_WITHOUT_A_SLICE", 2)  # they are slow
+    assert node.STARTS_WITHOUT_A_SLICE == 3
+    monkeypatch.setattr(node, "STARTS_WITHOUT_A_SLICE", 2)  # they are slow
     plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
     code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1

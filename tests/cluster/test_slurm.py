@@ -16,8 +16,8 @@ from support.slurm_cluster import Cluster, wait_until
 from support.small_shards import write_shards
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
-from openclip_superclip.demo.evaluation_data import write_evaluation_data
-from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.runs.recipe import read_recipe
 
 pytestmark = pytest.mark.slurm
 
@@ -81,7 +81,7 @@ def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_fail
     folder = work / "runs/rehearsal"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
     wait_for_epoch(folder / "undisturbed", 0)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     ended = cluster.wait(job, 1200)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (folder / f"slurm-{job}.out").read_text()
     assert state(folder / "undisturbed")["error"].startswith("rank 1 on node2: it was ended from outside")
@@ -147,7 +147,7 @@ def test_a_killed_superclip_run_starts_the_job_again_and_a_port_that_is_taken_is
         listening.kill()
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
     wait_for_epoch(run, 3)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_launcher")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.launcher")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
     output = (run / f"slurm-{job}.out").read_text()
@@ -165,7 +165,7 @@ def test_a_rank_that_is_killed_starts_the_job_again_without_its_node(cluster, wo
     job, _ = submit(cluster, work, recipe, "--nodes", "1", "--gpus-per-node", "1", "--device", "cpu", "--out", run)
     wait_for_epoch(run, 1)
     node = cluster.job(job)["NodeList"]
-    cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     starts = json.loads((run / "run.json").read_text())["attempts"]
@@ -183,7 +183,7 @@ def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, 
     wait_for_epoch(run, 1)
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.running.rank_process")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     wait_until(lambda: state(run)["state"] == "preempted", 600, "the state")
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"

@@ -9,8 +9,8 @@ import pytest
 from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.shipped_files import shipped_folder
+from openclip_superclip.files import shipped_folder
+from openclip_superclip.runs.recipe import read_recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"

@@ -9,8 +9,8 @@ import statistics
 import pytest
 from support.pages import PAGES, ROOT
 
-from openclip_superclip.study.study_file import Study, read_study
-from openclip_superclip.study.study_results import StudyResults
+from openclip_superclip.studies.results import StudyResults
+from openclip_superclip.studies.study import Study, read_study
 
 RECORDED = {path.parent.name: path for path in sorted((ROOT / "docs" / "studies").glob("*/study.json"))}
 

@@ -13,11 +13,11 @@ from support.pages import PAGES, ROOT
 import openclip_superclip
 from openclip_superclip import __version__, hooks
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.benchmark.head_cost_tables import head_cost_tables
+from openclip_superclip.benchmark.head_cost import head_cost_tables
 from openclip_superclip.commands import patch
 from openclip_superclip.config import Config, DataConfig
-from openclip_superclip.integration import patching
-from openclip_superclip.integration.unpatched_openclip import REPLACED
+from openclip_superclip.openclip import patching
+from openclip_superclip.openclip.v3 import REPLACED
 
 README = PAGES["README.md"]
 

@@ -18,7 +18,7 @@ from support.training_runs import run_ranks
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
-from openclip_superclip.integration import patching
+from openclip_superclip.openclip import patching
 
 
 @each_release

@@ -10,7 +10,7 @@ from support.openclip_releases import CHANGED, HOOKS, PATCH, RELEASES, copy, eac
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
-from openclip_superclip.integration import patching
+from openclip_superclip.openclip import patching
 
 
 @each_release

@@ -14,8 +14,7 @@ import conftest  # noqa: F401  # the environment of the tests
 import horovod.torch as hvd
 import torch
 
-from openclip_superclip.distributed.horovod_fixes import fix_horovod
-from openclip_superclip.distributed.horovod_rendezvous import join_ranks
+from openclip_superclip.openclip.horovod import fix_horovod, join_ranks
 from support.three_steps import train_three_steps
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import open_clip
 import torch
 
-from openclip_superclip.atomic_files import whole_file
-from openclip_superclip.demo.demo_model import NUM_TOKENS_WITHOUT_MERGES
+from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
+from openclip_superclip.files import whole_file
 
 VOCAB_SIZE = 4096
 SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end

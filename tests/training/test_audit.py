@@ -17,7 +17,7 @@ from support.training_runs import run_ranks, superclip_train
 from webdataset import TarWriter
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shard_contents import look
+from openclip_superclip.data.shards import look
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 16), (16, 0), (16, 16)]

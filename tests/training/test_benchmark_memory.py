@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark.loss_variants import compute, make_inputs
-from openclip_superclip.benchmark.time_and_memory import peak_memory
+from openclip_superclip.benchmark.head_cost import compute, make_inputs, peak_memory
 
 
 def allocate(num_bytes):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from openclip_superclip.config import Config
-from openclip_superclip.data.caption_tokens import CaptionTokens, long_caption
+from openclip_superclip.data.captions import CaptionTokens, long_caption
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.model import SuperCLIP, _WithClassHead
 
@@ -470,7 +470,7 @@ def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, train
 
 
 def test_a_key_that_no_sample_of_a_stream_holds_ends_the_run_after_a_shards_worth(tokens_of, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.data.caption_tokens.NUM_WITHOUT", 5)
+    monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 5)
     reader = tokens_of("dual")
     without = {"__key__": "0", "txt": "cat", "png": b"", "other.txt": "sun"}
     for _ in range(4):

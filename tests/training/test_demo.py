@@ -13,8 +13,8 @@ from support.slurm_cluster import wait_until
 from support.training_runs import processes_in
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.training_log import read_log
-from openclip_superclip.data.frequency_file import Frequencies
+from openclip_superclip.checkpoints.run_outputs import read_log
+from openclip_superclip.data.frequencies import Frequencies
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from support.three_steps import assert_same_gradients, batch, results_of, train_
 from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
-from openclip_superclip.data.word_course_file import find_course
+from openclip_superclip.words.learning import find_course
 
 # The whole picture, always: what a run sees then depends on the order of the samples alone.
 

@@ -24,12 +24,11 @@ from support.released_models import add_to_cache, random_weights
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.demo_model import write_model as write_demo_model
-from openclip_superclip.demo.dense_scenes import write_dense_scenes
-from openclip_superclip.demo.evaluation_data import write_evaluation_data
-from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.demo.data import write_model as write_demo_model
+from openclip_superclip.demo.scenes import NAMES, scenes, write_dense_scenes
 from openclip_superclip.evaluation.datasets import SUITES
-from openclip_superclip.evaluation.linear_probe import evaluate_probe
+from openclip_superclip.evaluation.tasks import evaluate_probe
 
 NUM_SCENES = 120
 

@@ -27,10 +27,10 @@ from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.bpe_tokenizer import as_hugging_face
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
-from openclip_superclip.checkpoints.run_options import run_behind
-from openclip_superclip.demo.demo_model import write_model as write_demo_model
+from openclip_superclip.checkpoints.export import as_hugging_face
+from openclip_superclip.checkpoints.run_outputs import run_behind
+from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.errors import InputError
 
 

@@ -19,7 +19,7 @@ from support.plugins import BROKEN, install_plugin
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip import SuperCLIP, hooks, plugin
-from openclip_superclip.integration import unpatched_openclip as unpatched
+from openclip_superclip.openclip import v3 as unpatched
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
 

@@ -11,11 +11,11 @@ from support.small_shards import write_shards
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.frequency_file import Frequencies
-from openclip_superclip.demo.demo_model import write_model as write_demo_model
-from openclip_superclip.planning.cost import estimate_cost
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
+from openclip_superclip.data.frequencies import Frequencies
+from openclip_superclip.demo.data import write_model as write_demo_model
+from openclip_superclip.runs.cost import estimate_cost
+from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.recipe import read_recipe
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

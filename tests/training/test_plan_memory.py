@@ -8,10 +8,10 @@ import torch
 from open_clip_train.precision import get_autocast
 from support.models import write_model
 
-from openclip_superclip.benchmark.time_and_memory import peak_memory
-from openclip_superclip.integration.model_factory import create_model_and_transforms
-from openclip_superclip.method.superclip_loss import SuperCLIPLoss
-from openclip_superclip.planning.training_memory import trace_step
+from openclip_superclip.benchmark.head_cost import peak_memory
+from openclip_superclip.method.loss import SuperCLIPLoss
+from openclip_superclip.openclip.factory import create_model_and_transforms
+from openclip_superclip.runs.cost import trace_step
 
 pytestmark = pytest.mark.slow
 

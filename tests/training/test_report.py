@@ -25,18 +25,14 @@ from support.models import write_model
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.file_identity import file_identity
-from openclip_superclip.checkpoints.training_log import read_log
-from openclip_superclip.evaluation.result_files import record_file
-from openclip_superclip.planning.recipe_file import read_recipe, recipe_files
-from openclip_superclip.report.batch_size_figure import draw_scores
-from openclip_superclip.report.comparison import find_comparisons
-from openclip_superclip.report.copied_runs import tell_copies
-from openclip_superclip.report.figure_style import legend
-from openclip_superclip.report.paper_scores import paper_points
-from openclip_superclip.report.reported_run import method_variant
-from openclip_superclip.report.run_reader import FLAGS, read_run
-from openclip_superclip.seed_statistics import Spread
+from openclip_superclip.checkpoints.run_outputs import read_log
+from openclip_superclip.evaluation.results import record_file
+from openclip_superclip.files import file_identity
+from openclip_superclip.runs.recipe import read_recipe, recipe_files
+from openclip_superclip.studies.comparison import find_comparisons, paper_points
+from openclip_superclip.studies.figures import draw_scores, legend
+from openclip_superclip.studies.finished_runs import FLAGS, method_variant, read_run, tell_copies
+from openclip_superclip.studies.statistics import Spread
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
@@ -571,7 +567,7 @@ def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
 
 
 def _recipes(group: str) -> list[Path]:
-    from openclip_superclip.planning.recipe_file import recipe_files
+    from openclip_superclip.runs.recipe import recipe_files
 
     return [path for path in recipe_files() if path.parent.name == group]
 
@@ -684,7 +680,7 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(be
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
-    from openclip_superclip.evaluation.averages import RETRIEVAL, THE_38
+    from openclip_superclip.evaluation.datasets import RETRIEVAL, THE_38
 
     retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
     scores = {(name, "zeroshot_classification"): {"acc1": n / 38, "acc5": 0.9} for n, name in enumerate(THE_38)}

@@ -22,10 +22,10 @@ from support.models import SPECIAL_TOKENS, write_model
 from support.training_runs import run_ranks, superclip_train
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.began_with import beginning, differences, write_beginning
+from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
 from openclip_superclip.data.slices import Reads, reads, slice_of
 from openclip_superclip.errors import InputError
-from openclip_superclip.integration import unpatched_openclip as unpatched
+from openclip_superclip.openclip import v3 as unpatched
 
 SHARD_SIZES = [4] * 12
 SLICES = 3

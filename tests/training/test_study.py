@@ -15,9 +15,9 @@ from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
 from support.training_runs import load, processes_in, run_ranks, superclip_train
 
-from openclip_superclip.running.placement import Placement
-from openclip_superclip.running.run_lock import lock
-from openclip_superclip.study.trained_model import open_trained
+from openclip_superclip.runs.lock import lock
+from openclip_superclip.runs.machines import Placement
+from openclip_superclip.studies.measures import open_trained
 
 NUM_SEEDS = 2
 

@@ -36,16 +36,12 @@ from transformers import PreTrainedTokenizerFast
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.data.images import open_picture
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
-from openclip_superclip.tagging.decoded_picture import open_picture
-from openclip_superclip.tagging.lexicon import Lexicon, lexicon, open_lexicon
-from openclip_superclip.tagging.page_server import MAX_BYTES, bind, loopback_names, serve, words_app
-from openclip_superclip.tagging.picture_files import find_pictures
-from openclip_superclip.tagging.tagged_picture import tag_pictures
-from openclip_superclip.tagging.tagger import Tagger
-from openclip_superclip.tagging.tagging_model import open_with_head
-from openclip_superclip.tagging.word_scores import Shares
-from openclip_superclip.tagging.words_folder import unfinished_words
+from openclip_superclip.words.lexicon import Lexicon, lexicon, open_lexicon
+from openclip_superclip.words.server import MAX_BYTES, bind, loopback_names, serve, words_app
+from openclip_superclip.words.tag_images import find_pictures, tag_pictures, unfinished_words
+from openclip_superclip.words.tagger import Shares, Tagger, open_with_head
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter

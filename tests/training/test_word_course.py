@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.tokenizer_identity import TokenizerIdentity
-from openclip_superclip.data.word_course import word_course
-from openclip_superclip.data.word_course_file import CourseFiles, find_course
-from openclip_superclip.method.word_sums import EpochWords
-from openclip_superclip.report.run_reader import read_runs
-from openclip_superclip.report.words_table import read_courses
+from openclip_superclip.data.captions import TokenizerIdentity
+from openclip_superclip.method.word_knowledge import EpochWords
+from openclip_superclip.studies.comparison import read_courses
+from openclip_superclip.studies.finished_runs import read_runs
+from openclip_superclip.words.learning import CourseFiles, find_course, word_course
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from openclip_superclip.atomic_files import NotWritten, whole_output
 from openclip_superclip.errors import InputError
+from openclip_superclip.files import NotWritten, whole_output
 
 
 def test_an_output_is_blamed_for_its_own_errors_and_for_no_others(tmp_path):

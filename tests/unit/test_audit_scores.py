@@ -18,19 +18,16 @@ from webdataset import TarWriter
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.audit.audited_data import NO_CAPTION, Part, open_data
-from openclip_superclip.audit.kept_pairs import choose, write_kept
-from openclip_superclip.audit.pair_reading import read_in_batches
-from openclip_superclip.audit.pair_scores import PairScorer
+from openclip_superclip.audit.keep import choose, write_kept
+from openclip_superclip.audit.pairs import NO_CAPTION, Part, open_data, read_in_batches
 from openclip_superclip.audit.planted_errors import measure, plant_one_word, plant_swaps, plant_words
-from openclip_superclip.audit.scored_pairs import mean_of_ranks
-from openclip_superclip.audit.scores_file import UnfinishedScores, merge_scores, read_scores
-from openclip_superclip.audit.word_table import WordTable
-from openclip_superclip.data.table_columns import Columns
+from openclip_superclip.audit.scorer import PairScorer
+from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, merge_scores, read_scores
+from openclip_superclip.data.tables import Columns
 from openclip_superclip.demo.scenes import scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.patch_tokens import encode_image
-from openclip_superclip.tagging.tagging_model import Opened
+from openclip_superclip.words.tagger import Opened
 
 LEARNED = ["a red cat", "a dog", "the blue house", "a cat, a dog and a red house", "a", "tree", "a tree"]
 CAPTIONS = ["a red cat", "dog, house. A DOG!", "unicorn tree", "", "a tree and a moon"]

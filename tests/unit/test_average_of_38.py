@@ -2,15 +2,8 @@
 
 import pytest
 
-from openclip_superclip.evaluation.averages import (
-    DATACOMP,
-    DATACOMP_BY_CLASS,
-    NOT_IN_CLIP_BENCHMARK,
-    RETRIEVAL,
-    THE_38,
-    VTAB_PLUS,
-    averages,
-)
+from openclip_superclip.evaluation.datasets import RETRIEVAL, THE_38, VTAB_PLUS
+from openclip_superclip.evaluation.results import DATACOMP, DATACOMP_BY_CLASS, NOT_IN_CLIP_BENCHMARK, averages
 
 RECALL = {"image_retrieval_recall@1": 0.2, "text_retrieval_recall@1": 0.6}
 ACCURACY = {"acc1": 0.5, "mean_per_class_recall": 0.1}

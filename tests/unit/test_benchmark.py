@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark.loss_variants import CONTENDERS, compute, make_inputs
-from openclip_superclip.method.flops import count_gmacs, head_share
+from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs
+from openclip_superclip.method.shapes import count_gmacs, head_share
 
 
 @pytest.mark.parametrize(("model", "vision", "text", "share"), [

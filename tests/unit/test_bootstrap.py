@@ -6,12 +6,18 @@ from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.evaluation.bootstrap import RESAMPLES, _means, _precisions, _recalls, draws, interval, mcnemar
 from openclip_superclip.evaluation.outcomes import (
     MEAN,
     PRECISION,
     RECALL,
+    RESAMPLES,
     Outcome,
+    _means,
+    _precisions,
+    _recalls,
+    draws,
+    interval,
+    mcnemar,
     read_outcomes,
     right,
     write_outcomes,

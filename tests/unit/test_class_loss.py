@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openclip_superclip import class_loss, plain_class_loss
-from openclip_superclip.method import class_loss as classification
+from openclip_superclip.method import loss as classification
 
 NAMES = ("losses", "features", "weight", "bias")
 

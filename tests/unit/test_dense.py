@@ -10,12 +10,11 @@ from PIL import Image
 from support.released_models import write_random_model
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.dense_scenes import BACKGROUND_DEPTH, pixel_labels, write_dense_scenes
-from openclip_superclip.demo.scenes import NAMES, scenes
+from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
 from openclip_superclip.errors import InputError
-from openclip_superclip.evaluation.dense_data import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
 from openclip_superclip.evaluation.outcomes import read_outcomes
-from openclip_superclip.study.dense_measures import EPOCHS, measure_dense
+from openclip_superclip.studies.measures import EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the pictures
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)

@@ -20,7 +20,7 @@ from support.training_runs import run_ranks
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.evaluation.datasets import find_data
-from openclip_superclip.evaluation.kept_features import read_features
+from openclip_superclip.evaluation.features import read_features
 from openclip_superclip.evaluation.outcomes import read_outcomes
 
 ALL = "zeroshot,probe,fewshot,knn"

@@ -7,9 +7,9 @@ from support.pages import parse_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.benchmark.everything import EverythingSettings, _parts
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running.rehearsal import rehearsed_plan
+from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.rehearsal import rehearsed_plan
 
 SMALL = ["--device", "cpu", "--model", "ViT-Ti-16-96", "--local-batches", "2", "--picture-size", "8"]
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from openclip_superclip.data import pair_shards, shard_contents
-from openclip_superclip.data.forked_workers import work_on
-from openclip_superclip.data.frequency_count import each_counted
+from openclip_superclip.data import conversion, shards
+from openclip_superclip.data.frequencies import each_counted
+from openclip_superclip.data.shards import work_on
 from openclip_superclip.errors import InputError
 
 
@@ -57,11 +57,11 @@ def counted():
 
 
 @pytest.mark.parametrize(("call", "flag"), [
-    (lambda: shard_contents.look_at(["a", "b", "c"], "", 2), "--jobs"), (counted, "--workers"),
-    (lambda: list(pair_shards._in_parallel(kills_itself, ["a", "b", "c"], 2)), "--jobs"),
+    (lambda: shards.look_at(["a", "b", "c"], "", 2), "--jobs"), (counted, "--workers"),
+    (lambda: list(conversion._in_parallel(kills_itself, ["a", "b", "c"], 2)), "--jobs"),
 ])  # fmt: skip
 def test_a_worker_that_is_killed_is_told_with_what_helps(call, flag, monkeypatch):
-    monkeypatch.setattr(shard_contents, "look", kills_itself)
+    monkeypatch.setattr(shards, "look", kills_itself)
     with pytest.raises(InputError, match=rf"{flag}: a worker was killed \(out of memory\?\): use fewer {flag} than 2$"):
         call()
     assert not multiprocessing.active_children()

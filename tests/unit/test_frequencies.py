@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerFast
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.config import Config
-from openclip_superclip.data import frequency_count as counting
-from openclip_superclip.data import shard_reader as shards
-from openclip_superclip.data.frequency_file import Frequencies, read_frequencies
-from openclip_superclip.method.idf import idf
+from openclip_superclip.data import frequencies as counting
+from openclip_superclip.data import shards
+from openclip_superclip.data.frequencies import Frequencies, read_frequencies
+from openclip_superclip.method.token_statistics import idf
 
 NUM_SHARDS, PER_SHARD = 4, 25
 

@@ -8,7 +8,7 @@ from open_clip.loss import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from open_clip.model import CLIP
 
 from openclip_superclip import SuperCLIP, SuperCLIPLoss, plain_class_loss
-from openclip_superclip.method.class_head import ClassHead
+from openclip_superclip.method.head import ClassHead
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from support.authors_files import CONFIG, THEIRS, altered
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.authors_checkpoint import from_authors
+from openclip_superclip.checkpoints.authors import from_authors
 from openclip_superclip.method.patch_tokens import encode_image
 
 

@@ -15,8 +15,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
-from openclip_superclip.integration.unpatched_openclip import MODEL_CLASSES, plugins_model_class
 from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.openclip.v3 import MODEL_CLASSES, plugins_model_class
 
 NAME = "superclip-tiny"
 COCA = {
@@ -341,9 +341,9 @@ def test_importing_the_package_loads_no_torch():
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["node_run", "rank_launcher"])
+@pytest.mark.parametrize("name", ["node", "launcher"])
 def test_what_watches_a_run_loads_no_openclip(name):
-    code = f"import openclip_superclip.running.{name}, sys; print({{'open_clip', 'torchvision'}} & sys.modules.keys())"
+    code = f"import openclip_superclip.runs.{name}, sys; print({{'open_clip', 'torchvision'}} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

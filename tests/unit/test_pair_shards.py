@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shard_contents import look
-from openclip_superclip.data.shard_pattern import expand
-from openclip_superclip.data.training_data_check import total_samples
+from openclip_superclip.data.inspection import total_samples
+from openclip_superclip.data.shards import expand, look
 from openclip_superclip.evaluation.datasets import find_data
 
 NUM = 60

@@ -13,15 +13,13 @@ import pytest
 from support.small_shards import write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.demo_model import write_model
+from openclip_superclip.commands.plan import command_text
+from openclip_superclip.demo.data import write_model
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.batch_split import divisors
-from openclip_superclip.planning.cost import estimate_cost
-from openclip_superclip.planning.gpu_memory import estimate_memory, find_gpu
-from openclip_superclip.planning.plan import make_plan, openclip_steps
-from openclip_superclip.planning.plan_summary import command_text
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.planning.rehearsed import read_rehearsal, speed_options
+from openclip_superclip.runs.cost import estimate_cost, estimate_memory, find_gpu
+from openclip_superclip.runs.plan import divisors, make_plan, openclip_steps
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.rehearsal import read_rehearsal, speed_options
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 DEMO = "demo/superclip_demo-model_8k_bs16"
@@ -233,7 +231,7 @@ def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tm
         raise OSError("the hub is not reached")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("openclip_superclip.planning.training_memory.trace_step", trace)
+    monkeypatch.setattr("openclip_superclip.runs.cost.trace_step", trace)
     assert estimate_memory(plan()) == {"unknown": "OSError: the hub is not reached"}
     assert not list(tmp_path.rglob("memory-*.json"))
 
@@ -348,7 +346,7 @@ def test_what_arithmetic_can_tell_is_told_without_torch(command):
 
 def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("openclip_superclip.demo.training_data.SHARD_SIZE", 16)  # for 1,024
+    monkeypatch.setattr("openclip_superclip.demo.data.SHARD_SIZE", 16)  # for 1,024
     assert main(["demo", "--data-only"]) == 0
     recipe = read_recipe(DEMO, {"samples": "128", "data_samples": "128"})
     assert Path(recipe.model.removeprefix("local-dir:"), "open_clip_config.json").is_file()

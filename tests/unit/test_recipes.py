@@ -12,15 +12,13 @@ from support import paper
 from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.architecture import know_model
 from openclip_superclip.config import Config, config_from
-from openclip_superclip.data.table_columns import is_table_file
+from openclip_superclip.data.tables import is_table_file
 from openclip_superclip.errors import InputError
-from openclip_superclip.integration.command_check import check_command
-from openclip_superclip.model_files import know_model
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe import FIELDS
-from openclip_superclip.planning.recipe_file import read_recipe, recipe_files
-from openclip_superclip.planning.table_data import OF_TABLE
+from openclip_superclip.openclip.train import check_command
+from openclip_superclip.runs.plan import OF_TABLE, make_plan
+from openclip_superclip.runs.recipe import FIELDS, read_recipe, recipe_files
 
 RECIPES = {f"{path.parent.name}/{path.stem}": read_recipe(str(path)) for path in recipe_files()}
 STUDY = [1024, 2048, 4096, 8192, 16384, 32768]

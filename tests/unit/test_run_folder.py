@@ -16,22 +16,19 @@ import torch
 from support.tiny_run import write_recipe
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from openclip_superclip.checkpoints.began_with import read_beginning
+from openclip_superclip.checkpoints import run_outputs
+from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.plan import Plan, make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running import checkpoint_files, heartbeat, rank_launcher
-from openclip_superclip.running.failure import HARDWARE, Failure, first_failure, kind_of
-from openclip_superclip.running.placement import Placement, find_placement
-from openclip_superclip.running.progress import Progress
-from openclip_superclip.running.provenance import recorded_environment
-from openclip_superclip.running.rank_measures import ASKED
-from openclip_superclip.running.rehearsal import Rehearsal
-from openclip_superclip.running.rehearsal_report import _resumed
-from openclip_superclip.running.run_folder import RunFolder
-from openclip_superclip.running.run_lock import lock
-from openclip_superclip.running.run_state import PREEMPTED, RUNNING, told_state
-from openclip_superclip.running.stopped_ranks import StoppedRanks, pid_file
+from openclip_superclip.runs import launcher, process
+from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, prune, recorded_environment, told_state
+from openclip_superclip.runs.lock import lock
+from openclip_superclip.runs.machines import Placement, find_placement
+from openclip_superclip.runs.node import Progress
+from openclip_superclip.runs.plan import Plan, make_plan
+from openclip_superclip.runs.process import HARDWARE, Failure, StoppedRanks, first_failure, kind_of, pid_file
+from openclip_superclip.runs.rank import ASKED
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.rehearsal import Rehearsal, _resumed
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
@@ -149,8 +146,8 @@ def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from openclip_superclip.running.run_lock import lock\n"
-        "from openclip_superclip.running.placement import Placement\n"
+        "import sys; from pathlib import Path; from openclip_superclip.runs.lock import lock\n"
+        "from openclip_superclip.runs.machines import Placement\n"
         "with lock(Path(sys.argv[1]), Placement()): print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, tmp_path / "lock"]
@@ -187,9 +184,9 @@ def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
     content = bytearray((folder / "epoch_10.pt").read_bytes())
     content[content.rindex(place)] ^= bit
     (folder / "epoch_10.pt").write_bytes(content)
-    assert checkpoint_files.newest(folder) >= 9
-    assert checkpoint_files.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
-    assert list(checkpoint_files.checkpoints(folder)) == [8, 9]
+    assert run_outputs.newest(folder) >= 9
+    assert run_outputs.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
+    assert list(run_outputs.checkpoints(folder)) == [8, 9]
 
 
 @pytest.mark.parametrize("size", [0, 1, 3000, -1])
@@ -197,16 +194,16 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
     path = folder / "epoch_2.pt"
     os.truncate(path, size % path.stat().st_size)
-    assert checkpoint_files.newest(folder) == 1
-    assert checkpoint_files.remove_cut(folder) == [path]
-    assert list(checkpoint_files.checkpoints(folder)) == [1]
+    assert run_outputs.newest(folder) == 1
+    assert run_outputs.remove_cut(folder) == [path]
+    assert list(run_outputs.checkpoints(folder)) == [1]
 
 
 def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
     folder = write_checkpoints(tmp_path / "checkpoints", *range(1, 10))
     os.truncate(folder / "epoch_9.pt", 1000)
-    checkpoint_files.prune(folder, plan_of(tmp_path, samples=192 * 5 // 2, slices=4))
-    assert list(checkpoint_files.checkpoints(folder)) == [2, 4, 6, 7, 8, 9]
+    prune(folder, plan_of(tmp_path, samples=192 * 5 // 2, slices=4))
+    assert list(run_outputs.checkpoints(folder)) == [2, 4, 6, 7, 8, 9]
 
 
 def plan_of(folder: Path, **values) -> Plan:
@@ -224,8 +221,8 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
     for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
         torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
-    assert checkpoint_files.set_ruined_aside(folder) == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
-    assert list(checkpoint_files.checkpoints(folder)) == [1, 2]
+    assert run_outputs.set_ruined_aside(folder) == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
+    assert list(run_outputs.checkpoints(folder)) == [1, 2]
 
 
 def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path):
@@ -285,7 +282,7 @@ def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path)
 ])  # fmt: skip
 def test_the_launcher_names_the_rank_that_ended_first_where_none_could_tell(exit_codes, said):
     seen = {rank: ProcessFailure(rank, 1, code, error_file="none") for rank, code in exit_codes.items()}
-    first = rank_launcher.first_failure(seen)
+    first = launcher.first_failure(seen)
     assert f"{first.who}: {first.message}" == said.format(host=socket.gethostname())
 
 
@@ -294,17 +291,17 @@ def test_the_launcher_takes_the_words_of_a_rank_that_has_left_any(tmp_path):
     told.write(tmp_path / "rank_1.error.json")
     seen = {0: ProcessFailure(0, 1, 1, "none"), 1: ProcessFailure(1, 2, 1, str(tmp_path / "rank_1.error.json"))}
     assert seen[1].message == told.message  # torch reads the file too
-    assert rank_launcher.first_failure(seen) == told
+    assert launcher.first_failure(seen) == told
 
 
 def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
-    heartbeat.Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
+    process.Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
 
 
 def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "PATIENCE", 5)
-    monkeypatch.setattr(heartbeat, "PERIOD", 0.1)
-    nodes = [heartbeat.Heartbeat(tmp_path, node, 4) for node in range(4)]
+    monkeypatch.setattr(process, "PATIENCE", 5)
+    monkeypatch.setattr(process, "PERIOD", 0.1)
+    nodes = [process.Heartbeat(tmp_path, node, 4) for node in range(4)]
     for node in nodes:
         node.beat()
     nodes[3].end()

@@ -9,8 +9,8 @@ import webdataset
 from support.small_shards import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shard_pattern import contract, expand
-from openclip_superclip.data.shard_scan import check_data
+from openclip_superclip.data.inspection import check_data
+from openclip_superclip.data.shards import contract, expand
 from openclip_superclip.data.slices import reads
 from openclip_superclip.errors import InputError
 

@@ -10,15 +10,14 @@ from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shard_pattern import expand
+from openclip_superclip.data.shards import expand
 from openclip_superclip.data.slices import slice_of
-from openclip_superclip.data.staged_shards import StagedShards
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.running.placement import Placement
-from openclip_superclip.running.run_folder import RunFolder
-from openclip_superclip.running.staging import STAGED, Staging
+from openclip_superclip.runs.folder import RunFolder
+from openclip_superclip.runs.machines import Placement
+from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.stage import STAGED, StagedShards, Staging
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,15 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.demo_model import CONTEXT, needed_merges, write_model
+from openclip_superclip.demo.data import CONTEXT, TRAINING_DATA, needed_merges, write_model
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
-from openclip_superclip.demo.training_data import TRAINING_DATA
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.report.run_scores import read_scores
-from openclip_superclip.seed_statistics import PairedDifference
-from openclip_superclip.study.study_call import data_of_scenes, study_call
-from openclip_superclip.study.study_file import MEASURES, read_study, study_files
-from openclip_superclip.study.study_results import StudyResults
-from openclip_superclip.study.study_run import StudyRun, measured
-from openclip_superclip.study.study_training import StudyTraining, run_name
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.studies.results import StudyResults
+from openclip_superclip.studies.scores import read_scores
+from openclip_superclip.studies.statistics import PairedDifference
+from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
+from openclip_superclip.studies.training import StudyRun, StudyTraining, measured, run_name
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
@@ -228,8 +225,8 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
         score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
-    monkeypatch.setattr("openclip_superclip.study.study_training.unfinished", lambda run: None)
-    monkeypatch.setattr("openclip_superclip.study.study_training.measured", measured)
+    monkeypatch.setattr("openclip_superclip.studies.training.unfinished", lambda run: None)
+    monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
     training = StudyTraining(read_study("unseen_drawings"), tmp_path, 1, "cpu", trains=False)
     assert training.choose() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
 
@@ -301,7 +298,7 @@ def test_what_was_measured_is_measured_again_where_its_file_is_damaged_or_anothe
     (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
     (tmp_path / "cpu_seconds.json").write_text(damage)
     run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
-    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
     first = measured(run, *arguments)
     (tmp_path / "demo-test.json").write_text(damage)
     assert measured(run, *arguments) == first == json.loads((tmp_path / "demo-test.json").read_text())
@@ -318,7 +315,7 @@ def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_
     def out_of_memory(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("openclip_superclip.study.study_run._measure", out_of_memory)
+    monkeypatch.setattr("openclip_superclip.studies.training._measure", out_of_memory)
     run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
     with pytest.raises(RuntimeError, match="out of memory"):
         measured(run, *arguments)
@@ -330,7 +327,7 @@ def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_
 
 
 def test_a_copy_of_a_run_with_its_measures_is_told_by_its_own_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "checkpoints/epoch_1.pt").write_bytes(b"weights")
     arguments = ("demo", tmp_path, threading.Event())
@@ -349,7 +346,7 @@ def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path)
 def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
-    monkeypatch.setattr("openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
     measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo", tmp_path, threading.Event())
     assert read_scores(tmp_path).values == {"demo zero shot": 41.5}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from openclip_superclip.seed_statistics import Spread
-from openclip_superclip.table import markdown_table
+from openclip_superclip.pages import markdown_table
+from openclip_superclip.studies.statistics import Spread
 
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():

@@ -8,10 +8,9 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
-from openclip_superclip.planning.plan import make_plan
-from openclip_superclip.planning.recipe_file import read_recipe
-from openclip_superclip.planning.table_data import with_table
-from openclip_superclip.study.study_call import study_call
+from openclip_superclip.runs.plan import make_plan, with_table
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.studies.study import study_call
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openclip_superclip import class_loss
-from openclip_superclip.method.word_sums import WordSums
+from openclip_superclip.method.word_knowledge import WordSums
 
 BATCH, WIDTH, VOCAB, LENGTH = 13, 16, 53, 9
 PRECISIONS = {"fp32": (torch.float32, None), "bf16": (torch.float32, torch.bfloat16), "pure": (torch.bfloat16, None)}

@@ -14,12 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+
+
 DESIGNERS = ("google", "twitter")
+
+
 GROUPS = {"Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities"}
+
+
 NUM_TILES = 100
+
 
 # Series whose members differ in details that 26 pixels do not show: clock faces, hotels, mailboxes, loudspeakers.
 SERIES = {"time", "place-building", "place-other", "place-religious", "mail", "book-paper", "office", "sound"}
+
+
 # Drawn like one already chosen (oden like dango, pouch like purse), or named as few would name the drawing.
 LEFT_OUT = {"ODEN", "POUCH", "MOYAI", "HAMSA", "DIRECT HIT", "MANS SHOE", "WOMANS SANDAL"}
 

@@ -1,0 +1,196 @@
+"""OpenCLIP's ViT models as the CLIPModel of transformers."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .architecture import Architecture
+from .checkpoint import check_match, save_files, save_weights
+
+# Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.
+EXPRESSED = {
+    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
+    "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
+    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as far as _unfollowed says
+}
+
+
+RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
+
+
+TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+
+
+WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", *TOWERS}
+
+
+RENAMED = [  # OpenCLIP's names, in order, and transformers'
+    (r"^text\.", ""),
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.", ".self_attn."),
+]
+
+
+TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
+
+
+def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Writes what CLIPModel, CLIPVisionModel and CLIPProcessor open with `from_pretrained`.
+
+    Raises InputError, by name, for an architecture that CLIPModel cannot express.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
+    renamed = clip_weights(weights)
+    with torch.device("meta"):
+        expected = CLIPModel(config).state_dict()
+    check_match(renamed, expected, architecture.name, "transformers' CLIPModel")
+    config.save_pretrained(folder)
+    _write_processor(folder, architecture, model)
+    save_weights(renamed, folder / "model.safetensors")
+
+
+def clip_config(architecture: Architecture) -> dict:
+    """Returns the arguments of transformers' CLIPConfig; InputError, by name, for an option that it does not have."""
+    model_cfg = architecture.model_cfg
+    wrong = sorted(model_cfg.keys() - WHOLE_MODEL)
+    for tower, config_class in TOWERS.items():
+        defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+        wrong += [
+            f"{tower}.{name} = {value!r}"
+            for name, value in model_cfg[tower].items()
+            if name not in EXPRESSED[tower] and value != defaults.get(name)
+        ]
+    wrong += _unfollowed(model_cfg["text_cfg"])
+    vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
+    if not isinstance(vision.layers, int):
+        wrong.append("a ResNet")
+    sides = {"image_size": _side(vision.image_size), "patch_size": _side(vision.patch_size)}
+    wrong += [f"vision_cfg.{name} = {getattr(vision, name)!r}" for name, side in sides.items() if side is None]
+    if wrong:
+        raise InputError(
+            f"--format hf: {architecture.name} is no model that transformers' CLIPModel can express "
+            f"({', '.join(wrong)}); --format openclip can"
+        )
+    shared = {
+        "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": model_cfg["embed_dim"],
+    }
+    return {
+        "projection_dim": model_cfg["embed_dim"],
+        "vision_config": shared
+        | {
+            "hidden_size": vision.width,
+            "intermediate_size": int(vision.width * vision.mlp_ratio),
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.width // vision.head_width,
+            **sides,
+        },
+        "text_config": shared
+        | {
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "intermediate_size": int(text.width * text.mlp_ratio),
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.context_length,
+            "pad_token_id": text.pad_id,
+            "bos_token_id": None,
+            "eos_token_id": 2,  # transformers then reads the text off the highest id, as OpenCLIP and OpenAI do
+        },
+    }
+
+
+def _unfollowed(text_cfg: dict) -> list[str]:
+    """Returns the tokenizer's options that transformers' tokenizer does not follow."""
+    kwargs = text_cfg.get("tokenizer_kwargs") or {}
+    of_hugging_face = bool(text_cfg.get("hf_tokenizer_name"))
+    clean = "whitespace" if of_hugging_face else "lower"  # OpenCLIP's default
+    followed = {"clean": clean, "bpe_path": kwargs.get("bpe_path"), "context_length": kwargs.get("context_length")}
+    return [
+        f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
+        for name, value in kwargs.items()
+        if name not in followed or value != followed[name]
+    ]
+
+
+def _side(size: int | list[int]) -> int | None:
+    """Returns the side of a square; None for what is none."""
+    sides = {size} if isinstance(size, int) else set(size)
+    return sides.pop() if len(sides) == 1 else None
+
+
+def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns OpenCLIP's weights under transformers' names; its in-projections are split in three."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        part, found, kind = name.partition(".self_attn.in_proj_")
+        if found:
+            for which, third in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{part}.self_attn.{which}_proj.{kind}"] = third
+        else:
+            renamed[name] = tensor.T if name in TRANSPOSED else tensor
+    return renamed
+
+
+def _write_processor(folder: Path, architecture: Architecture, model: nn.Module) -> None:
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    cfg = model.visual.preprocess_cfg
+    size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
+    square = {"height": size, "width": size}
+    if cfg["interpolation"] not in RESAMPLING:
+        raise InputError(f"--format hf: CLIPImageProcessor has no interpolation '{cfg['interpolation']}'")
+    if cfg["resize_mode"] not in ("shortest", "squash"):
+        raise InputError(f"--format hf: CLIPImageProcessor cannot resize the {cfg['resize_mode']} edge")
+    squash = cfg["resize_mode"] == "squash"
+    image_processor = CLIPImageProcessor(
+        size=square if squash else {"shortest_edge": size},
+        crop_size=square,
+        do_center_crop=not squash,
+        resample=RESAMPLING[cfg["interpolation"]],
+        image_mean=list(cfg["mean"]),
+        image_std=list(cfg["std"]),
+    )
+    tokenizer = _tokenizer(architecture)
+    save_files(CLIPProcessor(image_processor, tokenizer), folder)
+    save_files(image_processor, folder)  # under the name by which LLaVA-style projects look for it
+
+
+def _tokenizer(architecture: Architecture):
+    from transformers import CLIPTokenizer
+
+    tokenizer = architecture.tokenizer()
+    if not isinstance(tokenizer, SimpleTokenizer):
+        return tokenizer.tokenizer
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    names = {"<start_of_text>": start, "<end_of_text>": end}
+    return CLIPTokenizer(
+        vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
+        merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
+        model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
+    )

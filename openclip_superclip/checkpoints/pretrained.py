@@ -1,0 +1,137 @@
+"""The weights that a run starts from: where OpenCLIP has to be told how to load them, and whether they hold a head."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+import open_clip
+from open_clip.factory import parse_model_name
+from open_clip.pretrained import download_pretrained_from_hf
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
+from ..errors import InputError
+from .checkpoint import HEAD_PREFIXES, file_of_weights, is_torchscript, read_checkpoint, read_head
+
+
+def released_file(released: str, flag: str) -> str:
+    """Returns the file behind MODEL:TAG, out of the cache or off the hub as OpenCLIP gets it; a path stays as it is.
+
+    Raises InputError, naming `flag`, for weights that OpenCLIP does not know or cannot get.
+    """
+    if Path(released).exists():
+        return released
+    import open_clip
+
+    cfg = open_clip.get_pretrained_cfg(*released.split(":", 1)) if ":" in released else None
+    if not cfg:
+        raise InputError(f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
+    try:
+        return open_clip.download_pretrained(cfg)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{flag} is {released}, which cannot be downloaded or read ({' '.join(str(error).split())})"
+        ) from error
+
+
+def kept_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
+    """Returns class head and counts of what OpenCLIP's --model and --pretrained name; None where no file keeps them."""
+    schema, place = parse_model_name(model)
+    if pretrained and Path(pretrained).is_file():  # it comes before the weights in a folder
+        if Path(pretrained).name not in WEIGHTS_NAMES.values():
+            return None
+        file = Path(pretrained).with_name(HEAD_NAME)
+    elif schema == "hf-hub":
+        return _head_on_the_hub(place, cache_dir)
+    elif schema == "local-dir":
+        file = Path(place, HEAD_NAME)
+    else:
+        return None
+    return read_head(file)[0] if file.is_file() else None
+
+
+def _head_on_the_hub(repo: str, cache_dir: str | None) -> dict[str, Tensor] | None:
+    try:
+        file = download_pretrained_from_hf(repo, filename=HEAD_NAME, cache_dir=cache_dir)
+    except FileNotFoundError:  # as OpenCLIP tells that there is none
+        return None
+    return read_head(Path(file))[0]
+
+
+def check_pretrained(model: str, pretrained: str | None) -> None:
+    """Raises InputError for released weights beside local-dir: or hf-hub:, where OpenCLIP ignores --pretrained."""
+    if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
+        raise InputError(
+            f"--pretrained {pretrained} cannot go with --model {model}: expected a file of weights, or leave it out "
+            "for those that are there"
+        )
+
+
+def check_weights_file(pretrained: str | None) -> None:
+    """Raises InputError where --pretrained is a file without weights that can be read."""
+    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
+        try:
+            read_checkpoint(pretrained)
+        except InputError as error:
+            raise InputError(f"--pretrained: {error}") from error
+
+
+def check_teacher(model: str, pretrained: str | None) -> None:
+    """Raises InputError for a teacher in local-dir: whose weights would be random: OpenCLIP reads none but its own."""
+    schema, place = parse_model_name(model)
+    if schema != "local-dir":
+        return
+    if pretrained not in (model, place):
+        raise InputError(
+            f"--distill-pretrained {pretrained} is ignored by OpenCLIP beside --distill-model {model}, whose weights "
+            f"are those in its folder: give --distill-pretrained {model}"
+        )
+    try:
+        file_of_weights(Path(place))
+    except InputError as error:
+        raise InputError(f"--distill-model: {error}") from error
+
+
+def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
+    """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it where OpenCLIP would not.
+
+    Raises InputError as `check_pretrained` does.
+    """
+    check_pretrained(model, pretrained)
+    if not pretrained or not os.path.isfile(pretrained):
+        return {}, None
+    from ..method.head import FRESH_HEAD
+
+    if pretrained.endswith(".npz"):
+        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
+    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
+    options = {"weights_only": False} if is_torchscript(pretrained) else {}
+    if not parse_model_name(model)[0]:
+        return options, None
+    load = functools.partial(_load, file=pretrained, options=options)
+    return {"load_weights": False, "pretrained_text": False}, load
+
+
+def _load(model, *, file: str, options: dict) -> None:
+    logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would have ignored")
+    open_clip.load_checkpoint(model, file, **options)
+
+
+def holds_head(model: str | None, pretrained: str | None) -> bool:
+    """Returns whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
+    if not model:
+        return False
+    schema, place = parse_model_name(model)
+    source = place if schema == "local-dir" else pretrained
+    if not source or not os.path.exists(source) or source.endswith(".npz"):
+        return False
+    try:
+        file = file_of_weights(Path(source))
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as weights:
+                return any(name.startswith(HEAD_PREFIXES) for name in weights.keys())  # noqa: SIM118
+        return not is_torchscript(file) and bool(read_checkpoint(file).head())
+    except (InputError, SafetensorError, OSError):  # OpenCLIP tells what is wrong with it
+        return False

@@ -1,0 +1,353 @@
+"""A training sample's tokens: of its short caption, its long one, one of both by chance, or both for one loss each."""
+
+import hashlib
+import json
+import logging
+from multiprocessing import Array
+from multiprocessing.util import Finalize
+from numbers import Number
+from typing import NamedTuple
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from ..config import Config, short_share
+from ..errors import InputError
+from ..method.token_statistics import special_token_ids
+
+END_OF_WORD = "</w>"
+
+
+def token_texts(tokenizer, vocab_size: int) -> list[str]:
+    """Returns a text for each token id below `vocab_size` of an OpenCLIP tokenizer; a part of a word has a hyphen."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        known = {id: _of_clip(tokenizer, text, id) for text, id in tokenizer.encoder.items()}
+    else:
+        inner = tokenizer.tokenizer
+        known = dict(enumerate(map(_of_others, inner.convert_ids_to_tokens(list(range(min(vocab_size, len(inner))))))))
+    return [known.get(id, f"<{id}>") for id in range(vocab_size)]
+
+
+def _of_clip(tokenizer: SimpleTokenizer, text: str, id: int) -> str:
+    word = tokenizer.decode([id]).strip()
+    return word if text.endswith(END_OF_WORD) or text.startswith("<") else f"{word}-"
+
+
+def _of_others(token: str | None) -> str:
+    token = token or ""
+    if token[:1] in "▁Ġ":  # where SentencePiece and byte-level BPE begin a word
+        return token[1:] or token
+    return f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
+
+
+CLEANINGS = ("canonicalize", "lower", "whitespace")  # OpenCLIP's, of a text before it is cut into tokens
+
+
+class TokenizerIdentity(NamedTuple):
+    """A name to show, of class, source and cleaning, and a hash of the vocabulary: tokens and their ids."""
+
+    name: str
+    vocabulary: str
+
+
+def tokenizer_identity(tokenizer) -> TokenizerIdentity:
+    """Returns the identity of an OpenCLIP tokenizer."""
+    source = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
+    clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
+    name = " ".join(filter(None, [type(tokenizer).__name__, source, clean]))
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    vocabulary = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
+    listed = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
+    return TokenizerIdentity(name, hashlib.sha256(listed.encode()).hexdigest()[:16])
+
+
+def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
+    """Returns whether class, cleaning and vocabulary are the same, wherever the files lie."""
+    return _contents(one) == _contents(other)
+
+
+def _contents(identity: TokenizerIdentity) -> tuple[str, str, str]:
+    kind, *rest = identity.name.split()
+    clean = rest[-1] if rest and rest[-1] in CLEANINGS else ""
+    return kind, clean, identity.vocabulary
+
+
+NUM_WITHOUT = 10_000  # samples, about a shard's: if none of the first ones has a long caption, none ever will
+
+
+class CaptionTokens:
+    """Makes the tokens of training samples, in the workers of the data loader.
+
+    A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table. In the mode *dual*
+    the tokens are those of the short caption, for the text tower, and then those of the long one, for the class loss.
+
+    Args:
+        config: the modes and the place of the long caption.
+        tokenizer: OpenCLIP's.
+        caption_key: the short caption in the sample.
+        sample_key: what names the sample in it.
+        seed: with the epoch, the sample and the worker it decides the draw of the mode *mixed*.
+        rank: of this process; None where a sample is read once an epoch, whoever reads it.
+        epoch: `get_value()` is the current one, in the workers as well.
+        batch_size: of this process.
+        found_long: whether the data is known to hold a long caption; if not, 10,000 samples without one end the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer,
+        *,
+        caption_key: str,
+        sample_key: str,
+        seed: int,
+        rank: int | None,
+        epoch,
+        batch_size: int = 1,
+        found_long: bool = False,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.caption_key, self.sample_key = caption_key, sample_key
+        self.seed, self.rank, self.epoch = seed, rank, epoch
+        self.batch_size, self.found_long = batch_size, found_long
+        self.special = torch.tensor(special_token_ids(tokenizer))
+        self.counts = CaptionCounts(config.missing_long)
+
+    def __call__(self, sample: dict) -> Tensor | None:
+        """Returns the tokens [L], or [L + long context] for *dual*; None for a sample that is to be left out.
+
+        Raises InputError for a missing long caption where --superclip-missing-long says error, and where all are.
+        """
+        captions = self.captions(sample)
+        if captions is None:
+            return None
+        short, long = captions
+        if self.config.captions == "dual":
+            tokens = self.tokenizer([short])[0]
+            return torch.cat([tokens, self._tokens(long, self.config.long_context or len(tokens))])
+        if long is None:
+            return self.tokenizer([short])[0]
+        return self._tokens(long, self.config.long_context or self.tokenizer.context_length)
+
+    def captions(self, sample: dict) -> tuple[str, str | None] | None:
+        """Returns the sample's captions as the mode asks: short and long, or short and None if that alone is drawn."""
+        key = sample.get(self.sample_key)
+        captions = self._read(sample)
+        if captions is None:
+            return None
+        short, long = captions
+        if self.config.captions == "short":
+            return short, None
+        self.counts.add_sample(missing=not long)
+        if not long:
+            self._refuse_if_so(sample, key)
+            if self.config.missing_long == "skip":
+                return None
+            return short, short if self.config.captions == "dual" else None
+        share = self.config.short_share
+        return short, None if share is not None and self._draw(f"{key}\0{short}") < share else long
+
+    def keeps(self, sample: dict) -> bool:
+        """Returns whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
+        captions = self._read(sample)
+        return captions is not None and (bool(captions[1]) or self.config.missing_long != "skip")
+
+    def end_pass(self, num_kept: int) -> None:
+        """Raises InputError where a pass over a worker's shards kept too few samples for a batch.
+
+        OpenCLIP would pass over them again, forever.
+        """
+        if num_kept >= self.batch_size:
+            return
+        if self.config.missing_long == "skip":
+            found = f"--superclip-missing-long skip keeps {num_kept:,} samples of the shards that a worker reads"
+            instead = ", or --superclip-missing-long use-short"
+        else:
+            found, instead = f"--train-data: the shards that a worker reads hold {num_kept:,} samples", ""
+        raise InputError(
+            f"{found}, and --batch-size is {self.batch_size:,}; expected a full batch or more: give fewer --workers or "
+            f"a smaller --batch-size{instead}"
+        )
+
+    def _read(self, sample: dict) -> tuple[str, str] | None:
+        """Returns the short caption and the long one, which may be ""; None where one cannot be read."""
+        try:
+            short = sample[self.caption_key]
+            short = "" if is_empty(short) else short.decode("utf-8") if isinstance(short, bytes) else str(short)
+            short = short.strip()
+            long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
+        except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
+            key = sample.get(self.sample_key)
+            logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
+            return None
+        return short, long
+
+    def _refuse_if_so(self, sample: dict, key) -> None:
+        if self.config.missing_long == "error":
+            raise InputError(
+                f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
+            )
+        if not self.found_long and self.counts.num_missing == self.counts.num_samples >= NUM_WITHOUT:
+            members = ", ".join(name for name in sample if not str(name).startswith("__"))
+            raise InputError(
+                f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
+                f"'{self.config.long_caption}'; the last one holds {members}"
+            )
+
+    def _draw(self, name: str) -> float:
+        """Returns a number in [0, 1) that depends on nothing but its arguments, so that a resumed run draws it again.
+
+        WebDataset may give several workers, or one epoch several times, the same sample: each worker draws anew.
+        """
+        worker = get_worker_info()
+        place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
+        text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
+
+    def _tokens(self, long: str, length: int) -> Tensor:
+        """Returns the tokens [length] of a long caption, and counts whether it was cut."""
+        tokens = self.tokenizer([long], context_length=length)[0]
+        cut = False
+        if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three of its own
+            cut = self._num_words(self.tokenizer([long], context_length=length + 1)[0]) > self._num_words(tokens)
+        self.counts.add_long(cut, length)
+        return tokens
+
+    def _num_words(self, tokens: Tensor) -> int:
+        return int((~torch.isin(tokens, self.special)).sum())
+
+
+def long_caption(sample: dict, place: str) -> str:
+    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" where there is none."""
+    if not place.startswith("json:"):
+        return _text(sample.get(place, sample.get(place.lower().lstrip("."))))
+    value = sample.get("json")
+    if isinstance(value, (bytes, str)):
+        value = json.loads(value)
+    for name in place.removeprefix("json:").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return _text(value)
+
+
+def is_empty(value) -> bool:
+    """Returns whether a cell or member holds no caption; pandas' empty cell is no word 'nan'."""
+    return isinstance(value, float | str | bytes) and not _text(value)
+
+
+def _text(value) -> str:
+    """Returns the caption without blanks around it; a number's digits; "" for whatever else, such as an empty cell."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
+        value = str(value)
+    return value.strip() if isinstance(value, str) else ""
+
+
+FIRST_REPORT = 1000  # samples; then at ten, a hundred and a thousand times as many, and so on
+
+
+WHAT_BECAME = {"use-short": "the short one stood in for it", "skip": "they were left out", "error": ""}
+
+
+class CaptionCounts:
+    """How many samples the workers of this rank read, how many had no long caption, and how many of these were cut."""
+
+    def __init__(self, missing_long: str):
+        self._what_became = WHAT_BECAME[missing_long]
+        self._counts = Array("q", 5)  # samples, missing, long captions, cut, where they were cut; shared by the workers
+        # Also at the end of a forked process, where atexit says nothing.
+        Finalize(None, self.report, exitpriority=10)
+
+    @property
+    def num_samples(self) -> int:
+        return self._counts[0]
+
+    @property
+    def num_missing(self) -> int:
+        return self._counts[1]
+
+    @property
+    def num_long(self) -> int:
+        return self._counts[2]
+
+    @property
+    def num_cut(self) -> int:
+        return self._counts[3]
+
+    def add_sample(self, missing: bool) -> None:
+        with self._counts.get_lock():
+            self._counts[0] += 1
+            self._counts[1] += missing
+            num_samples = self._counts[0]
+        if num_samples >= FIRST_REPORT and str(num_samples).strip("0") == "1":
+            self.report()
+
+    def add_long(self, cut: bool, length: int) -> None:
+        with self._counts.get_lock():
+            self._counts[2] += 1
+            self._counts[3] += cut
+            self._counts[4] = length
+
+    def report(self) -> None:
+        """Logs the counts so far, if there are any."""
+        num_samples, num_missing, num_long, num_cut, length = self._counts[:]
+        if num_samples:
+            logging.info(
+                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption"
+                + (f" ({self._what_became})" if num_missing else "")
+                + (f"; {num_cut / num_long:.1%} of the long ones were cut at {length} tokens" if num_long else "")
+            )
+
+
+def counted_captions(config: Config, context_length: int) -> str:
+    """Returns what the class loss is given, as a file of counts tells it: `mixed:0.8 json:re_caption, 77 tokens`."""
+    place = config.long_caption if config.captions != "short" else ""
+    return f"{_mode(config)} {place}".strip() + f", {config.long_context or context_length} tokens"
+
+
+def check_counted_captions(
+    counted: str, config: Config, context_length: int, *, what: str, command: str, table: bool
+) -> None:
+    """Raises InputError where the captions `counted`, or how many of their tokens, are not those of a run.
+
+    Args:
+        counted: as the file describes them.
+        config: of the run; `context_length` is its text tower's.
+        command: that counts the run's captions, to which their flags are added.
+        table: whether the run reads a table: its columns have other names than the members of the counted shards.
+    """
+    given = counted_captions(config, context_length)
+    there, wanted = _parts(counted), _parts(given)
+    if table:
+        there, wanted = there._replace(place=""), wanted._replace(place="")
+    if there == wanted or there.tokens is None:
+        return
+    flags = "" if wanted.share == 1 else f" --captions {_mode(config)} --long-caption {config.long_caption}"
+    raise InputError(
+        f"{what} counts the captions '{counted}', and the class loss is given '{given}': count those with "
+        f"{command}{flags} --context {wanted.tokens} --out FILE, or train on the captions that were counted"
+    )
+
+
+class _Captions(NamedTuple):
+    share: float | None  # of short captions
+    place: str  # of the long ones
+    tokens: int | None  # None in a description that does not tell
+
+
+def _parts(captions: str) -> _Captions:
+    """Returns what a description of captions says, equal where it means the same."""
+    described, _, tokens = captions.removesuffix(" tokens").rpartition(", ")
+    mode, _, place = described.partition(" ")
+    share = short_share(mode)
+    if share == 1:
+        place = ""
+    elif not place.startswith("json:"):
+        place = place.lower().lstrip(".")
+    return _Captions(share, place, int(tokens) if tokens.isdecimal() else None)
+
+
+def _mode(config: Config) -> str:
+    return "long" if config.captions == "dual" else config.captions

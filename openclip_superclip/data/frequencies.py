@@ -1,0 +1,300 @@
+"""Counts the tokens of captions over a table or many shards, in parallel, and resumes an interrupted count."""
+
+import functools
+import json
+import logging
+import os
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import Config
+from ..errors import InputError
+from ..files import whole_file
+from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
+from .captions import CaptionTokens, TokenizerIdentity, counted_captions, same_tokenizer, tokenizer_identity
+from .shards import is_remote, look, read_captions, work_on
+from .tables import Columns, rows_of
+
+
+@dataclass(frozen=True)
+class Frequencies(DocumentFrequency):
+    """Counts of captions and what they were counted of; captions without any token are not among them."""
+
+    tokenizer: str
+    vocabulary: str  # a fingerprint of tokens and their ids
+    captions: str  # as --superclip-captions, and where the long one was
+    ignored_tokens: tuple[int, ...]
+    shards: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def none(cls, tokenizer, captions: str) -> "Frequencies":
+        """Returns the counts before the first caption."""
+        ignored = special_token_ids(tokenizer)
+        counts = torch.zeros(tokenizer.vocab_size if hasattr(tokenizer, "vocab_size") else len(tokenizer.tokenizer))
+        return cls(counts.long(), 0, *tokenizer_identity(tokenizer), captions, ignored)
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        return TokenizerIdentity(self.tokenizer, self.vocabulary)
+
+    def plus(self, document_frequency: Tensor, num_captions: int, shards: Iterable[str]) -> "Frequencies":
+        """Returns these counts and those of more shards."""
+        return replace(
+            self,
+            document_frequency=self.document_frequency + document_frequency,
+            num_captions=self.num_captions + num_captions,
+            shards=(*self.shards, *shards),
+        )
+
+    def check(self, tokenizer, what: str) -> None:
+        """Raises InputError where the counts are of another tokenizer's tokens, or of no caption."""
+        if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
+            raise InputError(
+                f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
+                f"model's tokenizer, {tokenizer_identity(tokenizer).name}, has others: count again with superclip "
+                "frequencies --tokenizer-of this model"
+            )
+        if not self.num_captions:
+            raise InputError(f"{what} counts no caption at all")
+
+    def write(self, path: Path) -> None:
+        """Writes the safetensors file."""
+        tensors = {
+            "document_frequency": self.document_frequency,
+            "num_captions": torch.tensor(self.num_captions),
+        }
+        about = {
+            "tokenizer": self.tokenizer,
+            "vocabulary": self.vocabulary,
+            "vocab_size": str(len(self.document_frequency)),
+            "captions": self.captions,
+            "ignored_tokens": json.dumps(self.ignored_tokens),
+            "shards": json.dumps(self.shards),
+        }
+        with whole_file(path) as file:
+            file.write(save(tensors, about))
+
+
+def read_frequencies(path: str | Path) -> Frequencies:
+    """Returns the counts in a file of `superclip frequencies`; InputError where it is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            return Frequencies(
+                file.get_tensor("document_frequency"),
+                int(file.get_tensor("num_captions")),
+                about["tokenizer"],
+                about["vocabulary"],
+                about["captions"],
+                tuple(json.loads(about["ignored_tokens"])),
+                tuple(json.loads(about["shards"])),
+            )
+    except (OSError, SafetensorError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} is no file of word frequencies that superclip frequencies wrote ({reason})"
+        ) from error
+
+
+def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
+    """Returns the sum of counts of different shards; InputError where two were counted otherwise or share a shard."""
+    total, *others = parts
+    for other, name in zip(others, names[1:], strict=True):
+        if not same_tokenizer(total.identity, other.identity):
+            raise InputError(f"--merge: {name} counts the tokens of {other.tokenizer}, {names[0]} of {total.tokenizer}")
+        for what in ("captions", "ignored_tokens"):
+            if getattr(other, what) != getattr(total, what):
+                raise InputError(
+                    f"--merge: {name} has {what} {getattr(other, what)}, but {names[0]} {getattr(total, what)}"
+                )
+        shared = set(total.shards) & set(other.shards)
+        if shared:
+            raise InputError(f"--merge: {name} counts {min(shared)} again")
+        total = total.plus(other.document_frequency, other.num_captions, other.shards)
+    return total
+
+
+def count(captions: Iterable[list[str]], tokenizer, vocab_size: int) -> tuple[Tensor, int]:
+    """Returns how many of the captions, given in batches, hold each token (int64 [V]), and how many hold any."""
+    statistics = TokenStatistics(vocab_size, special_token_ids(tokenizer))
+    for batch in captions:
+        statistics.update(tokenizer(batch))
+    return statistics.document_frequency, int(statistics.num_captions)
+
+
+BATCH = 1024  # captions tokenized at a time
+
+
+SECONDS_BETWEEN_PARTS = 30
+
+
+class FirstEpoch:
+    """The epoch of a pass that is the only one."""
+
+    def get_value(self) -> int:
+        return 0
+
+
+class Counting:
+    """What is counted: the captions that the class loss would be given, in the tokens that it would see.
+
+    Args:
+        columns: of a table, which is counted as a shard is; None for shards.
+    """
+
+    def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None):
+        self.config, self.tokenizer, self.columns = config, tokenizer, columns
+        self.nothing = Frequencies.none(tokenizer, counted_captions(config, tokenizer.context_length))
+        self.reader = CaptionTokens(
+            config, tokenizer, caption_key=columns.caption if columns else "txt",
+            sample_key=columns.image if columns else "__key__", seed=seed, rank=None, epoch=FirstEpoch(),
+        )  # fmt: skip
+
+    def captions(self, shard: str) -> Iterator[str]:
+        place = self.config.long_caption if self.config.captions != "short" else ""
+        for sample in rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, place):
+            captions = self.reader.captions(sample)
+            if captions is not None:
+                short, long = captions
+                yield short if long is None else long
+
+    def count(self, captions: Iterator[str]) -> tuple[Tensor, int]:
+        vocab_size = len(self.nothing.document_frequency)
+        return count(_batches(captions), self.tokenizer, vocab_size)
+
+    def check_long_captions(self, shard: str) -> None:
+        """Raises InputError where samples were read and none of them had a long caption; `shard` is one of theirs."""
+        counts = self.reader.counts
+        if not counts.num_missing or counts.num_missing < counts.num_samples:
+            return
+        what, place = ("row", "columns") if self.columns else ("sample", "members")
+        names = ", ".join(next(rows_of(shard, self.columns, "DATA"))) if self.columns else _members(shard)
+        raise InputError(
+            f"--long-caption: none of {counts.num_samples:,} {what}s holds '{self.config.long_caption}'; the {place} "
+            f"of {shard} are {names}"
+        )
+
+
+def _members(shard: str) -> str:
+    return "not told: it is no file" if is_remote(shard) else look(shard).members
+
+
+class Counted(NamedTuple):
+    """The counts of one shard."""
+
+    shard: str
+    document_frequency: Tensor  # int64 [V]
+    num_captions: int
+    error: str
+
+
+def _count_shard(counting: Counting, shard: str) -> Counted:
+    errors = []
+    df, num_captions = counting.count(_until_broken(counting.captions(shard), errors))
+    held = df.nonzero().flatten()
+    # A shard holds few of the tokens: what goes back to the parent is small.
+    return Counted(shard, torch.stack([held, df[held]]), num_captions, *(errors or [""]))
+
+
+def _until_broken(captions: Iterator[str], errors: list[str]) -> Iterator[str]:
+    """Yields the captions up to where the shard cannot be read, as OpenCLIP does."""
+    try:
+        yield from captions
+    except (OSError, EOFError, tarfile.TarError) as error:
+        errors.append(" ".join(str(error).split()))
+
+
+def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:
+    """Returns the counts of all shards, which it writes to `out`, and the shards that could not be read to their end.
+
+    The counts so far are kept in a file beside `out` that is replaced twice a minute; the next call resumes from it.
+    """
+    if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
+        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
+        raise InputError(f"DATA: there is no file {shards[0]}{others}")
+    part = out.with_name(f"{out.name}.part")
+    total = _earlier(part, counting.nothing, shards)
+    left = [shard for shard in shards if shard not in set(total.shards)]
+    df, broken, done, written = total.document_frequency.clone(), [], [], time.monotonic()
+    num_captions = 0
+
+    def so_far() -> Frequencies:
+        return total.plus(df - total.document_frequency, num_captions, done)
+
+    try:
+        with (
+            tqdm(total=len(shards), initial=len(total.shards), unit=" shards", mininterval=1) as progress,
+            each_counted(counting, left, workers) as counted_shards,
+        ):
+            start = time.monotonic()
+            for counted in counted_shards:
+                held, counts = counted.document_frequency
+                df[held] += counts
+                num_captions += counted.num_captions
+                done.append(counted.shard)
+                if counted.error:
+                    broken.append(counted.shard)
+                    logging.warning(f"{counted.shard}: {counted.error}")
+                progress.update()
+                progress.set_postfix_str(f"{num_captions / (time.monotonic() - start):,.0f} captions/s")
+                if time.monotonic() - written > SECONDS_BETWEEN_PARTS:
+                    so_far().write(part)
+                    written = time.monotonic()
+    except BaseException:
+        if done:
+            so_far().write(part)
+        raise
+    result = so_far()
+    if not total.shards:
+        counting.check_long_captions(shards[0])
+    if not result.num_captions:
+        raise InputError(f"DATA: no caption could be read from {shards[0]}" + (" and the others" * (len(shards) > 1)))
+    result.write(out)
+    part.unlink(missing_ok=True)
+    return result, broken
+
+
+def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies:
+    """Returns what an interrupted call has counted; InputError where that was another count."""
+    if not part.exists():
+        return nothing
+    earlier = read_frequencies(part)
+    same = same_tokenizer(earlier.identity, nothing.identity) and earlier.captions == nothing.captions
+    if not same or not set(earlier.shards) <= set(shards):
+        raise InputError(
+            f"--out: {part} is of an interrupted count of other captions: remove it, or choose another --out"
+        )
+    return earlier
+
+
+@contextmanager
+def each_counted(counting: Counting, shards: list[str], workers: int):
+    """An iterator over the counts of each shard, as they come."""
+    count = functools.partial(_count_shard, counting)
+    if workers == 1:
+        yield map(count, shards)
+        return
+    with closing(work_on(count, shards, workers, "--workers")) as counted:
+        yield counted
+
+
+def _batches(captions: Iterator[str]) -> Iterator[list[str]]:
+    batch = []
+    for caption in captions:
+        batch.append(caption)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

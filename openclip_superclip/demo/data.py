@@ -1,0 +1,179 @@
+"""The demo's model: OpenCLIP's own parts, small, and a vocabulary of the words that scenes can name and no others."""
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from ..errors import InputError
+from ..files import whole_file, write_text
+from .measures import different_scenes
+from .scenes import (
+    DESIGNERS,
+    IMAGE_SIZE,
+    NAMES,
+    SECOND_DESIGNERS,
+    VERSION,
+    Scene,
+    names_of,
+    sample,
+    scenes,
+    write_shards,
+)
+
+CONTEXT = 18  # tokens: four names of two words and the commas between them
+
+
+NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
+
+
+RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
+
+
+VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
+
+
+def write_model(folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET) -> str:
+    """Writes the model's configuration and vocabulary and returns the --model that opens it.
+
+    OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, where `vision` says no other, beside a text
+    tower of two layers and width 64. Captions become the very tokens that CLIP's tokenizer gives: the vocabulary holds
+    the bytes and those of its merges that the names of the objects need. So the head is as small a part of a step as
+    beside the paper's models.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = (folder / "bpe.txt.gz").resolve()
+    merges = needed_merges(names)
+    with whole_file(vocabulary) as file:  # the first line is a comment
+        file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
+    text_cfg = {
+        "context_length": CONTEXT,
+        "vocab_size": NUM_TOKENS_WITHOUT_MERGES + len(merges),
+        "tokenizer_kwargs": {"bpe_path": str(vocabulary)},
+        "width": 64,
+        "heads": 1,
+        "layers": 2,
+    }
+    model_cfg = {
+        "embed_dim": 128,
+        "vision_cfg": vision,
+        "text_cfg": text_cfg,
+    }
+    write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
+    return f"local-dir:{folder}"
+
+
+def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the merges of CLIP's vocabulary by which its tokenizer spells the names, in its order.
+
+    With these alone it spells them as with all: a pair that it joins is one of them, whichever others there are.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    ranks, needed = tokenizer.bpe_ranks, set()
+    for word in sorted(set(tokenizer.pat.findall(", ".join(names).lower()))):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+            best = min(pairs, key=ranks.get)
+            needed.add(best)
+            parts = _joined(parts, best)
+    return sorted(needed, key=ranks.get)
+
+
+def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """Returns the parts with every occurrence of the pair as one."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
+
+
+class TrainingData(NamedTuple):
+    """A model and the scenes that it is trained on, by their places below the demo's folder."""
+
+    folder: str
+    model: str = "model"
+    caption: str = "long"  # what the scenes' own text names: all their objects, or one (short)
+    designers: Sequence[str] = DESIGNERS
+    seed: int = 0
+    vision: Mapping[str, object] = RESNET  # of the model's configuration
+
+    @property
+    def shards(self) -> str:
+        return f"{self.folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
+
+
+SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT = TRAINING_DATA = (
+    TrainingData("data/scenes"),
+    TrainingData("data/scenes-short", caption="short"),
+    TrainingData("data/scenes-second", model="model-second", designers=SECOND_DESIGNERS, seed=1),
+    TrainingData("data/scenes", model="model-vit", vision=VIT),
+)
+
+
+def write_training_data(folder: Path, data: TrainingData = SCENES) -> tuple[str, str]:
+    """Writes both below `folder`, and returns the --model and the --train-data that open them."""
+    model = write_model(folder / data.model, names_of(data.designers), data.vision)
+    shards = write_shards(
+        folder / data.folder,
+        NUM_SHARDS * SHARD_SIZE,
+        seed=data.seed,
+        samples_per_shard=SHARD_SIZE,
+        caption=data.caption,
+        designers=data.designers,
+    )
+    return model, shards
+
+
+def write_evaluation_data(
+    folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000, seed: int = 0
+) -> dict[str, Path]:
+    """Writes two data sets and returns their folders by name. What is there already is left as it is.
+
+    demo_objects: scenes of one object with its name's number, `test` and, for the linear probe, `train`.
+    demo_scenes: scenes of two objects or more, no two alike, with their long captions, for retrieval.
+
+    The test scenes are those that the demo measures on. The same arguments give the same bytes. Raises InputError for a
+    folder that holds others.
+    """
+    objects, groups = folder / "demo_objects", folder / "demo_scenes"
+    record = folder / "scenes.txt"  # written last, so it vouches for all
+    facts = f"version {VERSION}, seed {seed}: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
+    if record.is_file() and record.read_text() == facts:
+        return {"demo_objects": objects, "demo_scenes": groups}
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {objects, groups}):
+        raise InputError(f"{folder} holds something else; give another folder for the scenes")
+    for path, text in {
+        objects / "classnames.txt": "\n".join(NAMES),
+        objects / "zeroshot_classification_templates.txt": "{c}",  # captions are plain names
+        groups / "dataset_type.txt": "retrieval",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"{text}\n")
+    _write_split(objects / "test", scenes(num_scenes, seed, "test", num_objects=(1,)), with_captions=False)
+    _write_split(objects / "train", scenes(num_probe_scenes, seed, "train", num_objects=(1,)), with_captions=False)
+    _write_split(groups / "test", different_scenes(num_scenes, seed, "test"), with_captions=True)
+    write_text(record, facts)
+    return {"demo_objects": objects, "demo_scenes": groups}
+
+
+def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> None:
+    """Writes one shard of pictures, with captions or with the number of the one object's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
+        for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes")):
+            label = {"txt": scene.captions["long"]} if with_captions else {"cls": NAMES.index(scene.objects[0])}
+            tar.write({"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label})
+    write_text(folder / "nshards.txt", "1\n")

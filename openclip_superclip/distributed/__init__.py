@@ -1,1 +1,0 @@
-"""Ranks that train together: sums over them, and what Horovod needs."""

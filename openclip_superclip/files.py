@@ -1,0 +1,224 @@
+"""Atomic files and folders: written whole or not at all."""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of writing alone
+
+
+class NotWritten(OSError):
+    """A library could not write a file, and says no more than this."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name only once it is whole."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with _terminated_as_by_exit():
+        try:
+            with open(part, "wb") as file:
+                yield file
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
+    """Writes values for people and programs to read; ValueError for NaN and infinity where they are not allowed."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n")
+
+
+@contextmanager
+def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A path to write a folder or file to, which becomes `out` only once it is whole.
+
+    With `overwrite` what stood at `out` is exchanged whole: nothing of an old folder stays in the new one. Raises
+    InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk; an OSError of
+    other files passes.
+    """
+    if os.path.exists(out) and not overwrite:
+        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
+    place = Path(os.path.realpath(out))
+    part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
+    with _terminated_as_by_exit():
+        is_body = False
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            is_body = True
+            yield part
+            is_body = False
+            if part.is_dir() and place.is_dir():
+                exchange(part, place)
+            else:
+                os.replace(part, place)
+        except OSError as error:
+            if is_body and not _is_of_writing(error, part):
+                raise
+            raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
+        finally:
+            if os.path.isdir(part):
+                shutil.rmtree(part)
+            elif os.path.lexists(part):
+                part.unlink()
+
+
+def _is_of_writing(error: OSError, part: Path) -> bool:
+    """Returns whether an error is of writing to `part` or into it, and not of whatever else was read meanwhile."""
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        return Path(os.path.realpath(os.fsdecode(error.filename))).is_relative_to(part)
+    return isinstance(error, NotWritten) or error.errno in FULL
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Gives two folders each other's names: at once where the system can, otherwise in two steps, of which the first
+    is undone where the second fails."""
+    if not _exchange_at_once(new, old):
+        aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
+        os.rename(old, aside)
+        try:
+            os.rename(new, old)
+        except BaseException:
+            os.rename(aside, old)
+            raise
+        os.rename(aside, new)
+
+
+def _exchange_at_once(new: Path, old: Path) -> bool:
+    """Tells whether the system has exchanged the names; not every file system can."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except AttributeError:  # it is Linux's
+        return False
+    working_folder, exchanged = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(working_folder, os.fsencode(new), working_folder, os.fsencode(old), exchanged) == 0
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes a folder that results can be written to; InputError that names `flag` where they cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def _terminated_as_by_exit() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise SystemExit, so that what is half-written is removed.
+
+    Where the process has handlers of its own, or in another thread than the main one, nothing changes.
+    """
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    signals = []
+    if threading.current_thread() is threading.main_thread():
+        signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped_folder(name: str) -> Path:
+    """Returns the folder `name` (recipes, patches, slurm) of the installed package or, in a checkout, beside it."""
+    return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
+
+
+# What export and import write, and what tokenizers save of themselves: of such files --overwrite may replace a folder.
+MODEL_FILES = {
+    "README.md",
+    "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "superclip_head.safetensors",
+    "config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+}  # fmt: skip
+
+
+def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Raises InputError where no folder can be written to `out`, or where --overwrite would lose more than a model.
+
+    Args:
+        inputs: files and folders that are read.
+    """
+    place = _checked_place(out, overwrite)
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise InputError(f"--out: {out} is a file; expected the name of a folder")
+    working_folder = Path.cwd()
+    if place in (working_folder, *working_folder.parents):
+        raise InputError(f"--out: {out} is the folder you work in, or above it; give another name")
+    for path in inputs:
+        real = Path(os.path.realpath(path))
+        if place in (real, *real.parents):
+            raise InputError(f"--out: {out} holds {path}, which is read and would be lost; give another name")
+    foreign = sorted(entry.name for entry in place.iterdir() if entry.is_dir() or not _is_of_a_model(entry.name))
+    if foreign:
+        raise InputError(f"--out: {out} holds {foreign[0]}, which --overwrite would lose; give another name")
+
+
+def check_file_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Raises InputError where no file can be written to `out`, or where it would replace one that is read."""
+    place = _checked_place(out, overwrite)
+    if place.is_dir():
+        raise InputError(f"--out: {out} is a folder; expected the name of a .pt or .safetensors file")
+    for path in inputs:
+        if place == Path(os.path.realpath(path)):
+            raise InputError(f"--out: {out} is read too, and would be lost; give another name")
+
+
+def _checked_place(out: Path, overwrite: bool) -> Path:
+    if os.path.exists(out) and not overwrite:
+        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
+    return Path(os.path.realpath(out))
+
+
+def _is_of_a_model(name: str) -> bool:
+    return name in MODEL_FILES or name.endswith(".txt.gz")  # a vocabulary of one's own
+
+
+def file_identity(path: Path) -> str | None:
+    """Returns a digest of the checksums that torch keeps of all that it saves; None for a file without such."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [(info.filename.partition("/")[2], info.CRC, info.file_size) for info in archive.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return None
+    return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Returns a digest of a whole file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(2**20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

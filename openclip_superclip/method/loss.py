@@ -1,0 +1,221 @@
+"""The class loss of SuperCLIP: softmax cross-entropy against the IDF-weighted words of the caption."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .word_knowledge import WordSums
+
+# Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
+# once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+
+
+# Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
+FLOAT16_SCALE = 16.0
+
+
+def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
+    """Returns the class loss of each caption, float32 [B], in the words of its definition (paper, section 3).
+
+    Args:
+        features: [B, W], the head's normalised input.
+        weight: [V, W], one row a token.
+        bias: [V].
+        tokens: [B, L], the captions' token ids; a repeated id counts once.
+        idf: [V], the weight of each token as a label; 0 leaves a token out.
+    """
+    logits = F.linear(features, weight, bias).float()  # [B, V]
+    labels = torch.zeros_like(logits).scatter_(1, tokens, 1.0)  # [B, V], K-hot
+    target = F.normalize(labels * idf, p=1, dim=1)  # sums to 1, or to 0 where every weight is 0
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def class_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tokens: Tensor,
+    idf: Tensor,
+    scale: float | Tensor = 1.0,
+    chunk_size: int | None = None,
+    word_sums: WordSums | None = None,
+) -> Tensor:
+    """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
+
+    Differentiable in the first three. The captions are taken in chunks; each chunk's logits are made once, and loss and
+    gradients formed from them there and then, so that the backward only scales. It is fastest where the gradient of the
+    losses is one number for all captions, as a mean's is; otherwise the backward goes through the chunks again.
+
+    Args:
+        features: [B, W], the head's normalised input.
+        weight: [V, W], one row a token.
+        bias: [V].
+        tokens: [B, L], the captions' token ids; a repeated id counts once.
+        idf: [V], the weight of each token as a label; 0 leaves a token out.
+        scale: a number, or a tensor with one element, that multiplies every loss.
+        chunk_size: captions a chunk; by default as many as fill CHUNK_BYTES with logits.
+        word_sums: is given the words' shares, where gradients are formed: they follow from those.
+    """
+    labels, target, row_scale = _sparse_target(tokens, idf, scale)
+    device = features.device.type
+    if chunk_size is None:
+        chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    inputs = features, weight, bias
+    if not torch.is_grad_enabled():
+        inputs = [x.detach() for x in inputs]  # an autograd function hears of its inputs' needs, not of no_grad
+    with torch.autocast(device, enabled=False):
+        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype, word_sums)
+
+
+def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the labels [B, L], their shares of the target [B, L] (sum 1 a row) and what multiplies the row [B].
+
+    A caption whose weights are all 0 has shares of 0 and the factor 0: no loss and no gradient.
+    """
+    labels, _ = tokens.long().sort(dim=1)
+    weights = idf.float()[labels]
+    weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
+    total = weights.sum(dim=1, keepdim=True)
+    target = weights / total.clamp_min(1e-12)
+    return labels, target, scale * (total.squeeze(1) > 0).float()
+
+
+class _ChunkedClassLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, word_sums):
+        ctx.save_for_backward(features, weight, bias, labels, target, row_scale)
+        ctx.options = chunk_size, compute_dtype
+        losses, ctx.gradients = _losses_and_gradients(
+            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3],
+            word_sums,
+        )  # fmt: skip
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):  # upstream [B]
+        gradients, ctx.gradients = ctx.gradients, None  # handed over below: a second backward makes its own
+        if gradients is None or not _is_uniform(upstream):
+            features, weight, bias, labels, target, row_scale = ctx.saved_tensors
+            _, gradients = _losses_and_gradients(
+                features, weight, bias, labels, target, row_scale * upstream, *ctx.options, ctx.needs_input_grad[:3]
+            )
+        else:
+            for gradient in filter(lambda gradient: gradient is not None, gradients):
+                gradient.mul_(upstream[:1].to(gradient.dtype).view(()))
+        return *gradients, None, None, None, None, None, None
+
+
+def _is_uniform(upstream: Tensor) -> bool:
+    """Returns whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
+    if len(upstream) <= 1:
+        return len(upstream) == 1
+    return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
+
+
+def _losses_and_gradients(
+    features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, word_sums=None
+):
+    """Returns the losses, float32 [B], and their sum's gradients by features, weight and bias (None if not needed)."""
+    word_sums = word_sums if any(needs_grad) else None
+    lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
+    compute_weight = weight.detach().to(compute_dtype)  # [V, W]
+    compute_bias = bias.detach().to(compute_dtype)
+    # On a CPU, pages touched for the first time cost as much as the softmax: there every chunk uses the same ones.
+    in_place = features.device.type == "cpu" and compute_dtype == torch.float32
+    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None  # [C, V]
+    losses = features.new_empty(len(features), dtype=torch.float32)
+    grad_features = torch.empty_like(features) if needs_grad[0] else None
+    grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
+    if needs_grad[1] and len(features) == 0:
+        grad_weight.zero_()
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] or word_sums is not None else None
+    label_shares = torch.zeros_like(target) if word_sums is not None else None  # [B, L]
+
+    for start in range(0, len(features), chunk_size):
+        rows = slice(start, start + chunk_size)
+        x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
+        memory = buffer[: len(x)] if in_place else None
+        logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)  # [C, V]
+        label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
+        highest = logits.amax(dim=1).float()
+        probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
+        # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
+        logsumexp = highest - probabilities.amax(dim=1).log()
+        losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
+        if not any(needs_grad):
+            continue
+        if word_sums is not None:
+            label_shares[rows] = probabilities.gather(1, labels[rows])
+        residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
+        if grad_bias is not None:
+            grad_bias.addmv_(residual.T, scale)
+        residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
+        scale = (scale / lift).unsqueeze(1)
+        if needs_grad[0]:
+            grad_features[rows] = (residual @ compute_weight).float() * scale
+        if needs_grad[1]:
+            _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
+    if word_sums is not None:
+        _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias)
+    grads = grad_features, grad_weight, grad_bias if needs_grad[2] else None
+    inputs = features, weight, bias
+    return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
+
+
+def _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias):
+    """Gives the words' shares to their sums.
+
+    The bias's gradient is the sum of scale * (shares - target) over the captions: the shares of a batch need no look at
+    [B, V] of their own.
+    """
+    scale = row_scale.amax() if len(row_scale) else row_scale.new_ones(())  # of all rows but those without words, 0
+    shares = grad_bias / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    shares.scatter_add_(0, labels.flatten(), target.flatten())
+    word_sums.add(labels, label_shares, shares, row_scale > 0)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Adds left @ right to the float32 `total`, which holds nothing yet where it is the first."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
+
+
+class SuperCLIPLoss(nn.Module):
+    """Adds `class_loss` = weight * mean of the class losses to what an OpenCLIP loss returns (paper, section 3).
+
+    Args:
+        contrastive: OpenCLIP's loss: ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss.
+        weight: λ.
+        gradient_scale: multiplies the class loss's gradient but not its value. OpenCLIP's ClipLoss gathers features
+            without gradients unless told otherwise; each rank's gradient is then 1 / world_size of the loss's, and λ
+            keeps its meaning only if the class loss's is, too.
+    """
+
+    def __init__(self, contrastive: nn.Module, weight: float = 1.0, gradient_scale: float = 1.0):
+        super().__init__()
+        self.contrastive = contrastive
+        self.weight = weight
+        self.gradient_scale = gradient_scale
+
+    def forward(self, *, class_losses: Tensor | None = None, output_dict: bool = False, **outputs: Tensor):
+        """Returns the weighted losses, a dict or a tuple as `output_dict` says.
+
+        Args:
+            class_losses: [B], from the model in training; in evaluation there are none, and no class_loss.
+            outputs: what else the model returned; passed to the OpenCLIP loss.
+        """
+        losses = self.contrastive(**outputs, output_dict=True)
+        if class_losses is not None:
+            class_loss = self.weight * class_losses.mean()
+            if self.gradient_scale != 1.0:
+                scaled = self.gradient_scale * class_loss
+                class_loss = scaled + (class_loss - scaled).detach()
+            losses["class_loss"] = class_loss
+        return losses if output_dict else tuple(losses.values())

@@ -1,0 +1,70 @@
+"""DistributedDataParallel whose buckets of gradients stay as they are, so that a resumed run sums as one that goes on.
+
+torch makes the buckets anew after the first step of a process, in the order in which its gradients came. How a sum over
+three ranks or more is rounded depends on where in a bucket a gradient lies: a resumed run's first step would differ in
+its last bits from the same step of a run that never stopped.
+"""
+
+import sys
+
+import torch.distributed as dist
+import torch.nn.parallel
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Returns how many ranks train together, 1 for a process alone."""
+    horovod = _horovod()
+    if horovod is not None:
+        return horovod.size()
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def begin_sum(tensor: Tensor, name: str):
+    """Starts to sum `tensor` over the ranks, in place; what it returns has a `wait()` that ends when the sum is there.
+
+    Collective. `name` tells it from other sums that may be under way.
+    """
+    horovod = _horovod()
+    if horovod is not None:
+        return _HorovodSum(horovod, horovod.allreduce_async_(tensor, name=name, op=horovod.Sum))
+    return dist.all_reduce(tensor, async_op=True)
+
+
+class _HorovodSum:
+    def __init__(self, horovod, handle: int):
+        self.horovod = horovod
+        self.handle = handle
+
+    def wait(self) -> None:
+        self.horovod.synchronize(self.handle)
+
+
+def _horovod():
+    """Returns horovod.torch where it has been started; OpenCLIP imports it wherever it is installed."""
+    horovod = sys.modules.get("horovod.torch")
+    return horovod if horovod is not None and horovod.is_initialized() else None
+
+
+def fix_buckets() -> None:
+    """Makes torch's DistributedDataParallel, wherever it is looked up from now on, keep its first buckets."""
+    ddp = torch.nn.parallel.DistributedDataParallel
+    if not hasattr(ddp, "has_fixed_buckets"):
+        torch.nn.parallel.DistributedDataParallel = _with_fixed_buckets(ddp)
+
+
+def _with_fixed_buckets(ddp: type) -> type:
+    class DistributedDataParallel(ddp):
+        has_fixed_buckets = True
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            # As if every gradient had come once, in the order of the parameters: torch makes its final buckets.
+            self.reducer._push_all_rebuilt_params()
+            self.reducer._rebuild_buckets()
+
+        def _build_params_for_reducer(self):
+            parameters, are_sparse = super()._build_params_for_reducer()
+            return parameters[::-1], are_sparse[::-1]  # the last gradients come first: sums start during the backward
+
+    return DistributedDataParallel

@@ -1,0 +1,275 @@
+"""What OpenCLIP's command line must not ask for; the checks that come before anything is loaded or written."""
+
+import math
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from ..checkpoints.resume import check_kind, resumed_file
+from ..config import Config, DataConfig, is_idf_file
+from ..data.shards import expand, is_remote
+from ..environment import check_horovod
+from ..errors import InputError
+
+
+def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
+    """Raises InputError, with what to do instead, for a command that cannot train.
+
+    Args:
+        args: as OpenCLIP has parsed them.
+        config: None without --superclip; stock OpenCLIP is then refused only what it would end with anyway.
+        data: of which slices is None without --superclip-slices.
+        only_options: whether neither the model nor the data need be on this machine.
+    """
+    slices = data.slices
+    ours = config is not None or slices is not None
+    if args.horovod:
+        _check_horovod(args, ours)
+    if not only_options:
+        _check_models(args, config is not None)
+    _check_resume(args, config is not None, data)
+    if config is not None:
+        _refuse_impossible(args)
+        _refuse_impossible_captions(args, config.captions)
+        _check_idf_file(args, config)
+    if only_options:
+        return
+    if ours:
+        check_stock_options(vars(args))
+        told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
+    else:
+        told = _look_at_stock_tables(args)
+    if config is None:
+        told += _passed_over_weights(args)
+    if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
+        for line in told:
+            print(f"superclip: {line}", file=sys.stderr, flush=True)
+
+
+def head_to_leave_out(args, with_head: bool) -> bool:
+    """Returns whether a model without a class head, student or teacher, is to load weights that hold one."""
+    from ..checkpoints.pretrained import holds_head
+
+    return (not with_head and holds_head(args.model, args.pretrained)) or holds_head(
+        args.distill_model, args.distill_pretrained
+    )
+
+
+def _check_horovod(args, ours: bool) -> None:
+    """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet.
+
+    With a flag of this package it is to train as torchrun does; without one it is stock.
+    """
+    check_horovod()
+    if ours:
+        from .horovod import fix_horovod, refuse_broken
+
+        refuse_broken(vars(args))
+        fix_horovod()
+
+
+def _check_training_data(args, config: Config | None, slices: int | None) -> list[str]:
+    """Returns what is to be said of the training data; InputError where so many ranks could not train on it."""
+    synthetic = args.dataset_type == "synthetic"
+    if not any((args.train_data, synthetic, args.val_data, args.imagenet_val, args.imagenet_v2)):
+        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
+    if not args.train_data and not synthetic:
+        return []
+    from ..data.inspection import check_shards, check_slices, is_table
+    from ..data.tables import check_table
+    from .horovod import launched_size
+    from .v3 import fork_workers
+
+    sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
+    if args.train_num_samples is not None and args.train_num_samples < 1:
+        raise InputError(f"--train-num-samples is {args.train_num_samples}; expected 1 or more")
+    if slices is not None:
+        check_slices(
+            slices, args.train_data, args.dataset_type, args.dataset_resampled, batch_size=args.batch_size, **sizes
+        )
+    if synthetic:
+        if args.train_num_samples is None:
+            raise InputError("--train-num-samples is not given; expected the pictures of --dataset-type synthetic")
+        return []
+    if is_table(args.train_data, args.dataset_type):
+        world_size = sizes["world_size"]
+        return check_table(args.train_data, _columns(args), config or Config(), args.batch_size, world_size)
+    fork_workers(args.workers)
+    long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+    return check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
+
+
+def _check_validation_data(args) -> list[str]:
+    """Returns what is to be said of the validation data; InputError where OpenCLIP could not measure on it."""
+    from ..data.inspection import check_validation_shards, is_table
+    from ..data.tables import check_table
+
+    if not args.val_data or args.dataset_type == "synthetic":
+        return []
+    if is_table(args.val_data, args.dataset_type, "--val-data"):
+        return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
+    return check_validation_shards(args.val_data)
+
+
+def _look_at_stock_tables(args) -> list[str]:
+    """Returns what is to be said of the tables of a run without a flag of ours.
+
+    Raises InputError where OpenCLIP would end with a traceback: at a column or a picture that is not there.
+    """
+    from ..data.shards import is_remote
+    from ..data.tables import empty_captions, is_table_file, look_at_table
+    from .horovod import launched_size
+
+    told = []
+    for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
+        is_table = is_table_file(path) if args.dataset_type == "auto" else path and args.dataset_type == "csv"
+        if not is_table or is_remote(path):
+            continue
+        look = look_at_table(path, _columns(args), Config(), flag)
+        told += empty_captions(path, look, flag)
+        if flag == "--train-data" and look.num_rows < launched_size() * args.batch_size:
+            told.append(f"{flag}: the {look.num_rows:,} rows of {path} fill no batch: not one step is trained")
+    return told
+
+
+def _passed_over_weights(args) -> list[str]:
+    """Returns a line where stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
+    from ..checkpoints.architecture import instead_of_passing_over
+
+    instead = instead_of_passing_over(args.model) if args.pretrained else None
+    if instead is None:
+        return []
+    return [f"--pretrained: OpenCLIP passes over {args.pretrained} beside --model {args.model}: give --model {instead}"]
+
+
+def _columns(args):
+    from ..data.tables import Columns
+
+    return Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+
+
+def _check_idf_file(args, config: Config) -> None:
+    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    if not is_idf_file(config.idf):
+        return
+    from open_clip import get_tokenizer
+
+    from ..data.captions import check_counted_captions
+    from ..data.frequencies import read_frequencies
+    from ..data.inspection import is_table
+
+    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
+    frequencies.check(tokenizer, what)
+    table = bool(args.train_data) and is_table(args.train_data, args.dataset_type)
+    command = shlex.join(["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model])
+    if table:
+        flags = {"--csv-separator": args.csv_separator, "--csv-img-key": args.csv_img_key}
+        flags["--csv-caption-key"] = args.csv_caption_key
+        command += f" {shlex.join(part for flag in flags.items() for part in flag)}"
+    check_counted_captions(
+        frequencies.captions, config, tokenizer.context_length, what=what, command=command, table=table
+    )
+
+
+def _refuse_impossible_captions(args, captions: str) -> None:
+    """Raises InputError for an OpenCLIP option that cannot go with a long caption."""
+    if captions != "short" and args.dataset_type == "synthetic":
+        raise InputError(f"--superclip-captions {captions} needs captions, and --dataset-type synthetic has none")
+    if captions == "dual" and args.distill_model is not None:
+        raise InputError(
+            "--superclip-captions dual cannot go with --distill-model: the teacher would be given both captions"
+        )
+
+
+def _check_models(args, with_head: bool) -> None:
+    """Raises InputError for a model or weights that are not there or cannot be."""
+    from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file
+    from .factory import check_model, check_vocabulary
+
+    check_model(args.model, args.pretrained)
+    if with_head:
+        check_pretrained(args.model, args.pretrained)
+        check_weights_file(args.pretrained)
+        check_vocabulary(args.model, args.cache_dir, args.force_context_length)
+    if args.distill_model is not None:
+        check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
+        if with_head and args.distill_pretrained is not None:
+            check_teacher(args.distill_model, args.distill_pretrained)
+
+
+def _check_resume(args, with_head: bool, data: DataConfig) -> None:
+    """Raises InputError for a --resume that cannot work, where its file is known before OpenCLIP starts.
+
+    Those are a run of the other kind, one that reads its shards in another order, and, of those that are cut into
+    slices, one that began with anything else.
+    """
+    slices = data.slices
+    if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
+        return
+    from open_clip_train.distributed import is_using_distributed
+
+    from ..checkpoints.resume import beginning, check_beginning, check_order, check_same_model
+    from .horovod import launched_rank, launched_size
+
+    ours = with_head or slices is not None
+    run_folder = os.path.join(args.logs, args.name or "")
+    file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
+    if file is not None:
+        with_ddp = False if args.horovod else is_using_distributed() or None
+        check_kind(file, with_head, with_ddp, args.model)
+        if not data.accept_changes:
+            check_order(file, slices, args.seed, args.train_data)
+            if slices is not None and args.train_data:
+                now = beginning(vars(args), launched_size())
+                check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
+        if ours:
+            check_same_model(file, args.model)
+
+
+def _refuse_impossible(args):
+    """Raises InputError, with what to do instead, for an OpenCLIP option that is incompatible with --superclip."""
+    if args.torchscript:
+        raise InputError("--torchscript cannot carry the class head: leave it out, --torchcompile works")
+    if args.trace:
+        raise InputError("--trace cannot carry the class head: leave it out, --torchcompile works")
+    if args.lock_image and args.lock_image_unlocked_groups == 0:
+        raise InputError(
+            "--lock-image leaves the class loss nothing to train but its own head: "
+            "leave out --superclip, or unlock groups with --lock-image-unlocked-groups"
+        )
+
+
+LEAST = {"batch_size": 1, "accum_freq": 1, "epochs": 1, "workers": 0, "warmup": 0}
+
+
+FOLDERS = ("imagenet_val", "imagenet_v2")
+
+
+def check_stock_options(options: dict) -> None:
+    """Raises InputError for a number that is too small, half a teacher, and validation data that is not there.
+
+    Args:
+        options: of OpenCLIP's parsed command line, under their names.
+    """
+    for name, least in LEAST.items():
+        if options[name] < least:
+            raise InputError(f"{_flag(name)} is {options[name]}; expected {least} or more")
+    lr = options["lr"]
+    if lr is not None and not (math.isfinite(lr) and lr >= 0):
+        raise InputError(f"--lr is {lr}; expected a finite number, 0 or more")
+    if (options["distill_model"] is None) != (options["distill_pretrained"] is None):
+        given, missing = ("--distill-model", "--distill-pretrained")[:: 1 if options["distill_model"] else -1]
+        raise InputError(f"{given} distils nothing without {missing}: give both, or leave {given} out")
+    for name in FOLDERS:
+        if options[name] and not os.path.isdir(options[name]):
+            raise InputError(f"{_flag(name)}: there is no folder {options[name]}")
+    if options["val_data"] and options["dataset_type"] != "synthetic":
+        for source in options["val_data"].split("::"):
+            if not is_remote(source) and not any(map(os.path.exists, expand(source, "--val-data"))):
+                raise InputError(f"--val-data: there is no file {source}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

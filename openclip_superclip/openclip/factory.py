@@ -1,0 +1,137 @@
+"""Models with a class head for training loops of one's own, made by OpenCLIP's factory."""
+
+import difflib
+import os
+
+import open_clip
+from open_clip.factory import parse_model_name
+from open_clip.model import CLIPTextCfg
+
+from ..checkpoints.architecture import know_model
+from ..checkpoints.pretrained import how_to_load, kept_head
+from ..config import is_idf_file
+from ..data.frequencies import read_frequencies
+from ..errors import InputError
+from ..method.token_statistics import special_token_ids
+from .v3 import plugins_model_class
+
+
+def create_model_and_transforms(
+    model_name: str,
+    pretrained: str | None = None,
+    *,
+    idf: str = "online",
+    special_tokens: bool = False,
+    head_warmup: int = 0,
+    **kwargs,
+):
+    """Returns OpenCLIP's (model, preprocess_train, preprocess_val), the model with a class head.
+
+    Args:
+        model_name, pretrained, kwargs: as for `open_clip.create_model_and_transforms`.
+        idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
+        special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
+        head_warmup: captions during which the class loss trains the head alone.
+    """
+    know_model(model_name, "model_name")
+    if is_idf_file(idf) and not os.path.isfile(idf):
+        raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
+    loading, load = how_to_load(model_name, pretrained)
+    superclip = head_options(
+        model_name,
+        pretrained,
+        idf=idf,
+        special_tokens=special_tokens,
+        head_warmup=head_warmup,
+        cache_dir=kwargs.get("cache_dir"),
+        load=load,
+    )
+    if not kwargs.get("load_weights", True) and load is None:
+        superclip["kept_head"] = None
+    with plugins_model_class():
+        return open_clip.create_model_and_transforms(
+            model_name, pretrained, **{"output_dict": True, **loading, **kwargs, "superclip": superclip}
+        )
+
+
+def head_options(
+    model_name: str,
+    pretrained: str | None = None,
+    *,
+    idf: str,
+    special_tokens: bool,
+    accum_freq: int = 1,
+    head_warmup: int = 0,
+    placebo: str = "off",
+    head_input: str = "patches",
+    word_course: bool = False,
+    dual: bool = False,
+    context_length: int | None = None,
+    cache_dir: str | None = None,
+    load=None,
+) -> dict:
+    """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
+    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    frequencies = None
+    if is_idf_file(idf):
+        frequencies = read_frequencies(idf)
+        frequencies.check(tokenizer, idf)
+    return {
+        "idf": idf,
+        "frequencies": frequencies,
+        "ignored_tokens": () if special_tokens else special_token_ids(tokenizer),
+        "accum_freq": accum_freq,
+        "head_warmup": head_warmup,
+        "placebo": placebo,
+        "head_input": head_input,
+        "word_course": word_course,
+        "text_length": tokenizer.context_length if dual else None,
+        "load": load,
+        "kept_head": kept_head(model_name, pretrained, cache_dir),
+    }
+
+
+def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str, str] = ("--model", "--pretrained")):
+    """Raises InputError for a model or weights that OpenCLIP does not find; what lies on a hub is left to it."""
+    know_model(model_name, flags[0])
+    schema, place = parse_model_name(model_name)
+    if schema == "hf-hub":
+        return
+    name = model_name if schema else place.replace("/", "-")  # as OpenCLIP looks it up
+    try:
+        known = open_clip.get_model_config(name) is not None
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{flags[0]}: {model_name} has no readable open_clip_config.json ({reason})") from error
+    if not known:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        raise InputError(
+            f"{flags[0]}: OpenCLIP knows no '{model_name}'; "
+            + (f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names those that it knows")
+        )
+    if schema is None and pretrained and not os.path.isfile(pretrained):
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not open_clip.get_pretrained_cfg(name, pretrained):
+            raise InputError(
+                f"{flags[1]} is '{pretrained}', no file and none of the weights that OpenCLIP knows of {name}: "
+                f"expected a file or one of {', '.join(tags) or 'none'}"
+            )
+
+
+def check_vocabulary(model_name: str, cache_dir: str | None = None, context_length: int | None = None) -> None:
+    """Raises InputError where the tokens that every caption holds are beyond the text tower's vocabulary.
+
+    Hubs and towers of Hugging Face, which have a configuration of their own, are left to the first batch.
+    """
+    if parse_model_name(model_name)[0] == "hf-hub":
+        return
+    text_cfg = open_clip.get_model_config(model_name)["text_cfg"]
+    if "hf_model_name" in text_cfg:
+        return
+    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
+    if largest >= vocab_size:
+        raise InputError(
+            f"--model: the tokenizer of {model_name} gives every caption token id {largest}, and its text_cfg has "
+            f"vocab_size {vocab_size}: expected {largest + 1} or more there, or the tokenizer of that vocabulary"
+        )

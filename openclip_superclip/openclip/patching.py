@@ -1,0 +1,280 @@
+"""Patches and unpatches an OpenCLIP on disk: atomic file by file, and idempotent.
+
+A patch is a git diff: its headers name, by blob id, what each file holds before and after. These ids tell the state of
+every file, so an interrupted run is completed or undone without a journal. A wheel also keeps, in its metadata, the
+patch that was applied, so that another version of this package can undo it.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import whatthepatch
+
+from ..errors import InputError
+from ..files import shipped_folder
+
+Contents = Mapping[str, bytes | None]  # path below the root: what the file holds, None where there is no file
+
+
+class Installation(NamedTuple):
+    """`root` is the folder with open_clip/ and open_clip_train/: site-packages, an unpacked wheel, a checkout's src."""
+
+    root: Path
+    version: str
+
+    def __str__(self) -> str:
+        return f"open_clip_torch {self.version} in {self.root}"
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @property
+    def dist_info(self) -> str | None:
+        """The folder of the wheel's metadata; None in a checkout."""
+        folder = f"open_clip_torch-{self.version}.dist-info"
+        return folder if (self.root / folder / "RECORD").is_file() else None
+
+
+def find_installation(source: Path | None = None) -> Installation:
+    """Returns the OpenCLIP in `source` or, without one, that which Python would import; imports nothing of it."""
+    if source is None:
+        package = importlib.util.find_spec("open_clip")
+        if package is None or package.origin is None:
+            raise InputError(
+                "OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4', or use --source"
+            )
+        root = Path(package.origin).parent.parent
+    else:
+        roots = [root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()]
+        if not roots:
+            raise InputError(f"--source {source} holds no OpenCLIP: expected open_clip/ or src/open_clip/ there")
+        root = roots[0]
+    version_file = root / "open_clip/version.py"
+    version = re.search(r"__version__ = ['\"](.+)['\"]", version_file.read_text() if version_file.is_file() else "")
+    if version is None:
+        raise InputError(f"{version_file} does not tell the release of OpenCLIP: reinstall it")
+    return Installation(root.absolute(), version[1])
+
+
+def without_lines(record: bytes, paths: Collection[str]) -> bytes:
+    """Returns the RECORD of a wheel without its lines for `paths`."""
+    lines = record.splitlines(keepends=True)
+    return b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
+
+
+def with_lines(record: bytes, paths: Collection[str]) -> bytes:
+    """Returns the RECORD of a wheel with a line for each of `paths`, so that pip removes these files as well."""
+    rest = without_lines(record, paths)
+    end = b"\r\n" if b"\r\n" in rest else b"\n"
+    return b"".join(path.encode() + b",," + end for path in paths) + rest
+
+
+NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
+
+
+MISSING, EDITED = "missing", "edited, or of another commit"
+
+
+KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
+
+
+NO_FILE = "0" * 40  # git's id of no blob
+
+
+CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whatever version wrote it
+
+
+def patches() -> dict[str, bytes]:
+    """Returns the patch for each release of OpenCLIP, from the files in patches/.
+
+    A file's first lines name the releases that it is for, and the blob ids of files that differ from its diffs' own:
+
+        release 3.3.0
+        release 3.2.0
+          open_clip_train/main.py BEFORE..AFTER
+    """
+    known = {}
+    for file in shipped_folder("patches").glob("*.patch"):
+        about, *diffs = re.split(rb"^(?=diff --git )", file.read_bytes(), flags=re.MULTILINE)
+        for block in re.split(rb"^release ", about, flags=re.MULTILINE)[1:]:
+            release, *others = block.decode().split("\n")
+            ids = dict(line.split() for line in others if line.strip())
+            known[release] = b"".join(_with_ids(diff, ids) for diff in diffs)
+    return dict(sorted(known.items()))
+
+
+def _with_ids(diff: bytes, ids: Mapping[str, str]) -> bytes:
+    path = diff.split()[2].decode().removeprefix("a/")
+    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids[path].encode(), diff, count=1) if path in ids else diff
+
+
+def blob_id(content: bytes | None) -> str:
+    """Returns git's name for a file that holds `content`."""
+    if content is None:
+        return NO_FILE
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+class Patch:
+    """A git diff with full blob ids; `before` and `after` map each path to the id of what it holds then."""
+
+    def __init__(self, text: bytes):
+        self.text = text
+        self.diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text.decode())}
+        self.before = {path: diff.header.old_version for path, diff in self.diffs.items()}
+        self.after = {path: diff.header.new_version for path, diff in self.diffs.items()}
+
+    def apply(self, path: str, content: bytes | None) -> bytes:
+        return self._change(path, content or b"", reverse=False)
+
+    def revert(self, path: str, content: bytes) -> bytes | None:
+        return None if self.before[path] == NO_FILE else self._change(path, content, reverse=True)
+
+    def _change(self, path: str, content: bytes, reverse: bool) -> bytes:
+        lines = content.decode().split("\n")
+        for _, changes in itertools.groupby(self.diffs[path].changes, key=lambda change: change.hunk):
+            _exchange(lines, list(changes), reverse)
+        changed = "\n".join(lines).encode()
+        assert blob_id(changed) == (self.before if reverse else self.after)[path]
+        return changed
+
+
+def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
+    """Makes of a hunk's one side the other, wherever in the file it lies: releases differ in lines before it."""
+    old = [change.line for change in changes if change.old is not None]
+    new = [change.line for change in changes if change.new is not None]
+    if reverse:
+        old, new = new, old
+    places = [start for start in range(len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
+    assert len(places) == 1 or not old
+    lines[places[0] : places[0] + len(old)] = new
+
+
+class Status:
+    """What is known of an OpenCLIP: `state`, of the whole, and `files`, the state of each that a patch changes."""
+
+    def __init__(self, openclip: Installation):
+        known = patches()
+        if openclip.version not in known:
+            raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
+        self.ours = Patch(known[openclip.version])
+        kept = openclip.read(f"{openclip.dist_info}/{KEPT}") if openclip.dist_info else None
+        self.applied = self.ours if kept is None else Patch(kept)
+        before = self.applied.before | self.ours.before
+        ids_of = {
+            NOT_PATCHED: before,
+            PATCHED: before | self.ours.after,
+            OTHER: before | self.applied.after,
+        }
+        self.contents = {path: openclip.read(path) for path in before}
+        self.ids = {path: blob_id(content) for path, content in self.contents.items()}
+        self.files = {
+            path: next((state for state, ids in ids_of.items() if ids[path] == found), None)
+            or (MISSING if found == NO_FILE else EDITED)
+            for path, found in self.ids.items()
+        }
+        self.unknown = [path for path, state in self.files.items() if state in (MISSING, EDITED)]
+        self.state = next((state for state, ids in ids_of.items() if ids == self.ids), MODIFIED)
+        hooks = "open_clip/hooks.py"
+        if hooks in self.unknown and CONTRACT in self.contents[hooks]:
+            self.state = OTHER  # by hand or in a checkout, where nothing tells what else that version changed
+
+    def originals(self) -> Contents:
+        """Returns what the release holds in the files; all of them must be in a known state."""
+        originals = dict(self.contents)
+        for patch in (self.applied, self.ours):
+            for path in patch.diffs:
+                if self.ids[path] == patch.after[path]:
+                    originals[path] = patch.revert(path, self.contents[path])
+        return originals
+
+
+def apply(openclip: Installation) -> dict[str, str]:
+    """Makes the files what our patch makes of the release. Returns what was done to each, nothing if all was so."""
+    status = _known_status(openclip)
+    undone = revert(openclip) if status.applied.text != status.ours.text else {}
+    steps = _steps(openclip, _known_status(openclip))
+    return undone | _write(openclip, {path: after for path, (_, after) in steps.items()})
+
+
+def revert(openclip: Installation) -> dict[str, str]:
+    """Makes the files what they are in the release. Returns what was done to each, nothing if all was so."""
+    steps = _steps(openclip, _known_status(openclip))
+    done = _write(openclip, {path: before for path, (before, _) in reversed(steps.items())})
+    for path, (before, _) in steps.items():
+        if before is None:
+            for cached in (openclip.root / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
+                cached.unlink()
+    return done
+
+
+def _known_status(openclip: Installation) -> Status:
+    status = Status(openclip)
+    if status.unknown:
+        files = ", ".join(f"{path} ({status.files[path]})" for path in status.unknown)
+        raise InputError(
+            f"{openclip}: {files}; expected the release's file or the patched one; nothing was changed. Undo the edit, "
+            f"reinstall with pip install --force-reinstall --no-deps open_clip_torch=={openclip.version}, or, in a "
+            f"checkout, git checkout v{openclip.version}"
+        )
+    return status
+
+
+def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | None, bytes | None]]:
+    """Returns each file's content without and with the applied patch, in the order in which to apply it.
+
+    RECORD first: pip then removes whatever else was written. Added files last: without open_clip/hooks.py whatever
+    was patched before it refuses to run.
+    """
+    patch, info = status.applied, openclip.dist_info
+    originals = {path: content for path, content in status.originals().items() if path in patch.diffs}
+    before = dict(sorted(originals.items(), key=lambda item: item[1] is None))
+    after = {path: patch.apply(path, content) for path, content in before.items()}
+    if info:
+        before, after = {f"{info}/{KEPT}": None, **before}, {f"{info}/{KEPT}": patch.text, **after}
+        record = openclip.read(f"{info}/RECORD")
+        added = [path for path, content in before.items() if content is None]
+        before = {f"{info}/RECORD": without_lines(record, added), **before}
+        after = {f"{info}/RECORD": with_lines(record, added), **after}
+    return {path: (before[path], after[path]) for path in after}
+
+
+def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
+    """Makes the files hold `contents`, in this order, and returns what was done to those that did not.
+
+    Raises InputError, before the first file has changed, where one cannot be written.
+    """
+    parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
+    held = {path: openclip.read(path) for path in contents}
+    changed = {path: content for path, content in contents.items() if content != held[path]}
+    done = {}
+    try:
+        for path, content in changed.items():
+            if content is not None:
+                parts[path].write_bytes(content)
+                like = path if held[path] is not None else "open_clip/__init__.py"
+                shutil.copymode(openclip.root / like, parts[path])
+        for path, content in changed.items():
+            if content is None:
+                (openclip.root / path).unlink()
+            else:
+                os.replace(parts[path], openclip.root / path)
+            done[path] = "removed" if content is None else "added" if held[path] is None else "changed"
+    except OSError as error:
+        so_far = f"changed so far: {', '.join(done)}; run this again, or undo it" if done else "nothing was changed"
+        raise InputError(f"cannot write {openclip.root / path}: {error.strerror}; {so_far}") from None
+    finally:
+        for part in parts.values():
+            if part.exists():  # also what a killed run left behind
+                part.unlink()
+    return done

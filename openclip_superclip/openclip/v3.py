@@ -1,0 +1,388 @@
+"""Makes an unpatched OpenCLIP call the hooks, by replacing a short list of its names.
+
+The calls are those that a patch would write into OpenCLIP; a patched OpenCLIP is left alone.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import inspect
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import tarfile
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip_train.data
+import pandas as pd
+import webdataset
+import webdataset.tariterators
+from open_clip_train.data import CsvDataset
+
+from .. import hooks
+from ..errors import InputError
+from .options import HelpWithDefaults
+
+PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
+
+
+INSTALL = "pip install 'open_clip_torch[training]>=3.0,<4'"
+
+
+MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
+
+
+# Every name that is replaced, and what stands there afterwards.
+REPLACED = {
+    "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
+    "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
+    "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
+    "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
+    "open_clip_train.main.train_one_epoch": "the same, and the plugins are told that the epoch has ended",
+    **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
+    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
+    **{
+        f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
+        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
+    },
+    "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
+}
+
+
+_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
+
+
+_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
+
+
+def is_patched() -> bool:
+    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        raise InputError(f"OpenCLIP is not installed: {INSTALL}")
+    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
+        return True
+    root = Path(package.origin).parent.parent
+    for file in (root / "open_clip/factory.py", *(root / f"open_clip_train/{name}.py" for name in PATCHED_IN_TRAINING)):
+        if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
+            raise InputError(
+                f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"
+            )
+    return False
+
+
+def check_release() -> None:
+    """Raises InputError, without importing it, for an OpenCLIP of before 3.0."""
+    version = importlib.metadata.version("open_clip_torch")
+    if int(version.partition(".")[0]) < 3:
+        raise InputError(f"open_clip_torch {version} is too old: expected 3.0 or later, {INSTALL}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self):
+        super().__init__(prog="superclip train", formatter_class=HelpWithDefaults)
+
+    def error(self, message):  # without the usage: OpenCLIP's fills the screen
+        self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them."""
+
+    class Parser(_Parser):
+        def parse_args(self, argv):
+            hook = hooks.plugin_manager().hook
+            hook.open_clip_add_options(parser=self)
+            args = super().parse_args(argv)
+            hook.open_clip_check_options(args=args)
+            return args
+
+    return _with_parser(Parser).parse_args(argv)
+
+
+def tell_mistakes_in_one_line() -> None:
+    """Makes a patched OpenCLIP's command line, which asks the plugins itself, tell a mistake without the usage."""
+    _with_parser(_Parser)
+
+
+def _with_parser(parser_class: type) -> types.ModuleType:
+    return _replace("open_clip_train.params.argparse", lambda _: types.SimpleNamespace(ArgumentParser=parser_class))
+
+
+def install(args: argparse.Namespace) -> None:
+    """Makes OpenCLIP's `main` train as `args` say, asking the plugins for model arguments, model class and loss."""
+    student = iter([args])  # the first model made; a second is the teacher of a distillation
+
+    def with_model_kwargs(create):
+        @functools.wraps(create)
+        def create_model_and_transforms(*model_args, **kwargs):
+            for args in itertools.islice(student, 1):
+                kwargs.update(hooks.model_kwargs(args))
+            return create(*model_args, **kwargs)
+
+        return create_model_and_transforms
+
+    def with_plugins_loss(create):
+        @functools.wraps(create)
+        def create_loss(args):
+            loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+            return create(args) if loss is None else loss
+
+        return create_loss
+
+    def with_epoch_end(train):
+        signature = inspect.signature(train)
+
+        @functools.wraps(train)
+        def train_one_epoch(*train_args, **kwargs):
+            train(*train_args, **kwargs)
+            given = signature.bind(*train_args, **kwargs).arguments
+            told = {name: given[name] for name in ("args", "model", "epoch")}
+            hooks.plugin_manager().hook.open_clip_epoch_end(**told)
+
+        return train_one_epoch
+
+    for path in REPLACED:  # whatever is missing is reported before anything is replaced
+        _replace(path, lambda value: value)
+
+    _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
+    _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
+    _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
+    _replace("open_clip_train.main.create_loss", with_plugins_loss)
+    _replace("open_clip_train.main.train_one_epoch", with_epoch_end)
+    _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
+    for name in MODEL_CLASSES:
+        _replace(f"open_clip.factory.{name}", _ModelSelector)
+
+
+@contextlib.contextmanager
+def plugins_model_class():
+    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
+    factory = importlib.import_module("open_clip.factory")
+    with _FACTORY:
+        before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
+        try:
+            if not is_patched():
+                for name in MODEL_CLASSES:
+                    _replace(f"open_clip.factory.{name}", _ModelSelector)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(factory, name, value)
+
+
+class _ModelSelector:
+    """Stands for a model class in OpenCLIP's factory: called, it makes the class that the plugins select."""
+
+    def __init__(self, model_class: type):
+        self.model_class = model_class
+        self.__name__ = model_class.__name__  # which the factory logs
+
+    def __call__(self, *args, **model_cfg):
+        hook = hooks.plugin_manager().hook
+        selected = hook.open_clip_select_model_class(model_class=self.model_class, model_cfg=model_cfg)
+        return (selected or self.model_class)(*args, **model_cfg)
+
+
+def _with_cpu_ranks(ddp: type) -> type:
+    class DistributedDataParallel(ddp):
+        def __init__(self, module, device_ids=None, **kwargs):
+            on_cpu = next(module.parameters()).device.type == "cpu"  # where torch accepts no device_ids
+            super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+    return DistributedDataParallel
+
+
+def _replace(path: str, make) -> types.ModuleType:
+    """Puts `make(what stands there)` in the place of the dotted `path` and returns the module that holds it."""
+    module_name, _, name = path.rpartition(".")
+    module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        version = importlib.metadata.version("open_clip_torch")
+        raise InputError(
+            f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, " + INSTALL
+        )
+    setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
+    return module
+
+
+def with_plugins_data(get_dataset_fn):
+    """Returns OpenCLIP's `get_dataset_fn` whose functions ask the plugins where the data is trained on."""
+
+    @functools.wraps(get_dataset_fn)
+    def get_plugins_dataset_fn(data_path, dataset_type):
+        return functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
+
+    return get_plugins_dataset_fn
+
+
+def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None):
+    if not is_train:
+        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer)
+    shared_epoch = open_clip_train.data.SharedEpoch(epoch)
+    hook = hooks.plugin_manager().hook
+    order = None
+    if get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled:
+        order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
+    caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
+    if order is None and caption_tokens is None:
+        return get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
+    instead = {"SharedEpoch": lambda epoch: shared_epoch, "wds": _WebDataset(order, caption_tokens)}
+    if order is not None:
+        instead["detshuffle2"] = lambda **_: order[0]
+    if caption_tokens is not None:
+        instead["CsvDataset"] = functools.partial(_Table, caption_tokens)
+        tokenizer = lambda tokens: [tokens]  # noqa: E731  OpenCLIP takes the tokens of the first caption
+    with _exchanged(**instead):
+        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
+    data.shared_epoch = shared_epoch  # a table has none of its own
+    return data
+
+
+class _WebDataset:
+    """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
+
+    The tokens come when a sample's members get their final names.
+    """
+
+    def __init__(self, order, caption_tokens):
+        self.order, self.caption_tokens = order, caption_tokens
+
+    def __getattr__(self, name):
+        return getattr(webdataset, name)
+
+    def shuffle(self, **options):
+        return webdataset.shuffle(**options) if self.order is None else self.order[1]
+
+    def rename(self, **names):
+        rename = webdataset.rename(**names)
+        if self.caption_tokens is None:
+            return rename
+        return lambda samples: rename(self._with_tokens(samples))
+
+    def _with_tokens(self, samples):
+        num_kept = 0
+        for sample in samples:
+            tokens = self.caption_tokens(sample)
+            if tokens is not None:
+                num_kept += 1
+                yield {**sample, "txt": tokens}
+        if hasattr(self.caption_tokens, "end_pass"):
+            self.caption_tokens.end_pass(num_kept)
+
+
+class _Table(CsvDataset):
+    """OpenCLIP's table of pictures and captions, but each row's text is the plugins' tokens."""
+
+    def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, **kwargs):
+        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
+        table = pd.read_csv(input_filename, sep=sep)
+        self.columns = {name: table[name].tolist() for name in table}
+        self.caption_tokens = caption_tokens
+        self.kept = range(len(table))
+        if hasattr(caption_tokens, "keeps"):
+            self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
+            logging.info(f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin")
+
+    def _row(self, row: int) -> dict:
+        return {name: values[row] for name, values in self.columns.items()}
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, index):
+        row = self.kept[index]
+        return super().__getitem__(row)[0], self.caption_tokens(self._row(row))
+
+
+@contextlib.contextmanager
+def _exchanged(**values):
+    """Within it, OpenCLIP's data module holds these values."""
+    before = {name: getattr(open_clip_train.data, name) for name in values}
+    try:
+        vars(open_clip_train.data).update(values)
+        yield
+    finally:
+        vars(open_clip_train.data).update(before)
+
+
+def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
+    """Has this process and its data-loading workers add a line of JSON to `file` for all that training passes over.
+
+    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}. A
+    tar file that ends in the midst of its members is told too; without this, tarfile takes broken data for its end.
+
+    Args:
+        epoch: OpenCLIP's shared epoch.
+        name: returns the name of a shard that was read elsewhere.
+    """
+    unreadable = _Unreadable(file, epoch, name)
+    data = open_clip_train.data
+    data.tarfile_to_samples_nothrow = functools.partial(
+        data.tarfile_to_samples_nothrow, handler=functools.partial(unreadable.shard, data.log_and_continue)
+    )
+    data.log_and_continue = functools.partial(unreadable.sample, data.log_and_continue)
+    strictly = functools.partial(tarfile.open, tarinfo=_StrictTarInfo)
+    webdataset.tariterators.tarfile = types.SimpleNamespace(open=strictly)
+
+
+class _Unreadable:
+    """Writes the lines; its methods are webdataset's handlers of exceptions, around OpenCLIP's."""
+
+    def __init__(self, file: Path, epoch, name: Callable[[str], str]):
+        self.file, self.epoch, self.name = file, epoch, name
+        self.told = set()  # of this process
+
+    def shard(self, handler, error: Exception) -> bool:
+        shard = error.args[-1] if error.args else None
+        key = (self.epoch.get_value(), shard)
+        if isinstance(shard, str) and len(error.args) > 1 and key not in self.told:  # webdataset has added its name
+            self.told.add(key)
+            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
+        return handler(error)
+
+    def sample(self, handler, error: Exception) -> bool:
+        self._write({"sample": True, "why": f"{type(error).__name__}: {error}"})
+        return handler(error)
+
+    def _write(self, values: dict) -> None:
+        line = json.dumps({"epoch": self.epoch.get_value(), **values}) + "\n"
+        file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, line.encode())  # at once: workers write to one file
+        finally:
+            os.close(file)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A member's header, where one that is none does not pass for the end of the file."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
+
+
+def fork_workers(workers: int) -> None:
+    """Makes the workers of a WebDataset start by fork, whatever Python's default: OpenCLIP's cannot be sent to others.
+
+    Raises InputError where the process has chosen another way, or the machine has no fork.
+    """
+    if workers < 1:
+        return
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method is None and "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork")
+    elif method != "fork":
+        raise InputError(
+            f"--workers is {workers}, and processes of this Python start by {method or 'spawn'}, to which OpenCLIP's "
+            "WebDataset cannot be sent: give --workers 0, or call multiprocessing.set_start_method('fork')"
+        )

@@ -1,0 +1,48 @@
+"""Names by which people tell runs apart: their folders', as short as may be."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+
+def html_template(file: Path, **filters: Callable) -> Template:
+    """Returns a template that escapes all that it is given and refuses a name that it is not."""
+    environment = Environment(
+        loader=FileSystemLoader(file.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= filters
+    return environment.get_template(file.name)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns cells of text under their heads in Markdown; a cell may hold a bar or a line break."""
+    lines = ["|" + "".join(_markdown_cell(cell) for cell in line) for line in (heads, *rows)]
+    lines.insert(1, "|" + "---|" * len(heads))
+    return "\n".join(lines)
+
+
+def _markdown_cell(cell: str) -> str:
+    text = " ".join(cell.split()).replace("|", "\\|")
+    return f" {text} |" if text else " |"
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """Returns each folder's name, with as many of those above it as no other folder among them ends in."""
+    parts = [run.resolve().parts for run in runs]
+    ends = Counter(one[-length:] for one in set(parts) for length in range(1, len(one) + 1))
+    return [str(Path(*next(end for end in _ends(one) if ends[end] == 1 or end == one))) for one in parts]
+
+
+def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [parts[-length:] for length in range(1, len(parts) + 1)]
+
+
+def bytes_text(number: int) -> str:
+    """Returns a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            return f"{number:,.3g} {unit}"
+        number /= 1000

@@ -1,1 +1,0 @@
-"""Runs side by side: their losses, their scores over the batch size, and the paper's."""

@@ -1,1 +1,0 @@
-"""A recipe's training: on this machine or, under SLURM, on all nodes of a job."""

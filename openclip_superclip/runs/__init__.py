@@ -1,0 +1,1 @@
+"""Recipes, plans and training runs on one machine or on SLURM."""

@@ -1,0 +1,283 @@
+"""Watches every step of a rank from within: how many there were, and whether their loss is still a number."""
+
+import contextlib
+import math
+import os
+import re
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
+
+from ..config import Config, config_from
+from ..data.tables import Columns, is_table_file
+from ..environment import end_with_parent
+from ..errors import InputError
+from ..files import write_json
+from ..hooks import hookimpl
+from ..openclip.train import register_plugin, train
+from .plan import count_rows, openclip_steps, table_steps
+from .process import LOSS, Failure, kind_of, pid_file, this_host
+from .stage import STAGED, StagedShards
+
+RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
+
+
+class Refused(Exception):
+    """Training ended with an exit code; its message is the last line of the rank's output, which says why."""
+
+
+class RankErrors(ErrorHandler):
+    """Writes the exception that ends a rank, before its output shows it: who reads the output then finds the file."""
+
+    def __init__(self, logs: Path, rank: int):
+        self.file, self.rank = logs / f"rank_{rank}.error.json", rank
+        self.reserve = logs / f"rank_{rank}.reserve"
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.reserve.write_bytes(os.urandom(RESERVE))
+
+    def record_exception(self, e: BaseException) -> None:
+        self.free_reserve()
+        if isinstance(e, LossIsNoNumber):
+            Failure("", str(e), timestamp=time.time(), is_cause=True, kind=LOSS).write(self.file)
+            return
+        who = f"rank {self.rank} on {socket.gethostname()}"
+        said = (str(e), "") if isinstance(e, Refused) else (f"{type(e).__name__}: {e}", traceback.format_exc())
+        kind = "" if isinstance(e, Refused | InputError) else kind_of(said[0])
+        Failure(who, *said, timestamp=time.time(), kind=kind, host=this_host()).write(self.file)
+
+    def free_reserve(self) -> None:
+        self.reserve.unlink(missing_ok=True)
+
+
+def main(argv: list[str]) -> int:
+    """Trains as `superclip train` with the arguments after the folder of logs, and returns its exit code."""
+    end_with_parent()
+    os.dup2(1, 2)  # the launcher has put standard output into the rank's log
+    logs, *arguments = argv
+    rank = int(os.environ["RANK"])
+    errors = RankErrors(Path(logs), rank)
+    pid_file(Path(logs), rank).write_text(str(os.getpid()))
+    try:
+        record(_train, errors)(Path(logs), rank, arguments)
+    except Refused:
+        return 1
+    errors.free_reserve()
+    return 0
+
+
+def _train(logs: Path, rank: int, arguments: list[str]) -> None:
+    """Trains; raises Refused where training ends with another exit code than 0."""
+    staged = StagedShards(Path(os.environ[STAGED])) if STAGED in os.environ else None
+    register_plugin(StepWatch(logs, rank, staged))
+    try:
+        code = measured(lambda: train(arguments), logs, rank) if ASKED in os.environ else train(arguments)
+    except SystemExit as exit:
+        code = exit.code
+        if isinstance(code, str):  # which Python would print last of all
+            print(code, file=sys.stderr)
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        lines = (logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
+        raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+
+ASKED = "SUPERCLIP_REHEARSAL"  # a variable of the environment, which launcher and ranks hand on
+
+
+REPEATS = 5
+
+
+REDUCED = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of one sum over the ranks
+
+
+def measures_file(logs: Path, rank: int) -> Path:
+    return logs / f"rank_{rank}.measures.json"
+
+
+def measured(train: Callable[[], int], logs: Path, rank: int) -> int:
+    """Returns the exit code of `train()`; leaves what was measured in a file where that is 0."""
+    save, saved = torch.save, []
+
+    def timed_save(content, file, *args, **kwargs):
+        start = time.perf_counter()
+        save(content, file, *args, **kwargs)
+        if isinstance(file, str | os.PathLike):
+            saved.append({"seconds": time.perf_counter() - start, "bytes": os.path.getsize(file)})
+
+    torch.save = timed_save
+    try:
+        code = train()
+    finally:
+        torch.save = save
+    if not code:
+        write_json(measures_file(logs, rank), {"memory": _memory(), "checkpoints": saved, "all_reduce": _all_reduce()})
+    return code
+
+
+def _memory() -> dict:
+    """Returns what the rank, without its data loader's workers, held at its peak and, of a GPU, how much there is."""
+    if torch.cuda.is_initialized():
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return {"of": "GPU", "name": card.name, "peak": torch.cuda.max_memory_reserved(), "total": card.total_memory}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"of": "process", "name": None, "peak": peak, "total": None}
+
+
+def _all_reduce() -> dict | None:
+    """Returns bytes and seconds of sums over the ranks; None where there is one rank, or Horovod."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    numbers = torch.zeros(REDUCED[device] // 4, device=device)
+    seconds = []
+    for _ in range(REPEATS + 1):  # the first is not counted
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(numbers)
+        numbers[0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return {"bytes": numbers.nbytes, "seconds": seconds[1:]}
+
+
+STEPS = "steps"  # the first rank's file
+
+
+class LossIsNoNumber(Exception):
+    """The loss is NaN or infinite, and every weight with it after the step."""
+
+
+class StepWatch:
+    """A plugin of OpenCLIP's that stands around the training's data and its loss, whichever they are.
+
+    Args:
+        logs: the folder of this start's ranks: the first rank writes the number of whole steps there, each of them what
+            it could not read.
+        rank: of this process.
+        staged: copies of shards on this node, to be read in their place.
+    """
+
+    def __init__(self, logs: Path, rank: int, staged: StagedShards | None = None):
+        self.logs, self.rank, self.staged = logs, rank, staged
+        self.epoch = None  # OpenCLIP's shared epoch
+
+    @hookimpl(wrapper=True)
+    def open_clip_data_order(self, args, shared_epoch):
+        from ..openclip.v3 import list_unreadable
+
+        self.epoch = shared_epoch
+        staged = self.staged
+        list_unreadable(self.logs / f"unreadable_{self.rank}.jsonl", shared_epoch, staged.name if staged else str)
+        order = yield
+        if order is None or staged is None:
+            return order
+        shards, samples = order
+        return lambda names: staged.shards(shards(names)), samples
+
+    @hookimpl(wrapper=True)
+    def open_clip_create_loss(self, args):
+        from open_clip import create_loss
+
+        loss = yield
+        sizes = (args.batch_size, args.world_size)
+        if is_table_file(args.train_data):
+            config = config_from(vars(args)) or Config()
+            columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+            steps = table_steps(count_rows(args.train_data, columns, config), *sizes, args.accum_freq)
+            self.epoch = CountedEpoch(args.resume, steps * args.accum_freq)
+        else:
+            steps = openclip_steps(args.train_num_samples, *sizes, args.workers, args.accum_freq)
+        steps_file = self.logs / STEPS if self.rank == 0 else None
+        return WatchedLoss(loss or create_loss(args), self.epoch, steps, args.accum_freq, steps_file)
+
+
+class CountedEpoch:
+    """The epoch of a table, which OpenCLIP does not share: counted by the calls of the loss.
+
+    Args:
+        resume: the checkpoint that training goes on from, None for none.
+        calls: of the loss in an epoch.
+    """
+
+    def __init__(self, resume: str | None, calls: int):
+        found = re.search(r"epoch_(\d+)\.pt$", resume or "")
+        self.first, self.calls_of_epoch, self.calls = int(found[1]) if found else 0, max(1, calls), 0
+
+    def get_value(self) -> int:
+        self.calls += 1
+        return self.first + (self.calls - 1) // self.calls_of_epoch
+
+
+class WatchedLoss:
+    """OpenCLIP's loss, which raises LossIsNoNumber within two steps of the first that is none.
+
+    No GPU waits for this: a step's loss is looked at when the next one's is asked for. The last of an epoch is looked
+    at as it comes, for a checkpoint follows.
+    """
+
+    def __init__(self, loss, epoch, steps_per_epoch: int, accum_freq: int, steps_file: Path | None):
+        self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = loss, epoch, steps_per_epoch, accum_freq
+        self.file = None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.of_epoch, self.calls = None, 0
+        self.seen = deque()  # of each loss that was not yet looked at: its step, its value, and the copy's end
+
+    def __call__(self, *args, **kwargs):
+        losses = self.loss(*args, **kwargs)
+        epoch = self.epoch.get_value()
+        if epoch != self.of_epoch:
+            self.of_epoch, self.calls = epoch, 0
+        before = self.calls // self.accum_freq
+        self.calls += 1
+        self._tell(epoch * self.steps_per_epoch + before)
+        total = sum(losses.values()) if isinstance(losses, dict) else losses
+        self.seen.append((epoch * self.steps_per_epoch + before + 1, *_on_its_way(total.detach())))
+        self._look(everything=self.calls == self.steps_per_epoch * self.accum_freq)
+        return losses
+
+    def _look(self, everything: bool) -> None:
+        while self.seen and (everything or len(self.seen) > 1 or self.seen[0][2] is None):
+            step, value, copied = self.seen.popleft()
+            if copied is not None:
+                copied.synchronize()
+            if not math.isfinite(value.item()):
+                raise LossIsNoNumber(f"loss is {value.item()} since step {step}")
+
+    def _tell(self, num_steps: int) -> None:
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # on a full disk, of which the rank that fills it tells
+                os.pwrite(self.file, f"{num_steps:>20}".encode(), 0)
+
+
+def _on_its_way(value: Tensor) -> tuple[Tensor, object]:
+    """Returns the value where it can be read without waiting for the GPU, and the event after which it can."""
+    if not value.is_cuda:
+        return value, None
+    here = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    here.copy_(value, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return here, copied
+
+
+def read_steps(steps_file: Path) -> int | None:
+    """Returns how many steps a rank has told of, None before the first."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(steps_file.read_text())
+    return None

@@ -1,0 +1,386 @@
+"""Some minutes of a run as it will be, on the machines that will train it: undisturbed, then stopped and resumed."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import run_outputs as checkpoint_files
+from ..checkpoints.checkpoint import read_checkpoint
+from ..errors import InputError
+from ..pages import bytes_text
+from .cost import GPU, estimate_cost
+from .folder import RunFolder
+from .machines import Placement
+from .node import NodeRun
+from .plan import Plan, openclip_steps
+from .process import STOPPED_BY, Stopped, stopped_by_signals
+from .rank import ASKED, measures_file
+from .recipe import with_settings
+
+SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
+
+
+OTHER_SIZE = 0.12  # of a GPU's memory: CUDA tells up to 7 % more than the data sheet, and the next size is a fifth more
+
+
+NO_MATTER = (  # options of the training that change no step's time
+    "--lr", "--warmup", "--lr-scheduler", "--lr-cooldown-end", "--lr-cooldown-power", "--epochs-cooldown", "--beta1",
+    "--beta2", "--eps", "--wd", "--seed", "--epochs", "--train-num-samples", "--log-every-n-steps", "--val-data",
+    "--val-frequency", "--val-num-samples", "--imagenet-val", "--imagenet-v2", "--zeroshot-frequency", "--pretrained",
+    "--superclip-slices", "--superclip-weight", "--superclip-head-warmup",
+)  # fmt: skip
+
+
+def speed_options(plan: Plan) -> dict[str, str]:
+    """Returns what the speed of a plan's training follows from, options by their names; "" where one has no value."""
+    options = {"--nodes": str(plan.nodes), "--gpus-per-node": str(plan.gpus_per_node)}
+    name = ""
+    for argument in plan.command:
+        if argument.startswith("--"):
+            name = argument
+            options[name] = ""
+        else:
+            options[name] = f"{options[name]} {argument}".strip()
+    return {name: value for name, value in options.items() if name not in NO_MATTER}
+
+
+def read_rehearsal(file: str, plan: Plan, gpu: GPU | None = None) -> dict:
+    """Returns what rehearsal.json holds, its hours those of `plan`.
+
+    InputError where it is none, or of another model, batch, precision, data, GPU, number of ranks, or whatever else
+    changes the speed; where `gpu` is None any GPU is taken.
+    """
+    try:
+        told = json.loads(Path(file).read_text())
+        found = dict(told["options"])
+        told |= whole_hours(plan, told["samples_per_second"], told["checkpoint"]["seconds"])
+        told["memory"]["peak"], told["memory"]["of"], told["limit"]
+        card, size = told["memory"]["name"], told["memory"]["total"]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--rehearsal: {file} cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, KeyError, ZeroDivisionError):
+        raise InputError(f"--rehearsal: {file} is no rehearsal.json that superclip rehearse wrote") from None
+    ours = speed_options(plan)
+    for name in ours | found:
+        if ours.get(name) != found.get(name):
+            there, here = (
+                f"without {name}" if one.get(name) is None else f"with {name} {one[name]}".strip()
+                for one in (found, ours)
+            )
+            raise InputError(
+                f"--rehearsal: {file} was measured {there}, and the plan is {here}: give both the same, or rehearse "
+                "this one"
+            )
+    if gpu and not _is(gpu, card, size):
+        raise InputError(f"--rehearsal: {file} was measured on {card}, and --gpu is {gpu.name}: rehearse on that")
+    return told
+
+
+def _is(gpu: GPU, card: str | None, size: int | None) -> bool:
+    """Returns whether a card, as CUDA names it, is of a type, or of the bytes that stand for one."""
+    kind = gpu.name.partition("-")[0].lower() if gpu.tflops else ""
+    return card is not None and kind in card.lower() and abs(size / gpu.bytes - 1) < OTHER_SIZE
+
+
+def whole_hours(plan: Plan, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
+    """Returns `hours` and `gpu_hours` of a whole run, checkpoints included, each low, median and high."""
+    saving = plan.num_slices * checkpoint_seconds
+    hours = {name: (plan.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
+    return {"hours": hours, "gpu_hours": {name: number * plan.world_size for name, number in hours.items()}}
+
+
+WAITS = 0.1  # of the time for data: more is told as what limits the run
+
+
+SUMS = 0.2  # of a step's time for the gradients' sum
+
+
+ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
+
+
+class Rehearsal:
+    """A rehearsal of `plan`, as rehearsed_plan gives it, in a folder of its own that all nodes see.
+
+    Args:
+        interruptions: how often it was begun before, and ended by a failure of machines or by SLURM: it begins anew,
+            in folders that no earlier start has written to.
+    """
+
+    def __init__(
+        self, plan: Plan, placement: Placement, folder: Path, engine: str = "torchrun", interruptions: int = 0
+    ):
+        self.plan, self.placement, self.engine = plan, placement, engine
+        self.folder = folder
+        self.suffix = f"-{interruptions}" if interruptions else ""
+        self.logs = {}  # of the ranks, by the part of the rehearsal
+
+    def run(self) -> int:
+        """Trains undisturbed, then is stopped by SIGUSR1 and resumed; returns the exit code, 0 where all went well."""
+        os.environ[ASKED] = "1"
+        if code := self._train(UNDISTURBED, 0):
+            return code
+        code = self._train(DISTURBED, 1, stopped=True)
+        if code and self.placement.node == 0:  # on others it is told of the first one's ranks that were stopped
+            return code
+        if code == 0:
+            raise InputError(
+                "--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first; give more"
+            )
+        return self._train(DISTURBED, 2)
+
+    def differences(self) -> dict:
+        """Returns in how many logged losses, and by how much, the resumed training differs from the undisturbed one.
+
+        `repeats` tells whether it was equal up to where it was stopped, in losses and weights.
+        """
+        ours, theirs = (self._losses(name) for name in (DISTURBED, UNDISTURBED))
+        pairs = [(ours.get(step), losses) for step, losses in theirs.items()]
+        different = [pair for pair in pairs if pair[0] != pair[1]]
+        largest = max(
+            (abs(a - b) for one, other in different if one for a, b in zip(one, other, strict=True)), default=0
+        )
+        missing = sum(one is None for one, _ in pairs)
+        repeats = all(ours.get(step) == losses for step, losses in theirs.items() if step[0] == 0)
+        return {
+            "steps": len(pairs), "different": len(different), "missing": missing, "largest": largest,
+            "equal_weights": self._equal_weights(SLICES), "repeats": repeats and self._equal_weights(1),
+        }  # fmt: skip
+
+    def speeds(self) -> list[tuple[float, float]]:
+        """Returns samples a second and the share of time that waited for data of each step of the undisturbed training.
+
+        The first quarter of each slice, in which workers and GPUs warm up, is left out.
+        """
+        found = []
+        for match in self._steps(UNDISTURBED):
+            step = int(match["samples"]) // self.plan.global_batch_size
+            if step > self.plan.slice_steps // 4:
+                speed = float(match["speed"])
+                found.append((speed, min(1.0, float(match["data"]) * speed / self.plan.global_batch_size)))
+        return found
+
+    def remove_checkpoints(self) -> None:
+        for checkpoints in self.folder.glob("*disturbed*/checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{self.suffix}"
+
+    def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
+        """Returns the exit code, None where training was `stopped` as it was to be."""
+        folder, placement = RunFolder(self._path(name)), self.placement
+        if placement.num_nodes > 1:  # a start of its own on every node
+            placement = dataclasses.replace(
+                placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
+            )
+        run = NodeRun(self.plan, placement, folder, {}, self.engine)
+        self.logs[name] = run.logs
+        with _signals_as_before(), _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
+            try:
+                with stopped_by_signals():
+                    return run.run()
+            except Stopped as stop:
+                if not (stopped and stop.before_time_is_up):
+                    raise
+                return None
+
+    def _steps(self, name: str) -> Iterator[re.Match]:
+        text = (self._path(name) / "out.log").read_text(errors="replace")
+        return filter(None, map(STEP.search, text.splitlines()))
+
+    def _losses(self, name: str) -> dict[tuple[int, int], list[float]]:
+        """Returns the losses of each step as they were logged last: a slice that was stopped is trained again."""
+        return {
+            (int(match["epoch"]), int(match["samples"])): [
+                float(value) for value in re.findall(r"[Ll]oss: ([-\d.e+na]+)", match["losses"])
+            ]
+            for match in self._steps(name)
+        }
+
+    def _equal_weights(self, epoch: int) -> bool:
+        file = f"checkpoints/epoch_{epoch}.pt"
+        ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (DISTURBED, UNDISTURBED))
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def report(plan: Plan, rehearsal: Rehearsal) -> dict:
+    """Returns what rehearsal.json holds; `plan` is that of the whole run. Raises OSError where a rank left nothing."""
+    logs = rehearsal.logs[UNDISTURBED]
+    ranks = [json.loads(measures_file(logs, rank).read_text()) for rank in range(plan.world_size)]
+    steps = rehearsal.speeds()
+    speeds = sorted(speed for speed, _ in steps)
+    low, median, high = (speeds[round(share * (len(speeds) - 1))] for share in (0.1, 0.5, 0.9))
+    checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
+    sums = ranks[0]["all_reduce"]
+    told = {
+        "recipe": plan.recipe.name,
+        "model": plan.recipe.model,
+        "device": plan.device,
+        **{name: getattr(plan, name) for name in (
+            "world_size", "nodes", "gpus_per_node", "global_batch_size", "batch_size", "accum_freq", "workers",
+        )},
+        "options": speed_options(plan),
+        "rehearsed_steps": len(steps),
+        "samples_per_second": {"low": low, "median": median, "high": high},
+        "waiting_for_data": None if plan.accum_freq > 1 else statistics.fmean(share for _, share in steps),
+        "memory": max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"]),
+        "all_reduce_bytes_per_second": sums["bytes"] / statistics.median(sums["seconds"]) if sums else None,
+        "checkpoint": {**checkpoint, "at_most": plan.most_checkpoints},
+        "disk_free": shutil.disk_usage(rehearsal.folder).free,
+        "resumed": rehearsal.differences(),
+    }  # fmt: skip
+    told |= whole_hours(plan, told["samples_per_second"], checkpoint["seconds"])
+    return told | {"limit": _limit(plan, told)}
+
+
+def _limit(plan: Plan, told: dict) -> str:
+    """Returns what limits the run, and what to change."""
+    seconds = plan.global_batch_size / told["samples_per_second"]["median"]
+    waiting, memory = told["waiting_for_data"] or 0, told["memory"]
+    if waiting > WAITS:
+        return (
+            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {plan.workers} "
+            "where there are CPUs for them, or faster storage"
+        )
+    if told["all_reduce_bytes_per_second"]:
+        cost = estimate_cost(plan, mfu=1, gpu_tflops=1)
+        share = 4 * cost["parameters"] / told["all_reduce_bytes_per_second"] / seconds
+        if share > SUMS:
+            return (
+                f"the sums over the ranks: those of the gradients take as long as {share:.0%} of a step; fewer nodes, "
+                "or a larger batch on each GPU, make them fewer"
+            )
+    if plan.accum_freq > 1 and memory["total"] and memory["peak"] < ROOM * memory["total"]:
+        return (
+            f"accumulation: a GPU's memory is filled to {memory['peak'] / memory['total']:.0%}; try --gpu-batch-max "
+            f"{2 * plan.batch_size}"
+        )
+    return "computing: neither data nor sums over the ranks hold it up"
+
+
+def report_text(told: dict) -> str:
+    """Returns a report on one screen."""
+    speed, hours, memory, resumed = (told[name] for name in ("samples_per_second", "hours", "memory", "resumed"))
+    checkpoint = told["checkpoint"]
+    needed = checkpoint["at_most"] * checkpoint["bytes"]
+    of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
+    waiting, sums = told["waiting_for_data"], told["all_reduce_bytes_per_second"]
+    lines = {
+        "speed": f"{speed['median']:,.4g} samples/s, {speed['low']:,.4g} to {speed['high']:,.4g} in 8 of 10 steps",
+        "data": "not known: OpenCLIP cannot tell it with --accum-freq" if waiting is None
+        else f"{waiting:.1%} of the time is spent waiting for it",
+        "memory": f"{bytes_text(memory['peak'])}{of} at the peak of a {memory['of']}",
+        "sums": f"{bytes_text(round(sums))}/s summed over {told['world_size']} ranks" if sums else "one rank",
+        "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; {checkpoint['at_most']} at "
+        f"most are {bytes_text(needed)}, and {bytes_text(told['disk_free'])} are free",
+        "resumed": _resumed(resumed, told["device"]),
+        "whole run": f"{hours['median']:,.3g} hours ({hours['low']:,.3g} to {hours['high']:,.3g}), "
+        f"{told['gpu_hours']['median']:,.3g} {'GPU' if told['device'] == 'cuda' else 'process'}-hours",
+        "limit": told["limit"],
+    }  # fmt: skip
+    if needed > told["disk_free"]:
+        lines["warning"] = "the disk will be full before the run ends"
+    return "\n".join([f"rehearsal of {told['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
+
+
+def other_training(told: dict) -> str:
+    """Returns in what the resumed training differs from the undisturbed one where that is an error, "" elsewhere.
+
+    A GPU whose kernels do not repeat their sums shows that before the training is stopped, and proves nothing then.
+    """
+    resumed = told["resumed"]
+    if resumed["missing"]:
+        return f"{resumed['missing']} of {resumed['steps']} steps were not trained again"
+    differ = _differ(resumed)
+    return "" if told["device"] == "cuda" and not resumed["repeats"] else differ
+
+
+def _differ(resumed: dict) -> str:
+    """Returns in what losses and weights differ, "" where they are equal."""
+    steps, different = resumed["steps"], resumed["different"]
+    losses = f"other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most" if different else ""
+    return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
+
+
+def _resumed(resumed: dict, device: str) -> str:
+    if resumed["missing"]:
+        return f"NOT as it was: {resumed['missing']} of {resumed['steps']} steps were not trained again"
+    differ = _differ(resumed)
+    if not differ:
+        return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
+    if resumed["repeats"]:
+        return f"NOT as it was: {differ}"
+    kernels = " (kernels of a GPU that do not repeat their sums)" if device == "cuda" else ""
+    return f"{differ}; they differ before SIGUSR1 as well: two equal trainings do not agree here{kernels}"
+
+
+SLICES = 2  # that are trained: it is stopped in the second
+
+
+UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
+
+
+STEP = re.compile(
+    r"Train Epoch: (?P<epoch>\d+) \[ *(?P<samples>\d+)/.*Data \(t\): (?P<data>[\d.]+) Batch \(t\): [\d.]+, "
+    r"(?P<speed>[\d.e+]+)/s,.*Logit Scale: [\d.]+ (?P<losses>.*)"
+)
+
+
+def rehearsed_plan(plan: Plan, steps: int) -> Plan:
+    """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
+    if plan.is_table:
+        raise InputError(f"--data: {plan.data} is a table, which is trained in whole passes; a rehearsal takes shards")
+    recipe = dataclasses.replace(
+        plan.recipe,
+        flags={**plan.recipe.flags, "log-every-n-steps": 1},
+        text=with_settings(plan.recipe.text, {"flags.log-every-n-steps": "1"}),
+    )
+    slice_samples = min(steps * plan.global_batch_size, plan.slice_samples)
+    slice_steps = openclip_steps(slice_samples, plan.batch_size, plan.world_size, plan.workers, plan.accum_freq)
+    return dataclasses.replace(
+        plan, recipe=recipe, slice_samples=slice_samples, slice_steps=slice_steps, num_slices=SLICES, warnings=[]
+    )
+
+
+@contextlib.contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Puts the handlers back that a training which was stopped has taken away."""
+    before = {each: signal.getsignal(each) for each in STOPPED_BY}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _stopped_in_the_second_slice(folder: RunFolder) -> Iterator[None]:
+    """Within it this process is sent SIGUSR1, as before a job's time is up, once the first slice is saved."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        while not ended.wait(0.2):
+            if checkpoint_files.newest(folder.checkpoints) >= 1:
+                time.sleep(0.2)
+                if not ended.is_set():
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                return
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

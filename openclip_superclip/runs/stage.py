@@ -1,0 +1,212 @@
+"""--stage: copies what a node's ranks read to the node's own disk, a slice ahead of them."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..checkpoints import run_outputs as checkpoint_files
+from ..data.shards import expand, is_remote
+from ..data.slices import slice_of
+from ..errors import InputError
+from ..pages import bytes_text
+from .folder import RunFolder
+from .machines import Placement
+from .plan import Plan
+from .process import this_host
+
+
+class StagedShards:
+    """The copies in a folder; none of them need be there: a shard without one is read where it lies."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._shard_of: dict[str, str] = {}  # a copy's, of those that this process reads
+
+    def copy_of(self, shard: str) -> Path:
+        """Returns where a shard's copy lies, once it is whole."""
+        return self.folder / os.path.abspath(shard).lstrip("/")
+
+    def shards(self, shards: Iterable[dict]) -> Iterator[dict]:
+        """Yields webdataset's shards, each with its copy in the place of its name where there is one by then."""
+        for shard in shards:
+            copy = self.copy_of(shard["url"])
+            if copy.exists():
+                self._shard_of[str(copy)] = shard["url"]
+                shard = {**shard, "url": str(copy)}
+            yield shard
+
+    def name(self, copy: str) -> str:
+        """Returns the shard that this process has read a copy of; other names as they are."""
+        return self._shard_of.get(copy, copy)
+
+
+STAGED = "SUPERCLIP_STAGED"  # a variable of the environment: the folder of the copies, which launcher and ranks hand on
+
+
+COPIES = 4  # that are made at a time
+
+
+CHUNK = 8 << 20  # bytes
+
+
+WITHOUT = "leave --stage out (--stage '' where a site's file holds it)"
+
+
+SHOWN = 3  # shards that cannot be copied
+
+
+def check_stage(plan: Plan) -> None:
+    """Raises InputError where the plan's data cannot be copied shard by shard."""
+    if plan.is_table:
+        raise InputError(f"--stage copies shards, and --data {plan.data} is a table: {WITHOUT}")
+    remote = next(filter(is_remote, expand(plan.data)), None)
+    if remote:
+        raise InputError(
+            f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
+            f"a file system that the nodes share, or {WITHOUT}"
+        )
+
+
+class Staging:
+    """The copies of one node's shards: within `with` they are made, and removed in the end.
+
+    A node holds the slice that it trains and the next one, of each the shards that its own ranks read. Copies of a
+    start that was killed are taken where size and time are the shard's, and removed where they are not.
+
+    Args:
+        stage: the folder on the node's disk, variables of the environment in it: $TMPDIR.
+    """
+
+    def __init__(self, plan: Plan, placement: Placement, folder: RunFolder, stage: str):
+        check_stage(plan)
+        self.plan, self.placement, self.checkpoints = plan, placement, folder.checkpoints
+        self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
+        run = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
+        self.folder = self.disk / f"superclip-{run}-{this_host()}"  # another of each run, and of a node that shares it
+        self.staged = StagedShards(self.folder)
+        self.names = expand(plan.data)
+        self.first = threading.Event()  # set once the first slice is there
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._keep_ahead, daemon=True)
+        self.not_copied: set[str] = set()
+
+    def __enter__(self) -> "Staging":
+        """Makes room, checks the disk, and begins to copy; InputError where the disk is not there or too small."""
+        if not self.disk.is_dir() or not os.access(self.disk, os.W_OK):
+            raise InputError(
+                f"--stage is {self.disk} on {this_host()}; expected a folder there that can be written to, such as "
+                "/local or $TMPDIR in quotes"
+            )
+        self.epoch = checkpoint_files.newest(self.checkpoints)
+        ahead = [shard for epoch in (self.epoch, self.epoch + 1) for shard in self._shards(epoch)]
+        self._keep_only(ahead)
+        self._check_disk(ahead)
+        os.environ[STAGED] = str(self.folder)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.environ.pop(STAGED, None)
+        self.stop.set()
+        self.thread.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def is_ready(self) -> bool:
+        """Returns whether the slice that is trained first has been copied."""
+        return self.first.is_set()
+
+    def _keep_ahead(self) -> None:
+        """Copies the slice that is trained and the next one, and then another whenever one is trained."""
+        try:
+            self._copy_slices()
+        finally:
+            self.first.set()  # whatever happens: what was not copied the ranks read where it lies
+
+    def _copy_slices(self) -> None:
+        for epoch in range(self.epoch, self.plan.num_slices):
+            while self.epoch < epoch - 1:
+                if self.stop.wait(1):
+                    return
+                self.epoch = max(self.epoch, checkpoint_files.newest(self.checkpoints))
+            self._keep_only([shard for one in range(self.epoch, epoch + 1) for shard in self._shards(one)])
+            with ThreadPoolExecutor(COPIES) as pool:
+                list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
+            self.first.set()
+            if self.stop.is_set():
+                return
+
+    def _shards(self, epoch: int) -> list[str]:
+        """Returns the shards of a slice that this node's ranks read, in their order; none after the last slice."""
+        if epoch >= self.plan.num_slices:
+            return []
+        plan, of_node = self.plan, self.placement.node
+        places = slice_of(len(self.names), plan.slices_per_pass, plan.recipe.seed, epoch)
+        return [
+            self.names[index] for place, index in enumerate(places)
+            if place % plan.world_size // plan.gpus_per_node == of_node
+        ]  # fmt: skip
+
+    def _keep_only(self, shards: list[str]) -> None:
+        """Removes what is no whole copy of one of the shards."""
+        kept = {self.staged.copy_of(shard): shard for shard in shards}
+        for file in [path for path in self.folder.rglob("*") if not path.is_dir()]:
+            if file not in kept or not self._is_whole(kept[file]):
+                file.unlink(missing_ok=True)
+
+    def _is_whole(self, shard: str) -> bool:
+        """Returns whether there is a copy of the shard's size and time."""
+        with contextlib.suppress(OSError):
+            theirs, ours = os.stat(shard), self.staged.copy_of(shard).stat()
+            return (theirs.st_size, theirs.st_mtime_ns) == (ours.st_size, ours.st_mtime_ns)
+        return False
+
+    def _check_disk(self, shards: list[str]) -> None:
+        needed = 0
+        for shard in {shard for shard in shards if not self._is_whole(shard)}:
+            with contextlib.suppress(OSError):  # it is not there: told as it is to be copied
+                needed += os.stat(shard).st_size
+        free = shutil.disk_usage(self.disk).free
+        if free < needed:
+            raise InputError(
+                f"--stage: the disk of {self.disk} on {this_host()} has {bytes_text(free)} free, and two slices of its "
+                f"ranks' shards take {bytes_text(needed)}: give a larger disk, more nodes, or the recipe more slices"
+            )
+
+    def _copy(self, shard: str) -> None:
+        """Copies a shard under another name, which is exchanged for its own once it is whole."""
+        copy = self.staged.copy_of(shard)
+        part = copy.with_name(f"{copy.name}.part")
+        if self.stop.is_set() or self._is_whole(shard):
+            return
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with open(shard, "rb") as file, open(part, "wb") as to:
+                while chunk := file.read(CHUNK):
+                    to.write(chunk)
+                    if self.stop.is_set():
+                        return
+            shutil.copystat(shard, part)
+            os.replace(part, copy)
+        except OSError as error:
+            self._tell(shard, error.strerror or str(error))
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _tell(self, shard: str, why: str) -> None:
+        if shard in self.not_copied:
+            return
+        self.not_copied.add(shard)
+        if len(self.not_copied) <= SHOWN:
+            more = "; of others nothing is told" if len(self.not_copied) == SHOWN else ""
+            print(
+                f"superclip run: --stage: {shard} is read where it lies, for it was not copied ({why}){more}",
+                file=sys.stderr,
+                flush=True,
+            )

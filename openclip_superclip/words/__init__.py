@@ -1,0 +1,1 @@
+"""The words that a class head finds in images."""

@@ -1,0 +1,200 @@
+"""The page of `superclip words --serve`: drop a picture, see its words, and where."""
+
+import base64
+import contextlib
+import io
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..data.images import check_sides, open_picture
+from ..errors import InputError
+from ..pages import html_template
+from .heat_map import as_seen
+from .tagger import Seen, Tagger
+
+LOOPBACK = "127.0.0.1"
+
+
+MAX_BYTES = 20 * 2**20  # of an upload
+
+
+MAX_PIXELS = 50_000_000  # of a picture before it is decoded: a small file may hold many
+
+
+MAX_WORDS, MAX_LETTERS = 20, 100  # that are typed
+
+
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class _Names:
+    """Refuses requests under other names: another site's, say, whose name was made to lead to this machine.
+
+    Starlette's own, TrustedHostMiddleware, takes addresses of IPv6 in its latest versions alone.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]):
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", Headers(scope=scope).get("host", "").lower())
+        known = asked is not None and asked[1] in self.names
+        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
+
+
+class _Refused(Exception):
+    """A picture or a word that the page cannot show, in words for the page, with a status of HTTP."""
+
+    def __init__(self, reason: str, status: int = 422):
+        super().__init__(reason)
+        self.status = status
+
+
+def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Starlette:
+    """Returns the application; a picture is kept no longer than its answer takes, and nothing is written.
+
+    Args:
+        model: its name on the page, without a folder of this machine.
+        names: those under which the page is asked for, as `loopback_names` returns them; None for any.
+    """
+    html = html_template(Path(__file__).with_name("words_page.html")).render(model=model, max_megabytes=MAX_BYTES >> 20)
+    one_at_a_time = threading.Lock()
+
+    def page(_: Request) -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+    async def words(request: Request) -> JSONResponse:
+        try:
+            data, typed = await _body(request), _typed(request.query_params.get("words", ""))
+            return JSONResponse(await run_in_threadpool(_answer, tagger, one_at_a_time, data, typed))
+        except _Refused as refused:
+            return JSONResponse({"error": str(refused)}, refused.status)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the upload was broken off"}, 400)
+
+    def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the picture could not be read"}, 500)  # what failed stands in the terminal
+
+    checks = [] if names is None else [Middleware(_Names, names=names)]
+    routes = [Route("/", page), Route("/words", words, methods=["POST"])]
+    return Starlette(routes=routes, middleware=checks, exception_handlers={Exception: failed})
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens; InputError where the address is not this machine's or the port is taken."""
+    if not 0 <= port < 2**16:  # which the resolver would cut to another port
+        raise InputError(f"--port is {port}; expected 0 to 65,535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+        return listening
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--host {host} --port {port} cannot be listened at ({reason}): give another") from error
+
+
+def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
+    """Returns the names under which this machine alone reaches the page; None where others reach it as well.
+
+    Args:
+        host: as it was given.
+    """
+    address = ipaddress.ip_address(listening.getsockname()[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_loopback:
+        return None
+    return {LOOPBACK, "localhost", "[::1]", shown_host(str(address)), shown_host(host)}
+
+
+def shown_host(host: str) -> str:
+    """Returns a host as it stands in an address of the web, where IPv6 has brackets."""
+    return f"[{host}]".lower() if ":" in host else host.lower()
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
+    """Answers requests until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off")
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+async def _body(request: Request) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise _Refused(f"the file is larger than {MAX_BYTES >> 20} MB: give a smaller one", 413)
+    return bytes(data)
+
+
+def _typed(text: str) -> list[str]:
+    """Returns the words that were typed: never a name of a file, as --words may be."""
+    words = list(dict.fromkeys(" ".join(word.split()) for word in text.split(",") if word.strip()))
+    if len(words) > MAX_WORDS or any(len(word) > MAX_LETTERS for word in words):
+        raise _Refused(f"expected at most {MAX_WORDS} words of at most {MAX_LETTERS} letters")
+    return words
+
+
+def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: list[str]) -> dict:
+    with one_at_a_time:  # pictures are large, and so are the vocabulary's logits at every patch
+        picture = _picture(data, tagger.shortest)
+        asked = tagger
+        if typed:
+            asked = tagger.of_words(typed)
+            if asked is None:
+                raise _Refused(f"the model's tokenizer has no tokens for {', '.join(typed)}")
+        (seen,) = asked.tag([picture])
+        shown = (255 * as_seen(picture, tagger.preprocess_cfg)).round().astype("uint8")
+    file = io.BytesIO()
+    Image.fromarray(shown).save(file, "JPEG", quality=88)
+    return {
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "words": [_record(word) for word in seen],
+    }
+
+
+def _record(seen: Seen) -> dict:
+    return {"word": seen.word, "score": seen.score, "peak": seen.peak, "map": seen.map.tolist()}
+
+
+def _picture(data: bytes, shortest: int) -> Image.Image:
+    """Returns the picture in the bytes of its file; refuses one too large or too oblong before it is decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            width, height = file.size
+    except Image.DecompressionBombError:
+        raise _Refused(f"the picture has too many pixels: at most {MAX_PIXELS:,} are taken", 413) from None
+    except Exception:  # a broken file raises anything
+        raise _Refused("this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
+    if width * height > MAX_PIXELS:
+        raise _Refused(f"the picture has {width:,} × {height:,} pixels: at most {MAX_PIXELS:,} are taken", 413)
+    try:
+        check_sides(width, height)
+    except ValueError as error:
+        raise _Refused(f"the picture cannot be shown: {error}") from None
+    picture = open_picture(io.BytesIO(data), shortest)
+    if picture.image is None:
+        raise _Refused("the picture is broken: it cannot be read to its end")
+    return picture.image
