@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .method.token_statistics import TokenStatistics
     from .openclip.factory import create_model_and_transforms
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "InputError": "errors",
