@@ -95,10 +95,6 @@ def _train(logs: Path, rank: int, arguments: list[str]) -> None:
         raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
 ASKED = "SUPERCLIP_REHEARSAL"  # a variable of the environment, which launcher and ranks hand on
 
 
@@ -281,3 +277,7 @@ def read_steps(steps_file: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         return int(steps_file.read_text())
     return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
