@@ -1,13 +1,45 @@
-"""Numbers on command lines that are too small."""
+"""Declarative checks of what a command line, a run or a file must satisfy, as lists of rules with their messages."""
 
 import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from .errors import InputError
 
 
-def check_least(options: argparse.Namespace, **least: float) -> None:
-    """Raises InputError for an option below the least that it can be, given by name; one that is None passes."""
+@dataclass(frozen=True)
+class Rule:
+    """One thing that must not be.
+
+    Args:
+        message: the error, a format string in which `{name}` is an attribute of the facts and `{found}` is what
+            `broken` returned; a literal brace is doubled.
+        broken: of the facts; true, or a value such as a list of names, if the rule is broken.
+    """
+
+    message: str
+    broken: Callable[[Any], Any]
+
+
+class _Fields:
+    def __init__(self, facts, found):
+        self.facts, self.found = facts, found
+
+    def __getitem__(self, name):
+        return self.found if name == "found" else getattr(self.facts, name)
+
+
+def check(rules: Iterable[Rule], facts: Any) -> None:
+    """Raises InputError with the message of the first rule that `facts`, an object such as a dataclass, breaks."""
+    for rule in rules:
+        if found := rule.broken(facts):
+            raise InputError(rule.message.format_map(_Fields(facts, found)))
+
+
+def at_least(options: argparse.Namespace, **least: float) -> None:
+    """Raises InputError if an option, given by name, is smaller than its smallest value; None passes."""
     for name, smallest in least.items():
         value = getattr(options, name)
-        if value is not None and not value >= smallest:
+        if value is not None and not value >= smallest:  # NaN is refused too
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected {smallest} or more")

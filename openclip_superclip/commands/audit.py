@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..audit import SORTED_BY
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 from ..runs.run import RunSettings
 from .options import TABLE_FLAGS as OURS
 from .options import add_columns, columns_of
@@ -116,7 +116,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="of the pairs, or of the shards: where more cannot be read the exit code is 1 (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args(argv)
-    check_least(options, batch_size=1, threads=1, worst=1)
+    at_least(options, batch_size=1, threads=1, worst=1)
     if options.keep is not None and not 0 < options.keep < 1:
         raise InputError(f"--keep is {options.keep}; expected a share above 0 and below 1, such as 0.8")
     if options.write_shards and options.keep is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..environment import check_matplotlib
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 
 OF_EVERYTHING = ("local_batches", "minutes", "picture_size")
 
@@ -79,7 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: %(default)s)")
     options = parser.parse_args(argv)
-    check_least(options, head_batch=1, width=1, vocab=1, local_batch=1, repeats=1, step_repeats=0, picture_size=8)
+    at_least(options, head_batch=1, width=1, vocab=1, local_batch=1, repeats=1, step_repeats=0, picture_size=8)
     for name in NOT_OF_EVERYTHING if options.everything else OF_EVERYTHING:
         if getattr(options, name) != parser.get_default(name):
             told = "with --everything: leave" if options.everything else "without --everything: add it, or leave"

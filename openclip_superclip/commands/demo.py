@@ -9,7 +9,7 @@ from ..demo.measures import describe
 from ..environment import check_matplotlib, check_scipy
 from ..errors import InputError
 from ..files import make_folder
-from ..rules import check_least
+from ..rules import at_least
 from ..studies.figures import draw_demo as draw
 from ..studies.measures import open_trained
 from ..studies.results import StudyResults
@@ -105,7 +105,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes"
     )
     options = parser.parse_args(argv)
-    check_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
+    at_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
     if options.quick and options.seeds not in (None, 1):
         raise InputError(f"--quick trains one seed, and --seeds is {options.seeds}: leave one of them out")
     return options

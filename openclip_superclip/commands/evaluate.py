@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..environment import check_clip_benchmark, check_matplotlib, check_torchmetrics
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 
 ALPHAS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         check_torchmetrics("--suite dense")
     elif options.finetune:
         raise InputError(f"--finetune is for --suite dense; given is --suite {','.join(suites)}")
-    check_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
+    at_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
     return options
 
 

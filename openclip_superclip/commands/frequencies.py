@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import whole_file
 from ..method.token_statistics import idf
 from ..pages import markdown_table
-from ..rules import check_least
+from ..rules import at_least
 from .options import add_columns, columns_of
 
 matplotlib.use("Agg")
@@ -127,7 +127,7 @@ def _do(options: argparse.Namespace) -> str:
     for value, flag in ((options.data, "DATA"), (options.tokenizer_of, "--tokenizer-of")):
         if not value:
             raise InputError(f"{flag} is missing: superclip frequencies 'shards/{{0..9}}.tar' --tokenizer-of MODEL")
-    check_least(options, workers=1)
+    at_least(options, workers=1)
     if options.context is not None and options.context < 3:
         raise InputError(f"--context is {options.context}; expected 3 tokens or more")
     return _benchmark(options) if options.benchmark else _count(options)

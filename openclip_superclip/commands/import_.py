@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ..rules import check_least
+from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +36,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
     options = parser.parse_args(argv)
-    check_least(options, global_batch=1)
+    at_least(options, global_batch=1)
     return options
 
 

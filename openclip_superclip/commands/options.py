@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..data.tables import Columns
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 from ..runs.plan import ENGINES
 from ..runs.run import RunSettings
 
@@ -175,7 +175,7 @@ def slurm_request(options: argparse.Namespace) -> "SlurmRequest":
     """Returns what the options and the site's file ask for; InputError for what cannot be."""
     from ..runs.slurm import SlurmRequest, read_site
 
-    check_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
+    at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
     site = read_site()
     given = {name: getattr(options, name) for name in (*OURS, *NAMED) if getattr(options, name) is not None}
     if "container_image" in given or "apptainer" in given:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 from .options import add_engine, add_nproc, add_recipe_options, all_settings
 
 STEPS = 100
@@ -80,5 +80,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="of each of the two slices that are trained, twice (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args(argv)
-    check_least(options, nproc=1, steps=4)
+    at_least(options, nproc=1, steps=4)
     return options

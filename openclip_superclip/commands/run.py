@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from ..rules import check_least
+from ..rules import at_least
 from .options import add_nproc, add_run_options, all_settings, run_settings
 
 
@@ -57,7 +57,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_nproc(parser)
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     options = parser.parse_args(argv)
-    check_least(options, nproc=1)
+    at_least(options, nproc=1)
     options.settings = run_settings(options)
     options.set = all_settings(options)
     return options

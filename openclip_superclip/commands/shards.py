@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 from .options import TABLE_FLAGS as OURS
 from .options import add_columns, columns_of
 
@@ -61,7 +61,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a share from 0 to below 1")
-    check_least(options, shard_size=1, jobs=1)
+    at_least(options, shard_size=1, jobs=1)
     if options.images is not None and not options.source.endswith(".json"):
         raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
     return options

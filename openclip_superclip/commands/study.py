@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..environment import check_matplotlib, check_scipy
 from ..errors import InputError
-from ..rules import check_least
+from ..rules import at_least
 from .options import (
     add_columns,
     add_run_settings,
@@ -123,7 +123,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(sbatch_joined(argv))
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
-    check_least(options, seeds=1, jobs=1)
+    at_least(options, seeds=1, jobs=1)
     options.settings = run_settings(options)
     given = given_slurm_options(options) + [
         f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..environment import check_matplotlib, check_starlette
 from ..errors import InputError
 from ..files import make_folder
-from ..rules import check_least
+from ..rules import at_least
 
 SKIPPED = 3  # exit code where some of the pictures could not be read
 
@@ -82,7 +82,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    check_least(options, top=1, port=0)
+    at_least(options, top=1, port=0)
     if not options.serve and (options.host is not None or options.port is not None):
         raise InputError("--host and --port do nothing without --serve: add --serve, or leave them out")
     if options.course:
