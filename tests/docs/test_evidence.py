@@ -1,18 +1,36 @@
-"""What the pages say of the studies is what the studies wrote."""
+"""The evidence pages state what the records of the studies hold, and no verdict contradicts its CSV."""
 
 import csv
 import importlib.util
 import json
+import math
 import re
 import statistics
+import sys
 
 import pytest
+from scipy.stats import ttest_rel
 from support.pages import PAGES, ROOT
 
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.study import Study, read_study
 
-RECORDED = {path.parent.name: path for path in sorted((ROOT / "docs" / "studies").glob("*/study.json"))}
+DOCS = ROOT / "docs"
+STUDIES = DOCS / "studies"
+RECORDED = {path.parent.name: path for path in sorted(STUDIES.glob("*/study.json"))}
+
+
+def script(path: str):
+    """A script of docs/ as a module."""
+    file = DOCS / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+verdicts = script("studies/verdicts.py")
+FOUND = verdicts.comparisons()
 
 
 def results(name: str) -> StudyResults:
@@ -43,12 +61,172 @@ def test_a_recorded_study_is_the_shipped_one_but_for_its_number_of_seeds(name):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_evidence_tells_every_recorded_study_with_its_number_of_seeds_and_interval(name):
-    found = results(name)
-    arm, baseline = found.study.pairs[0]
-    rows = [line for line in PAGES["docs/evidence.md"].splitlines() if f"`{name}`" in line and line.startswith("|")]
-    told = str(found.difference(arm, baseline, found.study.cell_values[0], found.study.primary))
-    assert [row for row in rows if told in row and f"n = {found.study.seeds}" in row]
+def test_a_study_page_states_its_number_of_seeds_and_why_they_are_fewer_than_planned(name):
+    study, page = results(name).study, " ".join((STUDIES / name / "README.md").read_text().split())
+    assert f"n = {study.seeds} paired seeds" in page
+    is_short = study.seeds < read_study(name).seeds
+    assert ("seeds were planned" in page and "for lack of computing time" in page) == is_short
+
+
+# An independent derivation from the CSV files alone: {(study, comparison, measure): (arm's scores, baseline's scores)}
+
+
+def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[float]]]]:
+    found = {}
+    for file in sorted(STUDIES.rglob("study.csv")):
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        swept = next((field for field in ("lr", "global_batch_size") if field in rows[0]), None)
+        for row in rows:
+            for measure, value in row.items():
+                if measure not in ("arm", "seed", "cpu_seconds", "checkpoint", swept):
+                    at = f", {swept} {row[swept]}" if swept else ""
+                    name = file.parent.relative_to(STUDIES).as_posix()
+                    found.setdefault((name, row["arm"], at, measure), {})[int(row["seed"])] = float(value)
+    for row in csv.DictReader((DOCS / "audit/train_again.csv").read_text().splitlines()):
+        key = "train_again", row["trained on"], f", {row['method']}", row["measure"]
+        found.setdefault(key, {})[int(row["seed"])] = float(row["percent"])
+    return found
+
+
+def differences_by_csv(one) -> tuple[list[float], list[float]]:
+    """The scores of a comparison's arms; of a sweep's mean or slope, the combined differences and zeros."""
+    where = one.name.removeprefix(f"{one.arm} − {one.baseline}")
+    if (one.study, one.arm, where, one.measure) in SCORES:
+        ours, theirs = (SCORES[one.study, arm, where, one.measure] for arm in (one.arm, one.baseline))
+        assert ours.keys() == theirs.keys()
+        return [ours[seed] for seed in sorted(ours)], [theirs[seed] for seed in sorted(ours)]
+    values = [key[2] for key in SCORES if (key[0], key[1], key[3]) == (one.study, one.arm, one.measure)]
+    points = [float(value.rpartition(" ")[2]) for value in values]
+    if where == ", mean up to CLIP's best rate":
+        weights = [0.5 if point <= 5e-4 else 0 for point in points]
+    elif where == ", mean":
+        weights = [1 / len(points)] * len(points)
+    else:  # the least-squares slope over log2
+        logs = [math.log2(point) - statistics.mean(math.log2(p) for p in points) for point in points]
+        weights = [log / sum(other**2 for other in logs) for log in logs]
+    arms = [[SCORES[one.study, arm, value, one.measure] for value in values] for arm in (one.arm, one.baseline)]
+    seeds = sorted(arms[0][0])
+    combined = [sum(w * (ours[s] - theirs[s]) for w, ours, theirs in zip(weights, *arms, strict=True)) for s in seeds]
+    return combined, [0.0] * len(seeds)
+
+
+SCORES = scores_by_csv()
+BY_CSV = [differences_by_csv(one) for one in FOUND]
+
+
+def test_mean_interval_n_and_p_of_each_comparison_follow_from_its_csv():
+    for one, (ours, theirs) in zip(FOUND, BY_CSV, strict=True):
+        assert one.n == len(ours) == len(one.seeds), one
+        assert one.seeds == [*range(one.seeds[0], one.seeds[0] + one.n)], one  # no seed is left out
+        if ours == theirs:
+            assert (one.mean, one.p, one.holm) == (0, 1, 1), one
+            continue
+        test = ttest_rel(ours, theirs)
+        interval = test.confidence_interval(0.95)
+        assert one.mean == pytest.approx(statistics.mean(ours) - statistics.mean(theirs), abs=0.01), one
+        assert one.interval == pytest.approx((interval.low, interval.high), abs=0.02), one
+        assert one.p == pytest.approx(test.pvalue, rel=0.1), one
+
+
+def test_exactly_the_comparisons_that_holms_procedure_rejects_by_the_csv_are_significant():
+    """Holm's rule as he states it: reject the smallest p-values while p(k) <= 5 % / (m - k)."""
+    families: dict[str, dict[tuple, list]] = {}
+    for one, (ours, theirs) in zip(FOUND, BY_CSV, strict=True):
+        if ours != theirs:
+            key = tuple(round(a - b, 6) for a, b in zip(ours, theirs, strict=True))
+            families.setdefault("primary" if one.is_primary else one.study, {}).setdefault(key, []).append(one)
+    significant = set()
+    for family in families.values():
+        ordered = sorted(family, key=lambda key: ttest_rel(key, [0] * len(key)).pvalue)
+        for rank, key in enumerate(ordered):
+            if ttest_rel(key, [0] * len(key)).pvalue > 0.05 / (len(ordered) - rank):
+                break
+            significant |= {id(one) for one in family[key]}
+    assert {id(one) for one in FOUND if one.holm <= 0.05} == significant
+    assert {one.study for one in FOUND if one.is_primary} == {
+        *(file.parent.relative_to(STUDIES).as_posix() for file in STUDIES.rglob("study.csv")), "train_again",
+    }  # fmt: skip
+
+
+EVIDENCE_ROW = re.compile(r"\| \[(.+)\]\((.+)\) \| .*? \| (.*?)(\S+ \[\S+, \S+\]) \| (\d+) \| (.+) \|")
+
+
+def test_each_verdict_of_the_evidence_page_follows_from_its_csv():
+    rows = [EVIDENCE_ROW.fullmatch(line) for line in PAGES["docs/evidence.md"].splitlines() if line.startswith("| [")]
+    recorded = [claim for claim in verdicts.CLAIMS if verdicts.tested(claim, FOUND)]
+    for claim, row in zip(recorded, rows, strict=True):
+        title, link, means, difference, n, verdict = row.groups()
+        assert title == claim.text
+        assert (DOCS / link).is_file()
+        place = FOUND.index(verdicts.tested(claim, FOUND))
+        ours, theirs = BY_CSV[place]
+        mean = statistics.mean(ours) - statistics.mean(theirs)
+        if any(theirs):
+            told = [float(value) for value in re.findall(r"[\d.]+", means)]
+            assert told == pytest.approx([statistics.mean(theirs), statistics.mean(ours)], abs=0.06)
+        numbers = [float(value) for value in re.findall(r"[+-][\d.]+", difference)]
+        interval = ttest_rel(ours, theirs).confidence_interval(0.95) if ours != theirs else (0, 0)
+        assert numbers == pytest.approx([mean, *interval], abs=0.07)
+        assert int(n) == len(ours)
+        excludes_zero, is_corrected = interval[0] > 0 or interval[1] < 0, FOUND[place].holm <= 0.05
+        if claim.flaw:
+            expected = "cannot answer"
+        elif ours == theirs:
+            expected = "**equal**"
+        elif is_corrected:
+            expected = "**shown**" if mean * claim.sign > 0 else "**opposite**"
+        else:
+            expected = "**not after correction**" if excludes_zero else "**not shown**"
+        assert verdict.startswith(expected), title
+
+
+def test_each_recorded_study_has_a_page_that_evidence_links_to():
+    linked = set(re.findall(r"\]\((studies/[\w/]+/README\.md)\)", PAGES["docs/evidence.md"]))
+    expected = {file.with_name("README.md").relative_to(DOCS).as_posix() for file in STUDIES.rglob("study.json")}
+    assert expected <= linked
+
+
+def test_the_tables_of_the_pages_and_the_list_of_verdicts_are_the_computed_ones():
+    for page, tables in verdicts.blocks(FOUND).items():
+        for name, content in tables.items():
+            assert f"<!-- {name} -->\n{content}\n<!-- end of {name} -->" in page.read_text(), page
+    with open(STUDIES / "verdicts.csv", newline="") as file:
+        assert list(csv.reader(file)) == verdicts.verdicts_csv(FOUND)
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS / "audit/README.md", *sorted(STUDIES.rglob("*.md"))], ids=lambda page: page.parent.name
+)
+def test_every_link_of_a_study_page_leads_to_a_file(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_holms_correction_of_a_textbook_example():
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_power_is_the_rate_at_which_simulated_studies_exclude_zero():
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+    draws = np.random.default_rng(0).normal(3.2, 4.1, (4000, 20))
+    assert (ttest_1samp(draws, 0, axis=1).pvalue <= 0.05).mean() == pytest.approx(
+        verdicts.power(3.2, 4.1, 20), abs=0.02
+    )
+    assert verdicts.power(2, 4.1, verdicts.seeds_needed(2, 4.1) - 1) < 0.8 <= verdicts.power(2, 4.1, 36)
+
+
+def test_the_handicap_of_unequal_rates_is_what_the_learning_rate_study_recorded():
+    page = " ".join((STUDIES / "learning_rate/README.md").read_text().split())
+    for measure, title in verdicts.TITLES.items():
+        if measure in ("mIoU", "depth_RMSE"):
+            continue
+        ours = SCORES["learning_rate", "SuperCLIP", ", lr 0.00025", measure]
+        theirs = SCORES["learning_rate", "CLIP", ", lr 0.0005", measure]
+        test = ttest_rel(*([scores[seed] for seed in sorted(scores)] for scores in (ours, theirs)))
+        low, high = test.confidence_interval(0.95)
+        assert f"{title} {(low + high) / 2:+.1f} [{low:+.1f}, {high:+.1f}]" in page
 
 
 def test_readmes_table_is_what_the_demo_printed():
@@ -65,38 +243,16 @@ def test_readmes_sentence_of_ten_seeds_is_what_their_study_found():
     assert (found.study.seeds, told in " ".join(PAGES["README.md"].split())) == (10, True)
 
 
-def test_the_trials_of_the_rates_are_the_recorded_means():
-    trials = json.loads((ROOT / "docs/studies/one_batch/trials.json").read_text())
-    for arm, cells in trials.items():
-        means = {lr: statistics.mean(scores) for lr, scores in cells["None"].items()}
-        best = max(means, key=means.get)
-        told = [f"**{mean:.1f}**" if lr == best else f"{mean:.1f}" for lr, mean in sorted(means.items(), key=_rate)]
-        assert f"| {arm} | {' | '.join(told)} |" in PAGES["docs/evidence.md"].splitlines()
-
-
-def _rate(item: tuple[str, float]) -> float:
-    return float(item[0])
-
-
-def script(path: str):
-    """A script of docs/ as a module."""
-    place = ROOT / "docs" / path
-    spec = importlib.util.spec_from_file_location(place.stem, place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_what_tuning_forgets_is_what_was_measured():
-    told = script("forgetting/measure.py").table(ROOT / "docs/forgetting/forgetting.csv")
+    told = script("forgetting/measure.py").table(DOCS / "forgetting/forgetting.csv")
     assert told in PAGES["docs/own-data.md"]
 
 
 def test_how_well_an_audit_finds_planted_errors_is_what_was_measured():
-    recorded = json.loads((ROOT / "docs/audit/planted.json").read_text())["measured"]
+    recorded = json.loads((DOCS / "audit/planted.json").read_text())["measured"]
     assert script("audit/measure.py").tables(recorded) in PAGES["docs/audit.md"]
 
 
 def test_what_training_again_wins_back_is_what_was_measured():
-    recorded = json.loads((ROOT / "docs/audit/train_again.json").read_text())
+    recorded = json.loads((DOCS / "audit/train_again.json").read_text())
     assert script("audit/train_again.py").tables(recorded) in PAGES["docs/audit.md"]

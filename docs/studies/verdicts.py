@@ -1,0 +1,394 @@
+"""The verdicts of docs/evidence.md, computed from the records of the studies alone.
+
+`python docs/studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the tables between the
+markers in docs/evidence.md and in each study's README.md. It reads the runs in study.json, which study.csv repeats with
+two decimals, and docs/audit/train_again.csv.
+
+Holm's correction: all comparisons by a primary measure, of all studies, are one family. The other measures of a study
+are one family per study. Comparisons of the same runs count once. A verdict counts at 5 % after the correction.
+"""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import nct, t
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent
+AUDIT = "train_again"
+EARLIER = "vit/earlier"
+AFTER_REVIEW = "added after the results were known"
+LOWER_IS_BETTER = ("depth_RMSE",)
+TITLES = {
+    "zero_shot": "zero-shot", "image_to_text_R@1": "image→text R@1", "text_to_image_R@1": "text→image R@1",
+    "tagging": "tagging", "linear_probe": "linear probe", "mIoU": "mIoU", "depth_RMSE": "depth RMSE, cm",
+}  # fmt: skip
+
+
+@dataclass
+class Comparison:
+    """A measure's differences of two arms, paired by seed."""
+
+    study: str
+    arm: str
+    baseline: str
+    where: str  # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
+    measure: str
+    is_primary: bool
+    seeds: list[int]
+    differences: list[float]
+    means: tuple[float, float] | None = None  # of the baseline and of the arm
+    note: str = ""
+    holm: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} − {self.baseline}" + (f", {self.where}" if self.where else "")
+
+    @property
+    def n(self) -> int:
+        return len(self.differences)
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.differences)
+
+    @property
+    def std(self) -> float:
+        return statistics.stdev(self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean, by Student's t over the seeds."""
+        half = t.ppf(0.975, self.n - 1) * self.std / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of the paired t-test; 1 if all differences are zero."""
+        if self.std == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * t.sf(abs(self.mean) / (self.std / math.sqrt(self.n)), self.n - 1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
+
+    def verdict(self, claimed: int = 1) -> str:
+        """Whether the difference has the claimed sign (1 or -1), at 5 % after Holm's correction."""
+        if not any(self.differences):
+            return "equal"
+        if self.holm <= 0.05:
+            return "shown" if self.mean * claimed > 0 else "opposite"
+        return "not after correction" if self.p <= 0.05 else "not shown"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's step-down correction for their number, in their order."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def power(effect: float, std: float, n: int) -> float:
+    """The probability that the 95 % interval of n paired differences excludes zero."""
+    edge, shift = t.ppf(0.975, n - 1), effect / std * math.sqrt(n)
+    return float(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift))
+
+
+def seeds_needed(effect: float, std: float, wanted: float = 0.8) -> int:
+    """The smallest number of seeds that finds the effect with the wanted power."""
+    n = 2
+    while power(effect, std, n) < wanted:
+        n += 1
+    return n
+
+
+def read_study(folder: Path) -> list[Comparison]:
+    """The comparisons of a recorded study, of every measure, without Holm's correction."""
+    record = json.loads((folder / "study.json").read_text())
+    name, runs, primary = folder.relative_to(HERE).as_posix(), record["runs"], record["primary"]
+    swept = next(iter(record["study"]["cells"]), None)
+    measures = [primary, *(measure for measure in runs[0]["measures"] if measure != primary)]
+    scores = {(run["arm"], run["cell"], run["seed"]): run["measures"] for run in runs}
+    values = list(dict.fromkeys(run["cell"] for run in runs))
+    found: list[Comparison] = []
+
+    def difference(arm: str, baseline: str, value, measure: str, seed: int) -> float:
+        return scores[arm, value, seed][measure] - scores[baseline, value, seed][measure]
+
+    def add(pair, where: str, measure: str, over: Sequence, combine: Callable, note: str = "") -> None:
+        seeds = sorted(
+            set.intersection(*({s for a, v, s in scores if (a, v) == (arm, value)} for arm in pair for value in over))
+        )
+        differences = [combine([difference(*pair, value, measure, seed) for value in over]) for seed in seeds]
+        means = None
+        if len(over) == 1:
+            arm, baseline = (statistics.mean(scores[one, over[0], s][measure] for s in seeds) for one in pair)
+            means = baseline, arm
+        found.append(Comparison(name, *pair, where, measure, measure == primary, seeds, differences, means, note))
+
+    def slope(differences: list[float]) -> float:
+        return statistics.linear_regression([math.log2(value) for value in values], differences).slope
+
+    for pair, note in _pairs(record["differences"], name):
+        for measure in measures:
+            for value in values:
+                add(pair, f"{swept} {value}" if swept else "", measure, [value], statistics.mean, note)
+            if swept:
+                add(pair, "mean", measure, values, statistics.mean, note)
+                add(pair, "per doubling", measure, values, slope, note)
+            if name == "learning_rate":
+                add(pair, "mean up to CLIP's best rate", measure, values[:2], statistics.mean, AFTER_REVIEW)
+    return found
+
+
+def _pairs(recorded: list[dict], name: str) -> list[tuple[tuple[str, str], str]]:
+    pairs = dict.fromkeys(((one["arm"], one["baseline"]) for one in recorded), "")
+    if name == "captions":
+        pairs["SuperCLIP, dual", "SuperCLIP, short"] = AFTER_REVIEW
+    return list(pairs.items())
+
+
+def read_audit(file: Path) -> list[Comparison]:
+    """The comparisons of training again on the pairs that an audit keeps."""
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    scores = {(r["method"], r["trained on"], r["measure"], int(r["seed"])): float(r["percent"]) for r in rows}
+    measures, seeds = list(dict.fromkeys(r["measure"] for r in rows)), sorted({int(r["seed"]) for r in rows})
+    clip, loss, both = (
+        f"kept by {score}"
+        for score in ("CLIP score of CLIP", "class loss of SuperCLIP", "CLIP score and support of SuperCLIP")
+    )
+    pairs = [(kept, "all pairs") for kept in (clip, loss, both)]
+    pairs += [(loss, clip), (both, clip), (loss, "the pairs left alone"), (both, "the pairs left alone")]
+    found = []
+    for method in ("CLIP", "SuperCLIP"):
+        for kept, other in pairs:
+            for measure in measures:
+                ours, theirs = ([scores[method, data, measure, seed] for seed in seeds] for data in (kept, other))
+                differences = [one - another for one, another in zip(ours, theirs, strict=True)]
+                means = statistics.mean(theirs), statistics.mean(ours)
+                is_primary = measure == "zero_shot"
+                found.append(
+                    Comparison(AUDIT, kept, other, f"{method}", measure, is_primary, seeds, differences, means)
+                )
+    return found
+
+
+def comparisons() -> list[Comparison]:
+    """All comparisons of all records, with Holm's correction."""
+    found = [one for file in sorted(HERE.rglob("study.json")) for one in read_study(file.parent)]
+    found += read_audit(DOCS / "audit" / "train_again.csv")
+    families: dict[str, dict[tuple, list[Comparison]]] = {}
+    for one in found:
+        if any(one.differences):  # equal runs are no test
+            family = families.setdefault("" if one.is_primary else one.study, {})
+            family.setdefault(tuple(one.differences), []).append(one)
+    for family in families.values():
+        for same, corrected in zip(family.values(), holm([same[0].p for same in family.values()]), strict=True):
+            for one in same:
+                one.holm = corrected
+    return found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the evidence page: a claim, the paper's figure, and the comparison that tests it."""
+
+    text: str
+    paper: str
+    study: str
+    comparison: str
+    sign: int = 1  # of the claimed difference
+    flaw: str = ""  # why the study cannot answer, whatever its numbers are
+    measure: str = ""  # if it is not the study's primary measure
+    page: str = ""
+
+    @property
+    def link(self) -> str:
+        return self.page or f"studies/{self.study}/README.md"
+
+
+IMAGENET = "ImageNet 60.5 → 63.5 (Table 2)"
+UNEQUAL = "unequal rates"
+CLAIMS = [
+    Claim("Better zero-shot, each method at its own best learning rate", IMAGENET, "one_batch", "SuperCLIP − CLIP"),
+    Claim("… than CLIP with 10 % more samples", "", "one_batch", "SuperCLIP − CLIP, equal time"),
+    Claim("… both at CLIP's best rate", "", "placebos", "SuperCLIP − CLIP"),
+    Claim("… other seeds, another 100 objects", "", "second_draw", "SuperCLIP − CLIP"),
+    Claim("… drawings by a designer absent from training", "", "unseen_drawings", "SuperCLIP − CLIP"),
+    Claim(
+        "… at learning rates up to CLIP's best", "", "learning_rate", "SuperCLIP − CLIP, mean up to CLIP's best rate"
+    ),
+    Claim("Control: captions of other images remove the gain", "", "placebos", "captions shuffled − CLIP", -1),
+    Claim("Control: a head without gradient to the tower is CLIP", "", "placebos", "head detached − CLIP"),
+    Claim(
+        "Smaller batches gain more (points per doubling)", "+5.6 at 1K, +3.1 at 16K (Figure 4)", "batch_size",
+        "SuperCLIP − CLIP, per doubling", -1, "wrong contrast",
+    ),
+    Claim(
+        "Helps with long captions (text→image)", "COCO 23.6 → 30.6 (Table 5)", "captions",
+        "SuperCLIP, long − CLIP, long",
+    ),
+    Claim("… with short captions", "29.0 → 31.3", "captions", "SuperCLIP, short − CLIP, short"),
+    Claim("… with mixed captions", "", "captions", "SuperCLIP, mixed − CLIP, mixed"),
+    Claim("Dual captions beat short ones", "31.3 → 34.1", "captions", "SuperCLIP, dual − SuperCLIP, short"),
+    Claim("Dual captions beat CLIP on mixed ones", "32.7 → 34.1", "captions", "SuperCLIP, dual − CLIP, mixed"),
+    Claim("λ = 1 beats λ = 0.4", "ImageNet 44.1 → 47.1 (Table 9)", "weight", "λ 1 − λ 0.4"),
+    Claim(
+        "IDF weights help (here: a lower weight of the comma)", "ImageNet 44.8 → 47.1 (Table 10)", "idf",
+        "IDF online − IDF off",
+    ),
+    Claim("Helps SigLIP", "ImageNet 60.4 → 64.1 (Table 6)", "siglip", "SuperSigLIP − SigLIP"),
+    Claim("Helps FLIP", "ImageNet 58.1 → 61.3 (Table 6)", "flip", "SuperFLIP − FLIP", flaw=UNEQUAL),
+    Claim("… with twice the samples", "", "flip_longer", "SuperFLIP − FLIP", flaw=UNEQUAL),
+    Claim("Better zero-shot with a small ViT: earlier study", IMAGENET, EARLIER, "SuperCLIP − CLIP", flaw=UNEQUAL),
+    Claim("… each method at its own best rate", "", "vit", "SuperCLIP − CLIP"),
+    Claim("… both at CLIP's best rate", "", "vit", "SuperCLIP at CLIP's rate − CLIP"),
+    Claim("… a head on the class token beats the paper's", "", "vit_head_input", "pooled − SuperCLIP"),
+    Claim("… a head on both beats the paper's", "", "vit_head_input", "both − SuperCLIP"),
+    Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
+    Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions", "", AUDIT,
+        "kept by class loss of SuperCLIP − all pairs, CLIP", page="audit/README.md",
+    ),
+    Claim(
+        "… better than dropping by CLIP's own CLIP score", "", AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP", page="audit/README.md",
+    ),
+    Claim(
+        "… the same, training SuperCLIP", "", AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, SuperCLIP", page="audit/README.md",
+    ),
+]  # fmt: skip
+
+
+def tested(claim: Claim, found: Sequence[Comparison]) -> Comparison | None:
+    """The comparison that tests a claim, None if its study has no record yet."""
+    for one in found:
+        is_measure = one.measure == claim.measure if claim.measure else one.is_primary
+        if is_measure and (one.study, one.name) == (claim.study, claim.comparison):
+            return one
+    return None
+
+
+def p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def evidence_table(found: Sequence[Comparison]) -> str:
+    lines = ["| claim | paper | here | n | verdict |", "|---|---|---|---|---|"]
+    for claim in CLAIMS:
+        one = tested(claim, found)
+        if one is None:
+            continue
+        here = f"{one.means[0]:.1f} → {one.means[1]:.1f}, {one}" if one.means else f"{one}"
+        verdict = f"**{one.verdict(claim.sign)}**" + (f", {p_text(one.holm)}" if any(one.differences) else "")
+        verdict = f"cannot answer: {claim.flaw}" if claim.flaw else verdict + (" ‡" if one.note else "")
+        lines.append(f"| [{claim.text}]({claim.link}) | {claim.paper} | {here} | {one.n} | {verdict} |")
+    return "\n".join(lines)
+
+
+def study_table(found: Sequence[Comparison]) -> str:
+    """A row per comparison, a column per measure: bold after Holm's correction, † only before it."""
+    measures = list(dict.fromkeys(one.measure for one in found))
+    primary = {one.measure for one in found if one.is_primary}
+    heads = [TITLES[measure] + (" (primary)" if measure in primary else "") for measure in measures]
+    lines = [f"| points | {' | '.join(heads)} | n |", "|---|" + "---|" * len(heads) + "---|"]
+    for name in dict.fromkeys(one.name for one in found):
+        row = {one.measure: one for one in found if one.name == name}
+        cells = [_marked(row[measure]) for measure in measures]
+        lines.append(f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | {row[measures[0]].n} |")
+    note = "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, but not after correction."
+    if any(one.note for one in found):
+        note += f" ‡: {AFTER_REVIEW}."
+    return "\n".join([*lines, "", note])
+
+
+def _marked(one: Comparison) -> str:
+    if one.holm <= 0.05:
+        return f"**{one}**"
+    return f"{one} †" if one.p <= 0.05 else f"{one}"
+
+
+def power_table(std: float, effects: Sequence[float], numbers: Sequence[int]) -> str:
+    """The half-width of the 95 % interval and the power for each number of seeds."""
+    heads = [f"power for +{effect:g}" for effect in effects]
+    lines = [f"| seeds | half-width | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for n in numbers:
+        half = t.ppf(0.975, n - 1) * std / math.sqrt(n)
+        lines.append(f"| {n} | ±{half:.1f} | {' | '.join(f'{power(e, std, n):.0%}' for e in effects)} |")
+    return "\n".join(lines)
+
+
+def rates_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """The trials' mean scores by arm and learning rate; the best of each row is bold."""
+    rows = {
+        (arm, cell): {float(lr): statistics.mean(scores) for lr, scores in rates.items()}
+        for arm, cells in trials.items()
+        for cell, rates in cells.items()
+    }
+    rates = sorted({lr for row in rows.values() for lr in row})
+    lines = [f"| learning rate | {' | '.join(f'{lr:g}' for lr in rates)} |", "|---|" + "---|" * len(rates)]
+    for (arm, cell), row in rows.items():
+        shown = {lr: f"{mean:.1f}" for lr, mean in row.items()}
+        shown[max(row, key=row.get)] = f"**{max(row.values()):.1f}**"
+        title = arm if cell == "None" else f"{arm}, {cell}"
+        lines.append(f"| {title} | {' | '.join(shown.get(lr, '') for lr in rates)} |")
+    return "\n".join(lines)
+
+
+def verdicts_csv(found: Sequence[Comparison]) -> list[list[str]]:
+    rows = [["study", "comparison", "measure", "primary", "n", "mean", "std", "low", "high", "p", "holm_p", "verdict"]]
+    for one in found:
+        numbers = [f"{value:.3f}" for value in (one.mean, one.std, *one.interval)]
+        verdict = one.verdict(-1 if one.measure in LOWER_IS_BETTER else 1)
+        primary = "yes" if one.is_primary else "no"
+        p_values = [f"{value:.3g}" for value in (one.p, one.holm)]
+        rows.append([one.study, one.name, one.measure, primary, str(one.n), *numbers, *p_values, verdict])
+    return rows
+
+
+def blocks(found: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
+    """The generated tables: by page, then by the name of the marker."""
+    made = {DOCS / "evidence.md": {"verdicts": evidence_table(found)}}
+    for name in dict.fromkeys(one.study for one in found):
+        page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
+        made[page] = {"verdicts": study_table([one for one in found if one.study == name])}
+    for file in sorted(HERE.glob("*/trials.json")):
+        made.setdefault(file.with_name("README.md"), {})["trials"] = rates_table(json.loads(file.read_text()))
+    flip = next(one for one in found if one.study == "flip" and one.is_primary)
+    made[HERE / "flip/README.md"]["power"] = power_table(flip.std, (2, 3.2), (5, 10, 20, 36))
+    return made
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with another content between a marker and its end."""
+    start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"expected the lines {start.strip()} and {end.strip()}")
+    return before + start + content + end + after
+
+
+def main() -> None:
+    found = comparisons()
+    with open(HERE / "verdicts.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(verdicts_csv(found))
+    for page, tables in blocks(found).items():
+        text = page.read_text()
+        for name, content in tables.items():
+            text = replaced(text, name, content)
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
