@@ -1,0 +1,208 @@
+"""The plugins in examples/ train what their formulas say: alone, together, and beside --superclip."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, SigLipLoss
+from support.three_steps import results_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
+for name in NAMES:
+    sys.path.append(str(EXAMPLES / name))
+
+from open_clip_global_contrastive import GlobalContrastiveLoss  # noqa: E402
+from open_clip_sub_captions import SubCaptionLoss, sub_captions  # noqa: E402
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_has_at_most_150_lines_of_code(name):
+    (module,) = (EXAMPLES / name).glob("*.py")
+    assert len(module.read_text().splitlines()) <= 150
+
+
+def features(num_samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and text features [N, 6] that need gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(2, num_samples, 6, generator=generator)
+    return tuple(F.normalize(one, dim=-1).requires_grad_() for one in drawn)
+
+
+SCALE = 3.0
+
+
+def plain_g(image, text, scale, i):
+    """g_i and h_i of the docstring, over the samples given, in float64 and one term at a time."""
+    others = [j for j in range(len(image)) if j != i]
+    positive = image[i] @ text[i]
+    g = sum((scale * (image[i] @ text[j] - positive)).exp() for j in others) / len(others)
+    h = sum((scale * (text[i] @ image[j] - positive)).exp() for j in others) / len(others)
+    return g, h
+
+
+def plain_loss(image, text, scale, slots, u, gamma, eps):
+    """The value, and a sum whose gradient is the loss's: of grad g / (eps + u). Updates `u`, a dict by slot."""
+    value, surrogate = 0.0, 0.0
+    for i, slot in enumerate(slots):
+        g = plain_g(image, text, scale, i)
+        old = u.get(slot)
+        u[slot] = tuple(
+            new.item() if old is None else (1 - gamma) * old[side] + gamma * new.item() for side, new in enumerate(g)
+        )
+        for side in range(2):
+            value += math.log(eps + u[slot][side]) / 2 / len(slots)
+            surrogate = surrogate + g[side] / (eps + u[slot][side]) / 2 / len(slots)
+    return value, surrogate
+
+
+@pytest.mark.parametrize(("gamma", "eps"), [(0.9, 1e-14), (0.3, 0.1), (1.0, 1e-3)])
+def test_the_global_contrastive_loss_equals_a_slow_plain_version_over_four_steps(gamma, eps):
+    loss, u = GlobalContrastiveLoss(20, gamma, eps), {}
+    for step, slots in enumerate([[3, 7, 1, 0], [3, 19, 7, 2], [7, 3, 0, 1], [19, 2, 5, 6]]):
+        image, text = features(4, seed=step)
+        scale = torch.tensor(SCALE, requires_grad=True)
+        ours = loss(image, text, scale, torch.tensor(slots), output_dict=True)["contrastive_loss"]
+        ours.backward()
+        exact = [one.detach().double().requires_grad_() for one in (image, text, scale)]
+        value, surrogate = plain_loss(*exact, slots, u, gamma, eps)
+        surrogate.backward()
+        assert ours.item() == pytest.approx(value, rel=1e-5, abs=1e-6)
+        for found, expected in zip((image, text, scale), exact, strict=True):
+            torch.testing.assert_close(found.grad, expected.grad.float(), rtol=1e-4, atol=1e-6)
+    estimates = loss.bits.view(torch.float32).exp()
+    for slot in range(20):
+        if slot in u:
+            torch.testing.assert_close(estimates[slot], torch.tensor(u[slot]), rtol=1e-5, atol=0)
+        else:
+            assert estimates[slot].isnan().all()
+
+
+def test_with_exact_estimates_the_mean_gradient_of_small_batches_is_that_of_the_whole_data_set():
+    """What the method is for. ClipLoss's is not: it is biased by the size of the batch."""
+    size, batch = 6, 3
+    image, text = features(size)
+    log_u = torch.stack([torch.stack(plain_g(image, text, SCALE, i)) for i in range(size)]).detach().log()
+    whole = sum(g.log() for i in range(size) for g in plain_g(image, text, SCALE, i)) / 2 / size
+    expected = torch.autograd.grad(whole, (image, text))
+
+    def mean_gradient(loss_of):
+        batches = [*itertools.combinations(range(size), batch)]
+        mean = sum(loss_of(torch.tensor(chosen)) for chosen in batches) / len(batches)
+        return torch.autograd.grad(mean, (image, text))
+
+    def with_exact_estimates(chosen):
+        loss = GlobalContrastiveLoss(size, gamma=1e-12, eps=1e-14)
+        loss.bits.copy_(log_u.view(torch.int32))
+        return loss(image[chosen], text[chosen], torch.tensor(SCALE), chosen)
+
+    for found, whole_gradient in zip(mean_gradient(with_exact_estimates), expected, strict=True):
+        torch.testing.assert_close(found, whole_gradient, rtol=1e-4, atol=1e-6)
+    of_clip = mean_gradient(lambda chosen: ClipLoss()(image[chosen], text[chosen], torch.tensor(SCALE)))
+    of_clip_whole = torch.autograd.grad(ClipLoss()(image, text, torch.tensor(SCALE)), (image, text))
+    assert (of_clip[0] - of_clip_whole[0]).norm() > 0.05 * of_clip_whole[0].norm()
+
+
+def test_without_memory_the_global_contrastive_loss_is_openclips():
+    image, text = features(8)
+    scale = torch.tensor(SCALE, requires_grad=True)
+    ours = GlobalContrastiveLoss(8, gamma=1.0, eps=1 / 7)(image, text, scale, torch.arange(8))
+    stock = ClipLoss()(image, text, scale)
+    assert ours.item() + math.log(7) == pytest.approx(stock.item(), rel=1e-5)
+    ours, stock = (torch.autograd.grad(loss, (image, text, scale)) for loss in (ours, stock))
+    for found, expected in zip(ours, stock, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_large_scales_neither_overflow_nor_lose_the_estimates():
+    image, _ = features(4)
+    loss = GlobalContrastiveLoss(4, gamma=0.5, eps=1e-14)
+    for _ in range(2):
+        value = loss(image, -image, torch.tensor(100.0), torch.arange(4))
+        assert value > 80
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, image))
+    assert loss.bits.view(torch.float32).isfinite().all()
+
+
+def test_accumulated_batches_update_the_estimates_once():
+    image, text = features(4)
+    once, twice = GlobalContrastiveLoss(4, 0.5, 1e-14), GlobalContrastiveLoss(4, 0.5, 1e-14, accum_freq=2)
+    for scale in (1.0, 2.0):
+        expected = once(image, text, torch.tensor(scale), torch.arange(4))
+        for _ in range(2):
+            torch.testing.assert_close(twice(image, text, torch.tensor(scale), torch.arange(4)), expected)
+    assert torch.equal(once.bits, twice.bits)
+
+
+def test_estimates_survive_half_precision():
+    image, text = features(4)
+    loss = GlobalContrastiveLoss(4, 0.5, 1e-14)
+    loss(image, text, torch.tensor(SCALE), torch.arange(4))
+    before = loss.bits.clone()
+    assert torch.equal(loss.to(torch.bfloat16).bits, before)
+
+
+GATHERS = [(False, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(("local_loss", "gather_with_grad"), GATHERS)
+def test_two_ranks_have_the_gradients_and_the_estimates_of_one(local_loss, gather_with_grad, tmp_path):
+    def steps(rank, world_size):
+        gather = {"local_loss": local_loss, "gather_with_grad": gather_with_grad}
+        loss = GlobalContrastiveLoss(9, 0.5, 1e-14, rank=rank, world_size=world_size, **gather)
+        for seed, slots in enumerate([[3, 7, 1, 0], [3, 8, 7, 3]]):  # 3 twice: as hashes may be
+            rows = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+            image, text = (one.detach()[rows].requires_grad_() for one in features(4, seed))
+            loss(image, text, torch.tensor(SCALE), torch.tensor(slots)[rows]).backward()
+        # DDP takes the mean over ranks; without gradients through the exchange, ClipLoss's are 1 / world_size, too
+        shrunk = world_size if gather_with_grad else 1
+        return {"image": image.grad / shrunk, "text": text.grad / shrunk, "bits": loss.bits}
+
+    (one,) = results_of(steps, 1, tmp_path / "one")
+    two = results_of(steps, 2, tmp_path / "two")
+    for name in ("image", "text"):
+        torch.testing.assert_close(torch.cat([rank[name] for rank in two]), one[name], rtol=1e-5, atol=1e-7)
+    for rank in two:
+        torch.testing.assert_close(rank["bits"].view(torch.float32), one["bits"].view(torch.float32), equal_nan=True)
+    assert torch.equal(two[0]["bits"], two[1]["bits"])
+
+
+# Sub-captions
+
+
+@pytest.mark.parametrize(("caption", "parts"), [
+    ("A dog runs. It is brown, and wet; rain falls", ["A dog runs", "It is brown", "and wet", "rain falls"]),
+    ("A dog", ["A dog"]),
+    ("at 3.5 km, 10:30", ["at 3.5 km", "10:30"]),
+    ("", [""]),
+])  # fmt: skip
+def test_sub_captions_are_sentences_and_clauses(caption, parts):
+    assert sub_captions(caption) == parts
+
+
+@pytest.mark.parametrize("contrastive", [ClipLoss, SigLipLoss])
+def test_the_sub_caption_loss_is_the_mean_contrastive_loss_over_sub_captions(contrastive):
+    image, text = features(5)
+    subs = torch.stack([features(5, seed)[1] for seed in (1, 2, 3)], dim=1)  # [B, K, D]
+    outputs = {"image_features": image, "logit_scale": torch.tensor(SCALE)}
+    if contrastive is SigLipLoss:
+        outputs["logit_bias"] = torch.tensor(-2.0)
+    losses = SubCaptionLoss(contrastive(), contrastive(), 0.7)(
+        **outputs, text_features=text, sub_text_features=subs, output_dict=True
+    )
+    bias = outputs.get("logit_bias", 0.0)
+    expected = 0.0
+    for k in range(3):
+        logits = SCALE * image.double() @ subs[:, k].double().T + bias
+        if contrastive is ClipLoss:
+            expected -= sum(logits[i, i] - logits[i].logsumexp(0) for i in range(5)) / 5 / 2
+            expected -= sum(logits[i, i] - logits[:, i].logsumexp(0) for i in range(5)) / 5 / 2
+        else:
+            expected -= sum(F.logsigmoid(logits[i, j] * (1 if i == j else -1)) for i in range(5) for j in range(5)) / 5
+    assert losses.keys() == {"contrastive_loss", "sub_caption_loss"}
+    torch.testing.assert_close(losses["sub_caption_loss"], 0.7 * expected.float() / 3)
+    assert losses["contrastive_loss"] == contrastive()(text_features=text, **outputs)
