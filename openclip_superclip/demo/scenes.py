@@ -1,10 +1,12 @@
 """Scenes composed of emoji, their captions, and the WebDataset shards that OpenCLIP trains on."""
 
+import csv
 import functools
 import io
 import json
 import math
 import shutil
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,37 +21,37 @@ from ..errors import InputError
 from ..files import whole_file, write_text
 
 TILES = Path(__file__).parent / "tiles"
-
-
 DESIGNERS = ("google", "twitter")
+UNSEEN_DESIGNERS = ("fluent",)  # in no training scene; they drew all objects but one
+SECOND = "second/"  # before a designer: another 100 objects
+SECOND_DESIGNERS = (f"{SECOND}google", f"{SECOND}twitter")
 
 
-UNSEEN_DESIGNERS = ("fluent",)  # no training shows their drawings; they have all names but one
+@functools.cache
+def emoji() -> list[dict[str, str]]:
+    """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2: which 100 it is of), name, keywords."""
+    with (TILES / "emoji.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-SECOND_DESIGNERS = ("second/google", "second/twitter")  # of another 100 objects
+@functools.cache
+def drawings(designer: str) -> dict[str, bytes]:
+    """Returns a designer's drawings, PNG, by object."""
+    with zipfile.ZipFile(TILES / f"{designer.removeprefix(SECOND)}.zip") as archive:
+        return {Path(name).stem.replace("-", " "): archive.read(name) for name in archive.namelist()}
 
 
 def names_of(designers: Sequence[str]) -> list[str]:
-    """The names that scenes of these designers' drawings are made of: all that Google drew in the same folder."""
-    return sorted(path.stem.replace("-", " ") for path in (TILES / designers[0]).parent.glob("google/*.png"))
+    """Returns the 100 objects that scenes of these designers show."""
+    draw = "2" if designers[0].startswith(SECOND) else "1"
+    return sorted(row["object"] for row in emoji() if row["demo"] == draw)
 
 
 NAMES = names_of(DESIGNERS)
-
-
 SPLITS = ("train", "tune", "test")
-
-
 CAPTIONS = ("long", "short", "raw")
-
-
 VERSION = 1  # of the scenes: raise it when the same seed gives other bytes
-
-
 IMAGE_SIZE, QUADRANT = 64, 32
-
-
 CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
@@ -82,7 +84,7 @@ def split_of(objects: Sequence[str]) -> str:
 @functools.cache
 def tile(designer: str, name: str, size: int) -> Image.Image:
     """The drawing of an emoji, RGBA, `size` pixels wide and high."""
-    with Image.open(TILES / designer / f"{name.replace(' ', '-')}.png") as image:
+    with Image.open(io.BytesIO(drawings(designer)[name])) as image:
         return image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
 
 
@@ -119,8 +121,7 @@ def draw_objects(rng: np.random.Generator, count: int, names: Sequence[str] = NA
 
 def drawn_by(designers: Sequence[str]) -> frozenset[str]:
     """The names that all the designers have drawn."""
-    found = [{path.stem.replace("-", " ") for path in (TILES / one).glob("*.png")} for one in designers]
-    return frozenset(names_of(designers)).intersection(*found)
+    return frozenset(names_of(designers)).intersection(*map(drawings, designers))
 
 
 @functools.cache
@@ -230,14 +231,8 @@ def sample(scene: Scene, caption: str) -> dict:
 
 
 OBJECT_SIZE = 60.0  # pixels at a distance of one metre
-
-
 BACKGROUND_DEPTH = 4.0  # metres
-
-
 OPAQUE = 128  # of 255
-
-
 DENSE_SPLITS = {"train": "training", "test": "validation"}  # as ADE20k calls them
 
 

@@ -1,6 +1,7 @@
 """The demo's tiles, scenes, shards and measures."""
 
 import hashlib
+import io
 import json
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from openclip_superclip.demo.scenes import (
     SPLITS,
     TILES,
     UNSEEN_DESIGNERS,
+    drawings,
     drawn_by,
     make_scene,
     names_of,
@@ -73,18 +75,33 @@ class Oracle(nn.Module):
 
 
 def test_both_designers_drew_the_same_100_names():
-    folders = [{path.name for path in (TILES / designer).iterdir()} for designer in DESIGNERS]
-    assert folders[0] == folders[1] == {f"{name.replace(' ', '-')}.png" for name in NAMES}
     assert len(NAMES) == 100
+    assert all(set(NAMES) <= set(drawings(designer)) for designer in DESIGNERS)
 
 
-def test_every_tile_is_64_pixels_and_stands_beside_its_licence():
-    licences = {"google": "Apache License", "twitter": "Attribution 4.0 International", "fluent": "MIT License"}
-    for path in TILES.glob("*/*.png"):
-        with Image.open(path) as image:
-            assert image.size == (64, 64)
-        assert licences[path.parent.name] in (TILES / f"LICENSE-{path.parent.name}.txt").read_text()
-        assert f"](LICENSE-{path.parent.name}.txt)" in (TILES / "README.md").read_text()
+def test_every_drawing_is_64_pixels_and_every_archive_has_its_licence():
+    licences = {
+        "google": "Apache License", "twitter": "Attribution 4.0 International", "fluent": "MIT License",
+        "emojione": "Attribution 4.0 International",
+    }  # fmt: skip
+    archives = [path.stem for path in TILES.glob("*.zip")]
+    assert sorted(archives) == sorted(licences)
+    for designer in archives:
+        for png in drawings(designer).values():
+            with Image.open(io.BytesIO(png)) as image:
+                assert image.size == (64, 64)
+        assert licences[designer] in (TILES / f"LICENSE-{designer}.txt").read_text()
+        assert f"](LICENSE-{designer}.txt)" in (TILES / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("designers", "digest"), [
+    (DESIGNERS, "938f87102b3586fb"), (SECOND_DESIGNERS, "12cc98f78697a429"), (UNSEEN_DESIGNERS, "fd674cab7b7257ed"),
+], ids=["first", "second", "unseen"])  # fmt: skip
+def test_the_scenes_are_those_of_the_published_studies(designers, digest):
+    found = hashlib.sha256()
+    for scene in scenes(50, seed=3, designers=designers):
+        found.update(scene.image.tobytes() + json.dumps(scene.captions).encode())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_no_two_names_share_a_word():
@@ -271,9 +288,9 @@ def test_batches_do_not_change_the_measures(tiny, monkeypatch):
 
 
 def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
-    drawings = {path.stem.replace("-", " ") for path in (TILES / "fluent").iterdir()}
-    assert set(NAMES) - drawings == {"leafless tree"}
-    assert drawn_by(UNSEEN_DESIGNERS) == drawings
+    drawn = set(drawings("fluent")) & set(NAMES)
+    assert set(NAMES) - drawn == {"leafless tree"}
+    assert drawn_by(UNSEEN_DESIGNERS) == drawn
     assert drawn_by(DESIGNERS) == set(NAMES)
     assert not set(UNSEEN_DESIGNERS) & set(DESIGNERS)
     for index in range(20):
