@@ -22,7 +22,7 @@ from open_clip_train.precision import get_autocast
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints.architecture import know_model
+from ..checkpoints.model_files import know_model
 from ..environment import check_device, versions
 from ..errors import InputError
 from ..files import make_folder, whole_file, write_json
@@ -32,7 +32,7 @@ from ..method.word_knowledge import WordSums
 from ..openclip.factory import create_model_and_transforms
 from ..openclip.train import check_command
 from ..pages import markdown_table
-from ..runs.cost import trace_step
+from ..runs.model_size import trace_step
 
 
 def step_memory(model: str, batch: int, device: str, precision: str, grad_checkpointing: bool) -> dict[str, int]:

@@ -232,15 +232,6 @@ def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
     return get_latest_checkpoint(folder, remote=False)
 
 
-def is_complete(path: str | Path) -> bool:
-    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
-    try:
-        with zipfile.ZipFile(path):
-            return True
-    except Exception:  # zipfile has many for what is not one
-        return False
-
-
 def is_torchscript(path: str | Path) -> bool:
     """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
     if not zipfile.is_zipfile(path):

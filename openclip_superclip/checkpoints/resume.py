@@ -16,7 +16,7 @@ from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import write_json
-from .architecture import know_model
+from .model_files import know_model
 from .run_outputs import read_run_record
 
 NAME = "began_with.json"
@@ -201,7 +201,8 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
-    from .checkpoint import is_complete, latest_checkpoint
+    from .checkpoint import latest_checkpoint
+    from .run_outputs import is_complete
 
     file = latest_checkpoint(folder, save_most_recent)
     if save_most_recent:
@@ -222,7 +223,7 @@ def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
 
 def _go_back(latest: Path) -> None:
     """Sets a cut epoch_latest.pt aside and puts the newest whole epoch_N.pt, if there is one, in its place."""
-    from .checkpoint import is_complete
+    from .run_outputs import is_complete
 
     damaged = latest.rename(f"{latest}.damaged")
     file = _newest(latest.parent)

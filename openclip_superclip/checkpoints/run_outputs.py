@@ -8,11 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from ..errors import InputError
-from .checkpoint import is_complete, read_checkpoint
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -191,6 +189,10 @@ def set_ruined_aside(folder: Path) -> list[Path]:
 
 def holds_numbers(path: Path) -> bool:
     """Returns whether no weight of a checkpoint is NaN or infinite."""
+    import torch
+
+    from .checkpoint import read_checkpoint
+
     try:
         weights = read_checkpoint(path).weights.values()
     except InputError:
@@ -212,3 +214,12 @@ def remove_cut(folder: Path) -> list[Path]:
 def newest(folder: Path) -> int:
     """Returns the epoch of the newest complete checkpoint, 0 where there is none."""
     return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
+
+
+def is_complete(path: str | Path) -> bool:
+    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except Exception:  # zipfile has many for what is not one
+        return False

@@ -4,24 +4,24 @@ import argparse
 import re
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
-
-from ..data.frequencies import Frequencies
 from ..data.tables import is_table_file
 from ..environment import check_matplotlib
 from ..errors import InputError
 from ..files import whole_file
-from ..method.token_statistics import idf
 from ..pages import markdown_table
 from ..rules import at_least
 from .options import add_columns, columns_of
 
-matplotlib.use("Agg")
 
-
-def draw(path: Path, frequencies: Frequencies) -> None:
+def draw(path: Path, frequencies) -> None:
     """Draws two histograms: of captions a token, on a logarithmic axis, and of the weights that follow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from ..method.token_statistics import idf
+
     counts = frequencies.document_frequency
     held = counts[counts > 0]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -144,7 +144,7 @@ def _counting(options: argparse.Namespace):
     import open_clip
     import torch
 
-    from ..checkpoints.architecture import know_model
+    from ..checkpoints.model_files import know_model
     from ..config import Config
     from ..data.frequencies import Counting
     from ..data.shards import expand

@@ -5,7 +5,6 @@ import json
 import logging
 from multiprocessing import Array
 from multiprocessing.util import Finalize
-from numbers import Number
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import get_worker_info
 from ..config import Config, short_share
 from ..errors import InputError
 from ..method.token_statistics import special_token_ids
+from .shards import is_empty, long_caption
 
 END_OF_WORD = "</w>"
 
@@ -217,32 +217,6 @@ class CaptionTokens:
 
     def _num_words(self, tokens: Tensor) -> int:
         return int((~torch.isin(tokens, self.special)).sum())
-
-
-def long_caption(sample: dict, place: str) -> str:
-    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" where there is none."""
-    if not place.startswith("json:"):
-        return _text(sample.get(place, sample.get(place.lower().lstrip("."))))
-    value = sample.get("json")
-    if isinstance(value, (bytes, str)):
-        value = json.loads(value)
-    for name in place.removeprefix("json:").split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return _text(value)
-
-
-def is_empty(value) -> bool:
-    """Returns whether a cell or member holds no caption; pandas' empty cell is no word 'nan'."""
-    return isinstance(value, float | str | bytes) and not _text(value)
-
-
-def _text(value) -> str:
-    """Returns the caption without blanks around it; a number's digits; "" for whatever else, such as an empty cell."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8")
-    if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
-        value = str(value)
-    return value.strip() if isinstance(value, str) else ""
 
 
 FIRST_REPORT = 1000  # samples; then at ten, a hundred and a thousand times as many, and so on

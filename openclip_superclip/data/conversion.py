@@ -17,8 +17,7 @@ from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import make_folder, whole_file, write_json, write_text
-from .captions import is_empty
-from .shards import work_on
+from .shards import is_empty, work_on
 from .tables import Columns, is_table_file, rows_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

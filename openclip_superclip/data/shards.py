@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -10,16 +11,14 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from numbers import Number
 from typing import NamedTuple, TypeVar
 
 import braceexpand
-from open_clip_train.data import filter_no_caption_or_no_image, group_by_keys_nothrow
 from tqdm import tqdm
-from webdataset import gopen
 
 from ..environment import end_with_parent
 from ..errors import InputError
-from .captions import long_caption
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
@@ -79,6 +78,8 @@ def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
         shard: a file, which is read only where captions are, or a URL or pipe, of which the rest is passed over.
         long_caption: where the long caption is, a member or `json:FIELD`.
     """
+    from open_clip_train.data import filter_no_caption_or_no_image
+
     yield from filter(filter_no_caption_or_no_image, read_samples(shard, long_caption))
 
 
@@ -90,6 +91,8 @@ def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
     """Yields all samples with the members whose extensions are `wanted` as bytes, and the others as b""."""
+    from open_clip_train.data import group_by_keys_nothrow
+
     yield from group_by_keys_nothrow(_files(shard, wanted))
 
 
@@ -114,6 +117,8 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 def _open(shard: str) -> tarfile.TarFile:
     if is_remote(shard):
+        from webdataset import gopen
+
         return tarfile.open(fileobj=gopen(shard), mode="r|*")
     return tarfile.open(shard)
 
@@ -216,3 +221,29 @@ def _begin(work: Callable) -> None:
 
 def _work(item):
     return _of_this_process["work"](item)
+
+
+def long_caption(sample: dict, place: str) -> str:
+    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" where there is none."""
+    if not place.startswith("json:"):
+        return _text(sample.get(place, sample.get(place.lower().lstrip("."))))
+    value = sample.get("json")
+    if isinstance(value, (bytes, str)):
+        value = json.loads(value)
+    for name in place.removeprefix("json:").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return _text(value)
+
+
+def is_empty(value) -> bool:
+    """Returns whether a cell or member holds no caption; pandas' empty cell is no word 'nan'."""
+    return isinstance(value, float | str | bytes) and not _text(value)
+
+
+def _text(value) -> str:
+    """Returns the caption without blanks around it; a number's digits; "" for whatever else, such as an empty cell."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
+        value = str(value)
+    return value.strip() if isinstance(value, str) else ""

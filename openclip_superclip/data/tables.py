@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from ..config import Config
 from ..errors import InputError
-from .captions import is_empty, long_caption
 from .images import picture_problems
-from .shards import is_remote
+from .shards import is_empty, is_remote, long_caption
 
 
 class Columns(NamedTuple):

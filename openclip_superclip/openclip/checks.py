@@ -135,7 +135,7 @@ def _look_at_stock_tables(args) -> list[str]:
 
 def _passed_over_weights(args) -> list[str]:
     """Returns a line where stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
-    from ..checkpoints.architecture import instead_of_passing_over
+    from ..checkpoints.model_files import instead_of_passing_over
 
     instead = instead_of_passing_over(args.model) if args.pretrained else None
     if instead is None:

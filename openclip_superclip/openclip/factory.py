@@ -7,7 +7,7 @@ import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
-from ..checkpoints.architecture import know_model
+from ..checkpoints.model_files import know_model
 from ..checkpoints.pretrained import how_to_load, kept_head
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from .. import hooks
 from ..errors import InputError, one_line
-from . import v3 as unpatched
-from . import v3 as unpatched_openclip
+from . import v3
 from .horovod import join_ranks
 
 
 def register_plugin(plugin: object) -> None:
     """Adds a plugin of this process's to those that are installed."""
-    if unpatched_openclip.is_patched():
+    if v3.is_patched():
         asked = importlib.import_module("open_clip.hooks")
     else:
         asked = hooks
@@ -43,8 +42,8 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]):
-    patched = unpatched_openclip.is_patched()
-    unpatched_openclip.check_release()
+    patched = v3.is_patched()
+    v3.check_release()
     if not patched:
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     try:
@@ -54,19 +53,19 @@ def _train(argv: list[str]):
     if patched:
         from open_clip_train.main import main
 
-        unpatched_openclip.tell_mistakes_in_one_line()
+        v3.tell_mistakes_in_one_line()
         if "--horovod" in argv:
             join_ranks()
         return main(argv)
-    args = unpatched_openclip.parse_args(argv)
+    args = v3.parse_args(argv)
     from open_clip_train.main import main
 
     if args.horovod:
         join_ranks()
-    unpatched_openclip.install(args)
+    v3.install(args)
     if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
         print("superclip: this OpenCLIP is not patched; in this process the plugins' hooks replace", flush=True)
-        print(*(f"  {name}: {what}" for name, what in unpatched_openclip.REPLACED.items()), sep="\n", flush=True)
+        print(*(f"  {name}: {what}" for name, what in v3.REPLACED.items()), sep="\n", flush=True)
     return main(argv)
 
 
@@ -108,7 +107,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
 
     What only the training data can tell is left out.
     """
-    if not unpatched.is_patched():
+    if not v3.is_patched():
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     hook = hooks.plugin_manager().hook
     parser = _openclip_parser()

@@ -9,21 +9,10 @@ import functools
 import importlib.util
 import inspect
 import itertools
-import json
-import logging
 import multiprocessing
-import os
-import tarfile
 import threading
 import types
-from collections.abc import Callable
 from pathlib import Path
-
-import open_clip_train.data
-import pandas as pd
-import webdataset
-import webdataset.tariterators
-from open_clip_train.data import CsvDataset
 
 from .. import hooks
 from ..errors import InputError
@@ -151,6 +140,8 @@ def install(args: argparse.Namespace) -> None:
     for path in REPLACED:  # whatever is missing is reported before anything is replaced
         _replace(path, lambda value: value)
 
+    from .data import with_plugins_data
+
     _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
@@ -210,165 +201,6 @@ def _replace(path: str, make) -> types.ModuleType:
         )
     setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
     return module
-
-
-def with_plugins_data(get_dataset_fn):
-    """Returns OpenCLIP's `get_dataset_fn` whose functions ask the plugins where the data is trained on."""
-
-    @functools.wraps(get_dataset_fn)
-    def get_plugins_dataset_fn(data_path, dataset_type):
-        return functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
-
-    return get_plugins_dataset_fn
-
-
-def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None):
-    if not is_train:
-        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer)
-    shared_epoch = open_clip_train.data.SharedEpoch(epoch)
-    hook = hooks.plugin_manager().hook
-    order = None
-    if get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled:
-        order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
-    caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
-    if order is None and caption_tokens is None:
-        return get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
-    instead = {"SharedEpoch": lambda epoch: shared_epoch, "wds": _WebDataset(order, caption_tokens)}
-    if order is not None:
-        instead["detshuffle2"] = lambda **_: order[0]
-    if caption_tokens is not None:
-        instead["CsvDataset"] = functools.partial(_Table, caption_tokens)
-        tokenizer = lambda tokens: [tokens]  # noqa: E731  OpenCLIP takes the tokens of the first caption
-    with _exchanged(**instead):
-        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
-    data.shared_epoch = shared_epoch  # a table has none of its own
-    return data
-
-
-class _WebDataset:
-    """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
-
-    The tokens come when a sample's members get their final names.
-    """
-
-    def __init__(self, order, caption_tokens):
-        self.order, self.caption_tokens = order, caption_tokens
-
-    def __getattr__(self, name):
-        return getattr(webdataset, name)
-
-    def shuffle(self, **options):
-        return webdataset.shuffle(**options) if self.order is None else self.order[1]
-
-    def rename(self, **names):
-        rename = webdataset.rename(**names)
-        if self.caption_tokens is None:
-            return rename
-        return lambda samples: rename(self._with_tokens(samples))
-
-    def _with_tokens(self, samples):
-        num_kept = 0
-        for sample in samples:
-            tokens = self.caption_tokens(sample)
-            if tokens is not None:
-                num_kept += 1
-                yield {**sample, "txt": tokens}
-        if hasattr(self.caption_tokens, "end_pass"):
-            self.caption_tokens.end_pass(num_kept)
-
-
-class _Table(CsvDataset):
-    """OpenCLIP's table of pictures and captions, but each row's text is the plugins' tokens."""
-
-    def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, **kwargs):
-        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
-        table = pd.read_csv(input_filename, sep=sep)
-        self.columns = {name: table[name].tolist() for name in table}
-        self.caption_tokens = caption_tokens
-        self.kept = range(len(table))
-        if hasattr(caption_tokens, "keeps"):
-            self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
-            logging.info(f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin")
-
-    def _row(self, row: int) -> dict:
-        return {name: values[row] for name, values in self.columns.items()}
-
-    def __len__(self):
-        return len(self.kept)
-
-    def __getitem__(self, index):
-        row = self.kept[index]
-        return super().__getitem__(row)[0], self.caption_tokens(self._row(row))
-
-
-@contextlib.contextmanager
-def _exchanged(**values):
-    """Within it, OpenCLIP's data module holds these values."""
-    before = {name: getattr(open_clip_train.data, name) for name in values}
-    try:
-        vars(open_clip_train.data).update(values)
-        yield
-    finally:
-        vars(open_clip_train.data).update(before)
-
-
-def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
-    """Has this process and its data-loading workers add a line of JSON to `file` for all that training passes over.
-
-    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}. A
-    tar file that ends in the midst of its members is told too; without this, tarfile takes broken data for its end.
-
-    Args:
-        epoch: OpenCLIP's shared epoch.
-        name: returns the name of a shard that was read elsewhere.
-    """
-    unreadable = _Unreadable(file, epoch, name)
-    data = open_clip_train.data
-    data.tarfile_to_samples_nothrow = functools.partial(
-        data.tarfile_to_samples_nothrow, handler=functools.partial(unreadable.shard, data.log_and_continue)
-    )
-    data.log_and_continue = functools.partial(unreadable.sample, data.log_and_continue)
-    strictly = functools.partial(tarfile.open, tarinfo=_StrictTarInfo)
-    webdataset.tariterators.tarfile = types.SimpleNamespace(open=strictly)
-
-
-class _Unreadable:
-    """Writes the lines; its methods are webdataset's handlers of exceptions, around OpenCLIP's."""
-
-    def __init__(self, file: Path, epoch, name: Callable[[str], str]):
-        self.file, self.epoch, self.name = file, epoch, name
-        self.told = set()  # of this process
-
-    def shard(self, handler, error: Exception) -> bool:
-        shard = error.args[-1] if error.args else None
-        key = (self.epoch.get_value(), shard)
-        if isinstance(shard, str) and len(error.args) > 1 and key not in self.told:  # webdataset has added its name
-            self.told.add(key)
-            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
-        return handler(error)
-
-    def sample(self, handler, error: Exception) -> bool:
-        self._write({"sample": True, "why": f"{type(error).__name__}: {error}"})
-        return handler(error)
-
-    def _write(self, values: dict) -> None:
-        line = json.dumps({"epoch": self.epoch.get_value(), **values}) + "\n"
-        file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(file, line.encode())  # at once: workers write to one file
-        finally:
-            os.close(file)
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A member's header, where one that is none does not pass for the end of the file."""
-
-    @classmethod
-    def fromtarfile(cls, tar):
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
 
 
 def fork_workers(workers: int) -> None:

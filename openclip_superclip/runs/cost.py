@@ -7,28 +7,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
-import torch
-from open_clip import get_input_dtype, get_model_config, get_tokenizer
-from open_clip.utils import to_2tuple
-from open_clip_train.precision import get_autocast
-
-from ..checkpoints.architecture import know_model
 from ..environment import versions
 from ..errors import InputError
 from ..files import PACKAGE, write_json
-from ..method import loss as class_loss
-from ..method.loss import SuperCLIPLoss
-from ..method.shapes import MemoryTrace, count_gmacs, model_without_weights
-from ..method.token_statistics import special_token_ids
 from ..openclip.train import check_command
 from .plan import Plan, divisors
 
-COUNTED_BY = ("method", "planning")  # folders of this package
+COUNTED_BY = ("method", "runs")  # folders of this package
 
 
 def kept(what: str, inputs: dict, count: Callable[[], dict]) -> dict:
@@ -65,53 +54,6 @@ def _model_file(model: str) -> str:
         return file.read_text() if file.is_file() else ""
     except (OSError, ValueError):
         return ""
-
-
-HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
-
-
-def count_model(model: str, precision: str, patch_dropout: float, with_head: bool, counts_special: bool) -> dict:
-    """Returns the counts, for JSON; InputError where OpenCLIP does not know the model.
-
-    Args:
-        counts_special: whether the head counts the tokens that are no words, too.
-    """
-    shapes = _model(model)
-    counts = {"gmacs": count_gmacs(model, patch_dropout=patch_dropout), **_sizes(shapes, precision, with_head)}
-    if with_head:
-        special = () if counts_special else special_token_ids(get_tokenizer(model))
-        counts |= {"vocabulary": shapes.statistics.vocab_size, "ignored_tokens": len(special)}
-    return counts
-
-
-def _model(name: str):
-    """Returns a model as shapes alone; InputError where OpenCLIP does not know it."""
-    folder = name.removeprefix("local-dir:")
-    if folder != name and not os.path.isfile(f"{folder}/open_clip_config.json"):
-        hint = "; superclip demo --data-only writes the demo's" if folder == "demo/model" else ""
-        raise InputError(f"model: there is no {folder}/open_clip_config.json{hint}")
-    know_model(name, "model")
-    if get_model_config(name) is None:
-        raise InputError(f"model: OpenCLIP has no model {name}; open_clip.list_models() names those it has")
-    return model_without_weights(name)
-
-
-def _sizes(model, precision: str, with_head: bool) -> dict:
-    """Returns the parameters, and the bytes of a checkpoint: weights, AdamW's two moments of each, and counts."""
-    ours = ("class_head.", "statistics.")
-    num_bytes = 2 if precision in HALF else 4
-    parameters = {name: tensor for name, tensor in model.named_parameters() if with_head or not name.startswith(ours)}
-    num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    others = [
-        tensor
-        for name, tensor in model.state_dict().items()
-        if name not in parameters and (with_head or not name.startswith(ours))
-    ]
-    return {
-        "parameters": num_parameters,
-        "head_parameters": sum(tensor.numel() for tensor in model.class_head.parameters()) if with_head else 0,
-        "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in others),
-    }
 
 
 def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second: float | None = None) -> dict:
@@ -168,118 +110,11 @@ def _counts(plan: Plan) -> dict:
 
     def count() -> dict:
 
+        from .model_size import count_model  # OpenCLIP takes seconds to import
+
         return count_model(**inputs)
 
     return kept("model", inputs, count)
-
-
-def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> dict[str, int]:
-    """Returns the bytes of weights, gradients and optimizer, and the peak of a training step, of one rank.
-
-    AdamW's step and the loss over all ranks' features are in it, and DDP's buckets where there are several ranks. Not
-    in it is what lies outside torch's tensors: CUDA's context, workspaces of its libraries, NCCL's buffers, gaps.
-
-    Args:
-        args: what OpenCLIP's command line says of gpu_memory.ASKED.
-    """
-    with MemoryTrace() as trace:
-        model = _traced_model(args, with_head)
-        weights = trace.bytes
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = sum(parameter.nbytes for parameter in parameters)
-        buckets = [torch.empty_like(parameter) for parameter in parameters] if world_size > 1 else []
-        optimizer = torch.optim.AdamW(parameters, foreach=args.device != "cpu")  # as torch chooses by itself
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()  # makes the moments
-        moments = trace.bytes - weights - gradients - sum(bucket.nbytes for bucket in buckets)
-        optimizer.zero_grad()
-        with _loss(args, world_size, with_head) as loss:
-            _forward_and_backward(args, model, loss)
-        optimizer.step()
-        gradients += sum(bucket.nbytes for bucket in buckets)
-        inputs = args.accum_freq * args.batch_size * _pair_bytes(args, model)
-        return {
-            "weights": weights, "gradients": gradients, "optimizer": moments, "inputs": inputs, "peak": trace.peak,
-        }  # fmt: skip
-
-
-def _traced_model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
-    """Returns the model as training sets it up."""
-    know_model(args.model, "model")
-    options = {"accum_freq": args.accum_freq} if with_head else None
-    bias = {"init_logit_bias": -10.0} if args.siglip else {}  # as OpenCLIP's main gives it
-    model = model_without_weights(
-        args.model, args.force_patch_dropout or 0.0, "cpu", options, args.force_image_size, args.force_context_length,
-        **bias,
-    )  # fmt: skip
-    if with_head:
-        model.statistics._check_ids = lambda tokens: None  # reads values
-    dtype = get_input_dtype(args.precision)
-    for module in model.modules() if dtype else ():  # OpenCLIP leaves LayerNorms in float32 where it is not "pure"
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, torch.nn.Parameter(parameter.to(dtype)))
-    if args.lock_image:
-        model.lock_image_tower(args.lock_image_unlocked_groups, args.lock_image_freeze_bn_stats)
-    if args.lock_text:
-        model.lock_text_tower(args.lock_text_unlocked_layers, args.lock_text_freeze_layer_norm)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing()
-    model.output_dict = True
-    return model.train()
-
-
-def _pair_bytes(args: argparse.Namespace, model: torch.nn.Module) -> int:
-    """Returns the bytes of a picture and a caption as they wait on the device."""
-    height, width = to_2tuple(model.visual.image_size)
-    num_bytes = 2 if get_input_dtype(args.precision) else 4
-    return 3 * height * width * num_bytes + 8 * model.context_length
-
-
-def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss) -> None:
-    """Does what OpenCLIP does in a step, up to the optimizer: with --accum-freq the last of the micro-batches."""
-    autocast = get_autocast(args.precision, device_type="cpu")
-    image_size = to_2tuple(model.visual.image_size)
-    batches = [  # all of an accumulated batch wait on the device
-        (
-            torch.empty(args.batch_size, 3, *image_size, dtype=get_input_dtype(args.precision)),
-            torch.zeros(args.batch_size, model.context_length, dtype=torch.long),
-        )
-        for _ in range(args.accum_freq)
-    ]
-    waiting = {}
-    if args.accum_freq > 1:
-        with torch.no_grad(), autocast():
-            waiting = {name: [value] for name, value in model(*batches[0]).items()}  # of each micro-batch alike
-            for values in waiting.values():
-                values += [values[0].clone() for _ in batches[2:]]
-    with autocast():
-        outputs = model(*batches[-1])
-        for name in waiting.keys() - {"logit_scale", "logit_bias"}:
-            outputs[name] = torch.cat([*waiting[name], outputs[name]])
-        losses = loss(**outputs, output_dict=True)
-    sum(losses.values()).backward()
-
-
-@contextlib.contextmanager
-def _loss(args: argparse.Namespace, world_size: int, with_head: bool) -> Iterator[torch.nn.Module]:
-    """Yields the training loss of rank 0, whose all-gather repeats the rank's own features."""
-    options = {"distill": False, "horovod": False, "rank": 0, "world_size": 1 if args.siglip else world_size}
-    loss = open_clip.create_loss(argparse.Namespace(**{**vars(args), **options}))
-
-    def gather_features(*features, gather_with_grad: bool = False, world_size: int = 1, **_):
-        others = [[one if gather_with_grad else one.detach()] * (world_size - 1) for one in features]
-        return [
-            torch.cat([one, *(other.clone() for other in rest)]) for one, rest in zip(features, others, strict=True)
-        ]
-
-    before = open_clip.loss.gather_features, class_loss.CHUNK_BYTES["cpu"]
-    open_clip.loss.gather_features = gather_features
-    class_loss.CHUNK_BYTES["cpu"] = class_loss.CHUNK_BYTES[args.device]  # shapes are followed on the CPU
-    try:
-        yield SuperCLIPLoss(loss) if with_head else loss
-    finally:
-        open_clip.loss.gather_features, class_loss.CHUNK_BYTES["cpu"] = before
 
 
 RESERVE = 0.1  # of a GPU, assumed: CUDA and its libraries, NCCL, gaps between tensors
@@ -376,6 +211,8 @@ def _memory(plan: Plan) -> dict:
     inputs = {name: args[name] for name in ASKED if name in args}
 
     def trace() -> dict:
+
+        from .model_size import trace_step
 
         return trace_step(argparse.Namespace(**inputs), plan.world_size, with_head)
 

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from ..checkpoints.checkpoint import is_complete
 from ..checkpoints.resume import DEPENDS_ON
-from ..checkpoints.run_outputs import checkpoints, newest
+from ..checkpoints.run_outputs import checkpoints, is_complete, newest
 from ..environment import versions
 from ..errors import InputError
 from ..files import PACKAGE, make_folder, write_json, write_text

@@ -176,7 +176,7 @@ class StepWatch:
 
     @hookimpl(wrapper=True)
     def open_clip_data_order(self, args, shared_epoch):
-        from ..openclip.v3 import list_unreadable
+        from ..openclip.data import list_unreadable
 
         self.epoch = shared_epoch
         staged = self.staged

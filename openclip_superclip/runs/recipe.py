@@ -12,7 +12,7 @@ from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
 
-from ..checkpoints.architecture import instead_of_passing_over
+from ..checkpoints.model_files import instead_of_passing_over
 from ..config import Config, is_idf_file
 from ..errors import InputError
 from ..files import shipped_folder

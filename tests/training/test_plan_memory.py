@@ -11,7 +11,7 @@ from support.models import write_model
 from openclip_superclip.benchmark.head_cost import peak_memory
 from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.openclip.factory import create_model_and_transforms
-from openclip_superclip.runs.cost import trace_step
+from openclip_superclip.runs.model_size import trace_step
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ import pytest
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.architecture import CONFIGURATIONS, architecture_of, know_model, read_architecture
+from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
+from openclip_superclip.checkpoints.model_files import CONFIGURATIONS, know_model
 
 DEMO_PLAN = ["demo/superclip_demo-model_8k_bs64", "--device", "cpu", "--set"]
 SHIPPED = sorted(file.stem for file in CONFIGURATIONS.glob("*.json"))

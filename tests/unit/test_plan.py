@@ -231,7 +231,7 @@ def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tm
         raise OSError("the hub is not reached")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("openclip_superclip.runs.cost.trace_step", trace)
+    monkeypatch.setattr("openclip_superclip.runs.model_size.trace_step", trace)
     assert estimate_memory(plan()) == {"unknown": "OSError: the hub is not reached"}
     assert not list(tmp_path.rglob("memory-*.json"))
 

@@ -12,7 +12,7 @@ from support import paper
 from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.architecture import know_model
+from openclip_superclip.checkpoints.model_files import know_model
 from openclip_superclip.config import Config, config_from
 from openclip_superclip.data.tables import is_table_file
 from openclip_superclip.errors import InputError
