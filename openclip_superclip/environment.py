@@ -1,4 +1,4 @@
-"""Whether an optional dependency is there."""
+"""What this machine and this Python offer: optional packages, devices, versions."""
 
 import ctypes
 import importlib.util
@@ -9,63 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-from .errors import InputError
+from .errors import InputError, reason
 
 
-def check_matplotlib(what: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot draw."""
-    if importlib.util.find_spec("matplotlib") is None:
+def require(what: str, extra: str, *packages: str) -> None:
+    """Raises InputError, naming the extra to install, if a package that `what` needs is not installed."""
+    missing = next((package for package in packages if importlib.util.find_spec(package) is None), None)
+    if missing:
+        install = " ".join(packages).replace("_", "-")
         raise InputError(
-            f"{what} draws with matplotlib, which is not installed: install the extra [report], or "
-            "pip install matplotlib"
+            f"{what} needs {missing}, which is not installed: install the extra [{extra}], or pip install {install}"
         )
-
-
-def check_scipy(what: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot compute its intervals."""
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError(
-            f"{what} takes its intervals from scipy, which is not installed: install the extra [report], or "
-            "pip install scipy"
-        )
-
-
-def check_clip_benchmark(what: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot evaluate."""
-    for package in ("clip_benchmark", "requests"):  # which CLIP_benchmark imports and does not ask for
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{what} measures with {package}, which is not installed: install the extra [eval], or "
-                "pip install clip-benchmark requests"
-            )
-
-
-def check_torchmetrics(what: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot be measured."""
-    if importlib.util.find_spec("torchmetrics") is None:
-        raise InputError(
-            f"{what} measures with torchmetrics, which is not installed: install the extra [dense], or "
-            "pip install torchmetrics clip-benchmark requests"
-        )
-
-
-def check_datasets(what: str, extra: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot be read."""
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(
-            f"{what} is read with datasets, which is not installed: install the extra [{extra}], or "
-            "pip install datasets"
-        )
-
-
-def check_starlette(what: str) -> None:
-    """Raises InputError, with the extra to install, where `what` cannot answer a browser."""
-    for package in ("starlette", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{what} answers with {package}, which is not installed: install the extra [serve], or "
-                "pip install starlette uvicorn matplotlib"
-            )
 
 
 def check_horovod() -> None:
@@ -76,7 +30,7 @@ def check_horovod() -> None:
         from .files import shipped_folder
 
         raise InputError(
-            f"--horovod: Horovod is not installed for this PyTorch ({' '.join(str(error).split())}): "
+            f"--horovod: Horovod is not installed for this PyTorch ({reason(error)}): "
             f"PYTHON={sys.executable} bash {shipped_folder('slurm')}/build-horovod.sh builds and installs it"
         ) from error
 

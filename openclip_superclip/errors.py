@@ -8,6 +8,11 @@ class InputError(ValueError):
     """A flag, file or model that cannot work; its message is one line that says what was found and what to do."""
 
 
+def reason(error: BaseException) -> str:
+    """Returns an error's text in one line, to quote in a message; the name of its class if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def one_line(error: InputError) -> str:
     """Returns the message; torch hands on what a data loader's worker raised as the traceback that ends with it."""
     return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]

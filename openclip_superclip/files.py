@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError
+from .errors import InputError, reason
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of writing alone
 
@@ -47,6 +47,24 @@ def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n")
 
 
+def read_json(path: Path, default: dict | None = None, flag: str = "", advice: str = "") -> dict:
+    """Returns the JSON object in a file.
+
+    If the file is missing, broken or holds something else, `default` is returned, if given; otherwise InputError names
+    the file, with `flag` before it and `advice` after it.
+    """
+    try:
+        content = json.loads(path.read_text())
+        problem = "it holds no JSON object"
+    except (OSError, ValueError) as error:
+        content, problem = None, reason(error)
+    if isinstance(content, dict):
+        return content
+    if default is not None:
+        return default
+    raise InputError(f"{flag}{': ' if flag else ''}{path} cannot be read ({problem}){': ' if advice else ''}{advice}")
+
+
 @contextmanager
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A path to write a folder or file to, which becomes `out` only once it is whole.
@@ -73,7 +91,7 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
         except OSError as error:
             if is_body and not _is_of_writing(error, part):
                 raise
-            raise InputError(f"--out: {out} cannot be written ({' '.join(str(error).split())})") from error
+            raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
         finally:
             if os.path.isdir(part):
                 shutil.rmtree(part)

@@ -1,8 +1,9 @@
-"""Names by which people tell runs apart: their folders', as short as may be."""
+"""What reports and pages share: templates, tables, figures, names of runs, numbers of bytes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -15,6 +16,16 @@ def html_template(file: Path, **filters: Callable) -> Template:
     )  # fmt: skip
     environment.filters |= filters
     return environment.get_template(file.name)
+
+
+def pyplot() -> ModuleType:
+    """Returns matplotlib.pyplot, which draws into files and needs no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

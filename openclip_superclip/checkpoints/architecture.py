@@ -14,7 +14,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..method.head import ClassHead
 from ..method.patch_tokens import patch_tokens
 from ..method.token_statistics import TokenStatistics
@@ -49,7 +49,7 @@ class Architecture(NamedTuple):
             except InputError:
                 raise
             except Exception as error:  # a configuration of nonsense raises anything
-                raise InputError(f"--model: OpenCLIP cannot build {self.name} ({_reason(error)})") from error
+                raise InputError(f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})") from error
         _check_preprocessing(model, self.name)
         return model
 
@@ -58,7 +58,9 @@ class Architecture(NamedTuple):
         try:
             return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
         except Exception as error:  # a Hugging Face tokenizer raises anything
-            raise InputError(f"--model: {self.name} has no tokenizer that OpenCLIP opens ({_reason(error)})") from error
+            raise InputError(
+                f"--model: {self.name} has no tokenizer that OpenCLIP opens ({reason(error)[:200]})"
+            ) from error
 
     def with_options(self, options: dict) -> "Architecture":
         """Returns it as OpenCLIP's trainer would change it for `options` of the command line, by their names."""
@@ -89,7 +91,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     try:
         model_cfg = open_clip.get_model_config(model)
     except Exception as error:  # of files, of JSON, of the hub
-        raise InputError(f"{flag}: {model} has no readable configuration ({_reason(error)})") from error
+        raise InputError(f"{flag}: {model} has no readable configuration ({reason(error)[:200]})") from error
     if model_cfg is None:
         raise InputError(
             f"{flag}: OpenCLIP knows no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
@@ -116,7 +118,7 @@ def _check_preprocessing(model: nn.Module, name: str) -> None:
         open_clip.transform.image_transform_v2(preprocess_cfg, is_train=False)(Image.new("RGB", (8, 8)))
     except Exception as error:  # of asserts, of torchvision
         raise InputError(
-            f"--model: OpenCLIP cannot prepare pictures as {name} says in preprocess_cfg ({_reason(error)})"
+            f"--model: OpenCLIP cannot prepare pictures as {name} says in preprocess_cfg ({reason(error)[:200]})"
         ) from error
 
 
@@ -135,10 +137,6 @@ def _preprocess_cfg(model: str, tag: str) -> dict:
 def _outer(file: Path) -> dict:
     content = json.loads(file.read_text())
     return content if isinstance(content, dict) else {}
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import NotWritten
 
 NUM_SHOWN = 3  # mismatches: enough to see what kind they are
@@ -284,7 +284,7 @@ def _load(file: Path) -> tuple[object, dict]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = reason(error)
     unsafe = re.search(r"GLOBAL (\S+)", text)
     if isinstance(error, pickle.UnpicklingError):
         what = f"is a pickle that asks for {unsafe[1]}" if unsafe else "holds no weights as torch saves them"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import PACKAGE
 
 CONFIGURATIONS = PACKAGE / "model_configs"
@@ -37,8 +37,7 @@ def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
     except FileNotFoundError as error:
         raise InputError(f"{flag}: there is no file {file}") from error
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{flag}: {file} has no readable configuration ({reason})") from error
+        raise InputError(f"{flag}: {file} has no readable configuration ({reason(error)[:200]})") from error
     outer = isinstance(content, dict) and "model_cfg" in content
     model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
     check_configuration(model_cfg, preprocess_cfg, str(file), flag)

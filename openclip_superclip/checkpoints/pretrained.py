@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
-from ..errors import InputError
+from ..errors import InputError, reason
 from .checkpoint import HEAD_PREFIXES, file_of_weights, is_torchscript, read_checkpoint, read_head
 
 
@@ -31,9 +31,7 @@ def released_file(released: str, flag: str) -> str:
     try:
         return open_clip.download_pretrained(cfg)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{flag} is {released}, which cannot be downloaded or read ({' '.join(str(error).split())})"
-        ) from error
+        raise InputError(f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})") from error
 
 
 def kept_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..environment import check_matplotlib
+from ..environment import require
 from ..errors import InputError
 from ..rules import at_least
 
@@ -90,7 +90,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise InputError(f"--local-batches holds {min(options.local_batches)}; expected 2 or more")
         if not options.minutes > 0:
             raise InputError(f"--minutes is {options.minutes:g}; expected a number above 0")
-    check_matplotlib("superclip benchmark")
+    require("superclip benchmark", "report", "matplotlib")
     return options
 
 

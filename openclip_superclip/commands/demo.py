@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..demo.data import SCENES
 from ..demo.measures import describe
-from ..environment import check_matplotlib, check_scipy
+from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
@@ -70,8 +70,7 @@ def main(argv: list[str]) -> int:
         return _write_evaluation(options.write_evaluation)
     if options.data_only:
         return _write_training_data(options.out)
-    check_matplotlib("superclip demo")
-    check_scipy("superclip demo")
+    require("superclip demo", "report", "matplotlib", "scipy")
     from ..runs.process import Stopped, stopped_by_signals
 
     try:

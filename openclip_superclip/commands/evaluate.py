@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..environment import check_clip_benchmark, check_matplotlib, check_torchmetrics
+from ..environment import require
 from ..errors import InputError
 from ..rules import at_least
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Evaluates, prints the table and what is missing from it, and returns the exit code: 1 where something failed."""
     argv = argv[1:] if argv[:1] == ["--"] else argv  # which torchrun needs, and passes on
     options = _parse(argv)
-    check_clip_benchmark("superclip evaluate")
+    require("superclip evaluate", "eval", "clip_benchmark", "requests")
     return _evaluate(options, shlex.join(["superclip", "evaluate", *argv]))
 
 
@@ -88,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if not (math.isfinite(value := getattr(options, name)) and value > 0):
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
     if "dense" in (suites := options.suite.split(",")):
-        check_torchmetrics("--suite dense")
+        require("--suite dense", "dense", "torchmetrics", "clip_benchmark", "requests")
     elif options.finetune:
         raise InputError(f"--finetune is for --suite dense; given is --suite {','.join(suites)}")
     at_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
@@ -110,7 +110,7 @@ def _alphas(options: argparse.Namespace) -> list[float]:
         alphas = []
     if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise InputError(f"--alphas is {options.alphas}; expected numbers from 0 to 1, such as 0,0.5,1")
-    check_matplotlib("--wise-ft")
+    require("--wise-ft", "report", "matplotlib")
     return alphas
 
 

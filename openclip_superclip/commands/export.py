@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
-from ..errors import InputError
+from ..errors import InputError, reason
 
 
 def main(argv: list[str]) -> int:
@@ -71,6 +71,5 @@ def _push(folder: Path, repo: str) -> str:
         url = HfApi().create_repo(repo, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="superclip export")
     except (OSError, ValueError) as error:  # the client's own errors are among them
-        reason = " ".join(str(error).split())
-        raise InputError(f"--push: {repo} did not take {folder}, which is whole here ({reason})") from error
+        raise InputError(f"--push: {repo} did not take {folder}, which is whole here ({reason(error)})") from error
     return f"{folder} is at {url}"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..data.tables import is_table_file
-from ..environment import check_matplotlib
+from ..environment import require
 from ..errors import InputError
 from ..files import whole_file
 from ..pages import markdown_table
@@ -208,7 +208,7 @@ def _show(options: argparse.Namespace) -> str:
     from ..data.frequencies import read_frequencies
     from ..method.token_statistics import idf
 
-    check_matplotlib("--show")
+    require("--show", "report", "matplotlib")
 
     frequencies = read_frequencies(options.show)
     counts = frequencies.document_frequency

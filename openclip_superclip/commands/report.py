@@ -5,15 +5,14 @@ from datetime import datetime
 from pathlib import Path
 
 from .. import __version__
-from ..environment import check_matplotlib, check_scipy
+from ..environment import require
 from ..errors import InputError
 
 
 def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
-    check_matplotlib("superclip report")
-    check_scipy("superclip report")
+    require("superclip report", "report", "matplotlib", "scipy")
     from ..studies.comparison import find_comparisons
     from ..studies.finished_runs import MISSING, read_runs, tell_copies
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..environment import check_matplotlib, check_scipy
+from ..environment import require
 from ..errors import InputError
 from ..rules import at_least
 from .options import (
@@ -38,8 +38,7 @@ def main(argv: list[str]) -> int:
         options.study, options.out, options.seeds, options.device, options.data, options.val_data,
         all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
-    check_matplotlib("superclip study")
-    check_scipy("superclip study")
+    require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
         print(_submitted(call, options), end="" if options.dry_run else "\n")
         return 0

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..environment import check_matplotlib, check_starlette
+from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     paths = find_pictures(options.images)
     if options.heatmap:
-        check_matplotlib("--heatmap")
+        require("--heatmap", "report", "matplotlib")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
     try:
         num_skipped = _write(options, paths) if writes_folder else _print(options, paths)
@@ -110,7 +110,7 @@ def _check_course(options: argparse.Namespace) -> None:
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words; returns the exit code."""
-    check_matplotlib("--course")
+    require("--course", "report", "matplotlib")
     from ..words.learning import course_record, course_text, missing_told, read_word_courses, write_word_courses
 
     out = options.out or Path("word_course")
@@ -142,8 +142,7 @@ def _check_serve(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     """Answers browsers until Ctrl-C; returns the exit code."""
-    check_starlette("--serve")
-    check_matplotlib("--serve")
+    require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     from ..words.server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
 
     host = options.host or LOOPBACK

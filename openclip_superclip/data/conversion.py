@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import make_folder, whole_file, write_json, write_text
 from .shards import is_empty, work_on
 from .tables import Columns, is_table_file, rows_of
@@ -122,9 +122,9 @@ def _of_coco(file: Path, images: Path) -> Iterator[Pair]:
 
 
 def _of_data_set(folder: Path, keys: Keys) -> Source:
-    from ..environment import check_datasets
+    from ..environment import require
 
-    check_datasets(str(folder), "data")
+    require(str(folder), "data", "datasets")
     import datasets
 
     found = datasets.load_from_disk(str(folder))
@@ -173,7 +173,7 @@ def _object(file: Path) -> dict:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no readable JSON ({' '.join(str(error).split())})") from error
+        raise InputError(f"{file} is no readable JSON ({reason(error)})") from error
     return content if isinstance(content, dict) else {}
 
 

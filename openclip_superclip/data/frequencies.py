@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import Config
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import whole_file
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, TokenizerIdentity, counted_captions, same_tokenizer, tokenizer_identity
@@ -101,9 +101,8 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 tuple(json.loads(about["shards"])),
             )
     except (OSError, SafetensorError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} is no file of word frequencies that superclip frequencies wrote ({reason})"
+            f"{path} is no file of word frequencies that superclip frequencies wrote ({reason(error)})"
         ) from error
 
 
@@ -212,7 +211,7 @@ def _until_broken(captions: Iterator[str], errors: list[str]) -> Iterator[str]:
     try:
         yield from captions
     except (OSError, EOFError, tarfile.TarError) as error:
-        errors.append(" ".join(str(error).split()))
+        errors.append(reason(error))
 
 
 def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..errors import reason
 from .shards import is_remote
 
 DEEP = ("I", "F")  # modes that begin so hold more than eight bits
@@ -43,7 +44,7 @@ def open_picture(path: Path | BinaryIO, shortest: int) -> Picture:
                 ImageOps.exif_transpose(file, in_place=True)
                 return Picture(path, _on_white(_reduced(_eight_bits(file), shortest)))
     except Exception as error:  # a broken file raises anything
-        return Picture(path, None, " ".join(str(error).split()) or type(error).__name__)
+        return Picture(path, None, reason(error))
 
 
 def check_sides(width: int, height: int) -> None:

@@ -25,7 +25,7 @@ from webdataset import WebDataset
 from webdataset.filters import default_collation_fn
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
 
-from ..environment import check_datasets, replaced
+from ..environment import replaced, require
 from ..errors import InputError
 
 
@@ -246,7 +246,7 @@ class Data(NamedTuple):
         if self.kind in DENSE:
             return DenseSet(self.folder, split, transform)
         if self.name == "winoground" and not self.shards:
-            check_datasets("Winoground", "winoground")
+            require("Winoground", "winoground", "datasets")
         num_shards = check_shards(self.folder / split) if self.shards else 0
         name = f"wds/{self.name}" if self.shards else self.name
         with _no_downloads():

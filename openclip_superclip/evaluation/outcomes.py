@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from torch.utils.data import DataLoader
 
 from ..environment import replaced
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import whole_file
 from .features import Features
 
@@ -130,7 +130,7 @@ def read_outcomes(file: Path) -> dict[str, Outcome]:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         result = file.name.replace(".outcomes.npz", ".json")
         raise InputError(
-            f"{file} is broken ({' '.join(str(error).split())}): remove it and {result} beside it, and superclip "
+            f"{file} is broken ({reason(error)}): remove it and {result} beside it, and superclip "
             "evaluate measures that anew"
         ) from error
 

@@ -11,7 +11,7 @@ from ..checkpoints.model_files import know_model
 from ..checkpoints.pretrained import how_to_load, kept_head
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..method.token_statistics import special_token_ids
 from .v3 import plugins_model_class
 
@@ -101,8 +101,7 @@ def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str
     try:
         known = open_clip.get_model_config(name) is not None
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{flags[0]}: {model_name} has no readable open_clip_config.json ({reason})") from error
+        raise InputError(f"{flags[0]}: {model_name} has no readable open_clip_config.json ({reason(error)})") from error
     if not known:
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
         raise InputError(

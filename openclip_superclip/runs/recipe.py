@@ -14,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from ..checkpoints.model_files import instead_of_passing_over
 from ..config import Config, is_idf_file
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import shipped_folder
 
 
@@ -352,4 +352,4 @@ def _reason(error: Exception) -> str:
     """Returns what is wrong with a file, and the line, in one line."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem} in line {error.problem_mark.line + 1}"
-    return " ".join(str(error).split())
+    return reason(error)

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from ruamel.yaml import YAML, YAMLError
 
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
-from ..environment import check_clip_benchmark, check_torchmetrics
-from ..errors import InputError
+from ..environment import require
+from ..errors import InputError, reason
 from ..files import shipped_folder
 from ..runs.plan import check_validation, make_plan, of_table
 from ..runs.recipe import read_recipe
@@ -144,7 +144,7 @@ def read_study(path_or_name: str) -> Study:
     try:
         values = YAML(typ="safe").load(path.read_text())
     except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not a readable YAML file: {reason(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a YAML mapping of {', '.join(REQUIRED)}")
     for name in values:
@@ -359,8 +359,7 @@ def study_call(
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "dense-scenes":
-        check_torchmetrics("a study of dense-scenes")  # whose extra brings what evaluates, too
-        check_clip_benchmark("a study of dense-scenes")
+        require("a study of dense-scenes", "dense", "torchmetrics", "clip_benchmark", "requests")
     if study.measures == "validation":
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)

@@ -24,7 +24,7 @@ from ..checkpoints.run_outputs import checkpoints, is_whole, read_log
 from ..data.shards import expand
 from ..data.tables import is_table_file
 from ..environment import versions
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import content_digest, make_folder, write_json, write_text
 from ..runs.folder import FINISHED, RunFolder, read_object
 from ..runs.lock import lock
@@ -363,9 +363,8 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
         except (RuntimeError, EOFError, UnpicklingError) as error:
             if is_whole(weights):  # it is not the checkpoint that is at fault
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{weights} cannot be read ({reason}): remove {run.folder}, and the same command trains it"
+                f"{weights} cannot be read ({reason(error)}): remove {run.folder}, and the same command trains it"
             ) from error
         write_json(kept, {**of_this, "measures": found["measures"]})
     return {**of_this, "measures": found["measures"]}
