@@ -3,6 +3,10 @@
 A plugin is a module that a distribution names under the entry-point group ``open_clip``. It imports `hookimpl` from
 here and defines any of the functions below under their own names. Without a plugin every hook answers nothing, and
 OpenCLIP does what it always did.
+
+OpenCLIP takes one answer of a hook with `firstresult`. A plugin that replaces something gives that answer; if two do,
+the one whose name is later in the alphabet counts. A plugin that adds something is a wrapper, `hookimpl(wrapper=True)`:
+it gets the others' answer, or None, and returns its own around it. Wrappers work together and with a replacement.
 """
 
 import functools
@@ -47,7 +51,11 @@ def open_clip_select_model_class(model_class: type, model_cfg: dict) -> type | N
 
 @hookspec(firstresult=True)
 def open_clip_create_loss(args: Namespace) -> Callable | None:
-    """Returns the training loss, or None for OpenCLIP's own choice."""
+    """Returns the training loss, or None for OpenCLIP's own choice.
+
+    It is called with the model's outputs by name and `output_dict=True`, and returns a dict of losses to be summed. A
+    wrapper that adds a loss takes its own outputs out and passes the rest on to the loss that it got.
+    """
 
 
 @hookspec(firstresult=True)

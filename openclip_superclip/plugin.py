@@ -86,11 +86,12 @@ def open_clip_select_model_class(model_class, model_cfg):
     return without_class_head(model_class) if _weights["hold a head"] else None
 
 
-@hookimpl
+@hookimpl(wrapper=True)
 def open_clip_create_loss(args):
+    loss = yield
     config = config_from(vars(args))
     if config is None:
-        return None
+        return loss
     from open_clip import create_loss
 
     from .method.loss import SuperCLIPLoss
@@ -102,7 +103,7 @@ def open_clip_create_loss(args):
         )
     # SigLIP exchanges features with gradients; a local loss keeps the scale of its own rows.
     shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
-    return SuperCLIPLoss(create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
+    return SuperCLIPLoss(loss or create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
 
 
 @hookimpl(optionalhook=True)  # an earlier version's patch does not have it

@@ -116,7 +116,7 @@ def open_clip_check_options(args):
     size, gamma, eps = (getattr(args, f"global_contrastive_{name}") for name in ("size", "gamma", "eps"))
     if size < 0 or not 0 < gamma <= 1 or eps <= 0 or (size and args.batch_size < 2):
         raise SystemExit("error: --global-contrastive-*: expected size >= 0, 0 < gamma <= 1, eps > 0, --batch-size > 1")
-    others = args.siglip or args.distill or "coca" in args.model.lower() or getattr(args, "horovod", False)
+    others = args.siglip or args.distill_model or "coca" in args.model.lower() or getattr(args, "horovod", False)
     if size and (others or args.dataset_type == "synthetic"):
         raise SystemExit("error: --global-contrastive-size: no --siglip, CoCa, --distill, --horovod, synthetic data")
 

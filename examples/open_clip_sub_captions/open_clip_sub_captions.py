@@ -87,7 +87,7 @@ def open_clip_add_options(parser):
 def open_clip_check_options(args):
     if args.sub_captions < 0:
         raise SystemExit(f"error: --sub-captions is {args.sub_captions}, expected 0 or more")
-    if args.sub_captions and (args.distill or "coca" in args.model.lower() or args.dataset_type == "synthetic"):
+    if args.sub_captions and (args.distill_model or "coca" in args.model.lower() or args.dataset_type == "synthetic"):
         raise SystemExit("error: --sub-captions: expected pairs in files, a model other than CoCa and no --distill")
 
 

@@ -152,6 +152,7 @@ def _alone(tensor: Tensor) -> Tensor:
 HEAD_PREFIXES = ("class_head.", "statistics.")
 
 
+TRAINING_ONLY = "training_only_"  # how the names of what other plugins keep for a resume begin
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
 
 
@@ -195,7 +196,8 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
     if not all(isinstance(name, str) for name in state):
         raise InputError(f"{file} is no checkpoint of a model: its tensors have no names")
-    weights = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    names = {name: name.replace("_orig_mod.", "").removeprefix("module.") for name in state}
+    weights = {names[name]: state[name] for name in state if not names[name].startswith(TRAINING_ONLY)}
     check_kinds(weights, str(file))
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(

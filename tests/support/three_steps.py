@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import openclip_superclip as superclip
-from openclip_superclip import plugin
+from openclip_superclip.hooks import plugin_manager
 from openclip_superclip.method.model import take_epoch_words
 from openclip_superclip.method.word_knowledge import WordSums
 from support import WORDS
@@ -38,7 +38,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
     data = {"dataset_type": "webdataset"}
     args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
-    loss = plugin.open_clip_create_loss(args)
+    loss = plugin_manager().hook.open_clip_create_loss(args=args)
     model.word_sums = WordSums(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,15 +1,26 @@
 """The plugins in examples/ train what their formulas say: alone, together, and beside --superclip."""
 
+import argparse
+import functools
 import itertools
 import math
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip_train.data import SharedEpoch
 from support.three_steps import results_of
+from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, superclip_train
+
+from openclip_superclip import hooks
+from openclip_superclip.__main__ import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
@@ -17,7 +28,7 @@ for name in NAMES:
     sys.path.append(str(EXAMPLES / name))
 
 from open_clip_global_contrastive import GlobalContrastiveLoss  # noqa: E402
-from open_clip_sub_captions import SubCaptionLoss, sub_captions  # noqa: E402
+from open_clip_sub_captions import SubCaptionLoss, TokensWithSubCaptions, sub_captions  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,3 +217,179 @@ def test_the_sub_caption_loss_is_the_mean_contrastive_loss_over_sub_captions(con
     assert losses.keys() == {"contrastive_loss", "sub_caption_loss"}
     torch.testing.assert_close(losses["sub_caption_loss"], 0.7 * expected.float() / 3)
     assert losses["contrastive_loss"] == contrastive()(text_features=text, **outputs)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with both plugins, installed by pip from their own pyproject.toml."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    for name in NAMES:
+        copy = shutil.copytree(EXAMPLES / name, tmp_path_factory.mktemp("source") / name)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        subprocess.run([*pip, "--no-compile", "--target", folder, copy], check=True, timeout=100)
+    return folder
+
+
+def train_with(folder: Path, *argv: str) -> int:
+    """`superclip train` in a process that has also the plugins in `folder`."""
+    sys.path.insert(0, str(folder))
+    hooks.plugin_manager.cache_clear()
+    return superclip_train(*argv)
+
+
+GLOBAL = ["--global-contrastive-size", "1000000"]  # at which no two of 64 hashes are equal
+SUBS = ["--sub-captions", "2", "--sub-captions-weight", "0.5"]
+SUPER = ["--superclip"]
+ALL = [*GLOBAL, *SUBS, *SUPER]
+
+
+@pytest.fixture(scope="module")
+def train(installed, shards, train_flags, tmp_path_factory):
+    """Trains two epochs of 4 steps in one order of the samples and returns the ranks' runs and their folder."""
+
+    def train(*flags, plugins=True, world_size=1):
+        function = functools.partial(train_with, installed) if plugins else superclip_train
+        cwd = tmp_path_factory.mktemp("run")
+        data = ["--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
+        argv = [*train_flags, *data, "--epochs", "2", "--batch-size", str(16 // world_size), *WHOLE_PICTURES, *flags]
+        runs = run_ranks(in_one_order(function), *argv, world_size=world_size, cwd=cwd)
+        assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+        assert len(runs[0].losses()) == 8
+        return runs, cwd / "logs/run"
+
+    return train
+
+
+COMBINATIONS = {
+    "neither": ([], set()),
+    "superclip": (SUPER, {"Class_loss"}),
+    "global": (GLOBAL, set()),
+    "sub-captions": (SUBS, {"Sub_caption_loss"}),
+    "both": (GLOBAL + SUBS, {"Sub_caption_loss"}),
+    "global with superclip": (GLOBAL + SUPER, {"Class_loss"}),
+    "sub-captions with superclip": (SUBS + SUPER, {"Class_loss", "Sub_caption_loss"}),
+    "all": (ALL, {"Class_loss", "Sub_caption_loss"}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(train):
+    return functools.cache(lambda name: train(*COMBINATIONS[name][0]))
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_each_plugin_trains_alone_and_with_the_others(name, runs):
+    (run,), _ = runs(name)
+    expected = COMBINATIONS[name][1] | {"Contrastive_loss"}
+    assert set(re.findall(r"(\w*loss): ", run.losses()[0])) == expected
+    for step, total in enumerate(run.values("Loss")):
+        assert total == pytest.approx(sum(run.values(loss)[step] for loss in expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("flags", [[], SUPER], ids=["stock", "superclip"])
+def test_installed_but_off_the_plugins_change_nothing(flags, runs, train):
+    (without,), _ = train(*flags, plugins=False)
+    (off,), _ = runs("superclip" if flags else "neither")
+    assert off.losses() == without.losses()
+
+
+def test_the_first_global_contrastive_loss_follows_from_clips_batch(runs):
+    """At a first visit, u is the batch's g: with one more in the denominator, the loss is CLIP's."""
+    (clip,), _ = runs("neither")
+    (ours,), folder = runs("global")
+    bits = load(folder, 1)["state_dict"]["training_only_global_contrastive.bits"]
+    log_u = bits.view(torch.float32)
+    visited = ~log_u.isnan().any(dim=1)
+    assert visited.sum() == 64
+    assert ours.values("Contrastive_loss")[0] + math.log(15) < clip.values("Contrastive_loss")[0]
+    assert ours.values("Contrastive_loss")[0] + math.log(15) == pytest.approx(
+        clip.values("Contrastive_loss")[0], abs=0.1
+    )
+
+
+def test_the_class_loss_is_the_same_beside_the_other_losses_in_the_first_step(runs):
+    first = {
+        name: runs(name)[0][0].values("Class_loss")[0] for name in COMBINATIONS if SUPER[0] in COMBINATIONS[name][0]
+    }
+    assert len(set(first.values())) == 1
+
+
+def test_a_table_trains_with_all_three(installed, csv_data, train_flags, tmp_path):
+    argv = [*train_flags, "--train-data", str(csv_data), *ALL, "--workers", "2"]
+    (run,) = run_ranks(functools.partial(train_with, installed), *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    estimates = load(tmp_path / "logs/run")["state_dict"]["training_only_global_contrastive.bits"].view(torch.float32)
+    assert (~estimates.isnan().any(dim=1)).sum() == 64
+
+
+def test_two_ranks_and_accumulation_train_with_all_three(train):
+    ranks, folder = train(*ALL, "--local-loss", "--gather-with-grad", world_size=2)
+    (accumulated,), _ = train(*ALL, "--batch-size", "8", "--accum-freq", "2")
+    for run in (ranks[0], accumulated):
+        assert all(math.isfinite(value) for value in run.values("Loss"))
+    assert (
+        ~load(folder, 2)["state_dict"]["training_only_global_contrastive.bits"].view(torch.float32).isnan()
+    ).sum() == 128
+
+
+def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards, train_flags, tmp_path):
+    data = ["--dataset-type", "webdataset", "--train-data", shards, "--superclip-slices", "1"]
+    argv = [*train_flags, *data, "--train-num-samples", "64", *ALL, *WHOLE_PICTURES, "--resume", "latest"]
+    for folder, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
+        (tmp_path / folder).mkdir()
+        for last in epochs:
+            flags = ["--epochs", last, "--lr-scheduler", "const"]
+            (run,) = run_ranks(functools.partial(train_with, installed), *argv, *flags, cwd=tmp_path / folder)
+            assert run.returncode == 0, run.output[-2000:]
+    whole, resumed = (load(tmp_path / folder / "logs/run", 2)["state_dict"] for folder in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_weights_without_estimates_start_a_run(runs, train):
+    file = next((runs("superclip")[1] / "checkpoints").glob("epoch_2.pt"))
+    train(*ALL, "--pretrained", str(file))
+
+
+def test_an_export_leaves_the_estimates_out(runs, tiny_model, tmp_path):
+    file = runs("global with superclip")[1] / "checkpoints/epoch_2.pt"
+    assert main(["export", str(file), "--out", str(tmp_path / "out")]) == 0
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    assert not any("training_only" in name for name in model.state_dict())
+
+
+REFUSED = {
+    "--global-contrastive-size -1": "error: --global-contrastive-*: expected size >= 0",
+    "--global-contrastive-gamma 0": "error: --global-contrastive-*: expected size >= 0, 0 < gamma <= 1",
+    "--global-contrastive-size 9 --batch-size 1": "--batch-size > 1",
+    "--global-contrastive-size 9 --siglip": "error: --global-contrastive-size: no --siglip",
+    "--global-contrastive-size 9 --dataset-type synthetic": "error: --global-contrastive-size: no --siglip",
+    "--sub-captions -1": "error: --sub-captions is -1, expected 0 or more",
+    "--sub-captions 2 --dataset-type synthetic": "error: --sub-captions: expected pairs in files",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_what_the_plugins_cannot_do_is_refused_in_one_line(flags, installed, train_flags, tmp_path):
+    (run,) = run_ranks(functools.partial(train_with, installed), *train_flags, *flags.split(), cwd=tmp_path)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert REFUSED[flags] in error
+
+
+def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():
+    epoch = SharedEpoch()
+    args = argparse.Namespace(sub_captions=2, sub_captions_key="long.txt", csv_caption_key="title", seed=0)
+    tokens = TokensWithSubCaptions(None, lambda texts: torch.tensor([[len(text)] for text in texts]), args, epoch)
+    sample = {"__key__": "0", "txt": "four", "long.txt": "a. aa. aaa. aaaa. aaaaa"}
+    drawn = []
+    for value in [*range(8), 0]:
+        epoch.set_value(value)
+        drawn.append(tuple(tokens(sample).tolist()))
+        assert drawn[-1][0] == 4
+        assert drawn[-1][1] != drawn[-1][2]
+    assert len(set(drawn)) > 4
+    assert drawn[0] == drawn[-1]

@@ -14,11 +14,12 @@ import open_clip
 import open_clip_train.params
 import pluggy
 import pytest
+import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from support.plugins import BROKEN, install_plugin
 from support.training_runs import run_ranks, superclip_train
 
-from openclip_superclip import SuperCLIP, hooks, plugin
+from openclip_superclip import SuperCLIP, SuperCLIPLoss, hooks, plugin
 from openclip_superclip.openclip import v3 as unpatched
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
@@ -78,10 +79,10 @@ def register(monkeypatch):
     manager = hooks.plugin_manager.__wrapped__()
     monkeypatch.setattr(hooks, "plugin_manager", lambda: manager)
 
-    def register(name, **functions):
+    def register(name, wrapper=False, **functions):
         module = types.ModuleType(name)
         for function_name, function in functions.items():
-            setattr(module, function_name, hooks.hookimpl(function))
+            setattr(module, function_name, hooks.hookimpl(function, wrapper=wrapper))
         manager.register(module, name)
         manager.check_pending()
 
@@ -298,6 +299,32 @@ def test_open_clip_create_loss_takes_the_first_answer(register):
     register("silent", open_clip_create_loss=lambda args: None)
     register("one", open_clip_create_loss=lambda args: f"loss of {args.name}")
     assert hooks.plugin_manager().hook.open_clip_create_loss(args=argparse.Namespace(name="one")) == "loss of one"
+
+
+def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_around_it(register):
+    def adding(what):
+        def create(args):
+            return f"{what} + {(yield)}"
+
+        return create
+
+    register("a", open_clip_create_loss=lambda args: "a's")
+    register("b", wrapper=True, open_clip_create_loss=adding("b's"))
+    register("c", open_clip_create_loss=lambda args: "c's")
+    register("d", wrapper=True, open_clip_create_loss=adding("d's"))
+    args = argparse.Namespace(superclip=False)
+    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args) == "d's + b's + c's"
+
+
+def test_the_class_loss_is_added_to_a_loss_that_replaces_openclips(register):
+    replacement = torch.nn.Identity()
+    register("other", open_clip_create_loss=lambda args: replacement)
+    args = argparse.Namespace(
+        superclip=True, dataset_type="csv", rank=0, world_size=1, siglip=False, local_loss=False, gather_with_grad=False
+    )
+    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+    assert type(loss) is SuperCLIPLoss
+    assert loss.contrastive is replacement
 
 
 def test_open_clip_create_loss_is_openclips_own_where_no_plugin_answers():
