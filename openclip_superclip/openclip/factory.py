@@ -28,7 +28,8 @@ def create_model_and_transforms(
     """Returns OpenCLIP's (model, preprocess_train, preprocess_val), the model with a class head.
 
     Args:
-        model_name, pretrained, kwargs: as for `open_clip.create_model_and_transforms`.
+        model_name: as for `open_clip.create_model_and_transforms`, like `pretrained` and the keywords not listed here.
+        pretrained: a tag or a file, or None.
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.

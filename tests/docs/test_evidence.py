@@ -229,23 +229,27 @@ def test_the_handicap_of_unequal_rates_is_what_the_learning_rate_study_recorded(
         assert f"{title} {(low + high) / 2:+.1f} [{low:+.1f}, {high:+.1f}]" in page
 
 
-def test_readmes_table_is_what_the_demo_printed():
-    (table,) = re.findall(r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["README.md"], flags=re.DOTALL)
+def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_measure():
+    (table,) = re.findall(r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["docs/demo.md"], flags=re.DOTALL)
     assert table.strip() in results("demo").tables()
     assert results("demo").study.seeds == read_study("demo").seeds
+    (row,) = re.findall(r"\| zero shot \(primary\) \| (\S+) ± .*? \| (\S+) ± .*? \| (.+?) \|", table)
+    readme = " ".join(PAGES["README.md"].split())
+    assert "rises from {} % to {} %, by {}.".format(*row) in readme
+    assert f"zero-shot {row[2]}" in readme
 
 
-def test_readmes_sentence_of_ten_seeds_is_what_their_study_found():
+def test_the_sentence_of_ten_seeds_is_what_their_study_found():
     found = results("one_batch")
     means = [found.spread(arm, None, found.study.primary).mean for arm in ("CLIP", "SuperCLIP")]
     difference = found.difference("SuperCLIP", "CLIP", None, found.study.primary)
     told = f"zero-shot went from {means[0]:.1f} to {means[1]:.1f}, {difference}"
-    assert (found.study.seeds, told in " ".join(PAGES["README.md"].split())) == (10, True)
+    assert (found.study.seeds, told in " ".join(PAGES["docs/demo.md"].split())) == (10, True)
 
 
 def test_what_tuning_forgets_is_what_was_measured():
     told = script("forgetting/measure.py").table(DOCS / "forgetting/forgetting.csv")
-    assert told in PAGES["docs/own-data.md"]
+    assert told in PAGES["docs/forgetting.md"]
 
 
 def test_how_well_an_audit_finds_planted_errors_is_what_was_measured():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.demo_runs import link_scenes, run_demo
+from support.demo_runs import SMALL, link_scenes, run_demo
 from support.models import write_model
 from support.pages import PAGES, ROOT, blocks
 
@@ -25,6 +25,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "benchmark": ({}, ["benchmark/benchmark.json"]),
     "captions": ({}, ["df.safetensors", "df.png"]),
     "data": ({}, []),
+    "demo": ({"superclip demo": f"superclip {' '.join(SMALL)}"}, ["demo/demo.png"]),
     "evidence": ({}, []),
     "evaluation": (SMALL_DEMO, ["demo/runs/clip_seed0/evaluation/summary.md"]),
     "own-data": (
@@ -32,8 +33,6 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny",
             "--epochs 2": "--epochs 2 --workers 0",
             "--jobs 2 --out answer": f"--jobs 2 {SMALL_STUDY} --out answer",
-            "{000000..000031}": "{000000..000001}",
-            "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32",
             "superclip run": "superclip run --dry-run",
             "ViT-B-32:laion2b_s34b_b79k": "logs/clip/checkpoints/epoch_1.pt",
         },
@@ -42,31 +41,45 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "report/report.html",
             "words/index.html",
             "my-clip/open_clip_config.json",
-            "shards/left_out.csv",
-            "answer-of-shards/study.csv",
         ],
     ),
     "cluster": ({"superclip run demo/": "superclip run --set samples=2048 demo/"}, ["report/report.html"]),
+    "flags": ({}, []),
+    "api": ({}, []),
+    "logging": ({"--epochs 2": "--epochs 1"}, ["logs/logged/tensorboard"]),
     "patching": ({}, []),
     "recipe-fields": ({}, []),
     "recipes": ({}, []),
+    "shards": (
+        {
+            "{000000..000031}": "{000000..000001}",
+            "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32",
+        },
+        ["shards/left_out.csv", "answer-of-shards/study.csv"],
+    ),
+    "troubleshooting": ({}, []),
     "report": ({"--device cpu": "--device cpu --set samples=2048"}, ["report/report.html"]),
     "studies": ({}, []),
     "slices": ({"--epochs 4": "--epochs 1"}, ["logs/slices/checkpoints/epoch_1.pt"]),
     "tagging": (SMALL_DEMO, ["scene.png", "words"]),
     "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
 }
-SLOW = ("audit", "benchmark", "captions", "evaluation", "own-data", "report", "slices", "tagging", "weights")
+SLOW = (
+    "audit", "benchmark", "captions", "demo", "evaluation", "logging", "own-data", "report", "shards", "slices", "tagging",
+    "weights",
+)  # fmt: skip
 ON_THE_DEMO = ("evaluation", "tagging", "weights")
-ON_ITS_SCENES = ("captions", "cluster", "report", "slices")
+ON_ITS_SCENES = ("captions", "cluster", "demo", "logging", "report", "slices")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
-ON_OWN_DATA = ("own-data", "audit")
+ON_OWN_DATA = ("own-data", "audit", "shards")
 ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
     "horovod", "contributing", "install",
+    "forgetting",  # an hour of training
+    "glossary",  # no command
     "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
 )  # fmt: skip
-EXIT_CODES = {"patching": (0, 1)}  # patched or not
+EXIT_CODES = {"patching": (0, 1), "troubleshooting": (0, 1)}  # patched or not
 
 
 @pytest.fixture(scope="module")

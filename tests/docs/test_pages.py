@@ -3,6 +3,8 @@
 import argparse
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,15 +128,22 @@ def test_every_source_file_that_it_names_exists(page):
 
 
 def test_readme_links_to_every_page():
-    assert set(re.findall(r"\]\((docs/[\w-]+\.md)\)", PAGES["README.md"])) == {
-        page for page in PAGES if page.startswith("docs/")
-    }
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", PAGES["README.md"]))
+    assert linked == {page for page in PAGES if page.startswith("docs/")}
 
 
-def test_readme_is_no_longer_than_150_lines():
-    assert len(PAGES["README.md"].splitlines()) < 150
+def test_readme_has_at_most_120_lines():
+    assert len(PAGES["README.md"].splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
-def test_a_page_starts_with_a_command(page):
-    assert re.match(r"# .+\n\n```bash\n\S", PAGES[page])
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and "glossary" not in page])
+def test_a_page_starts_with_a_command_and_what_it_is_for(page):
+    assert re.match(r"# .+\n\n([^#`][^#]*?\n\n)?```bash\n\S", PAGES[page])
+
+
+def test_the_site_builds_without_a_warning_and_its_navigation_holds_every_page(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'not included in the "nav"' not in done.stderr
+    assert "class_loss" in (tmp_path / "api.html").read_text()
