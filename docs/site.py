@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
 NOTEBOOK = "docs/quickstart.ipynb"
+LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 
 
 def on_files(files, config):
@@ -53,6 +54,4 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]  # which a strict build reports
         return f"{text}({config.repo_url}/blob/main/{path})" if config.repo_url else text.lstrip("!")[1:-1]
 
-    return re.sub(
-        r"(?P<text>!?\[[^\]]*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)", resolve, markdown
-    )
+    return LINK.sub(resolve, markdown)

@@ -65,8 +65,8 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
 }
 SLOW = (
-    "audit", "benchmark", "captions", "demo", "evaluation", "logging", "own-data", "report", "shards", "slices", "tagging",
-    "weights",
+    "audit", "benchmark", "captions", "demo", "evaluation", "logging", "own-data", "report", "shards", "slices",
+    "tagging", "weights",
 )  # fmt: skip
 ON_THE_DEMO = ("evaluation", "tagging", "weights")
 ON_ITS_SCENES = ("captions", "cluster", "demo", "logging", "report", "slices")

@@ -18,7 +18,7 @@ from openclip_superclip.runs.recipe import read_recipe
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 NOT_OURS = {  # flags of other programs that the pages' sentences name
     "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node", "--requeue",
-    "--cpu-bind",
+    "--cpu-bind", "--logdir",
 }  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES)
 
@@ -34,6 +34,8 @@ def assert_taken(command: list[str], monkeypatch) -> None:
     """Fails where the program would refuse its arguments, as far as that can be told without running it."""
     program, *arguments = command
     match Path(program).name, arguments:
+        case "superclip", [name, "--help"]:
+            assert name in COMMANDS, command
         case "superclip", [name, *_]:
             assert name in COMMANDS, command
             options = parse_superclip(arguments, monkeypatch)
@@ -47,6 +49,8 @@ def assert_taken(command: list[str], monkeypatch) -> None:
             assert_taken(["superclip", "train", *flags], monkeypatch)
         case "python", ["-m", "openclip_superclip", *ours]:
             assert_taken(["superclip", *ours], monkeypatch)
+        case "python", [script, *_] if script.startswith("docs/"):
+            assert (ROOT / script).is_file(), command
         case "python", ["-c", program]:
             compile(program, "page", "exec")
         case "horovodrun", ["-np", number, "--gloo", *ranks]:
@@ -138,7 +142,7 @@ def test_readme_has_at_most_120_lines():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/") and "glossary" not in page])
 def test_a_page_starts_with_a_command_and_what_it_is_for(page):
-    assert re.match(r"# .+\n\n([^#`][^#]*?\n\n)?```bash\n\S", PAGES[page])
+    assert re.match(r"# .+\n\n((?!#|```)[^\n]*\n)*```bash\n\S", PAGES[page])
 
 
 def test_the_site_builds_without_a_warning_and_its_navigation_holds_every_page(tmp_path):
