@@ -20,7 +20,6 @@ import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.audit.keep import choose, write_kept
 from openclip_superclip.audit.pairs import NO_CAPTION, Part, open_data, read_in_batches
-from openclip_superclip.audit.planted_errors import measure, plant_one_word, plant_swaps, plant_words
 from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, merge_scores, read_scores
 from openclip_superclip.data.tables import Columns
@@ -163,29 +162,33 @@ def test_a_share_of_those_that_have_a_score_is_kept():
     assert choose(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # one at least
 
 
+def measuring_script() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "docs/audit/measure.py")))
+
+
 def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
+    script = measuring_script()
     shown = list(scenes(60, 5, "test"))
     rng = np.random.default_rng(0)
-    planted = plant_swaps(shown, rng)
+    planted = script.plant_swaps(shown, rng)
     assert 0 < sum(map(bool, planted.wrong)) <= 12
     assert sorted(planted.captions) == sorted(scene.captions["long"] for scene in shown)
-    planted = plant_words(shown, rng, 1.0)
+    planted = script.plant_words(shown, rng, 1.0)
     assert all(len(set(caption.split(", ")) - set(scene.objects)) == 1 for caption, scene in zip(
         planted.captions, shown, strict=True
     ))  # fmt: skip
-    planted = plant_one_word(shown, rng, 0.1, "kite")
+    planted = script.plant_one_word(shown, rng, 0.1, "kite")
     assert sum(map(bool, planted.wrong)) == 6
     model, _, preprocess = superclip.create_model_and_transforms(tiny_model)
     model.statistics.update(opened.tokenizer([scene.captions["long"] for scene in scenes(400, 0, "train")]))
     named = opened._replace(model=model.eval(), token_weights=model.statistics.idf())
-    found = measure(PairScorer(named), preprocess, 0, num_scenes=20)
+    found = script.measure(PairScorer(named), preprocess, 0, num_scenes=20)
     assert found.keys() >= {"swapped, class loss", "replaced, support and CLIP score", "mislabelled 10%, first"}
     assert all(0 <= value <= 100 for value in found.values())
 
 
 def test_the_script_of_the_measurement_pairs_the_seeds():
-    path = Path(__file__).parents[2] / "docs" / "audit" / "measure.py"
-    script = SimpleNamespace(**runpy.run_path(str(path)))
+    script = measuring_script()
     names = [f"{kind}, {score}" for kind in script.PLANTED for score in script.SCORES] + ["mislabelled 10%, first"]
     found = {
         f"{arm}|{seed}|{drawings}": dict.fromkeys(names, 90.0 + seed + (arm == "SuperCLIP"))

@@ -1,6 +1,7 @@
-"""Peak memory of `superclip import` and `export`: python -m openclip_superclip.benchmark.weights_memory."""
+"""Peak memory of `superclip import` and `export`: `python docs/weights-memory/measure.py`."""
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,16 +11,15 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     """Imports and exports a checkpoint of random weights, each in a process of its own, and prints its peak RSS."""
-    parser = argparse.ArgumentParser(
-        prog="python -m openclip_superclip.benchmark.weights_memory", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", default="ViT-L-16", help="(default: %(default)s)")
     model = parser.parse_args(argv).model
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "authors.pt")
-        _run_and_measure(
-            [sys.executable, "-c", f"from {__spec__.name} import write; write({model!r}, {str(checkpoint)!r})"]
-        )
+        # In a process of its own: the peak of a child includes that of the process that starts it.
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(model, checkpoint))
+        writer.start()
+        writer.join()
         size = checkpoint.stat().st_size
         print(f"{model} with its head, random weights: {size / 2**20:,.0f} MiB")
         commands = {
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write(model_name: str, file: str) -> None:
+def write(model_name: str, file: Path) -> None:
     """Writes what the authors' trainer would have saved of `model_name`, without an optimizer."""
     import open_clip
     import torch
@@ -56,7 +56,7 @@ def write(model_name: str, file: str) -> None:
 
 
 def _run_and_measure(command: list[str]) -> int:
-    """Runs a command to its end and returns its peak resident memory in bytes; RuntimeError where it fails."""
+    """Runs a command to its end and returns its peak resident memory in bytes; RuntimeError if it fails."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
