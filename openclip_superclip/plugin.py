@@ -169,10 +169,11 @@ def open_clip_data_order(args, shared_epoch):
         return None
     from .checkpoints.resume import beginning, write_beginning
     from .data.slices import DataOrder
+    from .openclip import current, with_model_defaults
 
     if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
-        now, resumes = beginning(vars(args), args.world_size), args.resume is not None
+        now, resumes = beginning(with_model_defaults(vars(args)), args.world_size), args.resume is not None
         for line in write_beginning(Path(args.logs, args.name), now, resumes):
             logging.warning(f"the run began with other things: {line}")
-    order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch)
+    order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes())
     return order.shards, order.samples

@@ -137,7 +137,7 @@ def cluster():
 @pytest.fixture
 def parse_args(monkeypatch):
     """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""
-    from openclip_superclip.openclip import v3 as unpatched
+    from openclip_superclip.openclip import unpatched
 
     monkeypatch.setattr(open_clip_train.params, "argparse", argparse)
     return unpatched.parse_args

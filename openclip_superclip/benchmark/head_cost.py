@@ -18,7 +18,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.utils import to_2tuple
-from open_clip_train.precision import get_autocast
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from ..files import make_folder, whole_file, write_json
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..method.shapes import count_gmacs, head_share
 from ..method.word_knowledge import WordSums
+from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..openclip.train import check_command
 from ..pages import markdown_table
@@ -143,14 +143,14 @@ def make_step(
     if with_head:
         loss = SuperCLIPLoss(loss)
     optimizer = torch.optim.AdamW(model.parameters())
-    autocast = get_autocast(precision, device_type=torch.device(device).type)
+    in_precision = autocast(precision, torch.device(device).type)
     images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
     texts = torch.randint(1, 1000, (batch, model.context_length), device=device)
     texts[:, 20:] = 0
 
     def step(num_pairs: int = batch) -> None:
         optimizer.zero_grad()
-        with autocast():
+        with in_precision():
             losses = loss(**model(images[:num_pairs], texts[:num_pairs]), output_dict=True)
         sum(losses.values()).backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """Checkpoints: the weights in a file or folder, memory-mapped, and whether they hold a class head."""
 
+import glob
 import json
 import os
 import pickle
@@ -227,11 +228,14 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 
 def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
     """Returns what OpenCLIP takes for `--resume latest`, given the run's folder of checkpoints."""
-    from open_clip_train.main import LATEST_CHECKPOINT_NAME, get_latest_checkpoint
-
     if save_most_recent:
-        return os.path.join(folder, LATEST_CHECKPOINT_NAME)
-    return get_latest_checkpoint(folder, remote=False)
+        return os.path.join(folder, "epoch_latest.pt")
+    return max(glob.glob(f"{folder}**/*.pt", recursive=True), key=natural_key, default=None)
+
+
+def natural_key(path: str) -> list[str | int]:
+    """Returns the key by which OpenCLIP sorts checkpoints: epoch_10 is after epoch_9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
 
 
 def is_torchscript(path: str | Path) -> bool:

@@ -45,11 +45,8 @@ OPTIONS = (
 
 def beginning(options: dict, world_size: int) -> dict:
     """Returns what is recorded of a run on `world_size` ranks, given OpenCLIP's parsed options."""
-    from open_clip_train.params import get_default_params
-
-    config, given = config_from(options), get_default_params(options["model"])
-    given |= {name: value for name, value in options.items() if value is not None}  # OpenCLIP's, once it has parsed
-    given |= options_of(config) if config is not None else {}
+    config = config_from(options)
+    given = options | (options_of(config) if config is not None else {})
     kept = {name: _of_one(given.get(name)) for name in OPTIONS}
     if kept["lr_scheduler"] == "const":  # which may be trained on for as long as one likes
         del kept["epochs"]
@@ -195,7 +192,7 @@ def resumed_file(resume: str | None, run_folder: str, save_most_recent: bool, se
 
 
 def _newest(folder: Path) -> Path | None:
-    from open_clip_train.main import natural_key
+    from .checkpoint import natural_key
 
     return max(folder.glob("*.pt"), key=lambda file: natural_key(file.name), default=None)
 
@@ -346,13 +343,11 @@ def check_order(file: str, slices: int | None, seed: int, train_data: str | None
 
 def _same_shards(now: str, before: str) -> bool:
     """Returns whether both name the same shards in the same order; shards that are no longer there may have moved."""
-    from open_clip_train.data import expand_urls
-
     if now == before:
         return True
     try:
-        shards, shards_before = expand_urls(now)[0], expand_urls(before)[0]
-    except ValueError:  # unbalanced braces, told elsewhere
+        shards, shards_before = expand(now), expand(before)
+    except InputError:  # unbalanced braces, told elsewhere
         return False
     moved = shards_before and not os.path.exists(shards_before[0])
     key = os.path.basename if moved else os.path.abspath

@@ -1,5 +1,6 @@
 """The data check: whether the shards of a pattern are there, whole and enough for a run, before it starts."""
 
+import ast
 import contextlib
 import itertools
 import json
@@ -330,10 +331,14 @@ def missing_shards(data: str, flag: str) -> list[str]:
 
 def total_samples(train_data: str) -> int | None:
     """Returns the samples of all shards as OpenCLIP finds them in a file beside the shards, None where it does not."""
-    from open_clip_train.data import get_dataset_size
-
+    shards = expand(train_data)
+    folder = os.path.dirname(shards[0])
     with contextlib.suppress(OSError, KeyError, ValueError, SyntaxError):
-        return get_dataset_size(train_data)[0]
+        if os.path.exists(sizes := os.path.join(folder, "sizes.json")):
+            sizes = json.loads(Path(sizes).read_text())
+            return sum(int(sizes[os.path.basename(shard)]) for shard in shards)
+        if os.path.exists(length := os.path.join(folder, "__len__")):
+            return ast.literal_eval(Path(length).read_text())
     return None
 
 

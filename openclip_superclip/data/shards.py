@@ -78,9 +78,9 @@ def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
         shard: a file, which is read only where captions are, or a URL or pipe, of which the rest is passed over.
         long_caption: where the long caption is, a member or `json:FIELD`.
     """
-    from open_clip_train.data import filter_no_caption_or_no_image
-
-    yield from filter(filter_no_caption_or_no_image, read_samples(shard, long_caption))
+    for sample in read_samples(shard, long_caption):
+        if "txt" in sample and any(extension in sample for extension in IMAGES):
+            yield sample
 
 
 def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
@@ -91,9 +91,21 @@ def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
     """Yields all samples with the members whose extensions are `wanted` as bytes, and the others as b""."""
-    from open_clip_train.data import group_by_keys_nothrow
+    from webdataset.tariterators import base_plus_ext
 
-    yield from group_by_keys_nothrow(_files(shard, wanted))
+    sample = {}
+    for file in _files(shard, wanted):
+        key, extension = base_plus_ext(file["fname"])
+        if key is None:
+            continue
+        extension = extension.lower()
+        if sample and (key != sample["__key__"] or extension in sample):  # a tar may begin with the key that ended one
+            yield sample
+            sample = {}
+        sample = sample or {"__key__": key, "__url__": file["__url__"]}
+        sample[extension] = file["data"]
+    if sample:
+        yield sample
 
 
 def _files(shard: str, wanted: set[str]) -> Iterator[dict]:

@@ -21,7 +21,6 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
-import open_clip_train.data
 import torch
 from torch.utils.data import get_worker_info
 from webdataset.filters import _shuffle
@@ -116,10 +115,12 @@ class DataOrder:
         rank: of this process.
         batch_size: of a rank.
         epoch: OpenCLIP's shared epoch.
+        shuffle_sizes: of the buffer that shuffles samples, and how many fill it before the first leaves.
     """
 
-    def __init__(self, slices: int, seed: int, rank: int, batch_size: int, epoch):
+    def __init__(self, slices: int, seed: int, rank: int, batch_size: int, epoch, shuffle_sizes: tuple[int, int]):
         self.slices, self.seed, self.rank, self.batch_size, self.epoch = slices, seed, rank, batch_size, epoch
+        self.shuffle_sizes = shuffle_sizes
         self._seeded = None  # the epoch that this process was last seeded for
         self._seed_training_process()
 
@@ -138,8 +139,7 @@ class DataOrder:
             self._seed_process(f"worker {worker.id if worker else 0}", epoch)
         return _shuffle(
             self._at_least_a_batch(samples),
-            open_clip_train.data._SAMPLE_SHUFFLE_SIZE,
-            open_clip_train.data._SAMPLE_SHUFFLE_INITIAL,
+            *self.shuffle_sizes,
             random.Random(random.getrandbits(64)),
         )
 

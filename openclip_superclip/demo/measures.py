@@ -7,10 +7,10 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from open_clip import build_zero_shot_classifier
-from open_clip_train.train import get_clip_metrics
 from PIL import Image
 from torch import Tensor, nn
 
+from ..openclip import retrieval_metrics
 from .scenes import DESIGNERS, NAMES, Scene, make_scene, names_of, scenes
 
 BATCH_SIZE = 250
@@ -48,7 +48,7 @@ def measure(
         probe_features = scene_features(model, preprocess, probe_scenes, device)
         captions = [scene.captions["long"] for scene in groups]
         caption_features = encode_in_batches(model.encode_text, tokenizer, captions, device)
-    retrieval = get_clip_metrics(group_features, caption_features, logit_scale=1.0)  # a scale changes no rank
+    retrieval = retrieval_metrics(group_features, caption_features, logit_scale=1.0)  # a scale changes no rank
     probe = fit_probe(probe_features, object_labels(probe_scenes, names))
     return {
         "zero_shot": share_found(single_features @ classifier, object_labels(singles, names)),

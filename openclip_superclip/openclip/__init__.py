@@ -1,1 +1,37 @@
-"""The only code that touches OpenCLIP's training code."""
+"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py hold what differs between generations."""
+
+import functools
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+
+@functools.cache
+def current() -> ModuleType:
+    """Returns the module for the installed OpenCLIP, which is not imported: v4 if it has tasks, else v3."""
+    from . import v3, v4
+
+    package = importlib.util.find_spec("open_clip")
+    has_tasks = package is not None and (Path(package.origin).parent / "task").is_dir()
+    return v4 if has_tasks else v3
+
+
+def with_model_defaults(options: dict) -> dict:
+    """Returns OpenCLIP's parsed options with what it sets by the model's name once it has parsed: lr, betas and eps."""
+    from open_clip_train.params import get_default_params
+
+    return get_default_params(options["model"]) | {name: value for name, value in options.items() if value is not None}
+
+
+def autocast(precision: str, device_type: str):
+    """Returns the context manager, yet to be called, in which OpenCLIP trains with a --precision."""
+    from open_clip_train.precision import get_autocast
+
+    return get_autocast(precision, device_type=device_type)
+
+
+def retrieval_metrics(image_features, text_features, logit_scale: float) -> dict[str, float]:
+    """Returns OpenCLIP's retrieval metrics of image_features [N, E] and text_features [N, E]."""
+    from open_clip_train.train import get_clip_metrics
+
+    return get_clip_metrics(image_features, text_features, logit_scale=logit_scale)

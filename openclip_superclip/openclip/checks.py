@@ -11,6 +11,7 @@ from ..config import Config, DataConfig, is_idf_file
 from ..data.shards import expand, is_remote
 from ..environment import check_horovod
 from ..errors import InputError
+from . import with_model_defaults
 
 
 def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
@@ -24,7 +25,7 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
     """
     slices = data.slices
     ours = config is not None or slices is not None
-    if args.horovod:
+    if getattr(args, "horovod", False):
         _check_horovod(args, ours)
     if not only_options:
         _check_models(args, config is not None)
@@ -79,7 +80,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
     from ..data.inspection import check_shards, check_slices, is_table
     from ..data.tables import check_table
     from .horovod import launched_size
-    from .v3 import fork_workers
+    from .unpatched import fork_workers
 
     sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
     if args.train_num_samples is not None and args.train_num_samples < 1:
@@ -217,12 +218,12 @@ def _check_resume(args, with_head: bool, data: DataConfig) -> None:
     run_folder = os.path.join(args.logs, args.name or "")
     file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
     if file is not None:
-        with_ddp = False if args.horovod else is_using_distributed() or None
+        with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
         check_kind(file, with_head, with_ddp, args.model)
         if not data.accept_changes:
             check_order(file, slices, args.seed, args.train_data)
             if slices is not None and args.train_data:
-                now = beginning(vars(args), launched_size())
+                now = beginning(with_model_defaults(vars(args)), launched_size())
                 check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
         if ours:
             check_same_model(file, args.model)
@@ -230,9 +231,9 @@ def _check_resume(args, with_head: bool, data: DataConfig) -> None:
 
 def _refuse_impossible(args):
     """Raises InputError, with what to do instead, for an OpenCLIP option that is incompatible with --superclip."""
-    if args.torchscript:
+    if getattr(args, "torchscript", False):
         raise InputError("--torchscript cannot carry the class head: leave it out, --torchcompile works")
-    if args.trace:
+    if getattr(args, "trace", False):
         raise InputError("--trace cannot carry the class head: leave it out, --torchcompile works")
     if args.lock_image and args.lock_image_unlocked_groups == 0:
         raise InputError(

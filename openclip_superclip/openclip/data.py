@@ -1,4 +1,4 @@
-"""Training data of OpenCLIP 3 with the plugins' order and tokens, and a record of samples that cannot be read."""
+"""OpenCLIP's training data with the plugins' order and tokens, and a record of samples that cannot be read."""
 
 import contextlib
 import functools
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import open_clip_train.data
 import pandas as pd
-import webdataset
 import webdataset.tariterators
 from open_clip_train.data import CsvDataset
 
 from .. import hooks
+from . import current
 
 
 def with_plugins_data(get_dataset_fn):
@@ -29,9 +29,12 @@ def with_plugins_data(get_dataset_fn):
     return get_plugins_dataset_fn
 
 
-def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None):
+def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None, **options):
+    def made(tokenizer):
+        return get_dataset(args, preprocess, is_train=is_train, epoch=epoch, tokenizer=tokenizer, **options)
+
     if not is_train:
-        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer)
+        return made(tokenizer)
     shared_epoch = open_clip_train.data.SharedEpoch(epoch)
     hook = hooks.plugin_manager().hook
     order = None
@@ -39,55 +42,34 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
     caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
     if order is None and caption_tokens is None:
-        return get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
-    instead = {"SharedEpoch": lambda epoch: shared_epoch, "wds": _WebDataset(order, caption_tokens)}
+        return made(tokenizer)
+    instead = {"SharedEpoch": lambda *_, **__: shared_epoch, "wds": current().WebDataset(args, order, caption_tokens)}
     if order is not None:
         instead["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
-        instead["CsvDataset"] = functools.partial(_Table, caption_tokens)
-        tokenizer = lambda tokens: [tokens]  # noqa: E731  OpenCLIP takes the tokens of the first caption
+        instead |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
+        tokenizer = _Tokenized(tokenizer)
     with _exchanged(**instead):
-        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer)
+        data = made(tokenizer)
     data.shared_epoch = shared_epoch  # a table has none of its own
     return data
 
 
-class _WebDataset:
-    """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
+class _Tokenized:
+    """A tokenizer whose captions are tokens already; OpenCLIP takes those of the first caption."""
 
-    The tokens come when a sample's members get their final names.
-    """
+    def __init__(self, tokenizer):
+        self.context_length = getattr(tokenizer, "context_length", None)
+        self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
 
-    def __init__(self, order, caption_tokens):
-        self.order, self.caption_tokens = order, caption_tokens
-
-    def __getattr__(self, name):
-        return getattr(webdataset, name)
-
-    def shuffle(self, **options):
-        return webdataset.shuffle(**options) if self.order is None else self.order[1]
-
-    def rename(self, **names):
-        rename = webdataset.rename(**names)
-        if self.caption_tokens is None:
-            return rename
-        return lambda samples: rename(self._with_tokens(samples))
-
-    def _with_tokens(self, samples):
-        num_kept = 0
-        for sample in samples:
-            tokens = self.caption_tokens(sample)
-            if tokens is not None:
-                num_kept += 1
-                yield {**sample, "txt": tokens}
-        if hasattr(self.caption_tokens, "end_pass"):
-            self.caption_tokens.end_pass(num_kept)
+    def __call__(self, tokens, **_):
+        return [tokens]
 
 
 class _Table(CsvDataset):
     """OpenCLIP's table of pictures and captions, but each row's text is the plugins' tokens."""
 
-    def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, **kwargs):
+    def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
         super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
         table = pd.read_csv(input_filename, sep=sep)
         self.columns = {name: table[name].tolist() for name in table}
@@ -105,7 +87,7 @@ class _Table(CsvDataset):
 
     def __getitem__(self, index):
         row = self.kept[index]
-        return super().__getitem__(row)[0], self.caption_tokens(self._row(row))
+        return current().row_with_tokens(super().__getitem__(row), self.caption_tokens(self._row(row)))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, reason
 from ..method.token_statistics import special_token_ids
-from .v3 import plugins_model_class
+from .unpatched import plugins_model_class
 
 
 def create_model_and_transforms(

@@ -20,6 +20,8 @@ import whatthepatch
 from ..errors import InputError
 from ..files import shipped_folder
 
+INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
+
 Contents = Mapping[str, bytes | None]  # path below the root: what the file holds, None where there is no file
 
 
@@ -50,9 +52,7 @@ def find_installation(source: Path | None = None) -> Installation:
     if source is None:
         package = importlib.util.find_spec("open_clip")
         if package is None or package.origin is None:
-            raise InputError(
-                "OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<4', or use --source"
-            )
+            raise InputError(f"OpenCLIP is not installed: {INSTALL}, or use --source")
         root = Path(package.origin).parent.parent
     else:
         roots = [root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()]

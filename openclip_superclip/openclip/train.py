@@ -13,13 +13,13 @@ from pathlib import Path
 
 from .. import hooks
 from ..errors import InputError, one_line
-from . import v3
+from . import unpatched
 from .horovod import join_ranks
 
 
 def register_plugin(plugin: object) -> None:
     """Adds a plugin of this process's to those that are installed."""
-    if v3.is_patched():
+    if unpatched.is_patched():
         asked = importlib.import_module("open_clip.hooks")
     else:
         asked = hooks
@@ -42,8 +42,8 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]):
-    patched = v3.is_patched()
-    v3.check_release()
+    patched = unpatched.is_patched()
+    unpatched.check_release()
     if not patched:
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     try:
@@ -53,19 +53,21 @@ def _train(argv: list[str]):
     if patched:
         from open_clip_train.main import main
 
-        v3.tell_mistakes_in_one_line()
+        unpatched.tell_mistakes_in_one_line()
         if "--horovod" in argv:
             join_ranks()
         return main(argv)
-    args = v3.parse_args(argv)
+    args = unpatched.parse_args(argv)
     from open_clip_train.main import main
 
-    if args.horovod:
+    if getattr(args, "horovod", False):
         join_ranks()
-    v3.install(args)
+    unpatched.install(args)
     if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
         print("superclip: this OpenCLIP is not patched; in this process the plugins' hooks replace", flush=True)
-        print(*(f"  {name}: {what}" for name, what in v3.REPLACED.items()), sep="\n", flush=True)
+        print(*(f"  {name}: {what}" for name, what in unpatched.replaced().items()), sep="\n", flush=True)
+        if warning := unpatched.untested():
+            print(f"superclip: {warning}", file=sys.stderr, flush=True)
     return main(argv)
 
 
@@ -107,7 +109,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
 
     What only the training data can tell is left out.
     """
-    if not v3.is_patched():
+    if not unpatched.is_patched():
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     hook = hooks.plugin_manager().hook
     parser = _openclip_parser()
@@ -135,7 +137,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
 
 def _openclip_parser() -> argparse.ArgumentParser:
     params = importlib.import_module("open_clip_train.params")
-    before, params.argparse = params.argparse, types.SimpleNamespace(ArgumentParser=_Parser)
+    before, params.argparse = params.argparse, types.SimpleNamespace(**{**vars(argparse), "ArgumentParser": _Parser})
     try:
         params.parse_args([])
     except _Parsed as parsed:

@@ -1,220 +1,101 @@
-"""Makes an unpatched OpenCLIP call the hooks, by replacing a short list of its names.
+"""OpenCLIP 3: the training loop is given the loss; batches are tuples; samples are decoded before they are renamed."""
 
-The calls are those that a patch would write into OpenCLIP; a patched OpenCLIP is left alone.
-"""
-
-import argparse
-import contextlib
 import functools
-import importlib.util
 import inspect
-import itertools
-import multiprocessing
-import threading
-import types
-from pathlib import Path
 
 from .. import hooks
-from ..errors import InputError
-from .options import HelpWithDefaults
 
-PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
+TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 
-
-INSTALL = "pip install 'open_clip_torch[training]>=3.0,<4'"
-
-
-MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
-
-
-# Every name that is replaced, and what stands there afterwards.
+# The names that only this generation has, and what stands there afterwards.
 REPLACED = {
-    "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
-    "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
-    "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
-    "open_clip_train.main.create_loss": "the plugins' loss, where one has an answer",
-    "open_clip_train.main.train_one_epoch": "the same, and the plugins are told that the epoch has ended",
-    **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
-    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
-    **{
-        f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
-        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
-    },
-    "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
+    "open_clip_train.main.create_loss": "the plugins' loss, if one has an answer",
+    "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
+}
+
+PASSED_ON = {}  # names of OpenCLIP's data module that must leave the plugins' tokens alone
+
+
+def with_plugins_loss(create):
+    """Returns OpenCLIP's `create_loss` that asks the plugins first."""
+
+    @functools.wraps(create)
+    def create_loss(args):
+        loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+        return create(args) if loss is None else loss
+
+    return create_loss
+
+
+def with_epoch_end(train):
+    """Returns OpenCLIP's `train_one_epoch` that calls the plugins after an epoch's last step."""
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def train_one_epoch(*train_args, **kwargs):
+        train(*train_args, **kwargs)
+        given = signature.bind(*train_args, **kwargs).arguments
+        hooks.plugin_manager().hook.open_clip_epoch_end(**{name: given[name] for name in ("args", "model", "epoch")})
+
+    return train_one_epoch
+
+
+WRAPPERS = {
+    "open_clip_train.main.create_loss": with_plugins_loss,
+    "open_clip_train.main.train_one_epoch": with_epoch_end,
 }
 
 
-_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
+class WebDataset:
+    """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
 
-
-_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
-
-
-def is_patched() -> bool:
-    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None:
-        raise InputError(f"OpenCLIP is not installed: {INSTALL}")
-    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
-        return True
-    root = Path(package.origin).parent.parent
-    for file in (root / "open_clip/factory.py", *(root / f"open_clip_train/{name}.py" for name in PATCHED_IN_TRAINING)):
-        if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
-            raise InputError(
-                f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"
-            )
-    return False
-
-
-def check_release() -> None:
-    """Raises InputError, without importing it, for an OpenCLIP of before 3.0."""
-    version = importlib.metadata.version("open_clip_torch")
-    if int(version.partition(".")[0]) < 3:
-        raise InputError(f"open_clip_torch {version} is too old: expected 3.0 or later, {INSTALL}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self):
-        super().__init__(prog="superclip train", formatter_class=HelpWithDefaults)
-
-    def error(self, message):  # without the usage: OpenCLIP's fills the screen
-        self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
-
-
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them."""
-
-    class Parser(_Parser):
-        def parse_args(self, argv):
-            hook = hooks.plugin_manager().hook
-            hook.open_clip_add_options(parser=self)
-            args = super().parse_args(argv)
-            hook.open_clip_check_options(args=args)
-            return args
-
-    return _with_parser(Parser).parse_args(argv)
-
-
-def tell_mistakes_in_one_line() -> None:
-    """Makes a patched OpenCLIP's command line, which asks the plugins itself, tell a mistake without the usage."""
-    _with_parser(_Parser)
-
-
-def _with_parser(parser_class: type) -> types.ModuleType:
-    return _replace("open_clip_train.params.argparse", lambda _: types.SimpleNamespace(ArgumentParser=parser_class))
-
-
-def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train as `args` say, asking the plugins for model arguments, model class and loss."""
-    student = iter([args])  # the first model made; a second is the teacher of a distillation
-
-    def with_model_kwargs(create):
-        @functools.wraps(create)
-        def create_model_and_transforms(*model_args, **kwargs):
-            for args in itertools.islice(student, 1):
-                kwargs.update(hooks.model_kwargs(args))
-            return create(*model_args, **kwargs)
-
-        return create_model_and_transforms
-
-    def with_plugins_loss(create):
-        @functools.wraps(create)
-        def create_loss(args):
-            loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
-            return create(args) if loss is None else loss
-
-        return create_loss
-
-    def with_epoch_end(train):
-        signature = inspect.signature(train)
-
-        @functools.wraps(train)
-        def train_one_epoch(*train_args, **kwargs):
-            train(*train_args, **kwargs)
-            given = signature.bind(*train_args, **kwargs).arguments
-            told = {name: given[name] for name in ("args", "model", "epoch")}
-            hooks.plugin_manager().hook.open_clip_epoch_end(**told)
-
-        return train_one_epoch
-
-    for path in REPLACED:  # whatever is missing is reported before anything is replaced
-        _replace(path, lambda value: value)
-
-    from .data import with_plugins_data
-
-    _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
-    _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
-    _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
-    _replace("open_clip_train.main.create_loss", with_plugins_loss)
-    _replace("open_clip_train.main.train_one_epoch", with_epoch_end)
-    _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
-    for name in MODEL_CLASSES:
-        _replace(f"open_clip.factory.{name}", _ModelSelector)
-
-
-@contextlib.contextmanager
-def plugins_model_class():
-    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
-    factory = importlib.import_module("open_clip.factory")
-    with _FACTORY:
-        before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
-        try:
-            if not is_patched():
-                for name in MODEL_CLASSES:
-                    _replace(f"open_clip.factory.{name}", _ModelSelector)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(factory, name, value)
-
-
-class _ModelSelector:
-    """Stands for a model class in OpenCLIP's factory: called, it makes the class that the plugins select."""
-
-    def __init__(self, model_class: type):
-        self.model_class = model_class
-        self.__name__ = model_class.__name__  # which the factory logs
-
-    def __call__(self, *args, **model_cfg):
-        hook = hooks.plugin_manager().hook
-        selected = hook.open_clip_select_model_class(model_class=self.model_class, model_cfg=model_cfg)
-        return (selected or self.model_class)(*args, **model_cfg)
-
-
-def _with_cpu_ranks(ddp: type) -> type:
-    class DistributedDataParallel(ddp):
-        def __init__(self, module, device_ids=None, **kwargs):
-            on_cpu = next(module.parameters()).device.type == "cpu"  # where torch accepts no device_ids
-            super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
-
-    return DistributedDataParallel
-
-
-def _replace(path: str, make) -> types.ModuleType:
-    """Puts `make(what stands there)` in the place of the dotted `path` and returns the module that holds it."""
-    module_name, _, name = path.rpartition(".")
-    module = importlib.import_module(module_name)
-    if not hasattr(module, name):
-        version = importlib.metadata.version("open_clip_torch")
-        raise InputError(
-            f"open_clip_torch {version} has no {path}, which the launcher needs: install a release it knows, " + INSTALL
-        )
-    setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
-    return module
-
-
-def fork_workers(workers: int) -> None:
-    """Makes the workers of a WebDataset start by fork, whatever Python's default: OpenCLIP's cannot be sent to others.
-
-    Raises InputError where the process has chosen another way, or the machine has no fork.
+    The tokens are made where a sample's members get their final names.
     """
-    if workers < 1:
-        return
-    method = multiprocessing.get_start_method(allow_none=True)
-    if method is None and "fork" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_start_method("fork")
-    elif method != "fork":
-        raise InputError(
-            f"--workers is {workers}, and processes of this Python start by {method or 'spawn'}, to which OpenCLIP's "
-            "WebDataset cannot be sent: give --workers 0, or call multiprocessing.set_start_method('fork')"
-        )
+
+    def __init__(self, args, order, caption_tokens):
+        self.order, self.caption_tokens = order, caption_tokens
+
+    def __getattr__(self, name):
+        import webdataset
+
+        return getattr(webdataset, name)
+
+    def shuffle(self, **options):
+        return self.__getattr__("shuffle")(**options) if self.order is None else self.order[1]
+
+    def rename(self, **names):
+        rename = self.__getattr__("rename")
+        if self.caption_tokens is None:
+            return rename(**names)
+        rename_all = rename(**self.names(names))
+        return lambda samples: rename_all(self._with_tokens(samples))
+
+    def names(self, names: dict[str, str]) -> dict[str, str]:
+        """Returns the names of a sample that has tokens, given OpenCLIP's."""
+        return names
+
+    def with_caption(self, sample: dict) -> dict | None:
+        """Returns the sample with the caption that OpenCLIP takes as `txt`; None if OpenCLIP leaves it out."""
+        return sample
+
+    def _with_tokens(self, samples):
+        num_kept = 0
+        for sample in filter(None, map(self.with_caption, samples)):
+            tokens = self.caption_tokens(sample)
+            if tokens is not None:
+                num_kept += 1
+                yield {**sample, "txt": tokens}
+        if hasattr(self.caption_tokens, "end_pass"):
+            self.caption_tokens.end_pass(num_kept)
+
+
+def row_with_tokens(row: tuple, tokens) -> tuple:
+    """Returns a row of OpenCLIP's table with other tokens."""
+    return row[0], tokens
+
+
+def shuffle_sizes() -> tuple[int, int]:
+    """Returns the size of OpenCLIP's shuffle buffer of samples, and how many fill it before the first leaves."""
+    import open_clip_train.data as data
+
+    return data._SAMPLE_SHUFFLE_SIZE, data._SAMPLE_SHUFFLE_INITIAL

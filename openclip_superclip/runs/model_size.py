@@ -9,7 +9,6 @@ import open_clip
 import torch
 from open_clip import get_input_dtype, get_model_config, get_tokenizer
 from open_clip.utils import to_2tuple
-from open_clip_train.precision import get_autocast
 
 from ..checkpoints.model_files import know_model
 from ..errors import InputError
@@ -17,6 +16,7 @@ from ..method import loss as class_loss
 from ..method.loss import SuperCLIPLoss
 from ..method.shapes import MemoryTrace, count_gmacs, model_without_weights
 from ..method.token_statistics import special_token_ids
+from ..openclip import autocast
 
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
 
@@ -130,7 +130,7 @@ def _pair_bytes(args: argparse.Namespace, model: torch.nn.Module) -> int:
 
 def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss) -> None:
     """Does what OpenCLIP does in a step, up to the optimizer: with --accum-freq the last of the micro-batches."""
-    autocast = get_autocast(args.precision, device_type="cpu")
+    in_precision = autocast(args.precision, "cpu")
     image_size = to_2tuple(model.visual.image_size)
     batches = [  # all of an accumulated batch wait on the device
         (
@@ -141,11 +141,11 @@ def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss
     ]
     waiting = {}
     if args.accum_freq > 1:
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), in_precision():
             waiting = {name: [value] for name, value in model(*batches[0]).items()}  # of each micro-batch alike
             for values in waiting.values():
                 values += [values[0].clone() for _ in batches[2:]]
-    with autocast():
+    with in_precision():
         outputs = model(*batches[-1])
         for name in waiting.keys() - {"logit_scale", "logit_bias"}:
             outputs[name] = torch.cat([*waiting[name], outputs[name]])

@@ -17,6 +17,7 @@ from ..checkpoints.resume import beginning, changes_since_beginning, check_begin
 from ..checkpoints.run_outputs import checkpoints
 from ..data.shards import expand
 from ..errors import InputError
+from ..openclip import with_model_defaults
 from ..openclip.train import check_command
 from ..pages import bytes_text
 from .cost import checkpoint_bytes
@@ -479,7 +480,7 @@ class NodeRun:
         """Returns in what this start differs from what the run began with; InputError where that is not accepted."""
         if not checkpoint_files.newest(self.folder.checkpoints):  # nothing was trained yet
             return []
-        now = beginning(vars(check_command(self.plan.command)), self.plan.world_size)
+        now = beginning(with_model_defaults(vars(check_command(self.plan.command))), self.plan.world_size)
         if not self.accept_changes:
             check_beginning(self.folder.path, now, "--accept-changes")
         return changes_since_beginning(self.folder.path, now)

@@ -19,7 +19,7 @@ from ..environment import check_device
 from ..errors import InputError
 from ..method.patch_tokens import patch_map
 from ..method.token_statistics import special_token_ids
-from ..openclip.v3 import plugins_model_class
+from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, chosen_lexicon, lexicon, open_lexicon
 
 NUM_CANDIDATES = 512  # words of a picture that are looked at closely

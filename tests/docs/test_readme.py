@@ -17,7 +17,7 @@ from openclip_superclip.benchmark.head_cost import head_cost_tables
 from openclip_superclip.commands import patch
 from openclip_superclip.config import Config, DataConfig
 from openclip_superclip.openclip import patching
-from openclip_superclip.openclip.v3 import REPLACED
+from openclip_superclip.openclip.unpatched import REPLACED
 
 README = PAGES["README.md"]
 

@@ -132,7 +132,7 @@ def test_two_cpu_ranks_train_with_a_teacher(patched, teacher, losses):
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
     """`superclip train` of a launcher that can replace no name but the parser's, which tells a mistyped flag."""
     enter(tree)
-    unpatched = importlib.import_module("openclip_superclip.openclip.v3")
+    unpatched = importlib.import_module("openclip_superclip.openclip.unpatched")
     replace = unpatched._replace
 
     def replace_the_parser_alone(path, make):

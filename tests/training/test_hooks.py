@@ -20,7 +20,7 @@ from support.plugins import BROKEN, install_plugin
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip import SuperCLIP, SuperCLIPLoss, hooks, plugin
-from openclip_superclip.openclip import v3 as unpatched
+from openclip_superclip.openclip import unpatched
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
 

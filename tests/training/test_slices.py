@@ -25,7 +25,7 @@ from torchvision import transforms
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
 from openclip_superclip.data.slices import Reads, reads, slice_of
 from openclip_superclip.errors import InputError
-from openclip_superclip.openclip import v3 as unpatched
+from openclip_superclip.openclip import unpatched
 
 SHARD_SIZES = [4] * 12
 SLICES = 3

@@ -16,7 +16,7 @@ from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.method.patch_tokens import encode_image
-from openclip_superclip.openclip.v3 import MODEL_CLASSES, plugins_model_class
+from openclip_superclip.openclip.unpatched import MODEL_CLASSES, plugins_model_class
 
 NAME = "superclip-tiny"
 COCA = {

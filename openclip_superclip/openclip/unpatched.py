@@ -1,0 +1,223 @@
+"""Makes an unpatched OpenCLIP call the hooks, by replacing a short list of its names.
+
+The calls are those that a patch would write into OpenCLIP; a patched OpenCLIP is left alone. What differs between the
+generations of OpenCLIP is in v3.py and v4.py.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import itertools
+import multiprocessing
+import threading
+import types
+from pathlib import Path
+
+
+from .. import hooks
+from ..errors import InputError
+from . import current
+from .options import HelpWithDefaults
+from .patching import INSTALL, find_installation
+
+PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
+MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
+
+# The names that every generation has, and what stands there afterwards.
+REPLACED = {
+    "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
+    "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
+    "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
+    **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
+    "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
+    **{
+        f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
+        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
+    },
+    "torch.nn.parallel.DistributedDataParallel": "the same, with CPU ranks",
+}
+
+
+def replaced() -> dict[str, str]:
+    """Returns every name of the installed OpenCLIP that is replaced, and what stands there afterwards."""
+    return REPLACED | current().REPLACED
+
+
+_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
+
+
+_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
+
+
+def is_patched() -> bool:
+    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        raise InputError(f"OpenCLIP is not installed: {INSTALL}")
+    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
+        return True
+    root = Path(package.origin).parent.parent
+    for file in (root / "open_clip/factory.py", *(root / f"open_clip_train/{name}.py" for name in PATCHED_IN_TRAINING)):
+        if file.exists() and "open_clip_" in file.read_text() and "plugin_manager" in file.read_text():
+            raise InputError(
+                f"{file} is patched, but open_clip/hooks.py is not there: superclip patch apply completes it"
+            )
+    return False
+
+
+def check_release() -> None:
+    """Raises InputError, without importing it, for an OpenCLIP of before 3.0."""
+    version = find_installation().version
+    if int(version.partition(".")[0]) < 3:
+        raise InputError(f"open_clip_torch {version} is too old: expected 3.0 or later, {INSTALL}")
+
+
+def untested() -> str | None:
+    """Returns what to say of an OpenCLIP that no version of this package was tested with; None if this one was."""
+    from . import v3, v4
+
+    version, tested = find_installation().version, (*v3.TESTED, *v4.TESTED)
+    if version in tested:
+        return None
+    return (
+        f"open_clip_torch {version} is not among the versions that were tested ({', '.join(tested)}), but it has every "
+        "name that is replaced"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self):
+        super().__init__(prog="superclip train", formatter_class=HelpWithDefaults)
+
+    def error(self, message):  # without the usage: OpenCLIP's fills the screen
+        self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them."""
+
+    class Parser(_Parser):
+        def parse_args(self, argv):
+            hook = hooks.plugin_manager().hook
+            hook.open_clip_add_options(parser=self)
+            args = super().parse_args(argv)
+            hook.open_clip_check_options(args=args)
+            return args
+
+    return _with_parser(Parser).parse_args(argv)
+
+
+def tell_mistakes_in_one_line() -> None:
+    """Makes a patched OpenCLIP's command line, which asks the plugins itself, tell a mistake without the usage."""
+    _with_parser(_Parser)
+
+
+def _with_parser(parser_class: type) -> types.ModuleType:
+    def with_parser(argparse):
+        return types.SimpleNamespace(**{**vars(argparse), "ArgumentParser": parser_class})
+
+    return _replace("open_clip_train.params.argparse", with_parser)
+
+
+def install(args: argparse.Namespace) -> None:
+    """Makes OpenCLIP's `main` train as `args` say, asking the plugins for model arguments, model class and loss."""
+    student = iter([args])  # the first model made; a second is the teacher of a distillation
+
+    def with_model_kwargs(create):
+        @functools.wraps(create)
+        def create_model_and_transforms(*model_args, **kwargs):
+            for args in itertools.islice(student, 1):
+                kwargs.update(hooks.model_kwargs(args))
+            return create(*model_args, **kwargs)
+
+        return create_model_and_transforms
+
+    from .data import with_plugins_data
+
+    _check_names()
+    _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
+    _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
+    _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
+    for path, wrapper in current().WRAPPERS.items():
+        _replace(path, wrapper)
+    _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
+    for name in MODEL_CLASSES:
+        _replace(f"open_clip.factory.{name}", _ModelSelector)
+
+
+@contextlib.contextmanager
+def plugins_model_class():
+    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
+    factory = importlib.import_module("open_clip.factory")
+    with _FACTORY:
+        before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
+        try:
+            if not is_patched():
+                for name in MODEL_CLASSES:
+                    _replace(f"open_clip.factory.{name}", _ModelSelector)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(factory, name, value)
+
+
+class _ModelSelector:
+    """Stands for a model class in OpenCLIP's factory: called, it makes the class that the plugins select."""
+
+    def __init__(self, model_class: type):
+        self.model_class = model_class
+        self.__name__ = model_class.__name__  # which the factory logs
+
+    def __call__(self, *args, **model_cfg):
+        hook = hooks.plugin_manager().hook
+        selected = hook.open_clip_select_model_class(model_class=self.model_class, model_cfg=model_cfg)
+        return (selected or self.model_class)(*args, **model_cfg)
+
+
+def _with_cpu_ranks(ddp: type) -> type:
+    class DistributedDataParallel(ddp):
+        def __init__(self, module, device_ids=None, **kwargs):
+            on_cpu = next(module.parameters()).device.type == "cpu"  # where torch accepts no device_ids
+            super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+    return DistributedDataParallel
+
+
+def _check_names() -> None:
+    """Raises InputError, which names all that is missing, for an OpenCLIP without a name that is to be replaced."""
+    missing = []
+    for path in replaced():
+        module, _, name = path.rpartition(".")
+        if not hasattr(importlib.import_module(module), name):
+            missing.append(path)
+    if missing:
+        raise InputError(
+            f"open_clip_torch {find_installation().version} has no {', '.join(missing)}, which superclip train "
+            f"replaces: install a version that was tested, {INSTALL}"
+        )
+
+
+def _replace(path: str, make) -> types.ModuleType:
+    """Puts `make(what stands there)` in the place of the dotted `path` and returns the module that holds it."""
+    module_name, _, name = path.rpartition(".")
+    module = importlib.import_module(module_name)
+    setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
+    return module
+
+
+def fork_workers(workers: int) -> None:
+    """Makes the workers of a WebDataset start by fork, whatever Python's default: OpenCLIP's cannot be sent to others.
+
+    Raises InputError where the process has chosen another way, or the machine has no fork.
+    """
+    if workers < 1:
+        return
+    method = multiprocessing.get_start_method(allow_none=True)
+    if method is None and "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork")
+    elif method != "fork":
+        raise InputError(
+            f"--workers is {workers}, and processes of this Python start by {method or 'spawn'}, to which OpenCLIP's "
+            "WebDataset cannot be sent: give --workers 0, or call multiprocessing.set_start_method('fork')"
+        )

@@ -1,0 +1,110 @@
+"""OpenCLIP 4, its main branch: a task holds model and loss; batches are dicts; images are decoded last."""
+
+import functools
+import inspect
+
+from .. import hooks
+from . import v3
+
+TESTED = ("4.2.0.dev0",)
+
+REPLACED = {
+    "open_clip_train.main.create_task": "the same, with the plugins' loss, if one has an answer",
+    "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
+    **{
+        f"open_clip_train.data.{name}": "leaves the plugins' tokens alone, while training data is made"
+        for name in ("JsonCaptionExtractor", "FilterNonEmptyText")
+    },
+}
+
+
+def with_plugins_task(create):
+    """Returns OpenCLIP's `create_task` whose task trains with the plugins' loss, if one has an answer."""
+
+    @functools.wraps(create)
+    def create_task(args, *task_args, **kwargs):
+        task = create(args, *task_args, **kwargs)
+        loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+        if loss is not None:
+            task.loss = loss
+            _pass_every_output(task)
+        return task
+
+    return create_task
+
+
+def _pass_every_output(task) -> None:
+    """Makes CoCa's task give its loss all that the model returns, of which it picks five outputs by name."""
+    if not hasattr(task, "_build_loss_inputs"):
+        return
+    build = task._build_loss_inputs
+
+    def build_loss_inputs(model_out, batch):
+        others = {name: value for name, value in model_out.items() if name != "logit_bias"}  # CoCaLoss takes none
+        return others | build(model_out, batch)
+
+    task._build_loss_inputs = build_loss_inputs
+
+
+def with_epoch_end(train):
+    """Returns OpenCLIP's `train_one_epoch` that calls the plugins after an epoch's last step."""
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def train_one_epoch(*train_args, **kwargs):
+        train(*train_args, **kwargs)
+        given = signature.bind(*train_args, **kwargs).arguments
+        args, state = given["args"], given["state"]
+        hooks.plugin_manager().hook.open_clip_epoch_end(args=args, model=state.task.trainable_module, epoch=state.epoch)
+
+    return train_one_epoch
+
+
+WRAPPERS = {
+    "open_clip_train.main.create_task": with_plugins_task,
+    "open_clip_train.main.train_one_epoch": with_epoch_end,
+}
+
+PASSED_ON = {
+    "JsonCaptionExtractor": lambda *_, **__: lambda tokens: tokens,
+    "FilterNonEmptyText": lambda *_, **__: lambda sample: True,
+}
+
+
+class WebDataset(v3.WebDataset):
+    """The same, for samples that are still as their shard holds them: `txt` is the caption that OpenCLIP takes."""
+
+    def __init__(self, args, order, caption_tokens):
+        import open_clip_train.data as data
+
+        super().__init__(args, order, caption_tokens)
+        self.text_keys = data._split_wds_keys(args.text_key or "txt")
+        self.read_json = None
+        if args.json_text_key:
+            self.read_json = data.JsonCaptionExtractor(args.json_text_key, sample_probs=args.json_text_key_probs)
+        self.is_trained_on = data.FilterNonEmptyText("txt")
+
+    def names(self, names: dict[str, str]) -> dict[str, str]:
+        return {**names, "text": "txt"}
+
+    def with_caption(self, sample: dict) -> dict | None:
+        if self.read_json is not None:
+            sample = {**sample, "txt": self.read_json(sample["json"])}
+        else:
+            sample = {**sample, "txt": next(sample[key] for key in self.text_keys if key in sample)}
+        if not self.is_trained_on(sample):
+            return None
+        caption = sample["txt"]
+        return {**sample, "txt": caption.decode("utf-8") if isinstance(caption, bytes) else caption}
+
+
+def row_with_tokens(row: dict, tokens) -> dict:
+    """Returns a row of OpenCLIP's table with other tokens."""
+    return {**row, "text": tokens}
+
+
+def shuffle_sizes() -> tuple[int, int]:
+    """Returns the size of OpenCLIP's shuffle buffer of samples, and how many fill it before the first leaves."""
+    from open_clip_train.data import wds_shuffle_sizes
+
+    return wds_shuffle_sizes()[2:]
