@@ -14,7 +14,6 @@ import threading
 import types
 from pathlib import Path
 
-
 from .. import hooks
 from ..errors import InputError
 from . import current

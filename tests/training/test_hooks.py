@@ -16,6 +16,7 @@ import pluggy
 import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
+from support.openclip_trees import enter
 from support.plugins import BROKEN, install_plugin
 from support.training_runs import run_ranks, superclip_train
 
@@ -459,11 +460,16 @@ def test_a_mistyped_flag_is_told_in_one_line_by_a_patched_openclip_too(parse_arg
     ]
 
 
+def train_with_openclip(tree, *argv):
+    enter(tree)
+    return superclip_train(*argv)
+
+
 def test_an_openclip_of_before_3_is_refused_with_its_version(train_flags, tmp_path):
-    info = tmp_path / "open_clip_torch-2.32.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 2.32.0\n")
-    (run,) = run_ranks(functools.partial(train_with, tmp_path), *train_flags, cwd=tmp_path)
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip/__init__.py").touch()
+    (tmp_path / "open_clip/version.py").write_text("__version__ = '2.32.0'\n")
+    (run,) = run_ranks(train_with_openclip, tmp_path, *train_flags, cwd=tmp_path)
     assert run.returncode == 1
     (error,) = run.errors()
     assert error.startswith("error: open_clip_torch 2.32.0 is too old: expected 3.0 or later, pip install ")
