@@ -21,7 +21,7 @@ from ..openclip import with_model_defaults
 from ..openclip.train import check_command
 from ..pages import bytes_text
 from .cost import checkpoint_bytes
-from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, what_runs, which_start
+from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, prune, what_runs, which_start
 from .lock import LockLost
 from .machines import Placement, ask_to_exclude, hosts
 from .plan import Plan, engine_flags
@@ -399,7 +399,7 @@ class NodeRun:
             if not rank_failed(self.logs):  # the first error is reported first
                 follower.show(added)
                 if self.folder.note_epoch(checkpoint_files.newest(self.folder.checkpoints)):
-                    checkpoint_files.prune(self.folder.checkpoints, self.plan)
+                    prune(self.folder.checkpoints, self.plan)
                     self._beat(at_once=True)
 
         if self.placement.port_is_taken():
