@@ -88,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if not (math.isfinite(value := getattr(options, name)) and value > 0):
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
     if "dense" in (suites := options.suite.split(",")):
-        require("--suite dense", "dense", "torchmetrics", "clip_benchmark", "requests")
+        require("--suite dense", "eval", "clip_benchmark", "requests")
     elif options.finetune:
         raise InputError(f"--finetune is for --suite dense; given is --suite {','.join(suites)}")
     at_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)

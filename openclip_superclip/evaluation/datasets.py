@@ -158,8 +158,11 @@ class DenseSet(Dataset):
     def label(self, place: int) -> Tensor:
         """Returns the classes of a picture's pixels, int64 [H, W], NO_CLASS where there is none, or their depths in
         metres, float32 [H, W], 0 where there is none. Raises InputError for what is neither."""
-        with Image.open(self.labels[place]) as picture:
-            values = np.array(picture)
+        with Image.open(self.pictures[place]) as picture, Image.open(self.labels[place]) as labels:
+            size, values = picture.size, np.array(labels)
+        if values.shape[1::-1] != size:
+            found, expected = ("{} x {}".format(*pixels) for pixels in (values.shape[1::-1], size))
+            raise InputError(f"{self.labels[place]} has {found} pixels; expected {expected}, as its image has")
         if values.ndim != 2:
             raise InputError(f"{self.labels[place]} has {values.shape[-1]} channels; expected one number a pixel")
         if not self.num_classes:

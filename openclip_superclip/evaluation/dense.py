@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..method.patch_tokens import patch_map, patch_tokens
 from .datasets import NO_CLASS, DenseSet
 from .features import Features
-from .outcomes import IOU, RMSE, Outcome
+from .outcomes import IOU, RMSE, Outcome, estimate
 
 TOWER_LR = 1e-5
 
@@ -67,7 +67,7 @@ def dense_probe(
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in metres as `rmse`.
 
     A batch norm and one linear map of each patch token, enlarged to the picture. Without features the tower is tuned
-    with it. The numbers are torchmetrics', over the pixels of all test pictures at their own sizes.
+    with it. The numbers are over the pixels of all test pictures at their own sizes.
 
     Args:
         by_split: the patch tokens of the splits, [N, W, h, w], for a frozen tower.
@@ -149,30 +149,21 @@ def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def _measure(head, maps, test: DenseSet, features: Features | None, settings) -> tuple[dict, dict[str, Outcome]]:
-    from torchmetrics import MeanSquaredError
-    from torchmetrics.classification import MulticlassJaccardIndex
-
     name = "miou" if test.num_classes else "rmse"
-    metric = MeanSquaredError(squared=False)
-    if test.num_classes:
-        metric = MulticlassJaccardIndex(test.num_classes, average="macro", ignore_index=NO_CLASS)
     parts, num_known = [], 0
     for output, label in _outputs(head, maps, test, features, settings):
         known = label != NO_CLASS if test.num_classes else label > 0
         num_known += int(known.sum())
         if test.num_classes:
-            found = output.argmax(dim=0)
-            metric.update(found[None], label[None])
-            parts.append(_overlaps(found, label, test.num_classes))
+            parts.append(_overlaps(output.argmax(dim=0), label, test.num_classes))
         else:
-            if known.any():
-                metric.update(output[0][known], label[known])
             parts.append((float(((output[0] - label)[known] ** 2).sum()), int(known.sum())))
     if not num_known:
         shown = "class: all pixels are no class" if test.num_classes else "depth: all pixels are 0"
         raise InputError(f"its test pictures show no {shown}")
     scored, of = (np.array(part, dtype=np.float64) for part in zip(*parts, strict=True))
-    return {name: float(metric.compute())}, {name: Outcome(IOU if test.num_classes else RMSE, scored, of)}
+    outcome = Outcome(IOU if test.num_classes else RMSE, scored, of)
+    return {name: estimate(outcome, "").value}, {name: outcome}
 
 
 def _outputs(head, maps, test: DenseSet, features: Features | None, settings) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from .datasets import DENSE, FITTED, NO_CLASS, SEGMENTATION, Data, Selection, ot
 from .dense import PatchMaps, dense_probe, neighbour_maps, whole_picture
 from .features import EvaluationRanks, Features, feature_folder, keep_features, read_features
 from .models import Evaluated, open_model
-from .outcomes import draws, interval, write_outcomes
+from .outcomes import estimate, write_outcomes
 from .results import (
     NOT_IN_CLIP_BENCHMARK,
     OF_FEATURES,
@@ -78,9 +78,6 @@ def _coloured(classes: np.ndarray) -> np.ndarray:
     colours = np.random.default_rng(0).integers(0, 230, (NO_CLASS + 1, 3), dtype=np.uint8)
     colours[NO_CLASS] = 255
     return colours[np.minimum(classes, NO_CLASS)]
-
-
-matplotlib.use("Agg")
 
 
 COLUMNS = 3
@@ -297,7 +294,7 @@ def _record(opened, data, task, settings, by_split, outcomes_at: Path) -> dict:
     dataset = _build(data, transform, "test", task)
     metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
     write_outcomes(outcomes_at, outcomes)
-    intervals = {name: interval(draws([outcome], data.name)[:, 0]) for name, outcome in outcomes.items()}
+    intervals = {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()}
     return {"metrics": metrics, "intervals": intervals}
 
 
@@ -309,7 +306,7 @@ def _dense_record(network, data: Data, settings: Settings, by_split: dict[str, F
     if by_split and data.kind == SEGMENTATION:
         with whole_file(neighbours_file(outcomes_at)) as file:
             np.savez_compressed(file, **neighbour_maps(train, test, by_split, settings.dense.seed))
-    intervals = {name: interval(draws([outcome], data.name)[:, 0]) for name, outcome in outcomes.items()}
+    intervals = {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()}
     return {"metrics": metrics, "intervals": intervals}
 
 

@@ -1,7 +1,12 @@
-"""What became of every test sample, noted while CLIP_benchmark computes its metrics: intervals are made of it."""
+"""The outcome of every test sample, recorded while CLIP_benchmark computes its metrics, and intervals from them.
 
+Every number that is shown of a measure (score, interval, paired difference, McNemar's p-value) comes from the same
+outcomes, so a score cannot be outside its own interval.
+"""
+
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from clip_benchmark.metrics import image_caption_selection, linear_probe, zeroshot_classification, zeroshot_retrieval
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch.utils.data import DataLoader
 
 from ..environment import replaced
@@ -18,19 +23,17 @@ from ..errors import InputError, reason
 from ..files import whole_file
 from .features import Features
 
-RESAMPLES = 1000
-
-
-CONFIDENCE = 0.95
+MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
+RESAMPLES, CONFIDENCE = 1000, 0.95
+Z = norm.ppf((1 + CONFIDENCE) / 2)
 
 
 class Outcome(NamedTuple):
-    """The test samples' part in a score, two arrays with a row a sample.
+    """Each test sample's contribution to a score: two arrays with a row per sample.
 
-    Of a mean: what a sample scored in all, and out of how many (a picture's five captions). Of the mean recall of the
-    classes: whether the sample is right, and its class. Of the mean average precision: scores and labels, [N, classes].
-    Of the mean IoU: the pixels of each class in both and in either, [N, classes]. Of the root mean squared error: the
-    sum of the squares, and of how many pixels.
+    MEAN: points scored and points possible (an image's five captions). RECALL (mean per-class recall): whether the
+    sample is right, and its class. PRECISION (mean average precision): scores and labels, [N, classes]. IOU (mean
+    IoU): the pixels of each class in both and in either, [N, classes]. RMSE: sum of squared errors, and pixels.
     """
 
     kind: str
@@ -38,30 +41,57 @@ class Outcome(NamedTuple):
     of: np.ndarray
 
 
-def draws(outcomes: list[Outcome], dataset: str) -> np.ndarray:
-    """Returns each model's score on every resample of the same test samples, [RESAMPLES, models], from a fixed seed.
+class Estimate(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(outcome: Outcome, dataset: str) -> Estimate:
+    """Returns the score of an outcome with its 95 % interval over the test samples.
+
+    Means and mean recalls have Wilson's score interval, which keeps its coverage near 100 %. Its sample size is the
+    effective one (Korn and Graubard, 1998) if a sample has several parts or a class weighs more than its samples.
+    Other measures have the percentile bootstrap.
 
     Args:
-        outcomes: of one measure on one data set, of samples in the same order.
-        dataset: its name: other data sets are resampled independently.
+        dataset: its name; the bootstrap resamples each data set independently, from a fixed seed.
     """
-    rows = np.stack([part.reshape(len(part), -1) for outcome in outcomes for part in outcome[1:]], axis=1)
-    distinct, frequency = np.unique(rows, axis=0, return_counts=True)  # equal samples are resampled together
-    rng = np.random.default_rng(zlib.crc32(dataset.encode()))
-    counts = rng.multinomial(frequency.sum(), frequency / frequency.sum(), size=RESAMPLES)
-    scores = SCORES[outcomes[0].kind]
-    models = np.split(distinct, rows.shape[1] // 2, axis=1)  # [U, 2, classes or 1] each
-    return np.stack([scores(counts, *model.swapaxes(0, 1)) for model in models], axis=1)
+    if outcome.kind in (MEAN, RECALL):
+        return _wilson(_proportion(outcome))
+    drawn = _draws([outcome], dataset)[:, 0]
+    return Estimate(_score(outcome), *map(float, np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of draws."""
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
+    """Returns what `second` is ahead of `first` on the same samples, with the paired 95 % interval.
+
+    For means and mean recalls this is Newcombe's hybrid score interval (1998, method 10): the Wilson limits of both,
+    combined with the correlation of their samples. Other measures have the bootstrap over the same resamples.
+    """
+    if first.kind in (MEAN, RECALL):
+        return _newcombe(_proportion(first), _proportion(second))
+    drawn = np.subtract(*_draws([second, first], dataset).T)
+    limits = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(_score(second) - _score(first), *map(float, limits))
+
+
+def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
+    """Returns the mean of estimates: their distances to the limits are combined by squares, or added if `dependent`."""
+    values, lows, highs = np.array(parts, dtype=np.float64).T
+    power = 1 if dependent else 2
+
+    def margin(distances: np.ndarray) -> float:
+        return float((distances**power).sum() ** (1 / power) / len(parts))
+
+    value = float(values.mean())
+    return Estimate(value, value - margin(values - lows), value + margin(highs - values))
 
 
 def mcnemar(first: Outcome, second: Outcome) -> float | None:
-    """Returns the p-value of McNemar's exact test that two models are right equally often; None where a sample has
+    """Returns the p-value of McNemar's exact test that two models are right equally often; None if a sample has
     several parts."""
     if first.kind != MEAN or first.of.max() > 1:
         return None
@@ -69,23 +99,77 @@ def mcnemar(first: Outcome, second: Outcome) -> float | None:
     return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
 
 
-def _means(counts: np.ndarray, scored: np.ndarray, of: np.ndarray) -> np.ndarray:
-    return (counts @ scored / (counts @ of))[:, 0]
+class _Proportion(NamedTuple):
+    """A proportion, the number of independent samples that would vary as much, and each sample's deviation from it."""
+
+    value: float
+    size: float
+    deviations: np.ndarray
+    is_binary: bool  # each sample is right or wrong and weighs the same
 
 
-def _recalls(counts: np.ndarray, hit: np.ndarray, label: np.ndarray) -> np.ndarray:
-    of_class = np.equal(label, np.unique(label)).astype(float)  # [U, classes]
-    with np.errstate(invalid="ignore"):  # a class that a resample does not show
-        return np.nanmean(counts @ (hit * of_class) / (counts @ of_class), axis=1)
+def _proportion(outcome: Outcome) -> _Proportion:
+    scored, of = (np.asarray(part, np.float64) for part in outcome[1:])
+    if outcome.kind == RECALL:
+        _, place, sizes = np.unique(of, return_inverse=True, return_counts=True)
+        weights = 1 / sizes[place] / len(sizes)
+        value = float((weights * scored).sum())
+        return _Proportion(value, len(sizes) ** 2 / (1 / sizes).sum(), weights * (scored - value), False)
+    value, size = float(scored.sum() / of.sum()), float(len(of))
+    deviations = scored - value * of
+    if of.max() > 1:
+        variance = size / max(size - 1, 1) * (deviations**2).sum() / of.sum() ** 2
+        size = min(value * (1 - value) / variance, of.sum()) if variance > 0 else size
+    return _Proportion(value, size, deviations, of.max() <= 1)
+
+
+def _wilson(proportion: _Proportion) -> Estimate:
+    p, size = proportion.value, proportion.size
+    centre, width = p + Z**2 / (2 * size), Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
+    low, high = ((centre + sign * width) / (1 + Z**2 / size) for sign in (-1, 1))
+    return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))  # at 0 and 1 up to rounding
+
+
+def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
+    one, two = _wilson(first), _wilson(second)
+    shared = (first.deviations * second.deviations).sum()
+    if first.is_binary and shared > 0:  # Newcombe's continuity correction: n/2 from n times the covariance
+        shared = max(shared - 0.5, 0.0)
+    spread = math.sqrt((first.deviations**2).sum() * (second.deviations**2).sum())
+    correlation = shared / spread if spread else 0.0
+
+    def margin(up: float, down: float) -> float:
+        return math.sqrt(max(up**2 - 2 * correlation * up * down + down**2, 0.0))
+
+    value = two.value - one.value
+    low = value - margin(two.value - two.low, one.high - one.value)
+    return Estimate(value, low, value + margin(two.high - two.value, one.value - one.low))
+
+
+def _score(outcome: Outcome) -> float:
+    once = np.ones((1, len(outcome.scored)))
+    scored, of = (part.reshape(len(part), -1) for part in outcome[1:])
+    return float(SCORES[outcome.kind](once, scored, of)[0])
+
+
+def _draws(outcomes: list[Outcome], dataset: str) -> np.ndarray:
+    """Returns each model's score on every resample of the same test samples, [RESAMPLES, models]."""
+    rows = np.stack([part.reshape(len(part), -1) for outcome in outcomes for part in outcome[1:]], axis=1)
+    distinct, frequency = np.unique(rows, axis=0, return_counts=True)  # equal samples are resampled together
+    rng = np.random.default_rng(zlib.crc32(dataset.encode()))
+    counts = rng.multinomial(frequency.sum(), frequency / frequency.sum(), size=RESAMPLES)
+    models = np.split(distinct, rows.shape[1] // 2, axis=1)  # [U, 2, classes or 1] each
+    return np.stack([SCORES[outcomes[0].kind](counts, *model.swapaxes(0, 1)) for model in models], axis=1)
 
 
 def _precisions(counts: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A resampled picture stands with its copies in the ranking."""
+    """Returns the mean average precisions; equal scores share a rank."""
     by_class = []
     for score, label in zip(scores.T, labels.T, strict=True):
         order = np.argsort(-score, kind="stable")
+        last = np.searchsorted(-score[order], -score[order], side="right") - 1  # of the equal scores
         ranked, relevant = counts[:, order], counts[:, order] * label[order]
-        precision = relevant.cumsum(axis=1) / np.maximum(ranked.cumsum(axis=1), 1)
+        precision = (relevant.cumsum(axis=1) / np.maximum(ranked.cumsum(axis=1), 1))[:, last]
         by_class.append((precision * relevant).sum(axis=1) / np.maximum(relevant.sum(axis=1), 1))
     return np.mean(by_class, axis=0)
 
@@ -99,10 +183,7 @@ def _errors(counts: np.ndarray, squares: np.ndarray, pixels: np.ndarray) -> np.n
     return np.sqrt(counts @ squares / (counts @ pixels))[:, 0]
 
 
-MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
-
-
-SCORES = {MEAN: _means, RECALL: _recalls, PRECISION: _precisions, IOU: _overlaps, RMSE: _errors}
+SCORES = {PRECISION: _precisions, IOU: _overlaps, RMSE: _errors}
 
 
 def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
@@ -147,7 +228,7 @@ def classified() -> Iterator[dict[str, Outcome]]:
 
     def noted(*args, **options):
         logits, target = run(*args, **options)
-        outcomes.update(_of_logits(logits, target, ""))
+        outcomes.update(_of_logits(logits, target, "", logits.shape[1]))
         return logits, target
 
     with replaced(zeroshot_classification, run_classification=noted):
@@ -167,7 +248,8 @@ def probed() -> Iterator[dict[str, Outcome]]:
         yield outcomes
     model, loader, *options = last
     ordered = DataLoader(loader.dataset, batch_size=loader.batch_size)
-    outcomes |= _of_logits(*infer(model, ordered, *options), "lp_")
+    logits, target = infer(model, ordered, *options)
+    outcomes |= _of_logits(logits.float(), target, "lp_", num_classes=int(target.max()))
 
 
 @contextmanager
@@ -185,7 +267,7 @@ def retrieved(test: Features, recall_k: list[int]) -> Iterator[dict[str, Outcome
     of_picture = np.repeat(np.arange(len(captions)), captions)
     for k, by_text, by_picture in zip(recall_k, found[::2], found[1::2], strict=True):
         hits = np.bincount(of_picture, (by_text > 0).numpy(), minlength=len(captions))
-        outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.uint8), captions.astype(np.uint8))
+        outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.int32), captions.astype(np.int32))
         outcomes[f"text_retrieval_recall@{k}"] = right((by_picture > 0).numpy())
 
 
@@ -209,12 +291,16 @@ def selected() -> Iterator[dict[str, Outcome]]:
     outcomes |= {name: right(values) for name, values in zip(("image_acc", "text_acc", "acc"), lists, strict=True)}
 
 
-def _of_logits(logits: torch.Tensor, target: torch.Tensor, prefix: str) -> dict[str, Outcome]:
-    if target.dim() == 2:  # one column a class
+def _of_logits(logits: torch.Tensor, target: torch.Tensor, prefix: str, num_classes: int) -> dict[str, Outcome]:
+    if target.dim() == 2:  # one column per class
         return {"mean_average_precision": Outcome(PRECISION, logits.float().numpy(), target.numpy().astype(np.uint8))}
-    hits = (logits.argmax(dim=1) == target).numpy()
     labels = target.numpy().astype(np.int32)
+    # Equal logits: CLIP_benchmark takes the first of topk for the accuracy, and argmax for the mean recall.
+    k = 5 if num_classes >= 5 else 1  # as it asks for top-5 accuracy
+    first = logits.topk(k, 1, True, True)[1][:, 0]
     return {
-        f"{prefix}acc1": right(hits),
-        f"{prefix}mean_per_class_recall": Outcome(RECALL, hits.astype(np.uint8), labels),
+        f"{prefix}acc1": right((first == target).numpy()),
+        f"{prefix}mean_per_class_recall": Outcome(
+            RECALL, (logits.argmax(dim=1) == target).numpy().astype(np.uint8), labels
+        ),
     }

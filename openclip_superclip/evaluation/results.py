@@ -8,12 +8,10 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..files import write_json
 from ..pages import markdown_table
 from .datasets import DATACOMP_CLASSIFICATION, RETRIEVAL, SEGMENTATION, SUITES, THE_38
-from .outcomes import Outcome, draws, interval, mcnemar, read_outcomes
+from .outcomes import Estimate, Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
 from .tasks import SHOTS
 
 DATACOMP_BY_CLASS = {"fgvc_aircraft", "vtab/caltech101", "vtab/flowers", "vtab/pets"}  # mean recall of the classes
@@ -283,37 +281,41 @@ def _value(score: Score) -> float:
     return 100 * statistics.mean(part.value for part in score)
 
 
-def _draws(scores: list[Score]) -> np.ndarray | None:
-    """Returns each model's score on the same resamples of the test samples, in percent, [resamples, models]; None where
-    what became of these was not kept, or the samples differ."""
-    total = 0.0
-    for parts in zip(*scores, strict=True):
-        outcomes = [outcome for part in parts for outcome in part.outcomes()]
-        alike = len({part.record.get("data_files") for part in parts}) == 1
-        alike = alike and len({len(outcome.scored) for outcome in outcomes}) == 1
-        if not alike or len(outcomes) != sum(len(part.measures) for part in parts):
-            return None
-        drawn = draws(outcomes, parts[0].record["dataset"])
-        total = total + drawn.reshape(len(drawn), len(parts), -1).mean(axis=2)
-    return 100 * total / len(scores[0])
-
-
 def _percent(score: Score) -> Percent:
-    drawn = _draws([score])
-    return Percent(_value(score), None if drawn is None else interval(drawn[:, 0]))
+    parts = []
+    for part in score:
+        outcomes = part.outcomes()
+        if len(outcomes) != len(part.measures):
+            return Percent(_value(score), None)
+        parts.append(mean_of([estimate(one, part.record["dataset"]) for one in outcomes], dependent=True))
+    found = mean_of(parts)
+    return Percent(100 * found.value, (100 * found.low, 100 * found.high))
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
-    drawn = _draws([first, other]) if first and other else None
-    if drawn is None:
+    found = _difference(first, other) if first and other else None
+    if found is None:
         return "–"
-    low, high = interval(drawn[:, 1] - drawn[:, 0])
-    text = f"{_value(other) - _value(first):+.1f} [{low:+.1f}, {high:+.1f}]"
+    text = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
     of_one = len(first) == 1 and len(first[0].measures) == 1
     p_value = mcnemar(first[0].outcomes()[0], other[0].outcomes()[0]) if of_one else None
     if p_value is None:
         return text
     return f"{text}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
+
+
+def _difference(first: Score, other: Score) -> Estimate | None:
+    """Returns the paired difference; None if the outcomes of the samples were not kept, or the samples differ."""
+    parts = []
+    for one, two in zip(first, other, strict=True):
+        pairs = list(zip(one.outcomes(), two.outcomes(), strict=False))
+        alike = one.record.get("data_files") == two.record.get("data_files")
+        alike = alike and all(len(a.scored) == len(b.scored) for a, b in pairs)
+        if not alike or len(pairs) != len(one.measures):
+            return None
+        name = one.record["dataset"]
+        parts.append(mean_of([difference(a, b, name) for a, b in pairs], dependent=True))
+    return mean_of(parts)
 
 
 def _names(models: list[list[dict]]) -> list[str]:

@@ -2,6 +2,7 @@
 them, and sklearn's of few pictures and of neighbours."""
 
 import contextlib
+import logging
 import math
 import statistics
 import sys
@@ -26,7 +27,7 @@ from ..errors import InputError
 from .datasets import DENSE
 from .dense import DenseSettings
 from .features import FeatureBatches, Features
-from .outcomes import MEAN, Outcome, classified, probed, retrieved, right, selected
+from .outcomes import MEAN, Outcome, classified, estimate, probed, retrieved, right, selected
 
 
 def evaluate_probe(*args, device: str, **options) -> dict[str, float]:
@@ -84,7 +85,7 @@ def few_shot(by_split: dict[str, Features]) -> tuple[dict[str, float | None], di
     fewest = min(np.unique(labels, return_counts=True)[1])
     with tqdm(total=len(SHOTS) * FEWSHOT_DRAWS, desc="few-shot", unit=" fits", leave=False) as progress:
         for shots in SHOTS:
-            hits = np.zeros(len(expected), np.uint8)
+            hits = np.zeros(len(expected), np.int32)
             for draw in range(FEWSHOT_DRAWS if shots <= fewest else 0):
                 drawn = _drawn(labels, shots, draw)
                 fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=ITERATIONS))
@@ -93,7 +94,7 @@ def few_shot(by_split: dict[str, Features]) -> tuple[dict[str, float | None], di
             metrics[f"fewshot_acc1@{shots}"] = None
             if shots <= fewest:
                 metrics[f"fewshot_acc1@{shots}"] = statistics.fmean(hits.tolist()) / FEWSHOT_DRAWS
-                of = np.full(len(expected), FEWSHOT_DRAWS, np.uint8)
+                of = np.full(len(expected), FEWSHOT_DRAWS, np.int32)
                 outcomes[f"fewshot_acc1@{shots}"] = Outcome(MEAN, hits, of)
     return metrics, outcomes
 
@@ -132,6 +133,11 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     for line, name in enumerate(classes, start=1):
         if not name:
             raise InputError(f"classnames.txt: line {line} is empty; expected a class name")
+    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
+        logging.warning(
+            f"classnames.txt: {len(repeated)} names occur more than once ({', '.join(repeated[:3])}): images of these "
+            "classes cannot be told apart, and each counts as right for one of them only"
+        )
     if not templates:
         raise InputError("zeroshot_classification_templates.txt is empty; expected a line such as: a photo of a {c}.")
     for line, template in enumerate(templates if isinstance(templates, list) else [], start=1):
@@ -295,10 +301,9 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # it prints as it goes
         warnings.filterwarnings("ignore", module="sklearn")  # of classes that a small data set does not show
         if task == "zeroshot_retrieval":
-            with retrieved(by_split["test"], RECALL_K) as outcomes:
-                metrics = zeroshot_retrieval.evaluate(
-                    kept, loaders["test"], tokenizer, recall_k_list=RECALL_K, **options
-                )
+            ks = [k for k in RECALL_K if k <= len(by_split["test"].targets)]  # topk of fewer images is an error
+            with retrieved(by_split["test"], ks) as outcomes:
+                metrics = zeroshot_retrieval.evaluate(kept, loaders["test"], tokenizer, recall_k_list=ks, **options)
         elif task == "image_caption_selection":
             with selected() as outcomes:
                 metrics = image_caption_selection.evaluate(kept, loaders["test"], tokenizer, **options)
@@ -316,6 +321,7 @@ def evaluate(
                 metrics = zeroshot_classification.evaluate(
                     kept, loaders["test"], tokenizer, dataset.classes, dataset.templates, **options
                 )
+    metrics |= {name: estimate(outcome, "").value for name, outcome in outcomes.items()}  # one source for all numbers
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}, outcomes
 
 

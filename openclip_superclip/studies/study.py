@@ -359,7 +359,7 @@ def study_call(
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "dense-scenes":
-        require("a study of dense-scenes", "dense", "torchmetrics", "clip_benchmark", "requests")
+        require("a study of dense-scenes", "eval", "clip_benchmark", "requests")
     if study.measures == "validation":
         _check_measured(study, set_)
         _check_tables(study, device, data, set_)

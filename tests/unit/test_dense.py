@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.metrics import jaccard_score
 from support.released_models import write_random_model
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
-from openclip_superclip.evaluation.outcomes import read_outcomes
+from openclip_superclip.evaluation.dense import _overlaps
+from openclip_superclip.evaluation.outcomes import IOU, Outcome, estimate, read_outcomes
 from openclip_superclip.studies.measures import EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the pictures
@@ -127,7 +130,7 @@ def test_cells_of_a_colour_are_found_frozen_and_tuned_and_the_neighbours_are_dra
     assert len(list((tmp_path / "features").iterdir())) == 4  # of the frozen tower alone
 
 
-def test_scores_are_torchmetrics_and_their_samples_add_up_to_them(model, data, tmp_path):
+def test_the_samples_of_a_score_add_up_to_it(model, data, tmp_path):
     flags = ["--datasets", "masks", "depth", "--dense-epochs", "1", "--workers", "2"]
     assert evaluate(model, data, tmp_path, *flags) == 0
     for (task, _), record in records(tmp_path).items():
@@ -142,6 +145,24 @@ def test_scores_are_torchmetrics_and_their_samples_add_up_to_them(model, data, t
         if task == "segmentation":
             assert outcome.of.sum() >= 7 * 2 * SIZE * (SIZE - 2)  # the rim counts for nothing
             assert outcome.scored.sum() <= 7 * 2 * SIZE * (SIZE - 2)
+
+
+def test_the_mean_iou_is_sklearns():
+    rng = np.random.default_rng(0)
+    found, label = (torch.tensor(rng.integers(0, 5, 300)) for _ in range(2))
+    label[:20] = NO_CLASS
+    both, either = _overlaps(found, label, 5)
+    outcome = Outcome(IOU, both[None], either[None])
+    assert estimate(outcome, "x").value == pytest.approx(jaccard_score(label[20:], found[20:], average="macro"))
+
+
+def test_a_mask_of_another_size_is_refused(model, tmp_path, capsys):
+    write_cells(tmp_path / "data")
+    mask = tmp_path / "data" / "masks" / "annotations" / "training" / "3.png"
+    Image.new("L", (10, 10)).save(mask)
+    assert evaluate(model, tmp_path / "data", tmp_path / "out", "--datasets", "masks", "--dense-epochs", "1") == 1
+    size = "x".join(map(str, (10, 10))).replace("x", " x ")
+    assert f"3.png has {size} pixels; expected {2 * SIZE} x {SIZE}" in capsys.readouterr().err
 
 
 def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path):
@@ -172,13 +193,13 @@ def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
     assert "depths/3.png; expected a label for every picture" in errors[1]
     depths = tmp_path / "data/depth/train/depths"
     for file in (tmp_path / "data/depth/train/images").iterdir():
-        Image.new("I;16", (SIZE, SIZE)).save(depths / f"{file.stem}.png")
+        Image.new("I;16", (2 * SIZE, SIZE)).save(depths / f"{file.stem}.png")
     assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
     assert "its first training pictures show no depth" in capsys.readouterr().err
     for file in (data / "depth/train/depths").iterdir():
         shutil.copy(file, depths)
     for file in (tmp_path / "data/depth/test/depths").iterdir():
-        Image.new("I;16", (SIZE, SIZE)).save(file)
+        Image.new("I;16", (2 * SIZE, SIZE)).save(file)
     assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
     assert "its test pictures show no depth: all pixels are 0" in capsys.readouterr().err
     shutil.rmtree(depths)

@@ -1,0 +1,169 @@
+"""Scores and intervals of outcomes, against slow plain versions, scipy's, and the nominal coverage."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, bootstrap
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
+
+from openclip_superclip.errors import InputError
+from openclip_superclip.evaluation.outcomes import (
+    IOU,
+    MEAN,
+    PRECISION,
+    RECALL,
+    RMSE,
+    Outcome,
+    _of_logits,
+    _precisions,
+    difference,
+    estimate,
+    mcnemar,
+    mean_of,
+    read_outcomes,
+    right,
+    write_outcomes,
+)
+
+RNG = np.random.default_rng(0)
+HITS = RNG.random(400) < 0.3
+OTHER = np.where(RNG.random(400) < 0.2, RNG.random(400) < 0.6, HITS)
+
+
+LABELS = RNG.integers(0, 7, 400)
+
+
+def test_a_score_is_what_sklearn_computes():
+    captions = RNG.integers(1, 300, 50)  # more than uint8 can hold
+    found = RNG.binomial(captions, 0.9)
+    assert estimate(Outcome(MEAN, found, captions), "x").value == pytest.approx(found.sum() / captions.sum())
+    recall = estimate(Outcome(RECALL, HITS, LABELS), "x").value
+    assert recall == pytest.approx(balanced_accuracy_score(LABELS, np.where(HITS, LABELS, -1)))
+    scores, relevant = RNG.integers(0, 9, (50, 3)) / 9, RNG.integers(0, 2, (50, 3))  # with ties
+    precision = estimate(Outcome(PRECISION, scores, relevant), "x").value
+    assert precision == pytest.approx(average_precision_score(relevant, scores))
+
+
+def test_a_resample_scores_what_the_repeated_samples_score():
+    scores, relevant = RNG.integers(0, 9, (50, 3)) / 9, RNG.integers(0, 2, (50, 3))
+    counts = RNG.multinomial(50, [1 / 50] * 50, size=20)
+    for count, precision in zip(counts, _precisions(counts, scores, relevant), strict=True):
+        places = np.repeat(np.arange(50), count)
+        assert precision == pytest.approx(average_precision_score(relevant[places], scores[places]))
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 150, 399, 400])
+def test_an_accuracys_interval_is_wilsons_and_holds_the_score(num_right):
+    hits = np.arange(400) < num_right
+    theirs = binomtest(num_right, 400).proportion_ci(method="wilson")
+    found = estimate(right(hits), "x")
+    assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert found.low <= found.value <= found.high
+    assert estimate(right(hits[:1]), "x").high - estimate(right(hits[:1]), "x").low > 0.7  # one image proves little
+
+
+def test_captions_of_one_image_are_no_independent_samples():
+    image_is_easy = RNG.random(200) < 0.5
+    alike = Outcome(MEAN, 5 * image_is_easy, np.full(200, 5))
+    mixed = Outcome(MEAN, RNG.binomial(5, 0.5, 200), np.full(200, 5))
+    assert estimate(alike, "x")[1:] == pytest.approx(estimate(right(image_is_easy), "x")[1:], abs=0.002)
+    widths = [one.high - one.low for one in (estimate(alike, "x"), estimate(mixed, "x"))]
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_a_difference_is_newcombes_published_example():
+    """Newcombe (1998), Statistics in Medicine 17:2635, table II, method 10: 36, 12, 2, 0 pairs."""
+    first = right(np.array([1] * 36 + [1] * 12 + [0] * 2))
+    second = right(np.array([1] * 36 + [0] * 12 + [1] * 2))
+    found = difference(second, first, "x")
+    assert found.value == pytest.approx(0.2)
+    assert found[1:] == pytest.approx((0.0569, 0.3404), abs=5e-4)
+
+
+@pytest.mark.parametrize("kind", [MEAN, RECALL])
+def test_a_difference_is_paired_and_agrees_with_the_two_scores(kind):
+    of = np.ones(400) if kind == MEAN else LABELS
+    first, second = Outcome(kind, HITS, of), Outcome(kind, OTHER, of)
+    found, one, two = difference(first, second, "x"), estimate(first, "x"), estimate(second, "x")
+    assert found.value == two.value - one.value
+    assert found.low <= found.value <= found.high
+    alone = ((one.high - one.low) ** 2 + (two.high - two.low) ** 2) ** 0.5
+    assert found.high - found.low < 0.8 * alone  # what both share is no luck of the difference
+    assert difference(first, first, "x").value == 0
+
+
+@pytest.mark.parametrize("kind", [PRECISION, IOU, RMSE])
+def test_other_measures_have_the_percentile_bootstrap(kind):
+    if kind == RMSE:
+        squares = RNG.exponential(size=400)
+        first, second = Outcome(kind, squares, np.ones(400)), Outcome(kind, squares * 1.1, np.ones(400))
+        theirs = bootstrap((squares,), lambda x, axis: x.mean(axis) ** 0.5, method="percentile", rng=0)
+        assert estimate(first, "a")[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+    else:
+        scored = RNG.random((400, 3)) if kind == PRECISION else RNG.integers(0, 50, (400, 3))
+        of = RNG.integers(0, 2, (400, 3)) if kind == PRECISION else scored + RNG.integers(1, 50, (400, 3))
+        first, second = Outcome(kind, scored, of), Outcome(kind, scored[::-1], of)
+    for found in (estimate(first, "a"), difference(first, second, "a")):
+        assert found.low <= found.value <= found.high
+    assert estimate(first, "a") == estimate(first, "a") != estimate(first, "b")
+
+
+@pytest.mark.parametrize(("rate", "size"), [(0.5, 200), (0.9, 200), (0.98, 200), (0.995, 200), (0.98, 1000)])
+def test_intervals_cover_the_true_value_as_often_as_they_claim(rate, size):
+    """1,000 data sets each: 2.5 points below 95 % is more than three standard errors."""
+    rng, covered = np.random.default_rng(3), np.zeros(2)
+    for _ in range(1000):
+        hits = rng.random(size) < rate
+        flipped = np.where(rng.random(size) < 0.5, rng.random(size) < rate, hits)
+        found, ahead = estimate(right(hits), "x"), difference(right(hits), right(flipped), "x")
+        covered += (found.low <= rate <= found.high, ahead.low <= 0 <= ahead.high)
+    assert (covered >= (905 if rate == 0.995 else 925, 925)).all()  # Wilson's own 91 to 92 % at 0.995 of 200
+
+
+def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
+    from clip_benchmark.metrics.zeroshot_classification import accuracy
+
+    logits = torch.tensor(RNG.integers(0, 4, (300, 12)), dtype=torch.bfloat16)  # ties in every row
+    target = torch.tensor(RNG.integers(0, 12, 300))
+    outcomes = _of_logits(logits, target, "", 12)
+    assert estimate(outcomes["acc1"], "x").value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
+    recall = balanced_accuracy_score(target, logits.argmax(axis=1))
+    assert estimate(outcomes["mean_per_class_recall"], "x").value == pytest.approx(recall)
+
+
+def test_a_mean_of_data_sets_is_surer_than_each_and_dependent_measures_are_not():
+    found = estimate(right(HITS), "x")
+    mean, same = mean_of([found] * 4), mean_of([found] * 4, dependent=True)
+    assert mean.value == same.value == pytest.approx(found.value)
+    assert mean.high - mean.low == pytest.approx((found.high - found.low) / 2)
+    assert same == pytest.approx(found)
+
+
+def test_mcnemar_asks_only_where_two_models_differ():
+    first = right(np.array([1] * 10 + [0] * 90))
+    assert mcnemar(first, first) == 1.0
+    better = right(np.array([1] * 15 + [0] * 85))
+    assert mcnemar(first, better) == pytest.approx(2 / 2**5)  # five to none
+    assert mcnemar(first, right(np.array([0] * 5 + [1] * 10 + [0] * 85))) == 1.0  # five to five
+    assert mcnemar(Outcome(MEAN, HITS, np.full(400, 5)), first) is None
+
+
+def test_outcomes_are_read_as_they_were_written(tmp_path):
+    outcomes = {
+        "acc1": right(HITS),
+        "mean_per_class_recall": Outcome(RECALL, HITS.astype(np.uint8), RNG.integers(0, 9, 400)),
+        "mean_average_precision": Outcome(PRECISION, RNG.normal(size=(400, 3)), RNG.integers(0, 2, (400, 3))),
+    }
+    write_outcomes(tmp_path / "outcomes.npz", outcomes)
+    read = read_outcomes(tmp_path / "outcomes.npz")
+    assert read.keys() == outcomes.keys()
+    for name, outcome in outcomes.items():
+        assert read[name].kind == outcome.kind
+        assert np.array_equal(read[name].scored, outcome.scored)
+        assert np.array_equal(read[name].of, outcome.of)
+    assert read_outcomes(tmp_path / "nowhere.npz") == {}
+    broken = tmp_path / "x.outcomes.npz"
+    for size in (0, 30, 300):
+        broken.write_bytes((tmp_path / "outcomes.npz").read_bytes()[:size])
+        with pytest.raises(InputError, match=r"x.outcomes.npz is broken \(.*\): remove it and x.json beside it"):
+            read_outcomes(broken)
