@@ -20,7 +20,7 @@ from ..files import PACKAGE, make_folder, write_json, write_text
 from .lock import lock
 from .machines import Placement, hosts, my_jobs
 from .plan import NUM_KEPT, Plan, with_table
-from .recipe import Recipe, read_recipe
+from .recipe import WORDS, Recipe, read_recipe
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
 
@@ -204,8 +204,7 @@ class RunFolder:
         if not (self.path / "recipe.yaml").exists():
             return []
         there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
-        told = ("chosen", "paper")  # words, which train nothing
-        keys = [key for key in there | given if key not in told and there.get(key) != given.get(key)]
+        keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
         return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
     def start(self, record: dict, attempt: dict) -> None:

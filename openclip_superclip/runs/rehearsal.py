@@ -26,7 +26,6 @@ from .node import NodeRun
 from .plan import Plan, openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
 from .rank import ASKED, measures_file
-from .recipe import with_settings
 
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
 
@@ -341,11 +340,7 @@ def rehearsed_plan(plan: Plan, steps: int) -> Plan:
     """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
     if plan.is_table:
         raise InputError(f"--data: {plan.data} is a table, which is trained in whole passes; a rehearsal takes shards")
-    recipe = dataclasses.replace(
-        plan.recipe,
-        flags={**plan.recipe.flags, "log-every-n-steps": 1},
-        text=with_settings(plan.recipe.text, {"flags.log-every-n-steps": "1"}),
-    )
+    recipe = plan.recipe.with_flags(**{"log-every-n-steps": 1})
     slice_samples = min(steps * plan.global_batch_size, plan.slice_samples)
     slice_steps = openclip_steps(slice_samples, plan.batch_size, plan.world_size, plan.workers, plan.accum_freq)
     return dataclasses.replace(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..pages import markdown_table
-from ..runs.recipe import CONFIG_FIELDS, METHODS, Recipe, read_recipe, recipe_files
+from ..runs.recipe import CONFIG_FIELDS, METHODS, Recipe, read_recipe, shipped_recipes
 from ..words.learning import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, find_course, missing_told, word_course
 from .finished_runs import MISSING, ReportedRun, method_variant
 from .scores import in_order, label, shown
@@ -62,7 +62,7 @@ def _source(sources: str, key: str) -> str:
 
 @functools.cache
 def _recipes_of_the_paper() -> list[Recipe]:
-    recipes = [read_recipe(str(file)) for file in recipe_files()]
+    recipes = [read_recipe(name) for name in shipped_recipes()]
     return [recipe for recipe in recipes if (recipe.paper or {}).get("values")]
 
 

@@ -15,7 +15,7 @@ from ..environment import require
 from ..errors import InputError, reason
 from ..files import shipped_folder
 from ..runs.plan import check_validation, make_plan, of_table
-from ..runs.recipe import read_recipe
+from ..runs.recipe import WORDS, read_recipe
 from ..runs.run import USUAL, RunSettings
 from ..runs.stage import check_stage
 
@@ -259,7 +259,7 @@ def _check_recipes(study: Study, path: Path) -> None:
             except InputError as error:
                 where = "" if cell is None else f", cell {cell}"
                 raise InputError(f"{path}, arm '{arm}'{where}: {error}") from None
-            recipes[arm, cell] = {key: value for key, value in found.items() if key not in ("chosen", "paper")}
+            recipes[arm, cell] = {key: value for key, value in found.items() if key not in WORDS}
     chosen = {arm: "lr" not in values for arm, values in study.arms.items() if study.choose}
     for arm, baseline in study.pairs:
         same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)

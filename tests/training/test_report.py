@@ -28,7 +28,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.evaluation.results import record_file
 from openclip_superclip.files import file_identity
-from openclip_superclip.runs.recipe import read_recipe, recipe_files
+from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.comparison import find_comparisons, paper_points
 from openclip_superclip.studies.figures import draw_scores, legend
 from openclip_superclip.studies.finished_runs import FLAGS, method_variant, read_run, tell_copies
@@ -536,8 +536,7 @@ def test_a_run_on_a_table_is_as_long_as_its_log_says(trained, tmp_path):
 @pytest.mark.slow
 def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
     """A real run of a recipe, in a process for its rank; the scores as superclip evaluate would write them."""
-    (recipe,) = [path for path in _recipes("demo") if path.stem.startswith("superclip") and path.stem.endswith("bs16")]
-    values = YAML(typ="safe").load(recipe) | {
+    values = read_recipe("demo/superclip_demo-model_8k_bs16").as_dict() | {
         "model": write_model(tmp_path / "model", vision={"layers": 1, "width": 32}, text={"layers": 1}),
         "data": "tiny", "shards": shards, "data_samples": 64, "samples": 64, "slices": 1, "workers": 0, "seed": 3,
     }  # fmt: skip
@@ -564,12 +563,6 @@ def test_what_superclip_run_leaves_is_read_whole(shards, tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     for told in ("--set: lr=2e-3", "open_clip_torch 3", "log-every-n-steps: 1", "command: superclip train --model"):
         assert told in page
-
-
-def _recipes(group: str) -> list[Path]:
-    from openclip_superclip.runs.recipe import recipe_files
-
-    return [path for path in recipe_files() if path.parent.name == group]
 
 
 @pytest.fixture
@@ -659,7 +652,7 @@ def test_a_curve_of_the_papers_has_one_entry_in_the_legend_wherever_its_points_a
 def test_a_score_of_the_papers_is_cited_from_the_table_or_figure_that_holds_it():
     num_points = 0
     for name, sources in paper.runs().items():
-        recipe = next(read_recipe(str(path)) for path in recipe_files() if path.stem == name)
+        recipe = read_recipe(f"datacomp1b/{name}")
         for point in paper_points(recipe.model, recipe.data, recipe.samples):
             if (point.method, point.batch_size) != (recipe.method, recipe.global_batch_size):
                 continue

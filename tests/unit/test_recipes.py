@@ -18,9 +18,9 @@ from openclip_superclip.data.tables import is_table_file
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.plan import OF_TABLE, make_plan
-from openclip_superclip.runs.recipe import FIELDS, read_recipe, recipe_files
+from openclip_superclip.runs.recipe import FIELDS, WORDS, read_recipe, shipped_recipes
 
-RECIPES = {f"{path.parent.name}/{path.stem}": read_recipe(str(path)) for path in recipe_files()}
+RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
 STUDY = [1024, 2048, 4096, 8192, 16384, 32768]
 SETTINGS = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "flags")
 OUR_FLAGS = ("force-patch-dropout", "log-every-n-steps")
@@ -47,6 +47,13 @@ def variant(recipe) -> str:
     )
 
 
+def test_every_recipe_holds_what_it_held_as_a_file_of_its_own():
+    """tests/golden/recipes.json was written from 100 flat files."""
+    rows = json.loads((ROOT / "tests/golden/recipes.json").read_text())
+    ours = {name: recipe.as_dict() for name, recipe in RECIPES.items()}
+    assert {name: {key: row[key] for key in row if key != "note"} for name, row in ours.items()} == rows
+
+
 def test_the_name_of_a_recipe_says_what_it_holds():
     for name, recipe in RECIPES.items():
         folder = name.partition("/")[0]
@@ -70,11 +77,10 @@ def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     assert {name: recipe.paper for name, recipe in RECIPES.items() if recipe.paper} == expected
 
 
-def test_the_comments_hold_the_printed_differences_of_figure_4():
+def test_the_notes_hold_the_printed_differences_of_figure_4():
     for batch, differences in paper.differences().items():
-        text = RECIPES[f"datacomp1b/superclip_vit-b-16_512m_bs{batch}"].text
-        found = re.findall(r"^#.* \+([\d.]+\d).* \+([\d.]+\d)", text, flags=re.MULTILINE)
-        assert found == [differences], batch
+        note = RECIPES[f"datacomp1b/superclip_vit-b-16_512m_bs{batch}"].note
+        assert re.findall(r" \+([\d.]+\d).* \+([\d.]+\d)", note) == [differences], batch
 
 
 def given(name: str) -> set[str]:
@@ -92,7 +98,7 @@ def given(name: str) -> set[str]:
 
 def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason():
     for name, recipe in RECIPES.items():
-        needed = FIELDS.keys() - given(name) - {"superclip", "paper", "chosen"}
+        needed = FIELDS.keys() - given(name) - {"superclip", *WORDS}
         reasons = set(recipe.chosen) | (set(SETTINGS) if "settings" in recipe.chosen else set())
         assert needed <= reasons, name
         options = {f"superclip.{key}" for key in recipe.superclip or {} if key not in ("weight", "idf", "captions")}
@@ -124,7 +130,7 @@ def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
     for name, plain in pairs:
         ours, theirs = RECIPES[name].as_dict(), RECIPES[plain].as_dict()
         different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
-        assert different <= {"method", "superclip", "paper", "chosen"}, name
+        assert different <= {"method", "superclip", *WORDS}, name
         assert "superclip" in ours and "superclip" not in theirs, name
 
 
@@ -144,9 +150,9 @@ def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2
     "laion400m", "laion2b", "cc12m", "cc3m", "yfcc15m", "coco", "finetune", "demo", "own_data",
 ])  # fmt: skip
 def test_what_reproduces_nothing_says_so(folder):
-    texts = [recipe.text for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
-    assert texts
-    assert all("reproduces none of its values" in text or "Nothing in the paper corresponds" in text for text in texts)
+    notes = [recipe.note for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
+    assert notes
+    assert all("reproduces none of its values" in note or "Nothing in the paper corresponds" in note for note in notes)
 
 
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
@@ -184,21 +190,20 @@ def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus,
 
 
 def edited(tmp_path, name, change):
-    """A copy of a recipe, its text changed."""
+    """A file of a recipe, its text changed."""
     path = tmp_path / "edited.yaml"
-    text = RECIPES[name].text
-    changed = change(text)
-    assert changed != text
+    changed = change(RECIPES[name].text)
+    assert changed != RECIPES[name].text
     path.write_text(changed)
     return str(path)
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    (lambda text: text.replace("lr: 5.0e-4\n", ""), "lr is missing"),
+    (lambda text: text.replace("lr: 0.0005\n", ""), "lr is missing"),
     (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
     (lambda text: text + "seed: 1\n", 'not a readable YAML file: found duplicate key "seed"'),
-    (lambda text: text.replace("lr: 5.0e-4", "lr: fast"), "lr is 'fast'; expected a number"),
-    (lambda text: text.replace("lr: 5.0e-4", "lr: .nan"), "lr is nan"),
+    (lambda text: text.replace("lr: 0.0005", "lr: fast"), "lr is 'fast'; expected a number"),
+    (lambda text: text.replace("lr: 0.0005", "lr: .nan"), "lr is nan"),
     (lambda text: text.replace("seed: 0", "seed: 0.5"), "seed is 0.5; expected a whole number"),
     (lambda text: text.replace("seed: 0", "seed: true"), "seed is True"),
     (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 to 1,000,000,000"),
@@ -216,7 +221,8 @@ def edited(tmp_path, name, change):
         "clip would not start from a.pt; give --set model=demo/model/open_clip_config.json",
     ),
     (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
-    (lambda text: re.sub('shards: "(.*)"', r"shards: {000000..000015}.tar", text), "not a readable YAML file"),
+    (lambda text: re.sub("shards: .*", "shards: {000000..000015}.tar", text), "not a readable YAML file"),
+    (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one of its runs as a file"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
     (lambda text: text + "? [lr]\n: 1\n", "no field '('lr',)'"),
     (lambda text: text.replace("flags:\n", "flags:\n  ? {a: b}\n  : 1\n"), "found unhashable key in line"),
@@ -239,7 +245,7 @@ def test_a_flag_that_openclip_does_not_know_is_refused_before_anything_is_loaded
 
 @pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "+5E-4"])
 def test_a_number_may_be_written_in_any_way(written, tmp_path):
-    path = edited(tmp_path, DEMO, lambda text: text.replace("lr: 5.0e-4\n", f"lr: {written}  # so\n"))
+    path = edited(tmp_path, DEMO, lambda text: text.replace("lr: 0.0005\n", f"lr: {written}  # so\n"))
     assert read_recipe(path).lr == 5e-4
 
 
@@ -253,25 +259,13 @@ def test_a_name_is_found_with_its_folder_or_alone_where_it_is_the_only_one():
 
 
 def test_an_unknown_name_is_refused_with_those_near_it():
-    with pytest.raises(InputError, match="near it: demo/superclip_demo-model_8k_bs64"):
+    with pytest.raises(InputError, match="similar: demo/superclip_demo-model_8k_bs64"):
         read_recipe("demo/superclip_demo-model_8k_bs640")
 
 
 def test_off_is_a_word():
     assert read_recipe(DEMO, {"superclip.idf": "off"}).superclip["idf"] == "off"
     assert read_recipe(DEMO, {"schedule": "const"}).schedule == "const"
-
-
-def test_set_keeps_the_comments_of_the_recipe():
-    recipe, changed = read_recipe(DEMO), read_recipe(DEMO, {"lr": "1e-3", "flags.grad-clip-norm": "1"})
-    before, after = recipe.text.splitlines(), changed.text.splitlines()
-    assert after[0] == "# With --set lr, flags.grad-clip-norm."
-    assert [line for line in before if line not in after] == [
-        "lr: 5.0e-4", "  lr: the middle one that superclip demo tries",
-    ]  # fmt: skip
-    assert {line.strip() for line in after[1:] if line not in before} == {
-        "lr: 1e-3", "grad-clip-norm: 1", "lr: given with --set", "flags.grad-clip-norm: given with --set",
-    }  # fmt: skip
 
 
 def test_set_changes_one_field_and_the_text_says_it():
@@ -291,11 +285,19 @@ def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, val
 
 
 def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
-    recipe = read_recipe(DEMO)
-    assert recipe.text == next(path for path in recipe_files() if DEMO in str(path)).read_text()
-    changed = read_recipe(DEMO, {"eps": "1e-8", "superclip.idf": "off", "shards": "{0..3}.tar"})
-    (tmp_path / "again.yaml").write_text(changed.text)
-    assert read_recipe(str(tmp_path / "again.yaml")).as_dict() == changed.as_dict()
+    changed = {"eps": "1e-8", "superclip.idf": "off", "shards": "{0..3}.tar", "samples": "1.5 passes"}
+    for recipe in (*RECIPES.values(), read_recipe(DEMO, changed)):
+        (tmp_path / "again.yaml").write_text(recipe.text)
+        assert read_recipe(str(tmp_path / "again.yaml")).as_dict() == recipe.as_dict()
+    assert "samples: 1.5 passes\n" in recipe.text
+    text = recipe.with_flags(**{"grad-clip-norm": 1}).text
+    assert "  log-every-n-steps: 4\n  grad-clip-norm: 1\n" in text
+
+
+def test_a_recipe_is_printed_by_its_name(capsys):
+    for name in (DEMO, DEMO.partition("/")[2]):
+        assert main(["recipes", name]) == 0
+        assert capsys.readouterr().out == read_recipe(DEMO).text
 
 
 @pytest.mark.parametrize(("key", "value", "named"), [
