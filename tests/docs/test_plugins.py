@@ -1,0 +1,69 @@
+"""The page on plugins: its files train, its commands run, and its excerpts are the examples' text."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.pages import PAGES, ROOT
+
+from openclip_superclip import hooks
+
+PAGE = PAGES["docs/plugins.md"]
+BLOCKS = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', PAGE, flags=re.DOTALL | re.MULTILINE)
+EXCERPTS = [(title, text) for _, title, text in BLOCKS if title.startswith("examples/")]
+OWN_DATA = {
+    "ViT-B-32": "ViT-Ti-16-96 --batch-size 16 --workers 0 --device cpu --epochs 1 --log-every-n-steps 1",
+    "{00000..00031}": "{0..1}",
+    "320000": "64",
+}
+
+
+def test_it_lists_every_hook():
+    specified = {name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec")}
+    assert set(re.findall(r"^\| `(open_clip_\w+)`", PAGE, re.MULTILINE)) == specified
+
+
+@pytest.mark.parametrize(("file", "excerpt"), EXCERPTS)
+def test_an_excerpt_is_the_examples_text(file, excerpt):
+    assert excerpt in (ROOT / file).read_text()
+
+
+@pytest.mark.slow
+def test_its_files_and_commands_work_in_their_order(shards, tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "shards").symlink_to(Path(shards).parent)
+    installed = tmp_path / "installed"
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)]),
+        "PIP_TARGET": str(installed), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    outputs = []
+    for language, title, text in BLOCKS:
+        if language != "bash":
+            if not title.startswith("examples/"):
+                (tmp_path / title).parent.mkdir(exist_ok=True)
+                (tmp_path / title).write_text(text)
+            continue
+        if "--train-data" in text:
+            for whole, less in OWN_DATA.items():
+                assert whole in text
+                text = text.replace(whole, less)
+        shell = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        outputs.append(done.stdout + done.stderr)
+    steps = ["\n".join(re.findall("Train Epoch.*", output)) for output in outputs]
+    losses = [set(re.findall(r"(\w*[Ll]oss): ", lines)) for lines in steps]
+    assert losses == [
+        {"Contrastive_loss", "Loss"},
+        {"Contrastive_loss", "Gap_loss", "Loss"},
+        set(),  # of the plugin's test
+        {"Contrastive_loss", "Sub_caption_loss", "Class_loss", "Loss"},
+    ]
+    assert "1 passed" in outputs[2]
