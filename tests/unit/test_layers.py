@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("unit", "training", "cluster", "patch", "docs")
+FOLDERS = ("unit", "training", "cluster", "patch", "docs", "gpu")
 MODULES = sorted((ROOT / "tests").rglob("test_*.py"))
 
 

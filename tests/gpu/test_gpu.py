@@ -1,0 +1,51 @@
+"""What only a GPU can show. Run with `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
+
+import json
+import math
+
+import pytest
+import torch
+from support.small_shards import write_shards
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.method.loss import class_loss, plain_class_loss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+B, W, V, L = 256, 512, 49408, 77
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_the_class_loss_of_a_gpu_is_the_plain_one(dtype):
+    generator = torch.Generator().manual_seed(0)
+    features, weight = (torch.randn(size, W, generator=generator).cuda().requires_grad_() for size in (B, V))
+    tokens, idf = torch.randint(V, (B, L), generator=generator).cuda(), torch.rand(V, generator=generator).cuda()
+    bias = torch.zeros(V, device="cuda", requires_grad=True)
+    expected = plain_class_loss(features, weight * W**-0.5, bias, tokens, idf)
+    with torch.autocast("cuda", dtype=dtype or torch.float32, enabled=dtype is not None):
+        found = class_loss(features, weight * W**-0.5, bias, tokens, idf)
+    torch.testing.assert_close(found, expected, rtol=1e-5 if dtype is None else 2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("local_batch", [256, 512])
+def test_the_benchmark_runs_and_plan_foresees_the_memory_of_a_step(local_batch, tmp_path):
+    command = ["benchmark", "--device", "cuda", "--precision", "amp_bf16", "--model", "ViT-B-16", "--step-memory"]
+    command += ["--grad-checkpointing", "--head-batch", str(local_batch), "--local-batch", str(local_batch)]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    print(json.dumps(report, indent=1))  # with -s: the figures to record
+    memory = report["step_memory"]
+    assert 0.8 <= memory["followed"] / memory["measured"] <= 1.25
+
+
+@pytest.mark.parametrize("compile", [[], ["--torchcompile"]], ids=["eager", "compiled"])
+def test_a_run_in_amp_bfloat16_learns(compile, tmp_path):
+    shards = write_shards(tmp_path / "shards", 8)  # of 16 samples
+    command = ["train", "--superclip", "--model", "ViT-Ti-16-96", "--train-data", shards, "--precision", "amp_bfloat16"]
+    command += ["--train-num-samples", "64", "--superclip-slices", "2", "--batch-size", "32", "--workers", "2"]
+    command += ["--warmup", "2", "--logs", str(tmp_path), "--name", "run", "--device", "cuda", "--epochs", "4"]
+    assert main([*command, *compile]) == 0
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "epoch_4.pt", map_location="cpu", weights_only=True)
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    log = (tmp_path / "run" / "out.log").read_text()
+    losses = [float(line.split("Class_loss: ")[1].split()[0]) for line in log.splitlines() if "Class_loss: " in line]
+    assert losses and all(map(math.isfinite, losses)) and losses[-1] < losses[0]
