@@ -95,7 +95,7 @@ def test_the_pages_list_every_study_and_every_folder_of_recipes():
     }
     studies = {path.stem for path in (ROOT / "recipes/studies").glob("*.yaml")}
     assert set(re.findall(r"`(\w+)`", " ".join(first["studies"]))) == studies
-    folders = {path.name for path in (ROOT / "recipes").iterdir()}
+    folders = {path.stem for path in (ROOT / "recipes").iterdir()}
     assert set(re.findall(r"`(\w+)/`", " ".join(first["recipes"]))) - {"ranks"} == folders
 
 
