@@ -20,7 +20,7 @@ from tqdm import tqdm
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.demo.data import write_model
-from openclip_superclip.demo.measures import evaluating, name_classifier, object_labels, share_found
+from openclip_superclip.demo.measures import evaluating, fraction_found, name_classifier, object_labels
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
 from openclip_superclip.files import write_text
 from openclip_superclip.pages import markdown_table
@@ -92,7 +92,7 @@ class ZeroShot:
         with evaluating(network):
             classifier = name_classifier(network, tokenizer, "cpu")
             return [
-                share_found(network.encode_image(pictures, normalize=True) @ classifier, labels)
+                fraction_found(network.encode_image(pictures, normalize=True) @ classifier, labels)
                 for pictures, labels in self.sets
             ]
 

@@ -1,4 +1,4 @@
-"""The demo's model: OpenCLIP's own parts, small, and a vocabulary of the words that scenes can name and no others."""
+"""What the demo and the shipped studies train on and measure: small models, shards of scenes and evaluation data."""
 
 import gzip
 import itertools
@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import whole_file, write_text
-from .measures import different_scenes
+from . import natural
 from .scenes import (
     DESIGNERS,
     IMAGE_SIZE,
@@ -20,6 +20,7 @@ from .scenes import (
     SECOND_DESIGNERS,
     VERSION,
     Scene,
+    different_scenes,
     names_of,
     sample,
     scenes,
@@ -27,24 +28,19 @@ from .scenes import (
 )
 
 CONTEXT = 18  # tokens: four names of two words and the commas between them
-
-
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
-
-
 RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
-
-
 VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
 
 
-def write_model(folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET) -> str:
+def write_model(
+    folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET, context_length: int = CONTEXT
+) -> str:
     """Writes the model's configuration and vocabulary and returns the --model that opens it.
 
-    OpenCLIP's ModifiedResNet of one block a stage and width 12, at 64 px, where `vision` says no other, beside a text
-    tower of two layers and width 64. Captions become the very tokens that CLIP's tokenizer gives: the vocabulary holds
-    the bytes and those of its merges that the names of the objects need. So the head is as small a part of a step as
-    beside the paper's models.
+    By default OpenCLIP's ModifiedResNet with one block per stage and width 12, at 64 px; beside it a text tower of two
+    layers and width 64. Captions become the same tokens as with CLIP's tokenizer: the vocabulary holds the bytes and
+    the merges that `names` need. So the head is as small a part of a step as beside the paper's models.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
@@ -52,7 +48,7 @@ def write_model(folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str,
     with whole_file(vocabulary) as file:  # the first line is a comment
         file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
     text_cfg = {
-        "context_length": CONTEXT,
+        "context_length": context_length,
         "vocab_size": NUM_TOKENS_WITHOUT_MERGES + len(merges),
         "tokenizer_kwargs": {"bpe_path": str(vocabulary)},
         "width": 64,
@@ -103,9 +99,9 @@ NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which bat
 class TrainingData(NamedTuple):
     """A model and the scenes that it is trained on, by their places below the demo's folder."""
 
-    folder: str
+    folder: str  # with {seed} in it: the data set `natural`, another one for each seed
     model: str = "model"
-    caption: str = "long"  # what the scenes' own text names: all their objects, or one (short)
+    caption: str = "long"  # all objects of a scene, or one (short)
     designers: Sequence[str] = DESIGNERS
     seed: int = 0
     vision: Mapping[str, object] = RESNET  # of the model's configuration
@@ -114,21 +110,38 @@ class TrainingData(NamedTuple):
     def shards(self) -> str:
         return f"{self.folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
 
+    @property
+    def is_natural(self) -> bool:
+        return "{seed}" in self.folder
 
-SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT = TRAINING_DATA = (
+
+SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/scenes"),
     TrainingData("data/scenes-short", caption="short"),
     TrainingData("data/scenes-second", model="model-second", designers=SECOND_DESIGNERS, seed=1),
     TrainingData("data/scenes", model="model-vit", vision=VIT),
+    TrainingData("data/natural-{seed}", model="natural-vit", vision=VIT),
+    TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**VIT, "pool_type": "avg"}),
+    TrainingData("data/natural-{seed}", model="natural-resnet"),
 )
 
 
-def write_training_data(folder: Path, data: TrainingData = SCENES) -> tuple[str, str]:
-    """Writes both below `folder`, and returns the --model and the --train-data that open them."""
+def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
+    """Writes both below `folder`, and returns the --model and the --train-data that open them.
+
+    Args:
+        seeds: those that the data set `natural` is written for; the others have one data set.
+    """
+    num_samples = NUM_SHARDS * SHARD_SIZE
+    if data.is_natural:
+        model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
+        for seed in seeds:
+            natural.write_natural(folder / data.folder.format(seed=seed), seed, num_samples, SHARD_SIZE)
+        return model, f"{folder / data.shards}"
     model = write_model(folder / data.model, names_of(data.designers), data.vision)
     shards = write_shards(
         folder / data.folder,
-        NUM_SHARDS * SHARD_SIZE,
+        num_samples,
         seed=data.seed,
         samples_per_shard=SHARD_SIZE,
         caption=data.caption,

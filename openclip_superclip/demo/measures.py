@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..openclip import retrieval_metrics
-from .scenes import DESIGNERS, NAMES, Scene, make_scene, names_of, scenes
+from . import natural
+from .scenes import DESIGNERS, NAMES, Scene, different_scenes, names_of, scenes
 
 BATCH_SIZE = 250
 
@@ -34,8 +34,8 @@ def measure(
 
     zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
     image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
-    tagging: the share of such a scene's k objects that are among the k most similar names.
-    linear_probe: the same share for a linear classifier of frozen image features, fitted to training scenes.
+    tagging: the fraction of such a scene's k objects that are among the k most similar names.
+    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes.
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
@@ -51,12 +51,77 @@ def measure(
     retrieval = retrieval_metrics(group_features, caption_features, logit_scale=1.0)  # a scale changes no rank
     probe = fit_probe(probe_features, object_labels(probe_scenes, names))
     return {
-        "zero_shot": share_found(single_features @ classifier, object_labels(singles, names)),
+        "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, names)),
         "image_to_text_R@1": 100 * float(retrieval["image_to_text_R@1"]),
         "text_to_image_R@1": 100 * float(retrieval["text_to_image_R@1"]),
-        "tagging": share_found(group_features @ classifier, object_labels(groups, names)),
-        "linear_probe": share_found(probe(group_features), object_labels(groups, names)),
+        "tagging": fraction_found(group_features @ classifier, object_labels(groups, names)),
+        "linear_probe": fraction_found(probe(group_features), object_labels(groups, names)),
     }
+
+
+def measure_natural(
+    model: nn.Module,
+    preprocess: Callable,
+    tokenizer: Callable,
+    split: str = "test",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    scenes_per_concept: int = 5,
+    num_scenes: int = 1000,
+    num_probe_scenes: int = 3000,
+) -> dict[str, float]:
+    """Returns a model's measures on a seed's held-out scenes, in percent.
+
+    zero_shot: scenes of one object by the unseen designer, as many of each concept: the name is, of all, the most
+        similar (top-1). With split "tune", which learning rates are tuned on, by the training designers.
+    new_combinations: one object in a colour in which training never shows it: colour and name are right, of all pairs.
+    image_to_text_R@1 and its reverse: scenes of two objects or more whose sets training never shows, with short
+        captions that are right; image_to_long_text_R@1 and its reverse: with captions that name everything.
+    tagging: the fraction of such a scene's k objects among the k most similar names.
+    linear_probe: the same for a linear classifier of frozen image features, fitted to training scenes.
+    """
+    world = natural.World(seed)
+    designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
+    order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
+    singles = [world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)]
+    pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
+    is_new = torch.tensor([world.is_new(*pair) for pair in pairs])
+    new = [
+        world.scene(split, place, (1,), concept=pairs[place][0], colour=pairs[place][1])
+        for place in is_new.nonzero()[:, 0].tolist()
+    ]
+    groups = natural.different_natural_scenes(world, split, num_scenes)
+    probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
+    with evaluating(model):
+        names, phrases = (
+            build_zero_shot_classifier(model, tokenizer, texts, templates, device=device).float().cpu()
+            for texts, templates in (
+                (world.names, natural.TEMPLATES),
+                ([f"{colour} {concept.name}" for concept, colour in pairs], natural.TEMPLATES[:1]),
+            )
+        )  # [D, N], [D, P]
+        single_features, new_features, group_features, probe_features = (
+            scene_features(model, preprocess, shown, device) for shown in (singles, new, groups, probe_scenes)
+        )
+        texts = {
+            kind: encode_in_batches(model.encode_text, tokenizer, [one.captions[kind] for one in groups], device)
+            for kind in ("clean", "long")
+        }
+    retrieval = {kind: retrieval_metrics(group_features, text, logit_scale=1.0) for kind, text in texts.items()}
+    group_labels = object_labels(groups, world.names)
+    probe = fit_probe(probe_features, object_labels(probe_scenes, world.names))
+    scores = [
+        fraction_found(single_features @ names, object_labels(singles, world.names)),
+        fraction_found(new_features @ phrases, torch.eye(len(pairs))[is_new]),
+        *(
+            100 * float(found[f"{way}_R@1"])
+            for found in retrieval.values()
+            for way in ("image_to_text", "text_to_image")
+        ),
+        fraction_found(group_features @ names, group_labels),
+        fraction_found(probe(group_features), group_labels),
+    ]
+    return dict(zip(natural.MEASURES, scores, strict=True))
 
 
 def describe(
@@ -68,7 +133,7 @@ def describe(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
-    """A few scenes of two objects or more: each picture, its k objects and the k names most similar to it."""
+    """A few scenes of two objects or more: each image, its k objects and the k names most similar to it."""
     groups = different_scenes(num, seed, split)
     with evaluating(model):
         scores = scene_features(model, preprocess, groups, device) @ name_classifier(model, tokenizer, device)  # [S, N]
@@ -79,23 +144,13 @@ def describe(
     ]
 
 
-def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
-    """The first `num` scenes of a split that have two objects or more, no two of them the same objects."""
-    found: dict[frozenset[str], Scene] = {}
-    for index in count():
-        if len(found) == num:
-            return list(found.values())
-        scene = make_scene(seed, index, split, range(2, 5), designers)
-        found.setdefault(frozenset(scene.objects), scene)
-
-
 def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:
     """1 where a scene shows the object of that name, else 0. [S, N]"""
     return torch.tensor([[float(name in scene.objects) for name in names] for scene in shown])
 
 
-def share_found(scores: Tensor, labels: Tensor) -> float:
-    """The share of a scene's k objects among its k best scores [S, N], mean over the scenes, in percent."""
+def fraction_found(scores: Tensor, labels: Tensor) -> float:
+    """Returns the fraction of a scene's k objects among its k best scores [S, N], mean over the scenes, in percent."""
     labels = labels.double()
     num_objects = labels.sum(dim=1, keepdim=True)  # [S, 1]
     by_rank = labels.gather(1, scores.argsort(dim=1, descending=True))  # [S, N]

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import shutil
@@ -82,10 +83,10 @@ def split_of(objects: Sequence[str]) -> str:
 
 
 @functools.cache
-def tile(designer: str, name: str, size: int) -> Image.Image:
-    """The drawing of an emoji, RGBA, `size` pixels wide and high."""
+def tile(designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """Returns the drawing of an emoji, RGBA, `size` pixels wide and high."""
     with Image.open(io.BytesIO(drawings(designer)[name])) as image:
-        return image.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+        return image.convert("RGBA").resize((size, size), resample)
 
 
 def make_scene(
@@ -163,6 +164,16 @@ def scenes(
     return (make_scene(seed, index, split, num_objects, designers) for index in range(first_index, first_index + num))
 
 
+def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
+    """The first `num` scenes of a split that have two objects or more, no two of them the same objects."""
+    found: dict[frozenset[str], Scene] = {}
+    for index in itertools.count():
+        if len(found) == num:
+            return list(found.values())
+        scene = make_scene(seed, index, split, range(2, 5), designers)
+        found.setdefault(frozenset(scene.objects), scene)
+
+
 def write_shards(
     folder: str | Path,
     num_samples: int,
@@ -195,24 +206,34 @@ def write_shards(
         dataset["designers"] = list(designers)
     if caption not in CAPTIONS or split not in SPLITS or num_samples < 1:
         raise ValueError(f"expected a caption of {CAPTIONS}, a split of {SPLITS} and one sample or more, got {dataset}")
-    folder = Path(folder)
+    shown = (
+        make_scene(seed, index, split, designers=designers) for index in range(first_index, first_index + num_samples)
+    )
+    samples = ({"__key__": f"{index:09d}", **sample(scene, caption)} for index, scene in enumerate(shown, first_index))
+    return write_samples(Path(folder), dataset, samples)
+
+
+def write_samples(folder: Path, dataset: dict, samples: Iterator[dict]) -> str:
+    """Writes samples as shards and returns their brace pattern; a folder that holds the data set is left as it is.
+
+    Args:
+        dataset: what the samples are, with `num_samples` and `samples_per_shard`. Raises InputError if the folder holds
+            another data set.
+    """
+    num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
     pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
-    # Written last, so it vouches for every shard.
-    record = folder / "dataset.json"
+    record = folder / "dataset.json"  # written last, so it vouches for every shard
     if record.exists():
         if json.loads(record.read_text()) != dataset:
             raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=num_samples, desc=f"scenes for {folder}", unit=" scenes") as progress:
-        for shard in range(num_shards):
-            start, stop = shard * samples_per_shard, min((shard + 1) * samples_per_shard, num_samples)
-            with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
-                for index in range(first_index + start, first_index + stop):
-                    scene = make_scene(seed, index, split, designers=designers)
-                    writer.write({"__key__": f"{index:09d}", **sample(scene, caption)})
-                    progress.update()
+    samples = iter(tqdm(samples, total=num_samples, desc=f"scenes for {folder}", unit=" scenes"))
+    for shard in range(num_shards):
+        with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
+            for one in itertools.islice(samples, samples_per_shard):
+                writer.write(one)
     write_text(record, json.dumps(dataset))
     return pattern
 

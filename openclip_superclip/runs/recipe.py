@@ -56,7 +56,7 @@ class Recipe:
     method: str = _one_of("the objective, and whether the class loss is added", METHODS)
     model: str = _field("OpenCLIP's --model: a name, local-dir:FOLDER, hf-hub:REPO or a JSON file")
     data: str = _field("name of the data set")
-    shards: str = _field("default of --data: a brace pattern of shards, or a table (.csv, .tsv)")
+    shards: str = _field("default of --data: a brace pattern of shards, or a table (.csv, .tsv); {seed} is the seed")
     data_samples: int = _number("pairs in the data set; the rows of a table are counted instead", 1, 10**13)
     samples: int = _number("samples seen in total: a number, or passes over the data set, as '20 passes'", 1, 10**13)
     global_batch_size: int = _number("samples of a step, over all GPUs and accumulated batches", 1, 10**9)
@@ -226,6 +226,7 @@ def _checked(values: dict, file: str, name: str) -> Recipe:
         if field not in values:
             raise InputError(f"{file}: {field} is missing; a recipe holds {', '.join(REQUIRED)}")
     typed = {field: _typed(field, value, file) for field, value in _with_samples(values, file).items()}
+    typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
     recipe = Recipe(**typed, name=name, file=file, values=values)
     check(RULES, recipe)
     return recipe

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from ruamel.yaml import YAML, YAMLError
 
+from ..demo import natural
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..environment import require
 from ..errors import InputError, reason
@@ -128,6 +129,7 @@ MEASURES = {  # what measures a run: the measures that it has
     "demo": OF_SCENES,
     "unseen-drawings": OF_SCENES,  # of scenes drawn by a designer whom no training shows
     "second-draw": OF_SCENES,  # of scenes of another 100 objects, which those of the training show, too
+    "natural": natural.MEASURES,  # of the data set `natural`, another one for each seed
     "dense-scenes": ("mIoU", "depth_RMSE"),  # of the scenes' pixels, by `superclip evaluate --suite dense`
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
@@ -382,7 +384,8 @@ def place_of_runs(out: Path, runs_in: Path | None) -> tuple[Path, str]:
 def data_of_scenes(study: Study) -> TrainingData:
     """Returns which of the demo's models and shards a study's runs are given."""
     recipe = read_recipe(study.recipe, _of_first(study))
-    found = [data for data in TRAINING_DATA if recipe.shards == f"{DEMO / data.shards}"]
+    places = [(data, f"{DEMO / data.shards}".replace("{seed}", f"{recipe.seed}")) for data in TRAINING_DATA]
+    found = [data for data, shards in places if recipe.shards == shards]
     return next((data for data in found if recipe.model == f"local-dir:{DEMO / data.model}"), (*found, SCENES)[0])
 
 

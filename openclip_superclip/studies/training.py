@@ -90,7 +90,7 @@ class StudyTraining:
         self.extra, self.trains, self.more, self.scenes = tuple(extra), trains, more, scenes
         self.runs_in, self.runs_flag = place_of_runs(out, runs_in)
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
-        self.common = read_recipe(study.recipe, of_data)
+        self.of_data = of_data
 
     def run(self) -> tuple[list[dict], dict]:
         """Returns the records of all runs, and the learning rates chosen; InputError where a run fails."""
@@ -170,8 +170,9 @@ class StudyTraining:
 
     def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
         settings = {**self.study.settings(arm, cell, dict(self.extra)), **more, "seed": str(seed)}
+        common = read_recipe(self.study.recipe, {**self.of_data, "seed": str(seed)})
         folder = self.runs_in / run_name(
-            self.common, read_recipe(self.study.recipe, settings), {*self.study.set, *dict(self.extra)}
+            common, read_recipe(self.study.recipe, settings), {*self.study.set, *dict(self.extra)}
         )
         return StudyRun(arm, cell, seed, self.study.recipe, tuple(settings.items()), folder, split)
 
@@ -384,13 +385,15 @@ def samples_seen(folder: Path) -> int:
 def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event) -> dict[str, float]:
     if measures == "dense-scenes":
         return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
-    if MEASURES[measures] == OF_SCENES:
+    if MEASURES[measures] == OF_SCENES or measures == "natural":
         from ..demo.data import SECOND_DRAW
-        from ..demo.measures import measure
+        from ..demo.measures import measure, measure_natural
         from ..demo.scenes import UNSEEN_DESIGNERS
         from .measures import open_trained
 
         model = read_recipe(str(run.folder / "recipe.yaml")).model
+        if measures == "natural":
+            return measure_natural(*open_trained(weights, model), split=run.split, seed=run.seed)
         second = SECOND_DRAW.designers
         shown = {
             "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
@@ -510,7 +513,10 @@ def _write_demo_data(call: StudyCall) -> None:
     from ..demo.data import write_training_data
 
     torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
-    write_training_data(call.scenes, data_of_scenes(call.study))
+    study = call.study
+    seeds = [*range(study.first_seed, study.first_seed + study.seeds)]
+    seeds += range(CHOOSING, CHOOSING + study.choose.get("seeds", 0))
+    write_training_data(call.scenes, data_of_scenes(study), seeds)
 
 
 def _provenance(call: StudyCall) -> dict:

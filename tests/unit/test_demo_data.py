@@ -15,7 +15,7 @@ from torch import nn
 
 from openclip_superclip.demo import measures as measures_module
 from openclip_superclip.demo import scenes as scenes_module
-from openclip_superclip.demo.measures import describe, different_scenes, measure, share_found
+from openclip_superclip.demo.measures import describe, fraction_found, measure
 from openclip_superclip.demo.scenes import (
     DESIGNERS,
     NAMES,
@@ -23,6 +23,7 @@ from openclip_superclip.demo.scenes import (
     SPLITS,
     TILES,
     UNSEEN_DESIGNERS,
+    different_scenes,
     drawings,
     drawn_by,
     make_scene,
@@ -243,8 +244,8 @@ def test_openclip_trains_on_the_shards_in_full_batches(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("scores", "share"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)], ids=["all", "half", "none"]
 )
-def test_the_share_found_counts_the_objects_among_the_best_names(scores, share):
-    assert share_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == share
+def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, share):
+    assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == share
 
 
 def test_a_model_that_knows_the_objects_measures_100():

@@ -125,7 +125,8 @@ def main(node_modules: Path) -> None:
     lines = ["object\tdemo\tname\tkeywords"]
     for one in chosen:
         name, keywords = named.get(one["name"], ("", []))
-        lines.append("\t".join([one["name"].lower(), draws.get(one["name"], ""), name, ",".join(keywords)]))
+        key = one["name"].lower().replace("-", " ")
+        lines.append("\t".join([key, draws.get(one["name"], ""), name, ",".join(keywords)]))
     (TILES / "emoji.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for designer in (*packages, *icons):
         with zipfile.ZipFile(TILES / f"{designer}.zip", "w", zipfile.ZIP_STORED) as archive:

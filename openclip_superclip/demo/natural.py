@@ -1,0 +1,221 @@
+"""The data set `natural`: drawings with names that people gave them, a long tail of concepts, and careless captions.
+
+Each seed is a data set of its own, with other concepts, frequencies, training scenes and test scenes. All random
+numbers are integers, so a seed gives the same scenes on every processor.
+"""
+
+import functools
+import itertools
+import random
+import zlib
+from bisect import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, sample, split_of, tile, write_samples
+
+TRAINING_DESIGNERS = ("google", "twitter", "emojione")
+UNSEEN_DESIGNERS = ("fluent",)
+NUM_CONCEPTS = 300  # of a seed, of all that the four designers drew
+VERSION = 1  # raise it if the same seed gives other scenes
+
+COLOURS = {
+    "red": (215, 40, 40), "orange": (240, 140, 30), "yellow": (240, 215, 50), "green": (50, 160, 70),
+    "blue": (50, 90, 210), "purple": (140, 60, 180), "pink": (245, 130, 180), "gray": (120, 120, 120),
+}  # fmt: skip
+SIZES = {"small": range(18, 23), "large": range(27, 33)}  # pixels
+PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")  # as CORNERS
+CONTEXT = 36  # tokens: all short captions and 98 % of the long ones
+DETERMINERS = ("a", "the", "one", "this")
+FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "look at {}", "{} on a card", "we see {} here")
+LINKS = (" and ", ", ", " with ", " next to ")
+MEASURES = (
+    "zero_shot", "new_combinations", "image_to_text_R@1", "text_to_image_R@1", "image_to_long_text_R@1",
+    "long_text_to_image_R@1", "tagging", "linear_probe",
+)  # fmt: skip
+TEMPLATES = ("a {}", "the {}", "a drawing of a {}")  # of zero-shot classification
+UNKNOWN = "something"  # in captions that name no object
+
+
+class Concept(NamedTuple):
+    """An object by its drawings' file name, its name, and other words for it (Unicode CLDR)."""
+
+    object: str
+    name: str
+    keywords: tuple[str, ...]
+
+
+class Thing(NamedTuple):
+    """A concept as a scene shows it; without a colour, in the drawing's own colours."""
+
+    concept: Concept
+    size: str
+    colour: str | None
+    corner: int
+
+
+@functools.cache
+def all_concepts() -> tuple[Concept, ...]:
+    rows = [(row["object"], row["name"], row["keywords"]) for row in emoji() if row["name"]]
+    return tuple(Concept(key, name, tuple(filter(None, keywords.split(",")))) for key, name, keywords in rows)
+
+
+def vocabulary() -> list[str]:
+    """Returns all words of all captions of all seeds."""
+    concepts = all_concepts()
+    phrases = [*DETERMINERS, *FRAMES, *LINKS, *PLACES, *SIZES, *COLOURS, *TEMPLATES, UNKNOWN, "an"]
+    phrases += [word for concept in concepts for word in (concept.name, *concept.keywords)]
+    return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
+
+
+class World:
+    """The concepts of a seed, the most frequent first, and its scenes."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        concepts = list(all_concepts())
+        random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
+        self.concepts = concepts[:NUM_CONCEPTS]
+        self.names = [concept.name for concept in self.concepts]
+        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))  # Zipf's law, as Mandelbrot has it
+        self.cumulative = list(itertools.accumulate(weights))
+
+    def is_new(self, concept: Concept, colour: str) -> bool:
+        """Returns whether training never shows the concept in the colour: one combination in ten."""
+        return zlib.crc32(f"{self.seed} {colour} {concept.name}".encode()) % 10 == 0
+
+    def scene(
+        self,
+        split: str,
+        index: int,
+        num_objects: Sequence[int] = range(1, 5),
+        designers: Sequence[str] = TRAINING_DESIGNERS,
+        concept: Concept | None = None,
+        colour: str | None = None,
+    ) -> Scene:
+        """Returns a scene of a split: 64 by 64 pixels, with a "short" and a "long" caption; "clean" is a short caption
+        that is right and names something.
+
+        No set of two or more objects is in two splits. `concept` and `colour` are those of a single object; without
+        `colour`, none is drawn that is new to training.
+        """
+        rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
+        count = num_objects[rng.randrange(len(num_objects))]
+        concepts = [concept] if concept else self._draw(rng, count)
+        while len(concepts) > 1 and split_of([one.name for one in concepts]) != split:
+            concepts = self._draw(rng, count)
+        corners = rng.sample(range(4), len(concepts))
+        things = [
+            Thing(one, rng.choice(list(SIZES)), colour or self._colour(rng, one), corner)
+            for one, corner in zip(concepts, corners, strict=True)
+        ]
+        image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3)))
+        for thing in things:
+            _paste(image, thing, rng, designers)
+        captions = {
+            "short": self._short(rng, things), "long": _sentence(rng, [_mention(rng, one, True) for one in things]),
+            "clean": self._short(rng, things, clean=True),
+        }  # fmt: skip
+        return Scene(image, [one.name for one in concepts], captions, [])
+
+    def _draw(self, rng: random.Random, count: int) -> list[Concept]:
+        found: dict[int, Concept] = {}
+        while len(found) < count:
+            place = bisect(self.cumulative, rng.randrange(self.cumulative[-1]))
+            found[place] = self.concepts[place]
+        return list(found.values())
+
+    def _colour(self, rng: random.Random, concept: Concept) -> str | None:
+        known = [colour for colour in COLOURS if not self.is_new(concept, colour)]
+        return rng.choice(known) if known and rng.randrange(2) else None
+
+    def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
+        """Returns a caption that names two thirds of the objects; one in five also holds words that do not apply."""
+        named = [thing for thing in things if rng.randrange(3)]
+        if clean and not named:
+            named = [rng.choice(things)]
+        rng.shuffle(named)
+        mentions = [_mention(rng, thing) for thing in named]
+        if not clean and not rng.randrange(5):
+            (wrong,) = self._draw(rng, 1)
+            while wrong in [thing.concept for thing in things]:
+                (wrong,) = self._draw(rng, 1)
+            place = rng.randrange(len(mentions) + 1)  # beside what is named, or instead of it
+            phrase = _mention(rng, Thing(wrong, rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.randrange(4)))
+            mentions[place : place + rng.randrange(2)] = [phrase]
+        if not mentions:
+            one = things[0]
+            mentions = [" ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.corner]]))]
+        return _sentence(rng, mentions)
+
+
+def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
+    """Returns a phrase for a thing: with `full` its name, size and colour, else some of them or a keyword."""
+    concept = thing.concept
+    word = rng.choice(concept.keywords) if concept.keywords and rng.randrange(5) < 2 and not full else concept.name
+    words = [rng.choice(DETERMINERS)]
+    words += [thing.size] if full or not rng.randrange(4) else []
+    words += [thing.colour] if thing.colour and (full or rng.randrange(2)) else []
+    words += [word, *([] if rng.randrange(4) else [PLACES[thing.corner]])]
+    if words[0] == "a" and words[1][0] in "aeiou":
+        words[0] = "an"
+    return " ".join(words)
+
+
+def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
+    text = mentions[0]
+    for mention in mentions[1:]:
+        text += rng.choice(LINKS) + mention
+    return rng.choice(FRAMES).format(text)
+
+
+def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
+    """Draws a thing into its quarter: one designer's drawing, scaled, turned, perhaps mirrored, and recoloured."""
+    size = rng.choice(SIZES[thing.size])
+    drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)
+    if rng.randrange(2):
+        drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if thing.colour:
+        drawing = _recoloured(drawing, COLOURS[thing.colour])
+    drawing = drawing.rotate(rng.randrange(-12, 13), Image.Resampling.BILINEAR)
+    left, top = (start + rng.randrange(QUADRANT - size + 1) for start in CORNERS[thing.corner])
+    image.paste(drawing, (left, top), drawing)
+
+
+def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Returns the drawing, two fifths in its own colours and three in shades of another."""
+    pixels = np.asarray(drawing).astype(np.int32)
+    shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
+    shades = np.minimum(np.array(colour) * shade // 255, 255)
+    pixels[..., :3] = (2 * pixels[..., :3] + 3 * shades) // 5
+    return Image.fromarray(pixels.astype(np.uint8), "RGBA")
+
+
+def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: int) -> str:
+    """Writes the training scenes of a seed as shards and returns their brace pattern.
+
+    A sample's `txt` is its short caption, its `long.txt` the long one. A folder that holds them is left as it is.
+    """
+    world = World(seed)
+    dataset = {"natural": VERSION, "seed": seed, "num_samples": num_samples, "samples_per_shard": samples_per_shard}
+    scenes = (world.scene("train", index) for index in range(num_samples))
+    samples = ({"__key__": f"{index:09d}", **sample(scene, "short")} for index, scene in enumerate(scenes))
+    return write_samples(folder, dataset, samples)
+
+
+def different_natural_scenes(world: World, split: str, num_scenes: int) -> list[Scene]:
+    """Returns scenes of two objects or more, no two of them of the same objects or with equal captions."""
+    found: list[Scene] = []
+    seen: set = set()
+    for index in itertools.count():
+        scene = world.scene(split, index, (2, 3, 4))
+        keys = {frozenset(scene.objects), scene.captions["clean"]}
+        if not keys & seen:
+            seen |= keys
+            found.append(scene)
+        if len(found) == num_scenes:
+            return found
