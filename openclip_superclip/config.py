@@ -7,7 +7,7 @@ import os
 
 from .errors import InputError
 
-PLACEBOS = ("off", "shuffled-captions", "detached-head")
+PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
 
 
 HEAD_INPUTS = ("patches", "pooled", "both")
@@ -83,9 +83,10 @@ class Config:
     placebo: str = _flag(
         "--superclip-placebo",
         "off",
-        "a control for studies: a class loss that cannot help, as each picture's is another caption of its batch, "
-        "or as its gradient ends at the head",
-        metavar="{off,shuffled-captions,detached-head}",
+        "a control for studies: the class loss has the captions of other images, no gradient below its head, or the "
+        "same target for all (the words' weighted frequencies); it is replaced by a second contrastive loss on what "
+        "the head reads; or the image tower learns from it alone",
+        metavar=f"{{{','.join(PLACEBOS)}}}",
     )
     word_course: str = _flag(
         "--superclip-word-course",

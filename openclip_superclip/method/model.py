@@ -28,7 +28,7 @@ class _WithClassHead:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
             --accum-freq), `head_warmup` (captions during which the head learns alone), `placebo` (a control:
-            "off", "shuffled-captions" or "detached-head"), `word_course` (whether training sums up how well each
+            one of config.PLACEBOS), `word_course` (whether training sums up how well each
             word is known, for `take_epoch_words`), `text_length` (in training the text tower reads so many tokens, the
             class loss the rest), `kept_head` (head and counts that an export keeps beside the weights: the first
             weights that load without a head take them) and `load` (is called with the model, to load what it starts
@@ -103,7 +103,10 @@ class _WithClassHead:
             words = words.roll(1, dims=0)
         elif self.placebo == "detached-head":
             patch_mean = patch_mean.detach()
-        outputs["class_losses"] = self._class_losses(patch_mean, words, update)
+        elif self.placebo == "class-loss-only":
+            features = outputs["image_features"]
+            outputs["image_features"] = features.detach() + 0 * features  # DDP wants a gradient for each parameter
+        outputs["class_losses"] = self._class_losses(patch_mean, words, update, outputs)
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
@@ -129,7 +132,7 @@ class _WithClassHead:
         return outputs, patch_mean
 
     @torch.compiler.disable
-    def _class_losses(self, patch_mean: Tensor, text: Tensor, update) -> Tensor:
+    def _class_losses(self, patch_mean: Tensor, text: Tensor, update, outputs: dict[str, Tensor]) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right for unequal batches."""
         scale = 1.0
         if update is not None:
@@ -148,10 +151,25 @@ class _WithClassHead:
         if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
             warming_up = self.statistics.num_captions <= self.head_warmup
             patch_mean = torch.where(warming_up, patch_mean.detach(), patch_mean)
-        losses = self.class_head(patch_mean, text, idf, scale, self.word_sums)
+        if self.placebo == "constant-target":
+            target = self.statistics.document_frequency * idf
+            target = (target / target.sum().clamp(min=1e-9)).expand(len(text), -1)  # [B, V]
+            losses = scale * F.cross_entropy(self.class_head.logits(patch_mean).float(), target, reduction="none")
+        elif self.placebo == "second-contrastive":
+            losses = scale * self._second_contrastive(patch_mean, outputs)
+        else:
+            losses = self.class_head(patch_mean, text, idf, scale, self.word_sums)
         if self.accum_freq > 1:
             counted.copy_(losses.detach())
         return losses
+
+    def _second_contrastive(self, patch_mean: Tensor, outputs: dict[str, Tensor]) -> Tensor:
+        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project patch_mean [B, W]."""
+        texts = outputs["text_features"]
+        images = F.normalize(self.class_head.logits(patch_mean)[:, : texts.shape[1]].float(), dim=-1)
+        logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
+        labels = torch.arange(len(logits), device=logits.device)
+        return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
 
     def _summary(self) -> str:
         head = sum(p.numel() for p in self.class_head.parameters())

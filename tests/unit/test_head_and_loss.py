@@ -192,3 +192,48 @@ def test_without_class_losses_as_in_evaluation_the_loss_is_openclips():
     features = F.normalize(torch.randn(2, 5, 8), dim=-1)
     outputs = {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
     assert SuperCLIPLoss(ClipLoss())(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)
+
+
+def tiny_model(placebo):
+    torch.manual_seed(1)
+    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
+    return SuperCLIP(8, vision, text, superclip={"placebo": placebo, "ignored_tokens": (0,)}, output_dict=True).train()
+
+
+def trained_on(placebo, loss_name):
+    """The gradient that one of the losses gives the image tower's first layer, and what the model returned."""
+    model = tiny_model(placebo)
+    images, tokens = torch.randn(4, 3, 16, 16), torch.randint(1, 40, (4, 6))
+    outputs = model(images, tokens)
+    SuperCLIPLoss(ClipLoss())(**outputs, output_dict=True)[loss_name].backward()
+    gradient = model.visual.conv1.weight.grad
+    return (0 if gradient is None else gradient.abs().sum().item()), outputs, model
+
+
+@pytest.mark.parametrize(("placebo", "contrastive", "class_loss"), [
+    ("off", True, True), ("detached-head", True, False), ("constant-target", True, True),
+    ("second-contrastive", True, True), ("class-loss-only", False, True),
+])  # fmt: skip
+def test_a_control_takes_from_the_image_tower_the_gradient_that_its_name_says(placebo, contrastive, class_loss):
+    assert (trained_on(placebo, "contrastive_loss")[0] > 0) == contrastive
+    assert (trained_on(placebo, "class_loss")[0] > 0) == class_loss
+
+
+def test_a_constant_target_is_the_same_for_every_caption_of_a_batch():
+    model = tiny_model("constant-target")
+    image, tokens = torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1), torch.randint(1, 40, (4, 6))
+    losses = model(image, tokens)["class_losses"]
+    assert losses.allclose(losses[0].expand(4))
+    off = tiny_model("off")(image, tokens)["class_losses"]
+    assert not off.allclose(off[0].expand(4))
+    assert losses.mean().isclose(off.mean(), rtol=0.05)  # the mean of the targets is nearly that target
+
+
+def test_a_second_contrastive_loss_is_clips_on_what_the_head_reads():
+    _, outputs, model = trained_on("second-contrastive", "class_loss")
+    logits = torch.randn(4, 40)
+    model.class_head.logits = lambda _: logits
+    found = model._second_contrastive(None, outputs).mean()
+    expected = ClipLoss()(F.normalize(logits[:, :8], dim=-1), outputs["text_features"], outputs["logit_scale"])
+    assert found.isclose(expected)
