@@ -48,11 +48,10 @@ def write(model_name: str, file: Path) -> None:
         "text_decoder.text_projection.weight": (vocab_size, width),
         "text_decoder.text_projection.bias": (vocab_size,),
         "cap_fq": (1, vocab_size),
-        "num_samples": (1, 1),
     }
-    torch.save(
-        {"epoch": 1, "state_dict": {f"module.{name}": torch.rand(shape) for name, shape in shapes.items()}}, file
-    )
+    weights = {f"module.{name}": torch.rand(shape) for name, shape in shapes.items()}
+    weights["module.num_samples"] = torch.ones(1, 1)  # cap_fq is at most this
+    torch.save({"epoch": 1, "state_dict": weights}, file)
 
 
 def _run_and_measure(command: list[str]) -> int:
