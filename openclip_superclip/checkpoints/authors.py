@@ -163,4 +163,4 @@ def _batch_warnings(cap_fq: Tensor, global_batch: int) -> list[str]:
             f"--global-batch {fitting} gives whole counts too"
         ]
     advice = f"--global-batch {fitting} gives whole ones" if fitting else "the run had another, or more than one"
-    return [f"--global-batch {global_batch} gives counts that are not whole, {advice}: those in {{out}} are rounded"]
+    return [f"--global-batch {global_batch} gives counts that are not whole, {advice}; the import rounds them"]
