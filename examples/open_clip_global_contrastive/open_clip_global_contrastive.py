@@ -14,7 +14,7 @@ _made = {}  # the loss of this process, which is a part of its model: a checkpoi
 
 
 class GlobalContrastiveLoss(ClipLoss):
-    """SogCLR (Yuan et al. 2022, arXiv 2202.12387); for CLIP, FastCLIP-v0 (Wei et al. 2024, arXiv 2407.01445).
+    """SogCLR (Yuan et al. 2022, arXiv 2202.12387) with a learned scale, as FastCLIP-v0 (Wei et al. 2024, 2407.01445).
 
     The objective is F = mean_i (log(eps + g_i) + log(eps + h_i)) / 2 over a data set. With s the logit scale,
         g_i = mean over j != i of exp(s (image_i . text_j - image_i . text_i)); h_i exchanges image and text.
