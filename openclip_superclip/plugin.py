@@ -142,8 +142,7 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     if config is None or not args.train_data or args.dataset_type == "synthetic":
         return None
     from .data.captions import CaptionTokens
-    from .data.inspection import is_table
-    from .data.tables import Columns, has_empty_captions
+    from .data.tables import Columns, has_empty_captions, is_table
 
     table = is_table(args.train_data, args.dataset_type)
     columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.shards import is_remote
+from ..data.images import as_seen, open_image
+from ..data.shards import IMAGES, is_remote
 from ..files import whole_file
 from ..pages import html_template
-from .pairs import IMAGES, AuditedFiles, AuditedShards, numbered_members, open_picture
+from .pairs import AuditedFiles, AuditedShards, numbered_members
 from .scorer import WORD
 from .store import SCORES, ScoredPairs, caption_digest, read_scores
 
@@ -152,7 +153,7 @@ def _pictures_of(shard: str, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
 def _thumbnail(picture: str | bytes) -> str:
     """Returns a picture, small, as a data: address; "" where it cannot be read any more."""
     try:
-        image = open_picture(picture).convert("RGB")
+        image = as_seen(open_image(picture))
     except Exception:  # it was read when it was scored; a page without it is still one
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))

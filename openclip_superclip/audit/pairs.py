@@ -1,29 +1,25 @@
 """The data that is audited, pair by pair and always in one order: a table, a folder or shards."""
 
 import hashlib
-import io
 import itertools
 import json
 import os
-import re
 import tarfile
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
 from ..config import Config
 from ..data.conversion import Keys, Pair, pairs_of_folder, pairs_of_table
-from ..data.images import check_sides
+from ..data.images import open_image, unreadable
 from ..data.inspection import listed_samples
-from ..data.shards import contract, expand, is_remote, read_members, refuse_other_patterns
-from ..data.tables import Columns, is_table_file, look_at_table
+from ..data.shards import BROKEN, IMAGES, contract, expand, is_remote, read_members, refuse_other_patterns, why_broken
+from ..data.tables import Columns, is_table, read_table
 from ..errors import InputError
 from ..files import content_digest
 
@@ -64,30 +60,16 @@ def read_in_batches(
             yield [read.result() for read in waiting.popleft()]
 
 
-def open_picture(picture: str | bytes) -> Image.Image:
-    """Returns a picture, by its file or its content; raises what Pillow raises, and ValueError for too thin a one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow refuses is told all the same
-        with Image.open(picture if isinstance(picture, str) else io.BytesIO(picture)) as image:
-            check_sides(*image.size)
-            image.load()
-            return image
-
-
 def _read(pair: AuditedPair, preprocess: Callable) -> ReadPair:
     if pair.problem:
         return ReadPair(pair, None, pair.problem)
+    if isinstance(pair.picture, str) and is_remote(pair.picture):
+        return ReadPair(pair, None, "a URL: images of a table are read from files")
     try:
-        return ReadPair(pair, preprocess(open_picture(pair.picture)))
-    except FileNotFoundError:
-        remote = isinstance(pair.picture, str) and is_remote(pair.picture)
-        return ReadPair(pair, None, "a URL: pictures of a table are read from files" if remote else "no such file")
-    except Exception as error:  # of a broken file Pillow's decoders raise anything
-        told = " ".join(re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "", str(error)).split())  # an address is no reason
-        return ReadPair(pair, None, f"no readable picture ({told or type(error).__name__})")
-
-
-IMAGES = ("png", "jpg", "jpeg", "webp")  # OpenCLIP's
+        with open_image(pair.picture) as image:
+            return ReadPair(pair, preprocess(image))
+    except Exception as error:  # a broken file raises anything
+        return ReadPair(pair, None, unreadable(error))
 
 
 NO_CAPTION, NO_PICTURE = "no caption", "no picture"  # what was never a pair, and is not unreadable
@@ -114,10 +96,10 @@ class AuditedFiles:
     """The rows of a table, or the pictures of a folder with captions beside them."""
 
     def __init__(self, given: str, columns: Columns):
-        self.given, self.keys, self.is_table = given, Keys(columns), is_table_file(given)
+        self.given, self.keys, self.is_table = given, Keys(columns), is_table(given)
         self.columns = columns
         if self.is_table:
-            self.num_pairs = look_at_table(given, columns, Config(), "DATA", pictures=False).num_rows
+            self.num_pairs = read_table(given, columns, Config(), "DATA").num_rows
         else:
             self.num_pairs = sum(1 for _ in self._pairs())
         first = list(itertools.islice(self.pairs(WHOLE), NUM_LOOKED_FOR))
@@ -228,7 +210,7 @@ class AuditedShards:
 
 def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
     """Returns the data that DATA names; InputError for what is none, before anything is loaded."""
-    if is_table_file(given) or (os.path.isdir(given) and not _is_data_set(given)):
+    if is_table(given) or (os.path.isdir(given) and not _is_data_set(given)):
         return AuditedFiles(given, columns)
     names = expand(given, "DATA")
     if names[0].endswith(".tar") or is_remote(names[0]):
@@ -263,10 +245,8 @@ def _of_shard(place: int, shard: str) -> Iterator[AuditedPair]:
             problem = NO_PICTURE if not picture else "" if caption else NO_CAPTION
             pair = AuditedPair((place, number), shard, sample["__key__"], caption, picture, problem)
             yield pair._replace(uid=_uid(sample.get("json", b"")))
-    except (OSError, EOFError, tarfile.TarError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else "not a whole tar file"
-        problem = f"{why} ({str(error).partition(':')[0]})" if why != "no such file" else why
-        yield AuditedPair((place, number + 1), shard, "", "", b"", problem)
+    except BROKEN as error:
+        yield AuditedPair((place, number + 1), shard, "", "", b"", why_broken(error))
 
 
 def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, tarfile.TarInfo]]:

@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ..data.tables import is_table_file
+from ..data.tables import is_table
 from ..environment import require
 from ..errors import InputError
 from ..files import whole_file
@@ -104,10 +104,10 @@ def _refuse_idle(options: argparse.Namespace, given: set[str]) -> None:
                 if name in IDLE.get(mode, ()) or name not in USED.get(mode, {name}):
                     raise InputError(f"{_flag(name)} does nothing with --{mode}: leave one of them out")
     of_table = {name for name in given if name.startswith("csv_")}
-    if of_table and options.data and not is_table_file(options.data):
+    if of_table and options.data and not is_table(options.data):
         raise InputError(f"{_flag(min(of_table))} is for a table, .csv or .tsv, and DATA is {options.data}")
     of_shards = given & {"workers", "part", "benchmark"}
-    if of_shards and is_table_file(options.data):
+    if of_shards and is_table(options.data):
         raise InputError(f"{_flag(min(of_shards))} is for shards, and DATA is {options.data}: leave it out")
     if "seed" in given and not options.captions.startswith("mixed"):
         raise InputError(
@@ -158,7 +158,7 @@ def _counting(options: argparse.Namespace):
         raise InputError(str(error).replace("--superclip-", "--")) from None
     know_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
-    if is_table_file(options.data):
+    if is_table(options.data):
         return Counting(config, tokenizer, options.seed, columns_of(options)), [options.data]
     shards = sorted(set(expand(options.data, "DATA")))
     part, num_parts = _part(options.part, len(shards))

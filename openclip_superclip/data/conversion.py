@@ -18,7 +18,7 @@ from webdataset import TarWriter
 from ..errors import InputError, reason
 from ..files import make_folder, whole_file, write_json, write_text
 from .shards import is_empty, work_on
-from .tables import Columns, is_table_file, rows_of
+from .tables import Columns, is_table, rows_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -55,7 +55,7 @@ def read_source(path: str, keys: Keys, images: Path | None) -> Source:
         images: the folder of the pictures that COCO's JSON names; beside it where it is None.
     """
     place = Path(path)
-    if is_table_file(path):
+    if is_table(path):
         source = Source(list(pairs_of_table(path, keys)), _read_file)
     elif place.is_dir() and any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         source = _of_data_set(place, keys)

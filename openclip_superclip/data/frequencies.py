@@ -23,7 +23,8 @@ from ..errors import InputError, reason
 from ..files import whole_file
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, TokenizerIdentity, counted_captions, same_tokenizer, tokenizer_identity
-from .shards import is_remote, look, read_captions, work_on
+from .inspection import inspect_shard
+from .shards import is_remote, read_captions, work_on
 from .tables import Columns, rows_of
 
 
@@ -186,7 +187,7 @@ class Counting:
 
 
 def _members(shard: str) -> str:
-    return "not told: it is no file" if is_remote(shard) else look(shard).members
+    return "not told: it is no file" if is_remote(shard) else inspect_shard(shard, until_found=True).members
 
 
 class Counted(NamedTuple):

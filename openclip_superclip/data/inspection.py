@@ -1,408 +1,334 @@
-"""The data check: whether the shards of a pattern are there, whole and enough for a run, before it starts."""
+"""The one inspection of shards: are they there and readable, what do they hold, and are they enough for a run?
 
-import ast
+Training, `superclip plan`, slices, audit and frequencies share it.
+"""
+
 import contextlib
+import functools
 import itertools
 import json
-import math
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ..errors import InputError
-from .shards import Look, contract, expand, is_remote, look, look_at, refuse_other_patterns
-from .slices import Reads, more_than_a_slice, reads, shards_needed
-from .tables import is_table_file
+from ..files import read_json
+from ..rules import Rule, check
+from .images import ImageReport, check_image, depth_and_rotation_warnings
+from .shards import (
+    BROKEN,
+    IMAGES,
+    caption_member,
+    contract,
+    expand,
+    is_remote,
+    is_trained,
+    long_caption,
+    read_members,
+    refuse_other_patterns,
+    why_broken,
+    work_on,
+)  # fmt: skip
+from .slices import SlicedTraining, Split, equal_sizes, more_than_a_slice
 
+NUM_DECODED = 8  # images of a shard, and more until one of them can be read
+NUM_MORE = 3  # shards, before a broken first and last one are taken for all
+NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that ask a network's file system for sizes
+START, ENDS, ALL = "start", "ends", "all"  # how much is read
+TOLERANCE = 0.02  # of a number of samples: data sets that are downloaded at different times differ
 
 
-MORE = 3  # shards, before a broken first and last one are taken for all
+class ShardReport(NamedTuple):
+    """What a shard holds; `problem` is why training would find nothing in it, or not all, "" if there is none."""
+
+    shard: str
+    num_samples: int  # with image and caption, up to where it can be read
+    num_long: int  # of them, with a long caption
+    members: str  # of all samples
+    problem: str
+    images: list[ImageReport]  # of those that were decoded
+
+
+def inspect_shard(shard: str, place: str = "", until_found: bool = False) -> ShardReport:
+    """Reads a local shard and decodes a few of its images.
+
+    Args:
+        place: of the long caption, "" for none.
+        until_found: whether to stop after a few samples, once a caption, an image and a long caption were read.
+    """
+    members, images, problem = {}, [], ""
+    num_samples = num_long = 0
+    is_text = has_caption = is_readable = False
+    wanted = {"txt", caption_member(place), *IMAGES}
+    try:
+        for sample in read_members(shard, wanted):
+            members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
+            if not is_trained(sample):
+                continue
+            num_samples += 1
+            caption = _decoded(sample["txt"])
+            is_text, has_caption = is_text or caption is not None, has_caption or bool(caption)
+            num_long += bool(place) and _has_long_caption(sample, place)
+            if not is_readable or len(images) < NUM_DECODED:
+                images.append(check_image(next(sample[image] for image in IMAGES if image in sample)))
+                is_readable = is_readable or not images[-1].problem
+            else:
+                wanted.difference_update(IMAGES)  # the next samples come without
+                if until_found and has_caption and (num_long or not place):
+                    break
+    except BROKEN as error:
+        problem = why_broken(error)
+    found = ", ".join(members) or "nothing"
+    if not problem and not num_samples:
+        problem = f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"
+    elif not problem and not has_caption:
+        problem = f"all of its captions (.txt) are {'empty' if is_text else 'unreadable: expected UTF-8'}"
+    elif not problem and not is_readable:
+        problem = f"none of its {len(images):,} images can be read: {images[0].problem}"
+    return ShardReport(shard, num_samples, num_long, found, problem, images)
+
+
+def _decoded(caption: bytes) -> str | None:
+    """Returns a caption, None if it cannot be read: OpenCLIP then skips the sample."""
+    try:
+        return caption.decode().strip()
+    except UnicodeDecodeError:
+        return None
+
+
+def _has_long_caption(sample: dict, place: str) -> bool:
+    try:
+        return bool(long_caption(sample, place))
+    except ValueError:  # cannot be read: OpenCLIP skips the sample
+        return False
+
+
+@dataclass
+class Inspection:
+    """What is known of the shards of a pattern."""
+
+    flag: str
+    pattern: str
+    long_caption: str
+    depth: str  # START, ENDS or ALL
+    shards: list[str]
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of those that were looked for and exist
+    missing: list[str] = field(default_factory=list)  # of those that were looked for
+    reports: list[ShardReport] = field(default_factory=list)  # of those that were read
+
+    @property
+    def first(self) -> ShardReport:
+        return self.reports[0]
+
+    @functools.cached_property
+    def listed(self) -> dict[str, int]:
+        """The samples of the shards that the sizes.json beside them list."""
+        return listed_samples(self.shards, self.flag)
+
+    @property
+    def num_listed(self) -> int | None:
+        """The samples of all shards, if all are listed."""
+        return sum(self.listed.values()) if len(self.listed) == len(self.shards) else None
+
+    @property
+    def num_counted(self) -> int | None:
+        """The samples of all shards, if all were read."""
+        return sum(report.num_samples for report in self.reports) if self.depth == ALL and self.reports else None
+
+    @functools.cached_property
+    def bad(self) -> dict[str, str]:
+        """The problems of shards that are missing or broken."""
+        found = dict.fromkeys(self.missing, "no such file") | {r.shard: r.problem for r in self.reports if r.problem}
+        return {shard: found[shard] for shard in self.shards if shard in found}
+
+    def warnings(self) -> list[str]:
+        """Returns lines on what training goes on without, or reads otherwise than people see it."""
+        if num_remote := sum(map(is_remote, self.shards)):
+            line = f"{num_remote:,} of {len(self.shards):,} shards are URLs or pipes"
+            return [f"{line}: that they exist and what they hold is not checked"] * (self.depth != START)
+        lines, images = [], [image for report in self.reports for image in report.images]
+        if self.bad:
+            seen = ", and only the first and the last were read: --check reads all" * (self.depth == ENDS)
+            lines.append(
+                f"{self.flag}: {len(self.bad):,} of {len(self.sizes) + len(self.missing):,} shards are missing or "
+                f"broken, the first is {next(iter(self.bad))}: training goes on without them{seen}"
+            )
+        num_samples, num_long = (sum(column) for column in list(zip(*self.reports, strict=True))[1:3])
+        if self.long_caption and num_long < num_samples and self.depth != START:
+            without = f"{num_samples - num_long:,} of {num_samples:,} samples looked at"
+            lines.append(f"{without} have no long caption '{self.long_caption}'")
+        if num_bad := sum(bool(image.problem) for image in images):
+            lines.append(
+                f"{self.flag}: {num_bad:,} of {len(images):,} images that were decoded cannot be read: training skips "
+                "such samples"
+            )
+        return lines + depth_and_rotation_warnings(images, self.flag)
+
+
+READABLE = [
+    Rule("{flag}: {first.shard}: {first.problem}", lambda i: all(report.problem for report in i.reports)),
+    Rule(
+        "{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its members are {first.members}",
+        lambda i: i.long_caption and not any(report.num_long for report in i.reports),
+    ),
+]
+
+
+def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | None = None) -> Inspection:
+    """Returns what is known of the shards of a pattern; URLs and pipes are left to OpenCLIP.
+
+    Raises InputError if none of a source's shards exists, or none of those that are read has something to train on.
+
+    Args:
+        long_caption: where the long caption is; "" if none is read.
+        depth: START reads the beginnings of the first and the last shard, ENDS both whole, ALL all shards whole; if the
+            first and the last are broken, the first two read a few more.
+        jobs: processes that read all shards; None for one a core.
+    """
+    found = Inspection(flag, pattern, long_caption, depth, expand(pattern, flag))
+    refuse_other_patterns(found.shards[0], flag)
+    if any(map(is_remote, found.shards)):
+        return found
+    for source in pattern.split("::"):
+        shards = expand(source, flag)
+        if not any(map(os.path.exists, shards)):
+            hint = "; superclip demo --data-only writes the demo's" if source.startswith("demo/data/") else ""
+            others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
+            raise InputError(f"{flag}: there is no file {shards[0]}{others}{hint}")
+    found.sizes = _file_sizes(found.shards[: NUM_LOOKED_FOR if depth == START else None])
+    found.missing = [shard for shard, size in found.sizes.items() if size is None]
+    found.sizes = {shard: size for shard, size in found.sizes.items() if size is not None}
+    there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
+    read = functools.partial(inspect_shard, place=long_caption, until_found=depth == START)
+    if depth == ALL and len(there) > 2:
+        reports = work_on(read, there, jobs or os.cpu_count() or 1, "--jobs")
+        found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards"))
+    else:
+        found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
+        for shard in there[1:-1][:NUM_MORE]:
+            if all(report.problem for report in found.reports):
+                found.reports.append(read(shard))
+    check(READABLE, found)
+    return found
+
+
+def _file_sizes(shards: list[str]) -> dict[str, int | None]:
+    """Returns the bytes of each, None for one that does not exist."""
+
+    def size(shard: str) -> int | None:
+        with contextlib.suppress(OSError):
+            return os.stat(shard).st_size
+        return None
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        sizes = tqdm(pool.map(size, shards), total=len(shards), desc="looking for shards", disable=None, leave=False)
+        return dict(zip(shards, sizes, strict=True))
+
+
+def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
+    """Returns the samples of the shards that the sizes.json beside them list; InputError if one cannot be read."""
+    listed = {}
+    for folder, names in itertools.groupby(shards, key=lambda shard: Path(shard).parent):
+        if (folder / "sizes.json").exists():
+            sizes = read_json(folder / "sizes.json", flag=flag, advice="remove it")
+            listed |= {name: sizes[Path(name).name] for name in names if Path(name).name in sizes}
+    if wrong := [shard for shard, number in listed.items() if not isinstance(number, int) or number < 0]:
+        raise InputError(f"{flag}: sizes.json gives {wrong[0]} {listed[wrong[0]]!r} samples: correct or remove it")
+    return listed
+
+
+def total_samples(shards: list[str]) -> int | None:
+    """Returns the samples of all shards as OpenCLIP finds them in a file beside the first, None if it does not."""
+    folder = Path(shards[0]).parent
+    with contextlib.suppress(OSError, KeyError, ValueError, TypeError):
+        if (folder / "sizes.json").exists():
+            sizes = json.loads((folder / "sizes.json").read_text())
+            return sum(int(sizes[os.path.basename(shard)]) for shard in shards)
+        return int((folder / "__len__").read_text())
+    return None
 
 
 def check_data(
     pattern: str,
-    world_size: int,
-    workers: int,
-    slices: int,
+    split: Split,
     expected_samples: int | None = None,
     full: bool = False,
     *,
-    slice_samples: int | None = None,
-    batch_size: int | None = None,
     long_caption: str = "",
     jobs: int | None = None,
 ) -> dict:
-    """Returns what is known of the shards of --train-data, for JSON; InputError where training could not start.
+    """Returns what is known of the shards of --data, for JSON; InputError if training could not start.
 
     Args:
-        world_size, workers, slices: every worker of every rank needs a shard of each slice.
         expected_samples: pairs in the data set.
-        full: whether to read all shards, in `jobs` processes, or the first and the last alone.
-        slice_samples, batch_size: --train-num-samples and --batch-size, for what a slice reads twice.
-        long_caption: where the long caption is; "" where none is read.
+        full: whether to read all shards, in `jobs` processes, or only the first and the last.
+        long_caption: where the long caption is; "" if none is read.
     """
-    shards = expand(pattern)
-    refuse_other_patterns(shards[0])
-    checked = {
-        "data": pattern, "shards": len(shards), "found": None, "bytes": None, "full": False, "samples": None,
-        "samples_listed": None, "samples_expected": expected_samples, "bad": [], "good": None, "warnings": [],
-    }  # fmt: skip
-    shares = {"slice_samples": slice_samples, "batch_size": batch_size, "world_size": world_size, "workers": workers}
-    if any(map(is_remote, shards)):
-        check_number(len(shards), world_size, workers, slices)
-        warnings = remote(sum(map(is_remote, shards)), len(shards))
-        if slice_samples and batch_size and expected_samples:
-            warnings += check_shares(equal_sizes(expected_samples, len(shards)), slices, **shares)
-        return checked | {"warnings": warnings}
-    sizes = _file_sizes(shards)
-    if not sizes:
-        hint = "; superclip demo --data-only writes the demo's" if pattern.startswith("demo/data/") else ""
-        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-        raise InputError(f"--data: there is no file {shards[0]}{others}{hint}")
-    check_number(len(shards), world_size, workers, slices)
-    looks = look_at(list(sizes), long_caption, jobs) if full else _look_at_ends(list(sizes), long_caption)
-    if all(look.problem for look in looks):
-        raise InputError(f"--data: {looks[0].shard}: {looks[0].problem}")
-    if long_caption and not any(look.num_long for look in looks):
-        said = f"no sample has the long caption '{long_caption}'; its members are {looks[0].members}"
-        raise InputError(f"--data: {looks[0].shard}: {said}")
-    listed = listed_samples(shards)
-    total = sum(listed.values()) if len(listed) == len(shards) else None  # as training finds it
-    if total and slice_samples and more_than_a_slice(slice_samples, total, slices, batch_size * world_size):
+    split.check()
+    found = inspect(pattern, split.flag, long_caption, ALL if full else ENDS, jobs)
+    total = found.num_listed
+    global_batch_size = (split.batch_size or 1) * split.world_size
+    if total and split.slice_samples and more_than_a_slice(split.slice_samples, total, split.slices, global_batch_size):
         raise InputError(
-            f"--data: sizes.json lists {total:,} samples, too few for {slices} slices of {slice_samples:,}: "
-            f"--set data_samples={total} plans with those"
+            f"{split.flag}: sizes.json lists {total:,} samples, too few for {split.slices} slices of "
+            f"{split.slice_samples:,}: --set data_samples={total} plans with those"
         )
-    checked |= _findings(shards, sizes, looks, listed, full)
-    warnings = all_of(checked, looks, listed, long_caption)
-    held = _held(shards, checked, looks, listed)
-    if slice_samples and batch_size and held:
-        warnings += check_shares(held, slices, **shares)
-    return checked | {"warnings": warnings}
-
-
-def _file_sizes(shards: list[str]) -> dict[str, int]:
-    """Returns the bytes of those that exist."""
-
-    def size(shard: str) -> int | None:
-        try:
-            return os.stat(shard).st_size
-        except OSError:
-            return None
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        sizes = list(tqdm(pool.map(size, shards), total=len(shards), desc="looking for shards", disable=None))
-    return {shard: size for shard, size in zip(shards, sizes, strict=True) if size is not None}
-
-
-def _look_at_ends(shards: list[str], long_caption: str) -> list[Look]:
-    """Returns looks at the first and the last shard, and at a few more where both are broken."""
-    looks = look_at(shards[:1] + shards[1:][-1:], long_caption)
-    return looks + (look_at(shards[1:-1][:MORE], long_caption) if all(look.problem for look in looks) else [])
-
-
-def listed_samples(shards: list[str]) -> dict[str, int]:
-    """Returns the samples of the shards as the sizes.json beside them tell, as far as there are such."""
-    beside = {}
-    for folder in {Path(shard).parent for shard in shards}:
-        try:
-            beside[folder] = {
-                name: int(number) for name, number in json.loads((folder / "sizes.json").read_text()).items()
-            }
-        except OSError:
-            beside[folder] = {}
-        except (ValueError, TypeError, AttributeError):
-            raise InputError(f"--data: {folder}/sizes.json is no mapping of shards to numbers: remove it") from None
-    listed = {shard: beside[Path(shard).parent].get(Path(shard).name) for shard in shards}
-    return {shard: number for shard, number in listed.items() if number is not None}
-
-
-def _findings(shards: list[str], sizes: dict, looks: list[Look], listed: dict, full: bool) -> dict:
-    bad = {shard: "no such file" for shard in shards if shard not in sizes}
-    bad |= {look.shard: look.problem for look in looks if look.problem}
+    warnings, samples = [*found.warnings(), *_wrong_list(found)], found.num_counted or sum(found.listed.values())
+    if expected_samples and samples and abs(samples - expected_samples) > TOLERANCE * expected_samples:
+        where = "the shards hold" if found.num_counted else "sizes.json lists"
+        warnings.append(
+            f"{where} {samples:,} samples, and the recipe says {expected_samples:,}: --set data_samples={samples} "
+            "plans with those"
+        )
+    sizes = _sizes(found, expected_samples)
+    if split.slice_samples and split.batch_size and sizes:
+        warnings += split.check_shares(sizes)
     return {
-        "found": len(sizes),
-        "bytes": sum(sizes.values()),
-        "full": full,
-        "samples": sum(look.num_samples for look in looks) if full else None,
-        "samples_listed": sum(listed.values()) if listed else None,
-        "bad": [{"shard": shard, "problem": bad[shard]} for shard in shards if shard in bad],
-        "good": contract([shard for shard in shards if shard not in bad]) if bad else None,
-    }
+        "data": pattern, "shards": len(found.shards), "found": len(found.sizes) if found.reports else None,
+        "bytes": sum(found.sizes.values()) if found.reports else None, "full": bool(full and found.reports),
+        "samples": found.num_counted, "samples_listed": sum(found.listed.values()) or None,
+        "samples_expected": expected_samples,
+        "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
+        "good": contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,
+        "warnings": warnings,
+    }  # fmt: skip
 
 
-def _held(shards: list[str], checked: dict, looks: list[Look], listed: dict) -> list[int] | None:
-    """Returns the samples of each shard: as counted, as listed, or equally many of those expected; None if unknown."""
-    known = {look.shard: look.num_samples for look in looks} if checked["full"] else listed
-    expected = checked["samples_expected"]
-    if not known and not expected:
-        return None
-    if not known:
-        known = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    mean = round(sum(known.values()) / len(known))
-    bad = {one["shard"] for one in checked["bad"]}
-    return [0 if shard in bad else known.get(shard, mean) for shard in shards]
+def _wrong_list(found: Inspection) -> list[str]:
+    counted = [report for report in found.reports if not report.problem]
+    wrong = [report for report in counted if found.listed.get(report.shard, report.num_samples) != report.num_samples]
+    return [
+        f"sizes.json is wrong about {len(wrong):,} shards: {report.shard} holds {report.num_samples:,} samples, not "
+        f"{found.listed[report.shard]:,}"
+        for report in wrong[:1]
+    ]
 
 
-TOLERANCE = 0.02  # of a number of samples: data sets that are downloaded at different times differ
+def _sizes(found: Inspection, expected: int | None) -> list[int]:
+    """Returns the samples of each shard: as counted, as listed, or equally many of those expected; [] if unknown."""
+    known = {report.shard: report.num_samples for report in found.reports} if found.num_counted else found.listed
+    if not known and expected:
+        known = dict(zip(found.shards, equal_sizes(expected, len(found.shards)), strict=True))
+    mean = round(sum(known.values()) / len(known)) if known else 0
+    return [0 if shard in found.bad else known.get(shard, mean) for shard in found.shards] if known else []
 
 
-def check_number(num_shards: int, world_size: int, workers: int, slices: int) -> None:
-    """Raises InputError, with what would do, where a worker would have no shard of a slice."""
-    workers = max(1, workers)
-    needed = shards_needed(slices, world_size, workers)
-    if num_shards >= needed:
-        return
-    advice = "fewer GPUs, or more and smaller shards"
-    if num_shards >= slices * world_size:
-        advice = f"--workers {num_shards // (slices * world_size)}"
-    elif num_shards >= world_size * workers:
-        advice = f"--set slices={num_shards // (world_size * workers)}"
-    raise InputError(
-        f"--data: {num_shards:,} shards are too few for {slices} slices × {world_size} ranks × {workers} workers; "
-        f"expected {needed:,} or more, or {advice}"
-    )
-
-
-def equal_sizes(num_samples: int, num_shards: int) -> list[int]:
-    """Returns the samples of each shard where nothing but their number in all is known."""
-    return [num_samples * (i + 1) // num_shards - num_samples * i // num_shards for i in range(num_shards)]
-
-
-def check_shares(
-    shard_sizes: Sequence[int], slices: int, *, slice_samples: int, batch_size: int, world_size: int, workers: int
-) -> list[str]:
-    """Returns warnings of what the first slice reads twice and leaves out; InputError where a share fills no batch.
+def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str) -> list[str]:
+    """Returns warnings about the shards of --train-data; InputError if OpenCLIP could not train on them.
 
     Args:
-        shard_sizes: samples of each shard, as far as they are known.
-        slice_samples, batch_size: --train-num-samples and --batch-size.
+        long_caption: where the long caption is; "" if none is read.
     """
-    first = reads(
-        shard_sizes, slices, 0, 0,
-        num_samples=slice_samples, batch_size=batch_size, world_size=world_size, workers=workers,
-    )  # fmt: skip
-    return _unevenly_read(first)
-
-
-def _unevenly_read(first_slice: Reads) -> list[str]:
-    """Returns a warning where the workers' shares of a slice are too small or too uneven to be read once each.
-
-    What a slice holds beyond the samples that are trained of it is left out in any case, and not told here.
-    """
-    held, once, again = first_slice
-    left_out = held - once
-    uneven = left_out - max(0, held - once - again)
-    if max(again / (once + again), uneven / held) <= TOLERANCE:
-        return []
-    return [
-        f"{_percent(again / (once + again))} of what a slice trains on is read twice, and {_percent(left_out / held)} "
-        "of its samples are left out until a later pass, as the workers' shares of the shards are small or uneven; "
-        "fewer --workers, GPUs or slices make them larger"
-    ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def all_of(checked: dict, looks: Sequence[Look], listed: dict[str, int], long_caption: str) -> list[str]:
-    """Returns the warnings that follow from the findings of a data check."""
-    return [
-        *_bad(checked),
-        *_without_long_caption(looks, long_caption),
-        *_wrong_list(looks, listed),
-        *_other_number(checked),
-    ]
-
-
-def remote(num_remote: int, num_shards: int) -> list[str]:
-    """Returns the warning that shards which are not files cannot be looked at."""
-    return [
-        f"{num_remote:,} of {num_shards:,} shards are URLs or pipes: that they exist and what they hold is not checked"
-    ]
-
-
-def _bad(checked: dict) -> list[str]:
-    if not checked["bad"]:
-        return []
-    seen = "" if checked["full"] else ", and the first and the last alone were read: --check reads all"
-    return [f"training passes over {len(checked['bad']):,} shards that are missing or broken{seen}"]
-
-
-def _without_long_caption(looks: Sequence[Look], long_caption: str) -> list[str]:
-    num_samples = sum(look.num_samples for look in looks)
-    without = num_samples - sum(look.num_long for look in looks)
-    if not long_caption or not without:
-        return []
-    return [f"{without:,} of {num_samples:,} samples looked at have no long caption '{long_caption}'"]
-
-
-def _wrong_list(looks: Sequence[Look], listed: dict[str, int]) -> list[str]:
-    wrong = [
-        look for look in looks if not look.problem and listed.get(look.shard, look.num_samples) != look.num_samples
-    ]
-    if not wrong:
-        return []
-    first = wrong[0]
-    return [
-        f"sizes.json is wrong about {len(wrong):,} shards: {first.shard} holds {first.num_samples:,} samples, not "
-        f"{listed[first.shard]:,}"
-    ]
-
-
-def _other_number(checked: dict) -> list[str]:
-    expected = checked["samples_expected"]
-    found = checked["samples"] or checked["samples_listed"]
-    if not expected or not found or abs(found - expected) <= TOLERANCE * expected:
-        return []
-    where = "the shards hold" if checked["samples"] else "sizes.json lists"
-    return [f"{where} {found:,} samples, and the recipe says {expected:,}: --set data_samples={found} plans with those"]
-
-
-NUM_SHARDS = 3  # of each source: OpenCLIP skips a shard that is missing or broken, so one alone proves nothing
-
-
-NUM_LOOKED_FOR = 1000  # shards, which a network's file system tells in a moment
-
-
-def is_table(data: str, dataset_type: str, flag: str = "--train-data") -> bool:
-    """Returns whether OpenCLIP reads the data as a table; InputError, which names `flag`, where it could not tell."""
-    if dataset_type != "auto":
-        return dataset_type == "csv"
-    if not is_table_file(data) and not data.endswith(".tar"):
-        raise InputError(f"{flag}: {data} ends in neither .tar, .csv nor .tsv: say what it is with --dataset-type")
-    return is_table_file(data)
-
-
-def check_shards(
-    train_data: str, long_caption: str, *, num_samples: int | None, world_size: int, workers: int, resampled: bool
-) -> list[str]:
-    """Returns what is to be said of the shards of `train_data`; InputError where OpenCLIP could not train on them.
-
-    Looks into the first local shards of each source; URLs and pipes are left to OpenCLIP.
-
-    Args:
-        long_caption: where the long caption is; "" where none is read.
-        num_samples: --train-num-samples, None where it is not given.
-        resampled: whether a worker draws its shards from all of them.
-    """
-    shards = expand(train_data, "--train-data")
-    found = [path for source in train_data.split("::") for path in _first_shards(source)]
-    needed = shards_needed(1, world_size, workers)
-    if len(shards) < needed and not resampled:
+    sliced.check()
+    found = inspect(train_data, "--train-data", long_caption, START)
+    if sliced.slice_samples is None and sliced.total is None:
         raise InputError(
-            f"--train-data: {len(shards):,} shards are too few for {world_size} ranks × {max(1, workers)} workers; "
-            f"expected {needed:,} or more, or fewer --workers"
-        )
-    if found:
-        _check_captions(found, long_caption)
-    if num_samples is None and total_samples(train_data) is None:
-        raise InputError(
-            "--train-num-samples is not given, and no sizes.json beside the shards tells it: expected the samples of "
+            "--train-num-samples is not given, and no sizes.json beside the shards lists them: expected the samples of "
             "an epoch"
         )
-    return missing_shards(train_data, "--train-data")
-
-
-def check_validation_shards(val_data: str) -> list[str]:
-    """Returns what is to be said of the shards of --val-data; InputError where no sample of them can be measured."""
-    found = [path for source in val_data.split("::") for path in _first_shards(source, "--val-data")]
-    if found:
-        _check_captions(found, "", "--val-data")
-    return missing_shards(val_data, "--val-data")
-
-
-def missing_shards(data: str, flag: str) -> list[str]:
-    """Returns a line on the local shards that are not there, or nothing: OpenCLIP trains without them."""
-    local = [shard for shard in expand(data, flag) if not is_remote(shard)][:NUM_LOOKED_FOR]
-    missing = [shard for shard in local if not os.path.exists(shard)]
-    if not missing:
-        return []
-    return [
-        f"{flag}: {len(missing):,} of {'the first ' * (len(local) == NUM_LOOKED_FOR)}{len(local):,} shards are not "
-        f"there, the first is {missing[0]}; OpenCLIP goes on without them"
-    ]
-
-
-def total_samples(train_data: str) -> int | None:
-    """Returns the samples of all shards as OpenCLIP finds them in a file beside the shards, None where it does not."""
-    shards = expand(train_data)
-    folder = os.path.dirname(shards[0])
-    with contextlib.suppress(OSError, KeyError, ValueError, SyntaxError):
-        if os.path.exists(sizes := os.path.join(folder, "sizes.json")):
-            sizes = json.loads(Path(sizes).read_text())
-            return sum(int(sizes[os.path.basename(shard)]) for shard in shards)
-        if os.path.exists(length := os.path.join(folder, "__len__")):
-            return ast.literal_eval(Path(length).read_text())
-    return None
-
-
-def _first_shards(source: str, flag: str = "--train-data") -> list[str]:
-    """Returns the first shards of a source that exist; InputError where none does. URLs and pipes have none."""
-    if is_remote(source):
-        return []
-    names = expand(source, flag)
-    refuse_other_patterns(names[0], flag)
-    paths = list(itertools.islice(filter(os.path.exists, names), NUM_SHARDS))
-    if not paths:
-        raise InputError(f"{flag}: there is no file {source}")
-    return paths
-
-
-def _check_captions(shards: list[str], place: str, flag: str = "--train-data") -> None:
-    """Raises InputError where no sample of these shards has picture and caption, and a long one where `place` asks."""
-    refusals = []
-    for shard in shards:
-        found = look(shard, place, until_found=True)
-        if found.problem:
-            refusals.append(f"{flag}: {shard}: {found.problem}")
-        elif place and not found.num_long:
-            members = f"its members are {found.members}"
-            refusals.append(f"--superclip-long-caption: no sample of {shard} holds '{place}'; {members}")
-        else:
-            return
-    raise InputError(refusals[-1])
-
-
-def check_slices(
-    slices: int,
-    train_data: str,
-    dataset_type: str,
-    resampled: bool,
-    num_samples: int | None,
-    batch_size: int,
-    world_size: int,
-    workers: int,
-) -> None:
-    """Raises InputError for training data that cannot be passed over in `slices`, and for a wrong --train-num-samples.
-
-    Takes OpenCLIP's arguments of that name.
-    """
-    tar_files = dataset_type == "auto" and train_data.endswith(".tar")
-    if dataset_type != "webdataset" and not tar_files:
-        raise InputError(
-            f"--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {dataset_type}: expected "
-            "webdataset and a pattern of .tar files, or leave --superclip-slices out"
-        )
-    if resampled:
-        raise InputError(
-            "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with replacement: "
-            "leave one of them out"
-        )
-    num_shards = len(expand(train_data, "--train-data"))
-    workers, needed = max(1, workers), shards_needed(slices, world_size, workers)
-    if num_shards < needed:
-        raise InputError(
-            f"--superclip-slices {slices} leaves a data-loading worker without a shard: --train-data has {num_shards} "
-            f"shards; expected {needed} or more, {slices} slices × {world_size} ranks × {workers} workers"
-        )
-    total = total_samples(train_data)
-    if num_samples is None or (total and more_than_a_slice(num_samples, total, slices, batch_size * world_size)):
-        found = "is not given" if num_samples is None else f"is {num_samples:,}"
-        expected = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
-        raise InputError(f"--train-num-samples {found}; expected the samples of one of the {slices} slices{expected}")
+    return found.warnings()

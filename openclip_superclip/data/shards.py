@@ -1,6 +1,5 @@
-"""What shards hold, as far as training needs it."""
+"""WebDataset shards: their names and patterns, their samples as OpenCLIP groups them, and processes to read many."""
 
-import functools
 import itertools
 import json
 import multiprocessing
@@ -12,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from numbers import Number
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import braceexpand
-from tqdm import tqdm
 
 from ..environment import end_with_parent
-from ..errors import InputError
+from ..errors import InputError, reason
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
@@ -27,13 +25,13 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
         return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
     except ValueError as error:
         raise InputError(
-            f"{flag}: {pattern} has unbalanced braces ({' '.join(str(error).split())}); expected such as "
+            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected such as "
             "'x/{00000..00041}.tar', in quotes"
         ) from None
 
 
 def refuse_other_patterns(first: str, flag: str = "--data") -> None:
-    """Raises InputError where the first file is a folder or holds a *, which OpenCLIP does not look into."""
+    """Raises InputError if the first file is a folder or holds a *, neither of which OpenCLIP expands."""
     if is_remote(first):
         return
     if os.path.isdir(first):
@@ -43,7 +41,7 @@ def refuse_other_patterns(first: str, flag: str = "--data") -> None:
 
 
 def is_remote(shard: str) -> bool:
-    """Returns whether a shard is a URL or the output of a command, which no look at the file system finds."""
+    """Returns whether a shard is a URL or the output of a command, not a file."""
     return "://" in shard or shard.startswith("pipe:")
 
 
@@ -71,60 +69,61 @@ def _braces(numbers: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
+IMAGES = ("png", "jpg", "jpeg", "webp")  # the members that OpenCLIP trains on
+BROKEN = (OSError, EOFError, tarfile.TarError)  # what reading a shard raises
+
+
+def why_broken(error: Exception) -> str:
+    """Returns why a shard cannot be read to its end, given one of BROKEN."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists all that it has tried
+
+
+def is_trained(sample: dict) -> bool:
+    """Returns whether OpenCLIP trains on a sample: it has an image and a caption."""
+    return "txt" in sample and any(image in sample for image in IMAGES)
+
+
 def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
-    """Yields the samples that OpenCLIP would train on: captions as bytes, whatever else they hold as b"".
+    """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b"".
 
     Args:
-        shard: a file, which is read only where captions are, or a URL or pipe, of which the rest is passed over.
+        shard: a file, of which only captions are read, or a URL or pipe, which is read whole.
         long_caption: where the long caption is, a member or `json:FIELD`.
     """
-    for sample in read_samples(shard, long_caption):
-        if "txt" in sample and any(extension in sample for extension in IMAGES):
-            yield sample
+    yield from filter(is_trained, read_members(shard, {"txt", caption_member(long_caption)}))
 
 
-def read_samples(shard: str, long_caption: str = "") -> Iterator[dict]:
-    """Yields all samples as `read_captions` does, with or without caption and picture."""
-    json = long_caption.startswith("json:")
-    yield from read_members(shard, {"txt", "json" if json else long_caption.lower().lstrip(".")})
+def caption_member(long_caption: str) -> str:
+    """Returns the member that holds the long caption at a place."""
+    return "json" if long_caption.startswith("json:") else long_caption.lower().lstrip(".")
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
-    """Yields all samples with the members whose extensions are `wanted` as bytes, and the others as b""."""
-    from webdataset.tariterators import base_plus_ext
+    """Yields all samples as OpenCLIP groups them, members by extension; bytes if `wanted` holds it, else b"".
 
-    sample = {}
-    for file in _files(shard, wanted):
-        key, extension = base_plus_ext(file["fname"])
-        if key is None:
-            continue
-        extension = extension.lower()
-        if sample and (key != sample["__key__"] or extension in sample):  # a tar may begin with the key that ended one
-            yield sample
-            sample = {}
-        sample = sample or {"__key__": key, "__url__": file["__url__"]}
-        sample[extension] = file["data"]
-    if sample:
-        yield sample
-
-
-def _files(shard: str, wanted: set[str]) -> Iterator[dict]:
+    Raises one of BROKEN if the shard cannot be read to its end.
+    """
+    sample: dict = {}
     with _open(shard) as tar:
         for member in tar:
-            if member.isfile():
-                extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-                data = tar.extractfile(member).read() if extension in wanted else b""
-                yield {"fname": member.name, "data": data, "__url__": shard}
             tar.members.clear()  # tarfile keeps every header it has read
+            name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
+            if not member.isfile() or name is None:
+                continue
+            key, extension = name[1], name[2].lower()
+            if key != sample.get("__key__") or extension in sample:
+                if sample:
+                    yield sample
+                sample = {"__key__": key, "__url__": shard}
+            sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
         if not is_remote(shard):
-            _check_end(tar)
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises tarfile.ReadError where tarfile has taken broken data for the end of the archive."""
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile has taken broken data for the end
+                raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
+    if sample:
+        yield sample
 
 
 def _open(shard: str) -> tarfile.TarFile:
@@ -133,62 +132,6 @@ def _open(shard: str) -> tarfile.TarFile:
 
         return tarfile.open(fileobj=gopen(shard), mode="r|*")
     return tarfile.open(shard)
-
-
-IMAGES = ("png", "jpg", "jpeg", "webp")  # OpenCLIP's
-
-
-class Look(NamedTuple):
-    """What was found in a shard; `problem` says why training would find nothing in it, or not all, and is "" if not."""
-
-    shard: str
-    num_samples: int  # with picture and caption, up to where it can be read
-    num_long: int  # of them, with a long caption
-    members: str  # of all samples
-    problem: str
-
-
-def look_at(shards: list[str], place: str, jobs: int | None = None) -> list[Look]:
-    """Returns a look at each of the local shards, from `jobs` processes (None: one a core) where they are many."""
-    if len(shards) <= 2:
-        return [look(shard, place) for shard in shards]
-    looks = work_on(functools.partial(look, place=place), shards, jobs or os.cpu_count() or 1, "--jobs")
-    return list(tqdm(looks, total=len(shards), desc="reading shards", unit=" shards"))
-
-
-def look(shard: str, place: str = "", until_found: bool = False) -> Look:
-    """Reads a local shard, its pictures passed over.
-
-    Args:
-        place: the long caption's, "" for none.
-        until_found: whether to stop once there was a caption, and a long one, instead of at the shard's end.
-    """
-    num_samples = num_long = 0
-    members, problem, has_caption = {}, "", False
-    try:
-        for sample in read_samples(shard, place):
-            if "txt" in sample and any(image in sample for image in IMAGES):
-                num_samples += 1
-                has_caption = has_caption or bool(sample["txt"].strip())
-                num_long += bool(place) and _has_long_caption(sample, place)
-            members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
-            if until_found and has_caption and (num_long or not place):
-                break
-    except (OSError, EOFError, tarfile.TarError) as error:
-        problem = f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile goes on with what it has tried
-    found = ", ".join(members) or "nothing"
-    if not problem and not num_samples:
-        problem = f"no sample has a picture (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"
-    elif not problem and not has_caption:
-        problem = "all of its captions (.txt) are empty"
-    return Look(shard, num_samples, num_long, found, problem)
-
-
-def _has_long_caption(sample: dict, place: str) -> bool:
-    try:
-        return bool(long_caption(sample, place))
-    except ValueError:  # cannot be read: OpenCLIP skips it
-        return False
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")

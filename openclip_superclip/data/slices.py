@@ -17,6 +17,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from torch.utils.data import get_worker_info
 from webdataset.filters import _shuffle
 
 from ..errors import InputError
+from ..rules import Rule, check
+
+TOLERANCE = 0.02  # of a slice's samples, which may be read twice or left out without a warning
 
 
 def shard_order(num_shards: int, seed: int, pass_: int) -> list[int]:
@@ -100,6 +104,117 @@ def reads(
             held += holds
             once += min(holds // batch_size, batches) * batch_size
     return Reads(held, once, batches * workers * world_size * batch_size - once)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a run splits its shards: every worker of every rank needs a shard of each slice."""
+
+    num_shards: int
+    world_size: int
+    workers: int
+    slices: int = 1
+    slice_samples: int | None = None  # --train-num-samples
+    batch_size: int | None = None  # of a rank
+    flag: str = "--data"
+    slices_flag: str = "--set slices="
+
+    @property
+    def needed(self) -> int:
+        return shards_needed(self.slices, self.world_size, self.workers)
+
+    @property
+    def advice(self) -> str:
+        workers = max(1, self.workers)
+        if self.num_shards >= self.slices * self.world_size:
+            return f"--workers {self.num_shards // (self.slices * self.world_size)}"
+        if self.num_shards >= self.world_size * workers:
+            return f"{self.slices_flag}{self.num_shards // (self.world_size * workers)}"
+        return "fewer GPUs, or more and smaller shards"
+
+    def check(self) -> None:
+        """Raises InputError, with what would do, if a worker would have no shard of a slice."""
+        check([ENOUGH], self)
+
+    def check_shares(self, sizes: Sequence[int]) -> list[str]:
+        """Returns a warning if the workers' shares of a slice are too small or uneven to be read once each.
+
+        What a slice holds beyond the samples that are trained of it is left out in any case, and not counted here.
+        Raises InputError if a share fills no batch.
+
+        Args:
+            sizes: samples of each shard, as far as they are known.
+        """
+        sliced = {"num_samples": self.slice_samples, "batch_size": self.batch_size}
+        held, once, again = reads(sizes, self.slices, 0, 0, **sliced, world_size=self.world_size, workers=self.workers)
+        left_out = held - once
+        uneven = left_out - max(0, held - once - again)
+        if max(again / (once + again), uneven / held) <= TOLERANCE:
+            return []
+        return [
+            f"{again / (once + again):.1%} of what a slice trains on is read twice, and {left_out / held:.1%} of its "
+            "samples are left out until a later pass, as the workers' shares of the shards are small or uneven; fewer "
+            "--workers, GPUs or slices make them larger"
+        ]
+
+
+ENOUGH = Rule(
+    "{flag}: {num_shards:,} shards are too few for {slices} slices × {world_size} ranks × {workers} workers; expected "
+    "{needed:,} or more, or {advice}",
+    lambda s: s.num_shards < s.needed,
+)
+
+
+@dataclass(frozen=True)
+class SlicedTraining(Split):
+    """OpenCLIP's arguments that decide whether shards can be trained on, in slices if that is asked for."""
+
+    dataset_type: str = "auto"
+    kind: str = "shards"  # as `tables.kind` returns it
+    resampled: bool = False  # whether a worker draws its shards from all of them
+    is_sliced: bool = False
+    total: int | None = None  # samples of all shards, if a file beside them tells
+
+    @property
+    def given(self) -> str:
+        return "is not given" if self.slice_samples is None else f"is {self.slice_samples:,}"
+
+    @property
+    def of_total(self) -> str:
+        return f", {math.ceil(self.total / self.slices):,} of {self.total:,}" if self.total else ""
+
+    @property
+    def is_more_than_a_slice(self) -> bool:
+        batch = self.batch_size * self.world_size
+        return bool(self.total) and more_than_a_slice(self.slice_samples, self.total, self.slices, batch)
+
+    def check(self) -> None:
+        """Raises InputError for data that cannot be passed over as asked."""
+        check(SLICED if self.is_sliced else [] if self.resampled else [ENOUGH], self)
+
+
+SLICED = [
+    Rule(
+        "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {dataset_type}: expected webdataset "
+        "and a pattern of .tar files, or leave --superclip-slices out",
+        lambda t: t.kind != "shards",
+    ),
+    Rule(
+        "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with replacement: leave "
+        "one of them out",
+        lambda t: t.resampled,
+    ),
+    ENOUGH,
+    Rule(
+        "--train-num-samples {given}; expected the samples of one of the {slices} slices{of_total}",
+        lambda t: t.slice_samples is None or t.is_more_than_a_slice,
+    ),
+]
+
+
+def equal_sizes(num_samples: int, num_shards: int) -> list[int]:
+    """Returns the samples of each shard if nothing but their total is known."""
+    return [num_samples * (i + 1) // num_shards - num_samples * i // num_shards for i in range(num_shards)]
 
 
 class DataOrder:

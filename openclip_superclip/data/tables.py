@@ -1,14 +1,24 @@
-"""Looks at a table of pictures and captions before anything is loaded: columns, captions, pictures, rows."""
+"""Tables of images and captions: which data is one, how its columns are named, what it holds, whether it can train."""
 
 import contextlib
+import csv
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..config import Config
-from ..errors import InputError
-from .images import picture_problems
+from ..errors import InputError, reason
+from ..rules import Rule, check
+from .images import NUM_THREADS, ImageReport, check_images, depth_and_rotation_warnings
 from .shards import is_empty, is_remote, long_caption
+
+SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # as a shell takes them
+NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, and what most tables call the same
+ROWS_AT_ONCE = 10_000
+MAX_DECODED = 20_000  # rows of a table whose images are all decoded
+NUM_DECODED = 2_000  # evenly spread images of a longer one
+NUM_SHOWN = 5  # bad rows that an error names
 
 
 class Columns(NamedTuple):
@@ -19,27 +29,139 @@ class Columns(NamedTuple):
     caption: str = "title"
 
 
-def is_table_file(path: str | None) -> bool:
-    """Returns whether OpenCLIP takes a path for a table by its name alone."""
-    return bool(path) and path.rpartition(".")[2] in ("csv", "tsv")
+def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
+    """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
+
+    If neither name nor type tells it, returns "", or raises InputError with the `flag` that gives the data.
+    """
+    if dataset_type != "auto":
+        return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
+    found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(data.rpartition(".")[2], "")
+    if flag and not found:
+        raise InputError(f"{flag}: {data} ends in neither .tar, .csv nor .tsv: say what it is with --dataset-type")
+    return found
 
 
-ROWS_AT_ONCE = 10_000  # pictures of the first of them are looked for
+def is_table(data: str | None, dataset_type: str = "auto") -> bool:
+    """Returns whether OpenCLIP reads data as a table."""
+    return bool(data) and kind(data, dataset_type) == "table"
 
 
-NUM_DECODED = 256  # of these pictures
+def detect_columns(path: str, separator: str | None, image: str | None, caption: str | None, flag: str) -> Columns:
+    """Returns the columns of a table, those that are None by its header; InputError if the table cannot be read.
+
+    The separator is the one that occurs most often in the header, and the columns are (filepath, title) if the header
+    holds them, and (image, caption) otherwise.
+    """
+    header = ""
+    if not is_remote(path):
+        with _readable(path, flag), open(path, encoding="utf-8-sig") as file:
+            header = file.readline().rstrip("\r\n")
+    if separator is None:
+        separator = max(SEPARATORS, key=header.count) if any(map(header.count, SEPARATORS)) else ","
+    names = next(csv.reader([header], delimiter=separator), [])
+    found = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
+    return Columns(separator, image or found[0], caption or found[1])
 
 
-SEPARATORS = (",", "\t", ";", "|")
+class BadImage(NamedTuple):
+    """An image of a table that cannot be read."""
+
+    row: int  # from 1 on, below the header
+    image: str
+    problem: str
 
 
-class TableLook(NamedTuple):
-    """What was found in a table."""
+@dataclass
+class TableReport:
+    """What a table holds."""
 
-    num_rows: int
-    num_empty: int  # rows without a caption
-    num_long: int  # rows with a long caption, where one is read
-    names: list[str]  # of its columns
+    path: str
+    columns: Columns
+    names: list[str] = field(default_factory=list)  # of all of its columns
+    num_rows: int = 0
+    num_empty: int = 0  # rows without a caption
+    num_long: int = 0  # rows with a long caption, if one is read
+    bad: list[BadImage] = field(default_factory=list)
+    images: list[ImageReport] = field(default_factory=list)  # of those that were decoded
+
+    def num_trained(self, config: Config) -> int:
+        """Returns the rows that are trained on: those with a long caption alone if the others are skipped."""
+        return self.num_long if _long_key(config) and config.missing_long == "skip" else self.num_rows
+
+    def warnings(self, flag: str) -> list[str]:
+        """Returns lines on empty captions and on images that OpenCLIP reads otherwise than people see them."""
+        empty = (
+            f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} hold no caption: plain CLIP "
+            "trains them as the word 'nan', the class loss without a word; superclip shards leaves such rows out"
+        )
+        return [empty] * bool(self.num_empty) + depth_and_rotation_warnings(self.images, flag)
+
+    def check_images(self, flag: str) -> None:
+        """Raises InputError, naming the first bad rows, if images cannot be read."""
+        if not self.bad:
+            return
+        shown = [f"row {row} of {self.path} names {image}: {problem}" for row, image, problem in self.bad[:1]]
+        shown += [f"row {row} names {image}: {problem}" for row, image, problem in self.bad[1:NUM_SHOWN]]
+        if len(self.bad) > NUM_SHOWN:
+            more = f"and {len(self.bad) - NUM_SHOWN:,} more"
+            shown.append(f"{more}, which superclip plan RECIPE --data FILE --check lists")
+        missing = any(bad.problem == "no such file" for bad in self.bad)
+        advice = f"paths are from {os.getcwd()}, where this runs" if missing else "remove or replace them"
+        raise InputError(
+            f"{flag}: {'; '.join(shown)}: {len(self.bad):,} of {len(self.images):,} images that were decoded; "
+            f"{advice}, and superclip shards leaves such rows out"
+        )
+
+
+@dataclass
+class _Training:
+    """The facts of a table that is to be trained on."""
+
+    flag: str
+    table: TableReport
+    config: Config
+    batch_size: int
+    world_size: int
+
+    @property
+    def names(self) -> str:
+        return ", ".join(self.table.names)
+
+    @property
+    def num_kept(self) -> int:
+        return self.table.num_trained(self.config)
+
+    @property
+    def kept(self) -> str:
+        if self.num_kept == self.table.num_rows:
+            return f"{self.num_kept:,} rows"
+        return f"the {self.num_kept:,} of {self.table.num_rows:,} rows that --superclip-missing-long skip keeps"
+
+    @property
+    def ranks(self) -> str:
+        return f"{self.world_size} rank{'s' * (self.world_size > 1)}"
+
+    @property
+    def needed(self) -> int:
+        return self.world_size * (self.batch_size - 1) + 1  # ranks share the rows, rounding up
+
+
+TRAINING = [
+    Rule(
+        "{flag}: the column '{table.columns.caption}' of {table.path} holds no caption",
+        lambda t: t.table.num_empty == t.table.num_rows,
+    ),
+    Rule(
+        "--superclip-long-caption: no row of {table.path} holds '{config.long_caption}'; its columns are {names}",
+        lambda t: _long_key(t.config) and not t.table.num_long,
+    ),
+    Rule(
+        "{flag}: {table.path}: {kept} do not fill --batch-size {batch_size:,} on {ranks}; expected {needed:,} rows or "
+        "a smaller batch",
+        lambda t: t.num_kept < t.needed,
+    ),
+]
 
 
 def check_table(
@@ -49,81 +171,59 @@ def check_table(
     batch_size: int,
     world_size: int,
     flag: str = "--train-data",
-    pictures: bool = True,
+    max_decoded: int | None = MAX_DECODED,
 ) -> list[str]:
-    """Returns what is to be said of the table at `path`, lines for people.
+    """Returns warnings about the table at `path`, lines for people; a URL is left to OpenCLIP.
 
-    Raises InputError where it lacks a column, captions, rows for a batch on every rank, or one of the pictures of its
-    first ten thousand rows. A URL is left to OpenCLIP.
+    Raises InputError if it lacks a column, captions, rows for a batch on every rank, or images.
 
     Args:
-        batch_size: a rank's.
+        batch_size: of a rank.
         flag: names the table.
-        pictures: whether these are looked at.
+        max_decoded: as in `read_table`.
     """
     if is_remote(path):
         return []
-    look = look_at_table(path, columns, config, flag, pictures)
-    place = _place(config)
-    if look.num_empty == look.num_rows:
-        raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
-    if place and not look.num_long:
-        names = ", ".join(map(str, look.names))
-        raise InputError(f"--superclip-long-caption: no row of {path} holds '{place}'; its columns are {names}")
-    needed = world_size * (batch_size - 1) + 1  # ranks share the rows out, rounding up
-    num_kept = num_trained(look, config)
-    if num_kept < needed:
-        kept = f"{look.num_rows:,} rows"
-        if num_kept < look.num_rows:
-            kept = f"the {num_kept:,} of {look.num_rows:,} rows that --superclip-missing-long skip keeps"
-        ranks = "rank" if world_size == 1 else "ranks"
-        raise InputError(
-            f"{flag}: {path}: {kept} do not fill --batch-size {batch_size:,} on {world_size} {ranks}; expected "
-            f"{needed:,} rows or a smaller batch"
-        )
-    return empty_captions(path, look, flag)
+    table = read_table(path, columns, config, flag, max_decoded)
+    table.check_images(flag)
+    check(TRAINING, _Training(flag, table, config, batch_size, world_size))
+    return table.warnings(flag)
 
 
-def empty_captions(path: str, look: TableLook, flag: str) -> list[str]:
-    """Returns a line on the rows without a caption, or nothing."""
-    if not look.num_empty:
-        return []
-    return [
-        f"{flag}: {look.num_empty:,} of the {look.num_rows:,} rows of {path} hold no caption: plain CLIP trains them "
-        "as the word 'nan', the class loss without a word; superclip shards leaves such rows out"
-    ]
+def read_table(
+    path: str,
+    columns: Columns,
+    config: Config,
+    flag: str,
+    max_decoded: int | None = 0,
+    threads: int = NUM_THREADS,
+    quiet: bool = True,
+) -> TableReport:
+    """Returns what a whole table holds; InputError if OpenCLIP could not read it as it is meant.
 
-
-def num_trained(look: TableLook, config: Config) -> int:
-    """Returns the rows that are trained on: those with a long caption alone where the others are to be skipped."""
-    return look.num_long if _place(config) and config.missing_long == "skip" else look.num_rows
-
-
-def look_at_table(
-    path: str, columns: Columns, config: Config, flag: str = "--train-data", pictures: bool = True
-) -> TableLook:
-    """Returns what a whole table holds; InputError where OpenCLIP could not read it as it is meant.
-
-    With `pictures` it looks, of the first ten thousand rows, whether they are there and begin as pictures do; some of
-    them it decodes.
+    Args:
+        max_decoded: the images of a table of up to so many rows are all decoded, NUM_DECODED of a longer one; 0 for
+            none, None for all.
     """
-    if not os.path.exists(path):
-        raise InputError(f"{flag}: there is no file {path}")
-    place, names = _place(config), []
-    num_rows = num_empty = num_long = 0
+    place, table, images = _long_key(config), TableReport(path, columns), []
     for rows in _chunks(path, columns, flag):
-        if not num_rows:
-            names = list(rows)
-            _check_values(path, rows, columns, flag)
-            if pictures:
-                _check_pictures(path, rows, columns, flag)
-        num_rows += len(rows)
-        num_empty += sum(map(is_empty, rows[columns.caption]))
+        table.names = table.names or list(map(str, rows))
+        table.num_rows += len(rows)
+        table.num_empty += sum(map(is_empty, rows[columns.caption]))
         if place:
-            num_long += sum(_has_long(row, place) for row in rows.to_dict("records"))
-    if not num_rows:
+            table.num_long += sum(_has_long(row, place) for row in rows.to_dict("records"))
+        if max_decoded != 0:
+            images += rows[columns.image].astype(str).tolist()
+    if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    return TableLook(num_rows, num_empty, num_long, names)
+    stride = 1 if max_decoded is None or len(images) <= max_decoded else max(1, len(images) // NUM_DECODED)
+    table.images = check_images(images[::stride], threads, quiet)
+    table.bad = [
+        BadImage(number * stride + 1, images[number * stride], report.problem)
+        for number, report in enumerate(table.images)
+        if report.problem
+    ]
+    return table
 
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
@@ -135,28 +235,26 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
 
 
 def rows_of(path: str, columns: Columns, flag: str) -> Iterator[dict]:
-    """Yields the rows of a table by the names of its columns; InputError where it cannot be read as it is meant."""
-    if not os.path.exists(path):
-        raise InputError(f"{flag}: there is no file {path}")
+    """Yields the rows of a table by the names of its columns; InputError if it cannot be read as it is meant."""
     for rows in _chunks(path, columns, flag):
-        _check_values(path, rows, columns, flag)
         yield from rows.to_dict("records")
 
 
-def pictures_of(path: str, columns: Columns, flag: str) -> Iterator[str]:
-    """Yields the pictures that a table names, row by row."""
-    for rows in _chunks(path, columns, flag):
-        yield from rows[columns.image].astype(str)
-
-
 def _chunks(path: str, columns: Columns, flag: str) -> Iterator:
-    """Yields the rows of a table as pandas' tables, their columns looked for."""
-    import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas knows
+    """Yields the rows of a table as pandas' tables, after a look at its header."""
+    import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas reads
 
-    with _readable(path, flag), pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE) as chunks:
-        for rows in chunks:
-            _check_columns(path, list(rows), columns)
-            yield rows
+    with _readable(path, flag):
+        names = [str(name) for name in pd.read_csv(path, sep=columns.separator, nrows=0)]
+        _check_header(path, names, columns)
+        with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE) as chunks:
+            for rows in chunks:
+                if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus values for names of rows
+                    raise InputError(
+                        f"{flag}: rows of {path} hold more values than its {len(rows.columns)} columns; expected "
+                        f"quotes around a value that holds {columns.separator!r}"
+                    )
+                yield rows
 
 
 @contextlib.contextmanager
@@ -165,51 +263,27 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{flag}: there is no file {path}") from None
     except (OSError, ValueError) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise InputError(f"{flag}: {path} is not a readable table ({' '.join(str(error).split())}){advice}") from error
+        raise InputError(f"{flag}: {path} is not a readable table ({reason(error)}){advice}") from error
 
 
-def _place(config: Config) -> str:
-    return config.long_caption if config.captions != "short" else ""
-
-
-def _check_columns(path: str, found: list, columns: Columns) -> None:
-    names = list(map(str, found))
+def _check_header(path: str, names: list[str], columns: Columns) -> None:
+    """Raises InputError if a column is missing, with the separator that fits if the header is one column."""
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue
         others = [separator for separator in SEPARATORS if separator != columns.separator and separator in names[0]]
         if len(names) == 1 and others:
-            separator = {"\t": "$'\\t'", ";": "';'", "|": "'|'"}.get(others[0], others[0])
+            separator = SEPARATORS[max(others, key=names[0].count)]
             raise InputError(f"{path} has one column, {names[0]!r}: give --csv-separator {separator}")
         raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {', '.join(names)}")
 
 
-def _check_values(path: str, rows, columns: Columns, flag: str) -> None:
-    """Raises InputError where rows have more values than the header has names."""
-    import pandas as pd
-
-    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the values that are too many for names of rows
-        raise InputError(
-            f"{flag}: rows of {path} hold more values than its {len(rows.columns)} columns; expected quotes "
-            f"around a value that holds {columns.separator!r}"
-        )
-
-
-def _check_pictures(path: str, rows, columns: Columns, flag: str) -> None:
-    """Raises InputError, with the first of them, where pictures cannot be read."""
-    problems = picture_problems(list(rows[columns.image].astype(str)), NUM_DECODED)
-    bad = [row for row, problem in enumerate(problems) if problem]
-    if not bad:
-        return
-    first = bad[0]
-    picture, problem = rows[columns.image].iloc[first], problems[first]
-    advice = f"paths are from {os.getcwd()}, where this runs" if problem == "no such file" else "remove or replace it"
-    raise InputError(
-        f"{flag}: row {first + 1} of {path} names {picture}: {problem}; {len(bad):,} such among the first "
-        f"{len(problems):,} rows; {advice}, and superclip shards leaves such rows out"
-    )
+def _long_key(config: Config) -> str:
+    return config.long_caption if config.captions != "short" else ""
 
 
 def _has_long(row: dict, place: str) -> bool:

@@ -77,40 +77,48 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
         raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
     if not args.train_data and not synthetic:
         return []
-    from ..data.inspection import check_shards, check_slices, is_table
-    from ..data.tables import check_table
-    from .horovod import launched_size
+    from ..data.inspection import check_training_shards, total_samples
+    from ..data.slices import SlicedTraining
+    from ..data.tables import MAX_DECODED, check_table, kind
+    from .horovod import launched_rank, launched_size
     from .unpatched import fork_workers
 
-    sizes = {"num_samples": args.train_num_samples, "world_size": launched_size(), "workers": args.workers}
     if args.train_num_samples is not None and args.train_num_samples < 1:
         raise InputError(f"--train-num-samples is {args.train_num_samples}; expected 1 or more")
+    data_kind = kind(args.train_data or "", args.dataset_type, "--train-data")
+    shards = expand(args.train_data, "--train-data") if data_kind == "shards" else []
+    sliced = SlicedTraining(
+        len(shards), launched_size(), args.workers, slices or 1, args.train_num_samples, args.batch_size,
+        flag="--train-data", slices_flag="--superclip-slices ", dataset_type=args.dataset_type, kind=data_kind,
+        resampled=args.dataset_resampled, is_sliced=slices is not None, total=total_samples(shards) if shards else None,
+    )  # fmt: skip
     if slices is not None:
-        check_slices(
-            slices, args.train_data, args.dataset_type, args.dataset_resampled, batch_size=args.batch_size, **sizes
-        )
+        sliced.check()
     if synthetic:
         if args.train_num_samples is None:
-            raise InputError("--train-num-samples is not given; expected the pictures of --dataset-type synthetic")
+            raise InputError("--train-num-samples is not given; expected the images of --dataset-type synthetic")
         return []
-    if is_table(args.train_data, args.dataset_type):
-        world_size = sizes["world_size"]
-        return check_table(args.train_data, _columns(args), config or Config(), args.batch_size, world_size)
+    if data_kind == "table":
+        max_decoded = MAX_DECODED if launched_rank() == 0 else 0
+        return check_table(
+            args.train_data, _columns(args), config or Config(), args.batch_size, launched_size(),
+            max_decoded=max_decoded,
+        )  # fmt: skip
     fork_workers(args.workers)
     long_caption = config.long_caption if config is not None and config.captions != "short" else ""
-    return check_shards(args.train_data, long_caption, resampled=args.dataset_resampled, **sizes)
+    return check_training_shards(args.train_data, sliced, long_caption)
 
 
 def _check_validation_data(args) -> list[str]:
     """Returns what is to be said of the validation data; InputError where OpenCLIP could not measure on it."""
-    from ..data.inspection import check_validation_shards, is_table
-    from ..data.tables import check_table
+    from ..data.inspection import START, inspect
+    from ..data.tables import check_table, kind
 
     if not args.val_data or args.dataset_type == "synthetic":
         return []
-    if is_table(args.val_data, args.dataset_type, "--val-data"):
+    if kind(args.val_data, args.dataset_type, "--val-data") == "table":
         return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
-    return check_validation_shards(args.val_data)
+    return inspect(args.val_data, "--val-data", "", START).warnings()
 
 
 def _look_at_stock_tables(args) -> list[str]:
@@ -119,19 +127,19 @@ def _look_at_stock_tables(args) -> list[str]:
     Raises InputError where OpenCLIP would end with a traceback: at a column or a picture that is not there.
     """
     from ..data.shards import is_remote
-    from ..data.tables import empty_captions, is_table_file, look_at_table
-    from .horovod import launched_size
+    from ..data.tables import MAX_DECODED, is_table, read_table
+    from .horovod import launched_rank, launched_size
 
-    told = []
+    warnings = []
     for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
-        is_table = is_table_file(path) if args.dataset_type == "auto" else path and args.dataset_type == "csv"
-        if not is_table or is_remote(path):
+        if not is_table(path, args.dataset_type) or is_remote(path):
             continue
-        look = look_at_table(path, _columns(args), Config(), flag)
-        told += empty_captions(path, look, flag)
-        if flag == "--train-data" and look.num_rows < launched_size() * args.batch_size:
-            told.append(f"{flag}: the {look.num_rows:,} rows of {path} fill no batch: not one step is trained")
-    return told
+        table = read_table(path, _columns(args), Config(), flag, MAX_DECODED if launched_rank() == 0 else 0)
+        table.check_images(flag)
+        warnings += table.warnings(flag)
+        if flag == "--train-data" and table.num_rows < launched_size() * args.batch_size:
+            warnings.append(f"{flag}: the {table.num_rows:,} rows of {path} fill no batch: not one step is trained")
+    return warnings
 
 
 def _passed_over_weights(args) -> list[str]:
@@ -158,12 +166,12 @@ def _check_idf_file(args, config: Config) -> None:
 
     from ..data.captions import check_counted_captions
     from ..data.frequencies import read_frequencies
-    from ..data.inspection import is_table
+    from ..data.tables import is_table
 
     tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
     frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
     frequencies.check(tokenizer, what)
-    table = bool(args.train_data) and is_table(args.train_data, args.dataset_type)
+    table = is_table(args.train_data, args.dataset_type)
     command = shlex.join(["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model])
     if table:
         flags = {"--csv-separator": args.csv_separator, "--csv-img-key": args.csv_img_key}

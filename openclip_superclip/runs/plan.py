@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 from ..config import Config
-from ..data.tables import Columns, is_table_file
+from ..data.tables import Columns, is_table
 from ..errors import InputError
 from ..openclip.train import check_command
 from .recipe import Recipe, read_recipe
@@ -85,7 +85,7 @@ def of_table(recipe: str, set_: Mapping[str, str], data: str | None) -> dict[str
     """
     found = read_recipe(recipe, set_)
     path = data or found.shards
-    if not is_table_file(path):
+    if not is_table(path):
         return {}
     told = {"data_samples": str(count_rows(path, columns_of(found), _config(found))), "slices": "1"}
     for field, value in told.items():
@@ -96,9 +96,9 @@ def of_table(recipe: str, set_: Mapping[str, str], data: str | None) -> dict[str
 
 def count_rows(path: str, columns: Columns, config: Config) -> int:
     """Returns how many rows of a table are trained on; InputError where it cannot be read."""
-    from ..data.tables import look_at_table, num_trained  # imports torch
+    from ..data.tables import read_table
 
-    return num_trained(look_at_table(path, columns, config, "--data", pictures=False), config)
+    return read_table(path, columns, config, "--data").num_trained(config)
 
 
 def columns_of(recipe: Recipe) -> Columns:
@@ -140,16 +140,15 @@ def check_training_table(plan, full: bool = False, jobs: int | None = None) -> d
     Args:
         full: whether to decode all pictures, in `jobs` threads, not the first rows' alone.
     """
-    from ..data.images import THREADS, picture_problems
-    from ..data.tables import check_table, pictures_of
+    from ..data.images import NUM_THREADS
+    from ..data.tables import MAX_DECODED, check_table, read_table
 
-    columns, bad = columns_of(plan.recipe), []
+    columns, config, bad = columns_of(plan.recipe), _config(plan.recipe), []
     sizes = (plan.batch_size, plan.world_size)
-    warnings = check_table(plan.data, columns, _config(plan.recipe), *sizes, "--data", pictures=not full)
+    warnings = check_table(plan.data, columns, config, *sizes, "--data", 0 if full else MAX_DECODED)
     if full:
-        pictures = list(pictures_of(plan.data, columns, "--data"))
-        problems = picture_problems(pictures, threads=jobs or THREADS, quiet=False)
-        bad = [{"shard": p, "problem": problem} for p, problem in zip(pictures, problems, strict=True) if problem]
+        table = read_table(plan.data, columns, config, "--data", None, jobs or NUM_THREADS, quiet=False)
+        bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
     found = {"data": plan.data, "rows": plan.recipe.data_samples, "full": full, "bad": bad, "good": None}
     return {**found, "warnings": [*warnings, *check_validation(plan.recipe)]}
 
@@ -159,12 +158,12 @@ def check_validation(recipe: Recipe) -> list[str]:
     val_data = recipe.flags.get("val-data")
     if not val_data:
         return []
-    from ..data.inspection import check_validation_shards
+    from ..data.inspection import START, inspect
     from ..data.tables import check_table
 
-    if is_table_file(val_data):
+    if is_table(val_data):
         return check_table(val_data, columns_of(recipe), Config(), 1, 1, "--val-data")
-    return check_validation_shards(val_data)
+    return inspect(val_data, "--val-data", "", START).warnings()
 
 
 def _config(recipe: Recipe) -> Config:
@@ -267,39 +266,43 @@ class Plan:
     @property
     def is_table(self) -> bool:
         """Whether the data is a table, of which an epoch of OpenCLIP's is a pass, and not shards."""
-        return is_table_file(self.data)
+        return is_table(self.data)
 
     def check_shards(self) -> list[str]:
         """Returns warnings of what the pattern of shards alone tells, without a look at files.
 
         Raises InputError where a worker would have no shard of a slice, or no batch in those that it has.
         """
-        from ..data.inspection import check_number, check_shares, equal_sizes
         from ..data.shards import expand, refuse_other_patterns
+        from ..data.slices import equal_sizes
 
         if self.is_table:
             return []
         shards = expand(self.data)
         refuse_other_patterns(shards[0])
-        num_shards = len(shards)
-        check_number(num_shards, self.world_size, self.workers, self.slices_per_pass)
-        return check_shares(
-            equal_sizes(self.recipe.data_samples, num_shards), self.slices_per_pass, slice_samples=self.slice_samples,
-            batch_size=self.batch_size, world_size=self.world_size, workers=self.workers,
-        )  # fmt: skip
+        split = self._split(len(shards))
+        split.check()
+        return split.check_shares(equal_sizes(self.recipe.data_samples, len(shards)))
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
         """Returns what is known of the plan's data; InputError where training could not start."""
         from ..data.inspection import check_data
+        from ..data.shards import expand
 
         if self.is_table:
             return check_training_table(self, full, jobs)
         checked = check_data(
-            self.data, self.world_size, self.workers, self.slices_per_pass, self.recipe.data_samples, full,
-            slice_samples=self.slice_samples, batch_size=self.batch_size, long_caption=self.recipe.long_caption,
-            jobs=jobs,
+            self.data, self._split(len(expand(self.data))), self.recipe.data_samples, full,
+            long_caption=self.recipe.long_caption, jobs=jobs,
         )  # fmt: skip
         return checked | {"warnings": [*checked["warnings"], *check_validation(self.recipe)]}
+
+    def _split(self, num_shards: int):
+        from ..data.slices import Split
+
+        return Split(
+            num_shards, self.world_size, self.workers, self.slices_per_pass, self.slice_samples, self.batch_size
+        )
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON."""
@@ -355,7 +358,7 @@ def make_plan(
         raise InputError(f"--workers is {workers}; expected 0 or more")
     batch_size, accum_freq, warnings = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
     data = recipe.shards if data is None else data
-    if is_table_file(data):
+    if is_table(data):
         num_slices, slice_samples, slice_steps = table_passes(
             recipe, data, batch_size, nodes * gpus_per_node, accum_freq
         )

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
 from ..config import Config, config_from
-from ..data.tables import Columns, is_table_file
+from ..data.tables import Columns, is_table
 from ..environment import end_with_parent
 from ..errors import InputError
 from ..files import write_json
@@ -193,7 +193,7 @@ class StepWatch:
 
         loss = yield
         sizes = (args.batch_size, args.world_size)
-        if is_table_file(args.train_data):
+        if is_table(args.train_data):
             config = config_from(vars(args)) or Config()
             columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
             steps = table_steps(count_rows(args.train_data, columns, config), *sizes, args.accum_freq)

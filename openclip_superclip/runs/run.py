@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.tables import is_table_file
+from ..data.tables import is_table
 from ..errors import InputError
 from .recipe import CONFIG_FIELDS
 
@@ -49,7 +49,7 @@ def train_arguments(plan) -> list[str]:
     """Returns OpenCLIP's command line of a Plan, without --logs, --name and --resume."""
     recipe = plan.recipe
     of_shards = {"train-num-samples": plan.slice_samples, "superclip-slices": plan.slices_per_pass}
-    tables = plan.is_table or is_table_file(recipe.flags.get("val-data"))
+    tables = plan.is_table or is_table(recipe.flags.get("val-data"))
     values = {
         "model": recipe.model,
         "train-data": plan.data,

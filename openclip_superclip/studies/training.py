@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..checkpoints.run_outputs import checkpoints, is_whole, read_log
 from ..data.shards import expand
-from ..data.tables import is_table_file
+from ..data.tables import is_table
 from ..environment import versions
 from ..errors import InputError, reason
 from ..files import content_digest, make_folder, write_json, write_text
@@ -297,7 +297,7 @@ def _data(run: StudyRun, data: str | None) -> dict[str, str]:
 @functools.cache
 def _content(path: str) -> str:
     """Returns what tells data from other data: of a table its text, of shards their names and sizes."""
-    if is_table_file(path) and Path(path).is_file():
+    if is_table(path) and Path(path).is_file():
         return content_digest(Path(path))
     shards = [f"{shard} {os.path.getsize(shard) if os.path.exists(shard) else None}" for shard in expand(path)]
     return hashlib.sha256("\n".join(shards).encode("utf-8", "replace")).hexdigest()
@@ -326,7 +326,7 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, m
     """
     if is_finished(run):
         return
-    if is_table_file(data or read_recipe(run.recipe, dict(run.set)).shards):  # OpenCLIP would go on in another order
+    if is_table(data or read_recipe(run.recipe, dict(run.set)).shards):  # OpenCLIP would go on in another order
         shutil.rmtree(run.folder, ignore_errors=True)
     note_data(run, data)
     output = run.folder.with_name(f"{run.folder.name}.output")

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..data.images import check_sides, open_picture
+from ..data.images import load_image, open_image
 from ..errors import InputError
 from ..pages import html_template
 from .heat_map import as_seen
@@ -182,19 +182,17 @@ def _record(seen: Seen) -> dict:
 def _picture(data: bytes, shortest: int) -> Image.Image:
     """Returns the picture in the bytes of its file; refuses one too large or too oblong before it is decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with open_image(data) as file:
             width, height = file.size
     except Image.DecompressionBombError:
         raise _Refused(f"the picture has too many pixels: at most {MAX_PIXELS:,} are taken", 413) from None
+    except ValueError as error:
+        raise _Refused(f"the picture cannot be shown: {error}") from None
     except Exception:  # a broken file raises anything
         raise _Refused("this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
     if width * height > MAX_PIXELS:
         raise _Refused(f"the picture has {width:,} × {height:,} pixels: at most {MAX_PIXELS:,} are taken", 413)
-    try:
-        check_sides(width, height)
-    except ValueError as error:
-        raise _Refused(f"the picture cannot be shown: {error}") from None
-    picture = open_picture(io.BytesIO(data), shortest)
+    picture = load_image(io.BytesIO(data), shortest)
     if picture.image is None:
         raise _Refused("the picture is broken: it cannot be read to its end")
     return picture.image

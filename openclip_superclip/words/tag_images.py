@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from ..data.images import Picture, open_picture
+from ..data.images import LoadedImage, load_image
 from ..errors import InputError
 from ..files import whole_file
 from ..pages import html_template, markdown_table
@@ -110,11 +110,11 @@ def tag_pictures(
             yield TaggedPicture(path, image, seen, reason, heatmap)
 
 
-def _batches(paths: Sequence[Path], shortest: int, earlier: Mapping) -> Iterator[list[Picture]]:
+def _batches(paths: Sequence[Path], shortest: int, earlier: Mapping) -> Iterator[list[LoadedImage]]:
     """Yields the pictures, decoded, as many together as memory is meant for them."""
     batch, num_pixels = [], 0
     for path in paths:
-        picture = Picture(path, None) if path in earlier else open_picture(path, shortest)
+        picture = LoadedImage(path, None) if path in earlier else load_image(path, shortest)
         batch.append(picture)
         num_pixels += picture.image.width * picture.image.height if picture.image else 0
         if len(batch) == BATCH_SIZE or num_pixels >= BATCH_PIXELS:
@@ -206,7 +206,7 @@ def write_contact_sheet(
 
 
 def _thumbnail(picture: TaggedPicture) -> str:
-    image = picture.image or open_picture(picture.path, THUMBNAIL).image
+    image = picture.image or load_image(picture.path, THUMBNAIL).image
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

@@ -17,7 +17,7 @@ from support.training_runs import run_ranks, superclip_train
 from webdataset import TarWriter
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shards import look
+from openclip_superclip.data.inspection import inspect_shard
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 16), (16, 0), (16, 16)]
@@ -201,7 +201,7 @@ def test_kept_samples_of_shards_are_their_very_bytes(work, run, tmp_path, capsys
     assert sorted(kept) == sorted(f"{key}.{suffix}" for key in keys for suffix in ("png", "txt", "json"))
     assert len(keys) == 67 and not set(keys) & {f"{row:03}" for row in range(SWAPPED - 1)}
     sizes = json.loads((out / "kept/sizes.json").read_text())
-    assert {shard: look(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
+    assert {shard: inspect_shard(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
     uids = np.load(out / "kept.npy")
     assert uids.dtype == np.dtype("u8,u8") and uids["f1"].tolist() == list(map(int, keys))
     assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out) == 0  # what was kept is there still, and told

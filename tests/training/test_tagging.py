@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerFast
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.images import open_picture
+from openclip_superclip.data.images import load_image
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
 from openclip_superclip.words.lexicon import Lexicon, lexicon, open_lexicon
 from openclip_superclip.words.server import MAX_BYTES, bind, loopback_names, serve, words_app
@@ -409,7 +409,7 @@ def test_grey_of_16_bits_is_as_dark_as_it_is(tmp_path):
     Image.fromarray(ramp.astype(np.int32) * 257).save(tmp_path / "32.tif")
     Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif")
     for file in ("16.png", "16.tif", "32.tif", "float.tif"):
-        read = np.asarray(open_picture(tmp_path / file, 1024).image).astype(int)
+        read = np.asarray(load_image(tmp_path / file, 1024).image).astype(int)
         assert np.abs(read - ramp[..., None]).max() <= 1, file
 
 
@@ -421,7 +421,7 @@ def test_what_is_transparent_is_white_whatever_colour_hides_there(mode, tmp_path
         image.convert("RGB").save(tmp_path / "picture.png", transparency=(200, 0, 0))
     else:
         image.convert(mode).save(tmp_path / "picture.png")
-    read = np.asarray(open_picture(tmp_path / "picture.png", 1024).image)
+    read = np.asarray(load_image(tmp_path / "picture.png", 1024).image)
     assert (read[:, :8] == 0).all()
     assert (read[:, 8:] == 255).all()
 
@@ -433,7 +433,7 @@ def test_of_a_large_picture_no_more_is_held_than_the_model_can_use(suffix, tmp_p
     exif = image.getexif()
     exif[0x0112] = 6  # lies on its side
     image.save(tmp_path / f"large.{suffix}", exif=exif)
-    read = open_picture(tmp_path / f"large.{suffix}", 1024).image
+    read = load_image(tmp_path / f"large.{suffix}", 1024).image
     assert 1024 <= read.width < 2048
     assert read.width < read.height
     left, right = np.array_split(np.asarray(read).astype(int), 2, axis=1)

@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-from openclip_superclip.data import conversion, shards
-from openclip_superclip.data.frequencies import each_counted
 from openclip_superclip.data.shards import work_on
 from openclip_superclip.errors import InputError
 
@@ -47,21 +45,7 @@ def kills_itself(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class KilledCount:
-    captions, count = iter, kills_itself
-
-
-def counted():
-    with each_counted(KilledCount(), ["a", "b", "c"], 2) as each:
-        list(each)
-
-
-@pytest.mark.parametrize(("call", "flag"), [
-    (lambda: shards.look_at(["a", "b", "c"], "", 2), "--jobs"), (counted, "--workers"),
-    (lambda: list(conversion._in_parallel(kills_itself, ["a", "b", "c"], 2)), "--jobs"),
-])  # fmt: skip
-def test_a_worker_that_is_killed_is_told_with_what_helps(call, flag, monkeypatch):
-    monkeypatch.setattr(shards, "look", kills_itself)
-    with pytest.raises(InputError, match=rf"{flag}: a worker was killed \(out of memory\?\): use fewer {flag} than 2$"):
-        call()
+def test_a_worker_that_is_killed_is_reported_with_what_helps():
+    with pytest.raises(InputError, match=r"--jobs: a worker was killed \(out of memory\?\): use fewer --jobs than 2$"):
+        list(work_on(kills_itself, ["a", "b", "c"], 2, "--jobs"))
     assert not multiprocessing.active_children()

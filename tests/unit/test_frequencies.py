@@ -1,9 +1,9 @@
 """Word frequencies of a data set: the counts, the weights that follow, and what a wrong file is told."""
 
 import csv
+import io
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -43,6 +43,13 @@ def captions(shard: int, index: int) -> tuple[str, str]:
     return " ".join(rng.choices(WORDS[:6], k=2)), " ".join(rng.choices(WORDS, k=6))
 
 
+def image() -> bytes:
+    """A JPEG of about 2 kB."""
+    content = io.BytesIO()
+    Image.effect_noise((40, 40), 99).save(content, "jpeg", quality=95)
+    return content.getvalue()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Four shards of 25 samples with a short caption and a long one, and three things that are no samples."""
@@ -52,7 +59,7 @@ def folder(tmp_path_factory) -> Path:
             for index in range(PER_SHARD):
                 short, long = captions(shard, index)
                 sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
-                tar.write({**sample, "jpg": os.urandom(2000)})
+                tar.write({**sample, "jpg": image()})
             tar.write({"__key__": "no caption", "jpg": b"1"})
             tar.write({"__key__": "no picture", "txt": "moon"})
             tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})

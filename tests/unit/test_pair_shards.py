@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.inspection import total_samples
-from openclip_superclip.data.shards import expand, look
+from openclip_superclip.data.inspection import inspect_shard, total_samples
+from openclip_superclip.data.shards import expand
 from openclip_superclip.evaluation.datasets import find_data
 
 NUM = 60
@@ -100,8 +100,8 @@ def test_every_pair_of_a_table_that_can_be_read_is_in_one_split(table):
 def test_training_finds_the_sizes_and_reads_the_shards(table):
     for split in ("train", "val"):
         shards_there = expand(pattern(table, split))
-        assert [look(shard).problem for shard in shards_there] == [""] * len(shards_there)
-        assert total_samples(pattern(table, split)) == len(samples(pattern(table, split)))
+        assert [inspect_shard(shard).problem for shard in shards_there] == [""] * len(shards_there)
+        assert total_samples(expand(pattern(table, split))) == len(samples(pattern(table, split)))
 
 
 def test_what_cannot_be_read_is_listed_with_row_and_reason(table, kept):

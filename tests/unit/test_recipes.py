@@ -14,7 +14,7 @@ from support.pages import ROOT
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.model_files import know_model
 from openclip_superclip.config import Config, config_from
-from openclip_superclip.data.tables import is_table_file
+from openclip_superclip.data.tables import is_table
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.plan import OF_TABLE, make_plan
@@ -169,7 +169,7 @@ def test_openclip_reads_from_the_command_what_the_recipe_says():
         for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
             assert args[field] == getattr(recipe, field), (name, field)
         assert args["lr_scheduler"] == recipe.schedule, name
-        assert args.get("superclip_slices") == (None if is_table_file(recipe.shards) else recipe.slices), name
+        assert args.get("superclip_slices") == (None if is_table(recipe.shards) else recipe.slices), name
         for flag, value in recipe.flags.items():
             assert args[flag.replace("-", "_")] == value, (name, flag)
         config = config_from(args)
@@ -181,7 +181,7 @@ def test_openclip_reads_from_the_command_what_the_recipe_says():
 @pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)])
 def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus, gpu_batch_max):
     for name, recipe in RECIPES.items():
-        if is_table_file(recipe.shards):  # in whole passes, without the last, partial batch
+        if is_table(recipe.shards):  # in whole passes, without the last, partial batch
             continue
         plan = make_plan(recipe, nodes, gpus, gpu_batch_max=gpu_batch_max)
         assert (plan.warnings, plan.samples) == ([], recipe.samples), name

@@ -1,25 +1,31 @@
 """Training data that OpenCLIP could not train on is refused in one line, before anything is loaded or written."""
 
+import io
 import json
 import multiprocessing
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 from support.models import VOCAB_SIZE, write_model
 from support.small_shards import write_shards
 
+IMAGE = io.BytesIO()
+Image.effect_noise((32, 32), 9).save(IMAGE, "png")
+IMAGE = IMAGE.getvalue()
 REFUSED = {
     "picture column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
     "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
-    "second source's files": ("{wds}::x/{{0..9}}.tar", "--train-data: there is no file x/{{0..9}}.tar"),
+    "second source's files": ("{wds}::x/{{0..9}}.tar", "there is no file x/0.tar, nor any other of 10 shards"),
     "a folder": ("{folder} --dataset-type webdataset", "--train-data: {folder} is a folder; expected its shards"),
     "a star": ("{folder}/*.tar", "--train-data: {folder}/*.tar has a *; expected braces"),
-    "workers": ("{wds} --workers 17", "16 shards are too few for 1 ranks × 17 workers; expected 17 or more"),
+    "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
     "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
     "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
@@ -35,13 +41,15 @@ REFUSED = {
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
     "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
-    "no pictures": ("{folder}/text.tar", "text.tar: no sample has a picture (.png, .jpg, .jpeg, .webp) and a caption"),
+    "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are unreadable: expected UTF-8"),
+    "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
+    "no pictures": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """16 shards of 16 samples, one of empty captions and one of captions alone."""
+    """16 shards of 16 samples, and shards of samples that cannot be trained on."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
     (folder / "caption.txt").write_text("")
@@ -51,6 +59,10 @@ def folder(tmp_path_factory):
         for member in whole:
             if member.name.endswith(".txt"):
                 text.addfile(member, whole.extractfile(member))
+    for name, members in (("latin", {"txt": "grün".encode("latin-1")}), ("cut", {"png": b"x"})):
+        with webdataset.TarWriter(str(folder / f"{name}.tar")) as tar:
+            for number in range(16):
+                tar.write({"__key__": str(number), "png": IMAGE, "txt": b"a cat", **members})
     with tarfile.open(folder / "empty.tar", "w") as empty:
         empty.add(folder / "caption.txt", "0.txt")
         empty.add(folder / "caption.txt", "0.png")
@@ -76,9 +88,9 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
 TABLES = {
     "a comma outside quotes": ("{picture},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
     "a picture that is not there": (
-        "{picture},rot\nnirgends.png,grün\n", "utf-8", "row 2 of {table} names nirgends.png: no such file; 1 such",
+        "{picture},rot\nnirgends.png,grün\n", "utf-8", "row 2 of {table} names nirgends.png: no such file: 1 of 2",
     ),
-    "a cut picture": ("{picture},rot\n{cut},grün\n", "utf-8", "names {cut}: no readable picture"),
+    "a cut picture": ("{picture},rot\n{cut},grün\n", "utf-8", "names {cut}: no readable image"),
     "no row": ("", "utf-8", "{table} holds no row below its header"),
     "another encoding": ("{picture},grün\n", "latin-1", "save it as UTF-8"),
 }  # fmt: skip
@@ -97,6 +109,39 @@ def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, r
     assert message.startswith("error: --train-data: ")
     assert reason.format(table=table, cut=cut) in message
     assert "\n" not in message
+
+
+SEMICOLONS = "image;caption\na.png;a cat, red\nb.png;a dog, big, old\n"
+
+
+@pytest.mark.parametrize("given", [[], ["--csv-separator", ","]])
+def test_of_a_table_with_another_separator_the_one_that_fits_is_named(given, tmp_path, parse_args):
+    (tmp_path / "table.csv").write_text(SEMICOLONS)
+    with pytest.raises(SystemExit, match=r"one column, 'image;caption': give --csv-separator ';'$"):
+        parse_args(["--superclip", "--train-data", str(tmp_path / "table.csv"), *given])
+
+
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, capfd):
+    paths = [tmp_path / f"{number}.jpg" for number in range(400)]
+    for path in paths:
+        shutil.copy(paths[0], path) if path != paths[0] else Image.effect_noise((16, 16), 9).save(path)
+    grey = tmp_path / "16.png"
+    Image.fromarray(np.full((16, 16), 9000, np.uint16)).save(grey)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((16, 16), 9).save(tmp_path / "side.jpg", exif=exif)
+    table = tmp_path / "table.csv"
+    table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", grey, tmp_path / "side.jpg", *paths)))
+    argv = ["--train-data", str(table), "--batch-size", "4", "--csv-caption-key", "a cat"]
+    assert parse_args(argv)
+    assert "of 402 images that were decoded, 1 have more than eight bits" in (said := capfd.readouterr().err)
+    assert "1 are rotated" in said
+    paths[-1].write_bytes(paths[0].read_bytes()[:300])
+    (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(argv)
+    first, second = f"row 401 of {table} names {paths[398]}: no readable image", f"row 402 names {paths[399]}: no such"
+    assert first in str(refusal.value) and second in str(refusal.value)
 
 
 def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
@@ -123,7 +168,10 @@ def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
 def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
     argv = ["--superclip", "--train-data", f"{folder}/{{000000..000019}}.tar", "--train-num-samples", "64"]
     assert parse_args([*argv, "--workers", "1"])
-    assert f"--train-data: 4 of 20 shards are not there, the first is {folder}/000016.tar" in capfd.readouterr().err
+    assert (
+        f"--train-data: 4 of 20 shards are missing or broken, the first is {folder}/000016.tar"
+        in capfd.readouterr().err
+    )
 
 
 def test_help_tells_openclips_defaults(parse_args, capsys):
@@ -168,13 +216,17 @@ def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(num_samples, re
 def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path):
     for name, member in (("short", "0.txt"), ("long", "0.txt 0.long.txt")):
         (tmp_path / "text").write_text("a cat")
+        Image.effect_noise((32, 32), 9).save(tmp_path / "image.png")
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
-            for path in ("0.png", *member.split()):
+            tar.add(tmp_path / "image.png", "0.png")
+            for path in member.split():
                 tar.add(tmp_path / "text", path)
     argv = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long.txt", "--workers", "1"]
     argv += ["--train-num-samples", "2"]
     assert parse_args([*argv, "--train-data", f"{tmp_path}/short.tar::{tmp_path}/long.tar"]).superclip
-    with pytest.raises(SystemExit, match=r"no sample of .*short.tar holds 'long.txt'; its members are png, txt$"):
+    with pytest.raises(
+        SystemExit, match=r"no sample of .*short.tar holds the long caption 'long.txt'; its"
+    ):
         parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
 
 
