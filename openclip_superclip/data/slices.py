@@ -21,11 +21,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch.utils.data import get_worker_info
-from webdataset.filters import _shuffle
-
 from ..errors import InputError
 from ..rules import Rule, check
 
@@ -247,6 +242,9 @@ class DataOrder:
 
     def samples(self, samples: Iterator[dict]) -> Iterator[dict]:
         """Returns the samples of the worker's shards, shuffled in a buffer of the size of OpenCLIP's."""
+        from torch.utils.data import get_worker_info
+        from webdataset.filters import _shuffle
+
         epoch = self.epoch.get_value()
         if epoch != self._seeded:  # else the worker's shards have ended within the epoch: it draws on
             self._seeded = epoch
@@ -268,6 +266,8 @@ class DataOrder:
 
     def _seed_training_process(self) -> None:
         """Makes the shared epoch seed the training process whenever OpenCLIP, which is about to start one, sets it."""
+        import torch
+
         set_value, starts = self.epoch.set_value, itertools.count()
 
         def set_value_and_seed(epoch: int) -> None:
@@ -279,6 +279,9 @@ class DataOrder:
         self.epoch.set_value = set_value_and_seed
 
     def _seed_process(self, process: str, epoch: int) -> None:
+        import numpy as np
+        import torch
+
         text = f"{self.seed}\0{epoch}\0{self.rank}\0{process}"
         seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
         torch.manual_seed(seed)

@@ -131,9 +131,7 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
     checked = check(tmp_path, expected=None, long_caption=place)
     assert checked["warnings"] == [f"4 of 8 samples looked at have no long caption '{place}'"]
-    with pytest.raises(
-        InputError, match=r"no sample of .*000000\.tar holds the long caption 'other\.txt'"
-    ):
+    with pytest.raises(InputError, match=r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
         check(tmp_path, long_caption="other.txt")
 
 

@@ -224,9 +224,7 @@ def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path
     argv = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long.txt", "--workers", "1"]
     argv += ["--train-num-samples", "2"]
     assert parse_args([*argv, "--train-data", f"{tmp_path}/short.tar::{tmp_path}/long.tar"]).superclip
-    with pytest.raises(
-        SystemExit, match=r"no sample of .*short.tar holds the long caption 'long.txt'; its"
-    ):
+    with pytest.raises(SystemExit, match=r"no sample of .*short.tar holds the long caption 'long.txt'; its"):
         parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
 
 
