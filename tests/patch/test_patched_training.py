@@ -214,6 +214,21 @@ def test_two_plugins_train_at_once(flags, names, patched, losses, tmp_path):
         assert sorted(set(re.findall(r"(\w*loss): ", line, flags=re.IGNORECASE))) == names
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(released, patched, losses, tmp_path):
+    flags = "--global-contrastive-size 100000 --sub-captions 2 --superclip"
+    found = []
+    for train, tree in ((openclip_train, patched["3.3.0"]), (superclip_train, released["3.3.0"])):
+        copy = shutil.copytree(tree, tmp_path / train.__name__)
+        for module in EXAMPLES.glob("*/*.py"):
+            install_plugin(copy, module.stem, module.read_text())
+        found.append(losses(train, copy, flags))
+    assert found[0] == found[1]
+    assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
+
+
 @pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(source, reason, patched, train_flags, tmp_path):
     install_plugin(tmp_path, "broken", source)
