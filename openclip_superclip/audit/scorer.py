@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..method.model import SuperCoCa
-from ..method.patch_tokens import encode_image, encode_image_with_pooled_tokens
+from ..method.patch_tokens import encode_image
 from ..words.lexicon import Lexicon, lexicon, open_lexicon
 from ..words.tagger import Opened, Shares
 
@@ -202,11 +201,8 @@ class PairScorer:
         model, pictures = self.opened.model, pictures.to(self.device)
         if not self.has_head:
             return Seen(model.encode_image(pictures, normalize=True).float(), None)
-        if isinstance(model, SuperCoCa):
-            features, _, patch_mean = encode_image_with_pooled_tokens(model.visual, pictures)
-        else:
-            features, patch_mean = encode_image(model.visual, model.patch_tokens, pictures)
-        logits = model.class_head.logits(patch_mean).float()  # [B, V]
+        features, head_input = encode_image(model.visual, model.patch_tokens, pictures, model.class_head.reads)
+        logits = model.class_head.logits(head_input).float()  # [B, V]
         return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 
     @torch.inference_mode()

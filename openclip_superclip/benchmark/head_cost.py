@@ -8,6 +8,7 @@ import signal
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from ..errors import InputError
 from ..files import make_folder, whole_file, write_json
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..method.shapes import count_gmacs, head_share
-from ..method.word_knowledge import WordSums
+from ..method.word_knowledge import WordKnowledge
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..openclip.train import check_command
@@ -215,8 +216,10 @@ def ours(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Te
 
 
 def recorded(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes the same, and sums up how well each word is known, as training does by default."""
-    class_loss(features, weight, bias, tokens, idf, word_sums=WordSums(idf > 0)).mean().backward()
+    """Computes the same, and records how well each word is known, as training does by default."""
+    class_loss(features, weight, bias, tokens, idf).mean().backward()
+    head = types.SimpleNamespace(logits=lambda features: F.linear(features.to(weight.dtype), weight, bias))
+    WordKnowledge(idf > 0).observe(head, features, tokens)
 
 
 CONTENDERS: dict[str, Callable[..., None]] = {

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError, reason
-from ..method.head import ClassHead
-from ..method.patch_tokens import patch_tokens
+from ..method.head import ClassHead, head_input_of
+from ..method.patch_tokens import head_width, patch_tokens
 from ..method.token_statistics import TokenStatistics
 from .checkpoint import check_match
 from .model_files import check_configuration, know_model, read_model_file
@@ -210,15 +210,20 @@ def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None
 
 def check_head(head: dict[str, Tensor], model: nn.Module, what: str, name: str) -> None:
     """Raises InputError, with both shapes, unless `head` is one of `model`, a plain one of OpenCLIP's."""
-    check_match(head, expected_head(model), f"{what}: the class head", name)
+    check_match(head, expected_head(model, head_input_of(head)), f"{what}: the class head", name)
 
 
-def expected_head(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the class head and the counts that a plain model of OpenCLIP's would have, without memory."""
+def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
+    """Returns the class head and the counts that a plain model of OpenCLIP's would have, without memory.
+
+    Args:
+        head_input: what the head reads, one of HEAD_INPUTS.
+    """
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
         parts = {
-            "class_head": ClassHead(patch_tokens(model.visual).width, vocab_size),
+            "class_head": ClassHead(width, vocab_size, head_input),
             "statistics": TokenStatistics(vocab_size),
         }
     return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}

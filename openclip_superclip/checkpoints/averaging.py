@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..errors import InputError
+from ..method.head import head_input_of
 from .checkpoint import DOCUMENT_FREQUENCY, NUM_CAPTIONS, Checkpoint, check_match, check_values
 from .run_outputs import options_to_keep
 
@@ -21,6 +22,7 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
         check_values(checkpoint.weights, str(checkpoint.path))
     for other in others:
         check_match(other.weights, first.weights, str(other.path), str(first.path))
+        _check_head_inputs(other, first)
     latest = max(reversed(checkpoints), key=_num_captions)
     merged = {}
     for name, tensor in latest.weights.items():
@@ -45,6 +47,8 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     start = released.weights if head else released.without_head()
     end = tuned.without_head() | (head if released.head() else {})
     check_match(start, end, str(released.path), str(tuned.path))
+    if released.head() and head:
+        _check_head_inputs(released, tuned)
     for checkpoint in (released, tuned):
         check_values(checkpoint.weights, str(checkpoint.path))
     merged = dict(head)
@@ -52,6 +56,12 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
         mixed = tensor.is_floating_point()
         merged[name] = _mix(start[name], tensor, alpha) if mixed else tensor
     return merged
+
+
+def _check_head_inputs(one: Checkpoint, other: Checkpoint) -> None:
+    found, expected = head_input_of(one.weights), head_input_of(other.weights)
+    if found != expected:
+        raise InputError(f"{one.path} does not match {other.path}: its class head reads {found}, expected {expected}")
 
 
 def options_of_all(checkpoints: list[Checkpoint]) -> dict:

@@ -34,7 +34,7 @@ def released_file(released: str, flag: str) -> str:
         raise InputError(f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})") from error
 
 
-def kept_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
+def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
     """Returns class head and counts of what OpenCLIP's --model and --pretrained name; None where no file keeps them."""
     schema, place = parse_model_name(model)
     if pretrained and Path(pretrained).is_file():  # it comes before the weights in a folder

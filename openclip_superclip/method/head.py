@@ -1,4 +1,4 @@
-"""Weights with and without a class head, loaded by models with and without one."""
+"""The class head, and weights with and without one, loaded by models with and without one."""
 
 import logging
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import HEAD_INPUTS
 from ..errors import InputError
 from .loss import class_loss
-from .word_knowledge import WordSums
 
 
 class ClassHead(nn.Module):
@@ -18,39 +18,48 @@ class ClassHead(nn.Module):
     so OpenCLIP does not decay them.
 
     Args:
-        width: W, the width of the patch tokens.
+        width: W, the width of its input.
         vocab_size: V, the number of token ids.
+        reads: its input, one of HEAD_INPUTS. All but the paper's is a buffer, and so is recorded in checkpoints.
     """
 
-    def __init__(self, width: int, vocab_size: int):
+    def __init__(self, width: int, vocab_size: int, reads: str = "patches"):
         super().__init__()
+        self.reads = reads
         self.ln = nn.LayerNorm(width)
         self.weight = nn.Parameter(torch.randn(vocab_size, width) * width**-0.5)  # [V, W]
         self.bias = nn.Parameter(torch.zeros(vocab_size))  # [V]
+        if reads != "patches":
+            self.register_buffer("input", torch.tensor(HEAD_INPUTS.index(reads)))
 
-    def forward(
-        self,
-        patch_mean: Tensor,
-        tokens: Tensor,
-        idf: Tensor,
-        scale: float | Tensor = 1.0,
-        word_sums: WordSums | None = None,
-    ) -> Tensor:
-        """Returns `scale` times the class losses, float32 [B], of patch_mean [B, W], tokens [B, L] and idf [V]."""
-        features = self._normalise(patch_mean)
-        return class_loss(features, self.weight, self.bias, tokens, idf, scale, word_sums=word_sums)
+    def forward(self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V]."""
+        return class_loss(self._normalise(head_input), self.weight, self.bias, tokens, idf, scale)
 
-    def logits(self, patch_mean: Tensor) -> Tensor:
-        """Returns the vocabulary logits of patch tokens or their means: [..., W] to [..., V]."""
-        features = self._normalise(patch_mean)
+    def logits(self, head_input: Tensor) -> Tensor:
+        """Returns the vocabulary logits of what the head reads, or of patch tokens: [..., W] to [..., V]."""
+        features = self._normalise(head_input)
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
-    def _normalise(self, patch_mean: Tensor) -> Tensor:
+    def _normalise(self, head_input: Tensor) -> Tensor:
         # In float32 whatever the model's precision: the mean of many tokens is the small difference of large numbers.
-        return F.layer_norm(patch_mean.float(), self.ln.normalized_shape, self.ln.weight.float(), self.ln.bias.float())
+        return F.layer_norm(head_input.float(), self.ln.normalized_shape, self.ln.weight.float(), self.ln.bias.float())
 
 
-FRESH_HEAD = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"
+def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
+    """Returns what the class head in a model's weights reads; InputError if that is none of HEAD_INPUTS."""
+    recorded = weights.get(f"{prefix}class_head.input")
+    if recorded is None:
+        return "patches"
+    if recorded.numel() != 1 or recorded.is_floating_point() or not 0 < int(recorded) < len(HEAD_INPUTS):
+        raise InputError(
+            f"the weights' class_head.input is {recorded.tolist()}; expected 1 or 2: the file is damaged, or a later "
+            "version of openclip-superclip wrote it"
+        )
+    return HEAD_INPUTS[int(recorded)]
+
+
+FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with a new one"
 
 
 def without_class_head(model_class: type) -> type:
@@ -68,20 +77,26 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
     for name in head:
         del state_dict[name]
     if head:
-        logging.info("SuperCLIP: the weights bring a class head, which is left out without --superclip")
+        logging.info("SuperCLIP: the weights contain a class head, which is ignored without --superclip")
 
 
 def keep_fresh_head(module, state_dict, prefix, *_) -> None:
-    """Lets weights without a head load: what the head and the statistics hold now stays. The log says which it is."""
+    """Lets weights without a head load: the model's head and statistics stay as they are. The log says which it is."""
     _read_names(state_dict)
     ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
-    kept_head, module.kept_head = module.kept_head or {}, None
+    stored_head, module.stored_head = module.stored_head or {}, None
     if not ours.keys() & state_dict.keys():
-        state_dict.update({f"{prefix}{name}": tensor for name, tensor in kept_head.items()})
+        state_dict.update({f"{prefix}{name}": tensor for name, tensor in stored_head.items()})
     if not ours.keys() & state_dict.keys():
         logging.info(FRESH_HEAD)
         state_dict.update(ours)
         return
+    reads = head_input_of(state_dict, prefix)
+    if reads != module.class_head.reads:
+        raise InputError(
+            f"--superclip-head-input is {module.class_head.reads}, and the weights' class head reads {reads}: give "
+            f"--superclip-head-input {reads}"
+        )
     for name, tensor in ours.items():
         if name in state_dict and state_dict[name].shape != tensor.shape:
             found, expected = list(state_dict[name].shape), list(tensor.shape)
@@ -90,7 +105,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
         return  # torch names what is missing
     num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
     _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
-    logging.info(f"SuperCLIP: the weights bring their class head, and the counts of {num_captions:,} captions")
+    logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
 
 
 def _read_names(state_dict) -> None:
@@ -105,9 +120,9 @@ def _read_names(state_dict) -> None:
 
 
 def _check_special_tokens(module, num_captions: int, document_frequency: Tensor) -> None:
-    """Raises InputError where special tokens are words now but were none when these counts were made.
+    """Raises InputError if special tokens are words now but were none when these counts were made.
 
-    Every caption holds the start token or the like: counted, it would have been counted in all.
+    Every caption contains the start token or the like: counted, it would have been counted in all.
     """
     if module.statistics.num_ignored == 0 and document_frequency.max() < num_captions:
         raise InputError(

@@ -1,15 +1,16 @@
 """The class loss of SuperCLIP: softmax cross-entropy against the IDF-weighted words of the caption."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .word_knowledge import WordSums
+from ..errors import InputError
 
 # Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
 # once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-
 
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
 FLOAT16_SCALE = 16.0
@@ -39,12 +40,11 @@ def class_loss(
     idf: Tensor,
     scale: float | Tensor = 1.0,
     chunk_size: int | None = None,
-    word_sums: WordSums | None = None,
 ) -> Tensor:
     """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
 
     Differentiable in the first three. The captions are taken in chunks; each chunk's logits are made once, and loss and
-    gradients formed from them there and then, so that the backward only scales. It is fastest where the gradient of the
+    gradients formed from them there and then, so that the backward only scales. It is fastest if the gradient of the
     losses is one number for all captions, as a mean's is; otherwise the backward goes through the chunks again.
 
     Args:
@@ -55,7 +55,6 @@ def class_loss(
         idf: [V], the weight of each token as a label; 0 leaves a token out.
         scale: a number, or a tensor with one element, that multiplies every loss.
         chunk_size: captions a chunk; by default as many as fill CHUNK_BYTES with logits.
-        word_sums: is given the words' shares, where gradients are formed: they follow from those.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
@@ -66,13 +65,13 @@ def class_loss(
     if not torch.is_grad_enabled():
         inputs = [x.detach() for x in inputs]  # an autograd function hears of its inputs' needs, not of no_grad
     with torch.autocast(device, enabled=False):
-        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype, word_sums)
+        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
 
 
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the labels [B, L], their shares of the target [B, L] (sum 1 a row) and what multiplies the row [B].
+    """Returns the labels [B, L], their parts of the target [B, L] (sum 1 a row) and what multiplies the row [B].
 
-    A caption whose weights are all 0 has shares of 0 and the factor 0: no loss and no gradient.
+    A caption whose weights are all 0 has the target 0 and the factor 0: no loss and no gradient.
     """
     labels, _ = tokens.long().sort(dim=1)
     weights = idf.float()[labels]
@@ -84,13 +83,12 @@ def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[
 
 class _ChunkedClassLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, word_sums):
+    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype):
         ctx.save_for_backward(features, weight, bias, labels, target, row_scale)
         ctx.options = chunk_size, compute_dtype
         losses, ctx.gradients = _losses_and_gradients(
-            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3],
-            word_sums,
-        )  # fmt: skip
+            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3]
+        )
         return losses
 
     @staticmethod
@@ -105,7 +103,7 @@ class _ChunkedClassLoss(torch.autograd.Function):
         else:
             for gradient in filter(lambda gradient: gradient is not None, gradients):
                 gradient.mul_(upstream[:1].to(gradient.dtype).view(()))
-        return *gradients, None, None, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _is_uniform(upstream: Tensor) -> bool:
@@ -115,11 +113,8 @@ def _is_uniform(upstream: Tensor) -> bool:
     return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
 
 
-def _losses_and_gradients(
-    features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, word_sums=None
-):
+def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
     """Returns the losses, float32 [B], and their sum's gradients by features, weight and bias (None if not needed)."""
-    word_sums = word_sums if any(needs_grad) else None
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
@@ -131,8 +126,7 @@ def _losses_and_gradients(
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
     if needs_grad[1] and len(features) == 0:
         grad_weight.zero_()
-    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] or word_sums is not None else None
-    label_shares = torch.zeros_like(target) if word_sums is not None else None  # [B, L]
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
 
     for start in range(0, len(features), chunk_size):
         rows = slice(start, start + chunk_size)
@@ -147,8 +141,6 @@ def _losses_and_gradients(
         losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
         if not any(needs_grad):
             continue
-        if word_sums is not None:
-            label_shares[rows] = probabilities.gather(1, labels[rows])
         residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
         if grad_bias is not None:
             grad_bias.addmv_(residual.T, scale)
@@ -158,23 +150,9 @@ def _losses_and_gradients(
             grad_features[rows] = (residual @ compute_weight).float() * scale
         if needs_grad[1]:
             _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
-    if word_sums is not None:
-        _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias)
-    grads = grad_features, grad_weight, grad_bias if needs_grad[2] else None
+    grads = grad_features, grad_weight, grad_bias
     inputs = features, weight, bias
     return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
-
-
-def _add_shares(word_sums, labels, label_shares, target, row_scale, grad_bias):
-    """Gives the words' shares to their sums.
-
-    The bias's gradient is the sum of scale * (shares - target) over the captions: the shares of a batch need no look at
-    [B, V] of their own.
-    """
-    scale = row_scale.amax() if len(row_scale) else row_scale.new_ones(())  # of all rows but those without words, 0
-    shares = grad_bias / scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    shares.scatter_add_(0, labels.flatten(), target.flatten())
-    word_sums.add(labels, label_shares, shares, row_scale > 0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -194,12 +172,14 @@ class SuperCLIPLoss(nn.Module):
         contrastive: OpenCLIP's loss: ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss.
         weight: λ.
         gradient_scale: multiplies the class loss's gradient but not its value. OpenCLIP's ClipLoss gathers features
-            without gradients unless told otherwise; each rank's gradient is then 1 / world_size of the loss's, and λ
+            without gradients by default; each rank's gradient is then 1 / world_size of the loss's, and λ
             keeps its meaning only if the class loss's is, too.
     """
 
     def __init__(self, contrastive: nn.Module, weight: float = 1.0, gradient_scale: float = 1.0):
         super().__init__()
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"weight is {weight}; expected a finite number, 0 or more")
         self.contrastive = contrastive
         self.weight = weight
         self.gradient_scale = gradient_scale
@@ -208,9 +188,16 @@ class SuperCLIPLoss(nn.Module):
         """Returns the weighted losses, a dict or a tuple as `output_dict` says.
 
         Args:
-            class_losses: [B], from the model in training; in evaluation there are none, and no class_loss.
+            class_losses: [B], from the model in training mode. Without them InputError is raised, unless this module is
+                in evaluation mode: then there is no class_loss.
             outputs: what else the model returned; passed to the OpenCLIP loss.
         """
+        if class_losses is None and self.training:
+            raise InputError(
+                "SuperCLIPLoss got no class_losses: create the model with "
+                "openclip_superclip.create_model_and_transforms and keep it in training mode, or call eval() on the "
+                "loss for the contrastive loss alone"
+            )
         losses = self.contrastive(**outputs, output_dict=True)
         if class_losses is not None:
             class_loss = self.weight * class_losses.mean()

@@ -1,4 +1,4 @@
-"""OpenCLIP's models with a class head on the mean patch token."""
+"""OpenCLIP's models with a class head on their vision tower."""
 
 import logging
 from collections import deque
@@ -10,30 +10,31 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
+from ..config import HEAD_INPUTS, PLACEBOS
 from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
-from .patch_tokens import encode_image, encode_image_with_pooled, encode_image_with_pooled_tokens, patch_tokens
+from .patch_tokens import Reading, head_width, make_readable, patch_tokens
 from .token_statistics import DocumentFrequency, FixedIDF, TokenStatistics
-from .word_knowledge import EpochWords, WordSums
+from .word_knowledge import EpochWords, WordKnowledge
 
 
 class _WithClassHead:
     """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to what training returns.
 
-    In evaluation mode, or given an image or a text alone, the model is OpenCLIP's: the head is not touched. State-dict
-    keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the fresh head.
+    In evaluation mode, or given an image or a text alone, the model is OpenCLIP's: the head is not used. State-dict
+    keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the new head.
 
     Args:
         superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
             `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
-            --accum-freq), `head_warmup` (captions during which the head learns alone), `placebo` (a control:
-            one of config.PLACEBOS), `word_course` (whether training sums up how well each
-            word is known, for `take_epoch_words`), `text_length` (in training the text tower reads so many tokens, the
-            class loss the rest), `kept_head` (head and counts that an export keeps beside the weights: the first
-            weights that load without a head take them) and `load` (is called with the model, to load what it starts
+            --accum-freq), `head_warmup` (captions during which the head learns alone), `head_input` (one of
+            HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether training records how well each word is
+            known, for `take_epoch_words`), `text_length` (in training the text tower reads so many tokens, the class
+            loss the rest), `stored_head` (head and counts that an export keeps beside the weights: the first weights
+            that load without a head take them) and `load` (is called with the model, to load the weights to start
             from).
-        Everything else is the OpenCLIP model's.
+        All other arguments are the OpenCLIP model's.
     """
 
     reads_tower_tokens = False  # whether the OpenCLIP model can take the tokens of a tower with output_tokens
@@ -57,28 +58,34 @@ class _WithClassHead:
         head_input: str = "patches",
         word_course: bool = False,
         text_length: int | None = None,
-        kept_head: dict[str, Tensor] | None = None,
+        stored_head: dict[str, Tensor] | None = None,
     ) -> None:
+        if not head_warmup >= 0:
+            raise InputError(f"head_warmup is {head_warmup}; expected 0 or more captions")
+        for name, value, known in (("head_input", head_input, HEAD_INPUTS), ("placebo", placebo, PLACEBOS)):
+            if value not in known:
+                raise InputError(f"{name} is '{value}'; expected one of {', '.join(known)}")
         self.output_dict = True  # a tuple has no place for the class losses
         if not self.reads_tower_tokens:
             self.visual.output_tokens = False
         vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
         self.patch_tokens = patch_tokens(self.visual)
+        make_readable(self.visual)
         self.idf = idf
         self.accum_freq = accum_freq
         self.head_warmup = head_warmup
         self.placebo = placebo
-        self.head_input = head_input
         self.text_length = text_length
-        self.kept_head = kept_head
-        self.class_head = ClassHead(self.patch_tokens.width, vocab_size)
+        self.stored_head = stored_head
+        self.class_head = ClassHead(head_width(self.visual, self.patch_tokens, head_input), vocab_size, head_input)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
-        self.word_sums = WordSums(self.statistics.counted) if word_course else None
+        self.word_knowledge = WordKnowledge(self.statistics.counted) if word_course else None
         self.fixed_idf = FixedIDF(frequencies, self.statistics.counted) if frequencies is not None else None
         # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf."))
+            name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf.", "class_head."))
         ]
+        self._checked_idf = False
         self._waiting = deque(maxlen=accum_freq)  # micro-batches counted but not yet trained on
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
         logging.info(self._summary())
@@ -98,41 +105,39 @@ class _WithClassHead:
             text, words = text[:, : self.text_length], text[:, self.text_length :]
         counts = torch.is_grad_enabled() == (self.accum_freq == 1)
         update = self.statistics.begin(words) if counts else None  # on its way while the towers run
-        outputs, patch_mean = self._encode(image, text)
+        reading = Reading(self.patch_tokens, self.class_head.reads)
+        outputs = self._encode(image, text, reading)
+        head_input = reading.vector
         if self.placebo == "shuffled-captions":
             words = words.roll(1, dims=0)
         elif self.placebo == "detached-head":
-            patch_mean = patch_mean.detach()
+            head_input = head_input.detach()
         elif self.placebo == "class-loss-only":
             features = outputs["image_features"]
             outputs["image_features"] = features.detach() + 0 * features  # DDP wants a gradient for each parameter
-        outputs["class_losses"] = self._class_losses(patch_mean, words, update, outputs)
+        outputs["class_losses"] = self._class_losses(head_input, words, update, outputs)
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Locks the vision tower as OpenCLIP does; InputError where nothing below the head would learn from it."""
+        """Locks the vision tower as OpenCLIP does; InputError if nothing below the head would learn from it."""
         super().lock_image_tower(unlocked_groups, freeze_bn_stats)
-        beyond_patches = ("proj", "head.", "attn_pool")  # what comes after the patch tokens
-        below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_patches)]
+        beyond_head = ("proj", "head.", *(("attn_pool",) if self.class_head.reads == "patches" else ()))
+        below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)]
         if not any(parameter.requires_grad for parameter in below_head):
             raise InputError(
                 f"--lock-image-unlocked-groups {unlocked_groups} unlocks nothing that the class loss reaches but its "
                 "own head: unlock more groups, or leave out --superclip"
             )
 
-    def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns OpenCLIP's outputs and the mean patch token, float32 [B, W]."""
-        if self.head_input == "patches":
-            image_features, patch_mean = encode_image(self.visual, self.patch_tokens, image)
-        else:
-            image_features, pooled, patch_mean = encode_image_with_pooled(self.visual, image)
-            patch_mean = pooled if self.head_input == "pooled" else pooled + patch_mean
+    def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
+        """Returns OpenCLIP's outputs; `reading` takes what the head reads."""
+        image_features = self.visual(image, reading)
         outputs = super().forward(None, text)
         outputs["image_features"] = F.normalize(image_features, dim=-1)
-        return outputs, patch_mean
+        return outputs
 
     @torch.compiler.disable
-    def _class_losses(self, patch_mean: Tensor, text: Tensor, update, outputs: dict[str, Tensor]) -> Tensor:
+    def _class_losses(self, head_input: Tensor, text: Tensor, update, outputs: dict[str, Tensor]) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right for unequal batches."""
         scale = 1.0
         if update is not None:
@@ -141,35 +146,48 @@ class _WithClassHead:
                 scale = len(text) * ranks.world_size() / num_captions.float()
         if self.accum_freq > 1:
             if not torch.is_grad_enabled():
-                self._waiting.append((patch_mean.new_zeros(len(text)), scale))
+                self._waiting.append((head_input.new_zeros(len(text)), scale))
                 return self._waiting[-1][0]
             counted, scale = self._waiting.popleft()
         if self.fixed_idf is not None:
             idf = self.fixed_idf()
         else:
             idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
+        if self.idf == "online" and not self._checked_idf:
+            self._check_idf(idf)
         if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
             warming_up = self.statistics.num_captions <= self.head_warmup
-            patch_mean = torch.where(warming_up, patch_mean.detach(), patch_mean)
+            head_input = torch.where(warming_up, head_input.detach(), head_input)
         if self.placebo == "constant-target":
             target = self.statistics.document_frequency * idf
             target = (target / target.sum().clamp(min=1e-9)).expand(len(text), -1)  # [B, V]
-            losses = scale * F.cross_entropy(self.class_head.logits(patch_mean).float(), target, reduction="none")
+            losses = scale * F.cross_entropy(self.class_head.logits(head_input).float(), target, reduction="none")
         elif self.placebo == "second-contrastive":
-            losses = scale * self._second_contrastive(patch_mean, outputs)
+            losses = scale * self._second_contrastive(head_input, outputs)
         else:
-            losses = self.class_head(patch_mean, text, idf, scale, self.word_sums)
+            losses = self.class_head(head_input, text, idf, scale)
+            if self.word_knowledge is not None and torch.is_grad_enabled():
+                self.word_knowledge.observe(self.class_head, head_input, text)
         if self.accum_freq > 1:
             counted.copy_(losses.detach())
         return losses
 
-    def _second_contrastive(self, patch_mean: Tensor, outputs: dict[str, Tensor]) -> Tensor:
-        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project patch_mean [B, W]."""
+    def _second_contrastive(self, head_input: Tensor, outputs: dict[str, Tensor]) -> Tensor:
+        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project head_input [B, W]."""
         texts = outputs["text_features"]
-        images = F.normalize(self.class_head.logits(patch_mean)[:, : texts.shape[1]].float(), dim=-1)
+        images = F.normalize(self.class_head.logits(head_input)[:, : texts.shape[1]].float(), dim=-1)
         logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
         return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
+
+    def _check_idf(self, idf: Tensor) -> None:
+        """Warns if the captions of the first batch, two or more, are all alike: no word weighs anything then."""
+        self._checked_idf = bool(self.statistics.num_captions > 1)
+        if self._checked_idf and not (idf * (self.statistics.document_frequency > 0)).any():
+            logging.warning(
+                "SuperCLIP: the class loss is 0, as all captions of the first batch contain the same words, whose IDF "
+                "is therefore 0; --superclip-idf off weighs all words equally"
+            )
 
     def _summary(self) -> str:
         head = sum(p.numel() for p in self.class_head.parameters())
@@ -178,8 +196,13 @@ class _WithClassHead:
             f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} "
             f"({self.statistics.num_ignored} special tokens left out); "
             f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
-            f"it reads the mean of {self.patch_tokens.description}, width {self.patch_tokens.width}; IDF {self.idf}"
+            f"it reads {self._head_input_description()}, width {self.class_head.weight.shape[1]}; IDF {self.idf}"
         )
+
+    def _head_input_description(self) -> str:
+        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
+        both = f"the sum of {pooled} and {patches}"
+        return {"patches": patches, "pooled": pooled, "both": both}[self.class_head.reads]
 
 
 class SuperCLIP(_WithClassHead, CLIP):
@@ -200,21 +223,20 @@ class SuperCoCa(_WithClassHead, CoCa):
         torch.nn.init.normal_(self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5)
         super()._add_head(**options)
 
-    def _encode(self, image: Tensor, text: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        image_features, image_embs, patch_mean = encode_image_with_pooled_tokens(self.visual, image)
-        image_features = F.normalize(image_features, dim=-1)
-        return CoCa.forward(self, image, text, image_latent=image_features, image_embs=image_embs), patch_mean
+    def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
+        image_features, image_embs = self.visual(image, reading)
+        return CoCa.forward(self, image, text, image_latent=F.normalize(image_features, dim=-1), image_embs=image_embs)
 
 
 def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
-    """Returns what the model, wrapped or not, has summed up of its words since the last call; None without sums.
+    """Returns what the model, wrapped or not, has observed of its words since the last call; None if nothing.
 
-    Collective, as `WordSums.take`.
+    Collective, as `WordKnowledge.take`.
     """
     with_head = next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
-    if with_head is None or with_head.word_sums is None:
+    if with_head is None or with_head.word_knowledge is None:
         return None
-    return with_head.word_sums.take(with_head.class_head.weight.device)
+    return with_head.word_knowledge.take(with_head.class_head.weight.device)
 
 
 def with_class_head(model_class: type) -> type:

@@ -1,4 +1,4 @@
-"""Reads the patch tokens of OpenCLIP's vision towers through the towers' own `forward_intermediates`."""
+"""What the class head reads of OpenCLIP's vision towers, through the towers' own `forward_intermediates`."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ NEVER_NORMALISED = ("Hiera", "HieraDet")  # timm's towers that give their featur
 
 
 class PatchTokens(NamedTuple):
-    """What a vision tower offers to the class head."""
+    """The patch tokens of a vision tower."""
 
     width: int  # W, channels of a patch token
     layout: str  # OpenCLIP's output_fmt: NLC for token towers, NCHW for convolutional ones
@@ -23,7 +23,7 @@ class PatchTokens(NamedTuple):
 
 
 def patch_tokens(visual: nn.Module) -> PatchTokens:
-    """Returns how to read the patch tokens of an OpenCLIP vision tower; InputError where it has none."""
+    """Returns how to read the patch tokens of an OpenCLIP vision tower; InputError if it has none."""
     if isinstance(visual, VisionTransformer):
         # An attentional pooler comes before the last norm, which then fits the pooled tokens: [B, queries, E].
         pooled_before_norm = visual.attn_pool is not None and visual.attn_pool_contrastive is None
@@ -40,20 +40,41 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
         return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, has_final_norm, what)
     raise InputError(
         f"--superclip needs a vision tower with patch features; {_name(visual if trunk is None else trunk)} has none "
-        "(no forward_intermediates): choose a ViT, ResNet, ConvNeXt or another timm tower that has them"
+        "(no forward_intermediates): use a ViT, ResNet, ConvNeXt or another timm tower that has them"
     )
 
 
-def encode_image(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the image features [B, E], exactly `visual(image)`, and the mean patch token, float32 [B, W]."""
-    output = visual.forward_intermediates(
-        image, indices=1, normalize_intermediates=tokens.has_final_norm, output_fmt=tokens.layout
-    )
-    return output["image_features"], _mean(output["image_intermediates"][-1], tokens.layout)
+def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
+    """Returns the width of what the class head reads, one of HEAD_INPUTS; InputError if the tower does not have it."""
+    if head_input == "patches":
+        return tokens.width
+    if isinstance(visual, VisionTransformer) and not (visual.attn_pool is None and visual.pool_type == "none"):
+        width = visual.proj.shape[0]
+    elif isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
+        width = getattr(visual.trunk, "head_hidden_size", None) or visual.trunk.num_features
+    else:
+        raise InputError(
+            f"--superclip-head-input {head_input}: {_name(visual)} has no pooled vector before the projection, as its "
+            "attention pool projects too: leave the flag out, or use a ViT"
+        )
+    if head_input == "both" and width != tokens.width:
+        raise InputError(
+            f"--superclip-head-input both adds the pooled vector, of width {width}, to the mean patch token, of width "
+            f"{tokens.width}, which differ in this model: give patches or pooled"
+        )
+    return width
+
+
+def encode_image(
+    visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str = "patches"
+) -> tuple[Tensor, Tensor]:
+    """Returns the image features [B, E], exactly `visual(image)`, and what the class head reads, float32 [B, W]."""
+    features, _, vector = _read(visual, tokens, image, head_input)
+    return features, vector
 
 
 def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
-    """Returns the patch tokens where they lie in the picture, [B, W, h, w]; their mean is `encode_image`'s."""
+    """Returns the patch tokens where they are in the image, [B, W, h, w]; their mean is `encode_image`'s."""
     output = visual.forward_intermediates(
         image,
         indices=1,
@@ -64,32 +85,105 @@ def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
     return output["image_intermediates"][-1]
 
 
-def encode_image_with_pooled_tokens(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] and the mean patch token, float32 [B, W].
+def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str) -> Tensor:
+    """Returns what the class head reads at each patch, [B, W, h, w]; the mean is what it reads of the whole image.
 
-    The first two are exactly `visual(image)` of a tower with `output_tokens`.
+    For "pooled" that is the one vector, h = w = 1.
     """
+    if head_input == "patches":
+        return patch_map(visual, tokens, image)
+    _, pooled = encode_image(visual, tokens, image, "pooled")
+    pooled = pooled[:, :, None, None]
+    return pooled if head_input == "pooled" else pooled + patch_map(visual, tokens, image).float()
+
+
+class Reading:
+    """Given to a tower that `make_readable` has changed, with the image: takes what the class head reads.
+
+    It is a plain object, not a list or dict, so that wrappers of the tower such as FSDP's pass on this very one.
+    """
+
+    def __init__(self, tokens: PatchTokens, head_input: str):
+        self.tokens, self.head_input = tokens, head_input
+        self.vector = None  # float32 [B, W], after the call
+
+
+class _Readable:
+    """A vision tower whose call can also take a `Reading`. The output is the tower's own, for hooks and wrappers."""
+
+    def forward(self, image: Tensor, reading: Reading | None = None):
+        if reading is None:
+            return super().forward(image)
+        features, pooled_tokens, reading.vector = _read(self, reading.tokens, image, reading.head_input)
+        return (features, pooled_tokens) if getattr(self, "output_tokens", False) else features
+
+
+class _ReadableViT(_Readable, VisionTransformer):
+    pass
+
+
+class _ReadableResNet(_Readable, ModifiedResNet):
+    pass
+
+
+class _ReadableTimm(_Readable, TimmModel):
+    pass
+
+
+READABLE = {VisionTransformer: _ReadableViT, ModifiedResNet: _ReadableResNet, TimmModel: _ReadableTimm}
+
+
+def make_readable(visual: nn.Module) -> None:
+    """Makes an OpenCLIP vision tower accept a `Reading` beside the image; without one nothing changes."""
+    kind = type(visual)
+    visual.__class__ = READABLE.get(kind) or type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
+
+
+def _read(visual, tokens: PatchTokens, image, head_input: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] if the tower has them, and what the head reads.
+
+    The image features come last of all: FSDP gathers the tower's weights when their gradient enters the tower, and
+    autograd takes the latest results first.
+    """
+    if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
+        return _read_vit(visual, tokens, image, head_input)
+    if isinstance(visual, TimmModel) and head_input != "patches":
+        return _read_timm(visual, tokens, image, head_input)
+    output = visual.forward_intermediates(
+        image, indices=1, normalize_intermediates=tokens.has_final_norm, output_fmt=tokens.layout
+    )
+    return output["image_features"], None, _mean(output["image_intermediates"][-1], tokens.layout)
+
+
+def _read_vit(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> tuple[Tensor, Tensor, Tensor]:
     output = visual.forward_intermediates(
         image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
     )
     patches = output["image_intermediates"][-1]  # [B, N, W]
-    pooled, tokens = visual._pool(torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1))
-    if visual.proj is not None:
-        pooled = pooled @ visual.proj
-    if patch_tokens(visual).has_final_norm:
-        patches = visual.ln_post(patches)
-    return pooled, tokens, _mean(patches, "NLC")
+    every_token = torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1)
+    patch_mean = _mean(visual.ln_post(patches) if tokens.has_final_norm else patches, "NLC")
+    pooled, pooled_tokens = visual._pool(every_token)
+    vector = _head_input(head_input, pooled, patch_mean)
+    return pooled if visual.proj is None else pooled @ visual.proj, pooled_tokens, vector
 
 
-def encode_image_with_pooled(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns image features [B, E], the pooled vector [B, W] and the mean patch token [B, W]."""
-    output = visual.forward_intermediates(
-        image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+def _read_timm(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> tuple[Tensor, None, Tensor]:
+    trunk = visual.trunk
+    final, (patches,) = trunk.forward_intermediates(
+        image, indices=1, norm=tokens.has_final_norm, output_fmt=tokens.layout
     )
-    patches = output["image_intermediates"][-1]  # [B, N, W]
-    pooled, _ = visual._pool(torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1))
-    features = pooled @ visual.proj if visual.proj is not None else pooled
-    return features, pooled.float(), _mean(visual.ln_post(patches), "NLC")
+    patch_mean = _mean(patches, tokens.layout)
+    pooled = trunk.forward_head(final, pre_logits=True)
+    features = visual.head(trunk.forward_head(final) if trunk.num_classes else pooled)
+    return features, None, _head_input(head_input, pooled, patch_mean)
+
+
+def _head_input(head_input: str, pooled: Tensor, patch_mean: Tensor) -> Tensor:
+    """Returns what the head reads, float32 [B, W]; some poolers give one query, [B, 1, W]."""
+    if head_input == "patches":
+        return patch_mean
+    pooled = pooled.reshape(len(pooled), -1).float()
+    return pooled if head_input == "pooled" else pooled + patch_mean
 
 
 def _mean(patches: Tensor, layout: str) -> Tensor:
@@ -97,4 +191,4 @@ def _mean(patches: Tensor, layout: str) -> Tensor:
 
 
 def _name(module: nn.Module) -> str:
-    return type(module).__name__
+    return type(module).__name__.removeprefix("_Readable")

@@ -59,11 +59,11 @@ def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: flo
     model = model_without_weights(model_name, patch_dropout)
     image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
     text = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
-    patch_mean = torch.empty(1, model.patch_tokens.width, device="meta")
+    head_input = torch.empty(1, model.class_head.weight.shape[1], device="meta")
     parts = {
         "vision": lambda: model.encode_image(image),
         "text": lambda: model.encode_text(text),
-        "head": lambda: model.class_head.logits(patch_mean),
+        "head": lambda: model.class_head.logits(head_input),
     }
     return {name: _gmacs(part, with_attention) for name, part in parts.items()}
 

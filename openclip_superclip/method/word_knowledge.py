@@ -1,28 +1,30 @@
-"""How well the head knows each word: sums, over the captions of an epoch, of the shares that it gives the words."""
+"""How well the class head knows each word: its probabilities in a sample of the captions of an epoch."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ranks
 
+SAMPLE = 64  # captions of each batch and rank that are observed
+
 
 class EpochWords(NamedTuple):
-    """What an epoch's captions tell of every token; a share is a token's part of the softmax over the vocabulary."""
+    """What the observed captions of an epoch show of every token; a share is its part of the head's softmax."""
 
-    captions: Tensor  # int64 [V], that hold it
-    share_where_label: Tensor  # float32 [V], the mean over the pictures of those; NaN where there is none
-    share_where_not: Tensor  # float32 [V], the mean over all other pictures; NaN where there is none
-    num_captions: int  # trained on, without those that hold no word
+    captions: Tensor  # int64 [V], observed captions that contain it
+    share_where_label: Tensor  # float32 [V], the mean over the images of those; NaN if there is none
+    share_where_not: Tensor  # float32 [V], the mean over all other images; NaN if there is none
+    num_captions: int  # observed, without those that contain no word
+    num_trained: int  # captions trained on, counted in the same way
 
 
-class WordSums:
-    """Adds up shares over the steps of an epoch, on the device.
+class WordKnowledge:
+    """Sums the head's probabilities over the steps of an epoch, on the device.
 
-    No buffers of the model: they are not saved, no cast of the model reaches them, and a run that resumes where an
-    epoch starts needs none. A step's sums are float32, an epoch's float64: 1e8 shares of a frequent word would be lost
-    in a float32 sum that is already large.
+    The sums are no buffers of the model: they are not saved, no cast of the model reaches them, and a run that resumes
+    at the start of an epoch needs none. They are float64: a rare word's 1e-8 would be lost in a large float32 sum.
 
     Args:
         counted: bool [V], the tokens that are words.
@@ -30,48 +32,41 @@ class WordSums:
 
     def __init__(self, counted: Tensor):
         self.counted = counted
-        self.sums = None  # float64 [3 * V + 1]: captions, shares where label, shares; captions in all
+        self.sums = None  # float64 [3 * V + 2]: captions, shares where label, shares where not; observed, trained
 
-    def add(self, labels: Tensor, label_shares: Tensor, shares: Tensor, trained: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            labels: int64 [B, L], sorted by row; a repeated one counts once.
-            label_shares: float32 [B, L], the labels' shares of their picture.
-            shares: float32 [V], every token's shares, summed over the pictures that are trained on.
-            trained: bool [B], the captions that are: those with a word that weighs anything.
-        """
-        self.counted = self.counted.to(labels.device)
-        counts = self.counted[labels] & trained.unsqueeze(1)
-        counts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
-        captions, of_labels = torch.zeros_like(shares), torch.zeros_like(shares)
-        captions.scatter_add_(0, labels.flatten(), counts.flatten().float())
-        of_labels.scatter_add_(0, labels.flatten(), (label_shares * counts).flatten())
-        batch = torch.cat([captions, of_labels, shares, trained.sum().float().view(1)])
-        if self.sums is None:
-            self.sums = batch.to(self._dtype(batch))
-        else:
-            self.sums += batch
+    @torch.no_grad()
+    def observe(self, head: nn.Module, head_input: Tensor, tokens: Tensor) -> None:
+        """Adds the first captions of a batch: head_input [B, W] and tokens [B, L]."""
+        self.counted = self.counted.to(tokens.device)
+        has_word = self.counted[tokens].any(dim=1)  # [B]
+        observed = has_word[:SAMPLE]
+        shares = head.logits(head_input[:SAMPLE]).float().softmax(dim=1) * observed.unsqueeze(1)  # [S, V]
+        labels = torch.zeros_like(shares).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
+        shares_of_labels = (shares * labels).sum(dim=0)
+        shares_of_others = (shares * (1.0 - labels)).sum(dim=0)  # exactly 0 for a token of every caption
+        totals = torch.stack([observed.sum(), has_word.sum()]).float()
+        sums = torch.cat([labels.sum(dim=0), shares_of_labels, shares_of_others, totals]).to(_dtype(shares))
+        self.sums = sums if self.sums is None else self.sums.add_(sums)
 
     def take(self, device: torch.device) -> EpochWords | None:
-        """Returns the means over all ranks since the last call, and starts anew; None where no rank trained a caption.
+        """Returns the means over all ranks since the last call, and starts again; None if no caption was observed.
 
-        Collective where several ranks train together: each calls it, at an epoch's end, with its model's device.
+        Collective if several ranks train together: each calls it, at the end of an epoch, with its model's device.
         """
         sums, self.sums = self.sums, None
         if sums is None:
-            empty = torch.zeros(3 * len(self.counted) + 1, device=device)
-            sums = empty.to(self._dtype(empty))
+            sums = torch.zeros(3 * len(self.counted) + 2, device=device)
+            sums = sums.to(_dtype(sums))
         if ranks.world_size() > 1:
             ranks.begin_sum(sums, "words of an epoch").wait()
         sums = sums.cpu().double()
-        num_captions = int(sums[-1])
+        num_captions, num_trained = map(int, sums[-2:])
         if not num_captions:
             return None
-        captions, of_labels, shares = sums[:-1].view(3, -1)
-        others = (shares - of_labels) / (num_captions - captions)
-        return EpochWords(captions.long(), (of_labels / captions).float(), others.float(), num_captions)
+        captions, of_labels, of_others = sums[:-2].view(3, -1)
+        where_label, where_not = of_labels / captions, of_others / (num_captions - captions)  # 0 / 0 is NaN
+        return EpochWords(captions.long(), where_label.float(), where_not.float(), num_captions, num_trained)
 
-    @staticmethod
-    def _dtype(sums: Tensor) -> torch.dtype:
-        return torch.float32 if sums.device.type == "mps" else torch.float64
+
+def _dtype(sums: Tensor) -> torch.dtype:
+    return torch.float32 if sums.device.type == "mps" else torch.float64

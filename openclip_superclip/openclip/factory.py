@@ -8,7 +8,7 @@ from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints.model_files import know_model
-from ..checkpoints.pretrained import how_to_load, kept_head
+from ..checkpoints.pretrained import how_to_load, stored_head
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, reason
@@ -48,7 +48,7 @@ def create_model_and_transforms(
         load=load,
     )
     if not kwargs.get("load_weights", True) and load is None:
-        superclip["kept_head"] = None
+        superclip["stored_head"] = None
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
             model_name, pretrained, **{"output_dict": True, **loading, **kwargs, "superclip": superclip}
@@ -88,7 +88,7 @@ def head_options(
         "word_course": word_course,
         "text_length": tokenizer.context_length if dual else None,
         "load": load,
-        "kept_head": kept_head(model_name, pretrained, cache_dir),
+        "stored_head": stored_head(model_name, pretrained, cache_dir),
     }
 
 

@@ -44,9 +44,11 @@ class CourseFiles(NamedTuple):
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
+                all_observed = "num_trained" not in file.keys()  # noqa: SIM118  written by version 0.1
                 words = EpochWords(
                     *map(file.get_tensor, ("captions", "share_where_label", "share_where_not")),
-                    int(file.get_tensor("num_captions")),
+                    num_captions=int(file.get_tensor("num_captions")),
+                    num_trained=int(file.get_tensor("num_captions" if all_observed else "num_trained")),
                 )
                 vocabulary = about["vocabulary"]
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
@@ -54,13 +56,17 @@ class CourseFiles(NamedTuple):
         if vocabulary != self.identity.vocabulary:
             raise InputError(f"{path} is of another tokenizer than the folder's {TOKENS}: {_HELP}")
         for name, values in words._asdict().items():
-            if name != "num_captions" and values.shape != (len(self.texts),):
+            if isinstance(values, Tensor) and values.shape != (len(self.texts),):
                 raise InputError(
                     f"{path} holds {name} of shape {list(values.shape)}, where {TOKENS} names {len(self.texts):,} "
                     "tokens: copy the damaged file of the two again"
                 )
         fewest, most = words.captions.aminmax()
-        if words.captions.is_floating_point() or fewest < 0 or not 0 < words.num_captions >= most:
+        if (
+            words.captions.is_floating_point()
+            or fewest < 0
+            or not words.num_trained >= words.num_captions >= max(most, 1)
+        ):
             raise InputError(f"{path} holds impossible counts of captions: {_HELP}")
         return words
 
@@ -82,10 +88,19 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
         "share_where_label": words.share_where_label,
         "share_where_not": words.share_where_not,
         "num_captions": words.captions.new_tensor(words.num_captions),
+        "num_trained": words.captions.new_tensor(words.num_trained),
     }
     about = {"epoch": str(epoch), "tokenizer": identity.name, "vocabulary": identity.vocabulary}
     with whole_file(folder / f"epoch_{epoch}.safetensors") as file:
-        file.write(save(tensors, about))
+        file.write(_with_sorted_header(save(tensors, about)))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Returns a file of safetensors with the names in its header sorted: their order is random otherwise."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def find_course(run: Path) -> CourseFiles | None:
@@ -141,8 +156,8 @@ class WordCourse(NamedTuple):
     epochs: list[int]
     missing: list[int]  # epochs before the last that are not recorded
     samples: list[int]  # [E], captions trained on by the end of each
-    num_captions: int  # of the recorded epochs
-    captions: Tensor  # int64 [V], of those, that hold the token
+    num_captions: int  # observed in the recorded epochs
+    captions: Tensor  # int64 [V], of those, that contain the token
     band: Tensor  # int64 [V], a place in BANDS; -1 for tokens of too few captions for a look
     learned: Tensor  # int64 [V], a place in epochs: the first at whose end the lift is KNOWN; -1 for none
     lift: Tensor  # float64 [V], at the last look; NaN without
@@ -182,7 +197,8 @@ def course_text(course: WordCourse) -> str:
     num_rare = int(((course.captions > 0) & (course.band < 0)).sum())
     lines = [
         f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word is known where its "
-        f"share is {KNOWN:g} × that in other pictures; {num_rare:,} words are held by fewer than {NUM_LOOKED_AT}",
+        f"share is {KNOWN:g} × that in other pictures; {num_rare:,} words are in fewer than {NUM_LOOKED_AT} of "
+        f"the {course.num_captions:,} captions observed",
         markdown_table(heads, rows),
     ]
     lists = [("first", _by_time(course)), ("last", _by_time(course)[::-1]), *_states(course)]
@@ -296,7 +312,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     for before, epoch in zip([0, *files.epochs], files.epochs, strict=False):
         words = read(epoch)
         totals, num_captions = totals + words.captions, num_captions + words.num_captions
-        samples.append((epoch - before) * words.num_captions + (samples[-1] if samples else 0))
+        samples.append((epoch - before) * words.num_trained + (samples[-1] if samples else 0))
         missing += range(before + 1, epoch)
     band = _bands(totals, num_captions)
     looks, learned = _Looks(len(totals)), torch.full_like(totals, -1)

@@ -17,7 +17,8 @@ from ..checkpoints.checkpoint import Checkpoint, check_match, check_values, read
 from ..checkpoints.run_outputs import run_behind
 from ..environment import check_device
 from ..errors import InputError
-from ..method.patch_tokens import patch_map
+from ..method.head import head_input_of
+from ..method.patch_tokens import head_input_map
 from ..method.token_statistics import special_token_ids
 from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, chosen_lexicon, lexicon, open_lexicon
@@ -136,7 +137,8 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     tokenizer = found.tokenizer()
     if checkpoint.head():
         with plugins_model_class():
-            model = fitted.on("cpu", superclip={"ignored_tokens": special_token_ids(tokenizer)})
+            head = {"ignored_tokens": special_token_ids(tokenizer), "head_input": head_input_of(weights)}
+            model = fitted.on("cpu", superclip=head)
     else:
         model = fitted.on("cpu")
     check_match(weights, model.state_dict(), str(path), found.name)
@@ -232,7 +234,8 @@ class Tagger:
         if not pictures:
             return []
         images = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.device)
-        patches = patch_map(self.model.visual, self.model.patch_tokens, images).float()  # [B, W, h, w]
+        visual, tokens, reads = self.model.visual, self.model.patch_tokens, self.model.class_head.reads
+        patches = head_input_map(visual, tokens, images, reads).float()  # [B, W, h, w]
         return list(map(self._words, patches))  # one at a time: the vocabulary's logits at every patch are large
 
     def _words(self, patches: Tensor) -> list[Seen]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from open_clip_train.precision import get_autocast
 
 import openclip_superclip as superclip
-from openclip_superclip.method.patch_tokens import encode_image, encode_image_with_pooled_tokens
+from openclip_superclip.method.patch_tokens import encode_image
 
 from .training_runs import Run, superclip_train
 
@@ -75,10 +75,7 @@ def _class_loss(model, passes, args) -> float:
     with get_autocast(args.precision, device_type="cpu")():
         for images, _, random_state in passes:
             torch.set_rng_state(random_state)
-            if _openclip_class(model) is open_clip.CoCa:
-                patch_means.append(encode_image_with_pooled_tokens(model.visual, images)[2])
-            else:
-                patch_means.append(encode_image(model.visual, model.patch_tokens, images)[1])
+            patch_means.append(encode_image(model.visual, model.patch_tokens, images)[1])
     head = model.class_head.float()
     features = head.ln(torch.cat(patch_means).float())
     tokens = torch.cat([texts for _, texts, _ in passes])

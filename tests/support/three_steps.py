@@ -12,7 +12,7 @@ import torch.distributed as dist
 import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
 from openclip_superclip.method.model import take_epoch_words
-from openclip_superclip.method.word_knowledge import WordSums
+from openclip_superclip.method.word_knowledge import WordKnowledge
 from support import WORDS
 
 from .training_runs import run_ranks
@@ -39,7 +39,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     data = {"dataset_type": "webdataset"}
     args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
     loss = plugin_manager().hook.open_clip_create_loss(args=args)
-    model.word_sums = WordSums(model.statistics.counted)
+    model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if args.horovod:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import open_clip
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from openclip_superclip.data.captions import TokenizerIdentity
 from openclip_superclip.method.word_knowledge import EpochWords
 from openclip_superclip.studies.comparison import read_courses
 from openclip_superclip.studies.finished_runs import read_runs
-from openclip_superclip.words.learning import CourseFiles, find_course, word_course
+from openclip_superclip.words.learning import CourseFiles, find_course, word_course, write_epoch_words
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,25 @@ def test_an_epoch_that_is_not_there_is_told_and_counted_and_runs_of_one_name_are
     assert ["of epoch 2 no words" in note for note in notes] == [True]
 
 
+def test_what_is_recorded_of_an_epoch_depends_on_its_content_alone_to_the_byte(run, tmp_path):
+    words, tokenizer = find_course(run).read(2), open_clip.get_tokenizer("ViT-B-32")
+    for copy in "abcd":
+        write_epoch_words(tmp_path / copy, 2, words, tokenizer)
+    (content,) = {(tmp_path / copy / "words/epoch_2.safetensors").read_bytes() for copy in "abcd"}
+    assert content
+    torch.testing.assert_close(find_course(tmp_path / "a").read(2), words, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_file_of_version_0_1_which_observed_every_caption_is_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run/words/epoch_2.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert tensors.pop("num_trained") == tensors["num_captions"] == 64
+    save_file(tensors, path, about)
+    assert find_course(tmp_path / "run").read(2).num_trained == 64
+
+
 def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):
     lifts = {"learned": [1, 8, 8, 9], "not yet": [1, 2, 3, 3], "forgotten": [1, 9, 5, 1.5], "rare": [9, 9, 9, 9]}
     lifts[","] = [9, 9, 9, 9]
@@ -144,7 +164,7 @@ def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeyp
     def read(_, epoch: int) -> EpochWords:
         where_not = torch.full((5,), 0.01)
         return EpochWords(
-            captions, where_not * torch.tensor([lift[epoch - 1] for lift in lifts.values()]), where_not, 1000
+            captions, where_not * torch.tensor([lift[epoch - 1] for lift in lifts.values()]), where_not, 1000, 1000
         )
 
     monkeypatch.setattr(CourseFiles, "read", read)

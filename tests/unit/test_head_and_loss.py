@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, CoCaLoss, DistillClipLoss, SigLipLoss
 from open_clip.model import CLIP
 
-from openclip_superclip import SuperCLIP, SuperCLIPLoss, plain_class_loss
+from openclip_superclip import InputError, SuperCLIP, SuperCLIPLoss, plain_class_loss
 from openclip_superclip.method.head import ClassHead
 
 
@@ -188,10 +188,19 @@ def test_gradient_scale_leaves_the_contrastive_gradient_alone():
     assert torch.equal(ours, theirs)
 
 
-def test_without_class_losses_as_in_evaluation_the_loss_is_openclips():
+def test_without_class_losses_the_loss_is_openclips_in_evaluation_and_an_error_in_training():
     features = F.normalize(torch.randn(2, 5, 8), dim=-1)
     outputs = {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
-    assert SuperCLIPLoss(ClipLoss())(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)
+    loss = SuperCLIPLoss(ClipLoss())
+    with pytest.raises(InputError, match=r"^SuperCLIPLoss got no class_losses: create the model with .*create_model"):
+        loss(**outputs, output_dict=True)
+    assert loss.eval()(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_finite_number_of_0_or_more_is_refused(weight):
+    with pytest.raises(InputError, match=f"^weight is {weight}; expected a finite number, 0 or more$"):
+        SuperCLIPLoss(ClipLoss(), weight)
 
 
 def tiny_model(placebo):

@@ -1,5 +1,8 @@
 """Image features are the tower's own to the last bit, and the patch mean is that of the patches alone."""
 
+import copy
+import pickle
+
 import open_clip
 import pytest
 import torch
@@ -8,7 +11,15 @@ from open_clip.model import CLIP
 from torch import nn
 
 from openclip_superclip import InputError
-from openclip_superclip.method.patch_tokens import encode_image, encode_image_with_pooled_tokens, patch_tokens
+from openclip_superclip.method.patch_tokens import (
+    Reading,
+    encode_image,
+    head_input_map,
+    head_width,
+    make_readable,
+    patch_map,
+    patch_tokens,
+)
 
 TEXT = {"context_length": 4, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -211,12 +222,117 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     multimodal_cfg = {**TEXT, "width": 32}
     model = CoCa(embed_dim=32, vision_cfg=vision_cfg, text_cfg=TEXT, multimodal_cfg=multimodal_cfg)
     visual = model.visual.train()
-    features, pooled, patch_mean = same_dropout(encode_image_with_pooled_tokens, visual, images(visual))
     own_features, own_pooled = same_dropout(visual, images(visual))
+    make_readable(visual)
+    reading = Reading(patch_tokens(visual), "patches")
+    features, pooled = same_dropout(visual, images(visual), reading)
     assert torch.equal(features, own_features)
     assert torch.equal(pooled, own_pooled)
+    visual.output_tokens = False
     _, expected = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
-    assert torch.equal(patch_mean, expected)
+    assert torch.equal(reading.vector, expected)
+
+
+@EVERY_NATIVE
+@pytest.mark.parametrize("head_input", ["pooled", "both"])
+def test_the_head_of_a_native_vit_can_read_the_vector_before_the_projection(vision_cfg, head_input):
+    visual = native_tower(vision_cfg)
+    tokens = patch_tokens(visual)
+    if head_input == "both" and vision_cfg.get("attentional_pool") is True:
+        with pytest.raises(InputError, match="of width 32, to the mean patch token, of width 64, which differ"):
+            head_width(visual, tokens, head_input)
+        return
+    features, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
+    own = same_dropout(visual, images(visual))
+    own = own[0] if visual.output_tokens else own
+    assert torch.equal(features, own)
+    assert vector.shape == (3, head_width(visual, tokens, head_input))
+    assert vector.dtype == torch.float32
+    if head_input == "pooled":
+        torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
+    else:
+        _, pooled = same_dropout(encode_image, visual, tokens, images(visual), "pooled")
+        _, patch_mean = same_dropout(encode_image, visual, tokens, images(visual))
+        assert torch.equal(vector, pooled + patch_mean)
+
+
+HEADS_OF_OTHERS = {  # the width of the pooled vector, the error for it, the error for both
+    "ResNet": (None, "ModifiedResNet has no pooled vector", "ModifiedResNet has no pooled vector"),
+    "timm ViT": (64, None, None),
+    "timm ViT, class token": (64, None, None),
+    "timm ViT, MLP": (64, None, None),
+    "timm ViT, map": (96, None, None),
+    "timm ConvNeXt": (64, None, None),
+    "timm ConvNeXt, attention": (None, "TimmModel has no pooled vector", "TimmModel has no pooled vector"),
+    "timm ResNet": (96, None, None),
+    "timm EfficientNet": (256, None, "of width 256, to the mean patch token, of width 64"),
+    "timm CoAtNet": (128, None, None),
+    "timm Swin": (768, None, None),
+}
+
+
+@pytest.mark.parametrize("name", HEADS_OF_OTHERS)
+@pytest.mark.parametrize("head_input", ["pooled", "both"])
+@torch.no_grad()
+def test_the_head_of_another_tower_reads_the_vector_before_the_projection_or_is_refused(name, head_input):
+    vision_cfg, size, _ = OTHER[name]
+    width, *errors = HEADS_OF_OTHERS[name]
+    visual = tower(vision_cfg).eval()
+    tokens, error = patch_tokens(visual), errors[head_input == "both"]
+    if error:
+        with pytest.raises(InputError, match=f"^--superclip-head-input {head_input}.*{error}"):
+            head_width(visual, tokens, head_input)
+        return
+    image = torch.randn(2, 3, size, size)
+    features, vector = encode_image(visual, tokens, image, head_input)
+    assert torch.equal(features, visual(image))
+    assert head_width(visual, tokens, head_input) == width
+    pooled = vector
+    if head_input == "both":
+        pooled = vector - encode_image(visual, tokens, image)[1]
+    torch.testing.assert_close(visual.head(pooled), features, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_timm_tower_whose_classifier_is_the_projection_gives_its_input():
+    visual = tower({"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "avg", "timm_proj": ""}).eval()
+    image = torch.randn(2, 3, 160, 160)
+    features, vector = encode_image(visual, patch_tokens(visual), image, "pooled")
+    assert torch.equal(features, visual(image))
+    torch.testing.assert_close(visual.trunk.head(vector), features)
+
+
+@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
+@torch.no_grad()
+def test_the_mean_over_the_patches_of_what_the_head_reads_is_what_it_reads_of_the_image(head_input):
+    visual = native_tower({})
+    tokens = patch_tokens(visual)
+    found = head_input_map(visual, tokens, images(visual), head_input)
+    assert found.shape == ((3, 64, 1, 1) if head_input == "pooled" else (3, 64, 4, 4))
+    _, vector = encode_image(visual, tokens, images(visual), head_input)
+    torch.testing.assert_close(found.mean(dim=(2, 3)), vector)
+    if head_input == "patches":
+        assert torch.equal(found, patch_map(visual, tokens, images(visual)))
+
+
+@pytest.mark.parametrize("name", ["native", "ResNet", "timm ViT"])
+def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(name):
+    vision_cfg, size = (VIT, 32) if name == "native" else OTHER[name][:2]
+    visual = tower(vision_cfg).eval()
+    image, kind = torch.randn(2, 3, size, size), type(visual)
+    own = visual(image)
+    make_readable(visual)
+    assert isinstance(visual, kind)
+    assert torch.equal(visual(image), own)
+    seen = []
+    visual.register_forward_hook(lambda module, args, output: seen.append(output))
+    reading = Reading(patch_tokens(visual), "patches")
+    assert torch.equal(visual(image, reading), own)
+    assert torch.equal(seen[0], own)
+    assert torch.equal(reading.vector, encode_image(visual, patch_tokens(visual), image)[1])
+    visual._forward_hooks.clear()
+    for copied in (copy.deepcopy(visual), pickle.loads(pickle.dumps(visual))):
+        assert torch.equal(copied(image), own)
 
 
 @pytest.mark.parametrize("name", ["coca_ViT-B-32", "coca_base"])
