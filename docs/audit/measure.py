@@ -1,8 +1,8 @@
 """How well `superclip audit` finds errors that were planted into captions of the demo's scenes, seed by seed.
 
 `python docs/audit/measure.py OUT RUNS` measures the last checkpoints of the finished runs RUNS/clip_seedN and
-RUNS/superclip_lr-0.001_seedN, as the study one_batch leaves them, and writes planted.csv, planted.json, planted.md and
-planted.png into OUT. What OUT/measured.json holds already is not measured again.
+RUNS/superclip_lr-0.001_seedN of the study one_batch, and writes planted.csv, planted.json, planted.md and planted.png
+into OUT. Results that are in OUT/measured.json are not measured again.
 """
 
 import csv
@@ -42,20 +42,20 @@ COMPARED = [  # (arm, score) with (arm, score)
 ]
 
 SWAPPED, REPLACED = 0.2, 0.2  # of the captions
-MISLABELLED = (0.1, 0.01)  # of the pictures
+MISLABELLED = (0.1, 0.01)  # of the images
 NUM_WORDS = 20  # that are mislabelled, one at a time
 BATCH_SIZE = 250
 
 
 class Planted(NamedTuple):
-    """Captions of scenes, and what is wrong in them."""
+    """Captions of scenes, and the wrong words in them."""
 
     captions: list[str]
     wrong: list[frozenset[str]]  # of each caption the words that its scene does not show
 
 
 def plant_swaps(shown: Sequence[Scene], rng: np.random.Generator) -> Planted:
-    """Exchanges a fifth of the captions among themselves, so that each names another set of objects than is shown."""
+    """Exchanges a fifth of the captions, so that each of them names another scene's objects."""
     names = [list(scene.captions["long"].split(", ")) for scene in shown]
     chosen = rng.permutation(len(shown))[: round(SWAPPED * len(shown))]
     for place, other in zip(chosen, np.roll(chosen, 1), strict=True):
@@ -64,7 +64,7 @@ def plant_swaps(shown: Sequence[Scene], rng: np.random.Generator) -> Planted:
 
 
 def plant_words(shown: Sequence[Scene], rng: np.random.Generator, share: float) -> Planted:
-    """Replaces one object by another in a share of the captions."""
+    """Replaces one object by another in a fraction of the captions."""
     names = [scene.captions["long"].split(", ") for scene in shown]
     for place in rng.permutation(len(shown))[: round(share * len(shown))]:
         names[place][rng.integers(len(names[place]))] = _other(shown[place], rng)
@@ -72,7 +72,7 @@ def plant_words(shown: Sequence[Scene], rng: np.random.Generator, share: float) 
 
 
 def plant_one_word(shown: Sequence[Scene], rng: np.random.Generator, share: float, name: str) -> Planted:
-    """Replaces one object by the object `name` in a share of the captions, whose scenes do not show it."""
+    """Replaces one object by the object `name` in a fraction of the captions, whose scenes do not show it."""
     names = [scene.captions["long"].split(", ") for scene in shown]
     others = [place for place, scene in enumerate(shown) if name not in scene.objects]
     for place in rng.permutation(others)[: max(1, round(share * len(shown)))]:
@@ -105,15 +105,15 @@ def measure(
 ) -> dict[str, float]:
     """Returns how well a model's scores find planted errors in held-out scenes, in percent.
 
-    swapped, NAME: the AUROC of each pair score where a fifth of the captions are exchanged.
-    replaced, NAME: the same where a fifth of the captions name one object that is not there.
-    replaced, …: the marked word, the one of lowest support, where every caption of two objects or more has a wrong
-    one; and precision and recall of the marks where a fifth has one, and a word is marked where its support is below 0.
+    swapped, NAME: the AUROC of each pair score if a fifth of the captions are exchanged.
+    replaced, NAME: the same if a fifth of the captions name one object that the scene does not show.
+    replaced, …: how often the marked word, the one of lowest support, is wrong if every caption of two objects or more
+    has one wrong object; and precision and recall of the marks (support below 0) if a fifth of the captions have one.
     mislabelled N %, …: how often one of 20 words, written into N % of the captions that it is wrong for, comes first in
     the table of the words that are doubted most often.
 
     Args:
-        seed: of the scenes and of the errors; models of one seed meet the same.
+        seed: of the scenes and the errors, the same for all models of one seed.
     """
     shown = list(scenes(num_scenes, 0, "test", first_index=seed * num_scenes, designers=designers))
     seen = _see(scorer, preprocess, shown)
@@ -299,7 +299,7 @@ def _interval(found: PairedDifference) -> str:
 
 
 def draw(found: dict, path: Path) -> None:
-    """Draws the AUROC of each score: a dot a seed, a bar the mean."""
+    """Draws the AUROC of each score: a dot per seed, a bar at the mean."""
     figure, grid = plt.subplots(2, 2, figsize=(11, 6), layout="constrained")
     shown = [("CLIP", "CLIP score")] + [("SuperCLIP", score) for score in SCORES]
     for row, (kind, title) in zip(grid, PLANTED.items(), strict=True):

@@ -1,10 +1,10 @@
-"""What training again on the pairs that `superclip audit --keep` keeps wins back, on the demo's scenes, seed by seed.
+"""Training again on the pairs that `superclip audit --keep` keeps, on the demo's scenes, seed by seed.
 
-`python docs/audit/train_again.py OUT NUM_SEEDS [FIRST_SEED]` exchanges three eighths of the captions among themselves,
-trains CLIP and SuperCLIP on all pairs, audits the same pairs with both, and trains both anew, by as many samples, on
-the five eighths that each score keeps, on the pairs whose captions were left alone, and on the clean scenes. It needs
-what `superclip demo --data-only` writes, is called where that was, and goes on where it stopped. It writes
-train_again.csv, train_again.json, train_again.md and train_again.png into OUT.
+`python docs/audit/train_again.py OUT NUM_SEEDS [FIRST_SEED]` exchanges three eighths of the captions, trains CLIP and
+SuperCLIP on all pairs, audits the same pairs with both, and trains both from scratch, with as many samples, on the five
+eighths that each score keeps, on the pairs with unchanged captions, and on the clean scenes. Run it in the folder of
+`superclip demo --data-only`; it resumes where it stopped. It writes train_again.csv, train_again.json, train_again.md
+and train_again.png into OUT. The record beside it has no "kept by CLIP score of SuperCLIP", a control added later.
 """
 
 import csv
@@ -34,12 +34,14 @@ CLEAN, DIRTY, TRUE = "the clean scenes", "all pairs", "the pairs left alone"
 METHODS = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}  # rates that the study one_batch chose
 SCORES = {  # what is kept: by whose score
     "kept by CLIP score of CLIP": ("CLIP", "clip-score"),
+    "kept by CLIP score of SuperCLIP": ("SuperCLIP", "clip-score"),
     "kept by class loss of SuperCLIP": ("SuperCLIP", "class-loss"),
     "kept by CLIP score and support of SuperCLIP": ("SuperCLIP", "both"),
 }
 DATA = [CLEAN, DIRTY, *SCORES, TRUE]
 PRIMARY = "zero_shot"
 COMPARED = [
+    ("kept by class loss of SuperCLIP", "kept by CLIP score of SuperCLIP"),
     ("kept by class loss of SuperCLIP", "kept by CLIP score of CLIP"),
     ("kept by CLIP score and support of SuperCLIP", "kept by CLIP score of CLIP"),
     ("kept by CLIP score and support of SuperCLIP", TRUE),
@@ -75,7 +77,7 @@ def _captions(shard: Path) -> list[bytes]:
 
 
 def _rewrite(source: Path, target: Path, replaced: dict[str, bytes], left_out: set[str]) -> None:
-    """Copies the pictures and captions of a shard; `replaced` are captions by key."""
+    """Copies the images and captions of a shard; `replaced` are captions by key."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(source) as tar, whole_file(target) as file, tarfile.open(fileobj=file, mode="w") as out:
         for member in tar:
@@ -132,7 +134,7 @@ def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[di
 
 
 def of_seed(out: Path, seed: int) -> dict:
-    """Returns what one seed shows: the measures of each method on each data, and what each score left in."""
+    """Returns one seed's measures of each method on each data, and the wrong captions that each score left in."""
     file = out / f"seed{seed}" / "found.json"
     if not file.exists():
         data = out / "data"
@@ -148,8 +150,8 @@ def of_seed(out: Path, seed: int) -> dict:
 
 def tables(found: list[dict]) -> str:
     """Returns what was found in the primary measure, zero-shot, in Markdown."""
-    rows = []
-    for data in DATA:
+    rows, recorded = [], recorded_data(found)
+    for data in recorded:
         wrong = str(_wrong(found, data))
         told = [
             (str(_spread(found, method, data, PRIMARY)), difference(found, method, data, DIRTY)) for method in METHODS
@@ -162,10 +164,16 @@ def tables(found: list[dict]) -> str:
     rows = [
         [f"{one} − {other}", *(str(difference(found, method, one, other)) for method in METHODS)]
         for one, other in COMPARED
+        if {one, other} <= {*recorded}
     ]
     parts.append(markdown_table(["zero-shot, difference paired by seed", *METHODS], rows))
     parts.append(f"Mean ± standard deviation over {len(found)} seeds; 95 % intervals by Student's t.")
     return "\n\n".join(parts)
+
+
+def recorded_data(found: list[dict]) -> list[str]:
+    """Returns the data that every seed was trained on."""
+    return [data for data in DATA if all(f"CLIP, {data}" in of["measures"] for of in found)]
 
 
 def _wrong(found: list[dict], data: str) -> Spread:
@@ -184,14 +192,15 @@ def difference(found: list[dict], method: str, one: str, other: str, measure: st
 
 
 def draw(found: list[dict], path: Path) -> None:
-    """Draws zero-shot by method and data: a dot a seed, a bar the mean."""
+    """Draws zero-shot by method and data: a dot per seed, a bar at the mean."""
+    recorded = recorded_data(found)
     figure, grid = plt.subplots(1, len(METHODS), figsize=(11, 3), layout="constrained", sharey=True)
     for axes, method in zip(grid, METHODS, strict=True):
-        for place, data in enumerate(DATA):
+        for place, data in enumerate(recorded):
             values = _spread(found, method, data, PRIMARY).values
             axes.plot(values, [place] * len(values), ".", color="#7d7d7d" if method == "CLIP" else "#d1495b")
             axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color="black", linewidth=1.5)
-        axes.set_yticks(range(len(DATA)), DATA, fontsize=8)
+        axes.set_yticks(range(len(recorded)), recorded, fontsize=8)
         axes.set_title(f"{method} trained on", fontsize=9)
         axes.set_xlabel("zero-shot, %", fontsize=8)
         axes.grid(axis="x", alpha=0.3)

@@ -1,8 +1,8 @@
-"""What fine-tuning keeps: the demo's CLIP, tuned on drawings of their objects by another designer, measured on both.
+"""What fine-tuning forgets: the demo's CLIP, fine-tuned on another designer's drawings, measured on both.
 
-`python docs/forgetting/measure.py RUNS WORK` begins with the runs of `superclip demo` in the folder RUNS (demo/runs),
-trains what is not there yet in the folder WORK, writes WORK/forgetting.csv, a row a seed, a way of tuning and an α, and
-prints the table of it.
+`python docs/forgetting/measure.py RUNS WORK` starts from the runs of `superclip demo` in the folder RUNS (demo/runs),
+trains in the folder WORK, resumes where it stopped, writes WORK/forgetting.csv (one row per seed, fine-tuning method
+and α), and prints its table.
 """
 
 import argparse

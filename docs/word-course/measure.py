@@ -1,11 +1,11 @@
-"""Which words are learned first, with IDF and without: SuperCLIP on scenes whose objects are as unequal as words are.
+"""Which words are learned first, with and without IDF: SuperCLIP on scenes whose objects differ in frequency.
 
-`python docs/word-course/measure.py WORK` trains what is not there yet in the folder WORK, and writes word-course.csv, a
-row a run and band of words, word-course.json, the differences with their intervals, and word-course.png. The scenes are
-the demo's, but their n-th object is drawn 1 / n times as often as the first; each seed decides anew which that is.
+`python docs/word-course/measure.py WORK` trains in the folder WORK, resumes where it stopped, and writes word-course.csv
+(one row per run and band of words), word-course.json (the differences with their intervals) and word-course.png. The
+scenes are the demo's, but the n-th object is drawn 1 / n times as often as the first; each seed orders them differently.
 
-No primary measure was named before the first run: three measures of three bands of words, and the rank correlation, are
-all told.
+No primary measure was named before the first run: all three measures of three bands of words, and the rank correlation,
+are reported.
 """
 
 import csv
