@@ -1,8 +1,9 @@
 """Which words are learned first, with and without IDF: SuperCLIP on scenes whose objects differ in frequency.
 
-`python docs/word-course/measure.py WORK` trains in the folder WORK, resumes where it stopped, and writes word-course.csv
-(one row per run and band of words), word-course.json (the differences with their intervals) and word-course.png. The
-scenes are the demo's, but the n-th object is drawn 1 / n times as often as the first; each seed orders them differently.
+`python docs/word-course/measure.py WORK` trains in the folder WORK, resumes where it stopped, and writes
+word-course.csv (one row per run and band of words), word-course.json (the differences with their intervals) and
+word-course.png. The scenes are the demo's, but the n-th object is drawn 1 / n times as often as the first; each seed
+orders the objects differently.
 
 No primary measure was named before the first run: all three measures of three bands of words, and the rank correlation,
 are reported.
