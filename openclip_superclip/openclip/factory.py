@@ -23,6 +23,7 @@ def create_model_and_transforms(
     idf: str = "online",
     special_tokens: bool = False,
     head_warmup: int = 0,
+    head_input: str = "patches",
     **kwargs,
 ):
     """Returns OpenCLIP's (model, preprocess_train, preprocess_val), the model with a class head.
@@ -33,6 +34,8 @@ def create_model_and_transforms(
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: captions during which the class loss trains the head alone.
+        head_input: what the head reads: "patches", their mean as in the paper; "pooled", the vector before the
+            projection; or "both", their sum.
     """
     know_model(model_name, "model_name")
     if is_idf_file(idf) and not os.path.isfile(idf):
@@ -44,6 +47,7 @@ def create_model_and_transforms(
         idf=idf,
         special_tokens=special_tokens,
         head_warmup=head_warmup,
+        head_input=head_input,
         cache_dir=kwargs.get("cache_dir"),
         load=load,
     )

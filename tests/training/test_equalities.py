@@ -251,3 +251,44 @@ def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypa
         assert torch.equal(ours.encode_text(tokens), stock.encode_text(tokens))
         torch.testing.assert_close(ours(images, tokens), stock(images, tokens), **equal)
         torch.testing.assert_close(ours(images), stock(images), **equal)
+
+
+# Sharded and whole
+
+
+def sharded_step(model_name: str, rank: int, world_size: int, head_input: str, shard_all: bool) -> dict:
+    """Losses and the first gradients of a step whose vision tower, or all of the model, FSDP2 shards over the ranks."""
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(model_name, idf="off", head_input=head_input)
+    called = []
+    model.visual.register_forward_hook(lambda module, args, output: called.append(tuple(output.shape)))
+    if world_size > 1:
+        from torch.distributed.fsdp import fully_shard
+
+        model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))  # as OpenCLIP's main branch does
+        fully_shard(model.visual)
+        if shard_all:
+            fully_shard(model)
+    loss = superclip.SuperCLIPLoss(open_clip.ClipLoss())
+    images, tokens = batch(model_name, 16)  # all of it on each rank: the mean over the ranks is one rank's
+    losses = loss(**model(images, tokens), output_dict=True)
+    sum(losses.values()).sum().backward()
+    gradients = {
+        name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)()
+        for name, p in model.named_parameters()
+        if name.startswith("visual.")
+    }
+    return {"losses": [value.detach().view(()) for value in losses.values()], "gradients": gradients, "called": called}
+
+
+@pytest.mark.parametrize("shard_all", [False, True], ids=["visual", "visual and the rest"])
+@pytest.mark.parametrize("head_input", ["patches", "both"])
+def test_a_sharded_vision_tower_trains_as_a_whole_one_and_its_hooks_fire(head_input, shard_all, tiny_model, tmp_path):
+    def step(rank, world_size):
+        return sharded_step(tiny_model, rank, world_size, head_input, shard_all)
+
+    (one,) = results_of(step, 1, tmp_path / "one")
+    for rank in results_of(step, 2, tmp_path / "two"):
+        torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-6, atol=0)
+        assert_same_gradients(rank["gradients"], one["gradients"])
+        assert rank["called"] == one["called"] == [(16, 32)]
