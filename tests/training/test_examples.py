@@ -317,8 +317,10 @@ def test_the_class_loss_is_the_same_beside_the_other_losses_in_the_first_step(ru
     assert len(set(first.values())) == 1
 
 
-def test_a_table_trains_with_all_three(installed, csv_data, train_flags, tmp_path):
-    argv = [*train_flags, "--train-data", str(csv_data), *ALL, "--workers", "2"]
+@pytest.mark.parametrize("captions", ["short", "dual"])
+def test_a_table_trains_with_all_three(captions, installed, csv_data, train_flags, tmp_path):
+    argv = [*train_flags, "--train-data", str(csv_data), *ALL, "--workers", "2", "--superclip-captions", captions]
+    argv += ["--superclip-long-caption", "filepath"] if captions == "dual" else []
     (run,) = run_ranks(functools.partial(train_with, installed), *argv, cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
     estimates = load(tmp_path / "logs/run")["state_dict"]["training_only_global_contrastive.bits"].view(torch.float32)
