@@ -10,7 +10,6 @@ from ..audit import SORTED_BY
 from ..errors import InputError
 from ..rules import at_least
 from ..runs.run import RunSettings
-from .options import TABLE_FLAGS as OURS
 from .options import add_columns, columns_of
 
 STOPPED = 130  # by Ctrl-C
@@ -43,7 +42,7 @@ def _audit(options: argparse.Namespace, ranks) -> str:
     if ranks.world_size > 1:
         part = Part(ranks.rank + 1, ranks.world_size)
     settings = Options(options.architecture, options.device, options.batch_size, options.threads)
-    columns, by = columns_of(options), options.by
+    columns, by = columns_of(options, options.data), options.by
     keep, write_shards = options.keep, options.write_shards
     audit = Audit(options.data, columns, options.model, options.out, by, part, keep, write_shards, settings)
     failed = None
@@ -86,7 +85,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "import; without a class head there is the CLIP score alone",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of one audit")
-    add_columns(parser, OURS, of_json=True)
+    add_columns(parser, of_json=True)
     parser.add_argument(
         "--by", choices=SORTED_BY,
         help="what sorts the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.tables import Columns
+from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
 from ..runs.plan import ENGINES
@@ -91,7 +92,7 @@ def run_settings(options: argparse.Namespace) -> RunSettings:
 
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
     """Returns the values of --set, and those of a table's options as such."""
-    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
+    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in COLUMNS}
     quoted = {flag: json.dumps(value, ensure_ascii=False) for flag, value in given.items() if value is not None}
     return settings(options.set) | {f"flags.{flag.removeprefix('--')}": value for flag, value in quoted.items()}
 
@@ -199,41 +200,38 @@ def slurm_request(options: argparse.Namespace) -> "SlurmRequest":
     )  # fmt: skip
 
 
-OPENCLIPS = Columns()
-
-
-TABLE_FLAGS = Columns(",", "image", "caption")  # of commands that read pairs for something else than training
-
-
-FLAGS = {
+COLUMNS = {
     "--csv-separator": "between the columns of a table",
-    "--csv-img-key": "column of its pictures",
+    "--csv-img-key": "column of its images",
     "--csv-caption-key": "column of its captions",
 }
 
 
-SEPARATORS = {"\t": "a tab", ",": "a comma"}
-
-
-def add_columns(
-    parser: argparse.ArgumentParser, defaults: Columns = OPENCLIPS, of_recipe: bool = False, of_json: bool = False
-) -> None:
-    """Adds them.
+def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:
+    """Adds the options that name the columns of a table.
 
     Args:
-        of_recipe: whether one that is left out is the recipe's, and only then the default.
-        of_json: whether captions may be in JSON files beside the pictures, too.
+        of_recipe: whether a recipe gives those that are left out; otherwise the table's header does.
+        of_json: whether captions may be in JSON files beside the images, too.
     """
-    for (flag, help), default in zip(FLAGS.items(), defaults, strict=True):
+    default = "the recipe's, else OpenCLIP's" if of_recipe else "what the header holds"
+    for flag, help in COLUMNS.items():
         field = ", or field of each .json" if of_json and flag == "--csv-caption-key" else ""
-        told = SEPARATORS.get(default, default)
-        told = f"the recipe's, else {told}" if of_recipe else told
-        parser.add_argument(
-            flag, default=None if of_recipe else default, metavar=flag.rpartition("-")[2].upper(),
-            help=f"{help}{field} (default: {told})",
-        )  # fmt: skip
+        metavar = flag.rpartition("-")[2].upper()
+        parser.add_argument(flag, metavar=metavar, help=f"{help}{field} (default: {default})")
 
 
-def columns_of(options: argparse.Namespace) -> Columns:
-    """Returns the columns that the options name."""
-    return Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key)
+def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
+    """Returns the columns that the options name, those that are left out by the table's header, and prints them.
+
+    Without a table they are `image` and `caption`.
+    """
+    given = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
+    if not is_table(data):
+        return Columns(given[0] or ",", given[1] or "image", given[2] or "caption")
+    columns = detect_columns(data, *given, flag)
+    if None in given:
+        separator = {"\t": "a tab", ",": "a comma"}.get(columns.separator, repr(columns.separator))
+        found = f"images in column '{columns.image}', captions in '{columns.caption}', separated by {separator}"
+        print(f"superclip: {data}: {found}", file=sys.stderr)
+    return columns

@@ -1,4 +1,4 @@
-"""superclip shards: pictures and captions as they are kept, made into WebDataset shards."""
+"""superclip shards: writes images and captions as WebDataset shards."""
 
 import argparse
 import os
@@ -7,49 +7,48 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..rules import at_least
-from .options import TABLE_FLAGS as OURS
 from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    """Writes the shards, prints what there is and what was left out, and returns the exit code."""
+    """Writes the shards, prints a summary with what was left out, and returns the exit code."""
     options = _parse(argv)
     from ..data.conversion import Keys, Writing, read_source, write_pair_shards
 
-    source = read_source(options.source, Keys(columns_of(options), options.label_key, options.long_key), options.images)
+    keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
+    source = read_source(options.source, keys, options.images)
     writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
-    print(_told(write_pair_shards(source, options.out, writing), options.out))
+    print(_summary(write_pair_shards(source, options.out, writing), options.out))
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip shards",
-        description="Makes WebDataset shards of pictures and captions: a training and a validation split, each with "
-        "sizes.json, and data sets for superclip evaluate. What cannot be read is listed and left out. A call that was "
-        "stopped resumes with the same command.",
+        description="Makes WebDataset shards of images and captions: a training and a validation split, each with "
+        "sizes.json, and data sets for superclip evaluate. Rotated images and those of more than eight bits are "
+        "written as they are seen. What cannot be read is listed and left out. A call that was stopped resumes with "
+        "the same command.",
         epilog="example: superclip shards pairs.csv shards",
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a table (.csv, .tsv), a folder with a .txt or .json beside each picture, COCO's captions (.json), or a "
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, COCO's captions (.json), or a "
         "Hugging Face data set on disk",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
-    add_columns(parser, OURS, of_json=True)
+    add_columns(parser, of_json=True)
     parser.add_argument(
         "--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe"
     )
     parser.add_argument(
         "--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt"
     )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="of COCO's images (default: the JSON's folder)")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="where COCO's pictures are (default: beside the JSON)"
-    )
-    parser.add_argument(
-        "--val-share", type=float, default=0.1, metavar="SHARE",
-        help="of the pictures, drawn by a hash of their names (default: %(default)s)",
+        "--val-share", type=float, default=0.1, metavar="FRACTION",
+        help="of the images that are for validation, drawn by a hash of their names (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--shard-size", type=int, metavar="N", help="pairs of a shard (default: what makes 32 shards, 16 to 10,000)"
@@ -60,20 +59,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
-        raise InputError(f"--val-share is {options.val_share}; expected a share from 0 to below 1")
+        raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
     at_least(options, shard_size=1, jobs=1)
     if options.images is not None and not options.source.endswith(".json"):
         raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
     return options
 
 
-def _told(written, out: Path) -> str:
-    from ..data.conversion import told_reasons
-
+def _summary(written, out: Path) -> str:
     patterns, sizes = written.patterns, written.sizes
     lines = [f"{split}: {sizes[split]:,} pairs in {pattern}" for split, pattern in patterns.items()]
     if written.left_out:
-        lines.append(f"left out: {told_reasons(written)}; {out}/left_out.csv lists all")
+        lines.append(f"left out: {written.reasons}; {out}/left_out.csv lists all")
     study = ["superclip", "study", "own_data", "--data", patterns["train"]]
     if "val" in patterns:
         study += ["--val-data", patterns["val"]]

@@ -15,24 +15,31 @@ from typing import NamedTuple
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..errors import InputError, reason
-from ..files import make_folder, whole_file, write_json, write_text
+from ..environment import require
+from ..errors import InputError
+from ..files import make_folder, read_json, whole_file, write_json, write_text
+from .images import as_seen, is_deep, is_rotated, open_image, unreadable
 from .shards import is_empty, work_on
 from .tables import Columns, is_table, rows_of
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+NUM_SHARDS = 32  # of the training split, so that workers and slices can share them
+SMALLEST, LARGEST = 16, 10_000  # pairs of a shard
+VALIDATION_SIZE = 1000  # pairs of a shard of the validation split
+SPLITS = ("train", "val")
+NO_CAPTION = "no caption"
 
 
 class Keys(NamedTuple):
     """The columns of a table or data set, or the fields of a JSON, that hold what belongs to a pair."""
 
     columns: Columns
-    label: str = ""  # of a class; "" where there is none
+    label: str = ""  # of a class; "" if there is none
     long: str = ""  # of a second, longer caption
 
 
 class Pair(NamedTuple):
-    """A picture, by its file or its row, and its words; a caption that is missing is ""."""
+    """An image, by its file or its row, and its words; a caption that is missing is ""."""
 
     where: str  # for people: "row 3"
     picture: str
@@ -42,74 +49,64 @@ class Pair(NamedTuple):
 
 
 class Source(NamedTuple):
-    """All pairs, and what reads a picture's file, as bytes."""
+    """All pairs, and what reads an image's file, as bytes."""
 
     pairs: list[Pair]
-    read: Callable[[str], bytes]
+    read: Callable[[str], bytes] = lambda image: Path(image).read_bytes()
 
 
 def read_source(path: str, keys: Keys, images: Path | None) -> Source:
-    """Returns the pairs of a table, a folder, COCO's JSON or a Hugging Face data set; InputError where there are none.
+    """Returns the pairs of a table, a folder, COCO's JSON or a Hugging Face data set; InputError if there are none.
 
     Args:
-        images: the folder of the pictures that COCO's JSON names; beside it where it is None.
+        images: the folder of the images that COCO's JSON names; beside it if None.
     """
     place = Path(path)
     if is_table(path):
-        source = Source(list(pairs_of_table(path, keys)), _read_file)
+        source = Source(list(pairs_of_table(path, keys)))
     elif place.is_dir() and any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         source = _of_data_set(place, keys)
     elif place.is_dir():
-        source = Source(list(pairs_of_folder(place, keys)), _read_file)
+        source = Source(list(pairs_of_folder(place, keys)))
     elif path.endswith(".json"):
-        source = Source(list(_of_coco(place, images or place.parent)), _read_file)
+        source = Source(list(_of_coco(place, images or place.parent)))
     else:
         raise InputError(
-            f"{path} is no table (.csv, .tsv), folder of pictures, COCO's .json or Hugging Face data set on disk"
+            f"{path} is no table (.csv, .tsv), folder of images, COCO's .json or Hugging Face data set on disk"
             + ("" if place.exists() else ": there is no such file or folder")
         )
     if not source.pairs:
-        raise InputError(f"{path} holds no pair: expected pictures with a .txt or .json of the same name beside them")
+        raise InputError(f"{path} holds no pair: expected images with a .txt or .json of the same name beside them")
     return source
 
 
-def _read_file(picture: str) -> bytes:
-    return Path(picture).read_bytes()
-
-
 def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
-    """Yields the rows of a table; InputError, which names `flag`, where it cannot be read as it is meant."""
-    columns = keys.columns
-    wanted = {"--label-key": keys.label, "--long-key": keys.long}
-    for number, row in enumerate(rows_of(path, columns, flag), 1):
-        for flag, key in wanted.items():
-            if key and key not in row:
-                raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {', '.join(map(str, row))}")
-        yield Pair(f"row {number}", _word(row[columns.image]), _word(row[columns.caption]), *_others(row, keys))
+    """Yields the rows of a table; InputError, which names `flag`, if it cannot be read as it is meant."""
+    for number, row in enumerate(rows_of(path, keys.columns, flag), 1):
+        if number == 1:
+            _check_keys({"--label-key": keys.label, "--long-key": keys.long}, path, row)
+        yield Pair(f"row {number}", _word(row[keys.columns.image]), *_words(row, keys))
 
 
 def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
-    """Yields the pictures below a folder that have a .txt or .json beside them."""
+    """Yields the images below a folder that have a .txt or .json beside them."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         there = set(files)
         for name in sorted(files):
             stem, extension = os.path.splitext(name)
-            if extension.lower() not in PICTURES or not {f"{stem}.txt", f"{stem}.json"} & there:
+            if extension.lower() not in EXTENSIONS or not {f"{stem}.txt", f"{stem}.json"} & there:
                 continue
-            beside, fields = Path(place, stem), {}
-            if f"{stem}.json" in there:
-                fields = _object(beside.with_name(f"{stem}.json"))
-            caption = _word(fields.get(keys.columns.caption))
+            fields = read_json(Path(place, f"{stem}.json")) if f"{stem}.json" in there else {}
+            pair = Pair(str(Path(place, name)), str(Path(place, name)), *_words(fields, keys))
             if f"{stem}.txt" in there:
-                caption = beside.with_name(f"{stem}.txt").read_text(errors="replace").strip()
-            picture = str(Path(place, name))
-            yield Pair(picture, picture, caption, *_others(fields, keys))
+                pair = pair._replace(caption=Path(place, f"{stem}.txt").read_text(errors="replace").strip())
+            yield pair
 
 
 def _of_coco(file: Path, images: Path) -> Iterator[Pair]:
-    """Yields a pair a caption of a JSON with `images` and `annotations`, as COCO's captions are."""
-    content = _object(file)
+    """Yields a pair for each caption of a JSON with `images` and `annotations`, as COCO's captions are."""
+    content = read_json(file)
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
         for number, one in enumerate(content["annotations"], 1):
@@ -122,8 +119,6 @@ def _of_coco(file: Path, images: Path) -> Iterator[Pair]:
 
 
 def _of_data_set(folder: Path, keys: Keys) -> Source:
-    from ..environment import require
-
     require(str(folder), "data", "datasets")
     import datasets
 
@@ -132,22 +127,16 @@ def _of_data_set(folder: Path, keys: Keys) -> Source:
         raise InputError(
             f"{folder} holds the splits {', '.join(found)}: give one, such as {folder}/{next(iter(found))}"
         )
-    columns = keys.columns
-    named = {
-        "--csv-img-key": columns.image, "--csv-caption-key": columns.caption, "--label-key": keys.label,
-        "--long-key": keys.long,
-    }  # fmt: skip
-    for flag, key in named.items():
-        if key and key not in found.column_names:
-            raise InputError(f"{flag}: {folder} has no column '{key}'; its columns are {', '.join(found.column_names)}")
-    pictures = found.select_columns([columns.image])
-    if isinstance(found.features[columns.image], datasets.Image):
-        pictures = pictures.cast_column(columns.image, datasets.Image(decode=False))
+    image = keys.columns.image
+    named = {"--csv-img-key": image, "--csv-caption-key": keys.columns.caption}
+    _check_keys(named | {"--label-key": keys.label, "--long-key": keys.long}, folder, found.column_names)
+    images = found.select_columns([image])
+    if isinstance(found.features[image], datasets.Image):
+        images = images.cast_column(image, datasets.Image(decode=False))
     names = getattr(found.features[keys.label], "int2str", None) if keys.label else None
-    words = found.remove_columns([columns.image])
 
     def read(row: str) -> bytes:
-        value = pictures[int(row)][columns.image]
+        value = images[int(row)][image]
         if isinstance(value, dict):
             return value["bytes"] or Path(value["path"]).read_bytes()
         return value if isinstance(value, bytes) else Path(str(value)).read_bytes()
@@ -155,70 +144,51 @@ def _of_data_set(folder: Path, keys: Keys) -> Source:
     def pair(number: int, row: dict) -> Pair:
         if names is not None and row[keys.label] is not None:
             row = {**row, keys.label: names(row[keys.label])}
-        return Pair(f"row {number + 1}", str(number), _word(row[columns.caption]), *_others(row, keys))
+        return Pair(f"row {number + 1}", str(number), *_words(row, keys))
 
-    return Source([pair(number, row) for number, row in enumerate(words)], read)
+    return Source([pair(number, row) for number, row in enumerate(found.remove_columns([image]))], read)
 
 
-def _others(row: dict, keys: Keys) -> tuple[str, str]:
-    return _word(row.get(keys.label)) if keys.label else "", _word(row.get(keys.long)) if keys.long else ""
+def _check_keys(keys: dict[str, str], source: str | Path, names: Sequence) -> None:
+    for flag, key in keys.items():
+        if key and key not in names:
+            raise InputError(f"{flag}: {source} has no column '{key}'; its columns are {', '.join(map(str, names))}")
+
+
+def _words(row: dict, keys: Keys) -> tuple[str, str, str]:
+    """Returns the caption, the label and the long caption of a row; "" for one that is missing."""
+    return tuple(_word(row.get(key)) if key else "" for key in (keys.columns.caption, keys.label, keys.long))
 
 
 def _word(value) -> str:
-    """Returns a cell as text, "" where it is empty."""
     return "" if value is None or is_empty(value) else str(value).strip()
 
 
-def _object(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no readable JSON ({reason(error)})") from error
-    return content if isinstance(content, dict) else {}
+def stored_image(data: bytes) -> dict[str, bytes]:
+    """Returns an image's file under the extension by which OpenCLIP finds it in a shard.
 
-
-def picture_extension(data: bytes) -> str:
-    """Returns the extension under which a shard holds a picture's file, "" where OpenCLIP reads no such file.
-
-    Raises whatever Pillow raises for a file that is no whole picture.
+    A file that OpenCLIP does not read, or reads otherwise than people see it, is written again: one of another format,
+    with more than eight bits a channel, or rotated by its EXIF data. Raises whatever Pillow raises for a broken file.
     """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         image.load()
-        return {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}.get(image.format, "")
-
-
-def as_png(data: bytes) -> bytes:
-    """Returns a picture of another kind, the first frame of a film, as a PNG."""
-    from PIL import Image
-
-    written = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGBA" if "transparency" in image.info or image.mode == "RGBA" else "RGB").save(written, "PNG")
-    return written.getvalue()
-
-
-NUM_SHARDS = 32  # of the training split, so that workers and slices share them out
-
-
-SMALLEST, LARGEST = 16, 10_000  # pairs of a shard
-
-
-VALIDATION_SIZE = 1000  # pairs of a shard of the validation split
-
-
-SPLITS = ("train", "val")
-
-
-NO_CAPTION = "no caption"
+        is_jpeg = image.format in ("JPEG", "MPO")
+        extension = "jpg" if is_jpeg else {"PNG": "png", "WEBP": "webp"}.get(image.format)
+        if extension and not is_deep(image) and not is_rotated(image):
+            return {extension: data}
+        written = io.BytesIO()
+        if is_jpeg:
+            as_seen(image).save(written, "JPEG", quality=95, subsampling=0)
+        else:
+            as_seen(image).save(written, "PNG")
+        return {"jpg" if is_jpeg else "png": written.getvalue()}
 
 
 class Writing(NamedTuple):
     """How pairs become shards."""
 
-    val_share: float  # of the pictures
-    shard_size: int | None  # pairs; None: what makes NUM_SHARDS of the training split, within bounds
+    val_share: float  # fraction of the images that are for validation
+    shard_size: int | None  # pairs; None for what makes NUM_SHARDS of the training split, within bounds
     seed: int
     jobs: int
 
@@ -231,35 +201,45 @@ class Written(NamedTuple):
     left_out: list[tuple[Pair, str]]  # with the reason
     data_sets: list[str]
 
+    @property
+    def reasons(self) -> str:
+        """How many pairs were left out and why, for people; "" if none was."""
+        return _reasons(self.left_out)
+
 
 def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
     """Writes OUT/train, OUT/val and OUT/evaluation; a call that was stopped resumes with the same arguments.
 
-    A picture with all its captions is in one split, drawn by a hash of its name; a shard's pairs are a sample of all.
-    A pair without a caption or with a picture that cannot be decoded is left out and listed in OUT/left_out.csv. Raises
-    InputError where OUT holds shards of other pairs, and where nothing is left of a split.
+    An image with all its captions is in one split, drawn by a hash of its name; a shard's pairs are a sample of all. A
+    pair without a caption or with an image that cannot be decoded is left out and listed in OUT/left_out.csv. Raises
+    InputError if OUT holds shards of other pairs, and if nothing is left of a split.
     """
     make_folder(out, "OUT")
     _claim(source, out, writing)
     shards = {(split, n): rows for split in SPLITS for n, rows in enumerate(_shards(source, writing, split))}
-    done = out / "done"  # a record a shard, until all are there
-    done.mkdir(exist_ok=True)
-    for split in SPLITS:
-        (out / split).mkdir(exist_ok=True)
-    missing = {place: rows for place, rows in shards.items() if not _record(done, *place).exists()}
+    done = out / "done"  # a record for each shard, until all exist
+    for folder in (done, *(out / split for split in SPLITS)):
+        folder.mkdir(exist_ok=True)
     labels = {label: number for number, label in enumerate(sorted({p.label for p in source.pairs if p.label}))}
     write = functools.partial(_write_shard, source, out, labels)
-    with tqdm(total=sum(map(len, shards.values())), desc="pairs", unit=" pairs") as progress:
-        progress.update(progress.total - sum(map(len, missing.values())))
-        for num_pairs in _in_parallel(write, list(missing.items()), writing.jobs):
+    missing = [(place, rows) for place, rows in shards.items() if not _record(done, *place).exists()]
+    with tqdm(total=sum(map(len, shards.values())), desc="pairs", unit=" pairs", disable=None) as progress:
+        progress.update(progress.total - sum(len(rows) for _, rows in missing))
+        is_parallel = writing.jobs > 1 and len(missing) > 1
+        for num_pairs in work_on(write, missing, writing.jobs, "--jobs") if is_parallel else map(write, missing):
             progress.update(num_pairs)
     records = {place: json.loads(_record(done, *place).read_text()) for place in shards}
-    left_out = [(source.pairs[row], reason) for record in records.values() for row, reason in record["left_out"]]
+    rows = sorted((row, reason) for record in records.values() for row, reason in record["left_out"])
+    left_out = [(source.pairs[row], reason) for row, reason in rows]
+    with whole_file(out / "left_out.csv") as file:
+        writer = csv.writer(text := io.StringIO(), lineterminator="\n")
+        writer.writerow(["where", "picture", "reason"])
+        writer.writerows((pair.where, pair.picture, reason) for pair, reason in left_out)
+        file.write(text.getvalue().encode())
     sizes = {
         split: {f"{n:06}.tar": record["num_pairs"] for (of, n), record in records.items() if of == split}
         for split in SPLITS
     }
-    _list_left_out(out / "left_out.csv", left_out)
     for split, listed in sizes.items():
         if shards and not sum(listed.values()) and (split == "train" or listed):
             raise InputError(
@@ -267,20 +247,17 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
             )
         write_json(out / split / "sizes.json", listed)
     bad = {pair for pair, _ in left_out}
-    validation = sorted(row for (split, _), rows in shards.items() if split == "val" for row in rows)
-    kept = [source.pairs[row] for row in validation]
-    trained = [source.pairs[row] for (split, _), rows in shards.items() if split == "train" for row in rows]
-    probed = sizes["train"] if all(pair.label for pair in trained if pair not in bad) else {}
-    data_sets = _write_evaluation(source, out, [pair for pair in kept if pair not in bad], labels, probed)
-    return Written(
-        {split: _pattern(out / split, len(listed)) for split, listed in sizes.items() if listed},
-        {split: sum(listed.values()) for split, listed in sizes.items()}, left_out, data_sets,
-    )  # fmt: skip
-
-
-def told_reasons(written: Written) -> str:
-    """Returns how many pairs were left out and why, for people; "" where none was."""
-    return _reasons(written.left_out)
+    kept = {
+        split: [
+            source.pairs[row] for row in sorted(row for (of, _), rows in shards.items() if of == split for row in rows)
+        ]
+        for split in SPLITS
+    }
+    kept = {split: [pair for pair in pairs if pair not in bad] for split, pairs in kept.items()}
+    probed = sizes["train"] if all(pair.label for pair in kept["train"]) else {}
+    data_sets = _write_evaluation(source, out, kept["val"], labels, probed)
+    patterns = {split: _pattern(out / split, len(listed)) for split, listed in sizes.items() if listed}
+    return Written(patterns, {split: sum(listed.values()) for split, listed in sizes.items()}, left_out, data_sets)
 
 
 def _reasons(left_out: list[tuple[Pair, str]]) -> str:
@@ -289,19 +266,19 @@ def _reasons(left_out: list[tuple[Pair, str]]) -> str:
 
 
 def _claim(source: Source, out: Path, writing: Writing) -> None:
-    """Raises InputError where the folder holds shards of other pairs or of another split."""
+    """Raises InputError if the folder holds shards of other pairs or of another split."""
     pairs = hashlib.sha256(json.dumps(source.pairs).encode()).hexdigest()
     facts = {"pairs": pairs, "val_share": writing.val_share, "shard_size": writing.shard_size, "seed": writing.seed}
     record = out / "shards.json"
     if record.exists():
-        there = json.loads(record.read_text())
+        there = read_json(record, advice="remove the folder, or give another OUT")
         differ = [name for name, value in facts.items() if there.get(name) != value]
         if differ:
             raise InputError(f"{out} holds shards of other {', '.join(differ)}: remove it, or give another OUT")
-        return
-    if any(out.iterdir()):
+    elif any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no shards of this command: give another OUT")
-    write_json(record, facts)
+    else:
+        write_json(record, facts)
 
 
 def _shards(source: Source, writing: Writing, split: str) -> list[list[int]]:
@@ -313,20 +290,13 @@ def _shards(source: Source, writing: Writing, split: str) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _draw(picture: str) -> float:
-    """Returns a number in [0, 1) that the picture's name decides, so that more pictures change no split."""
-    return int.from_bytes(hashlib.blake2b(picture.encode(), digest_size=7).digest(), "big") / 2**56
+def _draw(image: str) -> float:
+    """Returns a number in [0, 1) that the image's name decides, so that more images change no split."""
+    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=7).digest(), "big") / 2**56
 
 
 def _record(done: Path, split: str, number: int) -> Path:
     return done / f"{split}-{number:06}.json"
-
-
-def _in_parallel(write, shards: list, jobs: int):
-    if jobs == 1 or len(shards) < 2:
-        yield from map(write, shards)
-        return
-    yield from work_on(write, shards, jobs, "--jobs")
 
 
 def _write_shard(
@@ -337,47 +307,21 @@ def _write_shard(
     left_out, num_pairs = [], 0
     with whole_file(out / split / f"{number:06}.tar") as file, TarWriter(file, mtime=0) as writer:
         for row in rows:
-            sample = _sample(source, source.pairs[row], labels)
-            if isinstance(sample, str):
-                left_out.append((row, sample))
+            pair = source.pairs[row]
+            try:
+                image = stored_image(source.read(pair.picture)) if pair.caption else {}
+            except Exception as error:  # a broken file raises anything
+                left_out.append((row, unreadable(error)))
                 continue
-            writer.write({"__key__": f"{row:09}", **sample})
+            if not image:
+                left_out.append((row, NO_CAPTION))
+                continue
+            words = {"txt": pair.caption} | ({"long.txt": pair.long} if pair.long else {})
+            label = {"cls": labels[pair.label]} if pair.label else {}
+            writer.write({"__key__": f"{row:09}", **image, **words, **label})
             num_pairs += 1
     write_json(_record(out / "done", split, number), {"num_pairs": num_pairs, "left_out": left_out})
     return len(rows)
-
-
-def _sample(source: Source, pair: Pair, labels: dict[str, int]) -> dict | str:
-    """Returns the members of a pair, or why it is left out."""
-    if not pair.caption:
-        return NO_CAPTION
-    picture = _picture(source, pair)
-    if isinstance(picture, str):
-        return picture
-    more = {"long.txt": pair.long} if pair.long else {}
-    if pair.label:
-        more["cls"] = labels[pair.label]
-    return {**picture, "txt": pair.caption, **more}
-
-
-def _picture(source: Source, pair: Pair) -> dict | str:
-    """Returns a picture's file under its extension, or why it is left out."""
-    try:
-        data = source.read(pair.picture)
-        extension = picture_extension(data)
-        return {extension: data} if extension else {"png": as_png(data)}
-    except FileNotFoundError:
-        return "no such file"
-    except Exception as error:  # of a broken file Pillow's decoders raise anything
-        return f"no readable picture ({' '.join(str(error).split()) or type(error).__name__})"
-
-
-def _list_left_out(file: Path, left_out: list[tuple[Pair, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["where", "picture", "reason"])
-    writer.writerows((pair.where, pair.picture, reason) for pair, reason in left_out)
-    write_text(file, text.getvalue())
 
 
 def _pattern(folder: Path, num_shards: int) -> str:
@@ -389,40 +333,38 @@ def _write_evaluation(
 ) -> list[str]:
     """Writes the validation pairs in CLIP_benchmark's layout, and returns the names of the data sets.
 
-    `retrieval` holds a picture once with all its captions, a line each; `labels`, where there are some, a picture with
-    the number of its class, and leads to the training shards for the linear probe, where all their pairs have a class.
+    `retrieval` holds an image once with all its captions, a line each; `labels`, if there are some, an image with the
+    number of its class, and links to the training shards for the linear probe, if all their pairs have a class.
     """
-    by_picture: dict[str, list[Pair]] = {}
+    by_image: dict[str, list[Pair]] = {}
     for pair in pairs:
-        by_picture.setdefault(pair.picture, []).append(pair)
-    if not by_picture:
+        by_image.setdefault(pair.picture, []).append(pair)
+    if not by_image:
         return []
-    retrieval, classes = out / "evaluation" / "retrieval", out / "evaluation" / "labels"
     captions = {
-        picture: {"txt": "\n".join(" ".join(pair.caption.split()) for pair in of)} for picture, of in by_picture.items()
+        image: {"txt": "\n".join(" ".join(pair.caption.split()) for pair in of)} for image, of in by_image.items()
     }
-    _write_data_set(retrieval, source, by_picture, captions, {"dataset_type.txt": "retrieval"})
+    _write_data_set(out / "evaluation" / "retrieval", source, captions, {"dataset_type.txt": "retrieval"})
     if not labels:
         return ["retrieval"]
-    labelled = {picture: {"cls": labels[of[0].label]} for picture, of in by_picture.items() if of[0].label}
+    classes = out / "evaluation" / "labels"
+    labelled = {image: {"cls": labels[of[0].label]} for image, of in by_image.items() if of[0].label}
     names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
-    _write_data_set(classes, source, by_picture, labelled, names)
-    if not train:
-        return ["retrieval", "labels"]
-    (classes / "train").mkdir(exist_ok=True)
-    for number, name in enumerate(train):
-        link = classes / "train" / f"{number}.tar"
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(out / "train" / name, link.parent))
-    write_text(classes / "train" / "nshards.txt", f"{len(train)}\n")
+    _write_data_set(classes, source, labelled, names)
+    if train:
+        (classes / "train").mkdir(exist_ok=True)
+        for number, name in enumerate(train):
+            link = classes / "train" / f"{number}.tar"
+            if not link.is_symlink():
+                link.symlink_to(os.path.relpath(out / "train" / name, link.parent))
+        write_text(classes / "train" / "nshards.txt", f"{len(train)}\n")
     return ["retrieval", "labels"]
 
 
-def _write_data_set(folder: Path, source: Source, by_picture: dict, members: dict[str, dict], texts: dict) -> None:
+def _write_data_set(folder: Path, source: Source, members: dict[str, dict], texts: dict[str, str]) -> None:
     (folder / "test").mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
+    for name, text in (texts | {"test/nshards.txt": "1"}).items():
         write_text(folder / name, f"{text}\n")
     with whole_file(folder / "test" / "0.tar") as file, TarWriter(file, mtime=0) as tar:
-        for number, (picture, words) in enumerate(members.items()):
-            tar.write({"__key__": f"{number:09}", **_picture(source, by_picture[picture][0]), **words})
-    write_text(folder / "test" / "nshards.txt", "1\n")
+        for number, (image, words) in enumerate(members.items()):
+            tar.write({"__key__": f"{number:09}", **stored_image(source.read(image)), **words})

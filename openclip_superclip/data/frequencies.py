@@ -1,13 +1,13 @@
 """Counts the tokens of captions over a table or many shards, in parallel, and resumes an interrupted count."""
 
 import functools
+import itertools
 import json
 import logging
 import os
-import tarfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,11 @@ from ..files import whole_file
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, TokenizerIdentity, counted_captions, same_tokenizer, tokenizer_identity
 from .inspection import inspect_shard
-from .shards import is_remote, read_captions, work_on
+from .shards import BROKEN, is_remote, read_captions, work_on
 from .tables import Columns, rows_of
+
+BATCH = 1024  # captions tokenized at a time
+SECONDS_BETWEEN_PARTS = 30
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,11 @@ class Frequencies(DocumentFrequency):
 
 
 def read_frequencies(path: str | Path) -> Frequencies:
-    """Returns the counts in a file of `superclip frequencies`; InputError where it is none."""
+    """Returns the counts in a file of `superclip frequencies`; InputError if it is none."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            return Frequencies(
+            found = Frequencies(
                 file.get_tensor("document_frequency"),
                 int(file.get_tensor("num_captions")),
                 about["tokenizer"],
@@ -101,10 +104,14 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 tuple(json.loads(about["ignored_tokens"])),
                 tuple(json.loads(about["shards"])),
             )
-    except (OSError, SafetensorError, KeyError) as error:
+        counts = found.document_frequency
+        if counts.dtype != torch.int64 or counts.ndim != 1 or (counts < 0).any() or (counts > found.num_captions).any():
+            raise ValueError(f"its counts are not whole numbers from 0 to {found.num_captions:,}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is no file of word frequencies that superclip frequencies wrote ({reason(error)})"
         ) from error
+    return found
 
 
 def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
@@ -123,20 +130,6 @@ def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
             raise InputError(f"--merge: {name} counts {min(shared)} again")
         total = total.plus(other.document_frequency, other.num_captions, other.shards)
     return total
-
-
-def count(captions: Iterable[list[str]], tokenizer, vocab_size: int) -> tuple[Tensor, int]:
-    """Returns how many of the captions, given in batches, hold each token (int64 [V]), and how many hold any."""
-    statistics = TokenStatistics(vocab_size, special_token_ids(tokenizer))
-    for batch in captions:
-        statistics.update(tokenizer(batch))
-    return statistics.document_frequency, int(statistics.num_captions)
-
-
-BATCH = 1024  # captions tokenized at a time
-
-
-SECONDS_BETWEEN_PARTS = 30
 
 
 class FirstEpoch:
@@ -170,24 +163,26 @@ class Counting:
                 yield short if long is None else long
 
     def count(self, captions: Iterator[str]) -> tuple[Tensor, int]:
-        vocab_size = len(self.nothing.document_frequency)
-        return count(_batches(captions), self.tokenizer, vocab_size)
+        """Returns how many of the captions hold each token (int64 [V]), and how many hold any."""
+        statistics = TokenStatistics(len(self.nothing.document_frequency), special_token_ids(self.tokenizer))
+        while batch := list(itertools.islice(captions, BATCH)):
+            statistics.update(self.tokenizer(batch))
+        return statistics.document_frequency, int(statistics.num_captions)
 
     def check_long_captions(self, shard: str) -> None:
         """Raises InputError where samples were read and none of them had a long caption; `shard` is one of theirs."""
         counts = self.reader.counts
         if not counts.num_missing or counts.num_missing < counts.num_samples:
             return
-        what, place = ("row", "columns") if self.columns else ("sample", "members")
-        names = ", ".join(next(rows_of(shard, self.columns, "DATA"))) if self.columns else _members(shard)
+        if self.columns:
+            what, place, names = "rows", "columns", ", ".join(next(rows_of(shard, self.columns, "DATA")))
+        else:
+            what, place = "samples", "members"
+            names = "unknown: it is no file" if is_remote(shard) else inspect_shard(shard, until_found=True).members
         raise InputError(
-            f"--long-caption: none of {counts.num_samples:,} {what}s holds '{self.config.long_caption}'; the {place} "
+            f"--long-caption: none of {counts.num_samples:,} {what} holds '{self.config.long_caption}'; the {place} "
             f"of {shard} are {names}"
         )
-
-
-def _members(shard: str) -> str:
-    return "not told: it is no file" if is_remote(shard) else inspect_shard(shard, until_found=True).members
 
 
 class Counted(NamedTuple):
@@ -201,18 +196,17 @@ class Counted(NamedTuple):
 
 def _count_shard(counting: Counting, shard: str) -> Counted:
     errors = []
-    df, num_captions = counting.count(_until_broken(counting.captions(shard), errors))
+
+    def until_broken() -> Iterator[str]:  # as OpenCLIP reads it
+        try:
+            yield from counting.captions(shard)
+        except BROKEN as error:
+            errors.append(reason(error))
+
+    df, num_captions = counting.count(until_broken())
     held = df.nonzero().flatten()
     # A shard holds few of the tokens: what goes back to the parent is small.
     return Counted(shard, torch.stack([held, df[held]]), num_captions, *(errors or [""]))
-
-
-def _until_broken(captions: Iterator[str], errors: list[str]) -> Iterator[str]:
-    """Yields the captions up to where the shard cannot be read, as OpenCLIP does."""
-    try:
-        yield from captions
-    except (OSError, EOFError, tarfile.TarError) as error:
-        errors.append(reason(error))
 
 
 def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:
@@ -232,10 +226,12 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
     def so_far() -> Frequencies:
         return total.plus(df - total.document_frequency, num_captions, done)
 
+    count = functools.partial(_count_shard, counting)
+    counted_shards = work_on(count, left, workers, "--workers") if workers > 1 else (count(shard) for shard in left)
     try:
         with (
-            tqdm(total=len(shards), initial=len(total.shards), unit=" shards", mininterval=1) as progress,
-            each_counted(counting, left, workers) as counted_shards,
+            tqdm(total=len(shards), initial=len(total.shards), unit=" shards", mininterval=1, disable=None) as progress,
+            closing(counted_shards),
         ):
             start = time.monotonic()
             for counted in counted_shards:
@@ -276,25 +272,3 @@ def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies
             f"--out: {part} is of an interrupted count of other captions: remove it, or choose another --out"
         )
     return earlier
-
-
-@contextmanager
-def each_counted(counting: Counting, shards: list[str], workers: int):
-    """An iterator over the counts of each shard, as they come."""
-    count = functools.partial(_count_shard, counting)
-    if workers == 1:
-        yield map(count, shards)
-        return
-    with closing(work_on(count, shards, workers, "--workers")) as counted:
-        yield counted
-
-
-def _batches(captions: Iterator[str]) -> Iterator[list[str]]:
-    batch = []
-    for caption in captions:
-        batch.append(caption)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -149,7 +149,7 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(pattern, counted, tmp_
     assert "5 rows have no long caption: the short one was counted" in capsys.readouterr().out
     for more, told in (
         ([*flags, *long, "longer"], "holds 'longer'; the columns of "),
-        (flags[:2], "pairs.csv has one column, 'picture;words;more': give --csv-separator ';'"),
+        (flags[:2], "pairs.csv has no column 'image'; its columns are picture, words, more"),
         (flags[:4], "--csv-img-key: "),
         ([*flags, "--workers", "2"], "--workers is for shards, and DATA is "),
     ):
@@ -231,15 +231,6 @@ def test_show_lists_the_commonest_and_the_rarest_and_draws_a_figure(counted, cap
     assert np.asarray(Image.open(counted.with_suffix(".png")).convert("L")).std() > 10
 
 
-def test_the_benchmark_prints_captions_a_second_beside_a_plain_loop(pattern, capsys):
-    call(pattern, "--tokenizer-of", "ViT-B-32", "--benchmark")
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0].strip("| ") for row in rows] == [
-        "plain webdataset loop", "superclip frequencies, 1 worker", "superclip frequencies, 2 workers",
-    ]  # fmt: skip
-    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
-
-
 # The weights
 
 
@@ -304,7 +295,6 @@ def test_the_weights_survive_a_cast_of_the_model_and_are_not_saved(fitting, mode
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --part 1/999", "--part"),
     ("{shards} --tokenizer-of ViT-B-32 --out {out} --seed 1", "--seed does nothing with --captions short"),
-    ("{shards} --tokenizer-of ViT-B-32 --out {out} --benchmark", "--out does nothing with --benchmark"),
     ("{shards} --merge {out} --out {out}", "DATA does nothing with --merge"),
     ("--show {out} --out {out}", "--out does nothing with --show"),
     ("--merge {out} --out {out}", "df"),

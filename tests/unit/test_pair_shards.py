@@ -1,6 +1,7 @@
 """superclip shards: pictures and captions as people keep them become shards that training and evaluation read."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -109,8 +111,34 @@ def test_what_cannot_be_read_is_listed_with_row_and_reason(table, kept):
         left_out = {row["where"]: (row["picture"], row["reason"]) for row in csv.DictReader(file)}
     assert left_out[f"row {NUM + 2}"] == (str(kept / "nix.png"), "no such file")
     assert left_out[f"row {NUM + 3}"] == (str(kept / "3.png"), "no caption")
-    assert left_out[f"row {NUM + 1}"][1].startswith("no readable picture (")
+    assert left_out[f"row {NUM + 1}"][1].startswith("no readable image (")
     assert len(left_out) == 3
+
+
+def test_what_is_left_out_is_listed_in_the_order_of_the_source_without_addresses(table):
+    with open(table / "left_out.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["where"] for row in rows] == sorted((row["where"] for row in rows), key=lambda w: int(w.split()[1]))
+    assert not any(" at 0x" in row["reason"] for row in rows)
+
+
+def test_deep_and_rotated_images_are_written_as_they_are_seen_and_others_as_they_are(tmp_path, capsys):
+    ramp = np.linspace(0, 65535, 32).astype(np.uint16)[None].repeat(16, axis=0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    wide = Image.new("RGB", (32, 16), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide.save(tmp_path / "side.jpg", exif=exif)
+    wide.save(tmp_path / "plain.jpg")
+    rows = "".join(f"{tmp_path}/{name};a cat, {name}\n" for name in ("deep.png", "side.jpg", "plain.jpg"))
+    (tmp_path / "pairs.csv").write_text(f"image;caption\n{rows}")
+    shards(tmp_path / "pairs.csv", tmp_path / "out", "--val-share", "0", "--jobs", "1")
+    found = {sample["txt"].decode().split(", ")[1]: sample for sample in samples(pattern(tmp_path / "out", "train"))}
+    assert found["plain.jpg"]["jpg"] == (tmp_path / "plain.jpg").read_bytes()
+    assert Image.open(io.BytesIO(found["side.jpg"]["jpg"])).size == (16, 32)
+    grey = np.asarray(Image.open(io.BytesIO(found["deep.png"]["png"])).convert("L")).astype(int)
+    assert np.abs(grey - ramp // 257).max() <= 1
+    assert "captions in 'caption', separated by ';'" in capsys.readouterr().err
 
 
 def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
@@ -190,19 +218,19 @@ def test_where_no_pair_is_left_the_list_that_is_named_says_why(tmp_path, capsys)
     (tmp_path / "pairs/a.txt").write_text("a cat")
     shards(tmp_path / "pairs", tmp_path / "out", "--val-share", "0", code=1)
     listed = tmp_path / "out/left_out.csv"
-    assert f"no pair of the split train is left: 1 × no readable picture; {listed} lists all" in capsys.readouterr().err
-    assert "no readable picture" in listed.read_text()
+    assert f"no pair of the split train is left: 1 × no readable image; {listed} lists all" in capsys.readouterr().err
+    assert "no readable image" in listed.read_text()
 
 
 REFUSED = {
-    "no source": ("nix", "OUT", "nix is no table (.csv, .tsv), folder of pictures, COCO's .json or Hugging Face"),
+    "no source": ("nix", "OUT", "nix is no table (.csv, .tsv), folder of images, COCO's .json or Hugging Face"),
     "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
     "other columns": ("{kept}/pairs.csv", "OUT --csv-caption-key text", "--csv-caption-key: {kept}/pairs.csv has no"),
     "no label column": ("{kept}/pairs.csv", "OUT --label-key nix", "--label-key: {kept}/pairs.csv has no column 'nix'"),
-    "no pair": ("{kept}/empty", "OUT", "{kept}/empty holds no pair: expected pictures with a .txt or .json"),
+    "no pair": ("{kept}/empty", "OUT", "{kept}/empty holds no pair: expected images with a .txt or .json"),
     "another OUT": ("{kept}/pairs.csv", "{table}", "{table} holds shards of other pairs, val_share"),
     "a folder of others": ("{kept}/pairs.csv", "{kept}", "{kept} is not empty and holds no shards of this command"),
-    "no share": ("{kept}/pairs.csv", "OUT --val-share 1", "--val-share is 1.0; expected a share from 0 to below 1"),
+    "no share": ("{kept}/pairs.csv", "OUT --val-share 1", "--val-share is 1.0; expected a fraction from 0 to below 1"),
     "images of no COCO": ("{kept}/pairs.csv", "OUT --images x", "--images is x; it is for COCO's .json"),
     "no COCO": ("{kept}/other.json", "OUT", "{kept}/other.json is not as COCO's captions are"),
 }  # fmt: skip
@@ -218,4 +246,4 @@ def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_written(
     assert main(["shards", *f"{source} {rest}".format(kept=kept, table=table).split()]) == 1
     told = capsys.readouterr().err
     assert reason.format(kept=kept, table=table) in told
-    assert told.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert [line.partition(": ")[0] for line in told.splitlines()][-1] == "error" and list(tmp_path.iterdir()) == []
