@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, make_folder, write_json, write_text
 from ..words.tagger import open_checkpoint, read_model, without_head
 from .keep import KEYS, check_table, choose, write_kept
-from .page import write_page
+from .page import against, write_page
 from .pairs import WHOLE, AuditedFiles, AuditedShards, Part, ReadPair, open_data, read_in_batches
 from .scorer import PairScore, PairScorer
 from .store import SCORES, ScoredPairs, UnfinishedScores, merge_scores, read_scores
@@ -131,9 +131,8 @@ def write_left_out(file: Path, scores: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["where", "key", "reason"])
-    for record in read_scores(scores):
-        if "problem" in record:
-            writer.writerow([record["where"], record["key"], record["problem"]])
+    problems = (record for record in read_scores(scores) if "problem" in record)
+    writer.writerows(sorted((record["where"], record["key"], record["problem"]) for record in problems))
     write_text(file, text.getvalue())
 
 
@@ -177,7 +176,13 @@ def told_of(scored: ScoredPairs, num_scored: int, left_out: Path) -> str:
     rows = [row for row in scored.words.rows()[:5] if row.num_doubted]
     if rows:
         named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
-        lines.append(f"words doubted most often: {named}")
+        lines.append(f"most often doubtful words: {named}")
+    fraction = against(scored)
+    if fraction is not None and 0.005 < fraction < 0.9:
+        lines.append(
+            f"{fraction:.1%} of the pairs have support below 0: --keep {1 - fraction:.2f} is a starting point; "
+            "report.html shows where other fractions cut"
+        )
     return "\n".join(lines)
 
 

@@ -17,9 +17,14 @@ from ..files import whole_file
 from ..pages import html_template
 from .pairs import AuditedFiles, AuditedShards, numbered_members
 from .scorer import WORD
-from .store import SCORES, ScoredPairs, caption_digest, read_scores
+from .store import FUNCTION_WORDS, SCORES, ScoredPairs, caption_digest, read_scores
 
 THUMBNAIL = 160  # pixels
+
+
+MAX_LETTERS = 600  # of a caption on the page
+DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C])
+KEEP = (0.95, 0.9, 0.8, 0.7, 0.5)  # fractions whose cut-off is shown
 
 
 NUM_BINS, NUM_WORDS, NUM_REPEATED, NUM_PROBLEMS = 40, 40, 20, 20
@@ -74,10 +79,17 @@ def write_page(
         problems=problems, worst=worst, pictures=pictures,
         histograms=[_histogram(TITLES[name], scored.scores[name]) for name in SCORES if _any(scored.scores[name])],
         words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted],
-        repeated=[(number, captions[digest]) for digest, number in repeated.items()], thumbnail=THUMBNAIL,
+        cut_offs=cut_offs(scored, goodness), against=against(scored),
+        repeated=[(number, _shown(captions[digest])) for digest, number in repeated.items()], thumbnail=THUMBNAIL,
     )  # fmt: skip
     with whole_file(file) as opened:
         opened.write(page.encode("utf-8", "replace"))
+
+
+def against(scored: ScoredPairs) -> float | None:
+    """Returns the fraction of pairs with support below 0, the image against the caption; None without support."""
+    support = scored.scores["support"][np.isfinite(scored.scores["support"])]
+    return float((support < 0).mean()) if len(support) else None
 
 
 def _worst(goodness: np.ndarray, number: int) -> list[int]:
@@ -102,10 +114,11 @@ def _histogram(title: str, values: np.ndarray) -> dict:
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
-    """Yields the caption in pieces, each word that the head doubts with what is known of it."""
+    """Yields the caption in pieces, each doubtful word with its scores; function words are never marked."""
     doubted = {word["word"]: word for word in record.get("words", []) if word["support"] < 0}
+    doubted = {word: found for word, found in doubted.items() if word not in FUNCTION_WORDS}
     end = 0
-    caption = record["caption"]
+    caption = _shown(record["caption"])
     for match in WORD.finditer(caption):
         word = doubted.get(match[0].casefold())
         if word is not None:
@@ -113,6 +126,24 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
             yield match[0], word
             end = match.end()
     yield caption[end:], None
+
+
+def _shown(caption: str) -> str:
+    """Returns a caption for the page: cut, and without characters that change the direction of what follows."""
+    caption = caption.translate(DIRECTIONS)
+    return caption if len(caption) <= MAX_LETTERS else f"{caption[:MAX_LETTERS]} … ({len(caption):,} letters)"
+
+
+def cut_offs(scored: ScoredPairs, goodness: np.ndarray) -> list[dict]:
+    """Returns for some fractions to keep how many pairs would go, and the scores of the last pair that stays."""
+    order = np.flatnonzero(np.isfinite(goodness))
+    order = order[np.argsort(-goodness[order], kind="stable")]
+    rows = []
+    for keep in KEEP:
+        last = max(1, round(keep * len(order))) - 1
+        scores = {name: float(values[order[last]]) for name, values in scored.scores.items() if _any(values)}
+        rows.append({"keep": keep, "left_out": len(order) - last - 1, "scores": scores})
+    return rows
 
 
 def _percent(share: float) -> str:

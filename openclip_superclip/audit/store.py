@@ -241,6 +241,12 @@ def caption_digest(record: dict) -> int:
 
 
 Z = 1.96  # of the 95 % interval
+# Words that no image shows: low support of one says nothing of the pair.
+FUNCTION_WORDS = frozenset(
+    """a an the this that these those and or but nor of in on at by for from to into onto over under up down with
+    without as is are was were be been being it its he she his her they their them we our you your i my me him us who
+    which what there here not no so than then very just also s t""".split()  # noqa: SIM905
+)
 
 
 class WordRow(NamedTuple):
@@ -269,8 +275,10 @@ class WordTable:
         self.counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, words: Iterable[tuple[str, float]]) -> None:
-        """Adds the words of a caption, each with its support."""
+        """Adds the words of a caption, each with its support; function words do not count."""
         for word, support in words:
+            if word in FUNCTION_WORDS:
+                continue
             counts = self.counts[word]
             counts[0] += 1
             counts[1] += support < 0

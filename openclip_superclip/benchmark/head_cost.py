@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import matplotlib.pyplot as plt
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -32,7 +30,7 @@ from ..method.word_knowledge import WordKnowledge
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..openclip.train import check_command
-from ..pages import markdown_table
+from ..pages import markdown_table, pyplot
 from ..runs.model_size import trace_step
 
 
@@ -391,11 +389,9 @@ def _gmacs_table(report: dict) -> str:
     return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"
 
 
-matplotlib.use("Agg")
-
-
 def draw(path: Path, report: dict) -> None:
     """Draws the benchmark's figure: medians as bars, every repeat as a dot."""
+    plt = pyplot()
     panels = [
         ("loss and gradients, s", report["head_seconds"]),
         ("peak above the inputs, MiB", {k: [v / 2**20] for k, v in report["head_peak_bytes"].items()}),

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
 from ..environment import versions
 from ..files import file_identity, make_folder, whole_file, write_text
+from ..pages import pyplot
 from .datasets import DENSE, FITTED, NO_CLASS, SEGMENTATION, Data, Selection, other_data
 from .dense import PatchMaps, dense_probe, neighbour_maps, whole_picture
 from .features import EvaluationRanks, Features, feature_folder, keep_features, read_features
@@ -40,9 +39,6 @@ from .results import (
 )
 from .tasks import FiniteFeatures, Settings, evaluate
 
-matplotlib.use("Agg")
-
-
 MOST_LETTERS = 28  # of a line above a column
 
 
@@ -52,6 +48,7 @@ def draw_neighbours(path: Path, maps: dict[str, Path]) -> None:
     Args:
         maps: the file of `neighbour_maps` by the model's name; of one data set.
     """
+    plt = pyplot()
     arrays = {}
     for name, file in maps.items():
         with np.load(file) as found:
@@ -91,6 +88,7 @@ def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> boo
     Args:
         models: the results at each α.
     """
+    plt = pyplot()
     rows = {label: found for label, found in scores_with_intervals(models).items() if all(found)}
     if not rows:
         return False

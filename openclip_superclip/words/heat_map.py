@@ -5,18 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from ..files import whole_file
+from ..pages import pyplot
 from .tagger import Seen
-
-matplotlib.use("Agg")
-
 
 SIDE = 448  # pixels of a drawn picture: finer than most models see it
 
@@ -32,6 +28,7 @@ def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg
 
     Each word's light is its share at every patch, between patches interpolated, on a scale of its own up to its peak.
     """
+    plt = pyplot()
     shown = as_seen(picture, preprocess_cfg)  # [H, W, 3]
     rows, columns = math.ceil((1 + len(words)) / COLUMNS), min(1 + len(words), COLUMNS)
     height = shown.shape[0] / shown.shape[1]
@@ -55,6 +52,7 @@ def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg
 
 def _lit(picture: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Returns the picture [H, W, 3] in its colours where light [H, W] is 1 and dark grey where it is 0."""
+    plt = pyplot()
     light = light.clip(0, 1)[..., None]
     glow = plt.get_cmap("inferno")(0.05 + 0.9 * light[..., 0])[..., :3]
     grey = picture.mean(axis=2, keepdims=True)

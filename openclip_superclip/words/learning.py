@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import matplotlib.pyplot as plt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,7 +17,7 @@ from ..data.captions import TokenizerIdentity, token_texts, tokenizer_identity
 from ..errors import InputError
 from ..files import whole_file, write_json, write_text
 from ..method.word_knowledge import EpochWords
-from ..pages import markdown_table, run_names
+from ..pages import markdown_table, pyplot, run_names
 
 FOLDER, TOKENS = "words", "tokens.json"
 
@@ -392,14 +390,12 @@ def band_summaries(course: WordCourse) -> list[BandSummary]:
     return summaries
 
 
-matplotlib.use("Agg")
-
-
 COLOURS = ["#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#e8c500"]  # from frequent to rare
 
 
 def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
     """Returns a PNG: a column a run, above which part of a band's words is known, below their median lift."""
+    plt = pyplot()
     figure, grid = plt.subplots(
         2, len(courses), figsize=(max(5.5, 4.4 * len(courses)), 5.6), squeeze=False, sharex="col", sharey="row",
         layout="constrained",

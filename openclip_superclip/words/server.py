@@ -1,5 +1,6 @@
-"""The page of `superclip words --serve`: drop a picture, see its words, and where."""
+"""The page of `superclip words --serve`: drop an image, see its words, and where."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -9,6 +10,7 @@ import socket
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 from starlette.applications import Starlette
@@ -24,7 +26,7 @@ from ..data.images import load_image, open_image
 from ..errors import InputError
 from ..pages import html_template
 from .heat_map import as_seen
-from .tagger import Seen, Tagger
+from .tagger import FULL_BAR, Seen, Tagger
 
 LOOPBACK = "127.0.0.1"
 
@@ -33,6 +35,9 @@ MAX_BYTES = 20 * 2**20  # of an upload
 
 
 MAX_PIXELS = 50_000_000  # of a picture before it is decoded: a small file may hold many
+
+
+MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # at a time, and for each: what is received is in memory
 
 
 MAX_WORDS, MAX_LETTERS = 20, 100  # that are typed
@@ -44,23 +49,38 @@ POLICY = (
 )
 
 
-class _Names:
-    """Refuses requests under other names: another site's, say, whose name was made to lead to this machine.
+class _OwnPage:
+    """Refuses requests under other names and from other sites.
 
-    Starlette's own, TrustedHostMiddleware, takes addresses of IPv6 in its latest versions alone.
+    Another site may have a name that resolves to this machine, and any page can send a POST here. Starlette's
+    TrustedHostMiddleware accepts IPv6 addresses in its latest versions only.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str]):
+    def __init__(self, app: ASGIApp, names: Collection[str] | None):
         self.app, self.names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", Headers(scope=scope).get("host", "").lower())
-        known = asked is not None and asked[1] in self.names
-        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        name = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host)
+        if self.names is not None and (name is None or name[1] not in self.names):
+            await PlainTextResponse("Invalid host header", 400)(scope, receive, send)
+        elif not _is_same_site(headers, host):
+            await PlainTextResponse("Requests from other sites are refused", 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _is_same_site(headers: Headers, host: str) -> bool:
+    """Returns whether a browser sent the request from this page, or no browser sent it."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host:
+        return False
+    return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 
 
 class _Refused(Exception):
-    """A picture or a word that the page cannot show, in words for the page, with a status of HTTP."""
+    """An image or a word that the page cannot show: a message for the page and an HTTP status."""
 
     def __init__(self, reason: str, status: int = 422):
         super().__init__(reason)
@@ -68,31 +88,39 @@ class _Refused(Exception):
 
 
 def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Starlette:
-    """Returns the application; a picture is kept no longer than its answer takes, and nothing is written.
+    """Returns the application. It writes nothing, and keeps an image only until it has answered.
 
     Args:
         model: its name on the page, without a folder of this machine.
-        names: those under which the page is asked for, as `loopback_names` returns them; None for any.
+        names: the host names that are accepted, as `loopback_names` returns them; None accepts any.
     """
-    html = html_template(Path(__file__).with_name("words_page.html")).render(model=model, max_megabytes=MAX_BYTES >> 20)
-    one_at_a_time = threading.Lock()
+    html = html_template(Path(__file__).with_name("words_page.html")).render(
+        model=model, max_megabytes=MAX_BYTES >> 20, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
+    )  # fmt: skip
+    one_at_a_time, uploads = threading.Lock(), asyncio.Semaphore(MAX_UPLOADS)
 
     def page(_: Request) -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     async def words(request: Request) -> JSONResponse:
-        try:
-            data, typed = await _body(request), _typed(request.query_params.get("words", ""))
-            return JSONResponse(await run_in_threadpool(_answer, tagger, one_at_a_time, data, typed))
-        except _Refused as refused:
-            return JSONResponse({"error": str(refused)}, refused.status)
-        except ClientDisconnect:
-            return JSONResponse({"error": "the upload was broken off"}, 400)
+        if uploads.locked():
+            return JSONResponse({"error": f"{MAX_UPLOADS} images are being read: try again in a moment"}, 503)
+        async with uploads:
+            try:
+                typed = _typed(request.query_params.get("words", ""))
+                data = await asyncio.wait_for(_body(request), UPLOAD_SECONDS)
+                return JSONResponse(await run_in_threadpool(_answer, tagger, one_at_a_time, data, typed))
+            except _Refused as refused:
+                return JSONResponse({"error": str(refused)}, refused.status)
+            except asyncio.TimeoutError:
+                return JSONResponse({"error": f"the upload took more than {UPLOAD_SECONDS} seconds"}, 408)
+            except ClientDisconnect:
+                return JSONResponse({"error": "the upload was interrupted"}, 400)
 
     def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the picture could not be read"}, 500)  # what failed stands in the terminal
+        return JSONResponse({"error": "the image could not be read"}, 500)  # the traceback is in the terminal
 
-    checks = [] if names is None else [Middleware(_Names, names=names)]
+    checks = [Middleware(_OwnPage, names=names)]
     routes = [Route("/", page), Route("/words", words, methods=["POST"])]
     return Starlette(routes=routes, middleware=checks, exception_handlers={Exception: failed})
 

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
@@ -15,7 +17,7 @@ from ..errors import InputError
 from ..files import whole_file
 from ..pages import html_template, markdown_table
 from .heat_map import heat_map_names, is_heat_map
-from .tagger import Seen, Tagger
+from .tagger import FULL_BAR, Seen, Tagger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -190,19 +192,28 @@ COLUMN, COLUMN_OF_HEAT_MAPS = THUMBNAIL + 24, 700
 
 
 def write_contact_sheet(
-    file: BinaryIO, title: str, model: str, heatmaps: bool, pictures: Iterable[TaggedPicture]
+    file: BinaryIO, title: str, model: str, heatmaps: bool, page: int, num_pages: int, pictures: Iterable[TaggedPicture]
 ) -> None:
-    """Writes the sheet card by card as the pictures come, so that a folder may be larger than memory.
+    """Writes a page of the sheet card by card as the images come, so that a folder may be larger than memory.
 
     Args:
         title, model: for the head of the page.
-        heatmaps: whether the cards show heat maps, which are wider than pictures.
+        heatmaps: whether the cards show heat maps, which are wider than images.
     """
-    template = html_template(Path(__file__).with_name("contact_sheet.html"), thumbnail=_thumbnail, heat_map=_heat_map)
-    column = COLUMN_OF_HEAT_MAPS if heatmaps else COLUMN
-    parts = template.generate(title=title, model=model, column=column, thumbnail=THUMBNAIL, pictures=pictures)
+    template = html_template(
+        Path(__file__).with_name("contact_sheet.html"), thumbnail=_thumbnail, heat_map=_heat_map, page_name=page_name
+    )
+    parts = template.generate(
+        title=title, model=model, column=COLUMN_OF_HEAT_MAPS if heatmaps else COLUMN, thumbnail=THUMBNAIL,
+        pictures=pictures, page=page, num_pages=num_pages, full_bar=FULL_BAR,
+    )  # fmt: skip
     for part in parts:
         file.write(part.encode("utf-8", "replace"))  # a file's name may be no text
+
+
+def page_name(page: int) -> str:
+    """Returns the file of a page of the contact sheet, counted from 0."""
+    return f"index_{page + 1}.html" if page else "index.html"
 
 
 def _thumbnail(picture: TaggedPicture) -> str:
@@ -222,7 +233,8 @@ def _inline(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-SHEET, LINES = "index.html", "words.jsonl"
+LINES = "words.jsonl"
+PER_PAGE = 200  # images
 
 
 def unfinished_words(
@@ -243,13 +255,14 @@ def write_words_folder(
     out: Path, paths: list[Path], tagger: Tagger, model: str, heatmap: bool, unfinished: UnfinishedWords,
     tell: Callable[[TaggedPicture], None],
 ) -> None:  # fmt: skip
-    """Writes the contact sheet and the lines of JSON, each picture as soon as it is tagged.
+    """Writes the contact sheet, in pages, and the lines of JSON, each image as soon as it is tagged.
 
     Args:
         heatmap: whether heat maps are drawn into the folder.
         tell: called with each picture, in order.
     """
-    with unfinished, whole_file(out / LINES) as lines, whole_file(out / SHEET) as sheet:
+    title, num_pages = f"The words of {len(paths):,} images", max(1, math.ceil(len(paths) / PER_PAGE))
+    with unfinished, whole_file(out / LINES) as lines:
 
         def tagged() -> Iterator[TaggedPicture]:
             for picture in tag_pictures(paths, tagger, out if heatmap else None, unfinished.earlier):
@@ -258,4 +271,11 @@ def write_words_folder(
                 tell(picture)
                 yield picture
 
-        write_contact_sheet(sheet, f"The words of {len(paths):,} pictures", model, heatmap, tagged())
+        images = tagged()
+        for page in range(num_pages):
+            with whole_file(out / page_name(page)) as sheet:
+                write_contact_sheet(sheet, title, model, heatmap, page, num_pages, islice(images, PER_PAGE))
+        for _ in images:  # to its end
+            pass
+    for old in set(out.glob("index_*.html")) - {out / page_name(page) for page in range(num_pages)}:
+        old.unlink()

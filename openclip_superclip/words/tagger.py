@@ -23,6 +23,9 @@ from ..method.token_statistics import special_token_ids
 from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, chosen_lexicon, lexicon, open_lexicon
 
+FULL_BAR = 0.2  # score of a full bar: scaled by the best word of each image, 0.6 % would look certain
+
+
 NUM_CANDIDATES = 512  # words of a picture that are looked at closely
 
 

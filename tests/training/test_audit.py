@@ -135,9 +135,9 @@ def test_the_page_shows_the_worst_pairs_and_asks_for_nothing_else(audited):
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 60
     assert page.count("<img") == 60 and "<script" not in page and "://" not in page
     first = page.split("<div class=pair>")[1]
-    assert re.search(r"<mark title=\"share [\d.]+%, expected \d+%\">(red|blue|green|yellow)</mark>", first)
+    assert re.search(r"<mark title=\"probability [\d.]+%, expected \d+%\">(red|blue|green|yellow)</mark>", first)
     assert all(f"<td>{reason}" in page for reason in BAD.values())
-    assert "Captions of several pairs" in page and "The worst pairs by support and CLIP score" in page
+    assert "Repeated captions" in page and "The worst pairs by support and CLIP score" in page
 
 
 def test_the_kept_rows_are_the_tables_own_and_hold_no_wrong_caption(work, audited):

@@ -39,7 +39,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.data.images import load_image
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
 from openclip_superclip.words.lexicon import Lexicon, lexicon, open_lexicon
-from openclip_superclip.words.server import MAX_BYTES, bind, loopback_names, serve, words_app
+from openclip_superclip.words.server import MAX_BYTES, MAX_UPLOADS, bind, loopback_names, serve, words_app
 from openclip_superclip.words.tag_images import find_pictures, tag_pictures, unfinished_words
 from openclip_superclip.words.tagger import Shares, Tagger, open_with_head
 
@@ -615,7 +615,7 @@ def test_the_page_shows_a_pictures_words_and_where_and_refuses_broken_and_huge_o
     refusals["thin"] = "it has 1 × 200,000 pixels: expected a longer side of at most 100 times the shorter"
     for name, reason in refusals.items():
         assert reason in told[name]["error"]
-        assert told[name]["lines"] == told["goodgreen, red"]["lines"]  # what was there stays
+        assert (told[name]["lines"], told[name]["images"]) == ([], 0)  # nothing of the image before
     assert not re.search(r"/(tmp|root|home|work|usr)/", dom)
 
 
@@ -633,25 +633,71 @@ def test_on_loopback_alone_other_names_are_refused(host, names, others):
         known = loopback_names(host, listening)
     assert (known is None) == (host == "0.0.0.0")
     app = words_app(SimpleNamespace(), "a model", known)
+    assert [request(app, host=name)[0] for name in names] == [200] * len(names)
+    assert [request(app, host=name)[0] for name in others] == [400] * len(others)
 
-    def status(name: str) -> int:
-        sent = []
 
-        async def send(message):
-            sent.append(message)
+def request(app, method="GET", path="/", receive=None, **headers) -> tuple[int, bytes]:
+    """Status and body of an application's answer."""
+    return asyncio.run(requested(app, method, path, receive, **headers))
 
-        asked = {
-            "type": "http",
-            "method": "GET",
-            "path": "/",
-            "headers": [(b"host", name.encode())],
-            "query_string": b"",
-        }
-        asyncio.run(app(asked, None, send))
-        return sent[0]["status"]
 
-    assert [status(name) for name in names] == [200] * len(names)
-    assert [status(name) for name in others] == [400] * len(others)
+async def requested(app, method, path, receive=None, **headers) -> tuple[int, bytes]:
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": method, "path": path, "query_string": b"",
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+def body(content: bytes):
+    async def receive():
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return receive
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 422),  # no browser
+        ({"origin": "http://localhost:8000", "sec_fetch_site": "same-origin"}, 422),
+        ({"origin": "http://elsewhere.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"sec_fetch_site": "same-site"}, 403),  # another port of this machine
+    ],
+)
+def test_a_post_from_another_site_is_refused(headers, status):
+    app = words_app(SimpleNamespace(shortest=8), "a model", {"localhost"})
+    assert request(app, "POST", "/words", body(b"no image"), host="localhost:8000", **headers)[0] == status
+
+
+def test_only_some_uploads_are_read_at_a_time():
+    app = words_app(SimpleNamespace(shortest=8), "a model", None)
+
+    async def uploads() -> list[int]:
+        arrived = asyncio.Event()
+
+        async def half_open():
+            await arrived.wait()
+            return {"type": "http.request", "body": b"no image", "more_body": False}
+
+        tasks = [asyncio.create_task(requested(app, "POST", "/words", half_open, host="x")) for _ in range(30)]
+        while sum(task.done() for task in tasks) < 30 - MAX_UPLOADS:
+            await asyncio.sleep(0)
+        arrived.set()
+        return [status for status, _ in await asyncio.gather(*tasks)]
+
+    statuses = asyncio.run(uploads())
+    assert statuses.count(503) == 30 - MAX_UPLOADS
+    assert statuses.count(422) == MAX_UPLOADS
 
 
 def test_serve_says_where_once_the_model_is_there_knows_its_name_and_ends_by_ctrl_c(trained):
@@ -659,7 +705,7 @@ def test_serve_says_where_once_the_model_is_there_knows_its_name_and_ends_by_ctr
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     address = re.match(r"(http://127\.0\.0\.1:\d+/) shows the words", process.stdout.readline())[1]
     with urllib.request.urlopen(address) as answer:
-        assert "The words of a picture" in answer.read().decode()
+        assert "The words of an image" in answer.read().decode()
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
     process.send_signal(signal.SIGINT)

@@ -19,6 +19,7 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.audit.keep import choose, write_kept
+from openclip_superclip.audit.page import _segments, _shown, cut_offs
 from openclip_superclip.audit.pairs import NO_CAPTION, Part, open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, merge_scores, read_scores
@@ -346,3 +347,27 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(flags, reason, pairs
     told = capsys.readouterr().err
     assert told.startswith("error: ") and reason in told and told.count("\n") == 1
     assert not out.exists()
+
+
+def test_function_words_are_neither_counted_nor_marked():
+    table = WordTable()
+    table.add([("of", -3.0), ("dog", -3.0)])
+    assert [row.word for row in table.rows()] == ["dog"]
+    words = [{"word": word, "support": -3.0} for word in ("a", "dog")]
+    marked = [text for text, word in _segments({"caption": "A dog", "words": words}) if word]
+    assert marked == ["dog"]
+
+
+def test_a_caption_on_the_page_is_cut_and_cannot_change_its_direction():
+    assert _shown("\u202eabc\u2069") == "abc"
+    shown = _shown("x" * 10_000)
+    assert len(shown) < 700
+    assert shown.endswith("… (10,000 letters)")
+
+
+def test_the_cut_offs_are_those_of_the_sorted_pairs():
+    goodness = np.array([0.3, np.nan, 0.1, 0.9, 0.5])
+    rows = cut_offs(SimpleNamespace(scores={"support": np.array([3.0, 0, 1, 9, 5])}), goodness)
+    assert [(row["keep"], row["left_out"], row["scores"]["support"]) for row in rows if row["keep"] in (0.7, 0.5)] == [
+        (0.7, 1, 3.0), (0.5, 2, 5.0),
+    ]  # fmt: skip
