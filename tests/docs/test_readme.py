@@ -5,6 +5,7 @@ import json
 import re
 
 import open_clip
+import pytest
 import tomllib
 import torch
 import yaml
@@ -13,6 +14,7 @@ from support.pages import PAGES, ROOT
 import openclip_superclip
 from openclip_superclip import __version__, hooks
 from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.benchmark.head_cost import head_cost_tables
 from openclip_superclip.commands import patch
 from openclip_superclip.config import Config, DataConfig
@@ -36,6 +38,26 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
         (default,) = re.findall(rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE)
         shown = "" if field.default is None else str(field.default)
         assert default == ("off" if field.default is False else shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "24GB", "--gpu-tflops", "165"]),
+        ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
+        ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
+        ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8", "--gpu", "A100-80"]),
+    ],
+)
+def test_readmes_costs_are_what_plan_computes(recipe, options, capsys):
+    (row,) = [line for line in README.splitlines() if f"`superclip run {recipe}`" in line]
+    hours, memory, disk = re.findall(r"\| ([\d.]+ (?:h|GB)) ᶜ", row)
+    assert superclip(["plan", recipe, *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f" {hours.removesuffix(' h')} hours at 40%" in printed
+    assert f"memory {memory} of tensors" in printed
+    assert f"{disk} at most" in printed
 
 
 def test_the_python_snippet_runs(tiny_model):
