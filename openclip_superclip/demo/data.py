@@ -65,10 +65,7 @@ def write_model(
 
 
 def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the merges of CLIP's vocabulary by which its tokenizer spells the names, in its order.
-
-    With these alone it spells them as with all: a pair that it joins is one of them, whichever others there are.
-    """
+    """Returns the merges of CLIP's vocabulary that its tokenizer uses for the names, in its order."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
@@ -78,19 +75,14 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
         while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
             best = min(pairs, key=ranks.get)
             needed.add(best)
-            parts = _joined(parts, best)
+            joined: list[str] = []
+            for part in parts:
+                if joined and (joined[-1], part) == best:
+                    joined[-1] += part
+                else:
+                    joined.append(part)
+            parts = joined
     return sorted(needed, key=ranks.get)
-
-
-def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """Returns the parts with every occurrence of the pair as one."""
-    joined: list[str] = []
-    for part in parts:
-        if joined and (joined[-1], part) == pair:
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
 
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
@@ -153,16 +145,15 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
 def write_evaluation_data(
     folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000, seed: int = 0
 ) -> dict[str, Path]:
-    """Writes two data sets and returns their folders by name. What is there already is left as it is.
+    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they are there; returns their folders by name.
 
-    demo_objects: scenes of one object with its name's number, `test` and, for the linear probe, `train`.
-    demo_scenes: scenes of two objects or more, no two alike, with their long captions, for retrieval.
+    demo_objects: scenes of one object with the number of its name, `test` and, for the linear probe, `train`.
+    demo_scenes: different scenes of two objects or more, with their long captions, for retrieval.
 
-    The test scenes are those that the demo measures on. The same arguments give the same bytes. Raises InputError for a
-    folder that holds others.
+    The test scenes are those that the demo measures on. Raises InputError for a folder that holds something else.
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
-    record = folder / "scenes.txt"  # written last, so it vouches for all
+    record = folder / "scenes.txt"  # written last
     facts = f"version {VERSION}, seed {seed}: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
     if record.is_file() and record.read_text() == facts:
         return {"demo_objects": objects, "demo_scenes": groups}
@@ -183,7 +174,7 @@ def write_evaluation_data(
 
 
 def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> None:
-    """Writes one shard of pictures, with captions or with the number of the one object's name."""
+    """Writes one shard of images with captions, or with the number of the one object's name."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes")):

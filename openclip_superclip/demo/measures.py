@@ -28,14 +28,13 @@ def measure(
     designers: Sequence[str] = DESIGNERS,
     trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """The model's measures on scenes of a split by some designers, in percent. `device` is where the model is.
-
-    The designers whom it was trained on have drawn the same objects: the linear probe's scenes are theirs.
+    """Returns the model's measures on scenes of a split by some designers, in percent; `device` is where the model is.
 
     zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
     image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
     tagging: the fraction of such a scene's k objects that are among the k most similar names.
-    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes.
+    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes by the
+        designers `trained_on`, who drew the same objects.
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
@@ -133,7 +132,7 @@ def describe(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
-    """A few scenes of two objects or more: each image, its k objects and the k names most similar to it."""
+    """Returns a few scenes of two objects or more: each image, its k objects and the k names most similar to it."""
     groups = different_scenes(num, seed, split)
     with evaluating(model):
         scores = scene_features(model, preprocess, groups, device) @ name_classifier(model, tokenizer, device)  # [S, N]
@@ -145,7 +144,7 @@ def describe(
 
 
 def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:
-    """1 where a scene shows the object of that name, else 0. [S, N]"""
+    """Returns 1 if a scene shows the object of that name, else 0. [S, N]"""
     return torch.tensor([[float(name in scene.objects) for name in names] for scene in shown])
 
 
@@ -159,7 +158,7 @@ def fraction_found(scores: Tensor, labels: Tensor) -> float:
 
 
 def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> Callable[[Tensor], Tensor]:
-    """A linear multi-label classifier [S, D] -> [S, N], fitted from zero by L-BFGS: nothing in it is random."""
+    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted from zero by L-BFGS: nothing in it is random."""
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
     inputs = (features - mean) / std  # L-BFGS is slow on inputs that differ by little, as normalised features do
     weight = torch.zeros(labels.shape[1], features.shape[1], requires_grad=True)  # [N, D]
@@ -180,7 +179,7 @@ def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> C
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, without gradients; afterwards every module is in the mode that it was in."""
+    """Puts the model in evaluation mode, without gradients, and afterwards each module in its mode before."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -194,14 +193,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def name_classifier(
     model: nn.Module, tokenizer: Callable, device: str | torch.device, names: Sequence[str] = NAMES
 ) -> Tensor:
-    """OpenCLIP's zero-shot classifier of the plain names: the captions have no prompt around them either. [D, N]"""
+    """Returns OpenCLIP's zero-shot classifier of the plain names, without prompts, as in the captions. [D, N]"""
     return build_zero_shot_classifier(model, tokenizer, names, ["{}"], device=device).float().cpu()
 
 
 def scene_features(
     model: nn.Module, preprocess: Callable, shown: Sequence[Scene], device: str | torch.device
 ) -> Tensor:
-    """The scenes' normalised image features. [S, D]"""
+    """Returns the scenes' normalised image features. [S, D]"""
 
     def stack(batch: Sequence[Scene]) -> Tensor:
         return torch.stack([preprocess(scene.image) for scene in batch])
@@ -210,6 +209,6 @@ def scene_features(
 
 
 def encode_in_batches(encode: Callable, prepare: Callable, items: Sequence, device: str | torch.device) -> Tensor:
-    """The items' normalised features, float32, on the CPU. [S, D]"""
+    """Returns the items' normalised features, float32, on the CPU. [S, D]"""
     batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     return torch.cat([encode(prepare(batch).to(device), normalize=True).float().cpu() for batch in batches])

@@ -27,9 +27,11 @@ COLOURS = {
     "red": (215, 40, 40), "orange": (240, 140, 30), "yellow": (240, 215, 50), "green": (50, 160, 70),
     "blue": (50, 90, 210), "purple": (140, 60, 180), "pink": (245, 130, 180), "gray": (120, 120, 120),
 }  # fmt: skip
-SIZES = {"small": range(18, 23), "large": range(27, 33)}  # pixels
-PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")  # as CORNERS
+SIZES = {"small": range(18, 23), "large": range(27, 33)}  # pixels, in a quarter of the image
+SIZES_ALONE = {"small": range(27, 35), "large": range(44, 57)}  # of a scene's only object
+PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right", "in the middle")
 CONTEXT = 36  # tokens: all short captions and 98 % of the long ones
+MIDDLE = PLACES.index("in the middle")
 DETERMINERS = ("a", "the", "one", "this")
 FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "look at {}", "{} on a card", "we see {} here")
 LINKS = (" and ", ", ", " with ", " next to ")
@@ -55,7 +57,7 @@ class Thing(NamedTuple):
     concept: Concept
     size: str
     colour: str | None
-    corner: int
+    place: int  # of PLACES: a quarter, as CORNERS, or the middle for a scene's only object
 
 
 @functools.cache
@@ -108,10 +110,10 @@ class World:
         concepts = [concept] if concept else self._draw(rng, count)
         while len(concepts) > 1 and split_of([one.name for one in concepts]) != split:
             concepts = self._draw(rng, count)
-        corners = rng.sample(range(4), len(concepts))
+        places = rng.sample(range(4), len(concepts)) if len(concepts) > 1 else [MIDDLE]
         things = [
-            Thing(one, rng.choice(list(SIZES)), colour or self._colour(rng, one), corner)
-            for one, corner in zip(concepts, corners, strict=True)
+            Thing(one, rng.choice(list(SIZES)), colour or self._colour(rng, one), place)
+            for one, place in zip(concepts, places, strict=True)
         ]
         image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3)))
         for thing in things:
@@ -131,7 +133,7 @@ class World:
 
     def _colour(self, rng: random.Random, concept: Concept) -> str | None:
         known = [colour for colour in COLOURS if not self.is_new(concept, colour)]
-        return rng.choice(known) if known and rng.randrange(2) else None
+        return rng.choice(known) if known and not rng.randrange(3) else None
 
     def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
         """Returns a caption that names two thirds of the objects; one in five also holds words that do not apply."""
@@ -145,22 +147,24 @@ class World:
             while wrong in [thing.concept for thing in things]:
                 (wrong,) = self._draw(rng, 1)
             place = rng.randrange(len(mentions) + 1)  # beside what is named, or instead of it
-            phrase = _mention(rng, Thing(wrong, rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.randrange(4)))
+            phrase = _mention(
+                rng, Thing(wrong, rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.randrange(len(PLACES)))
+            )
             mentions[place : place + rng.randrange(2)] = [phrase]
         if not mentions:
             one = things[0]
-            mentions = [" ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.corner]]))]
+            mentions = [" ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.place]]))]
         return _sentence(rng, mentions)
 
 
 def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
     """Returns a phrase for a thing: with `full` its name, size and colour, else some of them or a keyword."""
     concept = thing.concept
-    word = rng.choice(concept.keywords) if concept.keywords and rng.randrange(5) < 2 and not full else concept.name
+    word = rng.choice(concept.keywords) if concept.keywords and not rng.randrange(4) and not full else concept.name
     words = [rng.choice(DETERMINERS)]
     words += [thing.size] if full or not rng.randrange(4) else []
     words += [thing.colour] if thing.colour and (full or rng.randrange(2)) else []
-    words += [word, *([] if rng.randrange(4) else [PLACES[thing.corner]])]
+    words += [word, *([] if rng.randrange(4) else [PLACES[thing.place]])]
     if words[0] == "a" and words[1][0] in "aeiou":
         words[0] = "an"
     return " ".join(words)
@@ -175,23 +179,25 @@ def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
 
 def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
     """Draws a thing into its quarter: one designer's drawing, scaled, turned, perhaps mirrored, and recoloured."""
-    size = rng.choice(SIZES[thing.size])
+    alone = thing.place == MIDDLE
+    size = rng.choice((SIZES_ALONE if alone else SIZES)[thing.size])
     drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)
     if rng.randrange(2):
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if thing.colour:
         drawing = _recoloured(drawing, COLOURS[thing.colour])
     drawing = drawing.rotate(rng.randrange(-12, 13), Image.Resampling.BILINEAR)
-    left, top = (start + rng.randrange(QUADRANT - size + 1) for start in CORNERS[thing.corner])
+    corner, room = ((0, 0), IMAGE_SIZE) if alone else (CORNERS[thing.place], QUADRANT)
+    left, top = (start + rng.randrange(room - size + 1) for start in corner)
     image.paste(drawing, (left, top), drawing)
 
 
 def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Returns the drawing, two fifths in its own colours and three in shades of another."""
+    """Returns the drawing, half in its own colours and half in shades of another."""
     pixels = np.asarray(drawing).astype(np.int32)
     shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
     shades = np.minimum(np.array(colour) * shade // 255, 255)
-    pixels[..., :3] = (2 * pixels[..., :3] + 3 * shades) // 5
+    pixels[..., :3] = (pixels[..., :3] + shades) // 2
     return Image.fromarray(pixels.astype(np.uint8), "RGBA")
 
 

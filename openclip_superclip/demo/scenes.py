@@ -42,7 +42,8 @@ def drawings(designer: str) -> dict[str, bytes]:
         return {Path(name).stem.replace("-", " "): archive.read(name) for name in archive.namelist()}
 
 
-def names_of(designers: Sequence[str]) -> list[str]:
+@functools.cache
+def names_of(designers: tuple[str, ...]) -> list[str]:
     """Returns the 100 objects that scenes of these designers show."""
     draw = "2" if designers[0].startswith(SECOND) else "1"
     return sorted(row["object"] for row in emoji() if row["demo"] == draw)
@@ -57,7 +58,7 @@ CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
 class Layer(NamedTuple):
-    """An object as it is drawn: its name, its drawing, RGBA, and where that lies in the picture."""
+    """An object's name, its drawing as pasted, RGBA, and the position of its top left corner."""
 
     name: str
     drawing: Image.Image
@@ -66,7 +67,7 @@ class Layer(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture, the names of its objects, its captions by kind (long, short and raw), and what was drawn in turn."""
+    """An image, the names of its objects, its captions by kind, and its layers from the lowest to the highest."""
 
     image: Image.Image
     objects: list[str]
@@ -75,14 +76,14 @@ class Scene(NamedTuple):
 
 
 def split_of(objects: Sequence[str]) -> str:
-    """The split that a set of two or more objects belongs to: one set in ten is "tune", one in ten "test".
+    """Returns the split of a set of two or more objects: one set in ten is "tune", one in ten "test".
 
-    Every split shows all the single objects: theirs are held out only by another drawing, place and background.
+    Single objects are in all splits, with other drawings, positions and backgrounds.
     """
     return {0: "tune", 1: "test"}.get(zlib.crc32(", ".join(sorted(objects)).encode()) % 10, "train")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=10_000)
 def tile(designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Returns the drawing of an emoji, RGBA, `size` pixels wide and high."""
     with Image.open(io.BytesIO(drawings(designer)[name])) as image:
@@ -96,16 +97,17 @@ def make_scene(
     num_objects: Sequence[int] = range(1, 5),
     designers: Sequence[str] = DESIGNERS,
 ) -> Scene:
-    """Scene number `index` of a split: 64 by 64 pixels, RGB. The same arguments give the same scene.
+    """Returns scene number `index` of a split: 64 by 64 pixels, RGB. The same arguments give the same scene.
 
-    The number of objects is drawn from `num_objects` (each of 1 to 4). Raw captions name a random part of the objects.
+    The number of objects is drawn from `num_objects` (each from 1 to 4). Captions: "long" names all objects, "short"
+    one and "raw" a random subset.
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
-    names, drawn = _names_and_drawn(tuple(designers))
-    objects = draw_objects(rng, count, names)
-    while (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects):
-        objects = draw_objects(rng, count, names)
+    names, drawn = names_of(tuple(designers)), drawn_by(tuple(designers))
+    objects: list[str] = []
+    while not objects or (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects):
+        objects = [names[place] for place in rng.choice(len(names), count, replace=False)]
 
     def caption(length: int) -> str:
         return ", ".join(objects[place] for place in rng.permutation(count)[:length])
@@ -115,25 +117,16 @@ def make_scene(
     return Scene(image, objects, captions, layers)
 
 
-def draw_objects(rng: np.random.Generator, count: int, names: Sequence[str] = NAMES) -> list[str]:
-    """`count` different names, in random order."""
-    return [names[place] for place in rng.choice(len(names), count, replace=False)]
-
-
-def drawn_by(designers: Sequence[str]) -> frozenset[str]:
-    """The names that all the designers have drawn."""
-    return frozenset(names_of(designers)).intersection(*map(drawings, designers))
-
-
 @functools.cache
-def _names_and_drawn(designers: tuple[str, ...]) -> tuple[list[str], frozenset[str]]:
-    return names_of(designers), drawn_by(designers)
+def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
+    """Returns the objects that all the designers have drawn."""
+    return frozenset(names_of(designers)).intersection(*map(drawings, designers))
 
 
 def draw_image(
     rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS
 ) -> tuple[Image.Image, list[Layer]]:
-    """The objects on a light background, one a quadrant, each by one of them, scaled, turned and shifted."""
+    """Returns the objects on a light background, one per quadrant, each by one designer, scaled, rotated, shifted."""
     layers = []
     count = len(objects)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
@@ -160,7 +153,7 @@ def scenes(
     first_index: int = 0,
     designers: Sequence[str] = DESIGNERS,
 ) -> Iterator[Scene]:
-    """Scenes `first_index` to `first_index + num - 1` of a split, made as they are asked for."""
+    """Returns an iterator over scenes `first_index` to `first_index + num - 1` of a split."""
     return (make_scene(seed, index, split, num_objects, designers) for index in range(first_index, first_index + num))
 
 
@@ -184,14 +177,10 @@ def write_shards(
     split: str = "train",
     designers: Sequence[str] = DESIGNERS,
 ) -> str:
-    """Write scenes as WebDataset shards and return their brace pattern, as `--train-data` and `--val-data` take it.
+    """Writes scenes as WebDataset shards and returns their brace pattern, as `--train-data` and `--val-data` take it.
 
-    A sample holds `png`, `txt` (the kind of caption asked for), `long.txt`, `short.txt` and `json` (objects, captions).
-    The same arguments give the same bytes. A folder that already holds this data set is left as it is.
-
-    Raises:
-        InputError: for a folder that holds another data set.
-        ValueError: for an unknown kind of caption or split, or no samples.
+    A sample holds `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and `json` (objects, captions).
+    The same arguments give the same bytes. Raises ValueError for an unknown caption or split, or no samples.
     """
     dataset = {
         "num_samples": num_samples,
@@ -239,7 +228,7 @@ def write_samples(folder: Path, dataset: dict, samples: Iterator[dict]) -> str:
 
 
 def sample(scene: Scene, caption: str) -> dict:
-    """The files of a scene in a shard, by extension."""
+    """Returns the files of a scene in a shard, by extension."""
     png = io.BytesIO()
     scene.image.save(png, "PNG", compress_level=1)
     return {
@@ -258,10 +247,11 @@ DENSE_SPLITS = {"train": "training", "test": "validation"}  # as ADE20k calls th
 
 
 def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: int = 1000, seed: int = 0) -> list[Path]:
-    """Writes two data sets and returns their folders; what is there already is left as it is.
+    """Writes two data sets for `superclip evaluate --suite dense` and returns their folders, unless they are there.
 
-    demo_masks: pictures and classes in ADE20k's layout, 1 the background. demo_depth: the same pictures and, as 16-bit
-    PNG, their depths in millimetres. The test scenes show sets of objects that no training scene shows.
+    demo_masks: images and classes in ADE20k's layout, 1 is the background. demo_depth: the same images and, as 16-bit
+    PNG, their depths in millimetres. Masks are exact, because objects never overlap. All objects count as equally
+    large, so a larger drawing is nearer. The test scenes show sets of objects that no training scene shows.
     """
     masks, depths = folder / "demo_masks", folder / "demo_depth"
     record = folder / "dense_scenes.txt"  # written last, so it vouches for all
@@ -281,9 +271,9 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
         shown = scenes(number, seed, split, num_objects=(2, 3, 4))
         for index, scene in enumerate(tqdm(shown, total=number, desc=f"{folder}, {split}", unit=" scenes")):
             classes, depth = pixel_labels(scene)
-            pictures = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
-            for place, picture in zip(places, pictures, strict=True):
-                picture.save(place / f"{index:06d}.png")
+            images = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
+            for place, image in zip(places, images, strict=True):
+                image.save(place / f"{index:06d}.png")
     write_text(masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
     write_text(record, facts)
     return [masks, depths]
@@ -291,7 +281,7 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Returns the class of each pixel, uint8 [64, 64], 1 the background and then the names in order, and its depth in
-    millimetres, uint16 [64, 64]. A pixel that is half a drawing or more is the drawing's."""
+    millimetres, uint16 [64, 64]. A drawing has the pixels of which it covers half or more."""
     classes = np.ones((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     depth = np.full((IMAGE_SIZE, IMAGE_SIZE), round(1000 * BACKGROUND_DEPTH), np.uint16)
     for layer in scene.layers:
