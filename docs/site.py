@@ -54,4 +54,5 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]  # which a strict build reports
         return f"{text}({config.repo_url}/blob/main/{path})" if config.repo_url else text.lstrip("!")[1:-1]
 
+    markdown = re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)  # which only GitHub needs
     return LINK.sub(resolve, markdown)
