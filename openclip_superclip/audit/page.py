@@ -20,19 +20,11 @@ from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, caption_digest, read_scores
 
 THUMBNAIL = 160  # pixels
-
-
 MAX_LETTERS = 600  # of a caption on the page
 DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C])
 KEEP = (0.95, 0.9, 0.8, 0.7, 0.5)  # fractions whose cut-off is shown
-
-
 NUM_BINS, NUM_WORDS, NUM_REPEATED, NUM_PROBLEMS = 40, 40, 20, 20
-
-
 BOTH = "support and CLIP score"
-
-
 TITLES = {
     "class_loss": "class loss (nats; the lower the better)",
     "support": "support (1: just this caption; below 0: the picture speaks against it)",

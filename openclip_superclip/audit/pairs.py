@@ -73,8 +73,6 @@ def _read(pair: AuditedPair, preprocess: Callable) -> ReadPair:
 
 
 NO_CAPTION, NO_PICTURE = "no caption", "no picture"  # what was never a pair, and is not unreadable
-
-
 NUM_LOOKED_FOR = 256  # pictures, before anything is loaded
 
 

@@ -32,11 +32,7 @@ def normalised(captions: Iterable[str]) -> list[str]:
 
 
 NUM_OFFERED = 5  # words that a caption lacks
-
-
 GATHERED = 2**24  # probabilities looked up at once
-
-
 LEAST = 1e-12  # of a share: what is below has no logarithm that means anything
 
 

@@ -144,8 +144,6 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
 
 
 SCORES = ("class_loss", "support", "clip_score")
-
-
 NO_DIGEST = 0  # of a caption that is none
 
 

@@ -238,8 +238,6 @@ def compute(name: str, inputs: Inputs, autocast: torch.dtype | None = None) -> N
 
 
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs, attention's products left out
-
-
 AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
 
 

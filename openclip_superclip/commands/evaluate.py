@@ -116,7 +116,7 @@ def _alphas(options: argparse.Namespace) -> list[float]:
 
 def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.datasets import select_datasets
-    from ..evaluation.evaluate import draw_figures, evaluate_all, result_folders, told, write_tables
+    from ..evaluation.evaluate import draw_sweep, evaluate_all, result_folders, told, write_tables
     from ..evaluation.features import EvaluationRanks
     from ..evaluation.models import checkpoints_of, find_models, interpolated_models
 
@@ -138,8 +138,10 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     print(told(outcome, selection, options.data, folders))
     for failure in outcome.failures:
         print(f"error: {failure}", file=sys.stderr)
-    for line in draw_figures(outcome, folders[0], options.alphas):
-        print(line)
+    figure = folders[0] / "wise_ft.png"
+    is_whole = options.alphas and len(outcome.models) == len(options.alphas)
+    if is_whole and draw_sweep(figure, options.alphas, outcome.models):
+        print(f"Scores over α: {figure}")
     return 1 if outcome.failures else 0
 
 

@@ -99,23 +99,11 @@ def _pieces(shard: Path) -> list[_Piece]:
 
 
 SEGMENTATION, DEPTH = "segmentation", "depth"
-
-
 DENSE = (SEGMENTATION, DEPTH)
-
-
 NO_CLASS = 255  # of a pixel
-
-
 VOC_CLASSES, ADE_CLASSES = 21, 150
-
-
 ADE_SPLITS, VOC_SPLITS = {"train": "training", "test": "validation"}, {"train": "train", "test": "val"}
-
-
 MILLIMETRES = 1000.0  # of a metre, in which depths are kept
-
-
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -196,8 +184,6 @@ DATACOMP_CLASSIFICATION = [
 
 
 RETRIEVAL = ["mscoco_captions", "flickr30k"]
-
-
 VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
     "imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "fer2013", "voc2007",
     "voc2007_multilabel", "sun397", "cars", "fgvc_aircraft", "mnist", "stl10", "gtsrb", "country211", "renderedsst2",
@@ -211,8 +197,6 @@ VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
 # The data sets for classification in CLIP_benchmark's own list, benchmark/webdatasets.txt. The paper does not name its
 # 38: its models' averages lie within two points of what CLIP_benchmark publishes for these, and 6 to 11 off DataComp's.
 THE_38 = [*VTAB_PLUS, "imagenet-o", "vtab/dsprites_label_y_position"]
-
-
 SUITES = {
     "zeroshot": ("zeroshot_classification", THE_38),
     "datacomp": ("zeroshot_classification", DATACOMP_CLASSIFICATION),
@@ -226,11 +210,7 @@ SUITES = {
 
 
 FITTED = ("linear_probe", "few_shot", "knn")  # to the split train
-
-
 NO_LABELS = "it has none of VOCdevkit/VOC2012, annotations/training and train/depths"
-
-
 KINDS = {  # of data, by task
     "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
 }  # fmt: skip

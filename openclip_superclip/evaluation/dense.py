@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.utils.data import DataLoader, Dataset
@@ -20,12 +19,7 @@ from .features import Features
 from .outcomes import IOU, RMSE, Outcome, estimate
 
 TOWER_LR = 1e-5
-
-
 WEIGHT_DECAY = 1e-4
-
-
-SHOWN, NEIGHBOURS, MOST_PATCHES = 6, 20, 20000
 
 
 MOST_DEPTHS = 200  # pictures whose depths are asked for mean and deviation
@@ -187,33 +181,3 @@ def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarra
 def _at_size(label: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns labels [H, W] at another size: those of the nearest pixels."""
     return interpolate(label[None, None].double(), size, mode="nearest-exact")[0, 0].to(label.dtype)
-
-
-def neighbour_maps(train: DenseSet, test: DenseSet, by_split: dict[str, Features], seed: int) -> dict[str, np.ndarray]:
-    """Returns the first test pictures, their classes, and what the nearest training patches of each patch are.
-
-    Returns:
-        pictures: uint8 [n, size, size, 3].
-        classes, neighbours: int64 [n, size, size] and [n, h, w], NO_CLASS where there is none.
-    """
-    tokens, kept = by_split["train"].images, by_split["test"].images
-    grid, places = tokens.shape[2:], torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-    patches, classes, number = [], [], 0
-    for place in places:
-        labels = _at_size(train.label(place), grid).flatten()
-        known = labels != NO_CLASS
-        patches.append(tokens[place].float().flatten(1).T[known])
-        classes.append(labels[known])
-        number += int(known.sum())
-        if number >= MOST_PATCHES:
-            break
-    fitted = KNeighborsClassifier(min(NEIGHBOURS, number), metric="cosine", algorithm="brute", weights="distance")
-    fitted.fit(torch.cat(patches).numpy(), torch.cat(classes).numpy())
-    size = test.transform.transforms[0].size
-    shown = range(min(SHOWN, len(test)))
-    normalised = test.transform.transforms[-1]
-    mean, std = (torch.tensor(part)[:, None, None] for part in (normalised.mean, normalised.std))
-    pictures = [((test[place][0] * std + mean).clamp(0, 1) * 255).permute(1, 2, 0).byte().numpy() for place in shown]
-    truth = [_at_size(test.label(place), size) for place in shown]
-    found = [fitted.predict(kept[place].float().flatten(1).T.numpy()).reshape(grid) for place in shown]
-    return {"pictures": np.stack(pictures), "classes": np.stack(truth), "neighbours": np.stack(found)}

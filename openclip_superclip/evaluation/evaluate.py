@@ -2,23 +2,20 @@
 
 import contextlib
 import functools
-import importlib.util
 import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from ..environment import versions
 from ..files import file_identity, make_folder, whole_file, write_text
 from ..pages import pyplot
-from .datasets import DENSE, FITTED, NO_CLASS, SEGMENTATION, Data, Selection, other_data
-from .dense import PatchMaps, dense_probe, neighbour_maps, whole_picture
+from .datasets import DENSE, FITTED, Data, Selection, other_data
+from .dense import PatchMaps, dense_probe, whole_picture
 from .features import EvaluationRanks, Features, feature_folder, keep_features, read_features
 from .models import Evaluated, open_model
 from .outcomes import estimate, write_outcomes
@@ -27,8 +24,6 @@ from .results import (
     OF_FEATURES,
     PACKAGES,
     differences,
-    neighbour_files,
-    neighbours_file,
     outcomes_file,
     read_record,
     read_records,
@@ -38,46 +33,6 @@ from .results import (
     write_record,
 )
 from .tasks import FiniteFeatures, Settings, evaluate
-
-MOST_LETTERS = 28  # of a line above a column
-
-
-def draw_neighbours(path: Path, maps: dict[str, Path]) -> None:
-    """Draws a PNG: a row a test picture; its classes, and for each model those of every patch's nearest patches.
-
-    Args:
-        maps: the file of `neighbour_maps` by the model's name; of one data set.
-    """
-    plt = pyplot()
-    arrays = {}
-    for name, file in maps.items():
-        with np.load(file) as found:
-            arrays[name] = dict(found)
-    first = next(iter(arrays.values()))
-    rows, columns = len(first["pictures"]), 2 + len(arrays)
-    figure, grid = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.7 * rows + 0.3), squeeze=False)
-    for row in range(rows):
-        shown = [first["pictures"][row], _coloured(first["classes"][row])]
-        shown += [_coloured(found["neighbours"][row]) for found in arrays.values()]
-        for axes, image in zip(grid[row], shown, strict=True):
-            axes.imshow(image, interpolation="nearest", extent=(0, 1, 0, 1))
-            axes.set_axis_off()
-    for axes, title in zip(grid[0], ["picture", "classes", *arrays], strict=True):
-        axes.set_title("/\n".join(part[-MOST_LETTERS:] for part in Path(title).parts[-2:]), fontsize=7)
-    figure.tight_layout(pad=0.4)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-
-
-def _coloured(classes: np.ndarray) -> np.ndarray:
-    """Returns a colour for each class, the same for a number in every picture; white where there is none."""
-    colours = np.random.default_rng(0).integers(0, 230, (NO_CLASS + 1, 3), dtype=np.uint8)
-    colours[NO_CLASS] = 255
-    return colours[np.minimum(classes, NO_CLASS)]
-
-
-COLUMNS = 3
 
 
 def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> bool:
@@ -92,7 +47,7 @@ def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> boo
     rows = {label: found for label, found in scores_with_intervals(models).items() if all(found)}
     if not rows:
         return False
-    columns = min(COLUMNS, len(rows))
+    columns = min(3, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(3.3 * columns, 0.4 + 2.5 * lines), squeeze=False, layout="constrained"
@@ -114,8 +69,6 @@ def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> boo
 
 
 RESULTS = Path("evaluation")  # below a run's folder
-
-
 SWEEP = RESULTS / "wise_ft"  # a sweep is no result of the run
 
 
@@ -169,21 +122,6 @@ def told(outcome: Outcome, selection: Selection, data: Path, folders: list[Path]
     if others := other_data(data, selection):
         lines.append(f"In {data}, but in no suite's list: {', '.join(others)}; --datasets evaluates them")
     return "\n\n".join([*parts, "\n".join(lines)])
-
-
-def draw_figures(outcome: Outcome, folder: Path, alphas: list[float]) -> Iterator[str]:
-    """Draws what can be drawn of a call's results into a folder, and yields a line a figure.
-
-    The neighbours of patches, where models were measured on segmentation and matplotlib is there; the scores over α,
-    where every model of a sweep has results.
-    """
-    if (found := neighbour_files(outcome.models)) and importlib.util.find_spec("matplotlib"):
-        for dataset, files in found.items():
-            draw_neighbours(path := folder / f"neighbours_{dataset.replace('/', '-')}.png", files)
-            yield f"The neighbours of patches: {path}"
-    path = folder / "wise_ft.png"
-    if alphas and len(outcome.models) == len(alphas) and draw_sweep(path, alphas, outcome.models):
-        yield f"Scores over α: {path}"
 
 
 def evaluate_all(
@@ -288,22 +226,12 @@ def _record(opened, data, task, settings, by_split, outcomes_at: Path) -> dict:
     """Returns metrics and intervals, once the outcomes that they are made of are written."""
     network, transform, tokenizer = opened
     if task in DENSE:
-        return _dense_record(network, data, settings, by_split, outcomes_at)
-    dataset = _build(data, transform, "test", task)
-    metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
+        train, test = (data.build(whole_picture(network), split, data.kind) for split in ("train", "test"))
+        metrics, outcomes = dense_probe(network, train, test, by_split, settings.dense)
+    else:
+        dataset = _build(data, transform, "test", task)
+        metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
     write_outcomes(outcomes_at, outcomes)
-    intervals = {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()}
-    return {"metrics": metrics, "intervals": intervals}
-
-
-def _dense_record(network, data: Data, settings: Settings, by_split: dict[str, Features], outcomes_at: Path) -> dict:
-    """Returns metric and interval of segmentation or depth, and leaves the neighbours' maps beside the outcomes."""
-    train, test = (data.build(whole_picture(network), split, data.kind) for split in ("train", "test"))
-    metrics, outcomes = dense_probe(network, train, test, by_split, settings.dense)
-    write_outcomes(outcomes_at, outcomes)
-    if by_split and data.kind == SEGMENTATION:
-        with whole_file(neighbours_file(outcomes_at)) as file:
-            np.savez_compressed(file, **neighbour_maps(train, test, by_split, settings.dense.seed))
     intervals = {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()}
     return {"metrics": metrics, "intervals": intervals}
 

@@ -10,16 +10,12 @@ from typing import NamedTuple
 
 from ..files import write_json
 from ..pages import markdown_table
-from .datasets import DATACOMP_CLASSIFICATION, RETRIEVAL, SEGMENTATION, SUITES, THE_38
+from .datasets import DATACOMP_CLASSIFICATION, RETRIEVAL, SUITES, THE_38
 from .outcomes import Estimate, Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
 from .tasks import SHOTS
 
 DATACOMP_BY_CLASS = {"fgvc_aircraft", "vtab/caltech101", "vtab/flowers", "vtab/pets"}  # mean recall of the classes
-
-
 DATACOMP = [*DATACOMP_CLASSIFICATION, *RETRIEVAL]
-
-
 NOT_IN_CLIP_BENCHMARK = ("WinoGAViL", "iWildCam", "Camelyon17", "FMoW", "Dollar Street", "GeoDE")  # of DataComp's
 
 
@@ -89,8 +85,6 @@ PACKAGES = (
 
 
 OF_FEATURES = tuple(name for name in PACKAGES if name not in ("clip-benchmark", "scikit-learn"))
-
-
 MUST_AGREE = ("model", "source", "dataset", "task", "weights", "tokenizer", "data_files", "settings", "versions")
 
 
@@ -107,11 +101,6 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
 def outcomes_file(file: Path) -> Path:
     """Returns where what became of every test sample is, beside a result."""
     return file.with_suffix(".outcomes.npz")
-
-
-def neighbours_file(outcomes: Path) -> Path:
-    """Returns where the maps of the patches' neighbours are, beside the outcomes."""
-    return outcomes.with_name(outcomes.name.replace(".outcomes.", ".neighbours."))
 
 
 def read_record(file: Path, expected: dict) -> dict | None:
@@ -145,8 +134,6 @@ def _read(file: Path) -> dict | None:
 
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
-
-
 MEASURES = {
     "zeroshot_classification": ("acc1", "mean_average_precision"),
     "zeroshot_retrieval": tuple(f"{side}@{k}" for k in (1, 5) for side in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL)),
@@ -168,11 +155,7 @@ NAMES = {  # of measures, where a row needs more than the data set's
 
 
 PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": "COCO", "flickr30k": "Flickr"}
-
-
 MOST_COLUMNS = 5
-
-
 ORDER = [*THE_38, *RETRIEVAL, *SUITES["compositional"][1]]
 
 
@@ -242,17 +225,6 @@ def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
         return markdown_table([unit, *names], [[label, *cells] for label, cells in rows.items()])
     columns = zip(*rows.values(), strict=True)
     return markdown_table([unit, *rows], [[name, *cells] for name, cells in zip(names, columns, strict=True)])
-
-
-def neighbour_files(models: list[list[dict]]) -> dict[str, dict[str, Path]]:
-    """Returns by data set, and by the column's head, where the maps of the patches' neighbours are."""
-    found = {}
-    for name, records in zip(_names(models) if models else [], models, strict=True):
-        for record in records:
-            file = neighbours_file(outcomes_file(Path(record.get("file", ""))))
-            if record["task"] == SEGMENTATION and not record["settings"]["finetune"] and file.is_file():
-                found.setdefault(record["dataset"], {})[name] = file
-    return found
 
 
 def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:

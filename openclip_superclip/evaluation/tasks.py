@@ -62,14 +62,8 @@ class _AcceptedCPU(str):
 
 
 SHOTS = (1, 2, 4, 8, 16)  # pictures a class
-
-
 FEWSHOT_DRAWS = 5
-
-
 NEIGHBOURS = 20
-
-
 ITERATIONS = 1000
 
 
@@ -211,11 +205,7 @@ def check_fitted(fitted: list[Tensor], test: Tensor) -> None:
 
 
 SEED = 0  # CLIP_benchmark's default
-
-
 RECALL_K = [1, 5]
-
-
 DENSE_BATCH = 16
 
 

@@ -15,11 +15,7 @@ from ..pages import pyplot
 from .tagger import Seen
 
 SIDE = 448  # pixels of a drawn picture: finer than most models see it
-
-
 COLUMNS = 6
-
-
 FAINTEST = 0.1  # of the brightest word's peak: what is hardly seen is not stretched to full light
 
 
@@ -70,8 +66,6 @@ def as_seen(picture: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
 
 
 SUFFIX = ".words.png"
-
-
 MARK = {"Software": "superclip words --heatmap"}  # in the PNG itself
 
 

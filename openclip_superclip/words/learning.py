@@ -20,11 +20,7 @@ from ..method.word_knowledge import EpochWords
 from ..pages import markdown_table, pyplot, run_names
 
 FOLDER, TOKENS = "words", "tokens.json"
-
-
 _NAME = re.compile(r"epoch_([1-9]\d*)\.safetensors")
-
-
 _HELP = "copy it again, or move it away: the course is told without it"
 
 
@@ -136,8 +132,6 @@ def _tells(path: Path, identity: TokenizerIdentity, num_tokens: int) -> bool:
 
 
 NAME = "word_course"
-
-
 SHOWN = 12  # words of a list
 
 
@@ -264,17 +258,9 @@ def _numbers(curve: torch.Tensor) -> list[float | None]:
 
 
 KNOWN = 4.0  # lift from which a word is known
-
-
 FORGOTTEN = KNOWN / 2  # below which one that was known is forgotten
-
-
 NUM_LOOKED_AT = 20  # captions that hold a word, for a look at it
-
-
 SHOWN_WORDS = 12  # missing epochs, by number
-
-
 BANDS = {  # by the share of the captions that hold a word, from the top
     "10 % or more": 1e-1, "1 to 10 %": 1e-2, "0.1 to 1 %": 1e-3, "0.01 to 0.1 %": 1e-4, "less than 0.01 %": 0.0,
 }  # fmt: skip

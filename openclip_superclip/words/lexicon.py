@@ -16,8 +16,6 @@ from ..errors import InputError
 from ..method.token_statistics import special_token_ids
 
 SHORTEST = 3  # letters: what is shorter is nearly always the end of a longer word
-
-
 CHUNK = 4096  # words tokenised at once
 
 

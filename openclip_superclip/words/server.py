@@ -29,20 +29,10 @@ from .heat_map import as_seen
 from .tagger import FULL_BAR, Seen, Tagger
 
 LOOPBACK = "127.0.0.1"
-
-
 MAX_BYTES = 20 * 2**20  # of an upload
-
-
 MAX_PIXELS = 50_000_000  # of a picture before it is decoded: a small file may hold many
-
-
 MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # at a time, and for each: what is received is in memory
-
-
 MAX_WORDS, MAX_LETTERS = 20, 100  # that are typed
-
-
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

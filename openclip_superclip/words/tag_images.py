@@ -43,8 +43,6 @@ def find_pictures(arguments: Iterable[Path]) -> list[Path]:
 
 
 BATCH_SIZE = 16
-
-
 BATCH_PIXELS = 2**24  # of decoded pictures, 48 MiB, which would otherwise be as many as they like
 
 
@@ -186,8 +184,6 @@ def _state(path: Path) -> list[int] | None:
 
 
 THUMBNAIL = 240  # pixels
-
-
 COLUMN, COLUMN_OF_HEAT_MAPS = THUMBNAIL + 24, 700
 
 

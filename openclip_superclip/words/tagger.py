@@ -24,11 +24,7 @@ from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, chosen_lexicon, lexicon, open_lexicon
 
 FULL_BAR = 0.2  # score of a full bar: scaled by the best word of each image, 0.6 % would look certain
-
-
 NUM_CANDIDATES = 512  # words of a picture that are looked at closely
-
-
 SEEN_TOGETHER = 0.25  # of a word's share, at the patch where its tokens are seen best
 
 
@@ -176,11 +172,7 @@ def without_head(path: Path) -> str:
 
 
 TOP = 10  # words of a picture, where nobody says how many
-
-
 FINER = 4  # a picture's pixels for one of the model's, at least; more change nothing
-
-
 SHORTEST = 1024  # pixels: heat maps show a picture finer than most models see it
 
 
