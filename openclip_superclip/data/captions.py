@@ -77,11 +77,20 @@ def _contents(identity: TokenizerIdentity) -> tuple[str, str, str]:
 NUM_WITHOUT = 10_000  # samples, about a shard's: if none of the first ones has a long caption, none ever will
 
 
+class Captions(NamedTuple):
+    """A sample's texts for the two losses."""
+
+    contrastive: str  # what the text tower reads
+    words: str  # the class loss's labels; "" for a caption that is empty or, in a table, missing
+    are_long: bool  # whether the words are the long caption's
+
+
 class CaptionTokens:
     """Makes the tokens of training samples, in the workers of the data loader.
 
-    A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table. In the mode *dual*
-    the tokens are those of the short caption, for the text tower, and then those of the long one, for the class loss.
+    A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table. The text tower
+    always reads what stock OpenCLIP would give it: of a short caption that is missing in a table, the text 'nan'. The
+    class loss sees no word there. pandas takes empty cells, NA, None, null and the like for missing.
 
     Args:
         config: the modes and the place of the long caption.
@@ -89,10 +98,11 @@ class CaptionTokens:
         caption_key: the short caption in the sample.
         sample_key: what names the sample in it.
         seed: with the epoch, the sample and the worker it decides the draw of the mode *mixed*.
-        rank: of this process; None where a sample is read once an epoch, whoever reads it.
+        rank: of this process; None if a sample is read once an epoch, whoever reads it.
         epoch: `get_value()` is the current one, in the workers as well.
         batch_size: of this process.
         found_long: whether the data is known to hold a long caption; if not, 10,000 samples without one end the run.
+        separate_words: whether each loss has tokens of its own: in the mode *dual*, and if a table lacks captions.
     """
 
     def __init__(
@@ -107,52 +117,53 @@ class CaptionTokens:
         epoch,
         batch_size: int = 1,
         found_long: bool = False,
+        separate_words: bool = False,
     ):
         self.config, self.tokenizer = config, tokenizer
         self.caption_key, self.sample_key = caption_key, sample_key
         self.seed, self.rank, self.epoch = seed, rank, epoch
         self.batch_size, self.found_long = batch_size, found_long
+        self.separate_words = separate_words or config.captions == "dual"
         self.special = torch.tensor(special_token_ids(tokenizer))
         self.counts = CaptionCounts(config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
-        """Returns the tokens [L], or [L + long context] for *dual*; None for a sample that is to be left out.
+        """Returns the tokens [L], or with `separate_words` the text tower's and the class loss's, [L + words' length].
 
-        Raises InputError for a missing long caption where --superclip-missing-long says error, and where all are.
+        None is a sample to leave out. Raises InputError for a missing long caption if --superclip-missing-long is
+        error, and if all are missing.
         """
         captions = self.captions(sample)
         if captions is None:
             return None
-        short, long = captions
-        if self.config.captions == "dual":
-            tokens = self.tokenizer([short])[0]
-            return torch.cat([tokens, self._tokens(long, self.config.long_context or len(tokens))])
-        if long is None:
-            return self.tokenizer([short])[0]
-        return self._tokens(long, self.config.long_context or self.tokenizer.context_length)
+        length = self.config.long_context or self.tokenizer.context_length
+        words = self._tokens(captions.words, length, captions.are_long)
+        if not self.separate_words:
+            return words
+        return torch.cat([self.tokenizer([captions.contrastive])[0], words])
 
-    def captions(self, sample: dict) -> tuple[str, str | None] | None:
-        """Returns the sample's captions as the mode asks: short and long, or short and None if that alone is drawn."""
+    def captions(self, sample: dict) -> Captions | None:
+        """Returns the sample's captions as the mode asks; None if it is to be left out."""
         key = sample.get(self.sample_key)
-        captions = self._read(sample)
-        if captions is None:
+        read = self._read(sample)
+        if read is None:
             return None
-        short, long = captions
+        stock, short, long = read
+        of_short = Captions(stock, short, are_long=False)
         if self.config.captions == "short":
-            return short, None
+            return of_short
         self.counts.add_sample(missing=not long)
         if not long:
             self._refuse_if_so(sample, key)
-            if self.config.missing_long == "skip":
-                return None
-            return short, short if self.config.captions == "dual" else None
-        share = self.config.short_share
-        return short, None if share is not None and self._draw(f"{key}\0{short}") < share else long
+            return None if self.config.missing_long == "skip" else of_short
+        if self.config.captions == "dual":
+            return Captions(stock, long, are_long=True)
+        return of_short if self._draw(f"{key}\0{short}") < self.config.short_share else Captions(long, long, True)
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
-        captions = self._read(sample)
-        return captions is not None and (bool(captions[1]) or self.config.missing_long != "skip")
+        read = self._read(sample)
+        return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError where a pass over a worker's shards kept too few samples for a batch.
@@ -171,18 +182,20 @@ class CaptionTokens:
             f"a smaller --batch-size{instead}"
         )
 
-    def _read(self, sample: dict) -> tuple[str, str] | None:
-        """Returns the short caption and the long one, which may be ""; None where one cannot be read."""
+    def _read(self, sample: dict) -> tuple[str, str, str] | None:
+        """Returns the short caption as stock OpenCLIP reads it, its words and the long caption; either may be "".
+
+        None if one cannot be read.
+        """
         try:
             short = sample[self.caption_key]
-            short = "" if is_empty(short) else short.decode("utf-8") if isinstance(short, bytes) else str(short)
-            short = short.strip()
+            stock = short.decode("utf-8") if isinstance(short, bytes) else str(short)
             long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
         except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
             key = sample.get(self.sample_key)
             logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
             return None
-        return short, long
+        return stock, "" if is_empty(short) else stock.strip(), long
 
     def _refuse_if_so(self, sample: dict, key) -> None:
         if self.config.missing_long == "error":
@@ -206,13 +219,15 @@ class CaptionTokens:
         text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
 
-    def _tokens(self, long: str, length: int) -> Tensor:
-        """Returns the tokens [length] of a long caption, and counts whether it was cut."""
-        tokens = self.tokenizer([long], context_length=length)[0]
-        cut = False
-        if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three of its own
-            cut = self._num_words(self.tokenizer([long], context_length=length + 1)[0]) > self._num_words(tokens)
-        self.counts.add_long(cut, length)
+    def _tokens(self, caption: str, length: int, is_long: bool) -> Tensor:
+        """Returns the tokens [length] of a caption, and counts whether a long one was cut."""
+        tokens = self.tokenizer([caption], context_length=length)[0]
+        if is_long:
+            cut = False
+            if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three of its own
+                longer = self.tokenizer([caption], context_length=length + 1)[0]
+                cut = self._num_words(longer) > self._num_words(tokens)
+            self.counts.add_long(cut, length)
         return tokens
 
     def _num_words(self, tokens: Tensor) -> int:

@@ -159,8 +159,7 @@ class Counting:
         for sample in rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, place):
             captions = self.reader.captions(sample)
             if captions is not None:
-                short, long = captions
-                yield short if long is None else long
+                yield captions.words
 
     def count(self, captions: Iterator[str]) -> tuple[Tensor, int]:
         """Returns how many of the captions hold each token (int64 [V]), and how many hold any."""

@@ -92,8 +92,9 @@ class TableReport:
     def warnings(self, flag: str) -> list[str]:
         """Returns lines on empty captions and on images that OpenCLIP reads otherwise than people see them."""
         empty = (
-            f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} hold no caption: plain CLIP "
-            "trains them as the word 'nan', the class loss without a word; superclip shards leaves such rows out"
+            f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} have no caption: the text tower "
+            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
+            "out"
         )
         return [empty] * bool(self.num_empty) + depth_and_rotation_warnings(self.images, flag)
 
@@ -227,7 +228,7 @@ def read_table(
 
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
-    """Returns whether a row of a table holds no caption, which OpenCLIP would read as the word 'nan'."""
+    """Returns whether a caption of a table is missing, which OpenCLIP reads as the word 'nan'."""
     import pandas as pd
 
     captions = pd.read_csv(path, sep=columns.separator, usecols=[columns.caption])[columns.caption]

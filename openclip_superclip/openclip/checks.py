@@ -32,7 +32,7 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
     _check_resume(args, config is not None, data)
     if config is not None:
         _refuse_impossible(args)
-        _refuse_impossible_captions(args, config.captions)
+        _refuse_impossible_captions(args, config)
         _check_idf_file(args, config)
     if only_options:
         return
@@ -182,8 +182,14 @@ def _check_idf_file(args, config: Config) -> None:
     )
 
 
-def _refuse_impossible_captions(args, captions: str) -> None:
-    """Raises InputError for an OpenCLIP option that cannot go with a long caption."""
+def _refuse_impossible_captions(args, config: Config) -> None:
+    """Raises InputError for an OpenCLIP option that cannot go with a long caption, or with another image's."""
+    captions = config.captions
+    if config.placebo == "shuffled-captions" and args.batch_size == 1:
+        raise InputError(
+            "--superclip-placebo shuffled-captions gives each image another one's caption, of its rank's batch, and "
+            "--batch-size is 1; expected 2 or more"
+        )
     if captions != "short" and args.dataset_type == "synthetic":
         raise InputError(f"--superclip-captions {captions} needs captions, and --dataset-type synthetic has none")
     if captions == "dual" and args.distill_model is not None:

@@ -70,7 +70,7 @@ def head_options(
     placebo: str = "off",
     head_input: str = "patches",
     word_course: bool = False,
-    dual: bool = False,
+    separate_words: bool = False,
     context_length: int | None = None,
     cache_dir: str | None = None,
     load=None,
@@ -90,7 +90,7 @@ def head_options(
         "placebo": placebo,
         "head_input": head_input,
         "word_course": word_course,
-        "text_length": tokenizer.context_length if dual else None,
+        "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
         "stored_head": stored_head(model_name, pretrained, cache_dir),
     }

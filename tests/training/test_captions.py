@@ -14,7 +14,7 @@ import torch
 import webdataset
 from open_clip.tokenizer import HFTokenizer
 from support.models import MODELS, write_model, write_weights
-from support.training_runs import run_ranks, superclip_train
+from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -255,14 +255,14 @@ def samples(number: int) -> list[dict]:
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.8, 1.0])
 def test_the_share_of_short_captions_is_within_binomial_bounds(share, tokens_of):
     reader = tokens_of(f"mixed:{share}")
-    num_short = sum(reader.captions(sample)[1] is None for sample in samples(4000))
+    num_short = sum(not reader.captions(sample).are_long for sample in samples(4000))
     assert abs(num_short - 4000 * share) <= 4 * (4000 * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}])
 def test_seed_rank_and_epoch_each_draw_anew_and_independently(other, tokens_of):
     first, second = (
-        [reader.captions(sample)[1] is None for sample in samples(2000)]
+        [not reader.captions(sample).are_long for sample in samples(2000)]
         for reader in (tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other))
     )
     agree = sum(a == b for a, b in zip(first, second, strict=True))
@@ -276,7 +276,7 @@ class DrawingData(torch.utils.data.IterableDataset):
         self.reader = reader
 
     def __iter__(self):
-        yield [self.reader.captions(sample)[1] is None for sample in samples(200)]
+        yield [not self.reader.captions(sample).are_long for sample in samples(200)]
 
 
 def test_two_workers_draw_differently_for_one_sample(tokens_of):
@@ -407,18 +407,49 @@ def write_table(folder: Path, picture: bytes, head: str, cells: list[str]) -> li
 @pytest.mark.parametrize(("cells", "expected"), [
     (["12", "7", "0", "35"], {"12", "7", "0", "3 5"}),
     (["12", "", "0.5", "-1"], {"1 2 . 0", "", "0 . 5", "- 1 . 0"}),
-    (["2", "cat", "", "4"], {"2", "cat", "", "4"}),
+    (["2", "cat", "NA", "4"], {"2", "cat", "", "4"}),
 ], ids=["integers", "with a gap", "among words"])  # fmt: skip
-def test_a_caption_that_is_a_number_trains_as_in_openclip_and_an_empty_cell_is_no_word(
+def test_a_caption_that_is_a_number_trains_as_in_openclip_and_a_missing_one_is_no_word_of_the_class_loss(
     captions, cells, expected, train, picture, tmp_path
 ):
     flags = write_table(tmp_path, picture, "title,long", [f"{cell},sun" for cell in cells * 2])
     if captions != "short":
         flags += ["--superclip-captions", captions, "--superclip-long-caption", "long"]
     (run,) = train(*flags, "--logs", "none")
-    assert {"".join(caption.split()) for caption in seen(run, "contrastive")} == {
-        "".join(caption.split()) for caption in expected
-    }
+    expected = {"".join(caption.split()) for caption in expected}
+    assert {"".join(caption.split()) for caption in seen(run, "contrastive")} == {one or "nan" for one in expected}
+    if captions != "dual":
+        assert {"".join(caption.split()) for caption in seen(run, "class")} == expected
+
+
+def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, model, picture, tmp_path):
+    cells = ["cat", "", "dog", "NA", "red house", "null", "tree", "None"]
+    flags = write_table(tmp_path, picture, "title", cells)
+    argv = [*train_flags, "--model", model, *flags, "--batch-size", "4", "--workers", "0", "--logs", "none"]
+    (stock,) = run_ranks(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
+    argv += ["--name", "ours", "--superclip", "--superclip-weight", "0"]
+    (ours,) = run_ranks(in_one_order(superclip_train), *argv, cwd=tmp_path)
+    assert stock.returncode == ours.returncode == 0, ours.output[-2000:]
+    assert len(stock.values("Contrastive_loss")) == 2
+    assert ours.values("Contrastive_loss") == stock.values("Contrastive_loss")
+
+
+def test_identical_captions_train_a_class_loss_of_0_with_a_warning(train, picture, tmp_path):
+    flags = write_table(tmp_path, picture, "title", ["a cat"] * 16)
+    (run,) = train(*flags, "--logs", "none")
+    assert run.values("Class_loss") == [0.0, 0.0]
+    assert run.output.count("SuperCLIP: the class loss is 0, as all captions of the first batch contain the same") == 1
+    (run,) = train(*flags, "--logs", "none", "--superclip-idf", "off")
+    assert "the class loss is 0" not in run.output
+
+
+def test_another_images_caption_needs_two_captions_a_rank(data, train, tmp_path):
+    flags = ["--superclip-placebo", "shuffled-captions", "--batch-size", "1"]
+    (run,) = train(*data["csv"][:-2], *flags, cwd=tmp_path)
+    assert run.returncode == 1
+    (error,) = run.errors()
+    assert error.endswith("of its rank's batch, and --batch-size is 1; expected 2 or more")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_column_of_numbers_can_be_the_long_caption(train, picture, tmp_path):
@@ -464,7 +495,7 @@ def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, train
         (run,) = train(*data[kind], *flags, cwd=tmp_path)
         assert run.returncode == 1
         (error,) = run.errors()
-        assert "--superclip-long-caption" in error
+        assert "re_captoin" in error
         assert error.endswith(found)
         assert not (tmp_path / "logs").exists()
 
