@@ -1,0 +1,54 @@
+"""A study of the data set `natural` writes a data set for each seed and measures each run on that of its seed."""
+
+import functools
+import json
+import logging
+
+import pytest
+from ruamel.yaml import YAML
+
+from openclip_superclip.demo import data, measures
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.studies.study import study_call
+from openclip_superclip.studies.training import run_study
+
+LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}
+ARMS = {
+    "constant target": {"superclip.placebo": "constant-target", **LONG},
+    "second contrastive": {"superclip.placebo": "second-contrastive", "superclip.head_input": "both"},
+}
+
+
+@pytest.mark.slow
+def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "SHARD_SIZE", 16)  # for 1,024
+    measured = []
+
+    def measure_few(*args, seed, **options):
+        measured.append(seed)
+        sizes = {"scenes_per_concept": 1, "num_scenes": 50, "num_probe_scenes": 300}
+        return few(*args, seed=seed, **options, **sizes)
+
+    few = measures.measure_natural
+    monkeypatch.setattr(measures, "measure_natural", functools.wraps(few)(measure_few))
+    fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
+    with open("few.yaml", "w") as file:
+        YAML().dump({
+            "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_81k_bs32",
+            "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
+        }, file)  # fmt: skip
+    level = logging.getLogger().level
+    results = run_study(study_call("few.yaml", None, None, "cpu", None, None, {}), jobs=2)
+    logging.getLogger().setLevel(level)
+    assert sorted(measured) == [4, 4, 5, 5]
+    assert len(results.records) == 4
+    for record in results.records:
+        folder = tmp_path / "studies/few/runs" / record["run"]
+        assert read_recipe(str(folder / "recipe.yaml")).shards.startswith(f"demo/data/natural-{record['seed']}/")
+        assert "natural" not in record["run"]
+        assert list(record["measures"]) == list(data.natural.MEASURES)
+        log = json.loads((folder / "natural-test.json").read_text())
+        assert log["measures"] == record["measures"]
+    first, second = (tmp_path / f"demo/data/natural-{seed}" for seed in (4, 5))
+    assert (first / "000000.tar").read_bytes() != (second / "000000.tar").read_bytes()
