@@ -165,7 +165,13 @@ def _tagger(options: argparse.Namespace, out: Path | None):
     if out is not None:
         make_folder(out, "--out")
     try:
-        return Tagger(open_with_head(options.model, options.architecture, options.device), options.words, options.top)
+        opened = open_with_head(options.model, options.architecture, options.device)
+        if opened.model.class_head.reads == "pooled" and options.heatmap:
+            raise InputError(
+                f"--heatmap: the class head of {options.model} reads the pooled vector, which has no places: leave the "
+                "flag out, or train with --superclip-head-input both or patches"
+            )
+        return Tagger(opened, options.words, options.top)
     except InputError:
         if is_new:
             out.rmdir()

@@ -30,6 +30,7 @@ from openclip_superclip.config import Config
 from openclip_superclip.data import frequencies as counting
 from openclip_superclip.data import shards
 from openclip_superclip.data.frequencies import Frequencies, read_frequencies
+from openclip_superclip.method.patch_tokens import encode_image
 from openclip_superclip.method.token_statistics import idf
 
 NUM_SHARDS, PER_SHARD = 4, 25
@@ -260,7 +261,7 @@ def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
     tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
-        patch_mean = clip._encode(torch.ones(2, 3, 32, 32), tokens)[1]
+        _, patch_mean = encode_image(clip.visual, clip.patch_tokens, torch.ones(2, 3, 32, 32))
     words, num_captions = expected(0)
     weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):

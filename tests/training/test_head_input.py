@@ -1,0 +1,89 @@
+"""A head that reads the pooled vector, or both: recorded in checkpoints, and respected wherever the head is used."""
+
+import json
+
+import pytest
+import torch
+from support.models import write_model
+from support.training_runs import load, run_ranks, superclip_train
+
+from openclip_superclip.__main__ import main
+
+READS = ("pooled", "both")
+
+
+@pytest.fixture(scope="module")
+def runs(train_flags, tmp_path_factory):
+    """A folder with a small model, and a run for each input of the head."""
+    folder = tmp_path_factory.mktemp("head-input")
+    model = write_model(folder / "model", vision={"width": 16, "head_width": 8}, text={"width": 16, "heads": 2})
+    for reads in READS:
+        argv = [*train_flags, "--model", model, "--superclip", "--superclip-head-input", reads, "--name", reads]
+        (run,) = run_ranks(superclip_train, *argv, cwd=folder)
+        assert run.returncode == 0, run.output[-3000:]
+    return folder
+
+
+def checkpoint(runs, reads):
+    return runs / f"logs/{reads}/checkpoints/epoch_1.pt"
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_in_one_line(reads, runs, train_flags):
+    assert load(runs / "logs" / reads)["state_dict"]["class_head.input"] == 1 + READS.index(reads)
+    argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--name", "again"]
+    for flags in (["--resume", checkpoint(runs, reads)], ["--pretrained", checkpoint(runs, reads)]):
+        (run,) = run_ranks(superclip_train, *argv, *flags, cwd=runs)
+        assert run.returncode == 1
+        assert run.errors() == [
+            f"error: --superclip-head-input is patches, and the weights' class head reads {reads}: give "
+            f"--superclip-head-input {reads}"
+        ]
+        assert not (runs / "logs/again").exists()
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_a_run_resumes_with_the_same_input(reads, runs, train_flags):
+    argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--superclip-head-input", reads]
+    argv += ["--resume", checkpoint(runs, reads), "--name", f"{reads}-resumed", "--epochs", "2"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=runs)
+    assert run.returncode == 0, run.output[-3000:]
+    assert load(runs / f"logs/{reads}-resumed", epoch=2)["state_dict"]["statistics.num_captions"] == 128
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, tmp_path, capsys):
+    picture = next(csv_data.parent.glob("*.png"))
+    exported = tmp_path / "exported"
+    assert main(["export", str(checkpoint(runs, reads)), "--out", str(exported), "--with-head"]) == 0
+    capsys.readouterr()
+    found = []
+    for model in (checkpoint(runs, reads), exported):
+        assert main(["words", str(picture), "--model", str(model), "--words", "cat,dog,red", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["words"])
+    assert found[0] == found[1]
+    heatmap = ["words", str(picture), "--model", str(exported), "--heatmap", "--out", str(tmp_path / "words")]
+    if reads == "pooled":
+        assert main(heatmap) == 1
+        assert "--heatmap: the class head of" in capsys.readouterr().err
+        assert not (tmp_path / "words").exists()
+    else:
+        assert main(heatmap) == 0
+    audit = ["audit", str(csv_data), "--model", str(exported), "--out", str(tmp_path / "audit")]
+    assert main([*audit, "--csv-separator", "\t"]) == 0
+
+
+def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, capsys):
+    pooled, both = (str(checkpoint(runs, reads)) for reads in READS)
+    assert main(["average", pooled, both, "--out", str(tmp_path / "mean.pt")]) == 1
+    assert "its class head reads both, expected pooled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recorded", [torch.tensor(0), torch.tensor(7), torch.tensor([1, 2]), torch.tensor(1.0)])
+def test_an_impossible_record_of_the_input_is_refused(recorded, runs, tmp_path, capsys):
+    state = load(runs / "logs/pooled")["state_dict"] | {"class_head.input": recorded}
+    torch.save({"state_dict": state}, tmp_path / "damaged.pt")
+    argv = ["words", str(tmp_path), "--model", str(tmp_path / "damaged.pt"), "--architecture"]
+    (tmp_path / "picture.png").write_bytes(b"")
+    assert main([*argv, f"local-dir:{runs}/model", "--out", str(tmp_path / "out")]) == 1
+    assert "class_head.input is" in capsys.readouterr().err
