@@ -13,6 +13,7 @@ def main(argv: list[str]) -> int:
     """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     require("superclip report", "report", "matplotlib", "scipy")
+    from ..runs.recipe import METHODS
     from ..studies.comparison import find_comparisons
     from ..studies.finished_runs import MISSING, read_runs, tell_copies
 
@@ -29,8 +30,10 @@ def main(argv: list[str]) -> int:
         f"{len(runs) - len(missing)} runs, {len(missing)} missing; openclip-superclip {__version__}, "
         f"{datetime.now():%Y-%m-%d %H:%M}"
     )
+    methods = dict.fromkeys(METHODS.get(run.method, run.method) for run in runs if run.state != MISSING)
+    title = options.title or " and ".join(methods)
     try:
-        write_report(options.out, options.title, facts, runs, find_comparisons(runs))
+        write_report(options.out, title, facts, runs, find_comparisons(runs))
     except OSError as error:
         raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
     print(f"{options.out}/report.html: {len(runs) - len(missing)} runs, {len(missing)} missing")
@@ -44,7 +47,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip report",
         description="Makes one page, report.html, of training runs and what superclip evaluate measured of them: loss "
-        "curves, scores over the batch size, tables beside the paper's values, the cost of the class head. Figures, "
+        "curves, scores over the batch size, tables beside the paper's values. Figures, "
         "tables and numbers lie beside it as PNG, Markdown, CSV and JSON.",
         epilog="example: superclip report logs/clip logs/superclip --out report",
     )
@@ -54,5 +57,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "is shown as missing",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--title", default="CLIP and SuperCLIP", help="(default: %(default)s)")
+    parser.add_argument("--title", help="(default: the methods of the runs)")
     return parser.parse_args(argv)

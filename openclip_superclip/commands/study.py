@@ -43,7 +43,11 @@ def main(argv: list[str]) -> int:
         print(_submitted(call, options), end="" if options.dry_run else "\n")
         return 0
     from ..runs.process import Stopped, stopped_by_signals
-    from ..studies.training import choose_rates, run_study
+    from ..studies.training import choose_rates, new_training, run_study
+
+    if options.dry_run:
+        print(new_training(call, options.jobs or 1, trains=False).summary())
+        return 0
 
     try:
         with stopped_by_signals():
@@ -125,7 +129,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     at_least(options, seeds=1, jobs=1)
     options.settings = run_settings(options)
     given = given_slurm_options(options) + [
-        f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
+        f"--{n.replace('_', '-')}" for n in OF_SLURM if n != "dry_run" and getattr(options, n) not in (None, False)
     ]
     if given and not options.slurm:
         raise InputError(f"{given[0]} is of SLURM's jobs; expected --slurm beside it")

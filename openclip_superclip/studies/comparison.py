@@ -4,7 +4,6 @@ import csv
 import functools
 import io
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -268,7 +267,8 @@ def scores_table(comparison: Comparison) -> ReportTable:
         for series in comparison.series:
             runs = comparison.cells.get((series, batch_size), [])
             whole = [run for run in runs if run.is_whole]
-            seeds = ", ".join(str(run.seed) for run in whole) or (f"{len(runs)} not whole" if runs else ABSENT)
+            numbers = ", ".join(str(run.seed) for run in whole)
+            seeds = f"{len(whole)} (seed {numbers})" if whole else f"0 of {len(runs)} finished" if runs else ABSENT
             spreads = [comparison.score(series, batch_size, key) for key in keys]
             name = comparison.told(series, batch_size)
             rows.append([name, count(batch_size), seeds, *map(mean, spreads)])
@@ -320,43 +320,6 @@ def _changes(runs: list[ReportedRun]) -> str:
     """Returns what --set has changed of the recipe, "" where that cannot move a score's mean."""
     changed = {f"{key}={value}" for run in runs for key, value in run.set.items() if key not in HARMLESS}
     return f"; here with --set {' '.join(sorted(changed))}" if changed else ""
-
-
-def cost_table(comparison: Comparison) -> ReportTable | None:
-    """Returns samples a second with the head and without, and what it costs, at equal batch, ranks and precision."""
-    rows = []
-    for batch_size in comparison.batch_sizes:
-        for series in comparison.series:
-            with_head = _speeds(comparison.cells.get((series, batch_size), []))
-            without = _speeds([
-                run for run in comparison.runs
-                if f"super{run.method}" == series.method and run.batch_size == batch_size and not run.variant
-            ])  # fmt: skip
-            for (split, precision, hosts), fast in with_head.items():
-                equal = [key for key in without if key[:2] == (split, precision)]
-                if not equal:
-                    continue
-                key = min(equal, key=lambda key: (key[2] != hosts, key[2]))
-                same = "not recorded" if not (hosts and key[2]) else ", ".join(hosts)
-                machine = same if key[2] == hosts or not (hosts and key[2]) else "two different ones"
-                rows.append([
-                    series.name, count(batch_size), split, precision, decimal(fast, ",.1f"),
-                    decimal(without[key], ",.1f"), decimal(without[key] / fast, ".3f"), machine,
-                ])  # fmt: skip
-    heads = [
-        "method", "batch", "ranks", "precision", "samples/s", "without the head", "time with / without", "machine",
-    ]  # fmt: skip
-    note = "Medians of out.log's samples/s, and of these over the seeds; above 1 the head slows a step."
-    return ReportTable("What the head costs", heads, rows, note) if rows else None
-
-
-def _speeds(runs: list[ReportedRun]) -> dict[tuple[str, str, tuple[str, ...]], float]:
-    """Returns the median samples a second by what they depend on: ranks, precision, machines."""
-    found = defaultdict(list)
-    for run in runs:
-        if run.samples_per_second:
-            found[run.split, str(run.training.get("precision")), run.hosts].append(run.samples_per_second)
-    return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 
 def runs_table(runs: list[ReportedRun]) -> ReportTable:

@@ -6,27 +6,25 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import whole_file
+from ..pages import pyplot
 from .comparison import Comparison, Series, number
 from .finished_runs import FINISHED, ReportedRun
 from .scores import in_order, label
 from .statistics import PairedDifference
 
-matplotlib.use("Agg")
-
-
+plt = pyplot()
 COLOURS = {
     "clip": "#7d7d7d", "superclip": "#d1495b", "siglip": "#4f6d7a", "supersiglip": "#e08e45", "flip": "#8a79af",
     "superflip": "#2a9d8f",
 }  # fmt: skip
 
 
+WIDTH = 10.4  # inches: the width of a report's page
 MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel a score
 
 
@@ -58,7 +56,7 @@ def batch(size: int) -> str:
 def panel_grid(num_panels: int) -> tuple[Figure, np.ndarray]:
     """Returns a figure with so many panels, a few in a row, and its axes; those that are too many are not shown."""
     rows, columns = math.ceil(num_panels / COLUMNS), min(num_panels, COLUMNS)
-    size = (max(6.5, min(10.4, 3.3 * columns)), 0.9 + 2.6 * rows)
+    size = (WIDTH, 0.9 + 2.6 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat[num_panels:]:
         axes.set_axis_off()
@@ -244,7 +242,7 @@ def draw_curves(comparison: Comparison) -> bytes | None:
 
 def _width(columns: int) -> float:
     """Returns inches: no more than a page has, unless there are many columns."""
-    return max(6.5, min(10.4, 1.2 + 3.1 * columns), 1.7 * columns)
+    return max(WIDTH, 1.7 * columns)
 
 
 def _draw(axes, comparison: Comparison, batch_size: int, loss: str) -> None:
@@ -272,9 +270,6 @@ def _averaged(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
 def not_drawn(comparison: Comparison) -> list[ReportedRun]:
     """Returns the runs whose logs show no loss."""
     return [run for run in comparison.runs if not any(loss in point for point in run.points for loss in LOSSES)]
-
-
-matplotlib.use("Agg")
 
 
 ARM_COLOURS = ("#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af", "#7d7d7d")
@@ -311,13 +306,7 @@ def draw(results) -> bytes:
     grid[0][0].set_ylabel("difference, points (bar: 95 % interval, dot: a seed)", fontsize=8)
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-    return file.getvalue()
-
-
-matplotlib.use("Agg")
+    return png(figure)
 
 
 DEMO_COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b"}

@@ -2,26 +2,23 @@
 
 import base64
 import json
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import whole_file
 from ..pages import html_template
 from ..words.learning import draw_word_courses
-from . import figures as course_figure
 from .comparison import (
     ABSENT,
     Comparison,
     ReportTable,
-    cost_table,
     paper_table,
     read_courses,
     runs_table,
     scores_table,
     words_table,
 )
-from .figures import about, draw_batch_sizes, draw_curves, not_drawn
+from .figures import about, about_course, draw_batch_sizes, draw_course, draw_curves, not_drawn
 from .finished_runs import MISSING, ReportedRun
 from .scores import label
 
@@ -77,13 +74,13 @@ def _words_section(runs: list[ReportedRun]) -> Section | None:
 
 def _comparison_section(comparison: Comparison, suffix: str) -> Section:
     scores, losses = draw_batch_sizes(comparison), draw_curves(comparison)
-    course = course_figure.draw_course(comparison)
+    course = draw_course(comparison)
     figures = [
         Figure(f"batch_size{suffix}.png", scores, "Scores over the batch size", about(comparison)),
         Figure(f"losses{suffix}.png", losses, "Losses over the samples seen"),
-        Figure(f"course{suffix}.png", course, "Scores over the samples seen", course_figure.about(comparison)),
+        Figure(f"course{suffix}.png", course, "Scores over the samples seen", about_course(comparison)),
     ]
-    tables = {"scores": scores_table(comparison), "paper": paper_table(comparison), "cost": cost_table(comparison)}
+    tables = {"scores": scores_table(comparison), "paper": paper_table(comparison)}
     silent = ", ".join(run.name for run in not_drawn(comparison))
     return Section(
         comparison.name,
@@ -96,12 +93,9 @@ def _comparison_section(comparison: Comparison, suffix: str) -> Section:
 BAD = (ABSENT, "failed", "cut short", "preempted")
 
 
-READABLE = 720  # pixels: on a narrower page a figure is moved sideways rather than made small
-
-
 def html_page(title: str, facts: str, sections: list[Section], runs: list[ReportedRun]) -> str:
     """Returns the whole page; recipes, versions and commands of the runs stand at its end, folded."""
-    filters = {"base64": _base64, "readable_width": _readable_width, "describe": _describe}
+    filters = {"base64": _base64, "describe": _describe}
     template = html_template(Path(__file__).with_name("report.html"), **filters)
     found = [run for run in runs if run.state != MISSING]
     return template.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD)
@@ -109,11 +103,6 @@ def html_page(title: str, facts: str, sections: list[Section], runs: list[Report
 
 def _base64(image: bytes) -> str:
     return base64.b64encode(image).decode()
-
-
-def _readable_width(image: bytes) -> int:
-    (width,) = struct.unpack(">I", image[16:20])  # of a PNG
-    return min(width, READABLE)
 
 
 def _describe(run: ReportedRun) -> str:

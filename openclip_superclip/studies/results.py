@@ -12,6 +12,7 @@ from ..pages import markdown_table
 from .statistics import PairedDifference, Spread
 from .study import Study
 
+NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
 UNITS = {"depth_RMSE": "cm, less is better"}  # of measures that are not in percent
 
 
@@ -121,6 +122,12 @@ class StudyResults:
                 for kind in over[study.primary]:
                     found = {m: kinds[kind] for m, kinds in over.items()}
                     told.append(f"{arm} − {baseline}, {kind} over {study.cell_field}: {_excludes_zero(found)}.")
+        best = max(self.spread(arm, cell, study.primary).mean for arm in study.arms for cell in study.cell_values)
+        if study.primary not in UNITS and best < NEAR_CHANCE:
+            told.append(
+                f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near chance say little "
+                "about the methods. Train longer, on more data, or from released weights (--set flags.pretrained=TAG)."
+            )
         return told + self.same
 
     def write(self, out: Path, provenance: dict) -> None:

@@ -10,7 +10,9 @@ import platform
 import shlex
 import shutil
 import statistics
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -46,6 +48,7 @@ from .study import (
     place_of_runs,
 )
 
+ESTIMATE_AFTER = 60  # seconds, for the time that is left
 UNNAMED = ("method", "seed", "chosen", "paper")  # what no run's name says, or says in its own place
 
 
@@ -105,6 +108,23 @@ class StudyTraining:
             self._run(arm, cell, seed, self._rates(chosen, arm, cell))
             for seed, cell, arm in itertools.product(seeds, study.cell_values, study.arms)
         ]
+
+    def summary(self) -> str:
+        """Returns which runs the study trains and how many samples, without training or writing anything."""
+        chosen = self.chosen_before() or {arm: {} for arm in self.study.arms}
+        lines, num_samples = [], 0
+        for what, runs in (("trials", self.trials()), ("runs", self.runs(chosen))):
+            different = {run.folder: run for run in runs}
+            left = [run for run in different.values() if not is_finished(run)]
+            samples = sum(read_recipe(run.recipe, dict(run.set)).samples for run in left)
+            num_samples += samples
+            if different:
+                lines.append(f"{what}: {len(different)}, of which {len(left)} are left to train: {samples:,} samples")
+        return "\n".join([
+            f"{self.study.name}: {self.study.question}", *lines,
+            f"{num_samples:,} samples in all. A minute after training has begun, superclip study prints how long the "
+            "rest takes.",
+        ])  # fmt: skip
 
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError where the run's folder holds a run of other settings, data or device."""
@@ -198,6 +218,7 @@ class StudyTraining:
             tqdm(total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True) as progress,
             ThreadPoolExecutor(self.jobs) as pool,
         ):
+            estimated = False
             futures = {folder: pool.submit(one, run) for folder, run in different.items()}
             try:
                 while not all(future.done() for future in futures.values()):
@@ -205,6 +226,7 @@ class StudyTraining:
                     if failed:
                         raise failed.exception()
                     _show(progress, totals)
+                    estimated = estimated or _estimate(progress)
                     stop.wait(1)
                 _show(progress, totals)
                 return [
@@ -246,6 +268,20 @@ def _flat(values: dict, prefix: str = "") -> dict:
             continue
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _estimate(progress: tqdm) -> bool:
+    """Prints once how long the rest takes, a minute after the first samples; returns whether it did."""
+    started, first = getattr(progress, "first", None) or (time.monotonic(), progress.n)
+    if progress.n > first and time.monotonic() - started >= ESTIMATE_AFTER:
+        speed = (progress.n - first) / (time.monotonic() - started)
+        left = (progress.total - progress.n) / speed
+        shown = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.0f} minutes"
+        progress.write(f"{progress.desc}: about {shown} left, at {speed:,.0f} samples/s", file=sys.stderr)
+        return True
+    if progress.n > 0:
+        progress.first = started, first
+    return False
 
 
 def _show(progress: tqdm, totals: dict[Path, int]) -> None:

@@ -394,6 +394,8 @@ def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
                 above.plot(course.samples, 100 * course.known[place], **look)
                 below.plot(course.samples, course.median_lift[place], **look)
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")  # not 4 × 10⁰
+        below.yaxis.set_minor_formatter("{x:g}")
         below.axhline(KNOWN, color="#888", linewidth=0.8, linestyle=":")
         below.set_xlabel("captions trained on")
         above.set_title(course.name, fontsize=10)

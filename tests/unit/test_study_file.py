@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import threading
 
@@ -18,6 +19,7 @@ from openclip_superclip.demo.data import CONTEXT, TRAINING_DATA, needed_merges, 
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
+from openclip_superclip.studies import training
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.scores import read_scores
 from openclip_superclip.studies.statistics import PairedDifference
@@ -368,3 +370,36 @@ def test_the_studys_vocabulary_spells_captions_as_clips_own_does(designers, one_
         assert len(spelled) + 2 <= CONTEXT
     assert ours.vocab_size == 512 + len(needed_merges(names)) + 2 < 1024
     assert torch.equal(ours([one_token], context_length=4)[0, 2:], torch.tensor([ours.eot_token_id, 0]))
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsys):
+    assert main(["study", "one_batch", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
+    assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("score", "warned"), [(1.2, True), (40.0, False)])
+def test_scores_near_chance_are_pointed_out(score, warned):
+    study = read_study("vit")
+    records = [
+        {"arm": arm, "cell": None, "seed": seed, "run": f"{arm}{seed}", "checkpoint": f"{arm}{seed}",
+         "cpu_seconds": 1.0, "measures": dict.fromkeys(MEASURES["demo"], score)}
+        for arm in study.arms for seed in (10, 11)
+    ]  # fmt: skip
+    text = StudyResults(study, records).tables()
+    assert ("scores near chance" in text) == warned
+    assert "mean ± standard deviation over 2" in text.lower()
+
+
+def test_the_time_that_is_left_is_printed_once_after_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    with training.tqdm(total=7000, desc="which") as progress:
+        assert not training._estimate(progress)
+        for now[0], done in ((10.0, 100), (40.0, 400), (70.0, 700)):
+            progress.n = done
+            last = training._estimate(progress)
+    assert last
+    assert "which: about 10 minutes left, at 10 samples/s" in capsys.readouterr().err
