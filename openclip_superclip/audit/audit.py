@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..checkpoints import HEAD_NAME
+from ..checkpoints import HEAD_NAME, is_sharded
 from ..checkpoints.checkpoint import Checkpoint, file_of_weights, latest_checkpoint
 from ..checkpoints.run_outputs import options_to_keep
 from ..data.shards import is_remote
@@ -108,7 +108,7 @@ def model_digest(model: Checkpoint, architecture: str | None) -> str:
     """Returns what tells a model from others: its weights and head, its configuration, the options of its run."""
     weights, options = file_of_weights(model.path), options_to_keep(model)
     name = architecture or str(options.pop("model", ""))
-    files = [weights]
+    files = sorted(model.path.glob("*.distcp")) if is_sharded(model.path) else [weights]
     if model.path.is_dir():
         files.append(weights.with_name(HEAD_NAME))
     if name.startswith("local-dir:"):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
+from ..checkpoints import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
 from ..errors import InputError, reason
 from ..files import NotWritten
 
@@ -167,6 +168,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     epoch: int | None = None
     of_ddp: bool = False  # its names begin with `module.`: the run's ranks were torch.distributed's
+    of_tasks: bool = False  # OpenCLIP 4 wrote it, whose optimizer has other groups of parameters than OpenCLIP 3's
     head_beside: bool = False  # the class head comes from a file of its own, as an export keeps it
     options: dict = {}  # of the run, as far as the file itself tells them  # noqa: RUF012
 
@@ -183,15 +185,16 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     """Returns what a checkpoint holds; InputError, in one line, for a file that is not one.
 
     Takes what OpenCLIP takes: files of torch (the trainer's, with or without `module.`, or weights alone), safetensors,
-    TorchScript archives, and folders with one of them. The class head that an export keeps beside its weights comes
-    along. Files are mapped: a tensor costs memory when it is used. No pickle runs code.
+    TorchScript archives, folders with one of them, and OpenCLIP 4's sharded checkpoints. The class head that an export
+    keeps beside its weights comes along. Files are mapped: a tensor costs memory when it is used; the shards of a
+    checkpoint are read into memory. No pickle runs code.
 
     Args:
         path: a file or folder.
         of_authors: whether it is to be a file of SuperCLIP's authors, which others than `superclip import` refuse.
     """
     file = file_of_weights(Path(path))
-    content, options = _load(file)
+    content, options = (_load_sharded(file.parent), {}) if is_sharded(Path(path)) else _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
@@ -214,7 +217,8 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
         weights |= head
     epoch = content.get("epoch") if content is not state else None
     of_ddp = all(name.startswith("module.") for name in state)
-    return Checkpoint(Path(path), weights, epoch, of_ddp, head_beside, options)
+    of_tasks = content is not state and "global_step" in content
+    return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
@@ -229,13 +233,64 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
     """Returns what OpenCLIP takes for `--resume latest`, given the run's folder of checkpoints."""
     if save_most_recent:
-        return os.path.join(folder, "epoch_latest.pt")
-    return max(glob.glob(f"{folder}**/*.pt", recursive=True), key=natural_key, default=None)
+        latest = os.path.join(folder, "epoch_latest")
+        return latest if is_sharded(Path(latest)) and not os.path.exists(f"{latest}.pt") else f"{latest}.pt"
+    found = glob.glob(f"{folder}**/*.pt", recursive=True)
+    found += [path for path in glob.glob(os.path.join(folder, "epoch_*")) if is_sharded(Path(path))]
+    return max(found, key=natural_key, default=None)
 
 
 def natural_key(path: str) -> list[str | int]:
     """Returns the key by which OpenCLIP sorts checkpoints: epoch_10 is after epoch_9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
+
+
+def _load_sharded(folder: Path) -> dict:
+    """Returns the weights in a sharded checkpoint, and what its run recorded beside them, as a file holds both."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+
+    try:
+        with (folder / SHARDED).open("rb") as file:
+            metadata = _SafeMetadata(file).load()
+        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        content = torch.load(folder / RECORD_BESIDE, weights_only=True)
+        tensors = {
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in metadata.state_dict_metadata.items()
+            if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
+        }
+        reader = dcp.FileSystemReader(folder)
+        reader.read_metadata = lambda *_, **__: metadata
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that it loads in one process
+            dcp.load(tensors, storage_reader=reader)
+    except Exception as error:  # what is corrupt raises anything
+        raise InputError(f"{folder} cannot be read as a sharded checkpoint: {_reason(error)}") from error
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    for name in ("logit_scale", "logit_bias"):  # FSDP makes a vector of a number; elsewhere it is a number
+        if name in weights and weights[name].shape == (1,):
+            weights[name] = weights[name].squeeze(0)
+    return {**content, "state_dict": weights}
+
+
+class _SafeMetadata(pickle.Unpickler):
+    """Unpickles what a sharded checkpoint says of its tensors, and nothing else."""
+
+    NAMES = (
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING", "_StorageInfo", "_StoragePrefix",
+    )  # fmt: skip
+
+    def find_class(self, module, name):
+        known = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+        allowed = (known and name in self.NAMES) or (module, name) in (
+            ("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
+            ("pathlib._local", "PosixPath"),
+        )  # fmt: skip
+        if allowed or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -249,7 +304,12 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def file_of_weights(path: Path) -> Path:
-    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError where there is none."""
+    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError where there is none.
+
+    Of a sharded checkpoint it is the one that says what the shards hold.
+    """
+    if is_sharded(path):
+        return path / SHARDED
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir  # OpenCLIP's own choice among the files of a folder
 

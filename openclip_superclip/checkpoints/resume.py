@@ -16,6 +16,7 @@ from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import write_json
+from . import is_sharded
 from .model_files import know_model
 from .run_outputs import read_run_record
 
@@ -182,11 +183,11 @@ def resumed_file(resume: str | None, run_folder: str, save_most_recent: bool, se
         return None
     if resume == "latest":
         return _latest(os.path.join(run_folder, "checkpoints"), save_most_recent, set_aside)
-    if os.path.isdir(resume):
+    if os.path.isdir(resume) and not is_sharded(Path(resume)):
         newest = _newest(Path(resume)) or _newest(Path(resume, "checkpoints"))
         expected = f"a checkpoint, such as {newest}" if newest else "a checkpoint, and there is none in it"
         raise InputError(f"--resume: {resume} is a folder; expected {expected}")
-    if not os.path.isfile(resume):
+    if not os.path.exists(resume):
         raise InputError(f"--resume: there is no file {resume}; expected a checkpoint, or latest")
     return resume
 
@@ -203,7 +204,7 @@ def _latest(folder: str, save_most_recent: bool, set_aside: bool) -> str | None:
 
     file = latest_checkpoint(folder, save_most_recent)
     if save_most_recent:
-        if not os.path.isfile(file):
+        if not os.path.exists(file):
             return None
         if set_aside and not is_complete(file):
             _go_back(Path(file))

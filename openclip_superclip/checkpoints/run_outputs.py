@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from ..errors import InputError
+from . import RECORD_BESIDE, is_sharded
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -142,13 +143,18 @@ CHUNK = 1 << 20  # bytes
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Returns the checkpoints in a run's folder `checkpoints`, epoch: file, oldest first."""
-    names = ((re.fullmatch(r"epoch_(\d+)\.pt", path.name), path) for path in folder.glob("epoch_*.pt"))
-    return dict(sorted((int(name[1]), path) for name, path in names if name))
+    """Returns the checkpoints in a run's folder `checkpoints`, epoch: file or sharded folder, oldest first."""
+    names = ((re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name), path) for path in folder.glob("epoch_*"))
+    return dict(sorted((int(name[1]), path) for name, path in names if name and (name[2] or is_sharded(path))))
 
 
 def is_whole(path: Path) -> bool:
-    """Returns whether a checkpoint is complete and every byte in it what was written: reads all of it."""
+    """Returns whether a checkpoint is complete and every byte in it what was written: reads all of it.
+
+    A sharded one has no checksums.
+    """
+    if is_sharded(path):
+        return is_complete(path)
     size = path.stat().st_size
     try:
         with (
@@ -217,9 +223,12 @@ def newest(folder: Path) -> int:
 
 
 def is_complete(path: str | Path) -> bool:
-    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents."""
+    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents.
+
+    The last file of a sharded one is the record of its epoch.
+    """
     try:
-        with zipfile.ZipFile(path):
+        with zipfile.ZipFile(Path(path) / RECORD_BESIDE if is_sharded(Path(path)) else path):
             return True
     except Exception:  # zipfile has many for what is not one
         return False

@@ -21,7 +21,7 @@ from ..checkpoints.averaging import interpolate
 from ..checkpoints.checkpoint import Checkpoint, check_match, read_checkpoint
 from ..checkpoints.export import write_model
 from ..checkpoints.pretrained import released_file
-from ..checkpoints.run_outputs import run_behind
+from ..checkpoints.run_outputs import checkpoints, run_behind
 from ..errors import InputError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
@@ -67,11 +67,10 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
 
 def checkpoints_of(run: str) -> list[str]:
     """Returns all checkpoints of a run's epochs, in their order; InputError where it has none."""
-    files = {file.stem.removeprefix("epoch_"): file for file in Path(run, "checkpoints").glob("epoch_*.pt")}
-    found = {int(epoch): file for epoch, file in files.items() if epoch.isdigit()}
+    found = checkpoints(Path(run, "checkpoints"))
     if not found:
         raise InputError(f"--every: {run} holds no checkpoints/epoch_N.pt; expected the folder of a run")
-    return [str(found[epoch]) for epoch in sorted(found)]
+    return [*map(str, found.values())]
 
 
 def interpolated_models(tuned: str, released: str, alphas: list[float], model: str | None = None) -> list[Evaluated]:
@@ -154,7 +153,7 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     name = f"{run.resolve().name}/{path.stem}" if run else given
     identities = _weights_id(architecture, weights), _tokenizer_id(architecture)
     evaluated = Evaluated(name, given, *identities, path.resolve(), checkpoint.epoch, run)
-    if path.is_dir() and (checkpoint.head_beside or not checkpoint.head()):
+    if (path / HF_CONFIG_NAME).is_file() and (checkpoint.head_beside or not checkpoint.head()):
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=lambda: Plain(architecture, on_meta, weights))
 
