@@ -7,6 +7,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["SUPERCLIP_SITE"] = ""  # a site's file of whoever runs the tests changes nothing
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array lies in memory
 
+import sys
+
+if "OPENCLIP_SOURCE" in os.environ:  # pytest -m main: a checkout comes before the installed OpenCLIP
+    source = os.path.join(os.path.realpath(os.environ["OPENCLIP_SOURCE"]), "src")
+    sys.path.insert(0, source)
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 import argparse
 import shutil
 import signal

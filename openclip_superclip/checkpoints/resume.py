@@ -236,7 +236,7 @@ def _go_back(latest: Path) -> None:
           file=sys.stderr, flush=True)  # fmt: skip
 
 
-def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) -> None:
+def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, has_tasks: bool | None = None) -> None:
     """Raises InputError, with what to do instead, where `file` is of a run of the other kind: plain or --superclip.
 
     A file that cannot be read is left to stock OpenCLIP in a run without the head.
@@ -246,6 +246,7 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) ->
         with_head: whether --superclip trains.
         with_ddp: whether the ranks are torch.distributed's; None for a process alone, which reads either's names.
         model: as --model names it.
+        has_tasks: whether OpenCLIP 4 resumes it; None to leave that to OpenCLIP.
     """
     from .checkpoint import read_checkpoint
 
@@ -268,6 +269,12 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str) ->
         raise InputError(
             f"--resume: {file} is of a run with --superclip: add --superclip; or, to start from its weights without "
             f"the class head, {export} and a new --name"
+        )
+    if has_tasks is not None and checkpoint.of_tasks != has_tasks:
+        raise InputError(
+            f"--resume: {file} is of a run on OpenCLIP {4 if checkpoint.of_tasks else 3}, whose optimizer has other "
+            f"groups of parameters than OpenCLIP {4 if has_tasks else 3}'s: resume it with the OpenCLIP that it began "
+            f"with; or, to start from its weights, give {anew}"
         )
     if with_ddp is not None and checkpoint.of_ddp != with_ddp:
         kind = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"

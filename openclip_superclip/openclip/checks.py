@@ -11,7 +11,7 @@ from ..config import Config, DataConfig, is_idf_file
 from ..data.shards import expand, is_remote
 from ..environment import check_horovod
 from ..errors import InputError
-from . import with_model_defaults
+from . import current, with_model_defaults
 
 
 def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
@@ -34,6 +34,8 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         _refuse_impossible(args)
         _refuse_impossible_captions(args, config)
         _check_idf_file(args, config)
+    if ours:
+        current().check_options(args, config.captions if config is not None else None, slices)
     if only_options:
         return
     if ours:
@@ -106,6 +108,8 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
         )  # fmt: skip
     fork_workers(args.workers)
     long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+    if _reads_other_members(args):
+        return []
     return check_training_shards(args.train_data, sliced, long_caption)
 
 
@@ -118,7 +122,13 @@ def _check_validation_data(args) -> list[str]:
         return []
     if kind(args.val_data, args.dataset_type, "--val-data") == "table":
         return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
-    return inspect(args.val_data, "--val-data", "", START).warnings()
+    return [] if _reads_other_members(args) else inspect(args.val_data, "--val-data", "", START).warnings()
+
+
+def _reads_other_members(args) -> bool:
+    """Returns whether OpenCLIP 4 is told to find images or captions elsewhere than in jpg, png, jpeg, webp and txt."""
+    told = (getattr(args, name, None) for name in ("image_key", "text_key", "json_text_key"))
+    return tuple(told) not in ((None, None, None), ("jpg;png;jpeg;webp", "txt", None))
 
 
 def _look_at_stock_tables(args) -> list[str]:
@@ -232,8 +242,9 @@ def _check_resume(args, with_head: bool, data: DataConfig) -> None:
     run_folder = os.path.join(args.logs, args.name or "")
     file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
     if file is not None:
+        has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
         with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
-        check_kind(file, with_head, with_ddp, args.model)
+        check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
         if not data.accept_changes:
             check_order(file, slices, args.seed, args.train_data)
             if slices is not None and args.train_data:

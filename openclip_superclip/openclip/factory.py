@@ -122,14 +122,28 @@ def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str
             )
 
 
+OTHER_KINDS = {  # what OpenCLIP 4 can train besides, by the part of the configuration that tells it
+    "genlip_cfg": "it generates captions and has no contrastive loss",
+    "genlap_cfg": "it generates captions of audio and has no contrastive loss",
+    "audio_cfg": "it has an audio tower and no patch tokens of an image",
+}
+
+
 def check_vocabulary(model_name: str, cache_dir: str | None = None, context_length: int | None = None) -> None:
-    """Raises InputError where the tokens that every caption holds are beyond the text tower's vocabulary.
+    """Raises InputError for a model of another kind, or if tokens of every caption are beyond its vocabulary.
 
     Hubs and towers of Hugging Face, which have a configuration of their own, are left to the first batch.
     """
     if parse_model_name(model_name)[0] == "hf-hub":
         return
-    text_cfg = open_clip.get_model_config(model_name)["text_cfg"]
+    model_cfg = open_clip.get_model_config(model_name)
+    for part, kind in OTHER_KINDS.items():
+        if part in model_cfg:
+            raise InputError(
+                f"--superclip cannot train --model {model_name}: {kind}; expected a vision and a text tower with a "
+                "contrastive loss"
+            )
+    text_cfg = model_cfg["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)

@@ -6,6 +6,7 @@ import inspect
 from .. import hooks
 
 TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
+HAS_TASKS = False
 
 # The names that only this generation has, and what stands there afterwards.
 REPLACED = {
@@ -87,6 +88,10 @@ class WebDataset:
                 yield {**sample, "txt": tokens}
         if hasattr(self.caption_tokens, "end_pass"):
             self.caption_tokens.end_pass(num_kept)
+
+
+def check_options(args, captions: str | None, slices: int | None) -> None:
+    """Refuses nothing: what this generation cannot train with our flags, the others cannot either."""
 
 
 def row_with_tokens(row: tuple, tokens) -> tuple:

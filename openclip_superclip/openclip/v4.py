@@ -4,9 +4,11 @@ import functools
 import inspect
 
 from .. import hooks
+from ..errors import InputError
 from . import v3
 
 TESTED = ("4.2.0.dev0",)
+HAS_TASKS = True
 
 REPLACED = {
     "open_clip_train.main.create_task": "the same, with the plugins' loss, if one has an answer",
@@ -96,6 +98,36 @@ class WebDataset(v3.WebDataset):
             return None
         caption = sample["txt"]
         return {**sample, "txt": caption.decode("utf-8") if isinstance(caption, bytes) else caption}
+
+
+def check_options(args, captions: str | None, slices: int | None) -> None:
+    """Raises InputError, with what to do instead, for a flag of this generation that one of ours cannot go with.
+
+    Args:
+        args: as OpenCLIP has parsed them.
+        captions: --superclip-captions; None without --superclip.
+        slices: --superclip-slices; None without it.
+    """
+    if args.dataset_type.endswith("-audio"):
+        raise InputError(f"--dataset-type {args.dataset_type} has no images: leave out the flags of SuperCLIP")
+    if captions is not None and captions.startswith("mixed") and args.json_text_key_probs:
+        raise InputError(
+            f"--json-text-key-probs draws the short caption, and --superclip-captions {captions} draws between it and "
+            "the long one: give one of the two"
+        )
+    if slices is not None and args.use_naflex:
+        raise InputError(
+            "--superclip-slices cannot go with --use-naflex, which reads its shards over and over: leave out one of "
+            "the two"
+        )
+    if captions is not None and "muon" in args.opt.lower():
+        _leave_head_to_fallback(args)
+
+
+def _leave_head_to_fallback(args) -> None:
+    """Keeps Muon from orthogonalising the head's weight, whose rows are words: its fallback trains the head."""
+    given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
+    args.opt_fallback_list = [*given, "class_head.*"]
 
 
 def row_with_tokens(row: dict, tokens) -> dict:

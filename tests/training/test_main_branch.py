@@ -1,0 +1,341 @@
+"""OpenCLIP's main branch, from a checkout: OPENCLIP_SOURCE=DIR pytest -m main."""
+
+import argparse
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import open_clip_train.main
+import pytest
+import torch
+from support.models import MODELS, write_model, write_weights
+from support.small_shards import SHARD_SIZE, write_shards
+from support.training_runs import Run, in_one_order, load, run_ranks, stock_train, superclip_train
+
+import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.checkpoint import read_checkpoint
+from openclip_superclip.openclip import current
+
+ROOT = Path(__file__).parents[2]
+SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type webdataset"
+DISTILLED = "--distill-model {teacher} --distill-pretrained {teacher}"
+
+pytestmark = [
+    pytest.mark.main,
+    pytest.mark.skipif("OPENCLIP_SOURCE" not in os.environ, reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """--model of small models, and of a teacher with weights."""
+    root = tmp_path_factory.mktemp("models")
+    models = {name: write_model(root / name, **MODELS[name]) for name in ("vit", "one-layer", "coca", "timm-vit")}
+    models["teacher"] = write_model(root / "teacher")
+    write_weights(models["teacher"])
+    return models
+
+
+@pytest.fixture(scope="module")
+def whole_weights(models, tmp_path_factory):
+    """Returns the file of a model's weights, class head included."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    @functools.cache
+    def whole_weights(model: str) -> str:
+        torch.manual_seed(1)
+        made, _, _ = superclip.create_model_and_transforms(models[model])
+        if hasattr(made, "text_decoder"):
+            made.text_decoder.text_projection.data.normal_(std=0.02)
+        torch.save(made.state_dict(), folder / f"{model}.pt")
+        return str(folder / f"{model}.pt")
+
+    return whole_weights
+
+
+def test_the_installed_openclip_is_the_main_branch():
+    assert Path(open_clip.__file__).is_relative_to(Path(os.environ["OPENCLIP_SOURCE"]).resolve())
+    assert current().HAS_TASKS
+
+
+# Flag absent
+
+
+def on_cpu_ranks(train):
+    """`train` with a DDP that takes CPU ranks, to which OpenCLIP gives a device that torch refuses there."""
+
+    def train_on_cpu_ranks(*argv):
+        ddp = torch.nn.parallel.DistributedDataParallel
+        torch.nn.parallel.DistributedDataParallel = lambda module, device_ids=None, **options: ddp(module, **options)
+        return train(*argv)
+
+    return train_on_cpu_ranks
+
+
+STOCK = {  # flags, ranks
+    "CLIP": ("", 1),
+    "WebDataset": (SHARDS, 1),
+    "SigLIP": ("--siglip", 1),
+    "CoCa": ("--model {coca}", 1),
+    "a custom text tower": ("--force-custom-text", 1),
+    "distillation": (DISTILLED, 1),
+    "accumulation": ("--accum-freq 2", 1),
+    "validation": ("--val-data {csv}", 1),
+    "FLIP in amp_bf16": ("--precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5", 1),
+    "a compiled step": ("--model {one-layer} --torchcompile --torchcompile-strategy step "
+                        "--torchcompile-backend eager", 1),
+    "FSDP": ("--fsdp", 2),
+    "two ranks": ("", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "world_size"), STOCK.values(), ids=STOCK)
+def test_without_the_flag_it_trains_as_the_main_branch_to_the_last_digit(
+    flags, world_size, models, shards, csv_data, train_flags, tmp_path
+):
+    flags = flags.format(shards=shards, csv=csv_data, **models).split()
+    argv = [*train_flags, "--batch-size", str(16 // world_size), "--logs", "none", *flags]
+    stock = on_cpu_ranks(stock_train) if world_size > 1 and "--fsdp" not in flags else stock_train
+    ours = run_ranks(in_one_order(superclip_train), *argv, "--name", "ours", world_size=world_size, cwd=tmp_path)
+    theirs = run_ranks(in_one_order(stock), *argv, "--name", "stock", world_size=world_size, cwd=tmp_path)
+    assert {run.returncode for run in [*ours, *theirs]} == {0}, ours[0].output[-2000:]
+    assert len(theirs[0].losses()) == (2 if "--accum-freq" in flags else 4)
+    assert ours[0].losses() == theirs[0].losses()
+    assert _metrics(ours[0]) == _metrics(theirs[0])
+
+
+def _metrics(run) -> list[str]:
+    return [line.partition("Eval Epoch")[2] for line in run.output.splitlines() if "Eval Epoch" in line]
+
+
+# The losses of OpenCLIP 3
+
+
+ONE_STEP = {  # --model, flags, ranks on main
+    "CLIP": ("vit", "", 1),
+    "SigLIP": ("vit", "--siglip", 1),
+    "CoCa": ("coca", "", 1),
+    "a custom text tower": ("vit", "--force-custom-text", 1),
+    "timm's ViT": ("timm-vit", "", 1),
+    "distillation": ("vit", DISTILLED, 1),
+    "accumulation": ("vit", "--accum-freq 2", 1),
+    "accumulation, CoCa": ("coca", "--accum-freq 2", 1),
+    "WebDataset": ("vit", SHARDS, 1),
+    "two captions": ("vit", f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
+                     "--superclip-long-context 30", 1),
+    "two captions of a table": ("vit", "--superclip-captions dual --superclip-long-caption filepath", 1),
+    "two ranks": ("vit", "", 2),
+    "FSDP": ("vit", "--fsdp", 2),
+    "FSDP, CoCa": ("coca", "--fsdp", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "flags", "world_size"), ONE_STEP.values(), ids=ONE_STEP)
+def test_one_step_from_equal_weights_has_the_losses_of_the_released_openclip(
+    model, flags, world_size, models, whole_weights, shards, train_flags, tmp_path
+):
+    flags = flags.format(shards=shards, **models).split()
+    batch_size = 64 // world_size // (2 if "--accum-freq" in flags else 1)
+    argv = [*train_flags, "--model", models[model], "--pretrained", whole_weights(model), "--superclip", *flags]
+    argv += ["--batch-size", str(batch_size), "--precision", "fp32", "--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
+    runs = run_ranks(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-3000:]
+    released = released_train(*[flag for flag in argv if flag != "--fsdp"], batch_size=batch_size * world_size)
+    names = {"Contrastive_loss", "Class_loss", "Loss"} | ({"Caption_loss"} if model == "coca" else set())
+    assert names <= set(re.findall(r"(\w*oss): ", runs[0].losses()[0]))
+    for name in names:
+        assert len(released.values(name)) == 1
+        assert runs[0].values(name) == pytest.approx(released.values(name), rel=3e-5), name
+
+
+def released_train(*argv, batch_size: int) -> Run:
+    """`superclip train` with the OpenCLIP that is installed, in an interpreter of its own."""
+    command = [sys.executable, "-m", "openclip_superclip", "train", *argv, "--batch-size", str(batch_size)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command += ["--logs", "none", "--name", "released"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "open_clip_train.main.create_loss" in done.stdout
+    return Run(0, done.stdout + done.stderr)
+
+
+# More steps
+
+
+@pytest.fixture(scope="module")
+def eager(models, train_flags, tmp_path_factory) -> list[str]:
+    """The losses of a run that is not compiled."""
+    argv = [*train_flags, "--model", models["one-layer"], "--superclip", "--precision", "fp32"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path_factory.mktemp("eager"))
+    assert run.returncode == 0, run.output[-2000:]
+    return run.values("Class_loss")
+
+
+@pytest.mark.parametrize("strategy", ["model", "task", "step"])
+def test_every_compile_strategy_trains_with_the_same_losses(strategy, eager, models, train_flags, tmp_path):
+    argv = [*train_flags, "--model", models["one-layer"], "--superclip", "--precision", "fp32", "--torchcompile"]
+    argv += ["--torchcompile-strategy", strategy, "--torchcompile-backend", "aot_eager"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert len(eager) == 4
+    assert run.values("Class_loss") == pytest.approx(eager, rel=1e-3)
+
+
+def test_fsdp_trains_as_ddp_and_its_sharded_checkpoint_is_the_whole_one(models, train_flags, tmp_path):
+    argv = [*train_flags, "--superclip", "--precision", "fp32", "--batch-size", "32", "--epochs", "2"]
+    folders = {}
+    for name, flags in (("ddp", ""), ("fsdp", "--fsdp"), ("sharded", "--fsdp --fsdp-checkpoint sharded")):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        runs = run_ranks(superclip_train, *argv, *flags.split(), world_size=2, cwd=folders[name])
+        assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
+    files = [
+        folders["ddp"] / "logs/run/checkpoints/epoch_2.pt",
+        folders["fsdp"] / "logs/run/checkpoints/epoch_2.pt",
+        folders["sharded"] / "logs/run/checkpoints/epoch_2",
+    ]
+    ddp, fsdp, sharded = (read_checkpoint(file) for file in files)
+    assert ddp.weights.keys() == fsdp.weights.keys() == sharded.weights.keys()
+    assert {checkpoint.epoch for checkpoint in (ddp, fsdp, sharded)} == {2}
+    for name, weight in ddp.weights.items():
+        torch.testing.assert_close(fsdp.weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+        assert torch.equal(sharded.weights[name], fsdp.weights[name]), name
+    assert ddp.weights["statistics.num_captions"] == 2 * 64
+    assert main(["export", str(files[2]), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    exported = read_checkpoint(tmp_path / "exported")
+    assert torch.equal(exported.weights["class_head.weight"], sharded.weights["class_head.weight"])
+    resumed = [*argv, "--fsdp", "--fsdp-checkpoint", "sharded", "--epochs", "3", "--resume", "latest"]
+    runs = run_ranks(superclip_train, *resumed, world_size=2, cwd=folders["sharded"])
+    assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
+    assert len(runs[0].losses()) == 1
+    assert read_checkpoint(files[2].with_name("epoch_3")).weights["statistics.num_captions"] == 3 * 64
+
+
+def test_an_average_of_the_weights_holds_the_head_and_evaluates(models):
+    model, _, _ = superclip.create_model_and_transforms(models["vit"])
+    options = {"distill": False, "siglip": False, "local_loss": False, "gather_with_grad": False, "rank": 0}
+    task = open_clip.create_task(argparse.Namespace(model="vit", world_size=1, **options), model)
+    task.loss = superclip.SuperCLIPLoss(task.loss)
+    task.setup_ema(decay=0.5)
+    image = torch.randn(4, 3, 32, 32)
+    text = open_clip.get_tokenizer(models["vit"])(["a dog", "a cat", "a house", "two dogs"])
+    task.train()
+    losses, _ = task({"image": image, "text": text})
+    losses["loss"].backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    before = model.class_head.weight.detach().clone()
+    task.update_ema()
+    saved = task.state_dict()
+    assert saved["state_dict_ema"].keys() == saved["state_dict"].keys()
+    assert saved["state_dict_ema"]["statistics.num_captions"] == 4
+    assert not torch.equal(saved["state_dict_ema"]["class_head.weight"], before)
+    assert task.eval()({"image": image, "text": text}).keys() == {"image_features", "text_features", "logit_scale"}
+
+
+def test_muon_leaves_the_head_to_its_fallback(parse_args, models, csv_data):
+    flags = ["--model", models["vit"], "--train-data", str(csv_data), "--dataset-type", "csv"]
+    flags += ["--opt", "timm/nadamuon", "--opt-fallback-list", "*token_embedding*"]
+    assert parse_args(flags).opt_fallback_list == ["*token_embedding*"]
+    assert parse_args([*flags, "--superclip"]).opt_fallback_list == ["*token_embedding*", "class_head.*"]
+
+
+# Captions
+
+
+def test_openclips_own_keys_name_the_short_caption(models, tmp_path, train_flags):
+    shards = write_shards(tmp_path / "shards", 2)
+    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
+    argv += [str(2 * SHARD_SIZE), "--superclip", "--superclip-captions", "dual", "--superclip-long-caption", "txt"]
+    (run,) = run_ranks(superclip_train, *argv, "--text-key", "none;txt", cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert "of 32 samples read, 0 had no long caption" in run.output
+
+
+REFUSED = {  # flags: what the one line says
+    "--json-text-key a;b --json-text-key-probs 1 1 --superclip-captions mixed:0.5 --superclip-long-caption json:b":
+        "--json-text-key-probs draws the short caption, and --superclip-captions mixed:0.5",
+    "--use-naflex --superclip-slices 2": "--superclip-slices cannot go with --use-naflex",
+    "--model CLAP-HTSAT-tiny": "--superclip cannot train --model CLAP-HTSAT-tiny: it has an audio tower",
+    "--dataset-type webdataset-audio": "--dataset-type webdataset-audio has no images",
+    "--resume {released}": "is of a run on OpenCLIP 3, whose optimizer has other groups of parameters",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(flags, reason, models, shards, whole_weights, parse_args, tmp_path):
+    released = tmp_path / "released.pt"
+    torch.save({"epoch": 1, "state_dict": torch.load(whole_weights("vit"))}, released)
+    argv = ["--model", models["vit"], "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
+    argv += ["64", "--workers", "0", "--superclip", *flags.format(released=released).split()]
+    with pytest.raises(SystemExit) as refused:
+        parse_args(argv)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+# Slices
+
+
+def killed_train(*argv: str) -> int:
+    """`superclip train`, killed before the second batch of the second slice."""
+    get_data = open_clip_train.main.get_data
+
+    def get_killing_data(*args, **options):
+        data = get_data(*args, **options)
+        loader, epoch = data["train"].dataloader, data["train"].shared_epoch
+
+        class Killing:
+            num_batches, num_samples = loader.num_batches, loader.num_samples
+
+            def __iter__(self):
+                for number, batch in enumerate(loader):
+                    if (epoch.get_value(), number) == (1, 1):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield batch
+
+        data["train"].dataloader = Killing()
+        return data
+
+    open_clip_train.main.get_data = get_killing_data
+    return superclip_train(*argv)
+
+
+RESUMED = {
+    "CLIP": ("--workers 1", 1),
+    "SuperFLIP": ("--workers 0 --superclip --force-patch-dropout 0.5", 1),
+    "SuperCLIP, two ranks": ("--workers 1 --superclip", 2),
+    "SuperCLIP, FSDP": ("--workers 0 --superclip --fsdp", 2),
+}
+
+
+@pytest.mark.parametrize(("flags", "world_size"), RESUMED.values(), ids=RESUMED)
+def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(flags, world_size, train_flags, tmp_path):
+    shards = write_shards(tmp_path / "shards", 6)
+    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
+    argv += [str(2 * SHARD_SIZE), "--batch-size", "8", "--superclip-slices", "3", "--epochs", "4", *flags.split()]
+    argv += ["--aug-cfg", "scale=(0.3,1.0)", "--resume", "latest"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    ranks = functools.partial(run_ranks, world_size=world_size)
+    runs = ranks(superclip_train, *argv, cwd=whole)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert -signal.SIGKILL in [run.returncode for run in ranks(killed_train, *argv, cwd=killed)]
+    runs = ranks(superclip_train, *argv, cwd=killed)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert "resuming checkpoint" in runs[0].output
+    assert _bits(load(killed / "logs/run", 4)) == _bits(load(whole / "logs/run", 4))
+
+
+def _bits(checkpoint: dict) -> dict[str, bytes]:
+    """Every bit of weights, counts and optimizer."""
+    tensors = dict(checkpoint["state_dict"])
+    for index, values in checkpoint["optimizer"]["state"].items():
+        tensors |= {f"{index} {name}": value for name, value in values.items()}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}
