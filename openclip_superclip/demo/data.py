@@ -31,6 +31,7 @@ CONTEXT = 18  # tokens: four names of two words and the commas between them
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
 RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
 VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
+SMALL_VIT = {**VIT, "image_size": 48}  # scenes are resized
 
 
 def write_model(
@@ -55,11 +56,7 @@ def write_model(
         "heads": 1,
         "layers": 2,
     }
-    model_cfg = {
-        "embed_dim": 128,
-        "vision_cfg": vision,
-        "text_cfg": text_cfg,
-    }
+    model_cfg = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text_cfg}
     write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
     return f"local-dir:{folder}"
 
@@ -112,8 +109,8 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/scenes-short", caption="short"),
     TrainingData("data/scenes-second", model="model-second", designers=SECOND_DESIGNERS, seed=1),
     TrainingData("data/scenes", model="model-vit", vision=VIT),
-    TrainingData("data/natural-{seed}", model="natural-vit", vision=VIT),
-    TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**VIT, "pool_type": "avg"}),
+    TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT),
+    TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
 )
 
@@ -131,15 +128,8 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
             natural.write_natural(folder / data.folder.format(seed=seed), seed, num_samples, SHARD_SIZE)
         return model, f"{folder / data.shards}"
     model = write_model(folder / data.model, names_of(data.designers), data.vision)
-    shards = write_shards(
-        folder / data.folder,
-        num_samples,
-        seed=data.seed,
-        samples_per_shard=SHARD_SIZE,
-        caption=data.caption,
-        designers=data.designers,
-    )
-    return model, shards
+    place, kind = folder / data.folder, data.caption
+    return model, write_shards(place, num_samples, data.seed, SHARD_SIZE, kind, designers=data.designers)
 
 
 def write_evaluation_data(

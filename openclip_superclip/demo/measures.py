@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..openclip import retrieval_metrics
 from . import natural
-from .scenes import DESIGNERS, NAMES, Scene, different_scenes, names_of, scenes
+from .scenes import DESIGNERS, NAMES, Scene, different, different_scenes, names_of, scenes
 
 BATCH_SIZE = 250
 
@@ -89,7 +90,7 @@ def measure_natural(
         world.scene(split, place, (1,), concept=pairs[place][0], colour=pairs[place][1])
         for place in is_new.nonzero()[:, 0].tolist()
     ]
-    groups = natural.different_natural_scenes(world, split, num_scenes)
+    groups = different(num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean")
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
     with evaluating(model):
         names, phrases = (

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, sample, split_of, tile, write_samples
+from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile, write_scenes
 
 TRAINING_DESIGNERS = ("google", "twitter", "emojione")
 UNSEEN_DESIGNERS = ("fluent",)
@@ -27,13 +27,14 @@ COLOURS = {
     "red": (215, 40, 40), "orange": (240, 140, 30), "yellow": (240, 215, 50), "green": (50, 160, 70),
     "blue": (50, 90, 210), "purple": (140, 60, 180), "pink": (245, 130, 180), "gray": (120, 120, 120),
 }  # fmt: skip
-SIZES = {"small": range(18, 23), "large": range(27, 33)}  # pixels, in a quarter of the image
-SIZES_ALONE = {"small": range(27, 35), "large": range(44, 57)}  # of a scene's only object
+SIZES = {"small": range(19, 24), "large": range(28, 33)}  # pixels, in a quarter of the image
+SIZES_ALONE = {"small": range(32, 41), "large": range(48, 61)}  # of a scene's only object
 PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right", "in the middle")
-CONTEXT = 36  # tokens: all short captions and 98 % of the long ones
+NUM_OBJECTS = (1, 1, 1, 2, 2, 3)  # of a scene, equally likely
+CONTEXT = 28  # tokens: nearly all captions
 MIDDLE = PLACES.index("in the middle")
 DETERMINERS = ("a", "the", "one", "this")
-FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "look at {}", "{} on a card", "we see {} here")
+FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "{} on a card")
 LINKS = (" and ", ", ", " with ", " next to ")
 MEASURES = (
     "zero_shot", "new_combinations", "image_to_text_R@1", "text_to_image_R@1", "image_to_long_text_R@1",
@@ -94,7 +95,7 @@ class World:
         self,
         split: str,
         index: int,
-        num_objects: Sequence[int] = range(1, 5),
+        num_objects: Sequence[int] = NUM_OBJECTS,
         designers: Sequence[str] = TRAINING_DESIGNERS,
         concept: Concept | None = None,
         colour: str | None = None,
@@ -160,11 +161,11 @@ class World:
 def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
     """Returns a phrase for a thing: with `full` its name, size and colour, else some of them or a keyword."""
     concept = thing.concept
-    word = rng.choice(concept.keywords) if concept.keywords and not rng.randrange(4) and not full else concept.name
+    word = rng.choice(concept.keywords) if concept.keywords and not rng.randrange(5) and not full else concept.name
     words = [rng.choice(DETERMINERS)]
-    words += [thing.size] if full or not rng.randrange(4) else []
+    words += [thing.size] if full or not rng.randrange(5) else []
     words += [thing.colour] if thing.colour and (full or rng.randrange(2)) else []
-    words += [word, *([] if rng.randrange(4) else [PLACES[thing.place]])]
+    words += [word, *([] if rng.randrange(6) else [PLACES[thing.place]])]
     if words[0] == "a" and words[1][0] in "aeiou":
         words[0] = "an"
     return " ".join(words)
@@ -198,7 +199,7 @@ def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
     shades = np.minimum(np.array(colour) * shade // 255, 255)
     pixels[..., :3] = (pixels[..., :3] + shades) // 2
-    return Image.fromarray(pixels.astype(np.uint8), "RGBA")
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: int) -> str:
@@ -208,20 +209,4 @@ def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: 
     """
     world = World(seed)
     dataset = {"natural": VERSION, "seed": seed, "num_samples": num_samples, "samples_per_shard": samples_per_shard}
-    scenes = (world.scene("train", index) for index in range(num_samples))
-    samples = ({"__key__": f"{index:09d}", **sample(scene, "short")} for index, scene in enumerate(scenes))
-    return write_samples(folder, dataset, samples)
-
-
-def different_natural_scenes(world: World, split: str, num_scenes: int) -> list[Scene]:
-    """Returns scenes of two objects or more, no two of them of the same objects or with equal captions."""
-    found: list[Scene] = []
-    seen: set = set()
-    for index in itertools.count():
-        scene = world.scene(split, index, (2, 3, 4))
-        keys = {frozenset(scene.objects), scene.captions["clean"]}
-        if not keys & seen:
-            seen |= keys
-            found.append(scene)
-        if len(found) == num_scenes:
-            return found
+    return write_scenes(folder, dataset, (world.scene("train", index) for index in range(num_samples)), "short")

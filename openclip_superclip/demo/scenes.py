@@ -9,7 +9,7 @@ import math
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,20 +158,28 @@ def scenes(
 
 
 def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
-    """The first `num` scenes of a split that have two objects or more, no two of them the same objects."""
-    found: dict[frozenset[str], Scene] = {}
-    for index in itertools.count():
+    """Returns the first `num` scenes of a split with two objects or more, no two of them with the same objects."""
+    return different(num, (make_scene(seed, index, split, range(2, 5), designers) for index in itertools.count()))
+
+
+def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
+    """Returns the first `num` scenes of which no two have the same objects, or the same caption of that kind."""
+    found: list[Scene] = []
+    seen: set = set()
+    for scene in shown:
+        keys = {frozenset(scene.objects), *([scene.captions[caption]] if caption else [])}
+        if not keys & seen:
+            seen |= keys
+            found.append(scene)
         if len(found) == num:
-            return list(found.values())
-        scene = make_scene(seed, index, split, range(2, 5), designers)
-        found.setdefault(frozenset(scene.objects), scene)
+            break
+    return found
 
 
 def write_shards(
     folder: str | Path,
     num_samples: int,
     seed: int,
-    first_index: int = 0,
     samples_per_shard: int = 1000,
     caption: str = "long",
     split: str = "train",
@@ -183,31 +191,23 @@ def write_shards(
     The same arguments give the same bytes. Raises ValueError for an unknown caption or split, or no samples.
     """
     dataset = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "first_index": first_index,
-        "samples_per_shard": samples_per_shard,
-        "caption": caption,
-        "split": split,
-        "version": VERSION,
-    }
+        "num_samples": num_samples, "seed": seed, "first_index": 0, "samples_per_shard": samples_per_shard,
+        "caption": caption, "split": split, "version": VERSION,
+    }  # fmt: skip
     if tuple(designers) != DESIGNERS:
         dataset["designers"] = list(designers)
     if caption not in CAPTIONS or split not in SPLITS or num_samples < 1:
         raise ValueError(f"expected a caption of {CAPTIONS}, a split of {SPLITS} and one sample or more, got {dataset}")
-    shown = (
-        make_scene(seed, index, split, designers=designers) for index in range(first_index, first_index + num_samples)
-    )
-    samples = ({"__key__": f"{index:09d}", **sample(scene, caption)} for index, scene in enumerate(shown, first_index))
-    return write_samples(Path(folder), dataset, samples)
+    return write_scenes(Path(folder), dataset, scenes(num_samples, seed, split, designers=designers), caption)
 
 
-def write_samples(folder: Path, dataset: dict, samples: Iterator[dict]) -> str:
-    """Writes samples as shards and returns their brace pattern; a folder that holds the data set is left as it is.
+def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
+    """Writes scenes as shards and returns their brace pattern; a folder that holds the data set is left as it is.
 
     Args:
-        dataset: what the samples are, with `num_samples` and `samples_per_shard`. Raises InputError if the folder holds
+        dataset: what the scenes are, with `num_samples` and `samples_per_shard`. Raises InputError if the folder holds
             another data set.
+        caption: the kind that `txt` holds.
     """
     num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
@@ -218,11 +218,11 @@ def write_samples(folder: Path, dataset: dict, samples: Iterator[dict]) -> str:
             raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
-    samples = iter(tqdm(samples, total=num_samples, desc=f"scenes for {folder}", unit=" scenes"))
+    numbered = enumerate(tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes"))
     for shard in range(num_shards):
         with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
-            for one in itertools.islice(samples, samples_per_shard):
-                writer.write(one)
+            for index, scene in itertools.islice(numbered, samples_per_shard):
+                writer.write({"__key__": f"{index:09d}", **sample(scene, caption)})
     write_text(record, json.dumps(dataset))
     return pattern
 

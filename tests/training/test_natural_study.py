@@ -35,7 +35,7 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
     with open("few.yaml", "w") as file:
         YAML().dump({
-            "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_81k_bs32",
+            "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
             "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
         }, file)  # fmt: skip
     level = logging.getLogger().level

@@ -197,10 +197,10 @@ def test_what_cannot_be_written_is_refused_before_a_file_exists(tmp_path, wrong)
 
 
 def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_completes_it(tmp_path, monkeypatch):
-    def interrupted(seed, index, split, **drawings):
+    def interrupted(seed, index, split, *more):
         if index == 15:
             raise KeyboardInterrupt
-        return make_scene(seed, index, split, **drawings)
+        return make_scene(seed, index, split, *more)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_shards(whole, 30, seed=0, samples_per_shard=10)
