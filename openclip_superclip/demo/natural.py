@@ -205,7 +205,7 @@ def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: int) -> str:
     """Writes the training scenes of a seed as shards and returns their brace pattern.
 
-    A sample's `txt` is its short caption, its `long.txt` the long one. A folder that holds them is left as it is.
+    A sample's `txt` is its short caption, its `long.txt` the long one. A folder that already holds them is not changed.
     """
     world = World(seed)
     dataset = {"natural": VERSION, "seed": seed, "num_samples": num_samples, "samples_per_shard": samples_per_shard}

@@ -202,7 +202,7 @@ def write_shards(
 
 
 def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
-    """Writes scenes as shards and returns their brace pattern; a folder that holds the data set is left as it is.
+    """Writes scenes as shards, unless the folder holds them already, and returns their brace pattern.
 
     Args:
         dataset: what the scenes are, with `num_samples` and `samples_per_shard`. Raises InputError if the folder holds
@@ -212,7 +212,7 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
     num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
     pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
-    record = folder / "dataset.json"  # written last, so it vouches for every shard
+    record = folder / "dataset.json"  # written last: if it exists, all shards do
     if record.exists():
         if json.loads(record.read_text()) != dataset:
             raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
@@ -254,7 +254,7 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
     large, so a larger drawing is nearer. The test scenes show sets of objects that no training scene shows.
     """
     masks, depths = folder / "demo_masks", folder / "demo_depth"
-    record = folder / "dense_scenes.txt"  # written last, so it vouches for all
+    record = folder / "dense_scenes.txt"  # written last: if it exists, all files do
     facts = f"version {VERSION}, seed {seed}: {num_scenes} test scenes, {num_train_scenes} train scenes\n"
     if record.is_file() and record.read_text() == facts:
         return [masks, depths]
