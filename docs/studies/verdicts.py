@@ -27,6 +27,8 @@ LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
     "zero_shot": "zero-shot", "image_to_text_R@1": "image→text R@1", "text_to_image_R@1": "text→image R@1",
     "tagging": "tagging", "linear_probe": "linear probe", "mIoU": "mIoU", "depth_RMSE": "depth RMSE, cm",
+    "new_combinations": "new combinations", "image_to_long_text_R@1": "image→long text R@1",
+    "long_text_to_image_R@1": "long text→image R@1",
 }  # fmt: skip
 
 
