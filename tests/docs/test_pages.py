@@ -72,6 +72,8 @@ def assert_taken(command: list[str], monkeypatch) -> None:
             assert extra in EXTRAS, command
         case ("python3", ["-m", "venv", _]) | ("lint-imports", []):
             pass
+        case "pytest", [path, "-s"]:
+            assert (ROOT / path).exists(), command
         case "pytest", [*paths, "-n", number]:
             assert number == "auto" or int(number) > 1
             assert all((ROOT / path).exists() for path in paths), command
