@@ -16,7 +16,7 @@ from ..errors import InputError, reason
 from .checkpoint import HEAD_PREFIXES, file_of_weights, is_torchscript, read_checkpoint, read_head
 
 
-def released_file(released: str, flag: str) -> str:
+def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
     """Returns the file behind MODEL:TAG, out of the cache or off the hub as OpenCLIP gets it; a path stays as it is.
 
     Raises InputError, naming `flag`, for weights that OpenCLIP does not know or cannot get.
@@ -29,7 +29,7 @@ def released_file(released: str, flag: str) -> str:
     if not cfg:
         raise InputError(f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
     try:
-        return open_clip.download_pretrained(cfg)
+        return open_clip.download_pretrained(cfg, cache_dir=cache_dir)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})") from error
 

@@ -38,6 +38,7 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         current().check_options(args, config.captions if config is not None else None, slices)
     if only_options:
         return
+    _check_has_data(args)
     if ours:
         check_stock_options(vars(args))
         told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
@@ -72,11 +73,15 @@ def _check_horovod(args, ours: bool) -> None:
         fix_horovod()
 
 
+def _check_has_data(args) -> None:
+    """Raises InputError if there is nothing to train or evaluate on, where OpenCLIP builds the model and then fails."""
+    if not any((args.train_data, args.dataset_type == "synthetic", args.val_data, args.imagenet_val, args.imagenet_v2)):
+        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
+
+
 def _check_training_data(args, config: Config | None, slices: int | None) -> list[str]:
     """Returns what is to be said of the training data; InputError where so many ranks could not train on it."""
     synthetic = args.dataset_type == "synthetic"
-    if not any((args.train_data, synthetic, args.val_data, args.imagenet_val, args.imagenet_v2)):
-        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
     if not args.train_data and not synthetic:
         return []
     from ..data.inspection import check_training_shards, total_samples
@@ -210,10 +215,12 @@ def _refuse_impossible_captions(args, config: Config) -> None:
 
 def _check_models(args, with_head: bool) -> None:
     """Raises InputError for a model or weights that are not there or cannot be."""
-    from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file
+    from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
     from .factory import check_model, check_vocabulary
 
     check_model(args.model, args.pretrained)
+    if args.pretrained and ":" not in args.model and not os.path.isfile(args.pretrained):
+        released_file(f"{args.model}:{args.pretrained}", "--pretrained", args.cache_dir)
     if with_head:
         check_pretrained(args.model, args.pretrained)
         check_weights_file(args.pretrained)

@@ -38,6 +38,9 @@ def train(argv: list[str]) -> int:
         take_back()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    finally:  # OpenCLIP has every logger tell everything, and torch.compile's print statistics when Python ends
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
+            logging.getLogger(name).setLevel(logging.WARNING)
     return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
 
 

@@ -27,7 +27,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
-FRESH = "SuperCLIP: the weights hold no class head; a fresh one starts beside them"
+FRESH = "SuperCLIP: the weights contain no class head; training starts with a new one"
 SMALL = {"vision": {"width": 16, "head_width": 16}, "text": {"width": 12, "vocab_size": 49408}}
 CONFIG = {
     "embed_dim": 32,
@@ -312,7 +312,7 @@ def test_a_superclip_checkpoint_brings_its_head_and_statistics_and_the_log_says_
     torch.save({"epoch": 1, "state_dict": trained.state_dict()}, tmp_path / "trained.pt")
     (run,) = run_ranks(superclip_train, *small_flags, *start_from(tmp_path / "trained.pt"), cwd=tmp_path)
     assert run.returncode == 0, run.output[-3000:]
-    assert run.output.count("SuperCLIP: the weights bring their class head, and the counts of 2 captions") == 1
+    assert run.output.count("SuperCLIP: the weights contain a class head and the counts of 2 captions") == 1
     assert FRESH not in run.output
     state = saved(tmp_path)["state_dict"]
     assert torch.equal(state["class_head.weight"], trained.class_head.weight)

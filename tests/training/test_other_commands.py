@@ -70,7 +70,7 @@ def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
         superclip_train, *train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out", cwd=tmp_path
     )  # fmt: skip
     assert training.returncode == 0, training.output[-3000:]
-    assert "the weights bring their class head, and the counts of 500 captions" in training.output
+    assert "the weights contain a class head and the counts of 500 captions" in training.output
 
 
 @pytest.fixture(scope="module")
