@@ -14,7 +14,7 @@ from ..pages import markdown_table
 from ..runs.recipe import CONFIG_FIELDS, METHODS, Recipe, read_recipe, shipped_recipes
 from ..words.learning import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, find_course, missing_told, word_course
 from .finished_runs import MISSING, ReportedRun, method_variant
-from .scores import in_order, label, shown
+from .scores import format_score, in_order, label
 from .statistics import PairedDifference, Spread
 
 HELD = {  # what the tables and figures hold of which a recipe names several
@@ -307,10 +307,10 @@ def paper_table(comparison: Comparison) -> ReportTable | None:
                 source += _changes(comparison.cells.get((series, batch_size), []))
                 here = mean(ours) if ours else no_number(ABSENT)
                 if ours and key.endswith("_rmse"):
-                    here = Numeric(shown(key, ours.mean), (ours.mean,))
+                    here = Numeric(format_score(key, ours.mean), (ours.mean,))
                 ahead = ours.mean - paper.value if ours else None
-                difference = no_number() if ahead is None else Numeric(shown(key, ahead, "+"), (ahead,))
-                told = [here, Numeric(shown(key, paper.value), (paper.value,)), difference]
+                difference = no_number() if ahead is None else Numeric(format_score(key, ahead, "+"), (ahead,))
+                told = [here, Numeric(format_score(key, paper.value), (paper.value,)), difference]
                 rows.append([series.name, count(batch_size), label(key), *told, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return ReportTable("Beside the paper", heads, rows) if rows else None

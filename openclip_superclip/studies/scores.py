@@ -1,9 +1,9 @@
-"""What was measured of a run, in percent, under the paper's keys where it has one."""
+"""The scores of a run, in percent, under the paper's keys if it has one."""
 
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +14,8 @@ from ..files import content_digest, file_identity
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
 }  # fmt: skip
-
-
 PAPER_DENSE = {"pascal_voc": "pascal_miou", "ade20k": "ade20k_miou", "nyuv2": "nyuv2_rmse"}
-
-
 RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
-
-
 LABELS = {
     "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
     "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot", "coco_text_to_image_r1": "COCO text→image R@1",
@@ -34,27 +28,21 @@ LABELS = {
     "llava_textvqa": "LLaVA TextVQA", "llava_sqa": "LLaVA SQA", "llava_mmbench": "LLaVA MMBench",
     "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
 }  # fmt: skip
-
-
-DEMO = "demo-test.json"  # of superclip demo and the studies that measure as it does
-
-
-WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged result ends with
-
-
-OF_TRAINING = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
+DEMO = "demo-test.json"  # the measures of superclip demo, and of the studies on its scenes
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # errors of reading a damaged file
+TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
 class RunScores(NamedTuple):
-    """A run's scores, and of what they are.
+    """The scores of a run.
 
     Attributes:
-        values: in percent, but for RMSE.
-        epoch: None where nothing was evaluated.
-        versions: that measured them.
-        weights: what tells the evaluated weights from others, None where the results do not say it.
-        notes: which results are left out, as of checkpoints that were replaced since, or as damaged.
-        course: CLIP_benchmark's values of every epoch that was evaluated.
+        values: in percent, except RMSE.
+        epoch: of the evaluated checkpoint; None if nothing was evaluated.
+        versions: of the packages that measured them.
+        weights: identifies the evaluated weights; None if the results do not.
+        notes: results that are left out because they are damaged or their checkpoint was replaced.
+        course: CLIP_benchmark's values of every evaluated epoch.
     """
 
     values: dict[str, float]
@@ -66,55 +54,67 @@ class RunScores(NamedTuple):
 
 
 def read_scores(run: Path, epochs: int | None = None) -> RunScores:
-    """Returns what was measured of a run.
+    """Returns the scores of a run.
 
-    The values are CLIP_benchmark's in RUN/evaluation, of the last epoch that is there; what the training itself
-    measured at its last epoch (--val-data, --imagenet-val); and the demo's own.
+    They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
+    epoch (--val-data, --imagenet-val); and the demo's own.
 
     Args:
-        epochs: of the whole run, whose last checkpoint the demo measures; None where nothing tells.
+        epochs: of the whole run, whose last checkpoint the demo measures; None if unknown.
     """
-    damaged = [str(file.relative_to(run)) for file in _results(run) if _is_damaged(file)]
-    found = list(_records(run / "evaluation"))
-    replaced = {file: _checkpoint(run, record) for file, record in found if _is_replaced(run, file, record)}
+    damaged = []
+
+    def read(file: Path, parse: Callable):
+        try:
+            return parse(file.read_text()) if file.is_file() else None
+        except DAMAGED:
+            damaged.append(str(file.relative_to(run)))
+
+    demo = read(run / DEMO, _demo_measures)
+    found = [(file, read(file, json.loads)) for file in sorted((run / "evaluation").glob("*.json"))]
+    read(run / "checkpoints" / "results.jsonl", lambda text: [*map(json.loads, filter(str.strip, text.splitlines()))])
+    found = [(file, record) for file, record in found if _is_result(record)]
+    replaced = {file: _checkpoint(run, record).name for file, record in found if _is_replaced(run, file, record)}
     records = [record for file, record in found if file not in replaced]
-    evaluated = {record["epoch"] for record in records if isinstance(record.get("epoch"), int)}
-    epoch = max(evaluated, default=None)
-    by_epoch = {point: [r for r in records if r.get("epoch") == point] for point in [*sorted(evaluated), epoch]}
-    course = {point: _of_records(some) for point, some in by_epoch.items() if point is not None}
-    records = by_epoch[epoch]
-    demo, of_another = _of_demo(run, epochs)
-    scores = _of_records(records) | of_training(run) | demo
-    names = sorted({checkpoint.name for checkpoint in replaced.values()})
+    names = sorted(set(replaced.values()))
     notes = [f"{name} was replaced after it was evaluated: evaluate it again" for name in names]
-    if of_another:
-        notes.append(f"{of_another} was replaced after {DEMO} was measured: the same superclip study measures it again")
+    by_epoch = {}
+    for record in records:
+        by_epoch.setdefault(record.get("epoch"), []).append(record)
+    course = {epoch: _of_records(by_epoch[epoch]) for epoch in sorted(e for e in by_epoch if isinstance(e, int))}
+    epoch = max(course, default=None)
+    last = by_epoch.get(epoch, [])
+    scores = _of_records(last) | of_training(run)
+    checkpoints = sorted((run / "checkpoints").glob(f"epoch_{epochs or '*'}.pt"))
+    if demo and checkpoints and demo[0] not in (content_digest(checkpoint)[:16] for checkpoint in checkpoints):
+        name = checkpoints[-1].name
+        notes.append(f"{name} was replaced after {DEMO} was measured: the same superclip study measures it again")
+    elif demo:
+        scores |= {f"demo {name.replace('_', ' ')}": value for name, value in demo[1].items()}
     if damaged:
         notes.append(f"damaged and left out: {', '.join(damaged)}; remove and measure again")
-    versions, weights = ([record[name] for record in records if record.get(name)] for name in ("versions", "weights"))
-    return RunScores(
-        scores, epoch, versions[0] if versions else {}, str(weights[0]) if weights else None, notes, course
-    )
+    versions, weights = (next((r[name] for r in last if r.get(name)), None) for name in ("versions", "weights"))
+    return RunScores(scores, epoch, versions or {}, weights and str(weights), notes, course)
 
 
-def _of_records(records: list[dict]) -> dict[str, float]:
-    """Returns the scores of one checkpoint's results."""
-    scores = {key: 100 * value for record in records for key, value in _of_record(record)}
-    for side in RETRIEVAL.values():
-        pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
-        if None not in pair:
-            scores[f"{side}_average"] = statistics.mean(pair)
-    average = averages([records]).get("average of 38")
-    return scores | ({"average_of_38": 100 * average[0]} if average is not None else {})
+def of_training(run: Path) -> dict[str, float]:
+    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
+    file = run / "checkpoints" / "results.jsonl"
+    try:
+        last = max(json.loads(line)["epoch"] for line in file.read_text().splitlines() if line.strip())
+    except DAMAGED:
+        return {}
+    measures = read_run_record(file.with_name(f"epoch_{last}.pt"), last).measures
+    return {f"{name} (training's own)": 100 * v for name, v in measures.items() if TRAINING_MEASURE.match(name)}
 
 
-def shown(key: str, value: float, sign: str = "") -> str:
-    """Returns a score, or with the sign "+" a difference, as people read it: percents to a tenth."""
+def format_score(key: str, value: float, sign: str = "") -> str:
+    """Returns a score, or with the sign "+" a difference, as text: percents to a tenth."""
     return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
 
 
 def label(key: str) -> str:
-    """Returns a score's name for people."""
+    """Returns the name of a score for readers."""
     return LABELS.get(key) or key
 
 
@@ -128,46 +128,15 @@ def in_order(keys: list[str]) -> list[str]:
     return known + sorted((key for key in dict.fromkeys(keys) if key not in LABELS), key=place)
 
 
-def _results(run: Path) -> list[Path]:
-    """Returns the files that hold what was measured of a run."""
-    files = [run / DEMO, *sorted((run / "evaluation").glob("*.json")), run / "checkpoints" / "results.jsonl"]
-    return [file for file in files if file.is_file()]
-
-
-def _is_damaged(file: Path) -> bool:
-    try:
-        if file.name == DEMO:
-            _demo_measures(file)
-        for text in [file.read_text()] if file.suffix == ".json" else filter(str.strip, file.read_text().splitlines()):
-            json.loads(text)
-    except (OSError, *WRONG):
-        return True
-    return False
-
-
-def _records(folder: Path) -> Iterator[tuple[Path, dict]]:
-    for file in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("metrics"), dict):
-            yield file, record
-
-
-def _checkpoint(run: Path, record: dict) -> Path:
-    name = Path(str(record.get("checkpoint"))).name if record.get("checkpoint") else f"epoch_{record.get('epoch')}.pt"
-    return run / "checkpoints" / name
-
-
-def _is_replaced(run: Path, file: Path, record: dict) -> bool:
-    """Returns whether a checkpoint is another than a result is of: by what the result says, or else by their times."""
-    checkpoint = _checkpoint(run, record)
-    if not checkpoint.is_file():  # deleted: what it scored still stands for the run
-        return False
-    if record.get("checkpoint_file"):
-        return file_identity(checkpoint) != record["checkpoint_file"]
-    return checkpoint.stat().st_mtime_ns > file.stat().st_mtime_ns
+def _of_records(records: list[dict]) -> dict[str, float]:
+    """Returns the scores in the results of one checkpoint."""
+    scores = {key: 100 * value for record in records for key, value in _of_record(record)}
+    for side in RETRIEVAL.values():
+        pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
+        if None not in pair:
+            scores[f"{side}_average"] = statistics.mean(pair)
+    average = averages([records]).get("average of 38")
+    return scores | ({"average_of_38": 100 * average[0]} if average is not None else {})
 
 
 def _of_record(record: dict) -> Iterator[tuple[str, float]]:
@@ -182,43 +151,42 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
     for measure, side in RETRIEVAL.items():
         arrow = side.removesuffix("_r1").replace("_to_", "→")
         names[measure] = f"{paper}_{side}" if paper else f"{dataset} {arrow} R@1"
-    if (record.get("settings") or {}).get("finetune"):  # as the paper tunes the tower; frozen is another measure
-        names |= dict.fromkeys(("miou", "rmse"), PAPER_DENSE.get(dataset, f"{dataset}, tower tuned"))
-    else:
-        names |= dict.fromkeys(("miou", "rmse"), f"{dataset}, frozen")
+    is_tuned = (record.get("settings") or {}).get("finetune")  # as in the paper; a frozen tower is another measure
+    dense = PAPER_DENSE.get(dataset, f"{dataset}, tower tuned") if is_tuned else f"{dataset}, frozen"
+    names |= {"miou": dense if dense in LABELS else f"{dense}: mIoU"}
     for measure, name in names.items():
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
-            if measure == "rmse":
-                name, value = (name, value / 100) if name.endswith("_rmse") else (f"{name}: RMSE in cm", value)
-            yield f"{name}: mIoU" if measure == "miou" and name not in LABELS else name, value
+            yield name, value
+    if isinstance(metrics.get("rmse"), int | float):  # in metres
+        in_metres = dense.endswith("_rmse")
+        yield (dense, metrics["rmse"] / 100) if in_metres else (f"{dense}: RMSE in cm", metrics["rmse"])
 
 
-def of_training(run: Path) -> dict[str, float]:
-    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
-    file = run / "checkpoints" / "results.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        last = max(row["epoch"] for row in rows)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    measures = read_run_record(file.with_name(f"epoch_{last}.pt"), last).measures
-    return {f"{name} (training's own)": 100 * v for name, v in measures.items() if OF_TRAINING.match(name)}
+def _is_result(record: object) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("metrics"), dict)
+        and isinstance(record.get("epoch"), int | None)
+    )
 
 
-def _of_demo(run: Path, epochs: int | None) -> tuple[dict[str, float], str | None]:
-    """Returns the demo's scores, or the name of a checkpoint that is no longer the one that it measured."""
-    try:
-        digest, measures = _demo_measures(run / DEMO)
-    except (OSError, *WRONG):
-        return {}, None
-    there = sorted((run / "checkpoints").glob(f"epoch_{epochs or '*'}.pt"))
-    if there and digest not in (content_digest(checkpoint)[:16] for checkpoint in there):
-        return {}, there[-1].name
-    return {f"demo {name.replace('_', ' ')}": value for name, value in measures.items()}, None
+def _checkpoint(run: Path, record: dict) -> Path:
+    name = Path(str(record.get("checkpoint"))).name if record.get("checkpoint") else f"epoch_{record.get('epoch')}.pt"
+    return run / "checkpoints" / name
 
 
-def _demo_measures(file: Path) -> tuple[str, dict[str, float]]:
-    """Returns the first 16 digits of the digest of the checkpoint that the demo measured, and what it measured."""
-    found = json.loads(file.read_text())
+def _is_replaced(run: Path, file: Path, record: dict) -> bool:
+    """Returns whether a result is of another checkpoint: by its file identity, or else by their times."""
+    checkpoint = _checkpoint(run, record)
+    if not checkpoint.is_file():  # deleted: its scores still count
+        return False
+    if record.get("checkpoint_file"):
+        return file_identity(checkpoint) != record["checkpoint_file"]
+    return checkpoint.stat().st_mtime_ns > file.stat().st_mtime_ns
+
+
+def _demo_measures(text: str) -> tuple[str, dict[str, float]]:
+    """Returns the start of the digest of the measured checkpoint, and the measures."""
+    found = json.loads(text)
     return str(found["checkpoint"]), {name: float(value) for name, value in found["measures"].items()}
