@@ -1,5 +1,7 @@
 """What reports and pages share: templates, tables, figures, names of runs, numbers of bytes."""
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,6 +35,13 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["|" + "".join(_markdown_cell(cell) for cell in line) for line in (heads, *rows)]
     lines.insert(1, "|" + "---|" * len(heads))
     return "\n".join(lines)
+
+
+def csv_text(rows: Iterable[Iterable]) -> str:
+    """Returns rows, the first of them the heads, as CSV; None is an empty cell."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def _markdown_cell(cell: str) -> str:

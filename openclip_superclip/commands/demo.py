@@ -10,7 +10,7 @@ from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
-from ..studies.figures import draw_demo as draw
+from ..studies.figures import draw_demo
 from ..studies.measures import open_trained
 from ..studies.results import StudyResults
 from ..studies.study import study_call
@@ -28,7 +28,7 @@ def run_demo(out: Path, seeds: int | None, samples: int | None, jobs: int) -> st
     """
     set_ = {} if samples is None else {"samples": str(samples)}
     results = run_study(study_call("demo", out, seeds, "cpu", None, None, set_, scenes=out), jobs)
-    draw(out / "demo.png", _scores(results), _pictures(results, out), _title(results))
+    draw_demo(out / "demo.png", _scores(results), _pictures(results, out), _title(results))
     single = results.study.seeds == 1
     said = "\n\nOne seed shows that it runs, and is no result: superclip demo trains four." if single else ""
     return f"{results.tables()}{said}\n\n{out}/demo.png, study.csv, study.json and runs/ hold the rest."

@@ -1,32 +1,25 @@
-"""What a report shows: a section for each comparison with its figures and tables, and one for the runs."""
+"""A report on runs: one page, and beside it the same as PNG, Markdown, CSV and JSON."""
 
 import base64
-import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import whole_file
+from ..files import whole_file, write_json, write_text
 from ..pages import html_template
 from ..words.learning import draw_word_courses
-from .comparison import (
-    ABSENT,
-    Comparison,
-    ReportTable,
-    paper_table,
-    read_courses,
-    runs_table,
-    scores_table,
-    words_table,
-)
-from .figures import about, about_course, draw_batch_sizes, draw_course, draw_curves, not_drawn
+from .comparison import Comparison
+from .figures import batch_sizes_note, course_note, draw_batch_sizes, draw_course, draw_losses, runs_without_losses
 from .finished_runs import MISSING, ReportedRun
 from .scores import label
+from .tables import ReportTable, paper_table, read_courses, runs_table, scores_table, words_table
 
-MOST_DRAWN = 4  # runs, of words being learned
+MOST_DRAWN = 4  # runs, in the figure of words being learned
+BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
 
 
 class Figure(NamedTuple):
-    """A PNG, what it shows in words, and how it is to be read."""
+    """A PNG, its caption, and how to read it."""
 
     file: str
     png: bytes
@@ -43,125 +36,97 @@ class Section(NamedTuple):
     note: str = ""
 
     def markdown(self) -> str:
-        """Returns the section in Markdown, which shows the figures' files."""
         parts = [f"## {self.title}"]
         for figure in self.figures:
             parts += [f"![{figure.describes}]({figure.file})", figure.note]
         return "\n\n".join(filter(None, [*parts, *(table.markdown() for table in self.tables.values())]))
 
 
-def report_sections(runs: list[ReportedRun], comparisons: list[Comparison]) -> list[Section]:
-    """Returns the report's sections in their order."""
-    sections = []
-    for place, comparison in enumerate(comparisons, 1):
-        suffix = f"_{place}" if len(comparisons) > 1 else ""
-        sections.append(_comparison_section(comparison, suffix))
-    words = _words_section(runs)
-    return [*sections, *([words] if words else []), Section("Runs", [], {"runs.csv": runs_table(runs)})]
-
-
-def _words_section(runs: list[ReportedRun]) -> Section | None:
-    """Returns the words being learned, of the runs that have recorded them; None where none has."""
-    courses, notes = read_courses(runs)
-    if not courses:
-        return Section("Words being learned", [], {}, "; ".join(notes)) if notes else None
-    drawn = courses[:MOST_DRAWN]
-    note = f"Drawn are {len(drawn)} of {len(courses)} runs." if len(drawn) < len(courses) else ""
-    png = draw_word_courses(drawn)
-    figure = Figure("words.png", png, "How many words are known, and how well, over the captions trained on", note)
-    return Section("Words being learned", [figure], {"words.csv": words_table(courses)}, "; ".join(notes))
+def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]) -> None:
+    """Writes report.html and, beside it, the same as PNG, Markdown, CSV and JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    suffixes = [f"_{place}" if len(comparisons) > 1 else "" for place, _ in enumerate(comparisons, 1)]
+    sections = [_comparison_section(*one) for one in zip(comparisons, suffixes, strict=True)]
+    sections += [*_words_sections(runs), Section("Runs", [], {"runs.csv": runs_table(runs)})]
+    for section in sections:
+        for figure in section.figures:
+            with whole_file(out / figure.file) as file:
+                file.write(figure.png)
+        for name, table in section.tables.items():
+            write_text(out / name, table.csv())
+    content = {
+        "title": title, "facts": facts, "runs": list(map(_run_record, runs)),
+        "comparisons": list(map(_comparison_record, comparisons)),
+    }  # fmt: skip
+    write_json(out / "report.json", _finite(content))
+    markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
+    write_text(out / "report.md", "\n\n".join(markdown) + "\n")
+    filters = {"base64": lambda image: base64.b64encode(image).decode(), "describe": _describe}
+    page = html_template(Path(__file__).with_name("report.html"), **filters)
+    found = [run for run in runs if run.state != MISSING]
+    write_text(out / "report.html", page.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD))
 
 
 def _comparison_section(comparison: Comparison, suffix: str) -> Section:
-    scores, losses = draw_batch_sizes(comparison), draw_curves(comparison)
-    course = draw_course(comparison)
     figures = [
-        Figure(f"batch_size{suffix}.png", scores, "Scores over the batch size", about(comparison)),
-        Figure(f"losses{suffix}.png", losses, "Losses over the samples seen"),
-        Figure(f"course{suffix}.png", course, "Scores over the samples seen", about_course(comparison)),
-    ]
-    tables = {"scores": scores_table(comparison), "paper": paper_table(comparison)}
-    silent = ", ".join(run.name for run in not_drawn(comparison))
+        Figure(f"batch_size{suffix}.png", draw_batch_sizes(comparison), "Scores over the batch size",
+               batch_sizes_note(comparison)),
+        Figure(f"losses{suffix}.png", draw_losses(comparison), "Losses over the samples seen"),
+        Figure(f"course{suffix}.png", draw_course(comparison), "Scores over the samples seen",
+               course_note(comparison)),
+    ]  # fmt: skip
+    tables = {f"scores{suffix}.csv": scores_table(comparison), f"paper{suffix}.csv": paper_table(comparison)}
+    without = ", ".join(run.name for run in runs_without_losses(comparison))
     return Section(
         comparison.name,
         [figure for figure in figures if figure.png],
-        {f"{name}{suffix}.csv": table for name, table in tables.items() if table},
-        f"Without a logged loss: {silent}." if silent else "",
+        {name: table for name, table in tables.items() if table},
+        f"Without a logged loss: {without}." if without else "",
     )
 
 
-BAD = (ABSENT, "failed", "cut short", "preempted")
-
-
-def html_page(title: str, facts: str, sections: list[Section], runs: list[ReportedRun]) -> str:
-    """Returns the whole page; recipes, versions and commands of the runs stand at its end, folded."""
-    filters = {"base64": _base64, "describe": _describe}
-    template = html_template(Path(__file__).with_name("report.html"), **filters)
-    found = [run for run in runs if run.state != MISSING]
-    return template.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD)
-
-
-def _base64(image: bytes) -> str:
-    return base64.b64encode(image).decode()
+def _words_sections(runs: list[ReportedRun]) -> list[Section]:
+    """Returns a section on words being learned, if a run has recorded them."""
+    courses, notes = read_courses(runs)
+    if not courses and not notes:
+        return []
+    figures, tables = [], {}
+    if courses:
+        note = f"{MOST_DRAWN} of {len(courses)} runs are drawn." if len(courses) > MOST_DRAWN else ""
+        image = draw_word_courses(courses[:MOST_DRAWN])
+        figures = [Figure("words.png", image, "How many words are known, and how well, over the captions seen", note)]
+        tables = {"words.csv": words_table(courses)}
+    return [Section("Words being learned", figures, tables, "; ".join(notes))]
 
 
 def _describe(run: ReportedRun) -> str:
+    """Returns what the end of the page shows of a run: state, versions, command and recipe."""
     versions, measured_with = (
-        ", ".join(f"{name} {version}" for name, version in packages.items()) or "not recorded"
+        ", ".join(f"{name} {version}" for name, version in packages.items())
         for packages in (run.versions, run.measured_with)
     )
-    changed = ", ".join(f"{key}={value}" for key, value in run.set.items())
-    text = [f"state: {run.state}" + (f" ({run.note})" if run.note else ""), f"versions: {versions}"]
-    text += [f"measured with: {measured_with}"] if run.measured_with else []
-    text += [f"hosts: {', '.join(run.hosts)}"] if run.hosts else []
-    text += [f"--set: {changed}"] if changed else []
-    text += [f"command: {run.command}"] if run.command else []
-    text += ["", run.recipe.text.strip()] if run.recipe else []
-    return "\n".join(text)
-
-
-def write_report(
-    out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]
-) -> None:  # fmt: skip
-    """Writes report.html and, beside it, the same as PNG, Markdown, CSV and JSON."""
-    out.mkdir(parents=True, exist_ok=True)
-    sections = report_sections(runs, comparisons)
-    for section in sections:
-        for figure in section.figures:
-            _write(out / figure.file, figure.png)
-        for name, table in section.tables.items():
-            _write(out / name, table.csv().encode())
-    markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
-    _write(out / "report.json", _json(title, facts, runs, comparisons).encode())
-    _write(out / "report.md", ("\n\n".join(markdown) + "\n").encode())
-    _write(out / "report.html", html_page(title, facts, sections, runs).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with whole_file(path) as file:
-        file.write(content)
-
-
-def _json(title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]) -> str:
-    content = {
-        "title": title,
-        "facts": facts,
-        "runs": [_of_run(run) for run in runs],
-        "comparisons": [_of_comparison(comparison) for comparison in comparisons],
+    lines = {
+        "state": run.state + (f" ({run.note})" if run.note else ""),
+        "versions": versions or "not recorded",
+        "measured with": measured_with,
+        "hosts": ", ".join(run.hosts),
+        "--set": ", ".join(f"{key}={value}" for key, value in run.set.items()),
+        "command": run.command,
     }
-    return json.dumps(_finite(content), indent=1) + "\n"
+    text = [f"{name}: {value}" for name, value in lines.items() if value]
+    return "\n".join([*text, *(["", run.recipe.text.strip()] if run.recipe else [])])
 
 
-def _of_run(run: ReportedRun) -> dict:
+def _run_record(run: ReportedRun) -> dict:
     values = {name: value for name, value in vars(run).items() if name not in ("recipe", "path")}
     recipe = run.recipe.text if run.recipe else None
     return {"run": str(run.path), **values, "samples_per_second": run.samples_per_second, "recipe": recipe}
 
 
-def _of_comparison(comparison: Comparison) -> dict:
+def _comparison_record(comparison: Comparison) -> dict:
     cells = [
         {
-            "method": comparison.told(series, batch_size),
+            "method": comparison.title(series, batch_size),
             "batch_size": batch_size,
             "runs": [str(run.path) for run in found],
             "scores": {
@@ -170,22 +135,18 @@ def _of_comparison(comparison: Comparison) -> dict:
                 if (spread := comparison.score(series, batch_size, key))
             },
         }
-        for (series, batch_size), found in comparison.cells.items()
+        for (series, batch_size), found in comparison.groups.items()
     ]
-    paper = [point._asdict() for point in comparison.paper]
     return {
-        "model": comparison.model,
-        "data": comparison.data,
-        "samples": comparison.samples,
-        "cells": cells,
-        "paper": paper,
-    }
+        "model": comparison.model, "data": comparison.data, "samples": comparison.samples, "cells": cells,
+        "paper": [point._asdict() for point in comparison.paper],
+    }  # fmt: skip
 
 
 def _finite(value):
-    """Returns a value for JSON, which knows no infinity."""
+    """Returns a value for JSON, which has no infinity and no NaN."""
     if isinstance(value, dict):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
-    return None if (isinstance(value, float) and abs(value) == float("inf")) or value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -132,7 +132,7 @@ class StudyResults:
 
     def write(self, out: Path, provenance: dict) -> None:
         """Writes study.json, study.csv (a row a run), study.md and study.png."""
-        from .figures import draw
+        from .figures import draw_study
 
         differences = [
             {
@@ -164,7 +164,7 @@ class StudyResults:
         write_text(out / "study.csv", self.csv())
         write_text(out / "study.md", self.tables() + "\n")
         with whole_file(out / "study.png") as file:
-            file.write(draw(self))
+            file.write(draw_study(self))
 
     def csv(self) -> str:
         """Returns a row a run: numbers as numbers."""

@@ -31,7 +31,7 @@ from openclip_superclip.files import file_identity
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.comparison import find_comparisons, paper_points
 from openclip_superclip.studies.figures import draw_scores, legend
-from openclip_superclip.studies.finished_runs import FLAGS, method_variant, read_run, tell_copies
+from openclip_superclip.studies.finished_runs import FLAGS, mark_copies, method_variant, read_run
 from openclip_superclip.studies.statistics import Spread
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
@@ -462,7 +462,7 @@ def test_runs_without_a_log_are_one_where_their_evaluated_weights_are(tmp_path):
         for file in (run / "evaluation").iterdir():
             file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": weights}))
         runs.append(read_run(run))
-    tell_copies(runs)
+    mark_copies(runs)
     assert [run.copy_of for run in runs] == [None, "0", None]
 
 
@@ -496,7 +496,7 @@ def test_an_empty_log_a_missing_log_and_a_loss_that_is_no_number_are_told(traine
     rows = {row["run"]: (row["state"], row["note"]) for row in table(tmp_path / "out" / "runs.csv")}
     assert rows["empty"] == ("cut short", "out.log holds no step")
     assert rows["none"] == ("cut short", "there is no out.log")
-    assert rows["infinite"] == ("finished", "the loss became infinite or no number")
+    assert rows["infinite"] == ("finished", "the loss became non-finite")
     assert "NaN" not in (tmp_path / "out" / "report.json").read_text()
 
 
@@ -615,7 +615,7 @@ def test_the_scores_of_a_run_whose_checkpoints_were_all_measured_are_drawn_over_
             (run / "evaluation" / f"{epoch}-{dataset}.json").write_text(json.dumps(record))
     assert report(run, "--out", tmp_path / "out") == 0
     (told,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
-    assert "Drawn are 12 of 13 scores." in (tmp_path / "out" / "report.md").read_text()
+    assert "12 of 13 scores are drawn." in (tmp_path / "out" / "report.md").read_text()
     assert {epoch: scores["imagenet_zero_shot"] for epoch, scores in told["course"].items()} == pytest.approx(
         {"5": 20.0, "15": 40.0, "25": 49.5}
     )
