@@ -52,6 +52,9 @@ class PairedDifference(NamedTuple):
         """Whether the interval lies on one side of zero; a single seed shows nothing."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
+    def record(self) -> dict:
+        return {"mean": self.mean, "interval": self.interval, "values": self.values}
+
     def __str__(self) -> str:
         interval = f" [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]" if self.interval else ""
         return f"{self.mean:+.1f}{interval}"
