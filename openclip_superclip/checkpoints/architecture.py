@@ -67,6 +67,8 @@ class Architecture(NamedTuple):
         model_cfg, preprocess_cfg = copy.deepcopy(self.model_cfg), dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
+        if options.get("force_naflex_vision"):
+            _convert_to_naflex(model_cfg)
         size = options.get("force_image_size")
         if size is not None:
             model_cfg["vision_cfg"]["image_size"] = size[0] if isinstance(size, list) and len(size) == 1 else size
@@ -76,6 +78,18 @@ class Architecture(NamedTuple):
             if options.get(f"image_{name}") is not None:
                 preprocess_cfg[name] = options[f"image_{name}"]
         return self._replace(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
+
+
+def _convert_to_naflex(model_cfg: dict) -> None:
+    """Makes the vision tower one that takes images of any shape, as OpenCLIP 4's --use-naflex does."""
+    try:
+        from open_clip.naflex_convert import apply_naflex_vision_config
+    except ImportError:
+        raise InputError(
+            "--model: the run had --use-naflex or --force-naflex-vision, whose models need OpenCLIP 4; installed is "
+            f"open_clip_torch {open_clip.__version__}"
+        ) from None
+    apply_naflex_vision_config(model_cfg)
 
 
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What a mean of checkpoints and an export's head keep of the options: what tells the model, and how it was trained.
 KEPT = (
-    "model", "pretrained", "force_quick_gelu", "force_image_size", "force_context_length",
+    "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
 )  # fmt: skip
 

@@ -147,6 +147,8 @@ def _read(visual, tokens: PatchTokens, image, head_input: str) -> tuple[Tensor, 
     """
     if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
         return _read_vit(visual, tokens, image, head_input)
+    if isinstance(image, dict):
+        return _read_naflex(visual, image, head_input)
     if isinstance(visual, TimmModel) and head_input != "patches":
         return _read_timm(visual, tokens, image, head_input)
     output = visual.forward_intermediates(
@@ -175,6 +177,19 @@ def _read_timm(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> t
     patch_mean = _mean(patches, tokens.layout)
     pooled = trunk.forward_head(final, pre_logits=True)
     features = visual.head(trunk.forward_head(final) if trunk.num_classes else pooled)
+    return features, None, _head_input(head_input, pooled, patch_mean)
+
+
+def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Tensor]:
+    """Reads patches of images in their own shapes, as OpenCLIP 4's NaFlex gives them: padding enters no mean."""
+    trunk = visual.trunk
+    read = trunk.forward_features(image["patches"], patch_coord=image["patch_coord"], patch_valid=image["patch_valid"])
+    tokens, valid = read["patches"], read["patch_valid"]  # [B, prefix + N, W], [B, N]
+    patches = tokens[:, trunk.num_prefix_tokens :]
+    num_patches = valid.sum(dim=1, keepdim=True).clamp_min(1)
+    patch_mean = (patches.float() * valid.unsqueeze(2)).sum(dim=1) / num_patches
+    pooled = trunk.forward_head(tokens, pre_logits=True, patch_valid=valid)
+    features = visual.head(trunk.forward_head(tokens, patch_valid=valid) if trunk.num_classes else pooled)
     return features, None, _head_input(head_input, pooled, patch_mean)
 
 

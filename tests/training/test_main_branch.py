@@ -256,6 +256,20 @@ def test_openclips_own_keys_name_the_short_caption(models, tmp_path, train_flags
     assert "of 32 samples read, 0 had no long caption" in run.output
 
 
+def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
+    shards = write_shards(tmp_path / "shards", 2)
+    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
+    argv += [str(2 * SHARD_SIZE), "--model", models["vit"], "--superclip", "--use-naflex", "--naflex-patch-sizes", "8"]
+    argv += ["--naflex-seq-lens", "9", "16", "--naflex-max-tokens-per-batch", "200"]
+    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert run.values("Class_loss")
+    checkpoint = tmp_path / "logs/run/checkpoints/epoch_1.pt"
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
+    assert type(model.visual.trunk).__name__ == "NaFlexVit"
+
+
 REFUSED = {  # flags: what the one line says
     "--json-text-key a;b --json-text-key-probs 1 1 --superclip-captions mixed:0.5 --superclip-long-caption json:b":
         "--json-text-key-probs draws the short caption, and --superclip-captions mixed:0.5",

@@ -8,6 +8,8 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP
+from open_clip.timm_model import TimmModel
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 
 from openclip_superclip import InputError
@@ -353,3 +355,42 @@ def test_a_timm_trunk_without_features_is_refused_by_its_own_name():
     visual.trunk = nn.Sequential(visual.trunk)
     with pytest.raises(InputError, match="vision tower with patch features; Sequential has none"):
         patch_tokens(visual)
+
+
+def naflex_tower(pool: str) -> nn.Module:
+    """A tower that takes images of any shape, as OpenCLIP 4's --use-naflex makes it."""
+    visual = TimmModel("test_vit", embed_dim=16, image_size=160)
+    cfg = NaFlexVitCfg(
+        patch_size=8, embed_dim=32, depth=2, num_heads=2, pos_embed_grid_size=(4, 4), global_pool=pool, class_token=True
+    )
+    visual.trunk, visual.head = NaFlexVit(cfg, num_classes=0), nn.Linear(32, 16)
+    return visual.eval()
+
+
+def patches_of(image: torch.Tensor, padding: int) -> dict[str, torch.Tensor]:
+    """What NaFlex's collator makes of images [B, 3, 32, 32]; the padding holds large numbers."""
+    patches = image.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 3, 5, 1).reshape(len(image), 16, -1)
+    coordinates = torch.cartesian_prod(torch.arange(4), torch.arange(4)).expand(len(image), -1, -1)
+    return {
+        "patches": nn.functional.pad(patches, (0, 0, 0, padding), value=100.0),
+        "patch_coord": nn.functional.pad(coordinates, (0, 0, 0, padding)),
+        "patch_valid": (torch.arange(16 + padding) < 16).expand(len(image), -1),
+    }
+
+
+@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
+@pytest.mark.parametrize("pool", ["avg", "token", "map"])
+@torch.no_grad()
+def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head_reads(pool, head_input):
+    visual, image = naflex_tower(pool), torch.randn(3, 3, 32, 32)
+    tokens = patch_tokens(visual)
+    padded = patches_of(image, padding=5)
+    features, vector = encode_image(visual, tokens, padded, head_input)
+    assert torch.equal(features, visual(padded))
+    for same in (patches_of(image, padding=0), image):
+        expected_features, expected_vector = encode_image(visual, tokens, same, head_input)
+        torch.testing.assert_close(features, expected_features)
+        torch.testing.assert_close(vector, expected_vector)
+    assert vector.dtype == torch.float32
+    if head_input == "patches":
+        torch.testing.assert_close(vector, patch_map(visual, tokens, image).mean(dim=(2, 3)))
