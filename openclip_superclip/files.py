@@ -31,6 +31,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         try:
             with open(part, "wb") as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut leaves the name with an empty file
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..audit import SORTED_BY
 from ..errors import InputError
 from ..rules import at_least
-from ..runs.run import RunSettings
+from ..runs.run import Settings
 from .options import add_columns, columns_of
 
 STOPPED = 130  # by Ctrl-C
@@ -111,7 +111,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="that read pictures (default: one a core, at most 8)",
     )  # fmt: skip
     parser.add_argument(
-        "--unreadable-max", type=float, default=RunSettings.unreadable_max, metavar="SHARE",
+        "--unreadable-max", type=float, default=Settings.unreadable_max, metavar="SHARE",
         help="of the pairs, or of the shards: where more cannot be read the exit code is 1 (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args(argv)

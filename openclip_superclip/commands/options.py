@@ -1,4 +1,4 @@
-"""The options of the commands that submit jobs to SLURM."""
+"""The options that commands share: recipes, runs, SLURM jobs, tables."""
 
 import argparse
 import dataclasses
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
-from ..runs.plan import ENGINES
-from ..runs.run import RunSettings
+from ..runs.run import DEFAULTS, DESCRIPTION, ENGINES, Settings
 
 if TYPE_CHECKING:
-    from ..runs.slurm import SlurmRequest
+    from ..runs.folder import RunFolder
+    from ..runs.run import Run
+    from ..runs.slurm import Placement, SlurmRequest
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +67,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_run_settings(parser: argparse.ArgumentParser) -> None:
     """Adds what a run is told that changes nothing of what is trained."""
     parser.add_argument(
-        "--unreadable-max", type=float, default=RunSettings.unreadable_max, metavar="SHARE",
-        help="of a slice's shards, or samples: where more cannot be read the run fails (default: %(default)s)",
+        "--unreadable-max", type=float, default=Settings.unreadable_max, metavar="FRACTION",
+        help="of a slice's shards, or samples: if more cannot be read the run fails (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--stall-minutes", type=float, default=RunSettings.stall_minutes, metavar="M",
+        "--stall-minutes", type=float, default=Settings.stall_minutes, metavar="M",
         help="without a step, after which the run starts again; 0 for never (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -85,9 +86,45 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run_settings(options: argparse.Namespace) -> RunSettings:
-    """Returns what the options of `add_run_settings` say; InputError for a value that none of them can have."""
-    return RunSettings(**{name: getattr(options, name) for name in RunSettings.__dataclass_fields__})
+def run_settings(options: argparse.Namespace) -> Settings:
+    """Returns the settings that the options give; InputError for an impossible value."""
+    names = [name for name in Settings.__dataclass_fields__ if hasattr(options, name)]
+    return Settings(**{name: getattr(options, name) for name in names})
+
+
+def given_run_settings(options: argparse.Namespace) -> list[str]:
+    """Returns the flags of `add_run_settings` that are given."""
+    names = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != getattr(DEFAULTS, name)]
+
+
+def opened_run(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, placement: "Placement"
+) -> tuple["Run", "RunFolder"]:
+    """Returns the run of a recipe, or of a run's folder, on the machines that this process is on, and its folder."""
+    from ..runs.folder import RunFolder
+    from ..runs.plan import make_run, on_machines, read_with_table
+    from ..runs.run import Run
+
+    folder = Path(options.recipe)
+    if not (folder / DESCRIPTION).is_file():
+        set_ = all_settings(options)
+        recipe = read_with_table(options.recipe, set_, options.data)
+        run = make_run(
+            recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
+            options.gpu_batch_max, options.workers, options.device, run_settings(options), set_,
+        )  # fmt: skip
+        return run, RunFolder(options.out or Path("runs") / recipe.name)
+    for name, value in vars(options).items():
+        if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag}: {folder} is a run, whose {DESCRIPTION} holds its options; leave {flag} out")
+    run = Run.open(folder)
+    if getattr(options, "accept_changes", False):
+        settings = dataclasses.replace(run.settings, accept_changes=True)
+        run = dataclasses.replace(run, settings=settings)
+    here = run.gpus_per_node if run.device == "cpu" else placement.num_processes(run.device)
+    return on_machines(run, placement.num_nodes, options.nproc or here), RunFolder(folder)
 
 
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
@@ -164,8 +201,8 @@ def given_slurm_options(options: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in (*OURS, *NAMED) if getattr(options, name) is not None]
 
 
-def with_sites_stage(settings: "RunSettings") -> "RunSettings":
-    """Returns a run's settings with the site's --stage where none is given; an empty one removes it."""
+def with_sites_stage(settings: Settings) -> Settings:
+    """Returns a run's settings with the site's --stage if none is given; an empty one removes it."""
     from ..runs.slurm import read_site
 
     stage = read_site().get("stage") if settings.stage is None else settings.stage

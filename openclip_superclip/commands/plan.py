@@ -8,8 +8,8 @@ import textwrap
 
 from ..errors import InputError
 from ..pages import bytes_text
-from ..runs.plan import Plan
 from ..runs.recipe import METHODS, Recipe
+from ..runs.run import Run
 from .options import add_recipe_options, all_settings
 
 SHOWN = 10  # bad shards
@@ -18,25 +18,25 @@ SHOWN = 10  # bad shards
 LONGEST = 1000  # characters of a pattern
 
 
-def plan_text(plan: Plan, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
+def plan_text(run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
     """Returns everything that is known of a plan; `checked` is None where the data was not looked at."""
-    recipe = plan.recipe
+    recipe = run.recipe
     lines = [
         f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}",
         *_row("paper", paper_text(recipe) or "reproduces none of its values"),
-        *_row("batch", _batch(plan)),
-        *_row("steps", _steps(plan)),
-        *_row("slices", _slices(plan, cost)),
-        *_row("compute", _compute(plan, cost)),
+        *_row("batch", _batch(run)),
+        *_row("steps", _steps(run)),
+        *_row("slices", _slices(run, cost)),
+        *_row("compute", _compute(run, cost)),
         *_row("model", _model(cost)),
-        *_row("memory", _memory(plan, memory)),
+        *_row("memory", _memory(run, memory)),
         *(_row("rehearsed", _rehearsed(rehearsed)) if rehearsed else []),
-        *_row("checkpoint", _checkpoints(plan, cost)),
-        *(line for warning in plan.warnings for line in _row("warning", warning)),
-        *_data(plan, checked),
+        *_row("checkpoint", _checkpoints(run, cost)),
+        *(line for warning in run.warnings for line in _row("warning", warning)),
+        *_data(run, checked),
         "",
-        _where(plan),
-        command_text(plan),
+        _where(run),
+        command_text(run),
     ]
     return "\n".join(lines)
 
@@ -49,16 +49,16 @@ def paper_text(recipe: Recipe) -> str:
     return f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
 
 
-def command_text(plan: Plan) -> str:
+def command_text(run: Run) -> str:
     """Returns the command for a shell, a few flags a line."""
     line = "superclip train"
-    if plan.world_size > 1:
+    if run.world_size > 1:
         where = "--standalone"
-        if plan.nodes > 1:
-            where = f"--nnodes {plan.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
-        line = f"torchrun {where} --nproc-per-node {plan.gpus_per_node} -m openclip_superclip train --"
+        if run.nodes > 1:
+            where = f"--nnodes {run.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
+        line = f"torchrun {where} --nproc-per-node {run.gpus_per_node} -m openclip_superclip train --"
     lines = []
-    for flag in _flags([*plan.command, "--logs", "runs", "--name", plan.recipe.name]):
+    for flag in _flags([*run.openclip_arguments(), "--logs", "runs", "--name", run.recipe.name]):
         if len(line) + len(flag) > 115:
             lines.append(line)
             line = " "
@@ -83,36 +83,36 @@ def _row(label: str, text: str) -> list[str]:
     return textwrap.wrap(text, 118, **indents, break_long_words=False, break_on_hyphens=False)
 
 
-def _batch(plan: Plan) -> str:
-    rank, ranks = ("GPU", "GPUs") if plan.device == "cuda" else ("process", "processes")
-    accumulated = f" × {plan.accum_freq} accumulated" if plan.accum_freq > 1 else ""
+def _batch(run: Run) -> str:
+    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
+    accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
     return (
-        f"{plan.global_batch_size:,} = {plan.batch_size:,} a {rank}{accumulated} × {plan.world_size} {ranks} "
-        f"({plan.nodes} × {plan.gpus_per_node})"
+        f"{run.global_batch_size:,} = {run.batch_size:,} a {rank}{accumulated} × {run.world_size} {ranks} "
+        f"({run.nodes} × {run.gpus_per_node})"
     )
 
 
-def _steps(plan: Plan) -> str:
-    recipe = plan.recipe
+def _steps(run: Run) -> str:
+    recipe = run.recipe
     return (
-        f"{plan.steps:,}: {plan.samples:,} samples, {plan.samples / recipe.data_samples:.3g} × the data set; learning "
+        f"{run.steps:,}: {run.samples:,} samples, {run.samples / recipe.data_samples:.3g} × the data set; learning "
         f"rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"
     )
 
 
-def _slices(plan: Plan, cost: dict) -> str:
+def _slices(run: Run, cost: dict) -> str:
     minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
     return (
-        f"{plan.num_slices}, {plan.slices_per_pass} to a pass; a checkpoint after each, every {plan.slice_steps:,} "
+        f"{run.num_slices}, {run.slices_per_pass} to a pass; a checkpoint after each, every {run.slice_steps:,} "
         f"steps{minutes}: what an interruption loses at most"
     )
 
 
-def _compute(plan: Plan, cost: dict) -> str:
+def _compute(run: Run, cost: dict) -> str:
     flops = f"{cost['flops']:.2e} FLOPs, {cost['flops_per_sample'] / 1e9:,.1f} G a sample"
     if cost["samples_per_second"]:
         return f"{flops}; {_hours(cost)} at {cost['samples_per_second']:,.10g} samples/s"
-    if plan.device == "cpu":
+    if run.device == "cpu":
         return flops
     return f"{flops}; {_hours(cost)} at {cost['mfu']:.0%} of {cost['gpu_tflops']:g} TFLOPS a GPU"
 
@@ -130,13 +130,13 @@ def _model(cost: dict) -> str:
     )
 
 
-def _memory(plan: Plan, memory: dict) -> str:
+def _memory(run: Run, memory: dict) -> str:
     if "unknown" in memory:
         return f"not known: {memory['unknown']}"
     parts = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
     listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items())
     text = f"{bytes_text(memory['peak'])} of tensors at the peak of a step ({listed})"
-    if plan.device == "cpu":
+    if run.device == "cpu":
         return text
     if memory["gpu"]:
         return f"{text}; {memory['gpu']['name']} holds them, with a tenth left for what is no tensor"
@@ -152,31 +152,31 @@ def _rehearsed(told: dict) -> str:
     )
 
 
-def _checkpoints(plan: Plan, cost: dict) -> str:
+def _checkpoints(run: Run, cost: dict) -> str:
     size, most = bytes_text(cost["checkpoint_bytes"]), bytes_text(cost["disk_bytes"])
-    lasts = "" if plan.is_table else " and each pass's last"
+    lasts = "" if run.is_table else " and each pass's last"
     return (
         f"{size}: weights, AdamW's moments and counts; superclip run keeps the two newest, one of every "
-        f"{plan.kept_every}{lasts}, {most} at most"
+        f"{run.kept_every}{lasts}, {most} at most"
     )
 
 
-def _data(plan: Plan, checked: dict | None) -> list[str]:
+def _data(run: Run, checked: dict | None) -> list[str]:
     if checked is None:
-        return _row("data", f"{plan.data}, the recipe's own: not checked; --data SHARDS looks at yours")
+        return _row("data", f"{run.data}, the recipe's own: not checked; --data SHARDS looks at yours")
     if "rows" in checked:
         looked = "all pictures were read" if checked["full"] else "the first pictures were read"
-        lines = _row("data", f"{plan.data}: a table of {checked['rows']:,} pairs; {looked}")
+        lines = _row("data", f"{run.data}: a table of {checked['rows']:,} pairs; {looked}")
         lines += [line for text in checked["warnings"] for line in _row("warning", text)]
         return lines + _bad("bad picture", checked["bad"])
     if checked["found"] is None:
-        return [*_row("data", plan.data), *(line for text in checked["warnings"] for line in _row("warning", text))]
+        return [*_row("data", run.data), *(line for text in checked["warnings"] for line in _row("warning", text))]
     counted = f", {checked['samples']:,} samples counted" if checked["full"] else ""
     listed = f", {checked['samples_listed']:,} samples by sizes.json" if checked["samples_listed"] else ""
     looked = "all were read" if checked["full"] else "the first and the last were read"
     lines = _row(
         "data",
-        f"{plan.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"
+        f"{run.data}: {checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"
         f"{counted}{listed}; {looked}",
     )
     for warning in checked["warnings"]:
@@ -195,9 +195,9 @@ def _bad(label: str, found: list[dict]) -> list[str]:
     return lines + (_row("", more) if len(found) > SHOWN else [])
 
 
-def _where(plan: Plan) -> str:
-    if plan.nodes > 1:
-        return f"On each node, $NODE from 0 to {plan.nodes - 1}, $HEAD the first one's name:"
+def _where(run: Run) -> str:
+    if run.nodes > 1:
+        return f"On each node, $NODE from 0 to {run.nodes - 1}, $HEAD the first one's name:"
     return "The command, which superclip run gives:"
 
 
@@ -208,36 +208,38 @@ def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 where --check finds a bad shard."""
     options = _parse(argv)
     from ..runs.cost import estimate_cost, estimate_memory, find_gpu
-    from ..runs.plan import make_plan, with_table
-    from ..runs.recipe import read_recipe
-    from ..runs.rehearsal import read_rehearsal
+    from ..runs.plan import make_run, read_with_table
 
     if options.gpu is not None:
         options.gpu = find_gpu(options.gpu)
     gpu_tflops = options.gpu.tflops if options.gpu else None
     options.gpu_tflops = options.gpu_tflops or gpu_tflops or GPU_TFLOPS
-    recipe = read_recipe(options.recipe, with_table(options.recipe, all_settings(options), options.data))
-    plan = make_plan(
+    recipe = read_with_table(options.recipe, all_settings(options), options.data)
+    run = make_run(
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
         options.device,
     )  # fmt: skip
     looks = options.data is not None or options.check
     if not looks:
-        plan.warnings.extend(plan.check_shards())
-    rehearsed = read_rehearsal(options.rehearsal, plan, options.gpu) if options.rehearsal else None
+        run.warnings.extend(run.check_shards())
+    rehearsed = None
+    if options.rehearsal:
+        from ..runs.rehearsal import read_rehearsal  # imports torch
+
+        rehearsed = read_rehearsal(options.rehearsal, run, options.gpu)
     speed = rehearsed["samples_per_second"]["median"] if rehearsed else options.samples_per_second
-    cost = estimate_cost(plan, options.mfu, options.gpu_tflops, speed)
-    memory = estimate_memory(plan, options.gpu)
-    checked = plan.check_data(full=options.check, jobs=options.jobs) if looks else None
+    cost = estimate_cost(run, options.mfu, options.gpu_tflops, speed)
+    memory = estimate_memory(run, options.gpu)
+    checked = run.check_data(full=options.check, jobs=options.jobs) if looks else None
     if options.json:
         print(
             json.dumps(
-                {**plan.as_dict(), "cost": cost, "memory": memory, "rehearsal": rehearsed, "data_check": checked},
+                {**run.as_dict(), "cost": cost, "memory": memory, "rehearsal": rehearsed, "data_check": checked},
                 indent=1,
             )
         )
     else:
-        print(plan_text(plan, cost, memory, checked, rehearsed))
+        print(plan_text(run, cost, memory, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 

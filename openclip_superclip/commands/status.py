@@ -1,4 +1,4 @@
-"""How runs stand, for people: what their folders say, and what SLURM says of their jobs."""
+"""superclip status: how runs are going, from their folders and SLURM's queue."""
 
 import argparse
 import sys
@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..files import read_json
 from ..pages import markdown_table
-from ..runs.folder import PERIOD, RUNNING, read_object, seconds_since, told_state
-from ..runs.machines import QueuedJob, my_jobs
+from ..runs.folder import PERIOD, RUNNING, current_state, seconds_since
+from ..runs.slurm import QueuedJob, my_jobs
 
-FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder that holds one of them is a run's
-
-
-DEEP = 4  # folders below those that are given: STUDY/runs/RUN lies two below
-
-
+FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of them is a run's
+DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 SUBMITTED, NOT_STARTED, UNREADABLE = "submitted", "not started", "unreadable"
-
-
-SILENT = 6 * PERIOD  # seconds without a heartbeat that are worth a word
+SILENT = 6 * PERIOD  # seconds without a heartbeat that are reported
+FOLDERS = ("runs", "studies")  # where the commands put runs
+HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
+EACH = 10  # seconds between two looks
 
 
 class RunStatus(NamedTuple):
@@ -47,8 +45,8 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; expected a run's, or one that holds runs")
-        here = list(_runs_in(folder, DEEP))
+            raise InputError(f"{folder} is not a folder; expected a run's, or one that holds runs")
+        here = list(_runs_in(folder, DEPTH))
         if not here:
             raise InputError(f"{folder} holds no run: expected state.json in it, or in a folder below it")
         found += here
@@ -56,21 +54,23 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> RunStatus:
-    """Returns how a run stands; `queue` is what `slurm_queue.my_jobs` says."""
-    told = told_state(run)
-    number = told.get("job") if told.get("job") in queue else read_object(run / "submitted.json").get("job")
+    """Returns how a run is going; `queue` is from `my_jobs`."""
+    values = current_state(run)
+    submitted = read_json(run / "submitted.json", default={}).get("job")
+    number = values.get("job") if values.get("job") in queue else submitted
     job = queue.get(number)
-    state = told.get("state") or (UNREADABLE if (run / "state.json").exists() else SUBMITTED if job else NOT_STARTED)
-    note = told.get("error") or told.get("note") or ""
-    silent = seconds_since(told.get("heartbeat")) if state == RUNNING else 0
+    state = values.get("state") or (UNREADABLE if (run / "state.json").exists() else SUBMITTED if job else NOT_STARTED)
+    refused = values.get("refused")
+    note = f"the start at {refused['since']} was refused: {refused['error']}" if refused else values.get("error") or ""
+    silent = seconds_since(values.get("heartbeat")) if state == RUNNING else 0
     return RunStatus(
         run,
         f"{state}, silent for {silent:.0f} s" if silent > SILENT else state,
-        _progress(told),
-        f"{told['samples_per_second']:,.0f}" if state == RUNNING and told.get("samples_per_second") else "",
-        _clock(told.get("expected_end")) if state == RUNNING else "",
+        _progress(values),
+        f"{values['samples_per_second']:,.0f}" if state == RUNNING and values.get("samples_per_second") else "",
+        _clock(values.get("expected_end")) if state == RUNNING else "",
         f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
-        "state.json is no JSON object: remove it, and the next start writes it" if state == UNREADABLE else note,
+        "state.json is not a JSON object; the next start writes it anew" if state == UNREADABLE else note,
     )
 
 
@@ -82,11 +82,11 @@ def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
             yield from _runs_in(inner, deep - 1)
 
 
-def _progress(told: dict) -> str:
-    if not told.get("steps"):
+def _progress(values: dict) -> str:
+    if not values.get("steps"):
         return ""
-    share = 100 * told.get("step", 0) / told["steps"]
-    return f"{share:.0f} %, {told.get('epoch', 0)} of {told.get('slices')} slices"
+    percent = 100 * values.get("step", 0) / values["steps"]
+    return f"{percent:.0f} %, {values.get('epoch', 0)} of {values.get('slices')} slices"
 
 
 def _clock(time: str | None) -> str:
@@ -95,15 +95,6 @@ def _clock(time: str | None) -> str:
         return ""
     end = datetime.fromisoformat(time).astimezone()
     return f"{end:%H:%M}" if end.date() == datetime.now().date() else f"{end:%Y-%m-%d %H:%M}"
-
-
-FOLDERS = ("runs", "studies")  # where the commands put runs
-
-
-HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
-
-
-EACH = 10  # seconds between two looks
 
 
 def main(argv: list[str]) -> int:

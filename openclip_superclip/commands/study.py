@@ -13,6 +13,7 @@ from .options import (
     add_slurm_options,
     add_split_options,
     all_settings,
+    given_run_settings,
     given_slurm_options,
     run_settings,
     sbatch_joined,
@@ -133,7 +134,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     ]
     if given and not options.slurm:
         raise InputError(f"{given[0]} is of SLURM's jobs; expected --slurm beside it")
-    if options.only and (trains := options.settings.arguments()):
+    if options.only and (trains := given_run_settings(options)):
         raise InputError(f"{trains[0]} does nothing with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")

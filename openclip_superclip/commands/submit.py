@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -10,6 +11,7 @@ from .options import (
     add_run_options,
     add_slurm_options,
     all_settings,
+    given_run_settings,
     run_settings,
     sbatch_joined,
     slurm_request,
@@ -17,28 +19,58 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..runs.slurm import Submission
+    from ..runs.folder import RunFolder
+    from ..runs.run import Run
 
 
 def main(argv: list[str]) -> int:
-    """Writes the sbatch command beside the run, submits it and prints how to watch it; returns the exit code."""
+    """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
-    from ..runs.slurm import Submission
+    from ..runs.plan import make_run, read_with_table
+    from ..runs.slurm import paths_of
 
-    submission = Submission(
-        options.recipe, slurm_request(options), all_settings(options), options.out, options.data,
-        options.gpu_batch_max, options.workers, options.engine, options.settings, options.rehearse,
+    request, set_ = slurm_request(options), all_settings(options)
+    run = make_run(
+        read_with_table(options.recipe, set_, options.data), request.nodes, request.gpus_per_node, options.data,
+        options.gpu_batch_max, options.workers, request.device, options.settings, set_,
     )  # fmt: skip
+    folder = _checked_folder(options, run)
+    command = "rehearse" if options.rehearse else "run"
+    job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], paths_of(run), command)
     if options.dry_run or options.skip_data_check:
-        for warning in submission.plan.check_shards():
+        for warning in run.check_shards():
             print(f"superclip submit: {warning}", file=sys.stderr)
     if options.dry_run:
-        print(submission.shell(), end="")
+        print(job.text, end="")
         return 0
     if not options.skip_data_check:
-        submission.plan.check_data()
-    print(_submitted(submission.submit(), submission))
+        run.check_data()
+    folder.write(run)
+    request.keep_setup(folder.path)
+    number = job.submit()
+    folder.note_submission(number)
+    print(
+        f"job {number} is in the queue: {folder.path}, {request.nodes} × {request.gpus_per_node} processes; {job.file}",
+        f"  squeue --jobs {number}",
+        f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}",
+        f"  superclip status {shlex.quote(str(folder.path))}",
+        f"  scancel {number}",
+        sep="\n",
+    )
     return 0
+
+
+def _checked_folder(options: argparse.Namespace, run: "Run") -> "RunFolder":
+    """Returns the run's folder; InputError if it holds another run, or a finished one."""
+    from ..runs.folder import FINISHED, RunFolder
+
+    folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
+    folder.check_queue()
+    if not run.settings.accept_changes:
+        folder.check_recipe(run.recipe)
+    if folder.state().get("state") == FINISHED:
+        raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
+    return folder
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -54,23 +86,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
     )
     options = parser.parse_args(sbatch_joined(argv))
-    options.settings = run_settings(options)
-    if options.rehearse and (given := options.settings.arguments()):
+    if options.rehearse and (given := given_run_settings(options)):
         raise InputError(f"{given[0]} does nothing with --rehearse: leave one of them out")
+    options.settings = run_settings(options)
     if not options.rehearse:
         options.settings = with_sites_stage(options.settings)
     return options
-
-
-def _submitted(number: str, submission: "Submission") -> str:
-    run, request = submission.folder.path, submission.request
-    processes = f"{request.nodes} × {request.gpus_per_node} processes"
-    return "\n".join(
-        [
-            f"job {number} is in the queue: {run}, {processes}; {submission.script}",
-            f"  squeue --jobs {number}",
-            f"  tail -F {shlex.quote(f'{run}/slurm-{number}.out')}",
-            f"  superclip status {shlex.quote(str(run))}",
-            f"  scancel {number}",
-        ]
-    )

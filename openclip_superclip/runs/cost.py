@@ -15,7 +15,8 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import PACKAGE, write_json
 from ..openclip.train import check_command
-from .plan import Plan, divisors
+from .plan import divisors
+from .run import Run
 
 COUNTED_BY = ("method", "runs")  # folders of this package
 
@@ -56,7 +57,7 @@ def _model_file(model: str) -> str:
         return ""
 
 
-def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second: float | None = None) -> dict:
+def estimate_cost(run: Run, mfu: float, gpu_tflops: float, samples_per_second: float | None = None) -> dict:
     """Returns the plan's costs, for JSON.
 
     FLOPs are those of the towers and the head, two a multiplication with addition: the backward pass is two forward
@@ -68,14 +69,14 @@ def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second:
         gpu_tflops: that peak, in 10^12 FLOPs a second.
         samples_per_second: of all GPUs together, where it was measured.
     """
-    flags = plan.recipe.flags
-    with_head = plan.recipe.superclip is not None
-    counts = _counts(plan)
+    flags = run.recipe.flags
+    with_head = run.recipe.superclip is not None
+    counts = _counts(run)
     gmacs = counts.pop("gmacs")
-    passes = 3 + bool(flags.get("grad-checkpointing")) + (plan.accum_freq > 1)
+    passes = 3 + bool(flags.get("grad-checkpointing")) + (run.accum_freq > 1)
     flops_per_sample = 2e9 * ((gmacs["vision"] + gmacs["text"]) * passes + 3 * gmacs["head"] * with_head)
-    seconds = plan.samples / samples_per_second if samples_per_second else None
-    flops = flops_per_sample * plan.samples
+    seconds = run.samples / samples_per_second if samples_per_second else None
+    flops = flops_per_sample * run.samples
     gpu_hours = flops / (gpu_tflops * 1e12 * mfu) / 3600
     return {
         "forward_gmacs": gmacs,
@@ -83,23 +84,23 @@ def estimate_cost(plan: Plan, mfu: float, gpu_tflops: float, samples_per_second:
         "flops": flops,
         "mfu": mfu,
         "gpu_tflops": gpu_tflops,
-        "gpu_hours": seconds * plan.world_size / 3600 if seconds else gpu_hours,
-        "hours": seconds / 3600 if seconds else gpu_hours / plan.world_size,
+        "gpu_hours": seconds * run.world_size / 3600 if seconds else gpu_hours,
+        "hours": seconds / 3600 if seconds else gpu_hours / run.world_size,
         "samples_per_second": samples_per_second,
-        "slice_minutes": plan.slice_steps * plan.global_batch_size / samples_per_second / 60 if seconds else None,
+        "slice_minutes": run.slice_steps * run.global_batch_size / samples_per_second / 60 if seconds else None,
         **counts,
-        "disk_bytes": plan.most_checkpoints * counts["checkpoint_bytes"],
+        "disk_bytes": run.max_checkpoints * counts["checkpoint_bytes"],
     }
 
 
-def checkpoint_bytes(plan: Plan) -> int:
+def checkpoint_bytes(run: Run) -> int:
     """Returns the bytes of one checkpoint of the plan's."""
-    return _counts(plan)["checkpoint_bytes"]
+    return _counts(run)["checkpoint_bytes"]
 
 
-def _counts(plan: Plan) -> dict:
+def _counts(run: Run) -> dict:
     """Returns what is counted of the plan's model, InputError where OpenCLIP does not know it."""
-    recipe = plan.recipe
+    recipe = run.recipe
     inputs = {
         "model": recipe.model,
         "precision": recipe.precision,
@@ -161,22 +162,22 @@ def find_gpu(text: str) -> GPU:
     return GPU(f"a GPU of {number / 1e9:,.3g} GB", number, None)
 
 
-def estimate_memory(plan: Plan, gpu: GPU | None = None) -> dict:
+def estimate_memory(run: Run, gpu: GPU | None = None) -> dict:
     """Returns the bytes that a rank's tensors take at their peak, and which GPUs hold them, for JSON.
 
     A tenth of a GPU is left for what is no tensor; that share is assumed. Raises InputError, with the largest
     --gpu-batch-max that fits, where `gpu` cannot hold the batch.
     """
-    memory = _memory(plan)
+    memory = _memory(run)
     if "unknown" in memory:
         if gpu is not None:
             raise InputError(f"--gpu {gpu.name}: memory cannot be followed here ({memory['unknown']}); leave --gpu out")
         return memory
     memory |= {"reserve": RESERVE, "gpu": gpu._asdict() if gpu else None}
-    if plan.device != "cpu":
+    if run.device != "cpu":
         memory["held_by"] = [one.name for one in GPUS if _holds(one, memory)]
     if gpu is not None and not _holds(gpu, memory):
-        raise InputError(_refusal(plan, gpu, memory["peak"]))
+        raise InputError(_refusal(run, gpu, memory["peak"]))
     return memory
 
 
@@ -184,39 +185,39 @@ def _holds(gpu: GPU, memory: dict) -> bool:
     return memory["peak"] <= (1 - RESERVE) * gpu.bytes
 
 
-def _refusal(plan: Plan, gpu: GPU, peak: int) -> str:
-    per_gpu = plan.batch_size * plan.accum_freq
-    smaller = [size for size in divisors(per_gpu) if size < plan.batch_size]
+def _refusal(run: Run, gpu: GPU, peak: int) -> str:
+    per_gpu = run.batch_size * run.accum_freq
+    smaller = [size for size in divisors(per_gpu) if size < run.batch_size]
     fits = 0
     while smaller:  # by halves: what a batch takes grows with it
         size = smaller[len(smaller) // 2]
-        if _holds(gpu, _memory(dataclasses.replace(plan, batch_size=size, accum_freq=per_gpu // size))):
+        if _holds(gpu, _memory(dataclasses.replace(run, batch_size=size, accum_freq=per_gpu // size))):
             fits, smaller = size, [larger for larger in smaller if larger > size]
         else:
             smaller = [less for less in smaller if less < size]
-    checkpointing = "" if plan.recipe.flags.get("grad-checkpointing") else " or --set flags.grad-checkpointing=true"
+    checkpointing = "" if run.recipe.flags.get("grad-checkpointing") else " or --set flags.grad-checkpointing=true"
     advice = f"--gpu-batch-max {fits} fits" if fits else f"no batch fits: give more GPUs{checkpointing}"
     return (
-        f"--gpu: {plan.batch_size:,} samples take {peak / 1e9:,.3g} GB, and {gpu.name} has {gpu.bytes / 1e9:,.3g} GB, "
+        f"--gpu: {run.batch_size:,} samples take {peak / 1e9:,.3g} GB, and {gpu.name} has {gpu.bytes / 1e9:,.3g} GB, "
         f"of which a tenth is left for what is no tensor; {advice}"
     )
 
 
-def _memory(plan: Plan) -> dict:
+def _memory(run: Run) -> dict:
     """Returns the bytes of a rank, or under "unknown" why they are not."""
-    args = vars(check_command(plan.command))
+    args = vars(check_command(run.openclip_arguments()))
     if args["distill_model"] is not None:
         return {"unknown": "a teacher beside the model"}
-    with_head = plan.recipe.superclip is not None
+    with_head = run.recipe.superclip is not None
     inputs = {name: args[name] for name in ASKED if name in args}
 
     def trace() -> dict:
 
         from .model_size import trace_step
 
-        return trace_step(argparse.Namespace(**inputs), plan.world_size, with_head)
+        return trace_step(argparse.Namespace(**inputs), run.world_size, with_head)
 
     try:
-        return kept("memory", {**inputs, "world_size": plan.world_size, "with_head": with_head}, trace)
+        return kept("memory", {**inputs, "world_size": run.world_size, "with_head": with_head}, trace)
     except Exception as error:  # a tower that tensors without values cannot pass, or one of a hub that is not reached
         return {"unknown": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}

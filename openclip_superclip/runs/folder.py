@@ -1,7 +1,7 @@
-"""The folder of a run: OpenCLIP's logs and checkpoints, and beside them what was run and how it stands."""
+"""The folder of a run: OpenCLIP's logs and checkpoints, the records of what was run and how it is going, a lock."""
 
-import dataclasses
-import json
+import fcntl
+import functools
 import os
 import re
 import shlex
@@ -16,98 +16,56 @@ from ..checkpoints.resume import DEPENDS_ON
 from ..checkpoints.run_outputs import checkpoints, is_complete, newest
 from ..environment import versions
 from ..errors import InputError
-from ..files import PACKAGE, make_folder, write_json, write_text
-from .lock import lock
-from .machines import Placement, hosts, my_jobs
-from .plan import NUM_KEPT, Plan, with_table
+from ..files import PACKAGE, make_folder, read_json, write_json, write_text
 from .recipe import WORDS, Recipe, read_recipe
+from .run import NUM_KEPT, Run
+from .slurm import Placement, hosts, my_jobs
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
-
-
-LOST = "lost"  # of a run that nobody trains any more, and that could not say so
-
-
+LOST = "lost"  # of a run that nobody trains any more and that could not record why
 PERIOD = 10  # seconds between two heartbeats of a run
+STALE = 120  # seconds without one after which a run is lost: network file systems may show a file a minute late
+RECORDED = re.compile(r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$")
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
-STALE = 120  # seconds after which a run without one is lost: network file systems show what others write after a minute
+def current_state(run: Path) -> dict:
+    """Returns what state.json of a run's folder holds, nothing if there is none.
 
-
-def told_state(run: Path) -> dict:
-    """Returns what state.json of a run's folder says, nothing where there is none.
-
-    Where it says `running` and its process is gone, or its heartbeat has stopped, `state` is `lost` and `error` says
-    since when.
+    If it says `running` and its process is gone, or its heartbeat has stopped, `state` is `lost` and `error` gives the
+    time of the last heartbeat.
     """
-    state = read_object(run / "state.json")
+    state = read_json(run / "state.json", default={})
     if state.get("state") != RUNNING:
         return state
     heartbeat = state.get("heartbeat") or state.get("since")
-    owner = read_object(run / "lock")
+    owner = read_json(run / "lock", default={})
     if owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner.get('pid')}").exists():
-        who = f"process {owner.get('pid')} on {owner['host']} is gone"
+        problem = f"process {owner.get('pid')} on {owner['host']} is gone"
     elif seconds_since(heartbeat) > STALE:
-        who = "there is no heartbeat"
+        problem = "no heartbeat"
     else:
         return state
-    return {**state, "state": LOST, "error": f"{who}, and could not say why: its last word is of {heartbeat}"}
+    error = f"{problem}: stopped without an error message; last heartbeat at {heartbeat}"
+    return {**state, "state": LOST, "error": error}
 
 
 def seconds_since(time: str | None) -> float:
-    """Returns the age of a time as state.json writes it, 0 where it is none."""
+    """Returns the age of a time as state.json holds it, 0 if it is none."""
     try:
         return (datetime.now().astimezone() - datetime.fromisoformat(time)).total_seconds()
     except (TypeError, ValueError):
         return 0.0
 
 
-def read_object(path: Path) -> dict:
-    """Returns what a JSON file holds, nothing where it cannot be read or holds no object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-RECORDED = re.compile(r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$")
-
-
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
-
-
-def what_runs(plan: Plan, arguments: list[str], set_: Mapping[str, str]) -> dict:
-    """Returns what run.json tells of a run, `arguments` being those of `superclip train`."""
-    return {
-        "command": ["superclip", "train", *arguments],
-        "cwd": os.getcwd(),
-        "plan": plan.as_dict(),
-        "data_check": None,
-        "set": dict(set_),
-        "versions": versions(*DEPENDS_ON),
-        "git": git_commit(),
-        "hosts": hosts(),
-        "environment": recorded_environment(),
-    }
-
-
-def which_start(placement: Placement, plan: Plan, logs: str, launcher: list[str]) -> dict:
-    """Returns what run.json tells of one start of a run."""
-    return {
-        "job": placement.job,
-        "restarts": placement.restarts,
-        "step": placement.step,
-        "hosts": hosts(),
-        "nodes": placement.num_nodes,
-        "processes": plan.gpus_per_node,
-        "ranks": f"ranks/{logs}",
-        "launcher": shlex.join(launcher),
-    }
+def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the variables that influence a run, without secrets."""
+    names = (name for name in environment if RECORDED.match(name) and not SECRET.search(name))
+    return {name: environment[name] for name in sorted(names)}
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the checkout that this package runs from, with "-dirty" where files differ from it."""
+    """Returns the commit of the checkout that this package runs from, with "-dirty" if files differ from it."""
     checkout = PACKAGE.parent
     if not (checkout / ".git").exists():
         return None
@@ -118,26 +76,17 @@ def git_commit() -> str | None:
         return None
 
 
-def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns the variables that decide how a run goes, and no secret."""
-    names = (name for name in environment if RECORDED.match(name) and not SECRET.search(name))
-    return {name: environment[name] for name in sorted(names)}
-
-
-_ADVICE = {  # where such a file is broken
-    "state.json": "remove it; the same command resumes from the newest checkpoint",
-    "run.json": "move it away; the same command resumes from the newest checkpoint, and its record begins anew",
-    "submitted.json": "remove it, where no job that trains the run is in the queue",
-}
-
-
 class RunFolder:
-    """RUN/, which OpenCLIP knows as --logs PARENT --name NAME."""
+    """RUN/, which is --logs PARENT --name NAME for OpenCLIP.
+
+    A broken state.json or run.json, as after a full disk or a power cut, counts as missing: the checkpoints alone
+    decide where a run resumes.
+    """
 
     def __init__(self, path: Path):
         if re.search(r"[*?\[\]]", str(path.absolute())):  # OpenCLIP would look for checkpoints elsewhere
             raise InputError(f"--out is {path}; expected a path without *, ? and brackets")
-        self.path = path if path.name not in ("", "..") else path.resolve()  # OpenCLIP is told its name
+        self.path = path if path.name not in ("", "..") else path.resolve()  # OpenCLIP needs its name
         self.checkpoints = self.path / "checkpoints"
 
     def openclip_flags(self) -> list[str]:
@@ -146,47 +95,56 @@ class RunFolder:
         return [*where, "--resume", "latest", "--save-frequency", "1"]
 
     def state(self) -> dict:
-        """Returns what state.json holds, nothing where there is none."""
-        return self._read("state.json")
-
-    def num_starts(self) -> int:
-        return len(self.record().get("attempts", []))
+        """Returns what state.json holds, nothing if there is none."""
+        return read_json(self.path / "state.json", default={})
 
     def record(self) -> dict:
-        """Returns what run.json holds, nothing where there is none."""
-        return self._read("run.json")
+        """Returns what run.json holds, nothing if there is none."""
+        return read_json(self.path / "run.json", default={})
+
+    def num_starts(self) -> int:
+        return max(len(self.record().get("attempts", [])), len(list(self.path.glob("ranks/local-*"))))
 
     @contextmanager
     def lock(self, placement: Placement) -> Iterator[Callable[[], None]]:
-        """Holds the folder for one process, as `run_lock.lock` does."""
+        """Holds the folder for one process, as `lock.lock` does."""
         make_folder(self.path, "--out")
         with lock(self.path / "lock", placement) as check:
             yield check
 
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
-        """Raises InputError where the folder holds a run of another recipe, or a job that is to train it waits."""
+        """Raises InputError if the folder holds a run of another recipe, or a job that will train it waits."""
         differences = self._differences(recipe)
         started = (self.path / "run.json").exists() or self.checkpoints.exists()
         if differences and (started or self._job_in_queue()):
             raise InputError(f"{self.path} holds a run of another recipe: {', '.join(differences)}; {advice}")
 
-    def write_recipe(self, recipe: Recipe) -> None:
-        """Writes the recipe, where the folder does not hold it, in the place of one that no run has trained."""
+    def write(self, run: Run) -> None:
+        """Writes the run's description, and its recipe unless the folder holds it."""
         make_folder(self.path, "--out")
-        if not (self.path / "recipe.yaml").exists() or self._differences(recipe):
-            write_text(self.path / "recipe.yaml", recipe.text)
+        if not (self.path / "recipe.yaml").exists() or self._differences(run.recipe):
+            write_text(self.path / "recipe.yaml", run.recipe.text)
+        run.save(self.path)
+
+    def _differences(self, recipe: Recipe) -> list[str]:
+        """Returns the fields in which the recipe differs from the folder's, nothing if that has none."""
+        if not (self.path / "recipe.yaml").exists():
+            return []
+        there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
+        keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
+        return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
     def note_submission(self, job: str) -> None:
-        """Writes into submitted.json the job of SLURM that is to train the run, ARRAY_TASK of an array's task."""
+        """Writes into submitted.json the job of SLURM that will train the run, ARRAY_TASK of an array's task."""
         make_folder(self.path, "--out")
         write_json(self.path / "submitted.json", {"job": job, "since": _now()})
 
     def submitted_job(self) -> str | None:
         """Returns the job that was submitted last."""
-        return self._read("submitted.json").get("job")
+        return read_json(self.path / "submitted.json", default={}).get("job")
 
     def check_queue(self) -> None:
-        """Raises InputError where a job that is to train the run waits or runs."""
+        """Raises InputError if a job that will train the run waits or runs."""
         job = self._job_in_queue()
         if job:
             raise InputError(
@@ -194,61 +152,66 @@ class RunFolder:
             )
 
     def _job_in_queue(self) -> str | None:
-        """Returns the submitted job where SLURM has it in its queue, or cannot be asked."""
+        """Returns the submitted job if SLURM has it in its queue, or cannot be asked."""
         job = self.submitted_job()
         queue = my_jobs() if job else {}
         return job if job and (queue is None or job in queue) else None
 
-    def _differences(self, recipe: Recipe) -> list[str]:
-        """Returns what tells the recipe from the folder's, nothing where that has none."""
-        if not (self.path / "recipe.yaml").exists():
-            return []
-        there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
-        keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
-        return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
-
-    def start(self, record: dict, attempt: dict) -> None:
-        """Writes run.json, with `attempt` added to those that it tells of, and the state "running"."""
-        attempts = self.record().get("attempts", [])
+    def start(self, run: Run, placement: Placement, arguments: list[str], logs: str, launcher: list[str]) -> None:
+        """Writes run.json, with this start added to its attempts, and the state "running"."""
+        before, job = self.record(), placement.job
+        attempts = before.get("attempts", [])
         if attempts and "state" not in attempts[-1]:  # it was killed
-            attempts[-1].update(state=LOST, ended=told_state(self.path).get("heartbeat"))
-        before = {"started": _now(), "epoch_before": newest(self.checkpoints)}
-        changes = self.record().get("changes", [])
-        attempts = [*attempts, {**attempt, **before}]
-        write_json(self.path / "run.json", {**record, "changes": changes, "attempts": attempts})
-        self._write_state(RUNNING, attempt["job"])
+            attempts[-1].update(state=LOST, ended=current_state(self.path).get("heartbeat"))
+        attempt = {
+            "job": job, "restarts": placement.restarts, "step": placement.step, "hosts": hosts(),
+            "nodes": placement.num_nodes, "processes": run.gpus_per_node, "ranks": f"ranks/{logs}",
+            "launcher": shlex.join(launcher), "started": _now(), "epoch_before": newest(self.checkpoints),
+        }  # fmt: skip
+        write_json(self.path / "run.json", {
+            "command": ["superclip", "train", *arguments], "cwd": os.getcwd(), "plan": run.as_dict(),
+            "data_check": None, "set": run.set, "versions": versions(*DEPENDS_ON), "git": git_commit(),
+            "hosts": hosts(), "environment": recorded_environment(), "changes": before.get("changes", []),
+            "attempts": [*attempts, attempt],
+        })  # fmt: skip
+        self._write_state(RUNNING, job)
 
     def note(self, **values) -> None:
-        """Writes into run.json what has been found out."""
+        """Writes values into run.json."""
         write_json(self.path / "run.json", self.record() | values)
 
     def beat(self, **values) -> None:
-        """Writes into state.json that the run lives, and how far it is."""
-        write_json(self.path / "state.json", {**self.state(), "heartbeat": _now(), **values})
+        """Writes into state.json that the run is alive, and its progress."""
+        write_json(self.path / "state.json", {"state": RUNNING, **self.state(), "heartbeat": _now(), **values})
 
     def note_changes(self, lines: list[str]) -> None:
-        """Writes into run.json in what this start differs from what the run began with."""
+        """Writes into run.json the differences of this start from what the run began with."""
         changes = self.record().get("changes", [])
         self.note(changes=[*changes, {"when": _now(), "start": self.num_starts() - 1, "changed": lines}])
 
+    def note_refusal(self, error: str) -> None:
+        """Writes into state.json that a start was refused; the run's own state stays."""
+        write_json(self.path / "state.json", {**self.state(), "refused": {"since": _now(), "error": error}})
+
     def note_epoch(self, epoch: int) -> bool:
-        """Writes into state.json that the slice is trained, and saved; tells whether that is new."""
+        """Writes into state.json that the slice is trained and saved; returns whether that is new."""
         state = self.state()
-        new = state["epoch"] != epoch
+        new = state.get("epoch") != epoch
         if new:
             write_json(self.path / "state.json", {**state, "epoch": epoch})
         return new
 
     def end(self, state: str, error: str | None = None, again: bool = False) -> None:
-        """Writes how this start of the run ended; `again` says that it failed, and another one is to follow."""
+        """Writes how this start of the run ended; `again` if it failed and another one follows."""
         record = self.record()
-        last = record["attempts"][-1]
-        last.update(ended=_now(), epoch_after=newest(self.checkpoints), state=state, error=error, again=again)
-        self._write_state(state, last["job"], error)
-        write_json(self.path / "run.json", record)
+        attempts = record.get("attempts") or [{}]
+        ended = {"ended": _now(), "epoch_after": newest(self.checkpoints)}
+        attempts[-1] |= {**ended, "state": state, "error": error, "again": again}
+        self._write_state(state, attempts[-1].get("job"), error)
+        write_json(self.path / "run.json", {**record, "attempts": attempts})
 
     def check_progress(self, job: str | None, starts: int) -> None:
-        """Raises InputError where the job's last `starts` starts before this one have not saved a slice."""
+        """Raises InputError if the job's last `starts` starts before this one have not saved a slice."""
         earlier = self.record()["attempts"][:-1][-starts:]
         reached = newest(self.checkpoints)
         if job and [(one["job"], one["epoch_before"]) for one in earlier] == [(job, reached)] * starts:
@@ -258,7 +221,7 @@ class RunFolder:
             )
 
     def failures_without_a_slice(self) -> int:
-        """Returns how many starts in a row, this one among them, have failed and saved no slice."""
+        """Returns how many starts in a row, including this one, have failed and saved no slice."""
         reached, number = newest(self.checkpoints), 0
         *earlier, this = self.record()["attempts"]
         for one in (this, *reversed(earlier)):
@@ -270,39 +233,110 @@ class RunFolder:
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
         values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}
         values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "note": None, "expected_end": None}
-        write_json(self.path / "state.json", {**self.state(), **values})
+        before = {name: value for name, value in self.state().items() if name != "refused"}
+        write_json(self.path / "state.json", {**before, **values})
 
-    def _read(self, name: str) -> dict:
-        path = self.path / name
-        try:
-            values = json.loads(path.read_text()) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): {_ADVICE[name]}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path} holds no mapping: {_ADVICE[name]}")
-        return values
-
-
-def recipe_and_folder(
-    file: str, set_: Mapping[str, str], out: Path | None, data: str | None = None
-) -> tuple[Recipe, RunFolder]:
-    """Returns a recipe, with other values where they are set, and the folder of its run: runs/NAME unless given."""
-    recipe = read_recipe(file, with_table(file, set_, data))
-    folder = RunFolder(out or Path("runs") / recipe.name)
-    if Path(file).absolute() == (folder.path / "recipe.yaml").absolute():  # a copy that `superclip submit` left
-        recipe = dataclasses.replace(recipe, name=folder.path.name)
-    return recipe, folder
+    def prune(self, run: Run) -> list[Path]:
+        """Removes the checkpoints that are neither among the newest nor to be kept, and returns them."""
+        complete = [epoch for epoch, path in checkpoints(self.checkpoints).items() if is_complete(path)]
+        found = checkpoints(self.checkpoints)
+        old = [found[epoch] for epoch in complete[:-NUM_KEPT] if not run.keeps(epoch)]
+        for path in old:
+            path.unlink()
+        return old
 
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def prune(folder: Path, plan: Plan) -> list[Path]:
-    """Removes the checkpoints that are neither among the newest nor to be kept, and returns them."""
-    complete = [epoch for epoch, path in checkpoints(folder).items() if is_complete(path)]
-    found = checkpoints(folder)
-    old = [found[epoch] for epoch in complete[:-NUM_KEPT] if not plan.keeps(epoch)]
-    for path in old:
-        path.unlink()
-    return old
+class Locked(InputError):
+    """The folder belongs to another process."""
+
+
+@contextmanager
+def lock(
+    path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out"
+) -> Iterator[Callable[[], None]]:
+    """Holds the lock, whose file names its owner; raises Locked, naming the owner, if another one is alive.
+
+    A process on this machine also holds a second file with flock, which the kernel releases when the process ends. Not
+    every file system has flock, or shows it to other machines, so SLURM is asked for the owner's job.
+
+    Yields a function that raises Locked if another machine took the lock in the same instant.
+
+    Args:
+        path: of the lock's file.
+        folder, flag: what is locked, by default the file's folder, and the flag that names it.
+    """
+    refusal = functools.partial(_refusal, path, folder or path.parent, flag)
+    with open(f"{path}.flock", "a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except BlockingIOError:
+            raise Locked(refusal(_owner(path), "which runs")) from None
+        except OSError:  # a file system without flock
+            is_locked = False
+        _check_owner(_owner(path), placement, is_locked, refusal)
+        owner = {
+            "job": placement.job, "restarts": placement.restarts, "host": socket.gethostname(), "pid": os.getpid(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }  # fmt: skip
+        write_json(path, owner)
+
+        def check():
+            if _owner(path) != owner:
+                raise Locked(refusal(_owner(path), "which started in the same second"))
+
+        try:
+            yield check
+        finally:
+            if _owner(path) == owner:
+                path.unlink(missing_ok=True)
+
+
+def _check_owner(owner: dict | None, placement: Placement, locked: bool, refusal: Callable[..., str]) -> None:
+    """Raises Locked if the owner that the file names may be alive, though nothing here holds it locked."""
+    if owner is None:
+        return
+    same_job = owner["job"] is not None and owner["job"] == placement.job
+    if same_job and owner["restarts"] < placement.restarts:  # SLURM ended that start before it made this one
+        return
+    if owner["host"] == socket.gethostname():
+        if not locked and Path(f"/proc/{owner['pid']}").exists():
+            raise Locked(refusal(owner, "which runs"))
+    elif owner["job"] is None:
+        raise Locked(refusal(owner, "another machine, where nothing can be asked"))
+    elif same_job:
+        raise Locked(refusal(owner, "another step of this job"))
+    elif _job_lives(owner["job"]) is not False:
+        raise Locked(refusal(owner, "which SLURM still knows, or cannot be asked about"))
+
+
+def _refusal(path: Path, folder: Path, flag: str, owner: dict | None, state: str) -> str:
+    if owner is None:
+        who = "a process that has just started"
+    else:
+        job = f"job {owner['job']}, " if owner["job"] else ""
+        who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}"
+    return (
+        f"{folder} belongs to another run: {who} ({state}); wait for it, end it, or give {flag} another folder; "
+        f"if it is surely gone, remove {path}*"
+    )
+
+
+def _job_lives(job: str) -> bool | None:
+    """Returns whether SLURM has the job in its queue, None if it cannot be asked."""
+    try:
+        asked = subprocess.run(["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True)
+    except OSError:
+        return None
+    if asked.returncode == 0:
+        return bool(asked.stdout.strip())
+    return False if "Invalid job id" in asked.stderr else None
+
+
+def _owner(path: Path) -> dict | None:
+    """Returns the owner that the lock's file names, None if there is none."""
+    return read_json(path, default={}) or None

@@ -1,11 +1,10 @@
-"""Starts a node's ranks with torch's elastic API, and tells in a file which of them failed.
+"""Starts a node's ranks with torch's elastic API, and writes into a file which of them failed.
 
-    python -m openclip_superclip.runs.launcher --nproc-per-node 8 --logs DIR -- ARGUMENTS of `superclip train`
+    python -m openclip_superclip.runs.launcher LOGS/node_0.json
 
-A process of its own: it may be killed or stopped with its ranks while `superclip run` lives on to tell of it.
+A process of its own: it may be killed or stopped with its ranks while `superclip run` stays alive to report it.
 """
 
-import argparse
 import os
 import signal
 import socket
@@ -18,9 +17,13 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-from .process import HARDWARE, Failure, kind_of, launcher_file, this_host
+from .process import HARDWARE, Failure, failure_here, kind_of, launcher_file, this_host
+from .run import Start
 
 NOT_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGABRT)  # with which torch and NCCL end the ranks that are left
+FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}  # fmt: skip
 
 
 class RankLogs(LogsSpecs):
@@ -44,15 +47,16 @@ class RankLogs(LogsSpecs):
         )
 
 
-def main(argv: list[str]) -> int:
-    """Runs the ranks to their end, and returns 0 where all succeeded."""
-    options = _parse(argv)
-    if options.nproc_per_node > 1:
+def main(file: str) -> int:
+    """Runs the ranks to their end, and returns 0 if all succeeded."""
+    start = Start.open(file)
+    if start.run.gpus_per_node > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
-    arguments = [argument.replace("$", "$$") for argument in options.arguments]  # torch fills in ${local_rank}
-    rank = ["-u", "-m", "openclip_superclip.runs.rank", str(options.logs), *arguments]
+    for name, value in (FLIGHT_RECORDER | {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_"}).items():
+        os.environ.setdefault(name, value)
+    rank = ["-u", "-m", "openclip_superclip.runs.rank", file.replace("$", "$$")]  # torch fills in ${local_rank}
     try:
-        launch_agent(_config(options), sys.executable, rank)
+        launch_agent(_config(start), sys.executable, rank)
     except SignalException:
         raise
     except ChildFailedError as failed:
@@ -61,11 +65,10 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-        who = f"the launcher on {socket.gethostname()}"
-        failure = Failure(who, message, traceback.format_exc(), time.time(), kind=kind_of(message), host=this_host())
+        failure = failure_here("the launcher", message, traceback.format_exc(), kind_of(message))
     else:
         return 0
-    failure.write(launcher_file(options.logs, options.node_rank))
+    failure.write(launcher_file(start.logs, start.node))
     return 1
 
 
@@ -84,40 +87,25 @@ def _failure(rank: int, seen: ProcessFailure, now: float) -> Failure:
     from_outside = -seen.exitcode not in NOT_FROM_OUTSIDE
     by = f"Signal {-seen.exitcode} ({seen.signal_name()})"
     message = f"it was ended from outside: {by}" if from_outside else f"it was ended by {by}"
-    aborted = -seen.exitcode == signal.SIGABRT  # by NCCL's watchdog, or where a GPU has failed
+    aborted = -seen.exitcode == signal.SIGABRT  # by NCCL's watchdog, or because a GPU has failed
     kind = HARDWARE if from_outside or aborted else ""
     return Failure(who, message, timestamp=now, is_cause=from_outside, kind=kind, host=this_host())
 
 
-def _config(options: argparse.Namespace) -> LaunchConfig:
+def _config(start: Start) -> LaunchConfig:
     common = {
-        "min_nodes": options.nnodes, "max_nodes": options.nnodes, "nproc_per_node": options.nproc_per_node,
-        "run_id": options.logs.name, "max_restarts": 0, "logs_specs": RankLogs(options.logs),
+        "min_nodes": start.num_nodes, "max_nodes": start.num_nodes, "nproc_per_node": start.run.gpus_per_node,
+        "run_id": start.logs.name, "max_restarts": 0, "logs_specs": RankLogs(start.logs),
     }  # fmt: skip
-    if options.nnodes == 1:
+    if start.num_nodes == 1:
         return LaunchConfig(**common, rdzv_backend="c10d", rdzv_endpoint="localhost:0")  # finds a free port itself
     return LaunchConfig(
         **common,
         rdzv_backend="static",
-        rdzv_endpoint=f"{options.master_addr}:{options.master_port}",
-        rdzv_configs={"rank": options.node_rank},
+        rdzv_endpoint=f"{start.master_addr}:{start.master_port}",
+        rdzv_configs={"rank": start.node},
     )
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m openclip_superclip.runs.launcher",
-        description="Starts the ranks of one node of a run.",
-    )
-    parser.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes of the run")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="which of them this is")
-    parser.add_argument("--master-addr", metavar="HOST", help="where rank 0 listens")
-    parser.add_argument("--master-port", type=int, metavar="PORT")
-    parser.add_argument("--nproc-per-node", type=int, required=True, metavar="N", help="ranks of this node, one a GPU")
-    parser.add_argument("--logs", type=Path, required=True, metavar="DIR", help="of the ranks' output and failures")
-    parser.add_argument("arguments", nargs="*", help="of `superclip train`, after --")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

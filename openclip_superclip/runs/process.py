@@ -1,7 +1,6 @@
-"""Which rank of a run failed first, and with which error: through files, for ranks die together and out of order."""
+"""Processes of a run: how they are started, asked to stop and watched, and which of them failed first."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -16,71 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..environment import end_with_parent
-from ..files import write_json, write_text
+from ..files import read_json, write_json
 
-PERIOD = 2  # seconds between two beats
-
-
-PATIENCE = 20  # seconds after which a node without a beat is lost
-
-
-class Heartbeat:
-    """Writes this node's heartbeat and watches the others'.
-
-    Where a node loses power, the ranks of the others fail within seconds, and SLURM takes minutes to notice. A failed
-    run is over, a lost node is SLURM's to replace.
-    """
-
-    def __init__(self, logs: Path, node: int, num_nodes: int):
-        self.logs, self.node, self.num_nodes = logs, node, num_nodes
-        self.last = 0.0
-
-    def beat(self) -> None:
-        """Writes this node's heartbeat, every few seconds."""
-        now = time.monotonic()
-        if self.num_nodes > 1 and now - self.last >= PERIOD:
-            self.last = now
-            self._write(str(now))
-
-    def end(self) -> None:
-        """Records that this node ends normally."""
-        if self.num_nodes > 1:
-            self._write("ended")
-
-    def lost_nodes(self) -> list[int]:
-        """Returns the nodes whose heartbeats have stopped."""
-        heard = {node: self._read(node) for node in range(self.num_nodes) if node != self.node}
-        silent = [node for node, beat in heard.items() if beat != "ended"]
-        deadline = time.monotonic() + PATIENCE
-        while silent and time.monotonic() < deadline:
-            self.beat()  # the others may be listening too
-            time.sleep(0.5)
-            silent = [node for node in silent if self._read(node) == heard[node]]
-        return silent
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # on a full disk, of which the rank that fills it tells
-            self._file(self.node).write_text(text)
-
-    def _file(self, node: int) -> Path:
-        return self.logs / f"node_{node}.beat"
-
-    def _read(self, node: int) -> str:
-        try:
-            return self._file(node).read_text()
-        except FileNotFoundError:
-            return ""
-
-
-QUEUE_AGAIN = 75  # the exit code after which the job script requeues the job
-
-
+EXIT_REQUEUE = 75  # the exit code after which the job script starts the run again
 STOPPED_BY = {
-    signal.SIGUSR1: QUEUE_AGAIN,  # the job's time is nearly up
+    signal.SIGUSR1: EXIT_REQUEUE,  # the job's time is nearly up
     signal.SIGTERM: 128 + signal.SIGTERM,
     signal.SIGINT: 128 + signal.SIGINT,
     signal.SIGHUP: 128 + signal.SIGHUP,
 }  # and the exit code of a run that each of them stops
+EXIT_PATIENCE = 10  # seconds that a process has to end once it is asked to
+DUMP_STACKS = signal.SIGUSR2  # has a rank write the Python stacks of its threads into its log
 
 
 class Stopped(BaseException):
@@ -110,9 +55,6 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(each, before[each])
 
 
-EXIT_PATIENCE = 10  # seconds that a process has to end once it is asked to
-
-
 def run_to_end(command: list[str], output: Path, each_second: Callable[[], None]) -> int:
     """Runs `command` in a session of its own, its output in a file, and returns its exit code.
 
@@ -130,31 +72,27 @@ def run_to_end(command: list[str], output: Path, each_second: Callable[[], None]
             except subprocess.TimeoutExpired:
                 each_second()
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(EXIT_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()  # its children end with it
-            process.wait()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(EXIT_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its children end with it
+                process.wait()
 
 
 def run_superclip(
     arguments: Sequence[str], output: Path, one_thread: bool, is_to_stop: Callable[[], bool]
 ) -> tuple[int, float]:
-    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, those of its own processes among them.
+    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its own processes.
 
-    It is in a session of its own, which the signals of a terminal do not reach, and is asked to end by SIGTERM where
-    this process ends or an exception passes.
+    It is in a session of its own, which the signals of a terminal do not reach, and gets SIGTERM when this process ends
+    or an exception passes.
 
     Args:
         output: the file of what it prints.
         one_thread: of a CPU.
-        is_to_stop: called twice a second; where it says so the process is asked to end, and waited for.
+        is_to_stop: called twice a second; when it returns True the process is asked to end, and waited for.
     """
     threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
     with open(output, "w") as file:
@@ -166,7 +104,7 @@ def run_superclip(
     ended = 0
     try:
         while not ended:
-            time.sleep(0.5)  # wait4, which alone tells this child's CPU time, takes no timeout
+            time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
             if is_to_stop():
                 process.terminate()
                 ended, status, usage = os.wait4(process.pid, 0)
@@ -180,55 +118,74 @@ def run_superclip(
 
 
 def pid_file(logs: Path, rank: int) -> Path:
-    """Returns where a rank writes the number of its process."""
+    """Returns where a rank writes its process number."""
     return logs / f"rank_{rank}.pid"
 
 
-def find_stopped(logs: Path, ranks: range) -> list[str]:
-    """Returns a line for each of this machine's ranks that is stopped."""
-    lines = []
+def dump_stacks(logs: Path, ranks: range) -> None:
+    """Has those of this machine's ranks that are alive write the stacks of their threads into their logs."""
     for rank in ranks:
-        with contextlib.suppress(OSError, ValueError):  # it has not begun, or has ended
-            process = int(pid_file(logs, rank).read_text())
-            # "PID (name) STATE …", and the name may hold parentheses
-            state = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][:1]
-            if state in ("T", "t"):
-                where = f"process {process} on {socket.gethostname()}"
-                lines.append(f"rank {rank} is stopped by a signal ({where}): kill -CONT {process} lets it go on")
-    return lines
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(pid_file(logs, rank).read_text()), DUMP_STACKS)
 
 
-class StoppedRanks:
-    """Tells the run's first node which ranks of every node are stopped."""
+class Heartbeat:
+    """This node's heartbeat in a file, and its watch over other nodes: node 0 watches all, the others node 0.
 
-    def __init__(self, logs: Path, node: int, num_processes: int):
-        self.logs, self.file = logs, logs / f"node_{node}.stopped"
-        self.ranks = range(node * num_processes, (node + 1) * num_processes)
-        self.told: list[str] = []
+    If a node loses power, the ranks of the others fail within seconds, and SLURM takes minutes to notice. A node whose
+    ranks have failed says so here, and waits for node 0 to end, which tells a failed node from a lost one.
+    """
 
-    def look(self) -> None:
-        """Looks at this node's ranks."""
-        found = find_stopped(self.logs, self.ranks)
-        if found != self.told:
-            with contextlib.suppress(OSError):  # on a full disk
-                write_text(self.file, "\n".join(found))
-                self.told = found
+    PERIOD = 2  # seconds between two beats
+    PATIENCE = 20  # seconds after which a node without a beat is lost
+    FAILED, ENDED, STALLED = "failed", "ended", "stalled"
 
-    def of_all_nodes(self) -> list[str]:
-        """Returns the lines of all nodes."""
-        return [line for file in sorted(self.logs.glob("node_*.stopped")) for line in file.read_text().splitlines()]
+    def __init__(self, logs: Path, node: int, num_nodes: int):
+        self.logs, self.node, self.num_nodes = logs, node, num_nodes
+        others = range(1, num_nodes) if node == 0 else [0]
+        self.heard = {other: ("", time.monotonic()) for other in others}  # the last beat of each, and when it came
+        self.last = 0.0
+
+    def beat(self, text: str = "") -> None:
+        """Writes this node's heartbeat, every few seconds, or at once a `text` that stays; reads those it watches."""
+        now = time.monotonic()
+        if self.num_nodes == 1 or (now - self.last < self.PERIOD and not text):
+            return
+        self.last = now
+        with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
+            self._file(self.node).write_text(text or str(now))
+        for node, (before, _) in self.heard.items():
+            with contextlib.suppress(OSError):
+                if (beat := self._file(node).read_text()) != before:
+                    self.heard[node] = beat, now
+
+    def says(self, text: str) -> bool:
+        """Returns whether a node that this one watches has written the text."""
+        return any(beat == text for beat, _ in self.heard.values())
+
+    def lost_nodes(self, text: str) -> list[int]:
+        """Returns the nodes whose heartbeats have stopped; writes `text` until every node is heard or lost."""
+        self.beat(text)  # which reads the beats that came before
+        began = time.monotonic()
+        while waiting := [
+            (node, at) for node, (beat, at) in self.heard.items()
+            if beat not in (self.FAILED, self.ENDED) and at <= began
+        ]:  # fmt: skip
+            if all(time.monotonic() - at > self.PATIENCE for _, at in waiting):
+                return [node for node, _ in waiting]
+            time.sleep(0.5)
+            self.beat(text)
+        return []
+
+    def _file(self, node: int) -> Path:
+        return self.logs / f"node_{node}.beat"
 
 
-# Kinds of failures. What is of none is the user's to mend.
+# Kinds of failures. What has none is the user's to fix.
 LOSS = "loss"  # the training itself is ruined
-
-
 HARDWARE = "hardware"  # a machine, a GPU or the network between them
-
-
-STALL = "stall"  # nothing has failed, and nothing goes on
-
-
+STALL = "stall"  # nothing has failed, and there is no progress
+NODE = "node"  # one node lacks what the others have: another node is needed
 OF_HARDWARE = re.compile(
     r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
     r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
@@ -239,17 +196,17 @@ OF_HARDWARE = re.compile(
 class Failure(NamedTuple):
     """How one rank, or one node's launcher, ended; its file is one that torch.distributed.elastic reads too."""
 
-    who: str  # "" where it is the same on all ranks
+    who: str  # "" if it is the same on all ranks
     message: str  # one line
     traceback: str = ""
     timestamp: float = 0.0
     is_cause: bool = False  # whether it cannot follow from another rank's end
     kind: str = ""
-    host: str = ""  # as SLURM names it
+    host: str = ""  # by SLURM's name
 
     @property
     def text(self) -> str:
-        """What happened, and to whom."""
+        """What happened, and to which rank."""
         return f"{self.who}: {self.message}" if self.who else self.message
 
     def write(self, path: Path) -> None:
@@ -257,20 +214,25 @@ class Failure(NamedTuple):
 
     @staticmethod
     def read(path: Path) -> "Failure":
-        return Failure(**json.loads(path.read_text()))
+        return Failure(**read_json(path))
 
     def order(self) -> tuple[bool, float]:
         """Returns what sorts failures, the one that the others follow from first."""
         return not self.is_cause, self.timestamp
 
 
+def failure_here(who: str, message: str, traceback: str = "", kind: str = "") -> Failure:
+    """Returns a failure on this machine, now."""
+    return Failure(f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind=kind, host=this_host())
+
+
 def kind_of(message: str) -> str:
-    """Returns HARDWARE where an error's message is one of machines, "" where it is not."""
+    """Returns HARDWARE if an error's message is one of machines, else ""."""
     return HARDWARE if OF_HARDWARE.search(message) else ""
 
 
 def this_host() -> str:
-    """Returns the name of this machine, as SLURM knows it."""
+    """Returns the name of this machine in SLURM."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -281,35 +243,31 @@ def rank_failed(logs: Path) -> bool:
 
 def node_failed(logs: Path) -> bool:
     """Returns whether a node has ended because of a failure."""
-    _look_again(logs)
+    _refresh(logs)
     return any(logs.glob("node_*.error.json"))
 
 
 def first_failure(logs: Path) -> Failure:
     """Returns the failure that the others follow from: of a rank that was killed, or else the earliest one."""
-    _look_again(logs)
+    _refresh(logs)
     return min(map(Failure.read, logs.glob("*.error.json")), key=Failure.order)
 
 
 def launcher_file(logs: Path, node: int) -> Path:
-    """Returns where a node's launcher writes what it saw of its ranks' end, for this node alone to read."""
+    """Returns where a node's launcher writes how its ranks ended, for this node alone to read."""
     return logs / f"launcher_{node}.json"
 
 
 def write_node_failure(logs: Path, node: int, exit_code: int) -> None:
-    """Tells all nodes why this one ended, in the words of its launcher where it left any."""
+    """Writes for all nodes why this one ended, with the message of its launcher if it left any."""
     seen = launcher_file(logs, node)
     if seen.exists():
         failure = Failure.read(seen)
     elif rank_failed(logs):
         failure = first_failure(logs)
     else:
-        who = f"the launcher on {socket.gethostname()}"
-        killed = exit_code == -signal.SIGKILL  # as the kernel does where memory is short
-        failure = Failure(
-            who, f"it ended with exit code {exit_code}", timestamp=time.time(), kind=HARDWARE if killed else "",
-            host=this_host(),
-        )  # fmt: skip
+        killed = exit_code == -signal.SIGKILL  # as the kernel does if memory is short
+        failure = failure_here("the launcher", f"it ended with exit code {exit_code}", kind=HARDWARE if killed else "")
     failure.write(logs / f"node_{node}.error.json")
 
 
@@ -321,7 +279,7 @@ def describe(failure: Failure, logs: Path) -> str:
     return "\n".join([*parts, f"superclip run: the output of every rank is in {logs}"])
 
 
-def _look_again(logs: Path) -> None:
-    """Has NFS, which remembers for a minute what lies in a folder, ask for what other nodes have written there."""
+def _refresh(logs: Path) -> None:
+    """Has NFS, which caches the list of a folder's files for a minute, ask for those that other nodes have written."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass

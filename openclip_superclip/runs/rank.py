@@ -1,16 +1,18 @@
-"""Watches every step of a rank from within: how many there were, and whether their loss is still a number."""
+"""One rank of a run: trains as `superclip train`, counts its steps, and ends if the loss is not finite.
+
+python -m openclip_superclip.runs.rank LOGS/node_0.json
+"""
 
 import contextlib
+import faulthandler
 import math
 import os
 import re
 import resource
-import socket
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,16 +21,15 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
-from ..config import Config, config_from
-from ..data.tables import Columns, is_table
 from ..environment import end_with_parent
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
 from ..openclip.train import register_plugin, train
-from .plan import count_rows, openclip_steps, table_steps
-from .process import LOSS, Failure, kind_of, pid_file, this_host
-from .stage import STAGED, StagedShards
+from .process import DUMP_STACKS, LOSS, Failure, failure_here, kind_of, pid_file
+from .progress import STEPS
+from .run import Run, Start
+from .stage import StagedShards
 
 RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
 
@@ -50,40 +51,39 @@ class RankErrors(ErrorHandler):
 
     def record_exception(self, e: BaseException) -> None:
         self.free_reserve()
-        if isinstance(e, LossIsNoNumber):
+        if isinstance(e, NonFiniteLoss):
             Failure("", str(e), timestamp=time.time(), is_cause=True, kind=LOSS).write(self.file)
             return
-        who = f"rank {self.rank} on {socket.gethostname()}"
-        said = (str(e), "") if isinstance(e, Refused) else (f"{type(e).__name__}: {e}", traceback.format_exc())
-        kind = "" if isinstance(e, Refused | InputError) else kind_of(said[0])
-        Failure(who, *said, timestamp=time.time(), kind=kind, host=this_host()).write(self.file)
+        message = str(e) if isinstance(e, Refused) else f"{type(e).__name__}: {e}"
+        stack = "" if isinstance(e, Refused) else traceback.format_exc()
+        kind = "" if isinstance(e, Refused | InputError) else kind_of(message)
+        failure_here(f"rank {self.rank}", message, stack, kind).write(self.file)
 
     def free_reserve(self) -> None:
         self.reserve.unlink(missing_ok=True)
 
 
-def main(argv: list[str]) -> int:
-    """Trains as `superclip train` with the arguments after the folder of logs, and returns its exit code."""
+def main(file: str) -> int:
+    """Trains as the start's file says, and returns the exit code."""
     end_with_parent()
     os.dup2(1, 2)  # the launcher has put standard output into the rank's log
-    logs, *arguments = argv
-    rank = int(os.environ["RANK"])
-    errors = RankErrors(Path(logs), rank)
-    pid_file(Path(logs), rank).write_text(str(os.getpid()))
+    faulthandler.register(DUMP_STACKS)
+    start, rank = Start.open(file), int(os.environ["RANK"])
+    errors = RankErrors(start.logs, rank)
+    pid_file(start.logs, rank).write_text(str(os.getpid()))
     try:
-        record(_train, errors)(Path(logs), rank, arguments)
+        record(_train, errors)(start, rank)
     except Refused:
         return 1
     errors.free_reserve()
     return 0
 
 
-def _train(logs: Path, rank: int, arguments: list[str]) -> None:
-    """Trains; raises Refused where training ends with another exit code than 0."""
-    staged = StagedShards(Path(os.environ[STAGED])) if STAGED in os.environ else None
-    register_plugin(StepWatch(logs, rank, staged))
+def _train(start: Start, rank: int) -> None:
+    """Trains; raises Refused if training ends with another exit code than 0."""
+    register_plugin(StepCounter(start, rank))
     try:
-        code = measured(lambda: train(arguments), logs, rank) if ASKED in os.environ else train(arguments)
+        code = measured(start, rank) if start.measures else train(start.arguments)
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):  # which Python would print last of all
@@ -91,16 +91,11 @@ def _train(logs: Path, rank: int, arguments: list[str]) -> None:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        lines = (logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
+        lines = (start.logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
         raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
 
 
-ASKED = "SUPERCLIP_REHEARSAL"  # a variable of the environment, which launcher and ranks hand on
-
-
-REPEATS = 5
-
-
+REPEATS = 5  # of the sum that is measured
 REDUCED = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of one sum over the ranks
 
 
@@ -108,8 +103,8 @@ def measures_file(logs: Path, rank: int) -> Path:
     return logs / f"rank_{rank}.measures.json"
 
 
-def measured(train: Callable[[], int], logs: Path, rank: int) -> int:
-    """Returns the exit code of `train()`; leaves what was measured in a file where that is 0."""
+def measured(start: Start, rank: int) -> int:
+    """Trains and returns the exit code; leaves what was measured in a file if that is 0."""
     save, saved = torch.save, []
 
     def timed_save(content, file, *args, **kwargs):
@@ -120,11 +115,13 @@ def measured(train: Callable[[], int], logs: Path, rank: int) -> int:
 
     torch.save = timed_save
     try:
-        code = train()
+        code = train(start.arguments)
     finally:
         torch.save = save
     if not code:
-        write_json(measures_file(logs, rank), {"memory": _memory(), "checkpoints": saved, "all_reduce": _all_reduce()})
+        write_json(
+            measures_file(start.logs, rank), {"memory": _memory(), "checkpoints": saved, "all_reduce": _all_reduce()}
+        )
     return code
 
 
@@ -153,25 +150,20 @@ def _all_reduce() -> dict | None:
     return {"bytes": numbers.nbytes, "seconds": seconds[1:]}
 
 
-STEPS = "steps"  # the first rank's file
-
-
-class LossIsNoNumber(Exception):
+class NonFiniteLoss(Exception):
     """The loss is NaN or infinite, and every weight with it after the step."""
 
 
-class StepWatch:
-    """A plugin of OpenCLIP's that stands around the training's data and its loss, whichever they are.
+class StepCounter:
+    """A plugin of OpenCLIP's around the training's data and its loss, whichever they are.
 
-    Args:
-        logs: the folder of this start's ranks: the first rank writes the number of whole steps there, each of them what
-            it could not read.
-        rank: of this process.
-        staged: copies of shards on this node, to be read in their place.
+    The first rank writes the number of whole steps into the folder of logs, each of them what it could not read. Copies
+    of shards on this node are read in their place.
     """
 
-    def __init__(self, logs: Path, rank: int, staged: StagedShards | None = None):
-        self.logs, self.rank, self.staged = logs, rank, staged
+    def __init__(self, start: Start, rank: int):
+        self.run, self.logs, self.rank = start.run, start.logs, rank
+        self.staged = StagedShards(Path(start.staged)) if start.staged else None
         self.epoch = None  # OpenCLIP's shared epoch
 
     @hookimpl(wrapper=True)
@@ -192,16 +184,11 @@ class StepWatch:
         from open_clip import create_loss
 
         loss = yield
-        sizes = (args.batch_size, args.world_size)
-        if is_table(args.train_data):
-            config = config_from(vars(args)) or Config()
-            columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
-            steps = table_steps(count_rows(args.train_data, columns, config), *sizes, args.accum_freq)
-            self.epoch = CountedEpoch(args.resume, steps * args.accum_freq)
-        else:
-            steps = openclip_steps(args.train_num_samples, *sizes, args.workers, args.accum_freq)
+        run: Run = self.run
+        if run.is_table:
+            self.epoch = CountedEpoch(args.resume, run.slice_steps * run.accum_freq)
         steps_file = self.logs / STEPS if self.rank == 0 else None
-        return WatchedLoss(loss or create_loss(args), self.epoch, steps, args.accum_freq, steps_file)
+        return LossMonitor(loss or create_loss(args), self.epoch, run.slice_steps, run.accum_freq, steps_file)
 
 
 class CountedEpoch:
@@ -221,8 +208,8 @@ class CountedEpoch:
         return self.first + (self.calls - 1) // self.calls_of_epoch
 
 
-class WatchedLoss:
-    """OpenCLIP's loss, which raises LossIsNoNumber within two steps of the first that is none.
+class LossMonitor:
+    """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
     No GPU waits for this: a step's loss is looked at when the next one's is asked for. The last of an epoch is looked
     at as it comes, for a checkpoint follows.
@@ -253,7 +240,7 @@ class WatchedLoss:
             if copied is not None:
                 copied.synchronize()
             if not math.isfinite(value.item()):
-                raise LossIsNoNumber(f"loss is {value.item()} since step {step}")
+                raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
 
     def _tell(self, num_steps: int) -> None:
         if self.file is not None:
@@ -272,12 +259,5 @@ def _on_its_way(value: Tensor) -> tuple[Tensor, object]:
     return here, copied
 
 
-def read_steps(steps_file: Path) -> int | None:
-    """Returns how many steps a rank has told of, None before the first."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(steps_file.read_text())
-    return None
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

@@ -15,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from ..checkpoints.model_files import instead_of_passing_over
 from ..config import Config, is_idf_file
+from ..data.tables import Columns
 from ..errors import InputError, reason
 from ..files import shipped_folder
 from ..rules import Rule, check
@@ -88,6 +89,22 @@ class Recipe:
     file: str = dataclasses.field(default="", compare=False)  # for messages
     values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)  # as written: "20 passes"
 
+    @staticmethod
+    def of(values: dict, file: str, name: str) -> "Recipe":
+        """Returns the recipe of a file's values; InputError, naming file and field, for anything wrong with them."""
+        for field in values:
+            if field not in FIELDS:
+                row = "; superclip recipes NAME prints one of its runs as a file" if field in ("base", "runs") else ""
+                raise InputError(f"{file}: there is no field '{field}'; a recipe's fields are {', '.join(FIELDS)}{row}")
+        for field in REQUIRED:
+            if field not in values:
+                raise InputError(f"{file}: {field} is missing; a recipe holds {', '.join(REQUIRED)}")
+        typed = {field: _typed(field, value, file) for field, value in _with_samples(values, file).items()}
+        typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
+        recipe = Recipe(**typed, name=name, file=file, values=values)
+        check(RULES, recipe)
+        return recipe
+
     def as_dict(self) -> dict:
         return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
 
@@ -110,6 +127,19 @@ class Recipe:
         """The place of a sample's long caption; "" if the recipe reads none."""
         options = self.superclip or {}
         return options.get("long_caption", "") if options.get("captions", "short") != "short" else ""
+
+    @property
+    def columns(self) -> Columns:
+        """How OpenCLIP reads the recipe's tables."""
+        names = {"csv-separator": "separator", "csv-img-key": "image", "csv-caption-key": "caption"}
+        return Columns(**{field: str(self.flags[flag]) for flag, field in names.items() if flag in self.flags})
+
+    @property
+    def caption_config(self) -> Config:
+        """Which captions are read."""
+        options = self.superclip or {}
+        names = ("captions", "long_caption", "missing_long")
+        return Config(**{name: options[name] for name in names if name in options})
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.metadata}
@@ -216,22 +246,6 @@ RULES = [
 ]  # fmt: skip
 
 
-def _checked(values: dict, file: str, name: str) -> Recipe:
-    """Returns the recipe of a file's values; InputError, naming file and field, for anything missing or impossible."""
-    for field in values:
-        if field not in FIELDS:
-            row = "; superclip recipes NAME prints one of its runs as a file" if field in ("base", "runs") else ""
-            raise InputError(f"{file}: there is no field '{field}'; a recipe's fields are {', '.join(FIELDS)}{row}")
-    for field in REQUIRED:
-        if field not in values:
-            raise InputError(f"{file}: {field} is missing; a recipe holds {', '.join(REQUIRED)}")
-    typed = {field: _typed(field, value, file) for field, value in _with_samples(values, file).items()}
-    typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
-    recipe = Recipe(**typed, name=name, file=file, values=values)
-    check(RULES, recipe)
-    return recipe
-
-
 def _with_samples(values: dict, file: str) -> dict:
     """Returns the values with a number of samples instead of passes over the data set, "20 passes"."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
@@ -311,13 +325,15 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
         set_: fields (`lr`, `superclip.weight`) and their new values.
     """
     if Path(path_or_name).is_file():
-        file, name, values = path_or_name, Path(path_or_name).stem, read_yaml(Path(path_or_name), "a recipe")
+        path = Path(path_or_name)
+        file, values = path_or_name, read_yaml(path, "a recipe")
+        name = path.absolute().parent.name if path.name == "recipe.yaml" else path.stem  # of a run's folder
     else:
         file = find_recipe(path_or_name)
         name, values = file.partition("/")[2], shipped_recipes()[file]
     if set_:
         values, file = with_settings(values, set_), f"{file} with --set {' '.join(set_)}"
-    return _checked(values, file, name)
+    return Recipe.of(values, file, name)
 
 
 def find_recipe(name: str) -> str:
@@ -370,10 +386,11 @@ def _merged(below: dict, above: dict, keep_null: bool = False) -> dict:
     return merged
 
 
-def read_yaml(file: Path, what: str) -> dict:
-    """Returns the mapping in a YAML file; InputError, in one line with the line's number, if there is none."""
+def read_yaml(file: Path, what: str, empty: bool = False) -> dict:
+    """Returns the mapping in a YAML file, which may be `empty`; InputError, with the line, if there is none."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text())
+        values = {} if values is None and empty else values
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)

@@ -15,25 +15,22 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import run_outputs as checkpoint_files
+from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..pages import bytes_text
 from .cost import GPU, estimate_cost
 from .folder import RunFolder
-from .machines import Placement
-from .node import NodeRun
-from .plan import Plan, openclip_steps
+from .node import NodeTraining
+from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
-from .rank import ASKED, measures_file
+from .rank import measures_file
+from .run import Run
+from .slurm import Placement
 
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
-
-
 OTHER_SIZE = 0.12  # of a GPU's memory: CUDA tells up to 7 % more than the data sheet, and the next size is a fifth more
-
-
-NO_MATTER = (  # options of the training that change no step's time
+IRRELEVANT = (  # options of the training that change no step's time
     "--lr", "--warmup", "--lr-scheduler", "--lr-cooldown-end", "--lr-cooldown-power", "--epochs-cooldown", "--beta1",
     "--beta2", "--eps", "--wd", "--seed", "--epochs", "--train-num-samples", "--log-every-n-steps", "--val-data",
     "--val-frequency", "--val-num-samples", "--imagenet-val", "--imagenet-v2", "--zeroshot-frequency", "--pretrained",
@@ -41,20 +38,20 @@ NO_MATTER = (  # options of the training that change no step's time
 )  # fmt: skip
 
 
-def speed_options(plan: Plan) -> dict[str, str]:
+def speed_options(run: Run) -> dict[str, str]:
     """Returns what the speed of a plan's training follows from, options by their names; "" where one has no value."""
-    options = {"--nodes": str(plan.nodes), "--gpus-per-node": str(plan.gpus_per_node)}
+    options = {"--nodes": str(run.nodes), "--gpus-per-node": str(run.gpus_per_node)}
     name = ""
-    for argument in plan.command:
+    for argument in run.openclip_arguments():
         if argument.startswith("--"):
             name = argument
             options[name] = ""
         else:
             options[name] = f"{options[name]} {argument}".strip()
-    return {name: value for name, value in options.items() if name not in NO_MATTER}
+    return {name: value for name, value in options.items() if name not in IRRELEVANT}
 
 
-def read_rehearsal(file: str, plan: Plan, gpu: GPU | None = None) -> dict:
+def read_rehearsal(file: str, run: Run, gpu: GPU | None = None) -> dict:
     """Returns what rehearsal.json holds, its hours those of `plan`.
 
     InputError where it is none, or of another model, batch, precision, data, GPU, number of ranks, or whatever else
@@ -63,14 +60,14 @@ def read_rehearsal(file: str, plan: Plan, gpu: GPU | None = None) -> dict:
     try:
         told = json.loads(Path(file).read_text())
         found = dict(told["options"])
-        told |= whole_hours(plan, told["samples_per_second"], told["checkpoint"]["seconds"])
+        told |= whole_hours(run, told["samples_per_second"], told["checkpoint"]["seconds"])
         told["memory"]["peak"], told["memory"]["of"], told["limit"]
         card, size = told["memory"]["name"], told["memory"]["total"]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--rehearsal: {file} cannot be read ({error.strerror or error})") from None
     except (ValueError, TypeError, KeyError, ZeroDivisionError):
         raise InputError(f"--rehearsal: {file} is no rehearsal.json that superclip rehearse wrote") from None
-    ours = speed_options(plan)
+    ours = speed_options(run)
     for name in ours | found:
         if ours.get(name) != found.get(name):
             there, here = (
@@ -92,41 +89,33 @@ def _is(gpu: GPU, card: str | None, size: int | None) -> bool:
     return card is not None and kind in card.lower() and abs(size / gpu.bytes - 1) < OTHER_SIZE
 
 
-def whole_hours(plan: Plan, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
+def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
     """Returns `hours` and `gpu_hours` of a whole run, checkpoints included, each low, median and high."""
-    saving = plan.num_slices * checkpoint_seconds
-    hours = {name: (plan.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
-    return {"hours": hours, "gpu_hours": {name: number * plan.world_size for name, number in hours.items()}}
+    saving = run.num_slices * checkpoint_seconds
+    hours = {name: (run.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
+    return {"hours": hours, "gpu_hours": {name: number * run.world_size for name, number in hours.items()}}
 
 
 WAITS = 0.1  # of the time for data: more is told as what limits the run
-
-
 SUMS = 0.2  # of a step's time for the gradients' sum
-
-
 ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
 
 
 class Rehearsal:
-    """A rehearsal of `plan`, as rehearsed_plan gives it, in a folder of its own that all nodes see.
+    """A rehearsal of `plan`, as rehearsed_run gives it, in a folder of its own that all nodes see.
 
     Args:
         interruptions: how often it was begun before, and ended by a failure of machines or by SLURM: it begins anew,
             in folders that no earlier start has written to.
     """
 
-    def __init__(
-        self, plan: Plan, placement: Placement, folder: Path, engine: str = "torchrun", interruptions: int = 0
-    ):
-        self.plan, self.placement, self.engine = plan, placement, engine
-        self.folder = folder
+    def __init__(self, run: Run, placement: Placement, folder: Path, interruptions: int = 0):
+        self.run, self.placement, self.folder = run, placement, folder
         self.suffix = f"-{interruptions}" if interruptions else ""
         self.logs = {}  # of the ranks, by the part of the rehearsal
 
-    def run(self) -> int:
-        """Trains undisturbed, then is stopped by SIGUSR1 and resumed; returns the exit code, 0 where all went well."""
-        os.environ[ASKED] = "1"
+    def train(self) -> int:
+        """Trains undisturbed, then is stopped by SIGUSR1 and resumed; returns the exit code, 0 if all went well."""
         if code := self._train(UNDISTURBED, 0):
             return code
         code = self._train(DISTURBED, 1, stopped=True)
@@ -163,10 +152,10 @@ class Rehearsal:
         """
         found = []
         for match in self._steps(UNDISTURBED):
-            step = int(match["samples"]) // self.plan.global_batch_size
-            if step > self.plan.slice_steps // 4:
+            step = int(match["samples"]) // self.run.global_batch_size
+            if step > self.run.slice_steps // 4:
                 speed = float(match["speed"])
-                found.append((speed, min(1.0, float(match["data"]) * speed / self.plan.global_batch_size)))
+                found.append((speed, min(1.0, float(match["data"]) * speed / self.run.global_batch_size)))
         return found
 
     def remove_checkpoints(self) -> None:
@@ -183,12 +172,12 @@ class Rehearsal:
             placement = dataclasses.replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
             )
-        run = NodeRun(self.plan, placement, folder, {}, self.engine)
-        self.logs[name] = run.logs
+        training = NodeTraining(self.run, placement, folder, measures=True)
+        self.logs[name] = training.logs
         with _signals_as_before(), _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
             try:
                 with stopped_by_signals():
-                    return run.run()
+                    return training.train()
             except Stopped as stop:
                 if not (stopped and stop.before_time_is_up):
                     raise
@@ -213,57 +202,57 @@ class Rehearsal:
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def report(plan: Plan, rehearsal: Rehearsal) -> dict:
+def report(run: Run, rehearsal: Rehearsal) -> dict:
     """Returns what rehearsal.json holds; `plan` is that of the whole run. Raises OSError where a rank left nothing."""
     logs = rehearsal.logs[UNDISTURBED]
-    ranks = [json.loads(measures_file(logs, rank).read_text()) for rank in range(plan.world_size)]
+    ranks = [json.loads(measures_file(logs, rank).read_text()) for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
     low, median, high = (speeds[round(share * (len(speeds) - 1))] for share in (0.1, 0.5, 0.9))
     checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
     sums = ranks[0]["all_reduce"]
     told = {
-        "recipe": plan.recipe.name,
-        "model": plan.recipe.model,
-        "device": plan.device,
-        **{name: getattr(plan, name) for name in (
+        "recipe": run.recipe.name,
+        "model": run.recipe.model,
+        "device": run.device,
+        **{name: getattr(run, name) for name in (
             "world_size", "nodes", "gpus_per_node", "global_batch_size", "batch_size", "accum_freq", "workers",
         )},
-        "options": speed_options(plan),
+        "options": speed_options(run),
         "rehearsed_steps": len(steps),
         "samples_per_second": {"low": low, "median": median, "high": high},
-        "waiting_for_data": None if plan.accum_freq > 1 else statistics.fmean(share for _, share in steps),
+        "waiting_for_data": None if run.accum_freq > 1 else statistics.fmean(share for _, share in steps),
         "memory": max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"]),
         "all_reduce_bytes_per_second": sums["bytes"] / statistics.median(sums["seconds"]) if sums else None,
-        "checkpoint": {**checkpoint, "at_most": plan.most_checkpoints},
+        "checkpoint": {**checkpoint, "at_most": run.max_checkpoints},
         "disk_free": shutil.disk_usage(rehearsal.folder).free,
         "resumed": rehearsal.differences(),
     }  # fmt: skip
-    told |= whole_hours(plan, told["samples_per_second"], checkpoint["seconds"])
-    return told | {"limit": _limit(plan, told)}
+    told |= whole_hours(run, told["samples_per_second"], checkpoint["seconds"])
+    return told | {"limit": _limit(run, told)}
 
 
-def _limit(plan: Plan, told: dict) -> str:
+def _limit(run: Run, told: dict) -> str:
     """Returns what limits the run, and what to change."""
-    seconds = plan.global_batch_size / told["samples_per_second"]["median"]
+    seconds = run.global_batch_size / told["samples_per_second"]["median"]
     waiting, memory = told["waiting_for_data"] or 0, told["memory"]
     if waiting > WAITS:
         return (
-            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {plan.workers} "
+            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {run.workers} "
             "where there are CPUs for them, or faster storage"
         )
     if told["all_reduce_bytes_per_second"]:
-        cost = estimate_cost(plan, mfu=1, gpu_tflops=1)
+        cost = estimate_cost(run, mfu=1, gpu_tflops=1)
         share = 4 * cost["parameters"] / told["all_reduce_bytes_per_second"] / seconds
         if share > SUMS:
             return (
                 f"the sums over the ranks: those of the gradients take as long as {share:.0%} of a step; fewer nodes, "
                 "or a larger batch on each GPU, make them fewer"
             )
-    if plan.accum_freq > 1 and memory["total"] and memory["peak"] < ROOM * memory["total"]:
+    if run.accum_freq > 1 and memory["total"] and memory["peak"] < ROOM * memory["total"]:
         return (
             f"accumulation: a GPU's memory is filled to {memory['peak'] / memory['total']:.0%}; try --gpu-batch-max "
-            f"{2 * plan.batch_size}"
+            f"{2 * run.batch_size}"
         )
     return "computing: neither data nor sums over the ranks hold it up"
 
@@ -328,23 +317,21 @@ SLICES = 2  # that are trained: it is stopped in the second
 
 
 UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
-
-
 STEP = re.compile(
     r"Train Epoch: (?P<epoch>\d+) \[ *(?P<samples>\d+)/.*Data \(t\): (?P<data>[\d.]+) Batch \(t\): [\d.]+, "
     r"(?P<speed>[\d.e+]+)/s,.*Logit Scale: [\d.]+ (?P<losses>.*)"
 )
 
 
-def rehearsed_plan(plan: Plan, steps: int) -> Plan:
+def rehearsed_run(run: Run, steps: int) -> Run:
     """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
-    if plan.is_table:
-        raise InputError(f"--data: {plan.data} is a table, which is trained in whole passes; a rehearsal takes shards")
-    recipe = plan.recipe.with_flags(**{"log-every-n-steps": 1})
-    slice_samples = min(steps * plan.global_batch_size, plan.slice_samples)
-    slice_steps = openclip_steps(slice_samples, plan.batch_size, plan.world_size, plan.workers, plan.accum_freq)
+    if run.is_table:
+        raise InputError(f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal takes shards")
+    recipe = run.recipe.with_flags(**{"log-every-n-steps": 1})
+    slice_samples = min(steps * run.global_batch_size, run.slice_samples)
+    slice_steps = openclip_steps(slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq)
     return dataclasses.replace(
-        plan, recipe=recipe, slice_samples=slice_samples, slice_steps=slice_steps, num_slices=SLICES, warnings=[]
+        run, recipe=recipe, slice_samples=slice_samples, slice_steps=slice_steps, num_slices=SLICES, warnings=[]
     )
 
 
@@ -366,7 +353,7 @@ def _stopped_in_the_second_slice(folder: RunFolder) -> Iterator[None]:
 
     def wait() -> None:
         while not ended.wait(0.2):
-            if checkpoint_files.newest(folder.checkpoints) >= 1:
+            if run_outputs.newest(folder.checkpoints) >= 1:
                 time.sleep(0.2)
                 if not ended.is_set():
                     os.kill(os.getpid(), signal.SIGUSR1)

@@ -1,85 +1,289 @@
-"""What `superclip run` is told beside recipe, data and machines: it changes nothing of what is trained."""
+"""The one description of a run: what is trained, on which machines and in which steps.
 
+A plan makes it once, RUN/description.json holds it, and every job, node and rank opens it.
+"""
+
+import dataclasses
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import InputError
-from .recipe import CONFIG_FIELDS
+from ..files import read_json, write_json
+from ..rules import Rule, check
+from .recipe import CONFIG_FIELDS, Recipe
 
-STARTS_WITHOUT_A_SLICE = 3  # in a row
+DESCRIPTION = "description.json"  # in the run's folder
+ENGINES = ("torchrun", "horovod")
+NUM_KEPT = 2  # newest checkpoints: the last may still be in a cache when a machine loses power
+NUM_KEPT_LONG = 5  # checkpoints over a whole run, to go back to if training turns out to have gone wrong
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """The options of the same names, with what holds where they are not given."""
+class Settings:
+    """Options of `superclip run` that change nothing of what is trained. InputError for an impossible value."""
 
-    unreadable_max: float = 0.01  # of a slice's shards, and of its samples: where more cannot be read the run fails
+    unreadable_max: float = 0.01  # fraction of a slice's shards, and of its samples, that may be unreadable
     stall_minutes: float = 30.0  # without a step, after which the run starts again; 0 for never
-    accept_changes: bool = False  # whether to resume with other things than the run began with
-    stage: str | None = None  # a folder on each node's own disk, to copy a slice's shards to ahead of the ranks
+    accept_changes: bool = False  # resume with another recipe, data or packages
+    stage: str | None = None  # a folder on each node's own disk, to copy a slice's shards to before it is trained
+    engine: str = "torchrun"  # what averages the ranks' gradients, one of ENGINES
 
     def __post_init__(self):
-        """Raises InputError for a value that none of them can have."""
-        if not 0 <= self.unreadable_max <= 1:
-            raise InputError(f"--unreadable-max is {self.unreadable_max:g}; expected a share from 0 to 1, such as 0.01")
-        if not 0 <= self.stall_minutes < math.inf:
-            raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
+        check(SETTINGS, self)
 
-    def folders(self) -> list[Path]:
-        """Returns the folders that a container must see, as far as they are known before a job runs."""
-        return [Path(self.stage)] if self.stage and "$" not in self.stage else []
 
-    def arguments(self) -> list[str]:
-        """Returns the options of `superclip run` that say the same."""
-        arguments = []
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if value != getattr(USUAL, name):
-                flag = f"--{name.replace('_', '-')}"
-                arguments += [flag] if value is True else [flag, value if name == "stage" else f"{value:g}"]
+SETTINGS = [
+    Rule(
+        "--unreadable-max is {unreadable_max:g}; expected a fraction from 0 to 1, such as 0.01",
+        lambda settings: not 0 <= settings.unreadable_max <= 1,
+    ),
+    Rule(
+        "--stall-minutes is {stall_minutes:g}; expected 0 or more",
+        lambda settings: not 0 <= settings.stall_minutes < math.inf,
+    ),
+]
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on given machines, in the steps that OpenCLIP runs."""
+
+    recipe: Recipe
+    nodes: int
+    gpus_per_node: int  # ranks per node, on CPUs too
+    device: str  # "cuda" or "cpu"
+    data: str  # --train-data
+    workers: int
+    batch_size: int  # per GPU
+    accum_freq: int
+    slice_samples: int  # --train-num-samples: an epoch of OpenCLIP's is a slice
+    num_slices: int  # that are trained
+    slice_steps: int  # that OpenCLIP runs in a slice
+    warnings: list[str] = field(default_factory=list)
+    gpu_batch_max: int | None = None  # samples that a GPU's memory holds, to split the batch on other machines
+    settings: Settings = DEFAULTS
+    set: dict = field(default_factory=dict)  # values of --set, which the recipe holds too
+
+    @staticmethod
+    def open(folder: Path) -> "Run":
+        """Returns the run of a folder; InputError if its description cannot be read."""
+        file = folder / DESCRIPTION
+        return Run.of_json(read_json(file, advice="give superclip run the recipe and --out again"), str(file))
+
+    @staticmethod
+    def of_json(values: dict, file: str) -> "Run":
+        """Returns the run of what `as_json` has returned; `file` is named in messages."""
+        recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
+        return Run(**{**values, "recipe": recipe, "settings": Settings(**values["settings"])})
+
+    def as_json(self) -> dict:
+        """Returns the whole description."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        recipe = {"name": self.recipe.name, "values": self.recipe.values}
+        return {**values, "recipe": recipe, "settings": dataclasses.asdict(self.settings)}
+
+    def save(self, folder: Path) -> None:
+        """Writes the description into the run's folder."""
+        write_json(folder / DESCRIPTION, self.as_json())
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.recipe.global_batch_size
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def slices_per_pass(self) -> int:
+        return self.recipe.slices
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.slice_steps * self.num_slices
+
+    @property
+    def samples(self) -> int:
+        """Samples that the run trains on."""
+        return self.steps * self.global_batch_size
+
+    @property
+    def passes(self) -> float:
+        return self.num_slices / self.slices_per_pass
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the data is a table, so that an epoch of OpenCLIP's is a pass, and not shards."""
+        return is_table(self.data)
+
+    @property
+    def kept_every(self) -> int:
+        """A checkpoint of every so many slices is kept, beside the newest and those at the ends of passes."""
+        slices = self.num_slices if self.is_table else self.slices_per_pass
+        return min(slices, math.ceil(self.num_slices / NUM_KEPT_LONG))
+
+    @property
+    def max_checkpoints(self) -> int:
+        """The most checkpoints that exist at a time, including the one that is being written."""
+        num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
+        return min(self.num_slices, num_kept + 1)
+
+    def keeps(self, epoch: int) -> bool:
+        """Returns whether the checkpoint after so many slices is kept however old it is."""
+        ends_pass = not self.is_table and epoch % self.slices_per_pass == 0  # every epoch of a table is a pass
+        return epoch % self.kept_every == 0 or ends_pass
+
+    def openclip_arguments(self) -> list[str]:
+        """Returns OpenCLIP's command line, without --logs, --name and --resume."""
+        recipe = self.recipe
+        of_shards = {"train-num-samples": self.slice_samples, "superclip-slices": self.slices_per_pass}
+        tables = self.is_table or is_table(recipe.flags.get("val-data"))
+        values = {
+            "model": recipe.model,
+            "train-data": self.data,
+            "dataset-type": "auto" if tables else "webdataset",
+            **({} if self.is_table else of_shards),
+            "epochs": self.num_slices,
+            "batch-size": self.batch_size,
+            "accum-freq": self.accum_freq,
+            "workers": self.workers,
+            "lr": recipe.lr,
+            "warmup": recipe.warmup,
+            "lr-scheduler": recipe.schedule,
+            **{name: getattr(recipe, name) for name in ("beta1", "beta2", "eps", "wd", "precision", "seed")},
+            "device": self.device,
+            **recipe.flags,
+        }
+        arguments = [argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)]
+        if recipe.superclip is not None:
+            arguments.append("--superclip")
+            for name, value in recipe.superclip.items():
+                arguments += _argument(CONFIG_FIELDS[name].metadata["flag"], value)
         return arguments
 
+    def check_shards(self) -> list[str]:
+        """Returns warnings about the pattern of shards, without reading any file.
 
-USUAL = RunSettings()
+        Raises InputError if a worker would have no shard of a slice, or no batch in those that it has.
+        """
+        from ..data.shards import expand, refuse_other_patterns
+        from ..data.slices import equal_sizes
+
+        if self.is_table:
+            return []
+        shards = expand(self.data)
+        refuse_other_patterns(shards[0])
+        split = self._split(len(shards))
+        split.check()
+        return split.check_shares(equal_sizes(self.recipe.data_samples, len(shards)))
+
+    def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
+        """Returns what is known of the data, for JSON; InputError if training could not start.
+
+        Args:
+            full: read everything, in `jobs` processes, not only the first and the last shard or the first images.
+        """
+        from ..data.inspection import check_data
+        from ..data.shards import expand
+
+        if self.is_table:
+            checked = self._check_table(full, jobs)
+        else:
+            split, recipe = self._split(len(expand(self.data))), self.recipe
+            checked = check_data(
+                self.data, split, recipe.data_samples, full, long_caption=recipe.long_caption, jobs=jobs
+            )
+        return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
+
+    def _split(self, num_shards: int):
+        from ..data.slices import Split
+
+        return Split(
+            num_shards, self.world_size, self.workers, self.slices_per_pass, self.slice_samples, self.batch_size
+        )
+
+    def _check_table(self, full: bool, jobs: int | None) -> dict:
+        from ..data.images import NUM_THREADS
+        from ..data.tables import MAX_DECODED, check_table, read_table
+
+        bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
+        sizes, decoded = (self.batch_size, self.world_size), 0 if full else MAX_DECODED
+        warnings = check_table(self.data, columns, config, *sizes, "--data", decoded)
+        if full:
+            table = read_table(self.data, columns, config, "--data", None, jobs or NUM_THREADS, quiet=False)
+            bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
+        found = {"data": self.data, "rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None}
+        return {**found, "warnings": warnings}
+
+    def check_validation(self) -> list[str]:
+        """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
+        val_data = self.recipe.flags.get("val-data")
+        if not val_data:
+            return []
+        from ..config import Config
+        from ..data.inspection import START, inspect
+        from ..data.tables import check_table
+
+        if is_table(val_data):
+            return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
+        return inspect(val_data, "--val-data", "", START).warnings()
+
+    def as_dict(self) -> dict:
+        """Returns the plan for JSON and for run.json."""
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name, "method": recipe.method, "model": recipe.model, "data": self.data,
+            "device": self.device, "nodes": self.nodes, "gpus_per_node": self.gpus_per_node,
+            "world_size": self.world_size, "global_batch_size": self.global_batch_size, "batch_size": self.batch_size,
+            "accum_freq": self.accum_freq, "workers": self.workers, "samples": self.samples,
+            "recipe_samples": recipe.samples, "steps": self.steps, "slices": self.slices_per_pass,
+            "epochs": self.num_slices, "passes": self.passes, "slice_samples": self.slice_samples,
+            "slice_steps": self.slice_steps, "warnings": self.warnings, "command": self.openclip_arguments(),
+        }  # fmt: skip
 
 
-def train_arguments(plan) -> list[str]:
-    """Returns OpenCLIP's command line of a Plan, without --logs, --name and --resume."""
-    recipe = plan.recipe
-    of_shards = {"train-num-samples": plan.slice_samples, "superclip-slices": plan.slices_per_pass}
-    tables = plan.is_table or is_table(recipe.flags.get("val-data"))
-    values = {
-        "model": recipe.model,
-        "train-data": plan.data,
-        "dataset-type": "auto" if tables else "webdataset",
-        **({} if plan.is_table else of_shards),
-        "epochs": plan.num_slices,
-        "batch-size": plan.batch_size,
-        "accum-freq": plan.accum_freq,
-        "workers": plan.workers,
-        "lr": recipe.lr,
-        "warmup": recipe.warmup,
-        "lr-scheduler": recipe.schedule,
-        "beta1": recipe.beta1,
-        "beta2": recipe.beta2,
-        "eps": recipe.eps,
-        "wd": recipe.wd,
-        "precision": recipe.precision,
-        "seed": recipe.seed,
-        "device": plan.device,
-        **recipe.flags,
-    }
-    arguments = [argument for flag, value in values.items() for argument in _arguments(f"--{flag}", value)]
-    if recipe.superclip is not None:
-        arguments.append("--superclip")
-        for field, value in recipe.superclip.items():
-            arguments += _arguments(CONFIG_FIELDS[field].metadata["flag"], value)
-    return arguments
+@dataclass(frozen=True)
+class Start:
+    """What the launcher and the ranks of one node are started with: LOGS/node_N.json."""
+
+    run: Run
+    logs: Path
+    arguments: list[str]  # of `superclip train`
+    node: int = 0
+    num_nodes: int = 1
+    master_addr: str = ""
+    master_port: int = 0
+    staged: str | None = None  # the folder of copied shards
+    measures: bool = False  # whether the ranks measure themselves, for a rehearsal
+
+    @property
+    def file(self) -> Path:
+        return self.logs / f"node_{self.node}.json"
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of this node."""
+        return range(self.node * self.run.gpus_per_node, (self.node + 1) * self.run.gpus_per_node)
+
+    def save(self) -> None:
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        write_json(self.file, {**values, "run": self.run.as_json(), "logs": str(self.logs)})
+
+    @staticmethod
+    def open(file: str) -> "Start":
+        values = read_json(Path(file))
+        return Start(**{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])})
+
+    def command(self) -> list[str]:
+        """Returns the command of the launcher."""
+        return [sys.executable, "-m", "openclip_superclip.runs.launcher", str(self.file)]
 
 
-def _arguments(flag: str, value) -> list[str]:
+def _argument(flag: str, value) -> list[str]:
     """Returns what the command line holds of a flag: nothing for False, its name alone for True."""
     if isinstance(value, bool):
         return [flag] if value else []

@@ -1,30 +1,167 @@
-"""What the jobs of a command ask SLURM for: nodes, GPUs, CPUs, a container, and whatever else sbatch takes."""
+"""SLURM: which of a run's nodes this process is on, the queue, and the scripts of jobs."""
 
+import errno
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from ruamel.yaml import YAML, YAMLError
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import make_folder, shipped_folder, whole_file, write_text
-from .folder import FINISHED, RunFolder
-from .plan import Plan, engine_flags, make_plan, with_table
-from .recipe import read_recipe
-from .run import USUAL, RunSettings
-from .stage import check_stage
+from .recipe import read_yaml
+from .run import Run
+
+FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One machine outside SLURM, or one node of a step of a job."""
+
+    num_nodes: int = 1
+    node: int = 0
+    job: str | None = None  # SLURM's number, another one for each task of an array
+    restarts: int = 0  # how often SLURM has requeued the job
+    step: str | None = None
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    gpus: int | None = None  # of this node, where SLURM tells
+
+    def name_of_start(self, num_earlier: int) -> str:
+        """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones.
+
+        One node counts them: a shell on it may start the run again within the same step.
+        """
+        return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
+
+    def port_is_taken(self) -> bool:
+        """Returns whether something on this machine, the run's first, listens where its ranks are to meet."""
+        if self.num_nodes == 1:  # whose launcher finds a port itself
+            return False
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: an earlier run may have ended
+            try:
+                free.bind(("", self.master_port))
+            except OSError as error:
+                return error.errno == errno.EADDRINUSE
+        return False
+
+    def num_processes(self, device: str) -> int:
+        """Returns how many processes train on this node: one a GPU, and one on CPUs; InputError without a GPU."""
+        if device == "cpu":
+            return 1
+        gpus = self.gpus
+        if gpus is None:
+            import torch
+
+            gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise InputError("no GPU was found here; expected one, or --device cpu with --nproc N")
+        return gpus
+
+
+def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Returns where this process is; raises InputError where srun was not told to start one process a node."""
+    job = environment.get("SLURM_JOB_ID")
+    if job is None:
+        return Placement()
+    restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
+    gpus = int(environment["SLURM_GPUS_ON_NODE"]) if "SLURM_GPUS_ON_NODE" in environment else None
+    step = environment.get("SLURM_STEP_ID")
+    if step is None or int(step) >= FIRST_SPECIAL_STEP:
+        num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
+        if num_nodes > 1:
+            raise InputError(
+                f"job {job} has {num_nodes} nodes, and this process would use one of them: start it with "
+                "srun --ntasks-per-node=1, as slurm/train.sbatch does"
+            )
+        return Placement(job=job, restarts=restarts, gpus=gpus)
+    num_nodes, num_tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
+    if num_tasks != num_nodes:
+        raise InputError(
+            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one a node (--ntasks-per-node=1), "
+            "which starts a process for each GPU itself"
+        )
+    if num_nodes > 1 and "MASTER_ADDR" not in environment:
+        raise InputError("MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch exports it")
+    return Placement(
+        num_nodes=num_nodes,
+        node=int(environment["SLURM_NODEID"]),
+        job=job,
+        restarts=restarts,
+        step=step,
+        master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
+        master_port=int(environment.get("MASTER_PORT", 29500)),
+        gpus=gpus,
+    )
+
+
+def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> None:
+    """Writes to the job script, if this process has one, how the job goes on: "started", "restart" or "requeue".
+
+    Args:
+        exclude: a host that SLURM should not start the job on again.
+    """
+    if "SUPERCLIP_NEXT" in environment:
+        with open(environment["SUPERCLIP_NEXT"], "a") as file:
+            file.write(f"{what}\n" + (f"exclude {exclude}\n" if exclude else ""))
+
+
+def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the names of the run's nodes; SLURM's own short form where a container lacks its commands."""
+    nodes = environment.get("SLURM_STEP_NODELIST")
+    if nodes is None:
+        return [socket.gethostname()]
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [nodes]
+    return listed.stdout.split()
+
+
+QUEUE_FIELDS = ("%A", "%i", "%T", "%r")
+
+
+class QueuedJob(NamedTuple):
+    """A job, or a task of an array, that waits or runs."""
+
+    number: str  # SLURM_JOB_ID, another one for each task of an array
+    task: str  # ARRAY_TASK, as sbatch's number and the task give it; the number where there is no array
+    state: str  # PENDING, RUNNING, …
+    reason: str  # why it waits
+
+
+def my_jobs() -> dict[str, QueuedJob] | None:
+    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None where SLURM cannot be asked."""
+    asked = ["squeue", "--me", "--array", "--noheader", f"--format={'|'.join(QUEUE_FIELDS)}"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True)
+    except OSError:
+        return None
+    if done.returncode:
+        return None
+    jobs = [
+        QueuedJob(*line.strip().split("|", len(QUEUE_FIELDS) - 1)) for line in done.stdout.splitlines() if line.strip()
+    ]
+    return {job.number: job for job in jobs} | {job.task: job for job in jobs}
+
+
+def cancel(job: str) -> None:
+    """Takes a job out of SLURM's queue."""
+    subprocess.run(["scancel", job], capture_output=True)
+
 
 VARIABLE = "SUPERCLIP_SITE"  # another file; no file where it is empty
 
 
-FIELDS = {
+SITE_FIELDS = {
     "partition": str, "account": str, "qos": str, "time": str, "constraint": str, "gpus_per_node": int,
     "gpu_type": str, "cpus_per_node": int, "container_image": str, "apptainer": str, "mounts": str, "setup": str,
     "stage": str, "sbatch": list,
@@ -47,17 +184,12 @@ def read_site() -> dict:
     path = site_file()
     if path is None:
         return {}
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text()) or {}
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a YAML mapping of {', '.join(FIELDS)}")
+    values = read_yaml(path, f"the fields {', '.join(SITE_FIELDS)}", empty=True)
     for name, value in values.items():
-        if name not in FIELDS:
-            raise InputError(f"{path}: there is no field '{name}'; a site's fields are {', '.join(FIELDS)}")
-        if type(value) is not FIELDS[name]:
-            kind = {str: "text, in quotes", int: "a whole number", list: "a list: [mem=400G]"}[FIELDS[name]]
+        if name not in SITE_FIELDS:
+            raise InputError(f"{path}: there is no field '{name}'; a site's fields are {', '.join(SITE_FIELDS)}")
+        if type(value) is not SITE_FIELDS[name]:
+            kind = {str: "text, in quotes", int: "a whole number", list: "a list: [mem=400G]"}[SITE_FIELDS[name]]
             raise InputError(f"{path}: {name} is {value!r}; expected {kind}")
     if "container_image" in values and "apptainer" in values:
         raise InputError(f"{path}: container_image and apptainer are both there; expected one of them")
@@ -104,9 +236,6 @@ def folders_of(values: Iterable[str]) -> list[Path]:
     return [Path(re.split(r"[{*?\[]", part)[0] + "x").parent for part in local if part]
 
 
-WHOLE_NODES = {"exclusive": "", "mem": "0"}
-
-
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 
 
@@ -120,40 +249,30 @@ SAID_OTHERWISE = {  # options of sbatch that the scripts rely on, and what says 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What one sbatch command starts."""
+    """A job's script, and the file that keeps it."""
 
-    script: str  # TRAINING or COMMAND
-    options: Mapping[str, str]  # sbatch's, name: value, "" where it has none
-    words: Sequence[Sequence[str]] = field(default_factory=tuple)  # the script's arguments, a line each
+    file: Path
+    text: str
 
-    def command(self) -> list[str]:
-        """Returns the sbatch command, which prints the job's number."""
-        return [part for line in self._lines() for part in line]
+    def command(self, dependency: str = "") -> list[str]:
+        """Returns the sbatch command, which prints the job's number.
 
-    def after(self, dependency: str) -> "SlurmJob":
-        """Returns the job as one that starts when `dependency` (afterok:17) holds, and ends where it never can."""
-        return replace(self, options={**self.options, "dependency": dependency, "kill-on-invalid-dep": "yes"})
+        Args:
+            dependency: sbatch's, afterok:17; a job for which it can never hold ends.
+        """
+        waits = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
+        return ["sbatch", "--parsable", *waits, str(self.file)]
 
-    def shell(self) -> str:
-        """Returns the command as a shell takes it, a line for each part."""
-        return " \\\n    ".join(shlex.join(line) for line in self._lines())
-
-    def submit(self, kept: Path) -> str:
-        """Submits the job and returns its number; InputError, which names `kept`, its script, where that fails."""
+    def submit(self, dependency: str = "") -> str:
+        """Writes the script, submits the job and returns its number; InputError if that fails."""
+        write_text(self.file, self.text)
         if shutil.which("sbatch") is None:
-            raise InputError(f"sbatch was not found here: submit on a login node, with bash {shlex.quote(str(kept))}")
-        done = subprocess.run(self.command(), capture_output=True, text=True)
+            file = shlex.quote(str(self.file))
+            raise InputError(f"sbatch was not found here: submit on a login node, with sbatch {file}")
+        done = subprocess.run(self.command(dependency), capture_output=True, text=True)
         if done.returncode:
-            raise InputError(f"sbatch refused {kept}: {' '.join(done.stderr.split())}")
+            raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
-
-    def _lines(self) -> list[list[str]]:
-        return [
-            ["sbatch", "--parsable"],
-            *([f"--{name}={value}" if value else f"--{name}"] for name, value in self.options.items()),
-            [str(shipped_folder("slurm") / self.script)],
-            *map(list, self.words),
-        ]
 
 
 @dataclass(frozen=True)
@@ -193,54 +312,83 @@ class SlurmRequest:
                 file.write(self.setup.read_bytes())
 
     def training(
-        self, name: str, folder: Path, runs: Sequence[Sequence[str]], arguments: Sequence[str],
-        paths: Iterable[Path], array: str = "",
+        self, file: Path, name: str, runs: Sequence[Path], paths: Iterable[Path], command: str = "run",
+        array: str = "", runs_list: Path | None = None,
     ) -> SlurmJob:  # fmt: skip
-        """Returns a job that trains runs, folders that hold their recipes.
+        """Returns a job that trains runs: folders that hold their descriptions.
 
         Args:
-            folder: of what it prints, and of the copy of --setup.
-            runs: the lines of the script's arguments that name them.
-            arguments: of every `superclip run`, after recipe and folder.
+            file: of the script; what the job prints goes into the same folder, which holds the copy of --setup.
+            command: of `superclip`, run or rehearse.
             paths: what it reads and writes, which a container must see.
-            array: sbatch's, a task a run, in a study.
+            array: sbatch's, one task per run.
+            runs_list: a file of folders, one per line, in place of `runs`, that exists once the job starts.
         """
-        options = {"job-name": name, "nodes": str(self.nodes)}
-        options["output"] = _output(folder, "%A_%a" if array else "%j")
-        options |= {"chdir": str(Path.cwd())} | self._gpus(self.gpus_per_node)
-        options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else WHOLE_NODES
+        options = self._options(file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j")
+        options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else {"exclusive": "", "mem": "0"}
         options |= {"array": array} if array else {}
-        on_cpus = ["--device", "cpu", "--nproc", str(self.gpus_per_node)] if self.device == "cpu" else []
-        lines = [*self._surroundings(folder, paths), *runs, ["--", *arguments, *on_cpus]]
-        return SlurmJob(TRAINING, options | dict(self.sbatch), lines)
+        run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
+        if runs_list:
+            lines = [
+                f"mapfile -t runs <{shlex.quote(str(runs_list))}",
+                f'[ -n {run[:-2]}-}}" ] || {{ echo "$0: no run is left to train" && exit 0; }}',
+            ]
+        else:
+            lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
+        lines = [*self._surroundings(file.parent, paths), *lines, f'command=("$superclip" {command} {run})']
+        text = (shipped_folder("slurm") / "train.sbatch").read_text()
+        return SlurmJob(file, _filled(text, options=self._directives(options), command=lines))
 
-    def command(self, name: str, folder: Path, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
-        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, beside a GPU where its partition has them."""
-        options = {"job-name": name, "nodes": "1", "output": _output(folder, "%j")}
-        options |= {"chdir": str(Path.cwd())} | self._gpus(1) | {"cpus-per-task": "1"}
-        return SlurmJob(COMMAND, options | dict(self.sbatch), [*self._surroundings(folder, paths), list(arguments)])
+    def command(self, file: Path, name: str, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
+        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, beside a GPU if its partition has them."""
+        options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1"}
+        lines = [
+            "#!/bin/bash",
+            *self._directives({**options, "requeue": "", "open-mode": "append"}),
+            *self._surroundings(file.parent, paths),
+            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" "$superclip" '
+            + shlex.join(arguments),
+        ]
+        return SlurmJob(file, "\n".join(lines) + "\n")
 
-    def _gpus(self, number: int) -> dict[str, str]:
-        asks = self.device == "cuda" and "gres" not in self.sbatch  # where SLURM knows no --gpus-per-node
-        return {"gpus-per-node": f"{self.gpu_type}:{number}" if self.gpu_type else str(number)} if asks else {}
+    def _options(self, file: Path, name: str, nodes: int, gpus: int, number: str) -> dict[str, str]:
+        """Returns the options of sbatch that every job has."""
+        # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's % as well.
+        folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
+        options = {"job-name": name, "nodes": str(nodes), "time": "24:00:00"}
+        options |= {"output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out", "chdir": str(Path.cwd())}
+        if self.device == "cuda" and "gres" not in self.sbatch:  # on clusters without --gpus-per-node
+            options["gpus-per-node"] = f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
+        return options
 
-    def _surroundings(self, folder: Path, paths: Iterable[Path]) -> list[list[str]]:
-        """Returns what tells the scripts what comes before `superclip`, and where that is."""
-        setup = [["--setup", f"{folder}/{SETUP}"]] if self.setup else []
+    def _directives(self, options: Mapping[str, str]) -> list[str]:
+        options = {**options, **self.sbatch}
+        return [
+            f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}" for name, value in options.items()
+        ]
+
+    def _surroundings(self, folder: Path, paths: Iterable[Path]) -> list[str]:
+        """Returns the lines that set up the job, its container and the place of `superclip`."""
+        setup = shlex.quote(f"{folder}/{SETUP}")
+        lines = [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'] if self.setup else []
         image = self.container_image or self.apptainer
         if not image:
-            return [*setup, ["--superclip", str(Path(sys.executable).with_name("superclip"))]]
+            return [
+                *lines,
+                "container=()",
+                f"superclip={shlex.quote(str(Path(sys.executable).with_name('superclip')))}",
+            ]
         container = Container(image, is_apptainer=bool(self.apptainer), mounts=self.mounts or "")
-        return [*setup, ["--container", container.command([folder, *paths], gpus=self.device == "cuda")]]
+        words = container.command([folder, *paths], gpus=self.device == "cuda")
+        return [*lines, f"container=({words})", "superclip=superclip"]
 
 
-def _output(folder: Path, number: str) -> str:
-    """Returns sbatch's --output, in which a % of the folder's own is doubled.
-
-    SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's % as well.
-    """
-    folder = folder.absolute() if "%" in str(Path.cwd()) else folder
-    return f"{str(folder).replace('%', '%%')}/slurm-{number}.out"
+def _filled(text: str, **parts: list[str]) -> str:
+    """Returns a script with other lines between its marks, as `# <options>` and `# </options>`."""
+    for name, lines in parts.items():
+        before, _, rest = text.partition(f"# <{name}>\n")
+        text = "\n".join([before.rstrip("\n"), *lines, rest.partition(f"# </{name}>\n")[2]])
+    return text
 
 
 def _gpus_of(gres: str) -> int | None:
@@ -249,93 +397,11 @@ def _gpus_of(gres: str) -> int | None:
     return sum(int(parts[-1]) if parts[-1].isdigit() else 1 for parts in asked) if asked else None
 
 
-TRAINING, COMMAND = "training_job.sh", "command_job.sh"  # trains runs; runs one `superclip` command
-
-
-ABOUT = "# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint."
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The options of `superclip submit`, by their names there."""
-
-    recipe: str
-    request: SlurmRequest
-    set: Mapping[str, str] = field(default_factory=dict)
-    out: Path | None = None
-    data: str | None = None
-    gpu_batch_max: int | None = None
-    workers: int | None = None
-    engine: str = "torchrun"
-    settings: RunSettings = USUAL
-    rehearse: bool = False  # train some minutes with `superclip rehearse`
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The run's plan; InputError where it cannot be trained."""
-        request, recipe = self.request, read_recipe(self.recipe, with_table(self.recipe, self.set, self.data))
-        plan = make_plan(
-            recipe, request.nodes, request.gpus_per_node, self.data, self.gpu_batch_max, self.workers, request.device
-        )
-        engine_flags(self.engine, plan.command)
-        if self.settings.stage:
-            check_stage(plan)
-        return plan
-
-    @cached_property
-    def folder(self) -> RunFolder:
-        """The run's folder; InputError where another run is in it, or a finished one."""
-        folder = RunFolder(self.out or Path("runs", f"{self.plan.recipe.name}{'-rehearsal' if self.rehearse else ''}"))
-        folder.check_queue()
-        if not self.settings.accept_changes:
-            folder.check_recipe(self.plan.recipe)
-        if folder.state().get("state") == FINISHED:
-            raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
-        return folder
-
-    @property
-    def script(self) -> Path:
-        """Where the sbatch command is kept."""
-        return self.folder.path / "job.sh"
-
-    @property
-    def job(self) -> SlurmJob:
-        path = self.folder.path
-        arguments = run_arguments(self.data, self.gpu_batch_max, self.workers, self.settings, self.engine)
-        arguments += [part for key, value in self.set.items() for part in ("--set", f"{key}={value}")]
-        runs = ["--rehearse", "--runs"] if self.rehearse else ["--runs"]
-        paths = [*paths_of(self.plan), *self.settings.folders()]
-        return self.request.training(path.name, path, [runs, [str(path)]], arguments, paths)
-
-    def shell(self) -> str:
-        """Returns a script of the sbatch command."""
-        return f"#!/bin/bash\n{ABOUT}\n{self.job.shell()}\n"
-
-    def submit(self) -> str:
-        """Writes recipe and script, submits the job and returns its number."""
-        self.folder.write_recipe(self.plan.recipe)
-        self.request.keep_setup(self.folder.path)
-        write_text(self.script, self.shell())
-        number = self.job.submit(self.script)
-        self.folder.note_submission(number)
-        return number
-
-
-def paths_of(plan: Plan) -> list[Path]:
+def paths_of(run: Run) -> list[Path]:
     """Returns the folders of the files that a run reads: shards, and whatever its model and flags name."""
-    recipe = plan.recipe
+    recipe = run.recipe
     named = [recipe.model.removeprefix("local-dir:"), *recipe.flags.values(), *(recipe.superclip or {}).values()]
     files = [value for value in named if isinstance(value, str) and value.startswith(("/", "../"))]
-    return folders_of([plan.data, *files])
-
-
-def run_arguments(
-    data: str | None, gpu_batch_max: int | None, workers: int | None, settings: RunSettings, engine: str = "torchrun"
-) -> list[str]:
-    """Returns the options of `superclip run` that are given."""
-    options = {
-        "--data": data, "--gpu-batch-max": gpu_batch_max, "--workers": workers,
-        "--engine": None if engine == "torchrun" else engine,
-    }  # fmt: skip
-    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
-    return [*given, *settings.arguments()]
+    stage = run.settings.stage
+    stages = [Path(stage)] if stage and "$" not in stage else []  # others are known once a job runs
+    return [*folders_of([run.data, *files]), *stages]

@@ -1,4 +1,4 @@
-"""--stage: copies what a node's ranks read to the node's own disk, a slice ahead of them."""
+"""--stage: copies the shards that a node's ranks read to the node's own disk, a slice ahead of them."""
 
 import contextlib
 import hashlib
@@ -10,30 +10,30 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..checkpoints import run_outputs as checkpoint_files
+from ..checkpoints import run_outputs
 from ..data.shards import expand, is_remote
 from ..data.slices import slice_of
 from ..errors import InputError
 from ..pages import bytes_text
 from .folder import RunFolder
-from .machines import Placement
-from .plan import Plan
 from .process import this_host
+from .run import Run
+from .slurm import Placement
 
 
 class StagedShards:
-    """The copies in a folder; none of them need be there: a shard without one is read where it lies."""
+    """The copies in a folder; a shard that has none is read from its own place."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._shard_of: dict[str, str] = {}  # a copy's, of those that this process reads
 
     def copy_of(self, shard: str) -> Path:
-        """Returns where a shard's copy lies, once it is whole."""
+        """Returns the path of a shard's copy, once it is whole."""
         return self.folder / os.path.abspath(shard).lstrip("/")
 
     def shards(self, shards: Iterable[dict]) -> Iterator[dict]:
-        """Yields webdataset's shards, each with its copy in the place of its name where there is one by then."""
+        """Yields webdataset's shards, each with the name of its copy if there is one by then."""
         for shard in shards:
             copy = self.copy_of(shard["url"])
             if copy.exists():
@@ -46,26 +46,17 @@ class StagedShards:
         return self._shard_of.get(copy, copy)
 
 
-STAGED = "SUPERCLIP_STAGED"  # a variable of the environment: the folder of the copies, which launcher and ranks hand on
-
-
 COPIES = 4  # that are made at a time
-
-
 CHUNK = 8 << 20  # bytes
+WITHOUT = "leave --stage out (--stage '' if a site's file holds it)"
+NUM_NAMED = 3  # shards that cannot be copied
 
 
-WITHOUT = "leave --stage out (--stage '' where a site's file holds it)"
-
-
-SHOWN = 3  # shards that cannot be copied
-
-
-def check_stage(plan: Plan) -> None:
-    """Raises InputError where the plan's data cannot be copied shard by shard."""
-    if plan.is_table:
-        raise InputError(f"--stage copies shards, and --data {plan.data} is a table: {WITHOUT}")
-    remote = next(filter(is_remote, expand(plan.data)), None)
+def check_stage(run: Run) -> None:
+    """Raises InputError if the run's data cannot be copied shard by shard."""
+    if run.is_table:
+        raise InputError(f"--stage copies shards, and --data {run.data} is a table: {WITHOUT}")
+    remote = next(filter(is_remote, expand(run.data)), None)
     if remote:
         raise InputError(
             f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
@@ -77,20 +68,21 @@ class Staging:
     """The copies of one node's shards: within `with` they are made, and removed in the end.
 
     A node holds the slice that it trains and the next one, of each the shards that its own ranks read. Copies of a
-    start that was killed are taken where size and time are the shard's, and removed where they are not.
+    start that was killed are used if size and time are the shard's, and removed otherwise.
 
     Args:
         stage: the folder on the node's disk, variables of the environment in it: $TMPDIR.
     """
 
-    def __init__(self, plan: Plan, placement: Placement, folder: RunFolder, stage: str):
-        check_stage(plan)
-        self.plan, self.placement, self.checkpoints = plan, placement, folder.checkpoints
+    def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):
+        self.run, self.placement, self.checkpoints = run, placement, folder.checkpoints
         self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
-        run = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
-        self.folder = self.disk / f"superclip-{run}-{this_host()}"  # another of each run, and of a node that shares it
+        digest = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
+        self.folder = (
+            self.disk / f"superclip-{digest}-{this_host()}"
+        )  # another of each run, and of a node that shares it
         self.staged = StagedShards(self.folder)
-        self.names = expand(plan.data)
+        self.names = expand(run.data)
         self.first = threading.Event()  # set once the first slice is there
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._keep_ahead, daemon=True)
@@ -103,16 +95,14 @@ class Staging:
                 f"--stage is {self.disk} on {this_host()}; expected a folder there that can be written to, such as "
                 "/local or $TMPDIR in quotes"
             )
-        self.epoch = checkpoint_files.newest(self.checkpoints)
+        self.epoch = run_outputs.newest(self.checkpoints)
         ahead = [shard for epoch in (self.epoch, self.epoch + 1) for shard in self._shards(epoch)]
         self._keep_only(ahead)
         self._check_disk(ahead)
-        os.environ[STAGED] = str(self.folder)
         self.thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        os.environ.pop(STAGED, None)
         self.stop.set()
         self.thread.join()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -126,14 +116,14 @@ class Staging:
         try:
             self._copy_slices()
         finally:
-            self.first.set()  # whatever happens: what was not copied the ranks read where it lies
+            self.first.set()  # whatever happens: the ranks read the original of what was not copied
 
     def _copy_slices(self) -> None:
-        for epoch in range(self.epoch, self.plan.num_slices):
+        for epoch in range(self.epoch, self.run.num_slices):
             while self.epoch < epoch - 1:
                 if self.stop.wait(1):
                     return
-                self.epoch = max(self.epoch, checkpoint_files.newest(self.checkpoints))
+                self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
             self._keep_only([shard for one in range(self.epoch, epoch + 1) for shard in self._shards(one)])
             with ThreadPoolExecutor(COPIES) as pool:
                 list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
@@ -143,17 +133,17 @@ class Staging:
 
     def _shards(self, epoch: int) -> list[str]:
         """Returns the shards of a slice that this node's ranks read, in their order; none after the last slice."""
-        if epoch >= self.plan.num_slices:
+        if epoch >= self.run.num_slices:
             return []
-        plan, of_node = self.plan, self.placement.node
-        places = slice_of(len(self.names), plan.slices_per_pass, plan.recipe.seed, epoch)
+        run, of_node = self.run, self.placement.node
+        places = slice_of(len(self.names), run.slices_per_pass, run.recipe.seed, epoch)
         return [
             self.names[index] for place, index in enumerate(places)
-            if place % plan.world_size // plan.gpus_per_node == of_node
+            if place % run.world_size // run.gpus_per_node == of_node
         ]  # fmt: skip
 
     def _keep_only(self, shards: list[str]) -> None:
-        """Removes what is no whole copy of one of the shards."""
+        """Removes everything but whole copies of these shards."""
         kept = {self.staged.copy_of(shard): shard for shard in shards}
         for file in [path for path in self.folder.rglob("*") if not path.is_dir()]:
             if file not in kept or not self._is_whole(kept[file]):
@@ -169,7 +159,7 @@ class Staging:
     def _check_disk(self, shards: list[str]) -> None:
         needed = 0
         for shard in {shard for shard in shards if not self._is_whole(shard)}:
-            with contextlib.suppress(OSError):  # it is not there: told as it is to be copied
+            with contextlib.suppress(OSError):  # reported when it is to be copied
                 needed += os.stat(shard).st_size
         free = shutil.disk_usage(self.disk).free
         if free < needed:
@@ -194,19 +184,19 @@ class Staging:
             shutil.copystat(shard, part)
             os.replace(part, copy)
         except OSError as error:
-            self._tell(shard, error.strerror or str(error))
+            self._report(shard, error.strerror or str(error))
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
-    def _tell(self, shard: str, why: str) -> None:
+    def _report(self, shard: str, why: str) -> None:
         if shard in self.not_copied:
             return
         self.not_copied.add(shard)
-        if len(self.not_copied) <= SHOWN:
-            more = "; of others nothing is told" if len(self.not_copied) == SHOWN else ""
+        if len(self.not_copied) <= NUM_NAMED:
+            more = "; others are not reported" if len(self.not_copied) == NUM_NAMED else ""
             print(
-                f"superclip run: --stage: {shard} is read where it lies, for it was not copied ({why}){more}",
+                f"superclip run: --stage: {shard} is read from its own place, for copying failed ({why}){more}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -11,7 +11,7 @@ from ..config import RECORDED_ALONE
 from ..errors import InputError
 from ..files import read_json
 from ..pages import run_names
-from ..runs.folder import told_state
+from ..runs.folder import current_state
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
 from .scores import read_scores
 
@@ -126,7 +126,7 @@ def read_run(path: Path) -> ReportedRun:
     if not path.is_dir():
         return ReportedRun(path, MISSING, "there is no such folder")
     options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
-    recorded, state = read_json(path / "run.json", default={}), told_state(path)
+    recorded, state = read_json(path / "run.json", default={}), current_state(path)
     run = ReportedRun(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
     run.command = " ".join(map(str, recorded.get("command") or []))
     log = path / "out.log"

@@ -15,9 +15,9 @@ from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..environment import require
 from ..errors import InputError, reason
 from ..files import shipped_folder
-from ..runs.plan import check_validation, make_plan, of_table
+from ..runs.plan import make_run, rows_of_table
 from ..runs.recipe import WORDS, read_recipe
-from ..runs.run import USUAL, RunSettings
+from ..runs.run import DEFAULTS, Settings
 from ..runs.stage import check_stage
 
 CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
@@ -317,7 +317,7 @@ class StudyCall:
     set: Mapping[str, str]  # fields of the recipe with their values
     arguments: tuple[str, ...]  # of `superclip study`, which make the same call again
     scenes: Path = DEMO  # the folder that the demo's model and scenes are written into
-    settings: RunSettings = USUAL  # of every `superclip run`
+    settings: Settings = DEFAULTS  # of every `superclip run`
 
 
 def study_call(
@@ -330,7 +330,7 @@ def study_call(
     set_: Mapping[str, str],
     runs_in: Path | None = None,
     scenes: Path = DEMO,
-    settings: RunSettings = USUAL,
+    settings: Settings = DEFAULTS,
 ) -> StudyCall:
     """Returns the call; InputError for what cannot be trained or measured.
 
@@ -355,7 +355,7 @@ def study_call(
     if val_data is not None:
         study = _on_validation_data(study)
     study.check_set(set_)
-    set_ = {**set_, **of_table(study.recipe, _of_first(study, set_), data)}
+    set_ = {**set_, **rows_of_table(study.recipe, _of_first(study, set_), data)}
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if bool(data) != bool(val_data) and study.is_of_scenes and data:
@@ -367,7 +367,7 @@ def study_call(
         _check_tables(study, device, data, set_)
     if settings.stage:
         arm, cell = next(iter(study.arms)), study.cell_values[0]
-        check_stage(make_plan(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device))
+        check_stage(make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device))
     if scenes != DEMO:
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}
@@ -405,11 +405,11 @@ def _check_tables(study: Study, device: str, data: str | None, set_: Mapping[str
     """Raises InputError where a run could not be trained on its table, or measured on its validation data."""
     for arm in study.arms:
         for cell in study.cell_values:
-            plan = make_plan(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
+            plan = make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
             if plan.is_table:
                 plan.check_data()
             else:
-                check_validation(plan.recipe)
+                plan.check_validation()
 
 
 def _check_measured(study: Study, set_: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """A study on SLURM: arrays that train its runs, and jobs that wait for them, choose, measure and report."""
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +8,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import make_folder, write_json, write_text
-from ..runs.folder import RunFolder
-from ..runs.lock import lock
-from ..runs.machines import find_placement, my_jobs
-from ..runs.plan import make_plan
-from ..runs.recipe import read_recipe
-from ..runs.slurm import SlurmJob, SlurmRequest, folders_of, paths_of, run_arguments
+from ..runs.folder import RunFolder, lock
+from ..runs.slurm import SlurmJob, SlurmRequest, cancel, find_placement, folders_of, my_jobs, paths_of
 from .study import StudyCall
 from .training import (
     JOBS,
+    MACHINES,
     RUNS_LIST,
     StudyRun,
     StudyTraining,
@@ -42,10 +40,10 @@ class Stage:
     waits: str = ""  # how it waits for the stage before it, and for `others`: afterok, afterany
     others: Sequence[str] = ()  # numbers of jobs that are in the queue already
 
-    def after(self, before: str | None) -> SlurmJob:
-        """Returns the job as one that waits for job `before`, where there is one, and for the others."""
+    def dependency(self, before: str | None) -> str:
+        """Returns sbatch's --dependency on job `before`, if there is one, and on the others; "" for none."""
         numbers = [*([before] if before and self.waits else []), *self.others]
-        return self.job.after(":".join([self.waits, *numbers])) if numbers else self.job
+        return ":".join([self.waits, *numbers]) if numbers else ""
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,20 @@ class StudySubmission:
     gpu_batch_max: int | None = None
     workers: int | None = None
 
+    @property
+    def machines(self) -> dict:
+        """What the runs are trained on, as arguments of `make_run`."""
+        request = self.request
+        return {
+            "nodes": request.nodes, "gpus_per_node": request.gpus_per_node, "gpu_batch_max": self.gpu_batch_max,
+            "workers": self.workers,
+        }  # fmt: skip
+
     def dry_run(self) -> str:
-        """Returns the sbatch commands as a script; reads no shards, and writes nothing."""
+        """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes nothing."""
         training = new_training(self.call, jobs=1, trains=False)
-        paths = self._check(training, looks=False)
-        return self._shell(self._stages(training, paths))
+        stages = self._stages(training, self._check(training, looks=False))
+        return "\n".join([self._shell(stages), *(f"# {stage.job.file}\n{stage.job.text}" for stage in stages)])
 
     def submit(self, checks_data: bool) -> str:
         """Submits the jobs and returns what to print; InputError where a run could not be trained.
@@ -84,13 +91,18 @@ class StudySubmission:
             kept = out / "jobs.sh"
             self.request.keep_setup(out)
             write_text(kept, self._shell(stages))
-            return self._submitted(stages, training, kept)
+            write_json(out / MACHINES, {**self.machines, "settings": dataclasses.asdict(self.call.settings)})
+            return self._submitted(stages, training)
 
-    def _submitted(self, stages: list[Stage], training: StudyTraining, kept: Path) -> str:
-        numbers: dict[str, str] = {}
+    def _submitted(self, stages: list[Stage], training: StudyTraining) -> str:
+        queue, numbers = my_jobs() or {}, {}
+        replaced = {stage.name for stage in stages} & {CHOOSE, REPORT}
+        for name, number in submitted_jobs(self.call.out).items():  # which would find the new runs unfinished
+            if name in replaced and number in queue and queue[number].state == "PENDING":
+                cancel(number)
         for stage in stages:
-            training.write_recipes(stage.runs)
-            numbers[stage.name] = stage.after(next(reversed(numbers.values()), None)).submit(kept)
+            training.write_runs(stage.runs, self.machines)
+            numbers[stage.name] = stage.job.submit(stage.dependency(next(reversed(numbers.values()), None)))
             for task, run in enumerate(stage.runs):
                 RunFolder(run.folder).note_submission(f"{numbers[stage.name]}_{task}")
             write_json(self.call.out / JOBS, numbers)
@@ -139,22 +151,25 @@ class StudySubmission:
         return [*([self._array(RUNS, runs, paths)] if runs else []), self._command(REPORT, there, paths)]
 
     def _array(self, name: str, runs: list[StudyRun], paths: list[Path]) -> Stage:
-        lines = [["--runs"], *([str(run.folder)] for run in runs)]
-        return Stage(name, self._training(name, lines, len(runs), paths), runs, len(runs))
+        return Stage(name, self._training(name, runs, len(runs), paths), runs, len(runs))
 
     def _chosen_runs(self, training: StudyTraining, paths: list[Path]) -> Stage:
         """Returns the array of the runs whose learning rates, and so whose folders, an earlier stage writes down."""
         number = len(training.runs({}))
-        job = self._training(RUNS, [["--runs-in", str(self.call.out / RUNS_LIST)]], number, paths)
+        job = self._training(RUNS, [], number, paths, self.call.out / RUNS_LIST)
         return Stage(RUNS, job, num_runs=number, waits="afterok")
 
-    def _training(self, name: str, runs: list[list[str]], number: int, paths: list[Path]) -> SlurmJob:
-        arguments = run_arguments(self.call.data, self.gpu_batch_max, self.workers, self.call.settings)
-        array = f"0-{number - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
-        return self.request.training(self._job_name(name), self.call.out, runs, arguments, paths, array)
+    def _training(
+        self, name: str, runs: list[StudyRun], number: int, paths: list[Path], runs_list: Path | None = None
+    ) -> SlurmJob:
+        array, folders = f"0-{number - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}", [run.folder for run in runs]
+        return self.request.training(
+            self.call.out / f"{name}.sh", self._job_name(name), folders, paths, array=array, runs_list=runs_list
+        )
 
     def _command(self, name: str, others: list[str], paths: list[Path]) -> Stage:
-        job = self.request.command(self._job_name(name), self.call.out, [*self.call.arguments, "--only", name], paths)
+        arguments = [*self.call.arguments, "--only", name]
+        job = self.request.command(self.call.out / f"{name}.sh", self._job_name(name), arguments, paths)
         return Stage(name, job, waits="afterany", others=others)
 
     def _job_name(self, stage: str) -> str:
@@ -175,10 +190,7 @@ class StudySubmission:
                     f"the runs of a study train on equally many; give {training.runs_flag} another folder"
                 )
             if not is_finished(run):
-                plan = make_plan(
-                    read_recipe(run.recipe, dict(run.set)), request.nodes, request.gpus_per_node, self.call.data,
-                    self.gpu_batch_max, self.workers, request.device,
-                )  # fmt: skip
+                plan = run.described(request.device, self.call.data, self.call.settings, **self.machines)
                 shards = plan.data, plan.workers, plan.slices_per_pass, plan.slice_samples, plan.recipe.long_caption
                 different[shards] = plan
         for plan in different.values():
@@ -187,16 +199,13 @@ class StudySubmission:
             else:
                 plan.check_shards()
         read = [path for plan in different.values() for path in paths_of(plan)]
-        read += self.call.settings.folders()
         return list(dict.fromkeys([training.runs_in, *folders_of([self.call.arguments[1]]), *read]))
 
     @staticmethod
     def _shell(stages: list[Stage]) -> str:
         lines, before = ["#!/bin/bash", ABOUT], None
         for stage in stages:
-            job = stage.after(before)
-            waits = f"--dependency={job.options.get('dependency')}"
-            command = job.shell().replace(f"'{waits}'", f'"{waits}"')  # a variable is in it, which shlex has quoted
-            lines.append(f"{stage.name}=$({command})")
+            *start, file = stage.job.command(stage.dependency(before))
+            lines.append(f"{stage.name}=$({' '.join(start)} {shlex.quote(file)})")
             before = f"${{{stage.name}%%;*}}"
         return "\n".join(lines) + "\n"

@@ -27,12 +27,13 @@ from ..data.shards import expand
 from ..data.tables import is_table
 from ..environment import versions
 from ..errors import InputError, reason
-from ..files import content_digest, make_folder, write_json, write_text
-from ..runs.folder import FINISHED, RunFolder, read_object
-from ..runs.lock import lock
-from ..runs.machines import find_placement
+from ..files import content_digest, make_folder, read_json, write_json, write_text
+from ..runs.folder import FINISHED, RunFolder, lock
+from ..runs.plan import make_run
 from ..runs.process import run_superclip
 from ..runs.recipe import Recipe, read_recipe
+from ..runs.run import DEFAULTS, Run, Settings
+from ..runs.slurm import find_placement
 from .measures import DENSE_SCENES, measure_dense
 from .results import StudyResults, check_measures
 from .study import (
@@ -64,11 +65,10 @@ class StudyRun:
     folder: Path
     split: str = "test"  # of the scenes that measure it: "tune" where a learning rate is chosen
 
-    def command(self, device: str, data: str | None, more: Sequence[str] = ()) -> list[str]:
-        """Returns the arguments of `superclip` that train it, `more` options of `superclip run` among them."""
-        settings = [part for field, value in self.set for part in ("--set", f"{field}={value}")]
-        where = ["--data", data] if data else []
-        return ["run", self.recipe, *settings, *where, "--device", device, "--out", str(self.folder), *more]
+    def described(self, device: str, data: str | None, settings: Settings = DEFAULTS, **machines) -> Run:
+        """Returns the run as `make_run` makes it."""
+        recipe, set_ = read_recipe(self.recipe, dict(self.set)), dict(self.set)
+        return make_run(recipe, data=data, device=device, settings=settings, set_=set_, **machines)
 
 
 class StudyTraining:
@@ -81,16 +81,16 @@ class StudyTraining:
         data: shards in place of the recipe's.
         extra: more fields with their values, of every run.
         trains: whether runs that are not finished are trained here; InputError names them where they are not.
-        more: options of `superclip run`, of every run.
+        settings: of every run.
         scenes: the folder of the demo's model and scenes.
     """
 
     def __init__(
         self, study: Study, out: Path, jobs: int, device: str, data: str | None = None, extra: Sequence = (),
-        runs_in: Path | None = None, trains: bool = True, more: Sequence[str] = (), scenes: Path = DEMO,
+        runs_in: Path | None = None, trains: bool = True, settings: Settings = DEFAULTS, scenes: Path = DEMO,
     ):  # fmt: skip
         self.study, self.out, self.jobs, self.device, self.data = study, out, jobs, device, data
-        self.extra, self.trains, self.more, self.scenes = tuple(extra), trains, more, scenes
+        self.extra, self.trains, self.settings, self.scenes = tuple(extra), trains, settings, scenes
         self.runs_in, self.runs_flag = place_of_runs(out, runs_in)
         of_data = {name: value for name, value in self.extra if name == "data_samples"}  # passes are as many samples
         self.of_data = of_data
@@ -130,16 +130,19 @@ class StudyTraining:
         """Raises InputError where the run's folder holds a run of other settings, data or device."""
         check_folder(run, self.device, self.data, f"give {self.runs_flag} another folder")
 
-    def write_recipes(self, runs: Sequence[StudyRun]) -> list[StudyRun]:
-        """Writes the recipes of runs into their folders, for jobs to train, and returns the runs, equal ones once.
+    def write_runs(self, runs: Sequence[StudyRun], machines: dict) -> list[StudyRun]:
+        """Writes the descriptions of runs into their folders, for jobs to train, and returns the runs, equal ones once.
 
-        Raises InputError where another run is in a folder.
+        Raises InputError if another run is in a folder.
+
+        Args:
+            machines: arguments of `make_run`.
         """
         different = list({run.folder: run for run in runs}.values())
         for run in different:
             self.check_folder(run)
             note_data(run, self.data)
-            RunFolder(run.folder).write_recipe(read_recipe(run.recipe, dict(run.set)))
+            RunFolder(run.folder).write(run.described(self.device, self.data, self.settings, **machines))
         return different
 
     def trials(self) -> list[StudyRun]:
@@ -175,7 +178,7 @@ class StudyTraining:
 
     def chosen_before(self) -> dict[str, dict[str, str]] | None:
         """Returns the learning rates that an earlier call has chosen, None where one of this study's is missing."""
-        chosen = read_object(self.out / "chosen.json") if self.study.choose else {}
+        chosen = read_json(self.out / "chosen.json", default={}) if self.study.choose else {}
         expected = self._arms_with_a_choice() if self.study.choose else []
         rates = {f"{lr}" for lr in self.study.choose.get("lr", [])}
         found = all(chosen.get(arm, {}).get(str(c)) in rates for arm in expected for c in self.study.cell_values)
@@ -210,7 +213,7 @@ class StudyTraining:
             if stop.is_set():
                 raise InputError("stopped")
             if self.trains:
-                train(run, self.device, self.data, stop, self.more)
+                train(run, self.device, self.data, stop, self.settings)
             measures = self.study.measures if run.split == "test" else self.study.choosing_measures
             return measured(run, measures, self.scenes, stop)
 
@@ -303,7 +306,7 @@ def check_folder(run: StudyRun, device: str, data: str | None, advice: str) -> N
     there = folder.record().get("plan", {})
     if there and not (run.folder / "recipe.yaml").exists():
         raise InputError(f"{run.folder} holds a run without its recipe.yaml, which tells what it is: put it back")
-    kept = read_object(run.folder / DATA)
+    kept = read_json(run.folder / DATA, default={})
     for flag, path in _data(run, data).items():
         if kept.get(flag, {}).get("content") not in (None, _content(path)) and kept[flag]["path"] == path:
             raise InputError(f"{run.folder} is of {flag} {path} as it was, and that has changed since; {advice}")
@@ -352,11 +355,11 @@ def unfinished(run: StudyRun) -> str | None:
     return f"{run.folder.name} ({state.get('state', 'not started')}{error})"
 
 
-def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, more: Sequence[str] = ()) -> None:
+def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
     """Trains a run from where it stopped; a finished one is left alone. Its CPU seconds are added to what they were.
 
     Args:
-        more: options of `superclip run`.
+        settings: of the run.
 
     Raises InputError, with what the run last said, where it fails, and where `stop` ends it.
     """
@@ -366,7 +369,8 @@ def train(run: StudyRun, device: str, data: str | None, stop: threading.Event, m
         shutil.rmtree(run.folder, ignore_errors=True)
     note_data(run, data)
     output = run.folder.with_name(f"{run.folder.name}.output")
-    code, seconds = run_superclip(run.command(device, data, more), output, device == "cpu", stop.is_set)
+    RunFolder(run.folder).write(run.described(device, data, settings))
+    code, seconds = run_superclip(["run", str(run.folder)], output, device == "cpu", stop.is_set)
     if run.folder.is_dir():
         write_json(run.folder / "cpu_seconds.json", {"cpu_seconds": (_cpu_seconds(run) or 0.0) + seconds})
     if stop.is_set():
@@ -389,7 +393,7 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
     weights = _last_checkpoint(run)
     kept = run.folder / f"{measures}-{run.split}.json"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    found = read_object(kept)
+    found = read_json(kept, default={})
     of_this = {
         "run": run.folder.name, "checkpoint": digest, "cpu_seconds": _cpu_seconds(run), "versions": versions(*PACKAGES)
     }  # fmt: skip
@@ -459,9 +463,10 @@ def _state(run: StudyRun) -> dict:
 
 def _cpu_seconds(run: StudyRun) -> float | None:
     """Returns the CPU time that training took; None where a job trained, which nobody clocks."""
-    return read_object(run.folder / "cpu_seconds.json").get("cpu_seconds")
+    return read_json(run.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
 
 
+MACHINES = "machines.json"  # in a study's folder: what its jobs train on
 RUNS_LIST = "runs.list"  # the folders of the runs, a line each
 
 
@@ -493,7 +498,9 @@ def choose_rates(call: StudyCall) -> str:
     with _locked(call):
         training = prepared_training(call, 1, trains=False)
         chosen = training.choose()
-        runs = training.write_recipes(training.runs(chosen))
+        machines = read_json(call.out / MACHINES, default={})
+        training.settings = Settings(**machines.pop("settings", {}))
+        runs = training.write_runs(training.runs(chosen), machines)
         write_text(call.out / RUNS_LIST, "".join(f"{run.folder}\n" for run in runs))
         array = submitted_jobs(call.out).get("runs")
         for task, run in enumerate(runs if array else []):
@@ -518,7 +525,7 @@ def _locked(call: StudyCall) -> Iterator[None]:
 def submitted_jobs(out: Path) -> dict[str, str]:
     """Returns the numbers of the jobs that were submitted last, by the names of their stages."""
     kept = out / JOBS
-    found = read_object(kept)
+    found = read_json(kept, default={})
     if not found and kept.exists():
         raise InputError(f"{kept} is damaged: scancel the study's jobs, which squeue --me shows, and remove the file")
     return found
@@ -539,7 +546,7 @@ def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyT
 def new_training(call: StudyCall, jobs: int, trains: bool) -> StudyTraining:
     return StudyTraining(
         call.study, call.out, jobs, call.device, call.data, tuple(call.set.items()), call.runs_in, trains,
-        call.settings.arguments(), call.scenes,
+        call.settings, call.scenes,
     )  # fmt: skip
 
 

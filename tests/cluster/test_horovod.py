@@ -22,8 +22,9 @@ from openclip_superclip.__main__ import main as superclip_main
 from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.demo.scenes import write_shards
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.plan import engine_flags, make_plan
+from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.run import Settings
 
 pytestmark = pytest.mark.horovod
 
@@ -252,9 +253,9 @@ def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason,
 
 def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
     few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
-    plan = make_plan(read_recipe("demo/superclip_demo-model_8k_bs64", few), data=scenes, gpu_batch_max=32, device="cpu")
+    recipe, settings = read_recipe("demo/superclip_demo-model_8k_bs64", few), Settings(engine="horovod")
     with pytest.raises(InputError, match="--accum-freq 2 cannot go with it"):
-        engine_flags("horovod", plan.command)
+        make_run(recipe, data=scenes, gpu_batch_max=32, device="cpu", settings=settings)
 
 
 def test_a_checkpoint_of_ddp_is_not_resumed_under_horovod(runs):
@@ -284,10 +285,19 @@ def test_horovodrun_trains_the_demos_recipe_on_every_sample_once_as_ddp_does(hor
     shards = write_shards(tmp_path / "shards", 256, seed=0, samples_per_shard=64)
     smaller = {"model": model, "data_samples": "256", "samples": "256", "slices": "1", "warmup": "1"}
     recipe = read_recipe("demo/superclip_demo-model_8k_bs64", smaller)
-    plan = make_plan(recipe, gpus_per_node=2, data=shards, device="cpu")
-    ddp = run_ranks(superclip_train, *plan.command, "--name", "ddp", world_size=2, cwd=tmp_path)
+    plan = make_run(recipe, gpus_per_node=2, data=shards, device="cpu")
+    ddp = run_ranks(superclip_train, *plan.openclip_arguments(), "--name", "ddp", world_size=2, cwd=tmp_path)
     assert [run.returncode for run in ddp] == [0, 0], ddp[0].output[-2000:]
-    train = [sys.executable, "-m", "openclip_superclip", "train", *plan.command, "--horovod", "--name", "horovod"]
+    train = [
+        sys.executable,
+        "-m",
+        "openclip_superclip",
+        "train",
+        *plan.openclip_arguments(),
+        "--horovod",
+        "--name",
+        "horovod",
+    ]
     horovod.horovodrun(train, tmp_path)
     ours, theirs = (load(tmp_path / "logs" / name)["state_dict"] for name in ("horovod", "ddp"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -326,11 +336,13 @@ def recipe(tmp_path_factory) -> Path:
 
 def train_with_ddp(recipe: Path, world_size: int) -> tuple[list[str], dict]:
     """Returns the recipe's command for so many ranks, and the weights that torch.distributed's train."""
-    plan = make_plan(read_recipe(str(recipe)), gpus_per_node=world_size, device="cpu")
+    plan = make_run(read_recipe(str(recipe)), gpus_per_node=world_size, device="cpu")
     name = f"ddp{world_size}"
-    runs = run_ranks(superclip_train, *plan.command, "--name", name, world_size=world_size, cwd=recipe.parent)
+    runs = run_ranks(
+        superclip_train, *plan.openclip_arguments(), "--name", name, world_size=world_size, cwd=recipe.parent
+    )
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
-    return plan.command, load(recipe.parent / "logs" / name, epoch=SLICES)["state_dict"]
+    return plan.openclip_arguments(), load(recipe.parent / "logs" / name, epoch=SLICES)["state_dict"]
 
 
 @pytest.mark.slurm

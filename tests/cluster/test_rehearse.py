@@ -9,8 +9,8 @@ from support.forked_command import run_superclip
 from support.tiny_run import write_plugin, write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.runs.plan import make_plan
-from openclip_superclip.runs.process import QUEUE_AGAIN
+from openclip_superclip.runs.plan import make_run
+from openclip_superclip.runs.process import EXIT_REQUEUE
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import Rehearsal
 
@@ -45,7 +45,7 @@ def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
 
 def test_it_measures_what_the_whole_run_will_take(rehearsed):
     told = rehearsed["told"]
-    plan = make_plan(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
+    plan = make_run(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
     speed, checkpoint = told["samples_per_second"], told["checkpoint"]
     assert 0 < speed["low"] <= speed["median"] <= speed["high"]
     assert told["hours"]["high"] == pytest.approx(
@@ -55,7 +55,7 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
     assert 0 <= told["waiting_for_data"] <= 1
     assert told["memory"]["peak"] > 100e6 and told["memory"]["of"] == "process"
     assert told["all_reduce_bytes_per_second"] > 0
-    assert checkpoint["bytes"] > 1e6 and checkpoint["at_most"] == plan.most_checkpoints
+    assert checkpoint["bytes"] > 1e6 and checkpoint["at_most"] == plan.max_checkpoints
     assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
 
 
@@ -66,19 +66,19 @@ def test_a_rehearsal_fails_where_the_resumed_training_is_another(tmp_path):
     command = ["rehearse", recipe, *HERE, "--steps", "4", "--out", out]
     assert run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin)) == 1
     printed = (tmp_path / "printed").read_text()
-    said = r"superclip rehearse: the resumed training is not the undisturbed one: other losses in 4 of 8 steps, by \S+ "
-    assert re.fullmatch(f"{said}at most, other weights", printed.splitlines()[-1])
+    said = r"superclip rehearse: the resumed training differs from the undisturbed one: other losses in 4 of 8 steps, "
+    assert re.fullmatch(f"{said}by \\S+ at most, other weights", printed.splitlines()[-1])
     assert "resumed     NOT as it was: other losses in 4 of 8 steps" in printed
     assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
 
 
 def test_a_rehearsal_that_machines_interrupt_begins_anew_three_times_at_most(tmp_path, monkeypatch, capsys):
     begun = []
-    monkeypatch.setattr(Rehearsal, "run", lambda self: begun.append(self.suffix) or QUEUE_AGAIN)
+    monkeypatch.setattr(Rehearsal, "train", lambda self: begun.append(self.suffix) or EXIT_REQUEUE)
     recipe, out = write_recipe(tmp_path), tmp_path / "out"
     assert main(["rehearse", str(recipe), *HERE, "--steps", "4", "--out", str(out)]) == 1
     assert begun == ["", "-1", "-2"]
-    assert f"the rehearsal was begun 3 times and interrupted: {out} tells why\n" in capsys.readouterr().err
+    assert f"the rehearsal was begun 3 times and interrupted: see {out}\n" in capsys.readouterr().err
 
 
 def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
@@ -121,6 +121,8 @@ def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearse
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
     command = ["submit", str(rehearsed["recipe"]), "--gpus-per-node", "2", "--rehearse"]
     assert main([*command, "--dry-run"]) == 0
-    assert f"--rehearse --runs \\\n    runs/{rehearsed['recipe'].stem}-rehearsal" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"\n    runs/{rehearsed['recipe'].stem}-rehearsal\n" in printed
+    assert 'command=("$superclip" rehearse "${runs' in printed
     assert main([*command, "--accept-changes"]) == 1
     assert "--accept-changes does nothing with --rehearse" in capsys.readouterr().err

@@ -83,8 +83,9 @@ def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_fail
     wait_for_epoch(folder / "undisturbed", 0)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     ended = cluster.wait(job, 1200)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (folder / f"slurm-{job}.out").read_text()
-    assert state(folder / "undisturbed")["error"].startswith("rank 1 on node2: it was ended from outside")
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), (folder / f"slurm-{job}.out").read_text()
+    attempts = json.loads((folder / "undisturbed/run.json").read_text())["attempts"]
+    assert attempts[0]["error"].startswith("rank 1 on node2: it was ended from outside")
     told = json.loads((folder / "rehearsal.json").read_text())
     assert (told["nodes"], told["world_size"]) == (2, 2)
     assert (told["resumed"]["different"], told["resumed"]["equal_weights"]) == (0, True)
@@ -133,48 +134,87 @@ def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturb
     assert_equal_weights(run, undisturbed)
 
 
-def test_a_killed_superclip_run_starts_the_job_again_and_a_port_that_is_taken_is_told(
+def test_a_killed_superclip_run_requeues_the_job_and_a_killed_launcher_restarts_it_on_its_nodes(
     cluster, work, recipe, undisturbed
 ):
+    """SLURM takes the job back only when it is asked a second time."""
     run = work / "runs/killed launcher"
     port = 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1])
     listens = f"import socket, time; s = socket.create_server(('', {port})); print(flush=True); time.sleep(600)"
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
+    shim = work / "scontrol that fails once"
+    shim.mkdir()
+    (shim / "scontrol").write_text(
+        f"#!/bin/bash\n[ $1 = requeue ] && mkdir '{shim}/asked' 2>/dev/null && exit 1\n"
+        'PATH=${PATH#*:} exec scontrol "$@"\n'
+    )
+    (shim / "scontrol").chmod(0o755)
+    (work / "shim").write_text(f"PATH='{shim}':$PATH\n")
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
         assert listening.stdout.readline()
-        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
+        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim")
         wait_for_epoch(run, 1)
         listening.kill()
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
     wait_for_epoch(run, 3)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.launcher")
     ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     output = (run / f"slurm-{job}.out").read_text()
-    assert f"training_job.sh: port {port} of node1 is taken; trying the next" in output
+    assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
+    assert "train.sbatch: scontrol requeue failed; trying again\ntrain.sbatch: requeued, to resume" in output
     starts = json.loads((run / "run.json").read_text())["attempts"]
     assert [one["state"] for one in starts][1:] == ["preempted", "finished"]
-    # Whichever is noticed first: the launcher, or that its rank speaks no more.
+    assert [one["restarts"] for one in starts] == [0, 1, 1]
+    # Whichever is noticed first: the launcher, or that its rank is silent.
     assert re.match("the launcher on node2: it ended with exit code -9|rank 0 on node1: ", starts[1]["error"])
-    assert [f"--master-port={port + 101 * n}" in starts[n]["launcher"] for n in (1, 2)] == [True, True]
+    ports = [json.loads((run / one["ranks"] / "node_0.json").read_text())["master_port"] for one in starts]
+    assert ports == [port + 1, port + 101, port + 202]
     assert_equal_weights(run, undisturbed)
 
 
-def test_a_rank_that_is_killed_starts_the_job_again_without_its_node(cluster, work, recipe):
+def test_a_rank_that_is_killed_starts_again_on_its_node_and_after_a_second_failure_on_another(cluster, work, recipe):
     run = work / "runs/killed rank"
-    job, _ = submit(cluster, work, recipe, "--nodes", "1", "--gpus-per-node", "1", "--device", "cpu", "--out", run)
+    one_node = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
+    job, _ = submit(cluster, work, recipe, *one_node, "--out", run)
     wait_for_epoch(run, 1)
     node = cluster.job(job)["NodeList"]
-    cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+    other = "node2" if node == "node1" else "node1"
+    for number in (1, 2):
+        cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+        wait_until(lambda number=number: len(attempts(run)) > number, 300, "another start")
+        wait_until(lambda: (run / attempts(run)[-1]["ranks"] / "rank_0.pid").exists(), 300, "its rank")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    starts = json.loads((run / "run.json").read_text())["attempts"]
+    starts = attempts(run)
     assert [(one["state"], one["hosts"]) for one in starts] == [
-        ("preempted", [node]), ("finished", ["node2" if node == "node1" else "node1"]),
+        ("preempted", [node]), ("preempted", [node]), ("finished", [other]),
     ]  # fmt: skip
     assert starts[0]["error"] == f"rank 0 on {node}: it was ended from outside: Signal 9 (SIGKILL)"
-    assert f"from the last checkpoint, without {node}" in (run / f"slurm-{job}.out").read_text()
-    assert not list(work.glob(".exclude-*"))
+    output = (run / f"slurm-{job}.out").read_text()
+    assert "train.sbatch: starting again on the same nodes" in output
+    assert f"from the last checkpoint, without {node}" in output
+    assert not list(work.glob(".next-*"))
+
+
+def attempts(run: Path) -> list[dict]:
+    """The starts of a run."""
+    return json.loads((run / "run.json").read_text())["attempts"] if (run / "run.json").exists() else []
+
+
+def test_a_node_that_lacks_the_data_is_left_out(cluster, work, recipe):
+    """Node 0 sees the shards, and node2 does not: there is no third node, so the job ends after three starts."""
+    run, shards = work / "runs/blind", work / "shards of node1"
+    shutil.copytree(work / "shards", shards)
+    cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", shards)
+    data = ["--data", f"{shards}/{{000000..000011}}.tar"]
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, *data)
+    ended = cluster.wait(job)
+    cluster.call("on", "node2", "umount", shards)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2")
+    error = f"superclip run on node2: --data: there is no file {shards}/000000.tar on this node"
+    assert [one["error"].partition(";")[0] for one in attempts(run)] == [error] * 3
+    assert state(run)["error"].endswith("; 3 starts in a row failed before a slice was trained")
 
 
 def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, work, recipe):
@@ -265,13 +305,9 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
         assert cluster.wait(job)["JobState"] == "COMPLETED"
         summary, steps, command = (work / f"slurm-{job}.out").read_text().splitlines()
         assert summary == (
-            f"2 × 4 processes: {batch_size} samples each × 8 × {accum_freq} accumulated = 16384 samples a step"
+            f"2 × 4 processes: {batch_size} samples each × 8 × {accum_freq} accumulated = 16384 samples per step"
         )
         assert steps.startswith("31250 steps")
-        assert (
-            f"--nnodes=2 --node-rank=0 --master-addr=node1 --master-port={20000 + int(job)} --nproc-per-node=4"
-            in command
-        )
         assert f"--batch-size {batch_size} --accum-freq {accum_freq} " in command
         assert f"--train-data '{shards}'" in command
 

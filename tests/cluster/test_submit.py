@@ -11,6 +11,7 @@ from support.tiny_run import write_recipe
 from openclip_superclip.__main__ import main
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.run import Run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
@@ -27,14 +28,20 @@ CASES = {
 }  # fmt: skip
 
 
+def filled(printed: str) -> str:
+    """Returns what is printed of scripts, without what every one has of slurm/train.sbatch."""
+    text = (shipped_folder("slurm") / "train.sbatch").read_text()
+    head, body = text.partition("# <options>")[0], text.partition("# </command>\n")[2]
+    assert head in printed and body in printed
+    return printed.replace(head, "# …\n").replace(body, "# …\n")
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_sbatch_command_is(name, monkeypatch, capsys):
+def test_the_script_of_a_job_is(name, monkeypatch, capsys):
     monkeypatch.chdir("/")  # it is in the command, as is where `superclip` is
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     assert main(["submit", *CASES[name], "--dry-run"]) == 0
-    assert (
-        capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm") == (GOLDEN / f"{name}.sh").read_text()
-    )
+    assert filled(capsys.readouterr().out) == (GOLDEN / f"{name}.sh").read_text()
 
 
 def test_the_commands_of_a_study_are(monkeypatch, capsys):
@@ -55,19 +62,20 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     study += ["--set", "flags.imagenet-val=/imagenet/val", "--out", "runs/figure 4", "--dry-run"]
     container = ["--container-image", "/images/superclip.sqsh", "--mounts", "/data,/scratch:/scratch"]
     assert main(["study", *study, *container]) == 0
-    printed = capsys.readouterr().out.replace(str(shipped_folder("slurm")), "/slurm")
-    assert printed == (GOLDEN / "study_in_pyxis.sh").read_text()
+    assert filled(capsys.readouterr().out) == (GOLDEN / "study_in_pyxis.sh").read_text()
     settings = ["--stall-minutes", "9", "--unreadable-max", "0.5", "--accept-changes", "--stage", "$TMPDIR"]
     command = ["study", "one_batch", "--slurm", "--dry-run", "--seeds", "2", "--cpus-per-node", "1"]
     assert main([*command, *settings]) == 0
     printed = capsys.readouterr().out
-    of_runs = "-- --unreadable-max 0.5 --stall-minutes 9 --accept-changes --stage '$TMPDIR' --device cpu --nproc 1)"
-    assert printed.count(of_runs) == 2  # of trials and of runs
-    assert re.findall(r"^(\w+)=|--array=(0)-\d+|--dependency=(\w+:\$\{\w+)", printed, flags=re.MULTILINE) == [
-        ("trials", "", ""), ("", "0", ""), ("choose", "", ""), ("", "", "afterany:${trials"),
-        ("runs", "", ""), ("", "0", ""), ("", "", "afterok:${choose"),
-        ("report", "", ""), ("", "", "afterany:${runs"),
-    ]  # fmt: skip
+    submits = printed.partition("\n\n")[0].replace("studies/one_batch/", "")
+    waits = "--kill-on-invalid-dep=yes"
+    assert submits.splitlines()[2:] == [
+        "trials=$(sbatch --parsable trials.sh)",
+        f"choose=$(sbatch --parsable --dependency=afterany:${{trials%%;*}} {waits} choose.sh)",
+        f"runs=$(sbatch --parsable --dependency=afterok:${{choose%%;*}} {waits} runs.sh)",
+        f"report=$(sbatch --parsable --dependency=afterany:${{runs%%;*}} {waits} report.sh)",
+    ]
+    assert len(re.findall(r"^#SBATCH --array=0-\d+$", printed, flags=re.MULTILINE)) == 2  # of trials and of runs
 
 
 def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatch, capsys):
@@ -79,9 +87,12 @@ def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatc
     assert main(["submit", str(recipe), "--gpus-per-node", "1", "--out", "my run", "--constraint", "a100&ib"]) == 0
     assert capsys.readouterr().out.startswith("job 17 is in the queue: my run, 1 × 1 processes; my run/job.sh\n")
     first = (tmp_path / "asked").read_text()
-    subprocess.run(["bash", tmp_path / "my run/job.sh"], check=True)
-    assert (tmp_path / "asked").read_text() == 2 * first
-    assert "--constraint=a100&ib\n" in first
+    subprocess.run(["sbatch", "--parsable", "my run/job.sh"], check=True)
+    assert (tmp_path / "asked").read_text() == 2 * first == 2 * "--parsable\nmy run/job.sh\n"
+    text = (tmp_path / "my run/job.sh").read_text()
+    assert "\n#SBATCH '--constraint=a100&ib'\n" in text
+    assert "\n    'my run'\n" in text
+    assert Run.open(tmp_path / "my run").gpus_per_node == 1
 
 
 @pytest.fixture
@@ -151,8 +162,8 @@ def dry_run(arguments: list[str], capsys) -> str:
 
 def test_an_option_of_sbatch_may_have_its_dashes(capsys):
     for given in (["--sbatch", "--exclude=node7"], ["--sbatch", "exclude=node7"], ["--sbatch=--exclude=node7"]):
-        assert "--exclude=node7 " in dry_run(given, capsys)
-    assert "--overcommit " in dry_run(["--sbatch", "--overcommit"], capsys)
+        assert "\n#SBATCH --exclude=node7\n" in dry_run(given, capsys)
+    assert "\n#SBATCH --overcommit\n" in dry_run(["--sbatch", "--overcommit"], capsys)
 
 
 def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
@@ -176,7 +187,7 @@ def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
 
 
 def test_a_percent_sign_in_a_folder_is_no_pattern_of_sbatchs(capsys):
-    assert "'--output=runs/50%% of it/slurm-%j.out' " in dry_run(["--out", "runs/50% of it"], capsys)
+    assert "#SBATCH '--output=runs/50%% of it/slurm-%j.out'\n" in dry_run(["--out", "runs/50% of it"], capsys)
 
 
 def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch, capsys):
@@ -191,18 +202,18 @@ def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch,
     monkeypatch.delenv("SUPERCLIP_SITE")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     told = dry_run(["--out", "run"], capsys)
-    assert "-- --stage /nvme" in told
-    assert "--stage" not in dry_run(["--stage", "", "--out", "run"], capsys)
+    assert "/nvme:/nvme" in told
+    assert "/nvme" not in dry_run(["--stage", "", "--out", "run"], capsys)
     for option in ("--partition=gpu", "--account=vision", "--gpus-per-node=a100:4", "--exclude=node7", "/scratch"):
         assert option in told
-    assert "--setup run/setup.sh " in told
+    assert "\nsource run/setup.sh || {" in told
     told = dry_run(
         ["--account", "speech", "--partition", "", "--apptainer", "x.sif", "--sbatch", "exclude=node1"], capsys
     )
     assert "--account=speech" in told
-    assert "--exclude=node1 " in told
+    assert "--exclude=node1\n" in told
     assert "apptainer exec" in told
-    assert "partition" not in told
+    assert "#SBATCH --partition" not in told
     assert "sqsh" not in told
 
 

@@ -17,9 +17,10 @@ def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, pa
     """Writes a recipe with its model and its shards, and returns its file, METHOD_tiny_SAMPLES_bsBATCH.yaml."""
     shards = write_shards(folder / "shards", NUM_SHARDS)
     num_samples = NUM_SHARDS * SHARD_SIZE
+    small = {"layers": 1, "width": 32}
     recipe = {
-        "method": method, "model": write_model(folder / "model", text={"vocab_size": 49408, "width": 32, "heads": 2}),
-        "data": "noise", "shards": shards, "data_samples": num_samples, "samples": num_samples * passes,
+        "method": method, "model": write_model(folder / "model", small, {**small, "heads": 2}), "data": "noise",
+        "shards": shards, "data_samples": num_samples, "samples": num_samples * passes,
         "global_batch_size": batch, "lr": 1e-3, "warmup": 4, "schedule": "cosine", "beta1": 0.9, "beta2": 0.98,
         "eps": 1e-6, "wd": 0.2, "precision": "fp32", "seed": 0, "slices": SLICES, "workers": 0,
         "flags": {"log-every-n-steps": 1}, "chosen": {"lr": "for a test"}, **values,

@@ -14,7 +14,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import Frequencies
 from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.runs.cost import estimate_cost
-from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 
 
@@ -86,11 +86,11 @@ def demo(tmp_path_factory):
 def planned(demo):
     """The demo's recipe, planned for 3 data loaders, and the folder that OpenCLIP has trained it into."""
     set_ = {"samples": "128", "data_samples": "256", "global_batch_size": "8", "model": f"local-dir:{demo}/demo/model"}
-    ours = make_plan(
+    ours = make_run(
         read_recipe("demo/superclip_demo-model_8k_bs16", set_), 1, 1, data=f"{demo}/shards/{{000000..000015}}.tar",
         workers=3, device="cpu", gpu_batch_max=4,
     )  # fmt: skip
-    (run,) = run_ranks(superclip_train, *ours.command, "--logs", "logs", "--name", "run", cwd=demo)
+    (run,) = run_ranks(superclip_train, *ours.openclip_arguments(), "--logs", "logs", "--name", "run", cwd=demo)
     assert run.returncode == 0, run.output
     return ours, demo / "logs" / "run"
 

@@ -15,8 +15,8 @@ from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
 from support.training_runs import load, processes_in, run_ranks, superclip_train
 
-from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.machines import Placement
+from openclip_superclip.runs.folder import lock
+from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies.measures import open_trained
 
 NUM_SEEDS = 2
@@ -128,7 +128,7 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
     assert sorted(folder.glob("out/runs/*")) == there
     rows = list(csv.DictReader((folder / "other/study.csv").read_text().splitlines()))
     assert [row["arm"] for row in rows].count("SuperCLIP, detached") == NUM_SEEDS
-    with lock(folder / "out" / "runs.lock", Placement()):
+    with lock(folder / "out" / "runs.folder", Placement()):
         last = study(folder, *command).stderr.strip().splitlines()[-1]
     assert "error: out/runs belongs to another run" in last
     assert "or give --runs another folder" in last

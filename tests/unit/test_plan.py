@@ -17,7 +17,7 @@ from openclip_superclip.commands.plan import command_text
 from openclip_superclip.demo.data import write_model
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.cost import estimate_cost, estimate_memory, find_gpu
-from openclip_superclip.runs.plan import divisors, make_plan, openclip_steps
+from openclip_superclip.runs.plan import divisors, make_run, openclip_steps
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import read_rehearsal, speed_options
 
@@ -26,7 +26,7 @@ DEMO = "demo/superclip_demo-model_8k_bs16"
 
 
 def plan(name=RELEASED, nodes=4, gpus=8, set_=None, **options):
-    return make_plan(read_recipe(name, set_), nodes, gpus, **options)
+    return make_run(read_recipe(name, set_), nodes, gpus, **options)
 
 
 def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand():
@@ -53,7 +53,7 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus,
     ours = plan(nodes=nodes, gpus=gpus, gpu_batch_max=gpu_batch_max)
     assert (ours.batch_size, ours.accum_freq) == (batch_size, accum_freq)
     assert ours.steps == 31_250
-    flags = dict(zip(ours.command, ours.command[1:], strict=False))
+    flags = dict(zip(ours.openclip_arguments(), ours.openclip_arguments()[1:], strict=False))
     assert (flags["--batch-size"], flags["--accum-freq"]) == (str(batch_size), str(accum_freq))
 
 
@@ -167,7 +167,7 @@ def test_measured_samples_a_second_make_hours_of_the_run_and_minutes_of_a_slice(
 def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     ours = plan(nodes=nodes, gpus=gpus, data="a folder/{0..9}.tar")
     words = shlex.split(command_text(ours).replace("\\\n", ""))
-    assert words == [*launcher, *ours.command, "--logs", "runs", "--name", ours.recipe.name]
+    assert words == [*launcher, *ours.openclip_arguments(), "--logs", "runs", "--name", ours.recipe.name]
 
 
 def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
@@ -216,7 +216,7 @@ def test_a_gpu_that_cannot_hold_the_batch_is_refused_with_what_fits(demo, capsys
     fits = int(re.search(r"a GPU of 1 GB has 1 GB.*; --gpu-batch-max (\d+) fits\n$", capsys.readouterr().err)[1])
     peaks = {}
     for size in (fits, 2 * fits):
-        ours = make_plan(
+        ours = make_run(
             read_recipe(DEMO, {"global_batch_size": "4096", "samples": "8192", "slices": "1"}),
             gpu_batch_max=size, workers=0,
         )  # fmt: skip
@@ -271,9 +271,9 @@ def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkey
     monkeypatch.chdir(demo)
     monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
     recipe = {"global_batch_size": "512", "samples": "8192"}
-    alone = estimate_memory(make_plan(read_recipe(DEMO, recipe), 1, 1))
-    two = estimate_memory(make_plan(read_recipe(DEMO, recipe | {"global_batch_size": "1024"}), 1, 2))
-    less = estimate_memory(make_plan(read_recipe(DEMO, recipe | {"flags.grad-checkpointing": "true"}), 1, 1))
+    alone = estimate_memory(make_run(read_recipe(DEMO, recipe), 1, 1))
+    two = estimate_memory(make_run(read_recipe(DEMO, recipe | {"global_batch_size": "1024"}), 1, 2))
+    less = estimate_memory(make_run(read_recipe(DEMO, recipe | {"flags.grad-checkpointing": "true"}), 1, 1))
     assert two["gradients"] == 2 * alone["gradients"] == pytest.approx(alone["optimizer"], rel=0.01)
     assert two["peak"] > alone["peak"] + alone["gradients"]
     assert less["peak"] < 0.95 * alone["peak"]
@@ -326,7 +326,7 @@ def test_what_a_slice_reads_twice_and_leaves_out_is_told_of_pipes_and_without_fi
     for arguments in ([], ["--data", "pipe:cat {00000..41455}.tar"]):
         assert main([*command, *arguments]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert "11.5 % of what a slice trains on is read twice, and 15.4 % of its samples are left out" in printed
+        assert "11.5% of what a slice trains on is read twice, and 15.4% of its samples are left out" in printed
 
 
 @pytest.mark.parametrize("command", [
@@ -350,6 +350,6 @@ def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):
     assert main(["demo", "--data-only"]) == 0
     recipe = read_recipe(DEMO, {"samples": "128", "data_samples": "128"})
     assert Path(recipe.model.removeprefix("local-dir:"), "open_clip_config.json").is_file()
-    checked = make_plan(recipe, 1, 2, device="cpu").check_data(full=True, jobs=1)
+    checked = make_run(recipe, 1, 2, device="cpu").check_data(full=True, jobs=1)
     assert (checked["shards"], checked["found"], checked["samples"], checked["bad"]) == (8, 8, 128, [])
     assert checked["warnings"] == []

@@ -1,5 +1,7 @@
 """What a run's folder holds and refuses, and how its nodes know one another, without training."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -19,16 +21,15 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs import launcher, process
-from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, prune, recorded_environment, told_state
-from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.machines import Placement, find_placement
-from openclip_superclip.runs.node import Progress
-from openclip_superclip.runs.plan import Plan, make_plan
-from openclip_superclip.runs.process import HARDWARE, Failure, StoppedRanks, first_failure, kind_of, pid_file
-from openclip_superclip.runs.rank import ASKED
+from openclip_superclip.runs import launcher, progress
+from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
+from openclip_superclip.runs.plan import make_run, on_machines
+from openclip_superclip.runs.process import HARDWARE, Failure, Heartbeat, first_failure, kind_of
+from openclip_superclip.runs.progress import AddedText, Progress, TooManyUnreadable, UnreadableData
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import Rehearsal, _resumed
+from openclip_superclip.runs.run import Run, Settings, Start
+from openclip_superclip.runs.slurm import Placement, ask_job, find_placement
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
@@ -138,6 +139,21 @@ def test_where_nothing_can_be_asked_a_lock_is_respected(tmp_path, monkeypatch):
         pass
 
 
+def test_without_flock_a_killed_process_leaves_a_lock_that_its_requeued_job_takes(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with lock(tmp_path / "lock", Placement(job="17")):
+        owner = (tmp_path / "lock").read_text()  # of this process, whose number another may have after a restart
+        with pytest.raises(InputError, match="which runs"), lock(tmp_path / "lock", Placement(job="18")):
+            pass
+    for number in (os.getpid(), 2**22 + 1):
+        (tmp_path / "lock").write_text(json.dumps({**json.loads(owner), "pid": number}))
+        with lock(tmp_path / "lock", Placement(job="17", restarts=1)):
+            pass
+
+
 def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
     write_owner(tmp_path / "lock", host=socket.gethostname(), pid=os.getpid())  # the number is in use again
     with lock(tmp_path / "lock", Placement()):
@@ -146,8 +162,8 @@ def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from openclip_superclip.runs.lock import lock\n"
-        "from openclip_superclip.runs.machines import Placement\n"
+        "import sys; from pathlib import Path; from openclip_superclip.runs.folder import lock\n"
+        "from openclip_superclip.runs.slurm import Placement\n"
         "with lock(Path(sys.argv[1]), Placement()): print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, tmp_path / "lock"]
@@ -202,16 +218,44 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
 def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
     folder = write_checkpoints(tmp_path / "checkpoints", *range(1, 10))
     os.truncate(folder / "epoch_9.pt", 1000)
-    prune(folder, plan_of(tmp_path, samples=192 * 5 // 2, slices=4))
+    RunFolder(tmp_path).prune(run_of(tmp_path, samples=192 * 5 // 2, slices=4))
     assert list(run_outputs.checkpoints(folder)) == [2, 4, 6, 7, 8, 9]
 
 
-def plan_of(folder: Path, **values) -> Plan:
-    return make_plan(read_recipe(str(write_recipe(folder, **values))), device="cpu")
+def run_of(folder: Path, **values) -> Run:
+    return make_run(read_recipe(str(write_recipe(folder, **values))), device="cpu")
+
+
+RUN = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
+
+
+def start(folder: RunFolder, job: str | None = None) -> None:
+    """Begins a start of a run in the folder's records."""
+    folder.path.mkdir(exist_ok=True)
+    folder.start(RUN, Placement(job=job), [], "local-0", [])
+
+
+def test_a_run_is_what_its_description_holds(tmp_path):
+    settings = Settings(unreadable_max=0.5, stage="/local", engine="torchrun")
+    recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
+    run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings, {"lr": "2e-3"})
+    run.save(tmp_path)
+    found = Run.open(tmp_path)
+    assert (found, found.recipe.text) == (run, recipe.text)
+    assert found.openclip_arguments() == run.openclip_arguments()
+    assert on_machines(found, 2, 8) is found
+    assert on_machines(found, 4, 8) == make_run(recipe, 4, 8, found.data, 256, 3, "cuda", settings, {"lr": "2e-3"})
+    begun = Start(run, tmp_path, ["--lr", "1"], 1, 2, "node1", 20000, "/local/x", True)
+    begun.save()
+    assert Start.open(str(begun.file)) == begun
+    assert begun.ranks == range(8, 16)
+    (tmp_path / "description.json").write_text("{")
+    with pytest.raises(InputError, match=r"description.json cannot be read .*: give superclip run the recipe"):
+        Run.open(tmp_path)
 
 
 def test_a_run_that_ends_no_pass_keeps_some_of_its_checkpoints():
-    plan = make_plan(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
+    plan = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
     assert (plan.num_slices, plan.slices_per_pass) == (25, 50)
     assert [epoch for epoch in range(1, 26) if plan.keeps(epoch)] == [5, 10, 15, 20, 25]
 
@@ -227,23 +271,23 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
 
 def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
+    folder.path.mkdir(exist_ok=True)
 
-    def start(job):
-        folder.start({}, {"job": job})
+    def begin(job):
+        start(folder, job)
         folder.check_progress(job, starts=3)
         folder.end(PREEMPTED)
 
     for _ in range(3):
-        start("17")
+        begin("17")
     with pytest.raises(InputError, match="job 17 was started 3 times and stopped before a slice was trained"):
-        start("17")
-    start("18")
+        begin("17")
+    begin("18")
     for _ in range(2):
-        start("19")
+        begin("19")
     write_checkpoints(folder.checkpoints, 1)
     for _ in range(3):
-        start("19")
+        begin("19")
 
 
 def test_a_folder_that_openclip_would_not_look_into_is_refused():
@@ -253,7 +297,7 @@ def test_a_folder_that_openclip_would_not_look_into_is_refused():
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
     folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
-    folder.write_recipe(read_recipe(path))
+    folder.write(make_run(read_recipe(path), device="cpu"))
     folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
     folder.check_recipe(read_recipe(path, {"lr": "2.0e-3"}))  # nothing has been trained, and no job is to
     folder.checkpoints.mkdir()
@@ -294,53 +338,149 @@ def test_the_launcher_takes_the_words_of_a_rank_that_has_left_any(tmp_path):
     assert launcher.first_failure(seen) == told
 
 
-def test_a_node_goes_on_where_it_cannot_tell_that_it_lives(tmp_path):
-    process.Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
+def test_a_node_goes_on_where_it_cannot_write_its_heartbeat(tmp_path):
+    Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
 
 
 def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "PATIENCE", 5)
-    monkeypatch.setattr(process, "PERIOD", 0.1)
-    nodes = [process.Heartbeat(tmp_path, node, 4) for node in range(4)]
+    monkeypatch.setattr(Heartbeat, "PATIENCE", 3)
+    monkeypatch.setattr(Heartbeat, "PERIOD", 0.1)
+    nodes = [Heartbeat(tmp_path, node, 5) for node in range(5)]
     for node in nodes:
         node.beat()
-    nodes[3].end()
-    listening = threading.Thread(target=nodes[1].lost_nodes)  # beats while it listens
-    listening.start()
-    assert nodes[0].lost_nodes() == [2]
-    listening.join()
+    nodes[3].beat(Heartbeat.ENDED)
+    failing = threading.Thread(target=nodes[1].lost_nodes, args=[Heartbeat.FAILED])  # until node 0 has ended
+    failing.start()
+    alive = threading.Thread(target=lambda: [nodes[4].beat() or time.sleep(0.05) for _ in range(200)])
+    alive.start()
+    assert nodes[0].lost_nodes(Heartbeat.FAILED) == [2]
+    nodes[4].beat()
+    assert nodes[4].says(Heartbeat.FAILED)
+    nodes[0].beat(Heartbeat.ENDED)
+    failing.join()
+    alive.join()
 
 
-@pytest.mark.parametrize("name", ["state.json", "run.json"])
-def test_a_broken_file_of_a_run_is_named_with_what_to_do(name, tmp_path):
-    (tmp_path / name).write_text('{"state": "runn')
-    with pytest.raises(InputError, match=rf"{name} cannot be read .*the same command resumes from the newest"):
-        RunFolder(tmp_path)._read(name)
+def test_only_the_first_node_reads_all_heartbeats(tmp_path, monkeypatch):
+    nodes, read = [Heartbeat(tmp_path, node, 128) for node in range(128)], []
+    text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *rest: read.append(path) or text(path, *rest))
+    for node in nodes:
+        node.beat()
+    assert len(read) == 127 + 127
+
+
+@pytest.mark.parametrize("content", ["", '{"state": "runn', "[]"])
+def test_a_broken_record_of_a_run_does_not_end_it(content, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    start(folder)
+    write_checkpoints(folder.checkpoints, 1, 2)
+    for name in ("state.json", "run.json", "submitted.json"):
+        (folder.path / name).write_text(content)
+    assert (folder.state(), folder.record(), folder.submitted_job()) == ({}, {}, None)
+    folder.check_queue()
+    (folder.path / "ranks/local-0").mkdir(parents=True)
+    assert folder.num_starts() == 1  # another folder of logs
+    start(folder, "17")
+    assert folder.record()["attempts"][-1]["epoch_before"] == 2
+    for name in ("state.json", "run.json"):  # and while it trains
+        (folder.path / name).write_text(content)
+    folder.beat(step=7)
+    assert folder.note_epoch(3)
+    folder.end(PREEMPTED, "stopped")
+    assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)
+
+
+def test_a_refused_start_is_noted_and_the_runs_own_state_stays(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    start(folder)
+    folder.end(PREEMPTED, "stopped by SIGUSR1")
+    folder.note_refusal("--lr was 1 and is 2")
+    state = folder.state()
+    assert (state["state"], state["error"]) == (PREEMPTED, "stopped by SIGUSR1")
+    assert state["refused"]["error"] == "--lr was 1 and is 2"
+    start(folder)
+    assert "refused" not in folder.state()
+
+
+def test_the_job_script_is_told_how_the_job_goes_on(tmp_path):
+    ask_job("started", environment={})
+    ask_job("started", environment={"SUPERCLIP_NEXT": f"{tmp_path}/next"})
+    ask_job("requeue", "node7", environment={"SUPERCLIP_NEXT": f"{tmp_path}/next"})
+    assert (tmp_path / "next").read_text() == "started\nrequeue\nexclude node7\n"
+
+
+def test_text_that_is_added_is_read_once_and_whole_lines_at_a_time(tmp_path):
+    file, added = tmp_path / "log", AddedText()
+    assert (added.read(file), added.read_lines(file)) == (b"", [])
+    file.write_bytes(b"one\ntw")
+    assert added.read_lines(file) == [b"one"]
+    file.write_bytes(b"one\ntwo\nthree\n")
+    assert added.read_lines(file) == [b"two", b"three"]
+    assert added.read_lines(file) == []
+
+
+def write_unreadable(folder: Path, start: str, rank: int, lines: list[dict]) -> None:
+    (folder / start).mkdir(parents=True, exist_ok=True)
+    (folder / start / f"unreadable_{rank}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_shards_that_one_node_alone_cannot_read_are_that_nodes_fault(tmp_path):
+    run = on_machines(run_of(tmp_path), 2, 2)
+    shards = [f"{Path(run.data).parent}/{number:06}.tar" for number in range(12)]
+    for start, bad, node in (("a", {2: 0, 3: 1}, 1), ("b", {0: 0, 3: 1}, None), ("c", {0: 0, 1: 1}, None)):
+        for rank, shard in bad.items():
+            write_unreadable(tmp_path, start, rank, [{"shard": shards[shard], "why": "Stale file handle", "epoch": 0}])
+        unreadable = UnreadableData(run, tmp_path, start)
+        unreadable.look()
+        with pytest.raises(TooManyUnreadable, match="2 of the 4 shards of slice 1 cannot be read"):
+            unreadable.check()
+        assert unreadable.only_node() == node
+
+
+def test_a_look_at_what_many_ranks_could_not_read_takes_a_moment_and_no_line_is_read_twice(tmp_path, monkeypatch):
+    samples = [{"sample": "x", "epoch": 0}] * 500
+    for rank in range(200):
+        write_unreadable(tmp_path, "a", rank, samples)
+    unreadable = UnreadableData(run_of(tmp_path, samples=192), tmp_path, "a")
+    monkeypatch.setattr(UnreadableData, "SECONDS", 0.0)
+    first = unreadable.look()["samples"]
+    assert 0 < first < 100_000
+    monkeypatch.setattr(UnreadableData, "SECONDS", 100.0)
+    assert unreadable.look()["samples"] == 100_000
+    opened = []
+    monkeypatch.setattr(progress, "open", lambda *arguments: opened.append(arguments), raising=False)
+    assert unreadable.look()["samples"] == 100_000
+    assert opened == []
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
-        RunFolder(tmp_path / "run").write_recipe(read_recipe(str(write_recipe(tmp_path))))
+        RunFolder(tmp_path / "run").write(RUN)
 
 
 def test_a_run_that_was_killed_is_not_told_as_running_for_ever(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
-    folder.start({}, {"job": None})
+    folder.path.mkdir(exist_ok=True)
+    start(folder)
     write_owner(folder.path / "lock", host=socket.gethostname(), pid=os.getpid())
-    assert told_state(folder.path)["state"] == RUNNING
+    assert current_state(folder.path)["state"] == RUNNING
     gone = subprocess.Popen(["true"])
     gone.wait()
     write_owner(folder.path / "lock", host=socket.gethostname(), pid=gone.pid)
-    told = told_state(folder.path)
+    told = current_state(folder.path)
     assert told["state"] == "lost"
-    assert told["error"].startswith(f"process {gone.pid} on {socket.gethostname()} is gone, and could not say why: ")
+    assert told["error"].startswith(
+        f"process {gone.pid} on {socket.gethostname()} is gone: stopped without an error message"
+    )
     write_owner(folder.path / "lock", host="elsewhere")
-    assert told_state(folder.path)["state"] == RUNNING
+    assert current_state(folder.path)["state"] == RUNNING
     folder.beat(heartbeat="2026-01-01T00:00:00+00:00")
-    assert told_state(folder.path)["error"].startswith("there is no heartbeat, and could not say why: its last word is")
-    folder.start({}, {"job": None})
+    assert current_state(folder.path)["error"].startswith(
+        "no heartbeat: stopped without an error message; last heartbeat at 2026"
+    )
+    start(folder)
     assert [one.get("state") for one in folder.record()["attempts"]] == ["lost", None]
 
 
@@ -360,9 +500,9 @@ def test_a_failure_is_of_the_machines_or_the_users(message, kind):
 
 def test_failures_in_a_row_are_counted_until_a_slice_is_trained(tmp_path):
     folder, counted = RunFolder(tmp_path / "run"), []
-    folder.path.mkdir()
+    folder.path.mkdir(exist_ok=True)
     for again in (True, True, False, True, True):
-        folder.start({}, {"job": None})
+        start(folder)
         counted.append(folder.failures_without_a_slice())
         folder.end(PREEMPTED, again=again)
     write_checkpoints(folder.checkpoints, 1)
@@ -371,7 +511,7 @@ def test_failures_in_a_row_are_counted_until_a_slice_is_trained(tmp_path):
 
 
 def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
-    plan, clock = plan_of(tmp_path, samples=192), [100.0]
+    plan, clock = run_of(tmp_path, samples=192), [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     progress = Progress(plan, tmp_path)
     progress.look()
@@ -386,34 +526,14 @@ def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
     assert (told["step"], told["samples_per_second"]) == (3, 8.0)  # 2 steps of 16 samples in 4 seconds
     assert 17 <= (datetime.fromisoformat(told["expected_end"]) - before).total_seconds() <= 19  # 9 steps
     assert progress.values(epoch=3)["step"] == 12  # those that a killed start has trained count
-    assert [progress.stands_still(minutes) for minutes in (0.1, 1, 0)] == [False, False, False]
+    assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [False, False, False]
     clock[0] += 30
-    assert [progress.stands_still(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
-    assert not Progress(plan, tmp_path / "before the first step").stands_still(0.1)
-
-
-def test_a_stopped_rank_of_any_node_is_named(tmp_path):
-    nodes = [StoppedRanks(tmp_path, node, num_processes=2) for node in range(2)]
-    with subprocess.Popen(["sleep", "60"]) as rank:
-        pid_file(tmp_path, 3).write_text(str(rank.pid))
-        pid_file(tmp_path, 2).write_text("no number yet")
-        try:
-            rank.send_signal(signal.SIGSTOP)
-            os.waitpid(rank.pid, os.WUNTRACED)
-            nodes[1].look()
-            (line,) = nodes[0].of_all_nodes()
-            assert line.startswith(f"rank 3 is stopped by a signal (process {rank.pid} on {socket.gethostname()}): ")
-            rank.send_signal(signal.SIGCONT)
-            os.waitpid(rank.pid, os.WCONTINUED)
-            nodes[1].look()
-            assert nodes[0].of_all_nodes() == []
-        finally:
-            rank.kill()
+    assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
+    assert not Progress(plan, tmp_path / "before the first step").has_stalled(0.1)
 
 
 def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, monkeypatch):
     stopped, failed, again = None, 1, 75
-    monkeypatch.setenv(ASKED, "1")  # and taken back: it has every rank measure itself
     for node, codes, expected in (
         (0, [0, stopped, 0], 0),
         (0, [0, failed], failed),
@@ -422,11 +542,11 @@ def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, m
     ):
         left = iter(codes)
         monkeypatch.setattr(Rehearsal, "_train", lambda *_, left=left, **__: next(left))
-        assert Rehearsal(None, Placement(node=node), tmp_path).run() == expected
+        assert Rehearsal(None, Placement(node=node), tmp_path).train() == expected
         assert not list(left)
     monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: 0)
     with pytest.raises(InputError, match="--steps: training was to be stopped"):
-        Rehearsal(None, Placement(), tmp_path).run()
+        Rehearsal(None, Placement(), tmp_path).train()
 
 
 @pytest.mark.parametrize(("found", "device", "said"), [

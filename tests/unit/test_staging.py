@@ -14,16 +14,16 @@ from openclip_superclip.data.shards import expand
 from openclip_superclip.data.slices import slice_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import RunFolder
-from openclip_superclip.runs.machines import Placement
-from openclip_superclip.runs.plan import make_plan
+from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.stage import STAGED, StagedShards, Staging
+from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.runs.stage import StagedShards, Staging
 
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory) -> dict:
     recipe = read_recipe(str(write_recipe(tmp_path_factory.mktemp("staging"))))
-    return {nodes: make_plan(recipe, nodes, 2, device="cpu") for nodes in (1, 2)}
+    return {nodes: make_run(recipe, nodes, 2, device="cpu") for nodes in (1, 2)}
 
 
 @pytest.fixture
@@ -57,7 +57,6 @@ def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_
     plan, run = plans[1], disk.parent / "run"
     with staging(plan, disk) as ours:
         wait_until(ours.is_ready, 30, "the first slice")
-        assert os.environ[STAGED] == str(ours.folder)
         wait_for(disk, shards_of(plan, 0) + shards_of(plan, 1))
         for shard in shards_of(plan, 0):
             (read,) = ours.staged.shards([{"url": shard}])
@@ -67,7 +66,6 @@ def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_
         torch.save({}, run / "checkpoints/epoch_1.pt")
         wait_for(disk, shards_of(plan, 1) + shards_of(plan, 2))
     assert not list(disk.iterdir())
-    assert STAGED not in os.environ
     (unread,) = StagedShards(disk).shards([{"url": "nowhere/0.tar"}])
     assert unread == {"url": "nowhere/0.tar"}
 
@@ -114,7 +112,7 @@ def test_a_shard_that_cannot_be_copied_is_told_and_read_where_it_lies(plans, dis
             assert [read["url"] for read in ours.staged.shards([{"url": lost}])] == [lost]
     finally:
         os.rename(tmp_path / "lost", lost)
-    said = f"--stage: {lost} is read where it lies, for it was not copied (No such file or directory)\n"
+    said = f"--stage: {lost} is read from its own place, for copying failed (No such file or directory)\n"
     assert capsys.readouterr().err == f"superclip run: {said}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from datetime import datetime, timedelta
 
@@ -36,6 +37,8 @@ def runs(tmp_path, monkeypatch):
     write_run(tmp_path / "runs/killed", state="running", heartbeat=ago(1))
     (tmp_path / "runs/killed/lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1}))
     write_run(tmp_path / "runs/bad", state="failed", error="loss is nan\nsince step 7")
+    refused = {"since": ago(5), "error": "--lr was 1 and is 2"}
+    write_run(tmp_path / "runs/refused", state="preempted", error="stopped by SIGUSR1", refused=refused)
     write_run(tmp_path / "runs/new")
     write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
     (tmp_path / "runs/broken").mkdir()
@@ -70,8 +73,9 @@ def test_every_run_is_told_as_what_it_is(runs, capsys):
     assert rows["runs/broken"][0] == "unreadable"
     assert rows["studies/lr/runs/clip_seed0"] == ["submitted", "", "", "", "19_0 PENDING (Dependency)"]
     assert "runs/bad: loss is nan since step 7\n" in printed
-    assert "runs/gone: there is no heartbeat" in printed
-    assert "runs/broken: state.json is no JSON object: remove it" in printed
+    assert re.search(r"runs/refused: the start at \S+ was refused: --lr was 1 and is 2\n", printed)
+    assert "runs/gone: no heartbeat" in printed
+    assert "runs/broken: state.json is not a JSON object; the next start writes it anew" in printed
 
 
 def test_only_the_runs_that_are_named_are_told_and_watching_ends_with_them(runs, capsys):
@@ -80,7 +84,7 @@ def test_only_the_runs_that_are_named_are_told_and_watching_ends_with_them(runs,
 
 
 @pytest.mark.parametrize(("argv", "said"), [
-    (["nowhere"], "nowhere is no folder"), (["squeue"], "squeue is no folder"), (["empty"], "empty holds no run"),
+    (["nowhere"], "nowhere is not a folder"), (["squeue"], "squeue is not a folder"), (["empty"], "empty holds no run"),
     ([], "there is no folder runs or studies here"),
 ])  # fmt: skip
 def test_what_holds_no_run_is_told(argv, said, tmp_path, monkeypatch, capsys):

@@ -8,8 +8,7 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.plan import make_plan, with_table
-from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.plan import make_run, read_with_table
 from openclip_superclip.studies.study import study_call
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
@@ -29,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 def plan(folder, set_=None, table="pairs.csv", **machines):
     data = str(folder / table)
-    return make_plan(read_recipe(OWN, with_table(OWN, set_ or {}, data)), data=data, device="cpu", **machines)
+    return make_run(read_with_table(OWN, set_ or {}, data), data=data, device="cpu", **machines)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def plan(folder, set_=None, table="pairs.csv", **machines):
 def test_a_plan_trains_whole_passes_without_the_last_partial_batch(folder, set_, machines, epochs, steps):
     made = plan(folder, set_, **machines)
     assert (made.num_slices, made.slice_steps) == (epochs, steps)
-    command = " ".join(made.command)
+    command = " ".join(made.openclip_arguments())
     assert f"--train-data {folder}/pairs.csv --dataset-type auto --epochs {epochs} " in command
     assert "--csv-separator , --csv-img-key image --csv-caption-key caption" in command
     assert "--train-num-samples" not in command and "--superclip-slices" not in command
@@ -73,7 +72,7 @@ def test_a_look_at_the_table_counts_what_has_no_caption(folder, capsys):
     assert main(["plan", OWN, "--data", f"{folder}/pairs.csv", "--device", "cpu"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"a table of {NUM_ROWS} pairs" in shown
-    assert f"1 of the {NUM_ROWS} rows of" in shown and "hold no caption" in shown
+    assert f"1 of the {NUM_ROWS} rows of" in shown and "have no caption" in shown
 
 
 def test_check_lists_every_picture_that_cannot_be_read(folder, tmp_path, capsys):
@@ -89,7 +88,12 @@ def test_check_lists_every_picture_that_cannot_be_read(folder, tmp_path, capsys)
 
 REFUSED = {
     "no table": (OWN, "nix.csv", {}, "--data: there is no file nix.csv"),
-    "too few rows": (OWN, "pairs.csv", {"global_batch_size": "128"}, "the 70 rows of pairs.csv fill no global batch"),
+    "too few rows": (
+        OWN,
+        "pairs.csv",
+        {"global_batch_size": "128"},
+        "the 70 rows of pairs.csv are fewer than one global batch",
+    ),
     "another number of rows": (OWN, "pairs.csv", {"data_samples": "5"}, "the table pairs.csv makes it 70"),
     "other columns": (OWN, "tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
     "no number of passes": (OWN, "pairs.csv", {"samples": "9passes"}, "expected a number, or such as '20 passes'"),
@@ -103,7 +107,7 @@ def test_what_cannot_be_trained_is_refused_by_run_and_study_before_anything_is_w
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     with pytest.raises(InputError) as refusal:
-        make_plan(read_recipe(recipe, with_table(recipe, set_, table)), data=table, device="cpu")
+        make_run(read_with_table(recipe, set_, table), data=table, device="cpu")
     assert reason in str(refusal.value)
     with pytest.raises(InputError) as refusal:
         study_call("own_data", None, None, "cpu", table, "pairs.csv", set_)

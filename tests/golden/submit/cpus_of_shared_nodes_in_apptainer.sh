@@ -1,14 +1,19 @@
-#!/bin/bash
-# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint.
-sbatch --parsable \
-    --job-name=b16 \
-    --nodes=1 \
-    --output=/runs/b16/slurm-%j.out \
-    --chdir=/ \
-    --cpus-per-task=16 \
-    --mem=64G \
-    /slurm/training_job.sh \
-    --container 'apptainer exec --pwd / --bind /,/data superclip.sif' \
-    --runs \
-    /runs/b16 \
-    -- --device cpu --nproc 4
+# …
+#SBATCH --job-name=b16
+#SBATCH --nodes=1
+#SBATCH --time=24:00:00
+#SBATCH --output=/runs/b16/slurm-%j.out
+#SBATCH --chdir=/
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=64G
+#SBATCH --signal=B:USR1@300       # this script gets SIGUSR1 five minutes before the time is up
+#SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
+#SBATCH --open-mode=append
+set -o pipefail
+container=(apptainer exec --pwd / --bind /,/data superclip.sif)
+superclip=superclip
+runs=(
+    /runs/b16
+)
+command=("$superclip" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+# …

@@ -1,21 +1,25 @@
-#!/bin/bash
-# Submits again what `superclip submit` has submitted; a run resumes from its last checkpoint.
-sbatch --parsable \
-    --job-name=superclip_vit-b-16_512m_bs16k \
-    --nodes=4 \
-    --output=runs/superclip_vit-b-16_512m_bs16k/slurm-%j.out \
-    --chdir=/ \
-    --exclusive \
-    --mem=0 \
-    --partition=big \
-    --account=vision \
-    --qos=long \
-    --time=12:00:00 \
-    '--constraint=a100&ib' \
-    --exclude=node7 \
-    --gres=gpu:8 \
-    /slurm/training_job.sh \
-    --superclip /venv/bin/superclip \
-    --runs \
-    runs/superclip_vit-b-16_512m_bs16k \
-    -- --data '/data/{00000..41455}.tar' --gpu-batch-max 256 --set lr=5e-4
+# …
+#SBATCH --job-name=superclip_vit-b-16_512m_bs16k
+#SBATCH --nodes=4
+#SBATCH --time=12:00:00
+#SBATCH --output=runs/superclip_vit-b-16_512m_bs16k/slurm-%j.out
+#SBATCH --chdir=/
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --partition=big
+#SBATCH --account=vision
+#SBATCH --qos=long
+#SBATCH '--constraint=a100&ib'
+#SBATCH --exclude=node7
+#SBATCH --gres=gpu:8
+#SBATCH --signal=B:USR1@300       # this script gets SIGUSR1 five minutes before the time is up
+#SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
+#SBATCH --open-mode=append
+set -o pipefail
+container=()
+superclip=/venv/bin/superclip
+runs=(
+    runs/superclip_vit-b-16_512m_bs16k
+)
+command=("$superclip" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+# …
