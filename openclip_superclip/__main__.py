@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
@@ -14,36 +15,37 @@ from .errors import InputError
 GROUPS = {
     "start": {
         "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
-        "train": "OpenCLIP's training, with --superclip among its flags",
-        "study": "compare methods by paired seeds, here or on SLURM: which differences exclude zero",
+        "train": "train with OpenCLIP; takes --superclip among its flags",
+        "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
-        "shards": "make WebDataset shards of a table, a folder, COCO's JSON or a Hugging Face data set",
-        "audit": "which pairs' pictures do not speak for their captions, word by word, and which pairs to keep",
+        "shards": "convert a table, a folder, COCO's JSON or a Hugging Face data set to WebDataset",
+        "audit": "find pairs whose image does not fit the caption, word by word; choose what to keep",
         "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
     },
     "weights": {
-        "import": "convert a checkpoint of SuperCLIP's authors into a model that --superclip opens",
-        "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers without this package",
+        "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
+        "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
         "average": "average several checkpoints",
         "interpolate": "interpolate between released and fine-tuned weights (WiSE-FT)",
     },
     "cluster": {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
-        "plan": "what a recipe needs on given nodes and data: command, steps, cost, a check of the data",
-        "rehearse": "some minutes of a run on its own machines: hours, memory, what limits it, whether it resumes",
-        "run": "train a recipe on this machine, into a folder that records what ran and how it stands",
+        "plan": "compute a recipe's steps, cost and command, and check its data",
+        "rehearse": "measure speed and memory on the run's own machines in some minutes",
+        "run": "train a recipe on this machine, into a folder that records the run",
         "submit": "train a recipe on SLURM",
-        "status": "how runs stand: state, progress, speed, expected end, and what SLURM says of their jobs",
+        "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
     },
     "look": {
-        "evaluate": "zero-shot, retrieval, probes, segmentation and depth of checkpoints, with intervals",
-        "report": "losses and scores of runs side by side, beside the paper's, on one page",
-        "words": "the words that the class head sees in pictures, and where",
+        "evaluate": "evaluate checkpoints: zero-shot, retrieval, probes, segmentation, with intervals",
+        "report": "compare runs and the paper on one page: losses, scores, cost",
+        "words": "show which words the class head sees in images, and where",
     },
     "once": {
         "patch": "patch or unpatch OpenCLIP, so that its own training command takes these flags",
-        "benchmark": "what the class head costs on this machine, in time, memory and FLOPs",
+        "benchmark": "measure what the class head costs on this machine, in time, memory and FLOPs",
+        "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }
 
@@ -73,8 +75,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    """Runs a command, whose module is imported when it is called, and returns its exit code."""
+    """Runs a command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:
+        return _complete()
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -87,15 +91,37 @@ def _run(argv: list[str] | None) -> int:
         meant = f"did you mean superclip {near[0]}? " if near else ""
         print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
-    module = f"{name}_" if keyword.iskeyword(name) else name
     try:
-        return importlib.import_module(f".commands.{module}", __package__).main(rest)
+        return _command(name)(rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"superclip {name}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _complete() -> int:
+    """Answers the shell, which asks through argcomplete: with names of commands or, after one, with its flags."""
+    import argparse
+
+    import argcomplete
+
+    words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
+    if len(words) < 3 or words[1] not in COMMANDS:
+        parser = argparse.ArgumentParser(prog="superclip")
+        parser.add_argument("command", choices=COMMANDS)
+        argcomplete.autocomplete(parser)
+        return 1
+    os.environ["_ARGCOMPLETE"] = "2"  # the words of the command's own parser begin with its name
+    argparse.ArgumentParser.parse_args = lambda parser, *_: argcomplete.autocomplete(parser)
+    return _command(words[1])([])
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """Returns the function of a command, whose module is imported now."""
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f".commands.{module}", __package__).main
 
 
 def _reader_is_gone() -> bool:
@@ -120,7 +146,7 @@ def _usage() -> str:
         "\n".join([f"{title}:", *(f"  {name:<{width}}  {help}" for name, help in group.items())])
         for title, group in GROUPS.items()
     )
-    return "\n\n".join(["usage: superclip COMMAND ...", *groups, "superclip COMMAND --help tells more."])
+    return "\n\n".join(["usage: superclip COMMAND ...", *groups, "superclip COMMAND --help lists its options."])
 
 
 if __name__ == "__main__":

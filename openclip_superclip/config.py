@@ -83,10 +83,10 @@ class Config:
     placebo: str = _flag(
         "--superclip-placebo",
         "off",
-        "a control for studies: the class loss has the captions of other images, no gradient below its head, or the "
-        "same target for all (the words' weighted frequencies); it is replaced by a second contrastive loss on what "
-        "the head reads; or the image tower learns from it alone",
-        metavar=f"{{{','.join(PLACEBOS)}}}",
+        f"a control for studies ({', '.join(PLACEBOS)}): the class loss has the captions of other images, no gradient "
+        "below its head, or the same target for all (the words' weighted frequencies); it is replaced by a second "
+        "contrastive loss on what the head reads; or the image tower learns from it alone",
+        metavar="CONTROL",
     )
     word_course: str = _flag(
         "--superclip-word-course",

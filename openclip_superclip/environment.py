@@ -2,12 +2,14 @@
 
 import ctypes
 import importlib.util
+import os
 import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import TextIO
 
 from .errors import InputError, reason
 
@@ -51,6 +53,11 @@ def check_device(name: str) -> None:
 def versions(*names: str) -> dict[str, str]:
     """Returns the version of each named distribution, and of "python"."""
     return {name: platform.python_version() if name == "python" else version(name) for name in names}
+
+
+def progress_file() -> TextIO:
+    """Returns where a progress bar that also counts goes: nowhere, unless standard error is a terminal."""
+    return sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
 
 
 def end_with_parent(death_signal: int = signal.SIGKILL) -> None:

@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import Checkpoint, file_of_weights, latest_checkpo
 from ..checkpoints.run_outputs import options_to_keep
 from ..data.shards import is_remote
 from ..data.tables import Columns
-from ..environment import check_device
+from ..environment import check_device, progress_file
 from ..errors import InputError
 from ..files import content_digest, file_identity, make_folder, write_json, write_text
 from ..words.tagger import open_checkpoint, read_model, without_head
@@ -267,7 +267,7 @@ class Audit:
         pairs = self.data.pairs(part, scores.last)
         title = f"part {part.number}/{part.of}" if part.of > 1 else "pairs"
         known = self.data.num_of(part)
-        with tqdm(total=known, initial=scores.num_lines, desc=title, unit=" pairs") as progress:
+        with tqdm(total=known, initial=scores.num_lines, desc=title, unit=" pairs", file=progress_file()) as progress:
             preprocess, size = scorer.opened.preprocess(), self.options.batch_size
             for batch in read_in_batches(pairs, preprocess, size, self.options.threads):
                 good = [read for read in batch if read.picture is not None]

@@ -55,7 +55,7 @@ def _prepared_step(model: str, batch: int, device: str, precision: str, grad_che
 def interleaved(calls: dict[str, Callable[[], None]], repeats: int, device: str, desc: str) -> dict[str, list[float]]:
     """Returns seconds of each call, `repeats` of them, taken in turns after one call that is not counted."""
     seconds = {name: [] for name in calls}
-    for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds"):
+    for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
         for name, call in calls.items():
             elapsed = _seconds(call, device)
             if repeat:

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..environment import require
+from ..environment import progress_file, require
 from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
@@ -203,7 +203,7 @@ def _write(options: argparse.Namespace, paths: list[Path]) -> int | None:
 
     out = options.out or Path("words")
     tagger, skipped = _tagger(options, out), []
-    with tqdm(total=len(paths), unit=" pictures") as progress:
+    with tqdm(total=len(paths), unit=" pictures", file=progress_file()) as progress:
 
         def tell(picture) -> None:
             if options.json:

@@ -207,7 +207,7 @@ def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | 
     read = functools.partial(inspect_shard, place=long_caption, until_found=depth == START)
     if depth == ALL and len(there) > 2:
         reports = work_on(read, there, jobs or os.cpu_count() or 1, "--jobs")
-        found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards"))
+        found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
     else:
         found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
         for shard in there[1:-1][:NUM_MORE]:

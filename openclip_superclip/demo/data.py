@@ -167,7 +167,7 @@ def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> N
     """Writes one shard of images with captions, or with the number of the one object's name."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
-        for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes")):
+        for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):
             label = {"txt": scene.captions["long"]} if with_captions else {"cls": NAMES.index(scene.objects[0])}
             tar.write({"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label})
     write_text(folder / "nshards.txt", "1\n")

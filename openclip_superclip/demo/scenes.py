@@ -218,7 +218,7 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
             raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes"))
+    numbered = enumerate(tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes", disable=None))
     for shard in range(num_shards):
         with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
             for index, scene in itertools.islice(numbered, samples_per_shard):
@@ -269,7 +269,9 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
         for place in places:
             place.mkdir(parents=True)
         shown = scenes(number, seed, split, num_objects=(2, 3, 4))
-        for index, scene in enumerate(tqdm(shown, total=number, desc=f"{folder}, {split}", unit=" scenes")):
+        for index, scene in enumerate(
+            tqdm(shown, total=number, desc=f"{folder}, {split}", unit=" scenes", disable=None)
+        ):
             classes, depth = pixel_labels(scene)
             images = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
             for place, image in zip(places, images, strict=True):

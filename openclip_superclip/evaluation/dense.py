@@ -119,7 +119,9 @@ def _fit(head: nn.Module, maps: PatchMaps | None, train: DenseSet, features: Fea
         groups.append({"params": [p for p in maps.visual.parameters() if p.requires_grad], "lr": TOWER_LR})
     optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * len(loader))
-    with tqdm(total=settings.epochs * len(loader), desc="dense probe", unit=" steps", leave=False) as progress:
+    with tqdm(
+        total=settings.epochs * len(loader), desc="dense probe", unit=" steps", leave=False, disable=None
+    ) as progress:
         for _ in range(settings.epochs):
             for given, labels in loader:
                 given, labels = given.to(settings.device), labels.to(settings.device)
@@ -163,7 +165,7 @@ def _measure(head, maps, test: DenseSet, features: Features | None, settings) ->
 def _outputs(head, maps, test: DenseSet, features: Features | None, settings) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the map's outputs [C, H, W] and the labels [H, W] of every test picture, at its own size."""
     loader = DataLoader(_Inputs(test, features, None), None, num_workers=settings.workers)
-    for given, label in tqdm(loader, desc="dense test", unit=" pictures", leave=False):
+    for given, label in tqdm(loader, desc="dense test", unit=" pictures", leave=False, disable=None):
         given = given[None].to(settings.device)
         patches = given if maps is None else maps.encode_image(given)
         yield interpolate(head(patches), label.shape, mode="bilinear")[0].cpu(), label

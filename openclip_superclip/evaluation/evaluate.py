@@ -142,7 +142,7 @@ def evaluate_all(
     """
     outcomes = []
     total = len(models) * len(chosen)
-    with tqdm(total=total, desc="evaluate", unit=" results", disable=not ranks.is_first) as progress:
+    with tqdm(total=total, desc="evaluate", unit=" results", disable=None if ranks.is_first else True) as progress:
         for model, folder in zip(models, folders, strict=True):
             outcomes.append(_evaluate_model(model, folder, chosen, settings, command, progress, ranks))
     return Outcome(

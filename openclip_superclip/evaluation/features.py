@@ -172,7 +172,10 @@ def _write(part: Path, encoded: Iterator, ranks: EvaluationRanks, name: str, dat
     """Writes the features as they come: what is in memory does not grow with the data set, but for the targets."""
     shape, dtype, targets, size = [], "", [], 0
     total = None if isinstance(dataset, IterableDataset) else len(dataset)
-    with open(part / IMAGES, "wb") as file, tqdm(total=total, desc=name, unit=" pictures", leave=False) as progress:
+    with (
+        open(part / IMAGES, "wb") as file,
+        tqdm(total=total, desc=name, unit=" pictures", leave=False, disable=None) as progress,
+    ):
 
         def write(images: Tensor) -> None:
             file.write(images.contiguous().view(torch.uint8).numpy())

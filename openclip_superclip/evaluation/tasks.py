@@ -77,7 +77,7 @@ def few_shot(by_split: dict[str, Features]) -> tuple[dict[str, float | None], di
     test, expected = _arrays(by_split["test"])
     metrics, outcomes = {"draws": FEWSHOT_DRAWS}, {}
     fewest = min(np.unique(labels, return_counts=True)[1])
-    with tqdm(total=len(SHOTS) * FEWSHOT_DRAWS, desc="few-shot", unit=" fits", leave=False) as progress:
+    with tqdm(total=len(SHOTS) * FEWSHOT_DRAWS, desc="few-shot", unit=" fits", leave=False, disable=None) as progress:
         for shots in SHOTS:
             hits = np.zeros(len(expected), np.int32)
             for draw in range(FEWSHOT_DRAWS if shots <= fewest else 0):
@@ -102,7 +102,9 @@ def nearest_neighbours(by_split: dict[str, Features]) -> tuple[dict[str, float],
     fitted.fit(pictures, labels)
     hits = [
         fitted.predict(test[start : start + 1000]) == expected[start : start + 1000]
-        for start in tqdm(range(0, len(test), 1000), desc="nearest neighbours", unit=" k pictures", leave=False)
+        for start in tqdm(
+            range(0, len(test), 1000), desc="nearest neighbours", unit=" k pictures", leave=False, disable=None
+        )
     ]
     hits = np.concatenate(hits)
     return {"knn_acc1": float(hits.mean()), "neighbours": neighbours}, {"knn_acc1": right(hits)}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..checkpoints.run_outputs import checkpoints, is_whole, read_log
 from ..data.shards import expand
 from ..data.tables import is_table
-from ..environment import versions
+from ..environment import progress_file, versions
 from ..errors import InputError, reason
 from ..files import content_digest, make_folder, read_json, write_json, write_text
 from ..runs.folder import FINISHED, RunFolder, lock
@@ -218,7 +218,9 @@ class StudyTraining:
             return measured(run, measures, self.scenes, stop)
 
         with (
-            tqdm(total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True) as progress,
+            tqdm(
+                total=sum(totals.values()), desc=self.study.name, unit=" samples", unit_scale=True, file=progress_file()
+            ) as progress,
             ThreadPoolExecutor(self.jobs) as pool,
         ):
             estimated = False

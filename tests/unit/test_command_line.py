@@ -83,3 +83,38 @@ def test_output_that_its_reader_no_longer_wants_is_no_traceback():
     command = f"{sys.executable} -m openclip_superclip recipes | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("1", "")
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """What the shell is offered at the end of a line."""
+    answer = folder / "answer"
+    environment = os.environ | {
+        "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n",
+    }  # fmt: skip
+    subprocess.run(MODULE, env=environment, timeout=120, check=False)
+    return [word.strip() for word in answer.read_text().split("\n")]
+
+
+def test_the_shell_completes_commands_and_their_flags(tmp_path):
+    assert complete("superclip do", tmp_path) == ["doctor"]
+    assert set(COMMANDS) <= set(complete("superclip ", tmp_path))
+    assert complete("superclip train --superclip-we", tmp_path) == ["--superclip-weight"]
+    assert complete("superclip import --gl", tmp_path) == ["--global-batch"]
+
+
+def test_doctor_prints_ten_lines():
+    done = call(*MODULE, "doctor")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert len(lines) == 10
+    assert lines["openclip-superclip"].split()[0] == __version__
+    assert "adapter v" in lines["OpenCLIP"] and "patched" in lines["OpenCLIP"]
+    assert "superclip" in lines["plugins"]
+    assert "GB free" in lines["disk"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_keeps_within_100_columns(command):
+    done = call(*MODULE, *command.split(), "--help")
+    assert [line for line in done.stdout.splitlines() if len(line) > 100] == []

@@ -1,0 +1,94 @@
+"""superclip doctor: what an issue should say about the machine and what is installed on it."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .. import __version__
+from ..errors import InputError, reason
+
+EXTRAS = {  # and a package that each brings
+    "report": ("matplotlib", "scipy"), "eval": ("clip_benchmark", "requests"), "serve": ("starlette", "uvicorn"),
+    "data": ("datasets",), "horovod": ("horovod",), "completion": ("argcomplete",),
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Prints ten lines to paste into an issue; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="superclip doctor",
+        description="Prints versions, OpenCLIP's state, devices, extras, disk and SLURM: ten lines for an issue.",
+        epilog="example: superclip doctor",
+    ).parse_args(argv)
+    lines = {
+        "openclip-superclip": f"{__version__} in {Path(__file__).parents[1]}",
+        "Python": f"{platform.python_version()} ({sys.executable}), {platform.platform()}",
+        "OpenCLIP": _openclip(),
+        "PyTorch": _torch(),
+        "other packages": ", ".join(f"{name} {_version(name)}" for name in ("timm", "webdataset", "pandas", "numpy")),
+        "plugins": ", ".join(sorted({entry.name for entry in importlib.metadata.entry_points(group="open_clip")})),
+        "extras": ", ".join(
+            name if all(map(importlib.util.find_spec, packages)) else f"no {name}" for name, packages in EXTRAS.items()
+        ),
+        "CPU": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "disk": ", ".join(map(_disk, (Path.cwd(), _hub_cache()))),
+        "SLURM": _slurm(),
+    }
+    for name, value in lines.items():
+        print(f"{name + ':':<20}{value or 'none'}")
+    return 0
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _openclip() -> str:
+    from ..openclip import current
+    from ..openclip.unpatched import is_patched
+
+    version = _version("open_clip_torch")
+    try:
+        generation = current().__name__.rpartition(".")[2]
+        return f"{version}, adapter {generation}, {'patched' if is_patched() else 'not patched'}"
+    except InputError as error:
+        return f"{version}, {error}"
+
+
+def _torch() -> str:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises anything
+        return f"cannot be imported ({reason(error)})"
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    names = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "no GPU"
+    return f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {names}"
+
+
+def _hub_cache() -> Path:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _disk(folder: Path) -> str:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return f"{shutil.disk_usage(there).free / 1e9:,.0f} GB free in {folder}"
+
+
+def _slurm() -> str:
+    if shutil.which("sinfo") is None:
+        return ""
+    try:
+        version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=True)
+        return version.stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"installed, but {reason(error)}"
