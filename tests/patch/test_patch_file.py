@@ -53,4 +53,11 @@ def test_the_patch_is_a_few_lines_that_know_nothing_of_superclip():
 
 
 def test_there_is_a_patch_for_each_of_the_releases():
-    assert list(patching.patches()) == RELEASES
+    assert list(patching.patches()) == [*RELEASES, "4.2.0.dev0"]
+
+
+def test_the_patch_for_the_main_branch_adds_our_hooks_byte_for_byte_and_knows_nothing_of_superclip():
+    patch = patching.Patch(patching.patches()["4.2.0.dev0"])
+    assert patch.apply(HOOKS, b"") == Path(hooks.__file__).read_bytes(), "run patches/refresh.py"
+    assert b"superclip" not in patch.text.lower()
+    assert patch.diffs.keys() == {*CHANGED, HOOKS, "open_clip/task/coca_task.py"}

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import open_clip_train.main
 import pytest
 import torch
 from support.models import MODELS, write_model, write_weights
+from support.openclip_trees import openclip_train
 from support.small_shards import SHARD_SIZE, write_shards
 from support.training_runs import Run, in_one_order, load, run_ranks, stock_train, superclip_train
 
@@ -290,6 +292,49 @@ def test_what_cannot_work_is_refused_in_one_line(flags, reason, models, shards, 
         parse_args(argv)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+# Patched
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory) -> Path:
+    """The checkout, patched."""
+    tree = tmp_path_factory.mktemp("patched") / "src"
+    shutil.copytree(Path(os.environ["OPENCLIP_SOURCE"]) / "src", tree, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()}
+    assert main(["patch", "apply", "--source", str(tree.parent)]) == 0
+    assert main(["patch", "revert", "--source", str(tree.parent)]) == 0
+    assert {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()} == before
+    assert main(["patch", "apply", "--source", str(tree.parent)]) == 0
+    return tree
+
+
+def openclip_train_in_one_order(tree: Path, *argv: str) -> None:
+    in_one_order(functools.partial(openclip_train, tree))(*argv)
+
+
+PATCHED = {
+    "stock": "",
+    "stock, WebDataset": SHARDS,
+    "CLIP": "--superclip",
+    "CoCa": "--superclip --model {coca}",
+    "accumulation": "--superclip --accum-freq 2",
+    "WebDataset, two captions": f"--superclip {SHARDS} --superclip-captions dual --superclip-long-caption txt",
+    "a table, two captions": "--superclip --superclip-captions dual --superclip-long-caption filepath",
+    "slices": "--superclip --train-data {shards} --train-num-samples 32 --dataset-type webdataset "
+              "--superclip-slices 2 --epochs 2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", PATCHED.values(), ids=PATCHED)
+def test_a_patched_main_branch_has_the_losses_of_the_launcher(flags, patched, models, shards, train_flags, tmp_path):
+    argv = [*train_flags, "--logs", "none", "--precision", "fp32", *flags.format(shards=shards, **models).split()]
+    (ours,) = run_ranks(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
+    (theirs,) = run_ranks(openclip_train_in_one_order, patched, *argv, "--name", "patched", cwd=tmp_path)
+    assert ours.returncode == theirs.returncode == 0, theirs.output[-3000:]
+    assert len(ours.losses()) >= 2
+    assert theirs.losses() == ours.losses()
 
 
 # Slices
