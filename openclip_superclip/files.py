@@ -86,10 +86,12 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
             is_body = True
             yield part
             is_body = False
-            if part.is_dir() and place.is_dir():
+            if overwrite and part.is_dir() and place.is_dir():
                 exchange(part, place)
-            else:
+            elif overwrite or part.is_dir():  # a folder replaces none that holds anything
                 os.replace(part, place)
+            else:
+                os.link(part, place)  # fails if another process has written the file meanwhile
         except OSError as error:
             if is_body and not _is_of_writing(error, part):
                 raise

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checkpoints import HEAD_NAME, is_sharded
-from ..checkpoints.checkpoint import Checkpoint, file_of_weights, latest_checkpoint
-from ..checkpoints.run_outputs import options_to_keep
+from ..checkpoints.checkpoint import Checkpoint, file_of_weights
+from ..checkpoints.run_outputs import latest_checkpoints, options_to_keep
 from ..data.shards import is_remote
 from ..data.tables import Columns
 from ..environment import check_device, progress_file
@@ -336,7 +336,7 @@ class Audit:
 def _checkpoint(model: Path) -> Checkpoint:
     """Returns the model's file, of a run's folder its last checkpoint."""
     if (model / "checkpoints").is_dir():
-        last = latest_checkpoint(str(model / "checkpoints"), save_most_recent=False)
+        last = next(iter(latest_checkpoints(model / "checkpoints")), None)
         if last is None:
             raise InputError(f"--model: {model} is a run without a checkpoint; expected checkpoints/epoch_N.pt in it")
         model = Path(last)

@@ -9,20 +9,24 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import check_folder_out, whole_output
 from .architecture import expected_head, fit, read_architecture, vocabulary_warnings
-from .checkpoint import DOCUMENT_FREQUENCY, NUM_CAPTIONS, check_match, check_values, read_checkpoint
+from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
 
 LARGEST = 2**17  # batches that are tried
-
-
 RAREST = 64  # tokens by which a batch is tried first: their counts are small, and off by little
-
-
 NEAR = 0.02  # how far from whole a count of rounded shares may be
+HEAD_NAMES = {
+    "text_decoder.ln_mlp.weight": "class_head.ln.weight",
+    "text_decoder.ln_mlp.bias": "class_head.ln.bias",
+    "text_decoder.text_projection.weight": "class_head.weight",
+    "text_decoder.text_projection.bias": "class_head.bias",
+}
+STATISTICS = ("cap_fq", "num_samples")
+FLOAT32 = 2**-24  # the rounding of each share, relative
 
 
 def whole_counts(cap_fq: Tensor, global_batch: int) -> bool:
-    """Tells whether the running means, times the batch, are whole numbers, as counts are."""
+    """Returns whether the running means, times the batch, are whole numbers, as counts are."""
     return bool(_whole(_usable(cap_fq, global_batch)[None], torch.tensor([global_batch])).item())
 
 
@@ -47,26 +51,9 @@ def _usable(cap_fq: Tensor, global_batch: int) -> Tensor:
 
 
 def _whole(means: Tensor, batches: Tensor) -> Tensor:
-    """Tells of each batch [N] whether the means [1, V] times it are near whole numbers, bool [N]."""
+    """Returns for each batch [N] whether the means [1, V] times it are near whole numbers, bool [N]."""
     counts = means * batches[:, None]
     return ((counts - counts.round()).abs() < NEAR).all(dim=1)
-
-
-HEAD_NAMES = {
-    "text_decoder.ln_mlp.weight": "class_head.ln.weight",
-    "text_decoder.ln_mlp.bias": "class_head.ln.bias",
-    "text_decoder.text_projection.weight": "class_head.weight",
-    "text_decoder.text_projection.bias": "class_head.bias",
-}
-
-
-STATISTICS = ("cap_fq", "num_samples")
-
-
-FLOAT32 = 2**-24  # the rounding of each share, relative
-
-
-EXACT = 2**53  # from here on float64 skips whole numbers
 
 
 def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
@@ -100,18 +87,13 @@ def _checked_means(num_samples: Tensor, cap_fq: Tensor, global_batch: int) -> tu
     if num_samples.numel() != 1:
         raise InputError(f"num_samples is {list(num_samples.shape)}, expected one number")
     steps, means = num_samples.double().item(), cap_fq.double().flatten()
-    if not 0 <= steps * global_batch < EXACT:
+    if not 0 <= steps * global_batch < MAX_CAPTIONS:
         raise InputError(f"num_samples is {steps:g}; expected the number of the run's steps")
     wrong = ~((means >= 0) & (means <= steps * (1 + FLOAT32)))  # NaN is wrong too
     if wrong.any():
         token = int(wrong.int().argmax())
         raise InputError(f"cap_fq of token {token} is {means[token].item():g}; expected 0 to {steps:g}, num_samples")
     return steps, means
-
-
-def with_text_in_place(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights for OpenCLIP's `CLIP`, which holds the text tower's parts itself, without `text.`."""
-    return {name.removeprefix("text."): tensor for name, tensor in weights.items()}
 
 
 class Import(NamedTuple):
@@ -141,18 +123,19 @@ def import_checkpoint(file: Path, model: str, out: Path, global_batch: int, over
         raise InputError(f"{file}: {error}") from error
     model_cfg = architecture.model_cfg
     if not (model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]):
-        weights = with_text_in_place(weights)
+        # OpenCLIP's CLIP holds the text tower's parts itself
+        weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     architecture, weights = fit(architecture, weights)
     plain = architecture.on_meta()
     check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
-    warnings = _batch_warnings(theirs["cap_fq"], global_batch) + vocabulary_warnings(architecture, plain)
+    warnings = _batch_warnings(theirs["cap_fq"], global_batch, out) + vocabulary_warnings(architecture, plain)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         write_model(folder, architecture, plain, weights)
     return Import(weights[NUM_CAPTIONS].item(), warnings)
 
 
-def _batch_warnings(cap_fq: Tensor, global_batch: int) -> list[str]:
+def _batch_warnings(cap_fq: Tensor, global_batch: int, out: Path) -> list[str]:
     fitting = fitting_batch(cap_fq)
     whole = whole_counts(cap_fq, global_batch)
     if fitting == global_batch or (whole and fitting is None):

@@ -1,10 +1,20 @@
 """Averages of checkpoints, and interpolation between released and fine-tuned weights."""
 
+from pathlib import Path
+
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import content_digest, file_identity
 from ..method.head import head_input_of
-from .checkpoint import DOCUMENT_FREQUENCY, NUM_CAPTIONS, Checkpoint, check_match, check_values
+from .checkpoint import (
+    DOCUMENT_FREQUENCY,
+    NUM_CAPTIONS,
+    Checkpoint,
+    check_match,
+    check_values,
+    file_of_weights,
+)
 from .run_outputs import options_to_keep
 
 COUNTS = (NUM_CAPTIONS, DOCUMENT_FREQUENCY)
@@ -18,6 +28,8 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
     of which holds the earlier ones' counts already.
     """
     first, *others = checkpoints
+    if add_counts:
+        _refuse_twice(checkpoints)
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, str(checkpoint.path))
     for other in others:
@@ -33,6 +45,20 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
             tensor = sum(checkpoint.weights[name] for checkpoint in checkpoints)
         merged[name] = tensor
     return merged
+
+
+def _refuse_twice(checkpoints: list[Checkpoint]) -> None:
+    """Raises InputError for a checkpoint that is given twice: its captions would be counted twice."""
+    seen: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        file = file_of_weights(checkpoint.path)
+        content = file_identity(file) or (content_digest(file) if file.is_file() else str(file.resolve()))
+        if content in seen:
+            raise InputError(
+                f"--add-counts: {checkpoint.path} and {seen[content]} are the same checkpoint, whose captions would be "
+                "counted twice: leave one of them out"
+            )
+        seen[content] = checkpoint.path
 
 
 def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
@@ -53,8 +79,9 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
         check_values(checkpoint.weights, str(checkpoint.path))
     merged = dict(head)
     for name, tensor in end.items():
-        mixed = tensor.is_floating_point()
-        merged[name] = _mix(start[name], tensor, alpha) if mixed else tensor
+        if tensor.is_floating_point():
+            tensor = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(tensor.dtype)
+        merged[name] = tensor
     return merged
 
 
@@ -71,10 +98,6 @@ def options_of_all(checkpoints: list[Checkpoint]) -> dict:
     return of_the_model | {
         name: value for name, value in first.items() if all(other.get(name) == value for other in others)
     }
-
-
-def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
-    return ((1 - alpha) * start.double() + alpha * end.double()).to(end.dtype)
 
 
 def _num_captions(checkpoint: Checkpoint) -> int:

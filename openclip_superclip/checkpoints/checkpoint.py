@@ -1,29 +1,31 @@
-"""Checkpoints: the weights in a file or folder, memory-mapped, and whether they hold a class head."""
+"""Checkpoints: the weights in a file or folder, memory-mapped, their checks, and how they are written."""
 
-import glob
 import json
-import os
 import pickle
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
 from ..errors import InputError, reason
 from ..files import NotWritten
+from .run_outputs import latest_checkpoints
 
 NUM_SHOWN = 3  # mismatches: enough to see what kind they are
-
-
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
+MAX_CAPTIONS = 2**53  # more than any run can have seen; the sum of a thousand such counts is still an int64
+HEAD_PREFIXES = ("class_head.", "statistics.")
+OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
+OPTIONS = "superclip_options"  # in a file of ours: the record of the run, as JSON or as an attribute
 
 
 def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
@@ -87,8 +89,8 @@ def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -
             f"{list(document_frequency.shape)}; expected one number and one for each token"
         )
     total = num_captions.item()
-    if total < 0:
-        raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 or more")
+    if not 0 <= total <= MAX_CAPTIONS:
+        raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
     wrong = (document_frequency < 0) | (document_frequency > total)
     if wrong.any():
         token = int(wrong.int().argmax())
@@ -211,7 +213,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES.values()
     head_beside = exported and beside != file and beside.is_file()
-    head_beside &= not any(name.startswith(HEAD_PREFIXES) for name in weights)
+    head_beside = head_beside and not holds_head(weights)
     if head_beside:
         head, options = read_head(beside)
         weights |= head
@@ -221,6 +223,11 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
 
 
+def holds_head(names: Iterable[str]) -> bool:
+    """Returns whether weights of these names hold a class head."""
+    return any(name.startswith(HEAD_PREFIXES) for name in names)
+
+
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
     """Returns the class head and counts that an export keeps in a file of their own, and the run's options there."""
     head, options = _load(file)
@@ -228,21 +235,6 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
         raise InputError(f"{file} holds more than a class head; export the checkpoint again, with --with-head")
     check_kinds(head, str(file))
     return head, options
-
-
-def latest_checkpoint(folder: str, save_most_recent: bool) -> str | None:
-    """Returns what OpenCLIP takes for `--resume latest`, given the run's folder of checkpoints."""
-    if save_most_recent:
-        latest = os.path.join(folder, "epoch_latest")
-        return latest if is_sharded(Path(latest)) and not os.path.exists(f"{latest}.pt") else f"{latest}.pt"
-    found = glob.glob(f"{folder}**/*.pt", recursive=True)
-    found += [path for path in glob.glob(os.path.join(folder, "epoch_*")) if is_sharded(Path(path))]
-    return max(found, key=natural_key, default=None)
-
-
-def natural_key(path: str) -> list[str | int]:
-    """Returns the key by which OpenCLIP sorts checkpoints: epoch_10 is after epoch_9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
 
 
 def _load_sharded(folder: Path) -> dict:
@@ -266,7 +258,7 @@ def _load_sharded(folder: Path) -> dict:
             warnings.simplefilter("ignore")  # torch says that it loads in one process
             dcp.load(tensors, storage_reader=reader)
     except Exception as error:  # what is corrupt raises anything
-        raise InputError(f"{folder} cannot be read as a sharded checkpoint: {_reason(error)}") from error
+        raise InputError(f"{folder} cannot be read as a sharded checkpoint: {_problem(error)}") from error
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     for name in ("logit_scale", "logit_bias"):  # FSDP makes a vector of a number; elsewhere it is a number
         if name in weights and weights[name].shape == (1,):
@@ -315,7 +307,7 @@ def file_of_weights(path: Path) -> Path:
 
         found = _find_checkpoint_in_dir(path)
         if found is None:
-            last = latest_checkpoint(str(path / "checkpoints"), save_most_recent=False)
+            last = next(iter(latest_checkpoints(path / "checkpoints")), None)
             expected = f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
             raise InputError(f"{path} holds no weights: expected {expected}")
         return Path(found)
@@ -328,9 +320,6 @@ def _load(file: Path) -> tuple[object, dict]:
     """Returns what a file holds, and the options that it says the run had."""
     try:
         if file.suffix == ".safetensors":
-            from safetensors import safe_open
-            from safetensors.torch import load_file
-
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
@@ -343,19 +332,18 @@ def _load(file: Path) -> tuple[object, dict]:
             content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
             options = getattr(content, OPTIONS, {})
     except Exception as error:  # a corrupt pickle raises anything
-        raise InputError(f"{file} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{file} cannot be read: {_problem(error)}") from error
     if not isinstance(options, dict):
         raise InputError(f"{file} cannot be read: it is corrupt (its {OPTIONS} are no options)")
     return content, options
 
 
-def _reason(error: Exception) -> str:
-    text = reason(error)
-    unsafe = re.search(r"GLOBAL (\S+)", text)
+def _problem(error: Exception) -> str:
+    unsafe = re.search(r"GLOBAL (\S+)", reason(error))
     if isinstance(error, pickle.UnpicklingError):
         what = f"is a pickle that asks for {unsafe[1]}" if unsafe else "holds no weights as torch saves them"
         return f"it {what}, and nothing but weights is ever loaded"
-    return f"it is truncated, corrupt, or no checkpoint ({text[:100] or type(error).__name__})"
+    return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
 
 
 def save_files(tokenizer, folder: Path) -> None:

@@ -1,6 +1,10 @@
-"""The model card of an export: what is known of the model, and nothing else."""
+"""Exports: a checkpoint as plain CLIP in a folder of its own, with preprocessing, tokenizer and model card."""
 
 import copy
+import json
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +21,34 @@ from ..files import check_folder_out, whole_output
 from ..pages import markdown_table
 from .architecture import Architecture, architecture_of, check_head, fit, vocabulary_warnings
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
-from .run_outputs import HEAD_OPTIONS, RunRecord, run_behind
+from .run_outputs import RunRecord, run_behind
 
-# As SimpleTokenizer splits a text that is cleaned: words, digits one by one, and whatever else stands together.
+# As SimpleTokenizer splits a text that is cleaned: words, digits one by one, and everything else that is together.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-
-
 PADDING = "<padding_of_text>"
+RECIPE = {  # options of the run, under OpenCLIP's names, and their labels on the card
+    "epochs": "epochs",
+    "train_num_samples": "samples an epoch",
+    "lr": "learning rate",
+    "warmup": "warm-up steps",
+    "wd": "weight decay",
+    "precision": "precision",
+    "seed": "seed",
+    "superclip_weight": "weight of the class loss λ",
+    "superclip_idf": "IDF",
+    "superclip_head_warmup": "samples in which the head learned alone",
+}
+MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
+PLAIN = "A CLIP model."
+WITH_CLASS_LOSS = "A CLIP model, trained with the class loss of [SuperCLIP](https://arxiv.org/abs/2512.14480). "
+HEAD_BESIDE = f"The class head served training only; it is kept beside the model, in `{HEAD_NAME}`."
+NO_HEAD = "The class head served training only; this is the model without it."
+OPENCLIP_USAGE = """import open_clip
+model, preprocess = open_clip.create_model_from_pretrained("{place}")
+tokenizer = open_clip.get_tokenizer("{place}")"""
+HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
+model = CLIPModel.from_pretrained("{place}")
+processor = CLIPProcessor.from_pretrained("{place}", backend="pil")  # resizes as OpenCLIP does"""
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
@@ -52,92 +77,82 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
     )  # fmt: skip
 
 
-RECIPE = {  # options of the run, under OpenCLIP's names, and how the card calls them
-    "epochs": "epochs",
-    "train_num_samples": "samples an epoch",
-    "lr": "learning rate",
-    "warmup": "warm-up steps",
-    "wd": "weight decay",
-    "precision": "precision",
-    "seed": "seed",
-    "superclip_weight": "weight of the class loss λ",
-    "superclip_idf": "IDF",
-    "superclip_head_warmup": "samples in which the head learned alone",
-}
-
-
-MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
-
-
-PLAIN = "A CLIP model."
-
-
-WITH_CLASS_LOSS = (
-    "A CLIP model, trained with the class loss of [SuperCLIP](https://arxiv.org/abs/2512.14480). The class head served "
-    "training only; this is the model without it."
-)
-
-
-def model_card(
-    name: str, run: RunRecord, num_captions: int | None, license: str, library: str, usage: str, model: str
-) -> str:
-    """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front matter.
+@dataclass(frozen=True)
+class Card:
+    """What the model card of an export says: what is known of the model, and nothing else.
 
     Args:
         name: the model's own.
-        run: what trained it; a card of a checkpoint that stands alone says nothing of a recipe.
-        num_captions: seen with the class loss; None where nothing counted them.
+        run: what trained it; a card of a checkpoint without a run's folder says nothing of a recipe.
+        num_captions: seen with the class loss; None if nothing counted them.
+        head_beside: whether the class head is kept beside the model.
         license: an identifier of the hub's.
         library: `open_clip` or `transformers`.
         usage: code that opens the model.
         model: the architecture's name.
     """
-    sections = [
-        _front_matter(run, license, library),
-        f"# {name}\n\n{PLAIN if num_captions is None else WITH_CLASS_LOSS}",
-        "## Model\n\n" + _list(_facts(run, num_captions, model)),
-        f"## Use\n\n```python\n{usage}\n```",
-    ]
-    recipe = _list({label: run.options.get(option) for option, label in RECIPE.items()} | _global_batch(run))
-    if recipe:
-        sections.append(f"## Recipe\n\n{recipe}")
-    if run.measures:
-        rows = [[measure, f"{value:.4f}"] for measure, value in run.measures.items()]
-        sections.append(f"## Measured by the training run\n\n{markdown_table(['', ''], rows)}")
-    return "\n\n".join(sections) + "\n"
 
+    name: str
+    run: RunRecord
+    num_captions: int | None
+    head_beside: bool
+    license: str
+    library: str
+    usage: str
+    model: str
 
-def _front_matter(run: RunRecord, license: str, library: str) -> str:
-    lines = [f"license: {license}", f"library_name: {library}", "pipeline_tag: zero-shot-image-classification"]
-    lines += ["tags:", "- clip", "- superclip"]
-    repo = open_clip.get_pretrained_cfg(*_model_and_tag(run)).get("hf_hub", "")
-    if repo:
-        lines.append(f"base_model: {repo.rpartition('/')[0]}")
-    return "\n".join(["---", *lines, "---"])
+    def text(self) -> str:
+        """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front matter."""
+        what = PLAIN if self.num_captions is None else WITH_CLASS_LOSS + (HEAD_BESIDE if self.head_beside else NO_HEAD)
+        sections = [
+            self._front_matter(),
+            f"# {_plain(self.name)}\n\n{what}",
+            "## Model\n\n" + _list(self._facts()),
+            f"## Use\n\n```python\n{self.usage}\n```",
+        ]
+        options = self.run.options
+        sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq")]
+        recipe = {label: options.get(option) for option, label in RECIPE.items()}
+        if all(isinstance(size, int) for size in sizes):
+            recipe["global batch"] = f"{math.prod(sizes):,}"
+        if recipe := _list(recipe):
+            sections.append(f"## Recipe\n\n{recipe}")
+        if self.run.measures:
+            rows = [[_plain(measure), f"{value:.4f}"] for measure, value in self.run.measures.items()]
+            sections.append(f"## Measured by the training run\n\n{markdown_table(['', ''], rows)}")
+        return "\n\n".join(sections) + "\n"
 
+    @property
+    def _start(self) -> tuple[str, str]:
+        return str(self.run.options.get("model", "")), str(self.run.options.get("pretrained", ""))
 
-def _facts(run: RunRecord, num_captions: int | None, model: str) -> dict:
-    base, tag = _model_and_tag(run)
-    return {
-        "architecture": model,
-        "base model": f"{base}, {tag}" if tag else None,
-        "data": run.options.get("train_data"),
-        "captions seen with the class loss": f"{num_captions:,}" if num_captions else None,
-        "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
-    }
+    def _front_matter(self) -> str:
+        lines = [f"license: {json.dumps(self.license)}", f"library_name: {self.library}"]
+        lines += ["pipeline_tag: zero-shot-image-classification", "tags:", "- clip"]
+        lines += ["- superclip"] * (self.num_captions is not None)
+        if repo := open_clip.get_pretrained_cfg(*self._start).get("hf_hub", ""):
+            lines.append(f"base_model: {repo.rpartition('/')[0]}")
+        return "\n".join(["---", *lines, "---"])
 
-
-def _model_and_tag(run: RunRecord) -> tuple[str, str]:
-    return str(run.options.get("model", "")), str(run.options.get("pretrained", ""))
-
-
-def _global_batch(run: RunRecord) -> dict:
-    sizes = [run.options.get(name) for name in ("batch_size", "world_size", "accum_freq")]
-    return {"global batch": f"{sizes[0] * sizes[1] * sizes[2]:,}"} if all(isinstance(n, int) for n in sizes) else {}
+    def _facts(self) -> dict:
+        base, tag = self._start
+        return {
+            "architecture": self.model,
+            "base model": f"{base}, {tag}" if tag else None,
+            "data": self.run.options.get("train_data"),
+            "captions seen with the class loss": f"{self.num_captions:,}" if self.num_captions else None,
+            "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
+        }
 
 
 def _list(facts: dict) -> str:
-    return "\n".join(f"- {label}: {value}" for label, value in facts.items() if value not in (None, ""))
+    return "\n".join(f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, ""))
+
+
+def _plain(value) -> str:
+    """Returns a value in one line that is text in Markdown, with the name alone of a file or folder."""
+    text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,]+/)+", r"\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
 
 
 def write_model(
@@ -187,16 +202,6 @@ def _write_vocabulary(folder: Path, architecture: Architecture, text_cfg: dict, 
     text_cfg["tokenizer_kwargs"] = {"clean": clean, "strip_sep_token": True}
 
 
-OPENCLIP_USAGE = """import open_clip
-model, preprocess = open_clip.create_model_from_pretrained("{place}")
-tokenizer = open_clip.get_tokenizer("{place}")"""
-
-
-HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
-model = CLIPModel.from_pretrained("{folder}")
-processor = CLIPProcessor.from_pretrained("{folder}")"""
-
-
 class Export(NamedTuple):
     """What was written."""
 
@@ -240,21 +245,33 @@ def export(
     check_values(checkpoint.weights, str(file))
     warnings = vocabulary_warnings(architecture, plain)
     num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
+    warnings += _local_tower(architecture)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         if format == "hf":
             from .hugging_face import write_clip_model
 
             write_clip_model(folder, architecture, plain, weights)
-            library, usage = "transformers", HF_USAGE.format(folder=repo or out)
+            library, usage, place = "transformers", HF_USAGE, "{place}"
         else:
             write_model(folder, architecture, plain, weights, WEIGHTS_NAMES[format], repo)
-            place = f"hf-hub:{repo}" if repo else f"local-dir:{out}"
-            library, usage = "open_clip", OPENCLIP_USAGE.format(place=place)
+            library, usage, place = "open_clip", OPENCLIP_USAGE, "hf-hub:{place}" if repo else "local-dir:{place}"
+        usage = usage.replace("{place}", place)
         if with_head:
-            save_weights(
-                head, folder / HEAD_NAME, {name: run.options[name] for name in HEAD_OPTIONS & run.options.keys()}
-            )
-        card = model_card(out.resolve().name, run, num_captions, license, library, usage, found.name)
-        (folder / "README.md").write_text(card)
-    return Export(found.name, usage, warnings)
+            kept = {name: run.options[name] for name in ("superclip_idf",) if name in run.options}
+            save_weights(head, folder / HEAD_NAME, kept)  # what the class head alone needs
+        name = out.resolve().name
+        card = Card(name, run, num_captions, with_head, license, library, usage.format(place=repo or name), found.name)
+        (folder / "README.md").write_text(card.text())
+    return Export(found.name, usage.format(place=repo or out), warnings)
+
+
+def _local_tower(architecture: Architecture) -> list[str]:
+    """Returns a warning if OpenCLIP reads the text tower's configuration from this machine, or nothing."""
+    tower = architecture.model_cfg["text_cfg"].get("hf_model_name")
+    if not tower or not Path(tower).exists():
+        return []
+    return [
+        f"OpenCLIP reads the text tower's configuration from {tower}, on this machine alone: the export works "
+        "elsewhere only after text_cfg names a model of the hub as hf_model_name"
+    ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -19,17 +20,9 @@ EXPRESSED = {
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
     | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as far as _unfollowed says
 }
-
-
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
-
-
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
-
-
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", *TOWERS}
-
-
 RENAMED = [  # OpenCLIP's names, in order, and transformers'
     (r"^text\.", ""),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
@@ -49,8 +42,6 @@ RENAMED = [  # OpenCLIP's names, in order, and transformers'
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     (r"\.attn\.", ".self_attn."),
 ]
-
-
 TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
@@ -84,13 +75,14 @@ def clip_config(architecture: Architecture) -> dict:
         ]
     wrong += _unfollowed(model_cfg["text_cfg"])
     vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
-    if not isinstance(vision.layers, int):
+    if isinstance(vision.layers, int):
+        sides = {"image_size": _side(vision.image_size), "patch_size": _side(vision.patch_size)}
+        wrong += [f"vision_cfg.{name} = {getattr(vision, name)!r}" for name, side in sides.items() if side is None]
+    else:
         wrong.append("a ResNet")
-    sides = {"image_size": _side(vision.image_size), "patch_size": _side(vision.patch_size)}
-    wrong += [f"vision_cfg.{name} = {getattr(vision, name)!r}" for name, side in sides.items() if side is None]
     if wrong:
         raise InputError(
-            f"--format hf: {architecture.name} is no model that transformers' CLIPModel can express "
+            f"--format hf: {architecture.name} is not a model that transformers' CLIPModel can express "
             f"({', '.join(wrong)}); --format openclip can"
         )
     shared = {
@@ -136,9 +128,9 @@ def _unfollowed(text_cfg: dict) -> list[str]:
     ]
 
 
-def _side(size: int | list[int]) -> int | None:
-    """Returns the side of a square; None for what is none."""
-    sides = {size} if isinstance(size, int) else set(size)
+def _side(size: int | list[int] | None) -> int | None:
+    """Returns the side of a square; None for anything else."""
+    sides = set(size) if isinstance(size, list | tuple) else {size}
     return sides.pop() if len(sides) == 1 else None
 
 
@@ -176,21 +168,50 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
-    tokenizer = _tokenizer(architecture)
-    save_files(CLIPProcessor(image_processor, tokenizer), folder)
+    save_files(CLIPProcessor(image_processor, _tokenizer(architecture)), folder)
     save_files(image_processor, folder)  # under the name by which LLaVA-style projects look for it
 
 
+# What OpenCLIP's tokenizer cleans with ftfy and html.unescape, as far as rules can follow: all but mojibake and rare
+# entities. "&amp;" comes first, as OpenCLIP unescapes twice.
+ENTITIES = {
+    "&amp;": "&",
+    "&lt;": "<",
+    "&gt;": ">",
+    "&quot;": '"',
+    "&#39;": "'",
+    "&#x27;": "'",
+    "&apos;": "'",
+    "&nbsp;": " ",
+}
+COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and letters of full width
+QUOTES = {"[\u2018\u2019\u201a\u201b]": "'", "[\u201c\u201d\u201e\u201f]": '"'}
+CONTROL = r"[\x00-\x08\x0e-\x1f\x7f\ufeff]"
+
+
 def _tokenizer(architecture: Architecture):
-    from transformers import CLIPTokenizer
+    """Returns transformers' tokenizer; it is saved whole, since transformers' CLIPTokenizer would clean otherwise."""
+    from tokenizers import Regex, normalizers
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
     tokenizer = architecture.tokenizer()
     if not isinstance(tokenizer, SimpleTokenizer):
         return tokenizer.tokenizer
     start, end = "<|startoftext|>", "<|endoftext|>"
     names = {"<start_of_text>": start, "<end_of_text>": end}
-    return CLIPTokenizer(
+    length = architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length)
+    bpe = CLIPTokenizer(
         vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
         merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
-        model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
+    ).backend_tokenizer
+    replaced = ENTITIES | {letter: unicodedata.normalize("NFKC", letter) for letter in COMPATIBLE}
+    bpe.normalizer = normalizers.Sequence([
+        normalizers.NFC(),
+        *(normalizers.Replace(found, meant) for found, meant in replaced.items()),
+        *(normalizers.Replace(Regex(found), meant) for found, meant in {**QUOTES, CONTROL: "", r"\s+": " "}.items()),
+        normalizers.Strip(),
+        normalizers.Lowercase(),
+    ])  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=start, eos_token=end, unk_token=end, pad_token=end, model_max_length=length
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
-from .checkpoint import HEAD_PREFIXES, file_of_weights, is_torchscript, read_checkpoint, read_head
+from .checkpoint import file_of_weights, holds_head, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -23,8 +23,6 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
     """
     if Path(released).exists():
         return released
-    import open_clip
-
     cfg = open_clip.get_pretrained_cfg(*released.split(":", 1)) if ":" in released else None
     if not cfg:
         raise InputError(f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
@@ -117,7 +115,7 @@ def _load(model, *, file: str, options: dict) -> None:
     open_clip.load_checkpoint(model, file, **options)
 
 
-def holds_head(model: str | None, pretrained: str | None) -> bool:
+def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     """Returns whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
     if not model:
         return False
@@ -129,7 +127,7 @@ def holds_head(model: str | None, pretrained: str | None) -> bool:
         file = file_of_weights(Path(source))
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as weights:
-                return any(name.startswith(HEAD_PREFIXES) for name in weights.keys())  # noqa: SIM118
-        return not is_torchscript(file) and bool(read_checkpoint(file).head())
+                return holds_head(weights.keys())
+        return not is_torchscript(file) and holds_head(read_checkpoint(file).weights)
     except (InputError, SafetensorError, OSError):  # OpenCLIP tells what is wrong with it
         return False

@@ -1,48 +1,53 @@
-"""What is known of the run behind a checkpoint: its options and its measures."""
+"""What OpenCLIP's trainer leaves in a run's folder: options, measures, its log, and the checkpoints of its epochs."""
 
 import ast
+import glob
 import json
 import os
 import re
+import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import read_json
 from . import RECORD_BESIDE, is_sharded
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-
-# What a mean of checkpoints and an export's head keep of the options: what tells the model, and how it was trained.
+# What a mean of checkpoints and an export's head keep of the options: what defines the model, and how it was trained.
 KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
 )  # fmt: skip
-
-
-HEAD_OPTIONS = {"superclip_idf"}  # of these, what the class head alone needs
+STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
+LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
+SPEED = re.compile(r"([\d.e+-]+)/s, ")
+END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
+CHUNK = 1 << 20  # bytes
 
 
 class RunRecord(NamedTuple):
-    """Both empty where a checkpoint stands alone."""
+    """Both empty for a checkpoint without a run's folder."""
 
     options: dict  # of params.txt, under the names of the parsed command line
     measures: dict[str, float]  # of results.jsonl, of the checkpoint's epoch
 
 
 def run_behind(checkpoint: "Checkpoint") -> RunRecord:
-    """Returns what the file itself says of the run, or what OpenCLIP's trainer wrote beside it."""
+    """Returns what the file itself records of the run, or what OpenCLIP's trainer wrote beside it."""
     if checkpoint.options:
         return RunRecord(checkpoint.options, {})
     return read_run_record(checkpoint.path, checkpoint.epoch)
 
 
 def options_to_keep(checkpoint: "Checkpoint") -> dict:
-    """Returns the options that another file is to remember, the model's folder by its whole path."""
+    """Returns the options that another file is to record, the model's folder by its absolute path."""
     from open_clip.constants import HF_CONFIG_NAME
 
     options = {name: value for name, value in run_behind(checkpoint).options.items() if name in KEPT}
@@ -57,42 +62,22 @@ def options_to_keep(checkpoint: "Checkpoint") -> dict:
 
 
 def read_run_record(checkpoint: Path, epoch: int | None) -> RunRecord:
-    """Returns what is known of the run that wrote `checkpoint`, logs/NAME/checkpoints/epoch_N.pt."""
-    params = checkpoint.parent.parent / "params.txt"
+    """Returns the record of the run that wrote `checkpoint`, logs/NAME/checkpoints/epoch_N.pt."""
+    params, results = checkpoint.parent.parent / "params.txt", checkpoint.with_name("results.jsonl")
     if checkpoint.parent.name != "checkpoints" or not params.is_file():
         return RunRecord({}, {})
     lines = (line.partition(": ") for line in params.read_text(errors="replace").splitlines())
     options = {name: _value(text) for name, separator, text in lines if separator}
-    return RunRecord(options, _measures(checkpoint.with_name("results.jsonl"), epoch))
-
-
-def training_folder(run: Path, options: dict) -> Path | None:
-    """Returns the folder in which a run was trained, to which its relative paths refer; None where nothing tells.
-
-    What `superclip run` has recorded tells, or --logs and --name, which lead from there to the run's own folder.
-    """
-    try:
-        return Path(json.loads((run / "run.json").read_text())["cwd"])
-    except (OSError, ValueError, KeyError, TypeError):
-        steps = Path(os.path.normpath(os.path.join(str(options.get("logs")), str(options.get("name"))))).parts
-    if steps[0] in (os.sep, os.pardir) or run.parts[-len(steps) :] != steps:
-        return None
-    return Path(*run.parts[: -len(steps)])
+    rows = map(_row, results.read_text(errors="replace").splitlines() if results.is_file() else [])
+    measured = [row for row in rows if row.get("epoch") == epoch]
+    return RunRecord(options, {k: v for row in measured for k, v in row.items() if isinstance(v, float)})
 
 
 def _value(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # most options are words
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # most options are words
         return text
-
-
-def _measures(results: Path, epoch: int | None) -> dict[str, float]:
-    if not results.is_file():
-        return {}
-    rows = map(_row, results.read_text(errors="replace").splitlines())
-    measured = [row for row in rows if row.get("epoch") == epoch]
-    return {name: value for row in measured for name, value in row.items() if isinstance(value, float)}
 
 
 def _row(line: str) -> dict:
@@ -103,28 +88,30 @@ def _row(line: str) -> dict:
     return row if isinstance(row, dict) else {}
 
 
-STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
+def training_folder(run: Path, options: dict) -> Path | None:
+    """Returns the folder in which a run was trained, to which its relative paths refer; None if it is unknown.
 
-
-LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
-
-
-SPEED = re.compile(r"([\d.e+-]+)/s, ")
-
-
-LAST_OF_A_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
+    `superclip run` has recorded it; otherwise --logs and --name lead from there to the run's folder.
+    """
+    recorded = read_json(run / "run.json", default={}).get("cwd")
+    if isinstance(recorded, str):
+        return Path(recorded)
+    steps = Path(os.path.normpath(os.path.join(str(options.get("logs")), str(options.get("name"))))).parts
+    if steps[0] in (os.sep, os.pardir) or run.parts[-len(steps) :] != steps:
+        return None
+    return Path(*run.parts[: -len(steps)])
 
 
 def read_log(log: Path) -> list[dict]:
     """Returns the points of a run's curve: samples seen in all, samples of an epoch, every loss, samples a second.
 
-    Steps that were trained again, by a run that went on from an earlier checkpoint, count as they were last. A line
+    Steps that were trained again, by a run that resumed from an earlier checkpoint, count as they were last. A line
     that a crash has cut is left out.
     """
     points = []
     for line in log.read_text(errors="replace").splitlines():
         step = STEP.search(line)
-        if not (step and LAST_OF_A_STEP.search(line)):
+        if not (step and END_OF_STEP.search(line)):
             continue
         epoch, seen, of_epoch = map(int, step.groups())
         samples = epoch * of_epoch + seen
@@ -139,13 +126,37 @@ def read_log(log: Path) -> list[dict]:
     return points
 
 
-CHUNK = 1 << 20  # bytes
-
-
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Returns the checkpoints in a run's folder `checkpoints`, epoch: file or sharded folder, oldest first."""
     names = ((re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name), path) for path in folder.glob("epoch_*"))
     return dict(sorted((int(name[1]), path) for name, path in names if name and (name[2] or is_sharded(path))))
+
+
+def newest(folder: Path) -> int:
+    """Returns the epoch of the newest complete checkpoint, 0 if there is none."""
+    return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
+
+
+def latest_checkpoints(folder: str | Path) -> list[str]:
+    """Returns the checkpoints of a folder as OpenCLIP's `--resume latest` prefers them, best first."""
+
+    def natural_key(path: str) -> list[str | int]:  # epoch_10 is after epoch_9
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
+
+    sharded = [str(path) for path in Path(folder).glob("epoch_*") if is_sharded(path)]
+    return sorted(glob.glob(f"{folder}**/*.pt", recursive=True) + sharded, key=natural_key, reverse=True)
+
+
+def is_complete(path: str | Path) -> bool:
+    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents.
+
+    The last file of a sharded one is the record of its epoch.
+    """
+    try:
+        with zipfile.ZipFile(Path(path) / RECORD_BESIDE if is_sharded(Path(path)) else path):
+            return True
+    except Exception:  # zipfile has many for what is not one
+        return False
 
 
 def is_whole(path: Path) -> bool:
@@ -170,65 +181,31 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def set_damaged_aside(folder: Path) -> list[Path]:
-    """Renames the newest checkpoints until one is whole, so that OpenCLIP's `--resume latest` finds that one.
-
-    Returns the new names, newest first.
-    """
-    damaged = []
-    for path in reversed(checkpoints(folder).values()):
-        if is_whole(path):
-            break
-        damaged.append(path.rename(path.with_name(f"{path.name}.damaged")))
-    return damaged
-
-
-def set_ruined_aside(folder: Path) -> list[Path]:
-    """Renames the newest checkpoints until one holds numbers alone, and returns the new names, newest first."""
-    ruined = []
-    for path in reversed(checkpoints(folder).values()):
-        if holds_numbers(path):
-            break
-        ruined.append(path.rename(path.with_name(f"{path.name}.ruined")))
-    return ruined
-
-
 def holds_numbers(path: Path) -> bool:
-    """Returns whether no weight of a checkpoint is NaN or infinite."""
-    import torch
-
-    from .checkpoint import read_checkpoint
+    """Returns whether a checkpoint can be read and no weight in it is NaN or infinite."""
+    from .checkpoint import is_finite, read_checkpoint
 
     try:
-        weights = read_checkpoint(path).weights.values()
+        return all(map(is_finite, read_checkpoint(path).weights.values()))
     except InputError:
         return False
-    return all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point())
 
 
-def remove_cut(folder: Path) -> list[Path]:
-    """Removes the newest checkpoints that were not written to their end, and returns them: what fills a full disk."""
-    cut = []
-    for path in reversed(checkpoints(folder).values()):
-        if is_complete(path):
-            break
-        path.unlink()
-        cut.append(path)
-    return cut
+def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
+    """Renames the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` finds that one.
 
+    Args:
+        suffix: of the new names; None removes the files.
 
-def newest(folder: Path) -> int:
-    """Returns the epoch of the newest complete checkpoint, 0 where there is none."""
-    return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
-
-
-def is_complete(path: str | Path) -> bool:
-    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents.
-
-    The last file of a sharded one is the record of its epoch.
+    Returns the new names, or what was removed, newest first.
     """
-    try:
-        with zipfile.ZipFile(Path(path) / RECORD_BESIDE if is_sharded(Path(path)) else path):
-            return True
-    except Exception:  # zipfile has many for what is not one
-        return False
+    bad = []
+    for path in reversed(checkpoints(folder).values()):
+        if is_good(path):
+            break
+        if suffix is None:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            path = path.rename(path.with_name(f"{path.name}.{suffix}"))
+        bad.append(path)
+    return bad

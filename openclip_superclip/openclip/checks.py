@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..checkpoints.resume import check_kind, resumed_file
+from ..checkpoints.resume import Resumed, check_kind, resumed_checkpoint
 from ..config import Config, DataConfig, is_idf_file
 from ..data.shards import expand, is_remote
 from ..environment import check_horovod
@@ -29,7 +29,7 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         _check_horovod(args, ours)
     if not only_options:
         _check_models(args, config is not None)
-    _check_resume(args, config is not None, data)
+    resumed = _check_resume(args, config is not None, data)
     if config is not None:
         _refuse_impossible(args)
         _refuse_impossible_captions(args, config)
@@ -47,15 +47,16 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
     if config is None:
         told += _passed_over_weights(args)
     if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
+        resumed.set_damaged_aside()
         for line in told:
             print(f"superclip: {line}", file=sys.stderr, flush=True)
 
 
 def head_to_leave_out(args, with_head: bool) -> bool:
     """Returns whether a model without a class head, student or teacher, is to load weights that hold one."""
-    from ..checkpoints.pretrained import holds_head
+    from ..checkpoints.pretrained import starts_with_head
 
-    return (not with_head and holds_head(args.model, args.pretrained)) or holds_head(
+    return (not with_head and starts_with_head(args.model, args.pretrained)) or starts_with_head(
         args.distill_model, args.distill_pretrained
     )
 
@@ -231,34 +232,36 @@ def _check_models(args, with_head: bool) -> None:
             check_teacher(args.distill_model, args.distill_pretrained)
 
 
-def _check_resume(args, with_head: bool, data: DataConfig) -> None:
-    """Raises InputError for a --resume that cannot work, where its file is known before OpenCLIP starts.
+def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
+    """Returns what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
 
-    Those are a run of the other kind, one that reads its shards in another order, and, of those that are cut into
-    slices, one that began with anything else.
+    That is for a run of the other kind, of other slices, and, of those that are cut into slices, one that began with
+    anything else.
     """
     slices = data.slices
     if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
-        return
+        return Resumed(None)
     from open_clip_train.distributed import is_using_distributed
 
-    from ..checkpoints.resume import beginning, check_beginning, check_order, check_same_model
-    from .horovod import launched_rank, launched_size
+    from ..checkpoints.resume import beginning, check_beginning, check_same_model, check_slices
+    from .horovod import launched_size
 
     ours = with_head or slices is not None
-    run_folder = os.path.join(args.logs, args.name or "")
-    file = resumed_file(args.resume, run_folder, args.save_most_recent, set_aside=ours and launched_rank() == 0)
-    if file is not None:
-        has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
-        with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
-        check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
-        if not data.accept_changes:
-            check_order(file, slices, args.seed, args.train_data)
-            if slices is not None and args.train_data:
-                now = beginning(with_model_defaults(vars(args)), launched_size())
-                check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
-        if ours:
-            check_same_model(file, args.model)
+    resumed = resumed_checkpoint(args.resume, os.path.join(args.logs, args.name or ""), args.save_most_recent)
+    file = resumed.file
+    if file is None or (resumed.damaged and not ours):
+        return resumed if ours else Resumed(None)
+    with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
+    has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
+    check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
+    if not data.accept_changes:
+        check_slices(file, slices)
+        if slices is not None and args.train_data:
+            now = beginning(with_model_defaults(vars(args)), launched_size())
+            check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
+    if ours:
+        check_same_model(file, args.model)
+    return resumed if ours else Resumed(None)
 
 
 def _refuse_impossible(args):

@@ -133,7 +133,7 @@ class NodeTraining:
                 folder.note_refusal(str(error))
                 raise
             folder.write(self.run)
-            for path in run_outputs.set_damaged_aside(folder.checkpoints):
+            for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was set aside as {path.name}")
             folder.start(self.run, self.placement, self.start.arguments, self.logs.name, self.start.command())
             if changed:
@@ -286,7 +286,7 @@ class NodeTraining:
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
         if failure.kind == LOSS:
-            for path in run_outputs.set_ruined_aside(folder.checkpoints):
+            for path in run_outputs.quarantine(folder.checkpoints, run_outputs.holds_numbers, "ruined"):
                 self._log(f"{path.stem} holds weights that are not finite and was set aside as {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
         if failure.kind in (HARDWARE, STALL, NODE) and not self.disk_was_full:
@@ -315,7 +315,7 @@ class NodeTraining:
     def _make_room(self) -> None:
         """Removes the checkpoint that was being written, which may fill the disk, for the records of the failure."""
         self.disk_was_full |= shutil.disk_usage(self.folder.path).free < FULL
-        run_outputs.remove_cut(self.folder.checkpoints)
+        run_outputs.quarantine(self.folder.checkpoints, run_outputs.is_complete, None)
 
     def _changes(self) -> list[str]:
         """Returns the differences of this start from what the run began with; InputError if they are not accepted."""

@@ -558,7 +558,7 @@ def test_a_cut_epoch_latest_is_set_aside_and_the_newest_whole_epoch_resumed(othe
     (run,) = run_ranks(superclip_train, *small_flags, *flags, cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
     place = "logs/with-head/checkpoints/epoch_"
-    resumes = f"resumes from {place}1.pt" if others else "starts anew"
+    resumes = f"resumes from {place}1.pt" if others else "starts from the beginning"
     assert f"is now {place}latest.pt.damaged; --resume latest {resumes}" in run.output, run.output[:300]
     assert ("Start epoch 0" in run.output) == (not others)
     assert len((checkpoints / "epoch_latest.pt.damaged").read_bytes()) == len(whole) // 2

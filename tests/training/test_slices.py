@@ -296,10 +296,9 @@ def test_three_ranks_and_four_resume_bit_for_bit(flags, world_size, train_flags,
 OTHER_ORDER = {  # what is given otherwise: what the one line says
     "--superclip-slices 4 --train-num-samples 12": "--superclip-slices is 4, and --resume: {file} is of a run with "
     "--superclip-slices 3: give --superclip-slices 3; to train otherwise",
-    "--seed 1": "--seed is 1, and --resume: {file} is of a run with --seed 0, from which",
-    "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data is {folder}/{{01..11}}.tar, and "
-    "--resume: {file} is of a run on other shards: give --train-data '{folder}/{{00..11}}.tar'",
-    "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "is of a run on other shards",
+    "--seed 1": "began with other things: --seed was 0 and is 1; resume with those",
+    "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data was 12 shards (",
+    "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "--train-data was 12 shards (",
 }
 
 
@@ -329,10 +328,13 @@ def test_a_resumed_run_that_would_read_other_shards_in_the_rest_of_its_pass_is_r
 
 OTHERWISE = {  # what is given otherwise: what the one line says
     "--lr 1e-2": "--lr was 0.001 and is 0.01",
-    "--model {other}": "--model was local-dir:",
+    "--model {other}": "--model was sha256:",
     "--batch-size 8": "the global batch was 4 and is 8",
     "--grad-clip-norm 1": "--grad-clip-norm was not given and is 1.0",
     "--epochs 8": "--epochs was 1 and is 8",
+    "--local-loss": "--local-loss was False and is True",
+    "--gather-with-grad": "--gather-with-grad was False and is True",
+    "--torchcompile": "--torchcompile was False and is True",
 }
 
 
@@ -357,6 +359,38 @@ def test_a_resumed_run_that_began_with_anything_else_is_refused_by_name(
     (noted,) = json.loads((folder / "began_with.json").read_text())["changes"]
     assert reason in "; ".join(noted["changed"])
     parse_args(argv)  # which is what it goes on with now
+
+
+def test_a_refused_resume_renames_no_checkpoint(began, train_data, train_flags, parse_args, tmp_path):
+    cut = began.with_name("epoch_3.pt")
+    cut.write_bytes(began.read_bytes()[:200])
+    argv = [*train_flags, *slice_flags(train_data), "--logs", str(tmp_path / "logs"), "--resume", "latest"]
+    for refused in (["--seed", "1"], ["--train-data", "nix.tar"], ["--superclip-weight", "1"]):
+        with pytest.raises(SystemExit):
+            parse_args([*argv, *refused])
+        assert cut.exists()
+    assert parse_args(argv).resume == "latest"
+    assert [path.name for path in sorted(cut.parent.iterdir())] == ["epoch_2.pt", "epoch_3.pt.damaged"]
+
+
+def test_files_and_models_are_compared_by_their_content_wherever_they_lie(
+    train_data, train_flags, tiny_model, parse_args, tmp_path
+):
+    args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
+    for name in ("idf", "same"):
+        (tmp_path / name).write_text("counts")
+    moved = shutil.copytree(tiny_model.removeprefix("local-dir:"), tmp_path / "moved")
+    options = {"superclip": True, "superclip_idf": str(tmp_path / "idf"), "model": tiny_model}
+    before = beginning(args | options, 1)
+    elsewhere = options | {"superclip_idf": str(tmp_path / "same"), "model": f"local-dir:{moved}"}
+    assert differences(before, beginning(args | elsewhere, 1)) == []
+    by_path = before | {"options": before["options"] | options}  # as an earlier version recorded it
+    assert differences(by_path, beginning(args | elsewhere, 1)) == []
+    (tmp_path / "idf").write_text("other counts")
+    for record in (before, by_path):
+        differs = beginning(args | options, 1) if record is before else beginning(args | elsewhere, 1)
+        (line,) = differences(record, differs)
+        assert re.fullmatch(r"--superclip-idf was \S+ and is sha256:\w{8}", line)
 
 
 def test_packages_and_shards_of_another_version_are_other_things(train_data, train_flags, parse_args, tmp_path):
@@ -395,7 +429,7 @@ def test_shards_that_have_moved_are_the_same_shards(began, train_data, parse_arg
     params.write_text(params.read_text().replace(str(Path(train_data).parent), "/where/they/were"))
     argv = [*slice_flags(train_data), "--workers", "0", "--resume", str(began)]
     assert parse_args(argv).resume == str(began)
-    with pytest.raises(SystemExit, match="is of a run on other shards"):
+    with pytest.raises(SystemExit, match=r"--train-data was 12 shards \(.{8}\) and is 11 shards"):
         parse_args([*argv, "--train-data", train_data.replace("{00..11}", "{01..11}")])
 
 
@@ -407,8 +441,8 @@ REFUSED = {
     "no data at all": ("--superclip-slices 3 --dataset-type synthetic", "--dataset-type is synthetic"),
     "resampled": (f"{FLAGS} --dataset-resampled", "--dataset-resampled"),
     "braces": (f"{FLAGS} --train-data x/{{{{0..1.tar", "--train-data"),
-    "too few shards": (f"{FLAGS} --superclip-slices 13 --workers 0", "has 12 shards; expected 13"),
-    "too few for the workers": (f"{FLAGS} --workers 5", "has 12 shards; expected 15"),
+    "too few shards": (f"{FLAGS} --superclip-slices 13 --workers 0", "expected 13"),
+    "too few for the workers": (f"{FLAGS} --workers 5", "expected 15"),
     "no samples": ("--superclip-slices 3 --train-data {shards} --workers 1", "--train-num-samples is not given"),
 }  # fmt: skip
 
@@ -430,7 +464,7 @@ def test_too_few_shards_for_the_ranks_are_refused_and_the_run_is_not_begun(train
     for run in run_ranks(superclip_train, *argv, world_size=2, cwd=tmp_path):
         assert run.returncode == 1
         (error,) = run.errors()
-        assert error.endswith("12 shards; expected 16 or more, 4 slices × 2 ranks × 2 workers")
+        assert error.endswith("4 slices × 2 ranks × 2 workers; expected 16 or more, or --workers 1")
     assert not (tmp_path / "logs").exists()
 
 

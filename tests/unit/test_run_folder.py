@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.resume import read_beginning
+from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs import launcher, progress
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
@@ -201,7 +202,7 @@ def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
     content[content.rindex(place)] ^= bit
     (folder / "epoch_10.pt").write_bytes(content)
     assert run_outputs.newest(folder) >= 9
-    assert run_outputs.set_damaged_aside(folder) == [folder / "epoch_10.pt.damaged"]
+    assert quarantine(folder, run_outputs.is_whole, "damaged") == [folder / "epoch_10.pt.damaged"]
     assert list(run_outputs.checkpoints(folder)) == [8, 9]
 
 
@@ -211,7 +212,7 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
     path = folder / "epoch_2.pt"
     os.truncate(path, size % path.stat().st_size)
     assert run_outputs.newest(folder) == 1
-    assert run_outputs.remove_cut(folder) == [path]
+    assert quarantine(folder, run_outputs.is_complete, None) == [path]
     assert list(run_outputs.checkpoints(folder)) == [1]
 
 
@@ -265,7 +266,9 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
     for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
         torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
-    assert run_outputs.set_ruined_aside(folder) == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
+    assert quarantine(folder, run_outputs.holds_numbers, "ruined") == [
+        folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
+    ]
     assert list(run_outputs.checkpoints(folder)) == [1, 2]
 
 
@@ -563,9 +566,12 @@ def test_a_rehearsals_report_calls_no_difference_a_gpus_where_there_is_none(foun
     assert _resumed({"steps": 8, **dict(zip(names, found, strict=True))}, device) == said
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"options": []}'])
-def test_a_record_of_the_beginning_that_is_broken_does_not_pass_for_none(content, tmp_path):
-    assert read_beginning(tmp_path) is None
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
+def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
-    with pytest.raises(InputError, match="is broken: without it nobody knows"):
-        read_beginning(tmp_path)
+    assert read_beginning(tmp_path) is None
+    params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
+    (tmp_path / "params.txt").write_text(params)
+    record = read_beginning(tmp_path)
+    assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
+    assert record["shards"]["number"] == 4
