@@ -203,6 +203,10 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     if not all(isinstance(name, str) for name in state):
         raise InputError(f"{file} is no checkpoint of a model: its tensors have no names")
     names = {name: name.replace("_orig_mod.", "").removeprefix("module.") for name in state}
+    plain = list(names.values())
+    if len(set(plain)) < len(plain):
+        twice = next(name for name in names if plain.count(names[name]) > 1 and name != names[name])
+        raise InputError(f"{file} holds {names[twice]} twice, once as {twice}: expected one tensor for each name")
     weights = {names[name]: state[name] for name in state if not names[name].startswith(TRAINING_ONLY)}
     check_kinds(weights, str(file))
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):

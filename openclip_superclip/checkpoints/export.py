@@ -127,7 +127,9 @@ class Card:
         return str(self.run.options.get("model", "")), str(self.run.options.get("pretrained", ""))
 
     def _front_matter(self) -> str:
-        lines = [f"license: {json.dumps(self.license)}", f"library_name: {self.library}"]
+        is_identifier = re.fullmatch(r"[\w.-]+", self.license)
+        lines = [f"license: {self.license if is_identifier else json.dumps(self.license)}"]
+        lines += [f"library_name: {self.library}"]
         lines += ["pipeline_tag: zero-shot-image-classification", "tags:", "- clip"]
         lines += ["- superclip"] * (self.num_captions is not None)
         if repo := open_clip.get_pretrained_cfg(*self._start).get("hf_hub", ""):
@@ -151,8 +153,8 @@ def _list(facts: dict) -> str:
 
 def _plain(value) -> str:
     """Returns a value in one line that is text in Markdown, with the name alone of a file or folder."""
-    text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,]+/)+", r"\1", " ".join(str(value).split()))
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
+    text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
 
 
 def write_model(

@@ -173,17 +173,9 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
 
 
 # What OpenCLIP's tokenizer cleans with ftfy and html.unescape, as far as rules can follow: all but mojibake and rare
-# entities. "&amp;" comes first, as OpenCLIP unescapes twice.
-ENTITIES = {
-    "&amp;": "&",
-    "&lt;": "<",
-    "&gt;": ">",
-    "&quot;": '"',
-    "&#39;": "'",
-    "&#x27;": "'",
-    "&apos;": "'",
-    "&nbsp;": " ",
-}
+# entities. OpenCLIP unescapes twice.
+ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&apos;": "'", "&nbsp;": " "}
+AMPERSAND = "&(amp;)+"
 COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and letters of full width
 QUOTES = {"[\u2018\u2019\u201a\u201b]": "'", "[\u201c\u201d\u201e\u201f]": '"'}
 CONTROL = r"[\x00-\x08\x0e-\x1f\x7f\ufeff]"
@@ -207,6 +199,7 @@ def _tokenizer(architecture: Architecture):
     replaced = ENTITIES | {letter: unicodedata.normalize("NFKC", letter) for letter in COMPATIBLE}
     bpe.normalizer = normalizers.Sequence([
         normalizers.NFC(),
+        normalizers.Replace(Regex(AMPERSAND), "&"),
         *(normalizers.Replace(found, meant) for found, meant in replaced.items()),
         *(normalizers.Replace(Regex(found), meant) for found, meant in {**QUOTES, CONTROL: "", r"\s+": " "}.items()),
         normalizers.Strip(),

@@ -27,8 +27,10 @@ from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
 from openclip_superclip.checkpoints.export import as_hugging_face
+from openclip_superclip.checkpoints.hugging_face import clip_config
 from openclip_superclip.checkpoints.run_outputs import run_behind
 from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.errors import InputError
@@ -189,13 +191,14 @@ def test_the_model_card_says_what_is_known_and_nothing_else(trained, csv_data, t
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: open_clip\n")
     for fact in (
-        f"- data: {csv_data}", "- captions seen with the class loss: 64", "- learning rate: 0.001",
+        f"- data: {csv_data.name}\n", "- captions seen with the class loss: 64", "- learning rate: 0.001",
         "- weight of the class loss λ: 1.0", "- global batch: 16", f"openclip-superclip {superclip.__version__}",
         "| image_to_text_R@1 | ",
     ):  # fmt: skip
         assert fact in card
-    assert "base_model" not in card
-    assert "None" not in card
+    assert "- superclip\n" in card and "this is the model without it" in card
+    for absent in ("base_model", "None", str(tmp_path), str(csv_data.parent)):
+        assert absent not in card
 
 
 def test_the_model_card_of_a_lone_plain_file_claims_no_recipe_and_no_class_loss(tmp_path):
@@ -204,8 +207,18 @@ def test_the_model_card_of_a_lone_plain_file_claims_no_recipe_and_no_class_loss(
     assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: unknown" in card
-    for claim in ("Recipe", "Measured", "data:", "captions seen", "trained with the class loss"):
+    for claim in ("Recipe", "Measured", "data:", "captions seen", "trained with the class loss", "- superclip"):
         assert claim not in card
+
+
+def test_nothing_that_a_file_records_of_its_run_is_markup_on_the_card(small):
+    record = {"seed": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/home/me/a.tar::/b/c.tar"}
+    file = small / "claims.safetensors"
+    save_file(load_file(small / "plain.safetensors"), file, metadata={"superclip_options": json.dumps(record)})
+    assert run(file, "--model", f"local-dir:{small}/model", "--out", small / "out") == 0
+    card = (small / "out" / "README.md").read_text()
+    assert "<script>" not in card and "\n# A heading" not in card
+    assert "- data: a.tar::c.tar\n" in card
 
 
 def test_released_weights_are_named_as_the_base_model(trained, tmp_path):
@@ -231,6 +244,8 @@ def test_the_head_stays_beside_the_model_where_asked(format, trained, tmp_path):
     kept = load_file(tmp_path / "out" / "superclip_head.safetensors")
     assert kept.keys() == {name for name in state if name.startswith(("class_head.", "statistics."))}
     assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "kept beside the model, in `superclip_head.safetensors`" in card and "without it" not in card
     if format != "hf":
         open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}/out")
 
@@ -272,16 +287,47 @@ def test_transformers_opens_a_clip_model_with_the_same_features(trained, tmp_pat
     torch.testing.assert_close(patches, hidden["image_intermediates"][-1], atol=1e-5, rtol=0)
 
 
-def test_the_processors_pictures_are_nearly_openclips(trained, tmp_path):
-    """torchvision resizes tensors and OpenCLIP pictures: the same but for rounding to 8 bits."""
+STRINGS = [
+    "a photo of a cat", "it’s a dog", "“quoted” text", "salt &amp; pepper", "ﬁne ﬂower", "café", "cafe\u0301", "naïve",
+    "a  b\tc", "100% real", "don't", "ＦＵＬＬ width", "a&lt;b", "em—dash", "ellipsis…", "😀", "ÄÖÜ ß", "x²", "№ 5",
+    "I've 2 dogs", "&quot;hi&quot;", "A.B.C.", "1,000", " trailing ", "\u00a0nbsp", "rock &#39;n&#39; roll",
+    "A&amp;amp;B",
+]  # fmt: skip
+
+
+def test_the_processor_gives_openclips_pixels_and_tokens(tmp_path):
+    """To the pixel with backend="pil": torchvision, the default, resizes tensors and rounds otherwise.
+
+    OpenCLIP rounds half a pixel of the crop's place to the even number, and transformers down.
+    """
     model = write_model(tmp_path / "model")
     torch.save(random_weights(model), tmp_path / "plain.pt")
     assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
-    picture = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 60).convert("RGB")
-    processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out")
     _, _, preprocess = open_clip.create_model_and_transforms(model)
-    difference = processor(picture, return_tensors="pt")["pixel_values"][0] - preprocess(picture)
-    assert difference.abs().max() < 0.05
+    exact, default = (
+        transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b) for b in ({"backend": "pil"}, {})
+    )
+    for size in ((60, 40), (80, 200), (32, 32), (400, 300)):
+        picture = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 60).convert("RGB")
+        ours = preprocess(picture)
+        assert torch.equal(exact(images=picture, return_tensors="pt")["pixel_values"][0], ours), size
+        assert (default(images=picture, return_tensors="pt")["pixel_values"][0] - ours).abs().max() < 0.05
+    tokenizer = open_clip.get_tokenizer(model)
+    for text in STRINGS:
+        assert default.tokenizer(text)["input_ids"] == [token for token in tokenizer(text)[0].tolist() if token], text
+
+
+def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_refused_by_name():
+    expressed = []
+    for name in open_clip.list_models():
+        try:
+            config = transformers.CLIPConfig(**clip_config(read_architecture(name)))
+        except InputError as error:
+            assert "is not a model that transformers' CLIPModel can express (" in str(error), name
+        else:
+            expressed.append(name)
+            assert config.vision_config.patch_size and config.vision_config.image_size, name
+    assert "ViT-B-16" in expressed and "RN50" not in expressed
 
 
 def test_custom_text_towers_of_openclips_own_are_expressed_too(tmp_path):
@@ -359,6 +405,7 @@ def small(tmp_path):
     """A folder with a small model's configuration beside a file of its weights."""
     model = write_model(tmp_path / "model", vision={"width": 16, "head_width": 16}, text={"width": 12})
     torch.save(random_weights(model), tmp_path / "plain.pt")
+    save_file(random_weights(model), tmp_path / "plain.safetensors")
     return tmp_path
 
 
@@ -375,6 +422,11 @@ IMPOSSIBLE = {  # a tensor of the checkpoint: what it holds, and what is said
     "meta": ("visual.proj", lambda t: t.to("meta"), "visual.proj is on the meta device"),
     "quantized": ("visual.proj", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized (qint8)"),
     "negative": ("statistics.num_captions", lambda t: t - 2000, "statistics.num_captions is -766"),
+    "most": (
+        "statistics.num_captions",
+        lambda t: torch.full_like(t, 2**63 - 1),
+        "is 9,223,372,036,854,775,807; exp",
+    ),
     "too many": ("statistics.document_frequency", lambda t: t + 300, "document_frequency[935] is 1,235; expected 0 to"),
 }
 
@@ -390,6 +442,13 @@ def test_weights_and_counts_that_cannot_be_are_refused_by_name(name, change, rea
     assert reason in error
     assert error.count("\n") == 1
     assert not (small / "out").exists()
+
+
+def test_a_name_with_and_without_a_prefix_is_not_exported_as_either(small, capsys):
+    weights = random_weights(f"local-dir:{small}/model")
+    torch.save(weights | {"module.visual.proj": weights["visual.proj"] + 1}, small / "both.pt")
+    assert run(small / "both.pt", "--model", f"local-dir:{small}/model", "--out", small / "out") == 1
+    assert "both.pt holds visual.proj twice, once as module.visual.proj" in capsys.readouterr().err
 
 
 def test_the_names_of_a_compiled_model_are_read(small):

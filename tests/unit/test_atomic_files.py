@@ -35,3 +35,17 @@ def test_an_output_is_blamed_for_its_own_errors_and_for_no_others(tmp_path):
         with pytest.raises(OSError):
             write(of_others)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_of_two_that_write_one_new_output_at_once_the_second_is_refused(is_folder, tmp_path):
+    out = tmp_path / "out"
+
+    def write(path, text):
+        (path.mkdir(), (path / "file").write_text(text)) if is_folder else path.write_text(text)
+
+    with pytest.raises(InputError, match=f"--out: {out} cannot be written"), whole_output(out, False) as part:
+        write(part, "second")
+        write(out, "first")  # by another process meanwhile
+    assert (out / "file" if is_folder else out).read_text() == "first"
+    assert list(tmp_path.iterdir()) == [out]

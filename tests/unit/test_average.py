@@ -1,5 +1,7 @@
 """Means of checkpoints, and what lies between released weights and fine-tuned ones."""
 
+import shutil
+
 import open_clip
 import pytest
 import torch
@@ -56,6 +58,14 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
             assert torch.equal(tensor, parts[2][name]), name
     assert mean["statistics.num_captions"] == 30
     superclip.create_model_and_transforms(f"local-dir:{files}/model")[0].load_state_dict(mean)
+
+
+def test_the_counts_of_one_checkpoint_are_not_added_twice(files, tmp_path, capsys):
+    copy = shutil.copy(files / "2.pt", tmp_path / "copy.pt")
+    argv = ["average", files / "2.pt", files / "1.pt", copy, "--out", tmp_path / "sum.pt"]
+    assert run(*argv, "--add-counts") == 1
+    assert f"--add-counts: {copy} and {files}/2.pt are the same checkpoint" in capsys.readouterr().err
+    assert run(*argv) == 0
 
 
 def test_counts_are_added_where_asked(files, tmp_path):
