@@ -227,6 +227,14 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
 
 
+def holds_numbers(path: Path) -> bool:
+    """Returns whether a checkpoint can be read and no weight in it is NaN or infinite."""
+    try:
+        return all(map(is_finite, read_checkpoint(path).weights.values()))
+    except InputError:
+        return False
+
+
 def holds_head(names: Iterable[str]) -> bool:
     """Returns whether weights of these names hold a class head."""
     return any(name.startswith(HEAD_PREFIXES) for name in names)

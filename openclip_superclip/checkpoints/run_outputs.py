@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import InputError
 from ..files import read_json
 from . import RECORD_BESIDE, is_sharded
 
@@ -179,16 +178,6 @@ def is_whole(path: Path) -> bool:
     except Exception:  # a checksum is wrong, there is no list of contents, or it names what cannot be
         return False
     return True
-
-
-def holds_numbers(path: Path) -> bool:
-    """Returns whether a checkpoint can be read and no weight in it is NaN or infinite."""
-    from .checkpoint import is_finite, read_checkpoint
-
-    try:
-        return all(map(is_finite, read_checkpoint(path).weights.values()))
-    except InputError:
-        return False
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:

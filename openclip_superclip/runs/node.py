@@ -206,10 +206,12 @@ class NodeTraining:
             return first_failure(self.logs)
         self._beat(at_once=True)
         each_second()
+        from ..checkpoints.checkpoint import holds_numbers  # imports torch
+
         last = self.folder.checkpoints / f"epoch_{run.num_slices}.pt"
         if run_outputs.newest(self.folder.checkpoints) < run.num_slices:
             return Failure("the training", f"it ended without checkpoints/{last.name}")
-        if not run_outputs.holds_numbers(last):
+        if not holds_numbers(last):
             return Failure("", f"the weights are not finite after the last step, {run.steps}", kind=LOSS)
         return None
 
@@ -286,7 +288,9 @@ class NodeTraining:
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
         if failure.kind == LOSS:
-            for path in run_outputs.quarantine(folder.checkpoints, run_outputs.holds_numbers, "ruined"):
+            from ..checkpoints.checkpoint import holds_numbers  # imports torch
+
+            for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} holds weights that are not finite and was set aside as {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
         if failure.kind in (HARDWARE, STALL, NODE) and not self.disk_was_full:

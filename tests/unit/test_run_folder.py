@@ -19,6 +19,7 @@ from support.tiny_run import write_recipe
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from openclip_superclip.checkpoints import run_outputs
+from openclip_superclip.checkpoints.checkpoint import holds_numbers
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
@@ -266,9 +267,7 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
     for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
         torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
-    assert quarantine(folder, run_outputs.holds_numbers, "ruined") == [
-        folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
-    ]
+    assert quarantine(folder, holds_numbers, "ruined") == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
     assert list(run_outputs.checkpoints(folder)) == [1, 2]
 
 
