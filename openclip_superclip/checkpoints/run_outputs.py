@@ -9,15 +9,12 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ..files import read_json
 from . import RECORD_BESIDE, is_sharded
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
 
 # What a mean of checkpoints and an export's head keep of the options: what defines the model, and how it was trained.
 KEPT = (
@@ -38,15 +35,15 @@ class RunRecord(NamedTuple):
     measures: dict[str, float]  # of results.jsonl, of the checkpoint's epoch
 
 
-def run_behind(checkpoint: "Checkpoint") -> RunRecord:
-    """Returns what the file itself records of the run, or what OpenCLIP's trainer wrote beside it."""
+def run_behind(checkpoint) -> RunRecord:
+    """Returns what the file of a Checkpoint records of its run, or what OpenCLIP's trainer wrote beside it."""
     if checkpoint.options:
         return RunRecord(checkpoint.options, {})
     return read_run_record(checkpoint.path, checkpoint.epoch)
 
 
-def options_to_keep(checkpoint: "Checkpoint") -> dict:
-    """Returns the options that another file is to record, the model's folder by its absolute path."""
+def options_to_keep(checkpoint) -> dict:
+    """Returns the options of a Checkpoint that another file is to record, the model's folder by its absolute path."""
     from open_clip.constants import HF_CONFIG_NAME
 
     options = {name: value for name, value in run_behind(checkpoint).options.items() if name in KEPT}
