@@ -27,6 +27,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from ..environment import replaced, require
 from ..errors import InputError
+from .suites import SUITES
 
 
 def collate(samples: list[tuple]) -> list:
@@ -172,41 +173,6 @@ def _pairs(pictures: Path, labels: Path) -> tuple[list[str], list[str]]:
     if not found:
         raise InputError(f"{pictures} holds no picture; expected .jpg or .png, and its label in {labels}")
     return list(map(str, found.values())), list(map(str, wanted.values()))
-
-
-DATACOMP_CLASSIFICATION = [
-    "imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-o", "imagenet-r", "objectnet",
-    "vtab/cifar10", "country211", "fgvc_aircraft", "food101", "gtsrb", "mnist", "voc2007", "renderedsst2", "cars",
-    "stl10", "sun397", "vtab/caltech101", "vtab/cifar100", "vtab/clevr_count_all",
-    "vtab/clevr_closest_object_distance", "vtab/dtd", "vtab/eurosat", "vtab/kitti_closest_vehicle_distance",
-    "vtab/flowers", "vtab/pets", "vtab/pcam", "vtab/resisc45", "vtab/svhn",
-]  # fmt: skip
-
-
-RETRIEVAL = ["mscoco_captions", "flickr30k"]
-VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
-    "imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "fer2013", "voc2007",
-    "voc2007_multilabel", "sun397", "cars", "fgvc_aircraft", "mnist", "stl10", "gtsrb", "country211", "renderedsst2",
-    "vtab/caltech101", "vtab/cifar10", "vtab/cifar100", "vtab/clevr_count_all", "vtab/clevr_closest_object_distance",
-    "vtab/diabetic_retinopathy", "vtab/dmlab", "vtab/dsprites_label_orientation", "vtab/dsprites_label_x_position",
-    "vtab/dtd", "vtab/eurosat", "vtab/kitti_closest_vehicle_distance", "vtab/flowers", "vtab/pets", "vtab/pcam",
-    "vtab/resisc45", "vtab/smallnorb_label_azimuth", "vtab/smallnorb_label_elevation", "vtab/svhn",
-]  # fmt: skip
-
-
-# The data sets for classification in CLIP_benchmark's own list, benchmark/webdatasets.txt. The paper does not name its
-# 38: its models' averages lie within two points of what CLIP_benchmark publishes for these, and 6 to 11 off DataComp's.
-THE_38 = [*VTAB_PLUS, "imagenet-o", "vtab/dsprites_label_y_position"]
-SUITES = {
-    "zeroshot": ("zeroshot_classification", THE_38),
-    "datacomp": ("zeroshot_classification", DATACOMP_CLASSIFICATION),
-    "retrieval": ("zeroshot_retrieval", RETRIEVAL),
-    "probe": ("linear_probe", ["imagenet1k"]),
-    "fewshot": ("few_shot", ["imagenet1k"]),
-    "knn": ("knn", ["imagenet1k"]),
-    "compositional": ("image_caption_selection", [*builder.dataset_collection["sugar_crepe"], "winoground"]),
-    "dense": ("dense", ["pascal_voc", "ade20k", "nyuv2"]),  # the data say which task
-}
 
 
 FITTED = ("linear_probe", "few_shot", "knn")  # to the split train

@@ -10,72 +10,11 @@ from typing import NamedTuple
 
 from ..files import write_json
 from ..pages import markdown_table
-from .datasets import DATACOMP_CLASSIFICATION, RETRIEVAL, SUITES, THE_38
 from .outcomes import Estimate, Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
+from .suites import RETRIEVAL, SUITES, THE_38, averaged
 from .tasks import SHOTS
 
-DATACOMP_BY_CLASS = {"fgvc_aircraft", "vtab/caltech101", "vtab/flowers", "vtab/pets"}  # mean recall of the classes
-DATACOMP = [*DATACOMP_CLASSIFICATION, *RETRIEVAL]
 NOT_IN_CLIP_BENCHMARK = ("WinoGAViL", "iWildCam", "Camelyon17", "FMoW", "Dollar Street", "GeoDE")  # of DataComp's
-
-
-def measures(record: dict, by_class: bool = False) -> list[str]:
-    """Returns the measures of a result whose mean is its part in an average: accuracy, mean average precision, or both
-    R@1; none where it has none.
-
-    Args:
-        record: as its JSON file holds it, with CLIP_benchmark's names of task and metrics.
-        by_class: whether the mean recall of the classes stands for the accuracy.
-    """
-    metrics, task = record["metrics"], record.get("task")
-    if task == "zeroshot_retrieval":
-        sides = [f"{side}_retrieval_recall@1" for side in ("image", "text")]
-        return sides if None not in map(metrics.get, sides) else []
-    if task != "zeroshot_classification":
-        return []
-    accuracy = "mean_per_class_recall" if by_class else "acc1"
-    return next(([name] for name in (accuracy, "mean_average_precision") if metrics.get(name) is not None), [])
-
-
-def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, list[str]]]]]:
-    """Returns what each average is over, by its row's label: for each model the same data sets' results and measures.
-
-    They are the data sets that all models share, two at least.
-
-    Args:
-        models: the results of each, as their JSON files hold them.
-    """
-    rows = {}
-    for names, by_class, whole, some in (
-        (THE_38, set(), "average of 38", "average of {} of the 38"),
-        (DATACOMP, DATACOMP_BY_CLASS, "datacomp38 (32 of 38)", "datacomp38 ({} of 38)"),
-    ):
-        found = [_parts(records, names, by_class) for records in models]
-        shared = [name for name in names if all(name in parts for parts in found)]
-        if len(shared) > 1:
-            label = whole if len(shared) == len(names) else some.format(len(shared))
-            rows[label] = [[parts[name] for name in shared] for parts in found]
-    return rows
-
-
-def averages(models: list[list[dict]]) -> dict[str, list[float]]:
-    """Returns each average by its row's label, one value a model, over the data sets that all models share."""
-    return {
-        label: [
-            statistics.mean(statistics.mean(record["metrics"][name] for name in names) for record, names in parts)
-            for parts in found
-        ]
-        for label, found in averaged(models).items()
-    }
-
-
-def _parts(records: list[dict], names: list[str], by_class: set[str]) -> dict[str, tuple[dict, list[str]]]:
-    found = {}
-    for record in records:
-        name = record.get("dataset")
-        if name in names and (shown := measures(record, name in by_class)):
-            found[name] = record, shown
-    return found
 
 
 PACKAGES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.run_outputs import read_run_record
-from ..evaluation.results import averages
+from ..evaluation.suites import averages
 from ..files import content_digest, file_identity
 
 PAPER_DATASETS = {

@@ -27,7 +27,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.demo.scenes import NAMES, scenes, write_dense_scenes
-from openclip_superclip.evaluation.datasets import SUITES
+from openclip_superclip.evaluation.suites import SUITES
 from openclip_superclip.evaluation.tasks import evaluate_probe
 
 NUM_SCENES = 120

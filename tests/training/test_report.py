@@ -663,7 +663,7 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_says_why(be
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
-    from openclip_superclip.evaluation.datasets import RETRIEVAL, THE_38
+    from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
 
     retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
     scores = {(name, "zeroshot_classification"): {"acc1": n / 38, "acc5": 0.9} for n, name in enumerate(THE_38)}

@@ -2,8 +2,16 @@
 
 import pytest
 
-from openclip_superclip.evaluation.datasets import RETRIEVAL, THE_38, VTAB_PLUS
-from openclip_superclip.evaluation.results import DATACOMP, DATACOMP_BY_CLASS, NOT_IN_CLIP_BENCHMARK, averages
+from openclip_superclip.evaluation.results import NOT_IN_CLIP_BENCHMARK
+from openclip_superclip.evaluation.suites import (
+    DATACOMP,
+    DATACOMP_BY_CLASS,
+    RETRIEVAL,
+    SUGAR_CREPE,
+    THE_38,
+    VTAB_PLUS,
+    averages,
+)
 
 RECALL = {"image_retrieval_recall@1": 0.2, "text_retrieval_recall@1": 0.6}
 ACCURACY = {"acc1": 0.5, "mean_per_class_recall": 0.1}
@@ -18,6 +26,7 @@ def results(names: list[str]) -> list[dict]:
 def test_vtab_plus_is_clip_benchmarks():
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     assert builder.dataset_collection["vtab+"] == VTAB_PLUS
+    assert builder.dataset_collection["sugar_crepe"] == SUGAR_CREPE
 
 
 def test_both_are_of_38_data_sets():

@@ -118,3 +118,14 @@ def test_doctor_prints_ten_lines():
 def test_help_keeps_within_100_columns(command):
     done = call(*MODULE, *command.split(), "--help")
     assert [line for line in done.stdout.splitlines() if len(line) > 100] == []
+
+
+def test_only_evaluate_needs_clip_benchmark():
+    """Everything that the extra `report` promises imports without the extra `eval`."""
+    program = (
+        "import sys; sys.modules['clip_benchmark'] = None\n"
+        "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
+        "import openclip_superclip.studies.figures, openclip_superclip.studies.report"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -248,7 +248,7 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records(study)
 def test_a_run_that_lacks_a_measure_is_named(study):
     found = records(A=[50, 60], B=[53, 62])
     del found[2]["measures"]["zero_shot"]
-    with pytest.raises(InputError, match="B_seed0 was measured without zero_shot: probe was found. If its training"):
+    with pytest.raises(InputError, match=r"B_seed0 was measured without zero_shot: probe was found\. If its training"):
         StudyResults(study, found)
     with pytest.raises(InputError, match="A_seed0 was measured without zero_shot: nothing was found"):
         StudyResults(study, [{**found[0], "measures": {}}])
