@@ -37,12 +37,13 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         return made(tokenizer)
     shared_epoch = open_clip_train.data.SharedEpoch(epoch)
     hook = hooks.plugin_manager().hook
-    order = None
-    if get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled:
+    order, is_pass = None, get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
+    if is_pass:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
     caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
     if order is None and caption_tokens is None:
-        return made(tokenizer)
+        with _exchanged(**({"wds": current().WebDataset(args, None, None)} if is_pass else {})):
+            return made(tokenizer)
     instead = {"SharedEpoch": lambda *_, **__: shared_epoch, "wds": current().WebDataset(args, order, caption_tokens)}
     if order is not None:
         instead["detshuffle2"] = lambda **_: order[0]

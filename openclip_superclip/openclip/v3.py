@@ -4,6 +4,7 @@ import functools
 import inspect
 
 from .. import hooks
+from ..errors import InputError
 
 TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 HAS_TASKS = False
@@ -54,7 +55,7 @@ class WebDataset:
     """
 
     def __init__(self, args, order, caption_tokens):
-        self.order, self.caption_tokens = order, caption_tokens
+        self.order, self.caption_tokens, self.batch_size = order, caption_tokens, args.batch_size
 
     def __getattr__(self, name):
         import webdataset
@@ -67,9 +68,21 @@ class WebDataset:
     def rename(self, **names):
         rename = self.__getattr__("rename")
         if self.caption_tokens is None:
-            return rename(**names)
+            renamed = rename(**names)
+            return lambda samples: renamed(self._at_least_a_batch(samples))
         rename_all = rename(**self.names(names))
         return lambda samples: rename_all(self._with_tokens(samples))
+
+    def _at_least_a_batch(self, samples):
+        """Yields the samples of a pass; InputError for less than a batch, as OpenCLIP would start over forever."""
+        number = 0
+        for number, sample in enumerate(samples, start=1):  # noqa: B007
+            yield sample
+        if number < self.batch_size:
+            raise InputError(
+                f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
+                f"{self.batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
+            )
 
     def names(self, names: dict[str, str]) -> dict[str, str]:
         """Returns the names of a sample that has tokens, given OpenCLIP's."""

@@ -494,3 +494,19 @@ def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_for
 
 def test_evaluation_alone_ignores_the_flag(parse_args, train_data):
     assert parse_args(["--superclip-slices", "3", "--val-data", train_data]).superclip_slices == 3
+
+
+@pytest.mark.parametrize("flags", [[], ["--superclip-slices", "1"]], ids=["stock", "slices"])
+def test_a_pass_of_which_no_sample_can_be_decoded_ends_the_run(flags, train_flags, train_data, tmp_path):
+    shutil.copytree(Path(train_data).parent, tmp_path / "shards")
+    shards = sorted((tmp_path / "shards").glob("*.tar"))
+    for shard in shards[1:5] if flags else shards:  # the checks read the first and the last
+        with webdataset.TarWriter(str(shard)) as tar:
+            for sample in range(4):
+                tar.write({"__key__": f"{shard.stem}{sample}", "png": b"no image", "txt": "a cat"})
+    pattern = f"{tmp_path}/shards/{{01..04}}.tar" if not flags else f"{tmp_path}/shards/{{00..05}}.tar"
+    argv = [*train_flags, "--train-data", pattern, "--dataset-type", "webdataset", "--train-num-samples", "16"]
+    (run,) = run_ranks(superclip_train, *argv, "--batch-size", "16", *flags, "--workers", "0", cwd=tmp_path)
+    assert run.returncode == 1, run.output[-2000:]
+    assert "of the shards that a worker reads" in run.output
+    assert "--batch-size is 16; expected a full batch or more" in run.output
