@@ -6,18 +6,19 @@ import math
 import os
 
 from .errors import InputError
+from .rules import Rule, check
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
-
-
 HEAD_INPUTS = ("patches", "pooled", "both")
-
-
 RECORDED_ALONE = ("word_course",)  # fields on which the weights do not depend
 
 
-def _flag(flag: str, default, help: str, **argparse_options):
-    return dataclasses.field(default=default, metadata={"flag": flag, "help": help, **argparse_options})
+def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argparse_options):
+    """Declares a flag; `choices` are checked by `_check_choices`, and shown unless there is a metavar."""
+    if choices and "metavar" not in argparse_options:
+        argparse_options["metavar"] = f"{{{','.join(choices)}}}"
+    metadata = {"flag": flag, "help": help, "choices": choices, "argparse": argparse_options}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,15 @@ class Config:
     head_warmup: int = _flag(
         "--superclip-head-warmup",
         0,
-        "samples during which a fresh head learns alone: the class loss does not reach the vision tower in steps that "
+        "samples during which a new head learns alone: the class loss does not reach the vision tower in steps that "
         "end within them",
         type=int,
     )
-
     head_input: str = _flag(
         "--superclip-head-input",
         "patches",
         "what the class head reads: the mean patch token, the pooled vector before the projection, or their sum",
-        metavar="{patches,pooled,both}",
+        HEAD_INPUTS,
     )
     captions: str = _flag(
         "--superclip-captions",
@@ -71,8 +71,8 @@ class Config:
     missing_long: str = _flag(
         "--superclip-missing-long",
         "use-short",
-        "what becomes of a sample without a long caption: its short one stands in, it is left out, or the run ends",
-        metavar="{use-short,skip,error}",
+        "how to handle a sample without a long caption: use its short one, leave it out, or end the run",
+        ("use-short", "skip", "error"),
     )
     long_context: int = _flag(
         "--superclip-long-context",
@@ -86,14 +86,15 @@ class Config:
         f"a control for studies ({', '.join(PLACEBOS)}): the class loss has the captions of other images, no gradient "
         "below its head, or the same target for all (the words' weighted frequencies); it is replaced by a second "
         "contrastive loss on what the head reads; or the image tower learns from it alone",
+        PLACEBOS,
         metavar="CONTROL",
     )
     word_course: str = _flag(
         "--superclip-word-course",
         "on",
-        "record after each epoch how well each word is known, in words/epoch_N.safetensors beside the checkpoints, "
-        "which superclip words --course and superclip report read",
-        metavar="{on,off}",
+        "record after each epoch how well a sample of the captions shows each word to be known, in "
+        "words/epoch_N.safetensors beside the checkpoints, for superclip words --course and superclip report",
+        ("on", "off"),
     )
 
     @property
@@ -101,56 +102,56 @@ class Config:
         """The probability of the short caption; None for dual, which takes both."""
         return short_share(self.captions)
 
-    def __post_init__(self):
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise InputError(f"--superclip-weight is {self.weight}; expected a finite number, 0 or more")
-        if is_idf_file(self.idf) and not os.path.isfile(self.idf):
-            raise InputError(
-                f"--superclip-idf is '{self.idf}'; expected online, off or a file that superclip frequencies wrote"
-            )
-        if self.head_warmup < 0:
-            raise InputError(f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples")
-        if self.special_tokens and is_idf_file(self.idf):
-            raise InputError(
-                "--superclip-special-tokens cannot go with a file for --superclip-idf: it does not count those tokens"
-            )
-        if self.head_input not in HEAD_INPUTS:
-            raise InputError(f"--superclip-head-input is '{self.head_input}'; expected one of {', '.join(HEAD_INPUTS)}")
-        if self.placebo not in PLACEBOS:
-            raise InputError(f"--superclip-placebo is '{self.placebo}'; expected one of {', '.join(PLACEBOS)}")
-        if self.word_course not in ("on", "off"):
-            raise InputError(f"--superclip-word-course is '{self.word_course}'; expected on or off")
-        self._check_captions()
+    @property
+    def long_caption_key(self) -> str:
+        """The place of the long caption; "" if none is read."""
+        return self.long_caption if self.captions != "short" else ""
 
-    def _check_captions(self) -> None:
-        if self.captions not in ("short", "long", "dual"):
-            share = self.short_share
-            if share is None or not 0 <= share <= 1:
-                raise InputError(
-                    f"--superclip-captions is '{self.captions}'; expected short, long, dual, or mixed:P with the short "
-                    "caption's probability P from 0 to 1"
-                )
-        if self.captions != "short" and not self.long_caption:
-            raise InputError(
-                f"--superclip-captions {self.captions} needs --superclip-long-caption: long.txt, json:FIELD or a column"
+    def __post_init__(self):
+        _check_choices(self)
+        check(METHOD, self)
+
+
+METHOD = [
+    Rule(
+        "--superclip-weight is {weight}; expected a finite number, 0 or more",
+        lambda c: not (math.isfinite(c.weight) and c.weight >= 0),
+    ),
+    Rule(
+        "--superclip-idf is '{idf}'; expected online, off or a file that superclip frequencies wrote",
+        lambda c: is_idf_file(c.idf) and not os.path.isfile(c.idf),
+    ),
+    Rule("--superclip-head-warmup is {head_warmup}; expected 0 or more samples", lambda c: c.head_warmup < 0),
+    Rule(
+        "--superclip-special-tokens cannot go with a file for --superclip-idf, which does not count those tokens",
+        lambda c: c.special_tokens and is_idf_file(c.idf),
+    ),
+    Rule(
+        "--superclip-captions is '{captions}'; expected short, long, dual, or mixed:P with the short caption's "
+        "probability P from 0 to 1",
+        lambda c: c.captions != "dual" and not 0 <= (-1 if c.short_share is None else c.short_share) <= 1,
+    ),
+    Rule(
+        "--superclip-captions {captions} needs --superclip-long-caption: long.txt, json:FIELD or a column",
+        lambda c: c.captions != "short" and not c.long_caption,
+    ),
+    Rule(
+        "{found} does nothing with --superclip-captions short: add --superclip-captions long, mixed:P or dual, or "
+        "leave it out",
+        lambda c: (
+            c.captions == "short"
+            and (
+                (c.long_caption and f"--superclip-long-caption {c.long_caption}")
+                or (c.missing_long != "use-short" and f"--superclip-missing-long {c.missing_long}")
             )
-        if self.missing_long not in ("use-short", "skip", "error"):
-            raise InputError(f"--superclip-missing-long is '{self.missing_long}'; expected use-short, skip or error")
-        if self.captions == "short":
-            for flag, value in (
-                ("--superclip-long-caption", self.long_caption),
-                ("--superclip-missing-long", self.missing_long.removeprefix("use-short")),
-            ):
-                if value:
-                    raise InputError(
-                        f"{flag} {value} does nothing with --superclip-captions short: add --superclip-captions long, "
-                        f"mixed:P or dual, or leave {flag} out"
-                    )
-        if self.long_context and (self.long_context < 3 or self.captions != "dual"):
-            raise InputError(
-                f"--superclip-long-context is {self.long_context}; expected 3 tokens or more, and "
-                "--superclip-captions dual: no text tower reads that caption"
-            )
+        ),
+    ),
+    Rule(
+        "--superclip-long-context is {long_context}; expected 3 tokens or more, and --superclip-captions dual: no text "
+        "tower reads that caption",
+        lambda c: c.long_context and (c.long_context < 3 or c.captions != "dual"),
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,21 +175,35 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        if self.accept_changes and self.slices is None:
-            raise InputError(
-                "--superclip-accept-changes does nothing without --superclip-slices: runs without it are not compared"
-            )
-        if self.slices is not None and self.slices < 1:
-            raise InputError(f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass")
+        check(SLICES, self)
+
+
+SLICES = [
+    Rule(
+        "--superclip-accept-changes does nothing without --superclip-slices: runs without it are not compared",
+        lambda c: c.accept_changes and c.slices is None,
+    ),
+    Rule(
+        "--superclip-slices is {slices}; expected 1 or more slices of a pass",
+        lambda c: c.slices is not None and c.slices < 1,
+    ),
+]
+
+
+def _check_choices(config) -> None:
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        if choices and value not in choices:
+            raise InputError(f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}")
 
 
 def is_idf_file(idf: str) -> bool:
-    """Returns whether --superclip-idf names a file, of `superclip frequencies`."""
+    """Returns whether --superclip-idf names a file of `superclip frequencies`."""
     return idf not in ("online", "off")
 
 
 def short_share(captions: str) -> float | None:
-    """Returns the probability of the short caption: P of "mixed:P"; None for "dual", and where there is none."""
+    """Returns the probability of the short caption: P of "mixed:P"; None for "dual" and for anything else."""
     if captions in ("short", "long"):
         return float(captions == "short")
     mode, _, share = captions.partition(":")
@@ -209,14 +224,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--superclip", action="store_true", default=argparse.SUPPRESS, help="train with the SuperCLIP class loss"
     )
     for field in (*dataclasses.fields(Config), *dataclasses.fields(DataConfig)):
-        options = dict(field.metadata)
         shown = "" if field.default is False or field.default in ("", None) else f" (default: {field.default})"
         group.add_argument(
-            options.pop("flag"),
+            field.metadata["flag"],
             dest=_attribute(field),
             default=argparse.SUPPRESS,
-            help=options.pop("help").replace("%", "%%") + shown,
-            **options,
+            help=field.metadata["help"].replace("%", "%%") + shown,
+            **field.metadata["argparse"],
         )
 
 

@@ -1,7 +1,7 @@
 """User errors, told in one line."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
@@ -11,6 +11,13 @@ class InputError(ValueError):
 def reason(error: BaseException) -> str:
     """Returns an error's text in one line, to quote in a message; the name of its class if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def listed(names: Iterable, most: int = 12) -> str:
+    """Returns names for a message: the first ones, and how many more there are."""
+    names = [str(name) for name in names]
+    more = [f"{len(names) - most:,} more"] * (len(names) > most)
+    return ", ".join([*names[:most], *more])
 
 
 def one_line(error: InputError) -> str:

@@ -1,6 +1,5 @@
-"""Atomic files and folders: written whole or not at all."""
+"""Files and folders that are written whole or not at all; JSON; checks of outputs; the files that ship."""
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -16,16 +15,16 @@ from typing import BinaryIO
 
 from .errors import InputError, reason
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of writing alone
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing raises
 
 
 class NotWritten(OSError):
-    """A library could not write a file, and says no more than this."""
+    """A library could not write a file, and gave no error number."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name only once it is whole."""
+    """A file to write to that gets its name only when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with _terminated_as_by_exit():
         try:
@@ -45,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
-    """Writes values for people and programs to read; ValueError for NaN and infinity where they are not allowed."""
+    """Writes indented JSON; ValueError for NaN and infinity if they are not allowed."""
     write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n")
 
 
@@ -69,11 +68,11 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
 
 @contextmanager
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A path to write a folder or file to, which becomes `out` only once it is whole.
+    """A path to write a folder or file to, which becomes `out` only when it is complete.
 
-    With `overwrite` what stood at `out` is exchanged whole: nothing of an old folder stays in the new one. Raises
-    InputError where `out` exists, unless `overwrite`, and where it cannot be written, as on a full disk; an OSError of
-    other files passes.
+    With `overwrite` an old folder is replaced as a whole: nothing of it stays in the new one. Raises InputError if
+    `out` exists, unless `overwrite`, or cannot be written, for example on a full disk; an OSError of other files
+    passes.
     """
     if os.path.exists(out) and not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
@@ -87,7 +86,7 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
             yield part
             is_body = False
             if overwrite and part.is_dir() and place.is_dir():
-                exchange(part, place)
+                _replace_folder(part, place)
             elif overwrite or part.is_dir():  # a folder replaces none that holds anything
                 os.replace(part, place)
             else:
@@ -104,38 +103,26 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _is_of_writing(error: OSError, part: Path) -> bool:
-    """Returns whether an error is of writing to `part` or into it, and not of whatever else was read meanwhile."""
+    """Returns whether an error comes from writing to `part` or into it, and not from another file."""
     if isinstance(error.filename, str | bytes | os.PathLike):
         return Path(os.path.realpath(os.fsdecode(error.filename))).is_relative_to(part)
     return isinstance(error, NotWritten) or error.errno in FULL
 
 
-def exchange(new: Path, old: Path) -> None:
-    """Gives two folders each other's names: at once where the system can, otherwise in two steps, of which the first
-    is undone where the second fails."""
-    if not _exchange_at_once(new, old):
-        aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
-        os.rename(old, aside)
-        try:
-            os.rename(new, old)
-        except BaseException:
-            os.rename(aside, old)
-            raise
-        os.rename(aside, new)
-
-
-def _exchange_at_once(new: Path, old: Path) -> bool:
-    """Tells whether the system has exchanged the names; not every file system can."""
+def _replace_folder(new: Path, old: Path) -> None:
+    """Gives `new` the name of `old`, which is removed; the first rename is undone if the second fails."""
+    aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
+    os.rename(old, aside)
     try:
-        renameat2 = ctypes.CDLL(None).renameat2
-    except AttributeError:  # it is Linux's
-        return False
-    working_folder, exchanged = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(working_folder, os.fsencode(new), working_folder, os.fsencode(old), exchanged) == 0
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    shutil.rmtree(aside)
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder that results can be written to; InputError that names `flag` where they cannot."""
+    """Makes a folder for results; InputError, naming `flag`, if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -146,9 +133,9 @@ def make_folder(folder: Path, flag: str) -> None:
 
 @contextmanager
 def _terminated_as_by_exit() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP raise SystemExit, so that what is half-written is removed.
+    """Within it SIGTERM and SIGHUP raise SystemExit, so that an incomplete output is removed.
 
-    Where the process has handlers of its own, or in another thread than the main one, nothing changes.
+    Nothing changes if the process has handlers of its own, or outside the main thread.
     """
 
     def end(number, frame):
@@ -174,7 +161,7 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# What export and import write, and what tokenizers save of themselves: of such files --overwrite may replace a folder.
+# What export, import and tokenizers write: --overwrite may replace a folder of such files, and no other.
 MODEL_FILES = {
     "README.md",
     "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "superclip_head.safetensors",
@@ -185,7 +172,7 @@ MODEL_FILES = {
 
 
 def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError where no folder can be written to `out`, or where --overwrite would lose more than a model.
+    """Raises InputError if no folder can be written to `out`, or if --overwrite would delete more than a model.
 
     Args:
         inputs: files and folders that are read.
@@ -197,24 +184,24 @@ def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None
         raise InputError(f"--out: {out} is a file; expected the name of a folder")
     working_folder = Path.cwd()
     if place in (working_folder, *working_folder.parents):
-        raise InputError(f"--out: {out} is the folder you work in, or above it; give another name")
+        raise InputError(f"--out: {out} is the working folder, or contains it; give another name")
     for path in inputs:
         real = Path(os.path.realpath(path))
         if place in (real, *real.parents):
-            raise InputError(f"--out: {out} holds {path}, which is read and would be lost; give another name")
+            raise InputError(f"--out: {out} contains {path}, which is an input and would be deleted; give another name")
     foreign = sorted(entry.name for entry in place.iterdir() if entry.is_dir() or not _is_of_a_model(entry.name))
     if foreign:
-        raise InputError(f"--out: {out} holds {foreign[0]}, which --overwrite would lose; give another name")
+        raise InputError(f"--out: {out} contains {foreign[0]}, which --overwrite would delete; give another name")
 
 
 def check_file_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError where no file can be written to `out`, or where it would replace one that is read."""
+    """Raises InputError if no file can be written to `out`, or if it would replace an input."""
     place = _checked_place(out, overwrite)
     if place.is_dir():
         raise InputError(f"--out: {out} is a folder; expected the name of a .pt or .safetensors file")
     for path in inputs:
         if place == Path(os.path.realpath(path)):
-            raise InputError(f"--out: {out} is read too, and would be lost; give another name")
+            raise InputError(f"--out: {out} is an input, too, and would be replaced; give another name")
 
 
 def _checked_place(out: Path, overwrite: bool) -> Path:
@@ -224,11 +211,11 @@ def _checked_place(out: Path, overwrite: bool) -> Path:
 
 
 def _is_of_a_model(name: str) -> bool:
-    return name in MODEL_FILES or name.endswith(".txt.gz")  # a vocabulary of one's own
+    return name in MODEL_FILES or name.endswith(".txt.gz")  # a vocabulary
 
 
 def file_identity(path: Path) -> str | None:
-    """Returns a digest of the checksums that torch keeps of all that it saves; None for a file without such."""
+    """Returns a digest of the checksums in a file that torch saved; None for a file without checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             parts = [(info.filename.partition("/")[2], info.CRC, info.file_size) for info in archive.infolist()]

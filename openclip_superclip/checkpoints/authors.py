@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import check_folder_out, whole_output
 from .architecture import expected_head, fit, read_architecture, vocabulary_warnings
 from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
@@ -71,10 +71,10 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     """
     missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
     if missing:
-        raise InputError(f"this is no checkpoint of SuperCLIP's authors: it lacks {', '.join(missing)}")
+        raise InputError(f"this is no checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
     hidden = sorted(name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES)
     if hidden:
-        raise InputError(f"its head has hidden layers, ours is one linear map: {', '.join(hidden)}")
+        raise InputError(f"its head has hidden layers, ours is one linear map: {listed(hidden)}")
     steps, means = _checked_means(weights["num_samples"], weights["cap_fq"], global_batch)
     ours = {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items() if name not in STATISTICS}
     ours[NUM_CAPTIONS] = torch.tensor(round(steps * global_batch))

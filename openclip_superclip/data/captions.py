@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..config import Config, short_share
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..method.token_statistics import special_token_ids
 from .shards import is_empty, long_caption
 
@@ -190,7 +190,7 @@ class CaptionTokens:
         try:
             short = sample[self.caption_key]
             stock = short.decode("utf-8") if isinstance(short, bytes) else str(short)
-            long = long_caption(sample, self.config.long_caption) if self.config.captions != "short" else ""
+            long = long_caption(sample, key) if (key := self.config.long_caption_key) else ""
         except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
             key = sample.get(self.sample_key)
             logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
@@ -203,7 +203,7 @@ class CaptionTokens:
                 f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
             )
         if not self.found_long and self.counts.num_missing == self.counts.num_samples >= NUM_WITHOUT:
-            members = ", ".join(name for name in sample if not str(name).startswith("__"))
+            members = listed(name for name in sample if not str(name).startswith("__"))
             raise InputError(
                 f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
                 f"'{self.config.long_caption}'; the last one holds {members}"
@@ -292,8 +292,7 @@ class CaptionCounts:
 
 def counted_captions(config: Config, context_length: int) -> str:
     """Returns what the class loss is given, as a file of counts tells it: `mixed:0.8 json:re_caption, 77 tokens`."""
-    place = config.long_caption if config.captions != "short" else ""
-    return f"{_mode(config)} {place}".strip() + f", {config.long_context or context_length} tokens"
+    return f"{_mode(config)} {config.long_caption_key}".strip() + f", {config.long_context or context_length} tokens"
 
 
 def check_counted_captions(

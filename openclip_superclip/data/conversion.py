@@ -16,7 +16,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..environment import require
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from .images import as_seen, is_deep, is_rotated, open_image, unreadable
 from .shards import is_empty, work_on
@@ -124,9 +124,7 @@ def _of_data_set(folder: Path, keys: Keys) -> Source:
 
     found = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
-        raise InputError(
-            f"{folder} holds the splits {', '.join(found)}: give one, such as {folder}/{next(iter(found))}"
-        )
+        raise InputError(f"{folder} holds the splits {listed(found)}: give one, such as {folder}/{next(iter(found))}")
     image = keys.columns.image
     named = {"--csv-img-key": image, "--csv-caption-key": keys.columns.caption}
     _check_keys(named | {"--label-key": keys.label, "--long-key": keys.long}, folder, found.column_names)
@@ -152,7 +150,7 @@ def _of_data_set(folder: Path, keys: Keys) -> Source:
 def _check_keys(keys: dict[str, str], source: str | Path, names: Sequence) -> None:
     for flag, key in keys.items():
         if key and key not in names:
-            raise InputError(f"{flag}: {source} has no column '{key}'; its columns are {', '.join(map(str, names))}")
+            raise InputError(f"{flag}: {source} has no column '{key}'; its columns are {listed(names)}")
 
 
 def _words(row: dict, keys: Keys) -> tuple[str, str, str]:
@@ -240,8 +238,8 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
         split: {f"{n:06}.tar": record["num_pairs"] for (of, n), record in records.items() if of == split}
         for split in SPLITS
     }
-    for split, listed in sizes.items():
-        if shards and not sum(listed.values()) and (split == "train" or listed):
+    for split, written in sizes.items():
+        if shards and not sum(written.values()) and (split == "train" or written):
             raise InputError(
                 f"no pair of the split {split} is left: {_reasons(left_out)}; {out}/left_out.csv lists all"
             )

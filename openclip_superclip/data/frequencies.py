@@ -155,8 +155,9 @@ class Counting:
         )  # fmt: skip
 
     def captions(self, shard: str) -> Iterator[str]:
-        place = self.config.long_caption if self.config.captions != "short" else ""
-        for sample in rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, place):
+        for sample in (
+            rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, self.config.long_caption_key)
+        ):
             captions = self.reader.captions(sample)
             if captions is not None:
                 yield captions.words

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import read_json
 from ..rules import Rule, check
 from .images import ImageReport, check_image, depth_and_rotation_warnings
@@ -83,7 +83,7 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False) -> Sha
                     break
     except BROKEN as error:
         problem = why_broken(error)
-    found = ", ".join(members) or "nothing"
+    found = listed(members) or "nothing"
     if not problem and not num_samples:
         problem = f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"
     elif not problem and not has_caption:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..config import Config
-from ..errors import InputError, reason
+from ..errors import InputError, listed, reason
 from ..rules import Rule, check
 from .images import NUM_THREADS, ImageReport, check_images, depth_and_rotation_warnings
 from .shards import is_empty, is_remote, long_caption
@@ -87,7 +87,7 @@ class TableReport:
 
     def num_trained(self, config: Config) -> int:
         """Returns the rows that are trained on: those with a long caption alone if the others are skipped."""
-        return self.num_long if _long_key(config) and config.missing_long == "skip" else self.num_rows
+        return self.num_long if config.long_caption_key and config.missing_long == "skip" else self.num_rows
 
     def warnings(self, flag: str) -> list[str]:
         """Returns lines on empty captions and on images that OpenCLIP reads otherwise than people see them."""
@@ -127,7 +127,7 @@ class _Training:
 
     @property
     def names(self) -> str:
-        return ", ".join(self.table.names)
+        return listed(self.table.names)
 
     @property
     def num_kept(self) -> int:
@@ -155,7 +155,7 @@ TRAINING = [
     ),
     Rule(
         "--superclip-long-caption: no row of {table.path} holds '{config.long_caption}'; its columns are {names}",
-        lambda t: _long_key(t.config) and not t.table.num_long,
+        lambda t: t.config.long_caption_key and not t.table.num_long,
     ),
     Rule(
         "{flag}: {table.path}: {kept} do not fill --batch-size {batch_size:,} on {ranks}; expected {needed:,} rows or "
@@ -206,7 +206,7 @@ def read_table(
         max_decoded: the images of a table of up to so many rows are all decoded, NUM_DECODED of a longer one; 0 for
             none, None for all.
     """
-    place, table, images = _long_key(config), TableReport(path, columns), []
+    place, table, images = config.long_caption_key, TableReport(path, columns), []
     for rows in _chunks(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
@@ -280,11 +280,7 @@ def _check_header(path: str, names: list[str], columns: Columns) -> None:
         if len(names) == 1 and others:
             separator = SEPARATORS[max(others, key=names[0].count)]
             raise InputError(f"{path} has one column, {names[0]!r}: give --csv-separator {separator}")
-        raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {', '.join(names)}")
-
-
-def _long_key(config: Config) -> str:
-    return config.long_caption if config.captions != "short" else ""
+        raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")
 
 
 def _has_long(row: dict, place: str) -> bool:

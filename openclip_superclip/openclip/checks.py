@@ -113,7 +113,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
             max_decoded=max_decoded,
         )  # fmt: skip
     fork_workers(args.workers)
-    long_caption = config.long_caption if config is not None and config.captions != "short" else ""
+    long_caption = config.long_caption_key if config is not None else ""
     if _reads_other_members(args):
         return []
     return check_training_shards(args.train_data, sliced, long_caption)

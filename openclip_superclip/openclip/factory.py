@@ -11,7 +11,7 @@ from ..checkpoints.model_files import know_model
 from ..checkpoints.pretrained import how_to_load, stored_head
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
-from ..errors import InputError, reason
+from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
 from .unpatched import plugins_model_class
 
@@ -118,7 +118,7 @@ def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str
         if not open_clip.get_pretrained_cfg(name, pretrained):
             raise InputError(
                 f"{flags[1]} is '{pretrained}', no file and none of the weights that OpenCLIP knows of {name}: "
-                f"expected a file or one of {', '.join(tags) or 'none'}"
+                f"expected a file or one of {listed(tags, 30) or 'none'}"
             )
 
 

@@ -12,7 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from ..data.captions import END_OF_WORD
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..method.token_statistics import special_token_ids
 
 SHORTEST = 3  # letters: what is shorter is nearly always the end of a longer word
@@ -49,7 +49,7 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     chosen = lexicon(words, tokenizer, vocab_size)
     unknown = [word for word in words if word not in chosen.words]
     if unknown:
-        raise InputError(f"--words: the model's tokenizer has no tokens for {', '.join(unknown)}")
+        raise InputError(f"--words: the model's tokenizer has no tokens for {listed(unknown)}")
     return lexicon(_distinct(chosen), tokenizer, vocab_size)
 
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..data.images import load_image, open_image
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..pages import html_template
 from .heat_map import as_seen
 from .tagger import FULL_BAR, Seen, Tagger
@@ -182,7 +182,7 @@ def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: l
         if typed:
             asked = tagger.of_words(typed)
             if asked is None:
-                raise _Refused(f"the model's tokenizer has no tokens for {', '.join(typed)}")
+                raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
         (seen,) = asked.tag([picture])
         shown = (255 * as_seen(picture, tagger.preprocess_cfg)).round().astype("uint8")
     file = io.BytesIO()

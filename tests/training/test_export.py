@@ -664,13 +664,13 @@ def test_overwrite_may_replace_the_configuration_that_named_the_model(small):
 
 
 OVERWRITE_LOSES = {
-    "plain.pt --out model": "holds notes.txt, which --overwrite would lose",
-    "model/plain.pt --out model": "holds model/plain.pt, which is read and would be lost",
-    "imported --out imported": "holds imported, which is read and would be lost",
-    "imported --out .": ". is the folder you work in, or above it",
-    "plain.pt --out ..": ".. is the folder you work in, or above it",
-    "plain.pt --out /": "/ is the folder you work in, or above it",
-    "plain.pt --out link": "holds notes.txt, which --overwrite would lose",
+    "plain.pt --out model": "contains notes.txt, which --overwrite would delete",
+    "model/plain.pt --out model": "contains model/plain.pt, which is an input and would be deleted",
+    "imported --out imported": "contains imported, which is an input and would be deleted",
+    "imported --out .": ". is the working folder, or contains it",
+    "plain.pt --out ..": ".. is the working folder, or contains it",
+    "plain.pt --out /": "/ is the working folder, or contains it",
+    "plain.pt --out link": "contains notes.txt, which --overwrite would delete",
     "plain.pt --out model/notes.txt": "is a file; expected the name of a folder",
 }
 

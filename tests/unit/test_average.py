@@ -137,7 +137,7 @@ REFUSED = {
     "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale holds NaN or infinity",
     "interpolate 1.pt nan.pt --out x.pt": "nan.pt: logit_scale holds NaN or infinity",
     "average 1.pt whole.pt --out x.pt": "logit_scale is int64, expected float32",
-    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is read too, and would be lost",
+    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is an input, too, and would be replaced",
     "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a .pt or .safetensors file",
 }
 

@@ -1,7 +1,7 @@
 import pytest
 
 from openclip_superclip.environment import require
-from openclip_superclip.errors import InputError, reason
+from openclip_superclip.errors import InputError, listed, reason
 from openclip_superclip.files import read_json
 
 
@@ -34,3 +34,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it():
 def test_an_error_is_quoted_in_one_line():
     assert reason(ValueError("a\n b")) == "a b"
     assert reason(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_a_message_lists_the_first_names_and_the_number_of_the_others():
+    assert listed(["a", 2]) == "a, 2"
+    assert listed(range(5000), most=2) == "0, 1, 4,998 more"
+    assert listed([]) == ""
