@@ -75,6 +75,7 @@ ON_OWN_DATA = ("own-data", "audit", "shards")
 ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
     "horovod", "contributing", "install",
     "forgetting",  # an hour of training
+    "openclip-main",  # needs a checkout
     "plugins",  # all of it by test_plugins.py
     "glossary",  # no command
     "dense",  # on smaller sets by tests/unit/test_dense.py

@@ -19,6 +19,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 NOT_OURS = {  # flags of other programs that the pages' sentences name
     "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node", "--requeue",
     "--cpu-bind", "--logdir",
+    # OpenCLIP's main branch
+    "--fsdp", "--fsdp-checkpoint", "--use-naflex", "--json-text-key", "--json-text-key-probs", "--text-key",
+    "--opt-fallback-list", "--torchcompile-strategy",
 }  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES)
 WITH_PLUGINS = "docs/plugins.md"  # whose flags are those of plugins; test_plugins.py runs all of it
