@@ -5,7 +5,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..pages import csv_text, markdown_table
 from ..runs.recipe import METHODS
-from ..words.learning import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, find_course, missing_told, word_course
+from ..words.learning import KNOWN, NUM_LOOKED_AT, WordCourse, band_summaries, find_course, word_course
 from .comparison import Comparison, number
 from .finished_runs import MISSING, ReportedRun
 from .scores import format_score, in_order, label
@@ -148,7 +148,7 @@ def read_courses(runs: list[ReportedRun]) -> tuple[list[WordCourse], list[str]]:
             files = find_course(run.path) if run.copy_of is None else None
             if files is not None:
                 courses.append(word_course(run.name, files))
-                notes += filter(None, [missing_told(courses[-1])])
+                notes += filter(None, [courses[-1].warning])
         except InputError as error:
             notes.append(str(error))
     return courses, notes

@@ -22,7 +22,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support import GOLDEN
@@ -553,13 +553,50 @@ def test_help_answers_without_importing_torch_and_only_heat_maps_need_matplotlib
     assert "[report]" in done.stderr
 
 
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch) -> Path:
+    """The file that Ghostscript leaves if it is started, as Pillow does to read EPS."""
+    started, program = tmp_path / "started", tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    with pytest.raises(subprocess.CalledProcessError):
+        Image.open(io.BytesIO(encoded(Image.new("RGB", (8, 8)), "EPS"))).load()
+    started.unlink()
+    return started
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO"])
+def test_no_command_and_no_page_opens_a_format_that_runs_code_or_holds_many_images(
+    kind, folder, exported, ghostscript, tmp_path, capsys
+):
+    content = encoded(squares({"red": (0, 0)}, 256), kind)
+    (folder / "cat.jpg").write_bytes(content)
+    app = words_app(Tagger(open_with_head(exported), "red", None), "a model", None)
+    assert request(app, "POST", "/words", body(content), host="x") == (
+        422, b'{"error":"this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF"}'
+    )  # fmt: skip
+    assert words(folder, "--model", exported, "--out", tmp_path / "out") == 3
+    assert "cat.jpg is skipped, it cannot be read: cannot identify image file" in capsys.readouterr().out
+    for name in ("cat", "red"):
+        (folder / f"{name}.txt").write_text("red")
+    audit = ["audit", folder, "--model", exported, "--out", tmp_path / "audit", "--unreadable-max", 1]
+    assert main(list(map(str, audit))) == 0
+    assert "cat.jpg,no readable image (cannot identify image file" in (tmp_path / "audit/left_out.csv").read_text()
+    assert not ghostscript.exists()
+
+
 # The page
 
 
-def png(image: Image.Image) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, kind)
     return file.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    return encoded(image, "PNG")
 
 
 DRIVER = """<script>
