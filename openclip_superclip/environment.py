@@ -37,17 +37,22 @@ def check_horovod() -> None:
         ) from error
 
 
-def check_device(name: str) -> None:
-    """Makes the device of --device the current one; InputError where torch cannot use it here."""
+def check_device(name: str | None) -> str:
+    """Returns the device of --device, by default the GPU if there is one; InputError if torch cannot use it here.
+
+    A GPU with an index, such as cuda:1, becomes the current one.
+    """
     import torch
 
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device is {name}, which torch cannot use here: {reason}") from error
-    if torch.device(name).type == "cuda":
-        torch.cuda.set_device(name)
+        raise InputError(f"--device is {name}, which torch cannot use here: {str(error).splitlines()[0]}") from error
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:  # set_device refuses one without an index
+        torch.cuda.set_device(device)
+    return name
 
 
 def versions(*names: str) -> dict[str, str]:

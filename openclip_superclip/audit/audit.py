@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from ..checkpoints import HEAD_NAME, is_sharded
 from ..checkpoints.checkpoint import Checkpoint, file_of_weights
-from ..checkpoints.run_outputs import latest_checkpoints, options_to_keep
+from ..checkpoints.run_outputs import options_to_keep
 from ..data.shards import is_remote
 from ..data.tables import Columns
 from ..environment import check_device, progress_file
 from ..errors import InputError
 from ..files import content_digest, file_identity, make_folder, write_json, write_text
-from ..words.tagger import open_checkpoint, read_model, without_head
+from ..words.tagger import no_head_advice, open_checkpoint, read_model
 from .keep import KEYS, check_table, choose, write_kept
 from .page import against, write_page
 from .pairs import WHOLE, AuditedFiles, AuditedShards, Part, ReadPair, open_data, read_in_batches
@@ -193,7 +193,7 @@ class Options(NamedTuple):
     """How pairs are scored."""
 
     architecture: str | None  # the OpenCLIP model's name, where nothing beside the weights says it
-    device: str
+    device: str | None  # None for the GPU if there is one
     batch_size: int
     threads: int  # that decode pictures
 
@@ -215,12 +215,12 @@ class Audit:
         self, data: str, columns: Columns, model: Path, out: Path, by: str | None, part: Part | None,
         keep: float | None, write_shards: bool, options: Options,
     ):  # fmt: skip
-        check_device(options.device)
-        self.options, self.part, self.keep, self.write_shards = options, part, keep, write_shards
-        self.checkpoint = _checkpoint(model)
+        self.options = options._replace(device=check_device(options.device))
+        self.part, self.keep, self.write_shards = part, keep, write_shards
+        self.checkpoint = read_model(model)
         has_head = bool(self.checkpoint.head())
         if not has_head and by not in (None, "clip-score"):
-            advice = without_head(self.checkpoint.path)
+            advice = no_head_advice(self.checkpoint.path)
             raise InputError(
                 f"--by {by} needs a class head, and {self.checkpoint.path} holds none ({advice}): give --by clip-score"
             )
@@ -331,16 +331,6 @@ class Audit:
             raise InputError(
                 f"{scored.num_unreadable_shards:,} of {num_shards:,} shards cannot be read whole, {listed}"
             )
-
-
-def _checkpoint(model: Path) -> Checkpoint:
-    """Returns the model's file, of a run's folder its last checkpoint."""
-    if (model / "checkpoints").is_dir():
-        last = next(iter(latest_checkpoints(model / "checkpoints")), None)
-        if last is None:
-            raise InputError(f"--model: {model} is a run without a checkpoint; expected checkpoints/epoch_N.pt in it")
-        model = Path(last)
-    return read_model(model)
 
 
 def _record(read: ReadPair, score: PairScore | None) -> dict:

@@ -104,7 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="score one part of N, as several machines may do; without it the same command joins the finished parts",
     )  # fmt: skip
     parser.add_argument("--architecture", help="the OpenCLIP model's name, where nothing beside the checkpoint says it")
-    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N",

@@ -1,7 +1,7 @@
-"""The figure of `superclip words --heatmap`: a picture, and where the head sees each word in it."""
+"""The figure of `superclip words --heatmap`: an image, and where the head sees each word in it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +14,31 @@ from ..files import whole_file
 from ..pages import pyplot
 from .tagger import Seen
 
-SIDE = 448  # pixels of a drawn picture: finer than most models see it
+SIDE = 448  # pixels of a drawn image: finer than most models see it
 COLUMNS = 6
-FAINTEST = 0.1  # of the brightest word's peak: what is hardly seen is not stretched to full light
+FAINTEST = 0.1  # of the brightest word's peak: fainter words are not scaled to full light
+SUFFIX = ".words.png"
+MARK = {"Software": "superclip words --heatmap"}  # in the PNG itself
 
 
-def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg: PreprocessCfg) -> None:
-    """Draws the picture as the model sees it (its crop) and, word by word, lit where the head sees the word.
+def is_heat_map(path: Path) -> bool:
+    """Returns whether a file is one of our heat maps, even if it was moved."""
+    if not path.name.endswith(SUFFIX):
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            return file.info.get("Software") == MARK["Software"]
+    except Exception:  # a damaged file raises anything; it is reported when it is tagged
+        return False
 
-    Each word's light is its share at every patch, between patches interpolated, on a scale of its own up to its peak.
+
+def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: PreprocessCfg) -> None:
+    """Draws the image as the model sees it (its crop) and once per word, lit where the head sees the word.
+
+    The light of a word is its score at every patch, interpolated, relative to its peak.
     """
     plt = pyplot()
-    shown = as_seen(picture, preprocess_cfg)  # [H, W, 3]
+    shown = as_model_sees(image, preprocess_cfg)  # [H, W, 3]
     rows, columns = math.ceil((1 + len(words)) / COLUMNS), min(1 + len(words), COLUMNS)
     height = shown.shape[0] / shown.shape[1]
     figure, grid = plt.subplots(
@@ -37,57 +50,23 @@ def draw(path: Path, picture: Image.Image, words: Sequence[Seen], preprocess_cfg
     panels[0].imshow(shown)
     panels[0].set_title("as the model sees it", fontsize=10)
     brightest = max(seen.peak for seen in words)
+    grey = shown.mean(axis=2, keepdims=True)
     for panel, seen in zip(panels[1:], words, strict=False):
         heat = F.interpolate(seen.map[None, None], shown.shape[:2], mode="bilinear")[0, 0].numpy()
-        panel.imshow(_lit(shown, heat / max(seen.peak, FAINTEST * brightest, 1e-12)))
+        light = (heat / max(seen.peak, FAINTEST * brightest, 1e-12)).clip(0, 1)[..., None]  # 1: in colours; 0: dark
+        glow = plt.get_cmap("inferno")(0.05 + 0.9 * light[..., 0])[..., :3]
+        panel.imshow((0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + shown * light))
         panel.set_title(f"{seen.word}\n{seen.score:.1%}, at best {seen.peak:.0%}", fontsize=10)
     with whole_file(path) as file:
         figure.savefig(file, dpi=110, format="png", bbox_inches="tight", metadata=MARK)
     plt.close(figure)
 
 
-def _lit(picture: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Returns the picture [H, W, 3] in its colours where light [H, W] is 1 and dark grey where it is 0."""
-    plt = pyplot()
-    light = light.clip(0, 1)[..., None]
-    glow = plt.get_cmap("inferno")(0.05 + 0.9 * light[..., 0])[..., :3]
-    grey = picture.mean(axis=2, keepdims=True)
-    return (0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + picture * light)
-
-
-def as_seen(picture: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
-    """Returns what the model's preprocessing leaves of a picture, finer and in its own colours: [H, W, 3], 0 to 1."""
+def as_model_sees(image: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
+    """Returns the part of an image that preprocessing keeps, finer and in its own colours: [H, W, 3], 0 to 1."""
     size = preprocess_cfg.size if isinstance(preprocess_cfg.size, tuple | list) else (preprocess_cfg.size,) * 2
     finer = math.ceil(SIDE / max(size))
     config = replace(
         preprocess_cfg, size=tuple(finer * side for side in size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
-    return image_transform_v2(config, is_train=False)(picture).permute(1, 2, 0).clamp(0, 1).numpy()
-
-
-SUFFIX = ".words.png"
-MARK = {"Software": "superclip words --heatmap"}  # in the PNG itself
-
-
-def is_heat_map(path: Path) -> bool:
-    """Returns whether a file is a heat map of ours, wherever it was moved."""
-    if not path.name.endswith(SUFFIX):
-        return False
-    try:
-        with Image.open(path) as file:
-            return file.info.get("Software") == MARK["Software"]
-    except Exception:  # a broken file raises anything; it is told where it is opened
-        return False
-
-
-def heat_map_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Returns each picture's own name for its heat map."""
-    names, taken = {}, set()
-    for path in paths:
-        name, number = f"{path.stem}{SUFFIX}", 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}{SUFFIX}"
-        names[path] = name
-        taken.add(name)
-    return names
+    return image_transform_v2(config, is_train=False)(image).permute(1, 2, 0).clamp(0, 1).numpy()

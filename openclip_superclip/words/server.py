@@ -23,16 +23,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..data.images import load_image, open_image
-from ..errors import InputError, listed
+from ..errors import InputError, listed, reason
 from ..pages import html_template
-from .heat_map import as_seen
-from .tagger import FULL_BAR, Seen, Tagger
+from .heat_map import as_model_sees
+from .tagger import FULL_BAR, Tagger
 
 LOOPBACK = "127.0.0.1"
 MAX_BYTES = 20 * 2**20  # of an upload
-MAX_PIXELS = 50_000_000  # of a picture before it is decoded: a small file may hold many
-MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # at a time, and for each: what is received is in memory
-MAX_WORDS, MAX_LETTERS = 20, 100  # that are typed
+MAX_PIXELS = 50_000_000  # of an image before it is decoded: a small file may hold many
+MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # at a time, and for each: uploads are held in memory
+MAX_WORDS, MAX_LETTERS = 20, 100  # of the typed words
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -81,8 +81,8 @@ def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Star
     """Returns the application. It writes nothing, and keeps an image only until it has answered.
 
     Args:
-        model: its name on the page, without a folder of this machine.
-        names: the host names that are accepted, as `loopback_names` returns them; None accepts any.
+        model: its name on the page, without the folders above it.
+        names: the accepted host names, from `loopback_names`; None accepts any.
     """
     html = html_template(Path(__file__).with_name("words_page.html")).render(
         model=model, max_megabytes=MAX_BYTES >> 20, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
@@ -116,8 +116,8 @@ def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Star
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens; InputError where the address is not this machine's or the port is taken."""
-    if not 0 <= port < 2**16:  # which the resolver would cut to another port
+    """Returns a listening socket; InputError if the address is not this machine's or the port is taken."""
+    if not 0 <= port < 2**16:  # the resolver would take another one
         raise InputError(f"--port is {port}; expected 0 to 65,535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -127,15 +127,14 @@ def bind(host: str, port: int) -> socket.socket:
         listening.listen()
         return listening
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"--host {host} --port {port} cannot be listened at ({reason}): give another") from error
+        raise InputError(f"--host {host} --port {port} cannot be used ({reason(error)}): give another") from error
 
 
 def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
-    """Returns the names under which this machine alone reaches the page; None where others reach it as well.
+    """Returns the host names of the page if only this machine can reach it; None if others can, too.
 
     Args:
-        host: as it was given.
+        host: the value of --host.
     """
     address = ipaddress.ip_address(listening.getsockname()[0])
     address = getattr(address, "ipv4_mapped", None) or address
@@ -145,7 +144,7 @@ def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
 
 
 def shown_host(host: str) -> str:
-    """Returns a host as it stands in an address of the web, where IPv6 has brackets."""
+    """Returns a host as written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]".lower() if ":" in host else host.lower()
 
 
@@ -154,7 +153,7 @@ def serve(app: Starlette, listening: socket.socket) -> None:
     import uvicorn
 
     config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off")
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after stopping
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -168,7 +167,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _typed(text: str) -> list[str]:
-    """Returns the words that were typed: never a name of a file, as --words may be."""
+    """Returns the typed words, which are never a file's name, as --words may be."""
     words = list(dict.fromkeys(" ".join(word.split()) for word in text.split(",") if word.strip()))
     if len(words) > MAX_WORDS or any(len(word) > MAX_LETTERS for word in words):
         raise _Refused(f"expected at most {MAX_WORDS} words of at most {MAX_LETTERS} letters")
@@ -176,41 +175,35 @@ def _typed(text: str) -> list[str]:
 
 
 def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: list[str]) -> dict:
-    with one_at_a_time:  # pictures are large, and so are the vocabulary's logits at every patch
-        picture = _picture(data, tagger.shortest)
-        asked = tagger
-        if typed:
-            asked = tagger.of_words(typed)
-            if asked is None:
-                raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
-        (seen,) = asked.tag([picture])
-        shown = (255 * as_seen(picture, tagger.preprocess_cfg)).round().astype("uint8")
+    with one_at_a_time:  # images are large, and so are the logits at every patch
+        image = _image(data, tagger.shortest)
+        asked = tagger.of_words(typed) if typed else tagger
+        if asked is None:
+            raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
+        (words,) = asked.tag([image])
+        shown = (255 * as_model_sees(image, tagger.preprocess_cfg)).round().astype("uint8")
     file = io.BytesIO()
     Image.fromarray(shown).save(file, "JPEG", quality=88)
     return {
-        "picture": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
-        "words": [_record(word) for word in seen],
+        "image": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "words": [seen._asdict() | {"map": seen.map.tolist()} for seen in words],
     }
 
 
-def _record(seen: Seen) -> dict:
-    return {"word": seen.word, "score": seen.score, "peak": seen.peak, "map": seen.map.tolist()}
-
-
-def _picture(data: bytes, shortest: int) -> Image.Image:
-    """Returns the picture in the bytes of its file; refuses one too large or too oblong before it is decoded."""
+def _image(data: bytes, shortest: int) -> Image.Image:
+    """Returns the image in the content of a file; refuses one too large or too oblong before it is decoded."""
     try:
         with open_image(data) as file:
             width, height = file.size
     except Image.DecompressionBombError:
-        raise _Refused(f"the picture has too many pixels: at most {MAX_PIXELS:,} are taken", 413) from None
+        raise _Refused(f"the image has too many pixels: expected at most {MAX_PIXELS:,}", 413) from None
     except ValueError as error:
-        raise _Refused(f"the picture cannot be shown: {error}") from None
-    except Exception:  # a broken file raises anything
-        raise _Refused("this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
+        raise _Refused(f"the image cannot be shown: {error}") from None
+    except Exception:  # a damaged file raises anything
+        raise _Refused("this is no readable image: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
     if width * height > MAX_PIXELS:
-        raise _Refused(f"the picture has {width:,} × {height:,} pixels: at most {MAX_PIXELS:,} are taken", 413)
-    picture = load_image(io.BytesIO(data), shortest)
-    if picture.image is None:
-        raise _Refused("the picture is broken: it cannot be read to its end")
-    return picture.image
+        raise _Refused(f"the image has {width:,} × {height:,} pixels: expected at most {MAX_PIXELS:,}", 413)
+    loaded = load_image(io.BytesIO(data), shortest)
+    if loaded.image is None:
+        raise _Refused("the image is damaged: it cannot be read to its end")
+    return loaded.image

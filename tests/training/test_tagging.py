@@ -40,7 +40,7 @@ from openclip_superclip.data.images import load_image
 from openclip_superclip.method.patch_tokens import encode_image, patch_map, patch_tokens
 from openclip_superclip.words.lexicon import Lexicon, lexicon, open_lexicon
 from openclip_superclip.words.server import MAX_BYTES, MAX_UPLOADS, bind, loopback_names, serve, words_app
-from openclip_superclip.words.tag_images import find_pictures, tag_pictures, unfinished_words
+from openclip_superclip.words.tag_images import find_images, tag_images, unfinished_words
 from openclip_superclip.words.tagger import Shares, Tagger, open_with_head
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
@@ -124,14 +124,14 @@ def test_the_head_names_the_colours_of_a_picture_and_the_quarters_where_they_are
             assert (row // 2, column // 2) == where[word.word]
 
 
-def test_checkpoint_and_export_print_the_same_table_with_the_score_that_the_head_computes(
+def test_run_checkpoint_and_export_print_the_same_table_with_the_score_that_the_head_computes(
     trained, exported, picture, capsys
 ):
     printed = []
-    for model in (trained, exported):
+    for model in (trained, exported, trained.parents[1]):
         assert words(picture, "--model", model, "--words", "red,blue,moon", "--top", 2) == 0
         printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
+    assert printed == printed[:1] * 3
     opened = open_with_head(trained)
     model, image = opened.model, opened.preprocess()(Image.open(picture))[None]
     _, patch_mean = encode_image(model.visual, model.patch_tokens, image)
@@ -260,7 +260,7 @@ def folder(tmp_path) -> Path:
 def test_a_folder_gives_a_contact_sheet_that_stands_alone_and_lines_of_json(folder, exported, tmp_path, capsys):
     out = tmp_path / "out"
     assert words(folder, "--model", exported, "--out", out) == 0
-    assert "2 pictures, 0 skipped" in capsys.readouterr().out
+    assert "2 images, 0 skipped" in capsys.readouterr().out
     records = [json.loads(line) for line in (out / "words.jsonl").read_text().splitlines()]
     assert [Path(record["image"]).name for record in records] == ["a <b> & 'c'.jpg", "red.png"]
     assert [record["words"][0]["word"] for record in records] == ["green", "red"]
@@ -339,11 +339,11 @@ def test_a_bar_in_a_word_leaves_the_table_whole(exported, picture, capsys):
 def test_a_second_call_does_not_tag_the_heat_maps_of_the_first(folder, exported, capsys):
     for _ in range(2):
         assert words(folder, "--model", exported, "--heatmap", "--top", 1, "--out", folder / "words") == 0
-        assert "2 pictures, 0 skipped" in capsys.readouterr().out
+        assert "2 images, 0 skipped" in capsys.readouterr().out
     moved = folder / "below" / "other.words.png"
     (folder / "words" / "red.words.png").rename(moved)
-    assert moved not in find_pictures([folder])
-    assert find_pictures([moved]) == [moved]  # named, it is meant
+    assert moved not in find_images([folder])
+    assert find_images([moved]) == [moved]  # named, it is meant
 
 
 def test_a_call_that_is_stopped_keeps_what_it_has_and_the_same_command_goes_on(exported, tmp_path):
@@ -365,7 +365,7 @@ def test_a_call_that_is_stopped_keeps_what_it_has_and_the_same_command_goes_on(e
 
     again = subprocess.run([*map(str, argv), str(tmp_path / "stopped")], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert int(re.search(r"(\d+) pictures were tagged before", again.stderr)[1]) >= 3
+    assert int(re.search(r"(\d+) images were tagged before", again.stderr)[1]) >= 3
     assert words(pictures, "--model", exported, "--out", tmp_path / "whole") == 0
     lines, whole = ((tmp_path / name / "words.jsonl").read_text() for name in ("stopped", "whole"))
     assert lines == again.stdout == whole
@@ -377,7 +377,7 @@ def test_a_call_that_is_stopped_keeps_what_it_has_and_the_same_command_goes_on(e
 
 def test_what_was_tagged_with_other_words_or_of_another_picture_is_tagged_again(exported, picture, tmp_path):
     tagger = Tagger(open_with_head(exported), "red,blue", None)
-    (tagged,) = tag_pictures([picture], tagger, None, {})
+    (tagged,) = tag_images([picture], tagger, None, {})
 
     def found(words: str | None) -> list[Path]:
         tagger = Tagger(open_with_head(exported), words, None)
@@ -455,7 +455,7 @@ def test_pictures_that_cannot_be_read_are_named_skipped_and_counted_and_the_exit
     assert "broken.png is skipped" in printed
     assert "text.jpg is skipped" in printed
     assert "thin.png is skipped, it cannot be read: it has 200,000 × 1 pixels: expected a longer side" in printed
-    assert "2 pictures, 3 skipped" in printed
+    assert "2 images, 3 skipped" in printed
     records = [json.loads(line) for line in (tmp_path / "out" / "words.jsonl").read_text().splitlines()]
     assert [("words" in r, "error" in r) for r in records] == [
         (True, False),
@@ -472,7 +472,7 @@ def test_pictures_that_cannot_be_read_are_named_skipped_and_counted_and_the_exit
 def test_where_no_picture_can_be_read_it_fails(folder, exported, capsys):
     (folder / "text.jpg").write_text("no picture")
     assert words(folder / "text.jpg", "--model", exported) == 1
-    assert capsys.readouterr().err == "error: none of the 1 pictures could be read\n"
+    assert capsys.readouterr().err == "error: none of the 1 images could be read\n"
 
 
 @pytest.fixture(scope="module")
@@ -496,20 +496,26 @@ def models(trained, exported, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["empty", "--model", "model"], "empty holds no pictures; expected .bmp .gif"),
-        (["nowhere.png", "--model", "model"], "there is no picture nowhere.png"),
+        (["empty", "--model", "model"], "empty holds no images; expected .bmp .gif"),
+        (["nowhere.png", "--model", "model"], "there is no image nowhere.png"),
         (["picture.png", "--model", "nowhere"], "--model: there is no file or folder nowhere"),
-        (["picture.png", "--model", "plain"], "--model: plain holds no class head, which is what sees words: export "),
-        (["picture.png", "--model", "plain.pt"], "plain.pt holds no class head, which is what sees words: it is of a"),
+        (["picture.png", "--model", "plain"], "--model: plain holds no class head, which sees the words: export "),
+        (["picture.png", "--model", "plain.pt"], "plain.pt holds no class head, which sees the words: its run was"),
         (["picture.png", "--model", "for-transformers"], "for-transformers is for transformers; export the checkpoint"),
         (["picture.png", "--model", "lone.pt"], "--architecture: nothing beside lone.pt says what model it is"),
         (["picture.png", "--model", "lone.pt", "--architecture", "ViT-B-32"], "lone.pt does not match ViT-B-32"),
         (["picture.png", "--model", "text.pt"], "--model: text.pt cannot be read"),
         (["picture.png", "--model", "model", "--out", "text.pt"], "--out: text.pt cannot be written (File exists)"),
         (["picture.png", "--model", "model", "--top", "0"], "--top is 0; expected 1 or more"),
-        (["picture.png", "--model", "model", "--words", " ,"], "--words is ' ,'; expected words with commas"),
-        (["picture.png", "--model", "model", "--words", "tags.txt"], "--words: there is no file tags.txt; a word that"),
-        (["picture.png", "--model", "model", "--words", "my/tags"], "--words: there is no file my/tags; a word that"),
+        (["picture.png", "--model", "model", "--words", " ,"], "--words is ' ,'; expected words separated by commas"),
+        (
+            ["picture.png", "--model", "model", "--words", "tags.txt"],
+            "--words: there is no file tags.txt; end a",
+        ),
+        (
+            ["picture.png", "--model", "model", "--words", "my/tags"],
+            "--words: there is no file my/tags; end a",
+        ),
         (["picture.png", "--model", "nowhere", "--device", "cuda:99"], "--device is cuda:99, which torch cannot use"),
         (["picture.png", "--model", "nowhere", "--device", "gpu"], "--device is gpu, which torch cannot use here"),
         (
@@ -574,7 +580,7 @@ def test_no_command_and_no_page_opens_a_format_that_runs_code_or_holds_many_imag
     (folder / "cat.jpg").write_bytes(content)
     app = words_app(Tagger(open_with_head(exported), "red", None), "a model", None)
     assert request(app, "POST", "/words", body(content), host="x") == (
-        422, b'{"error":"this is no picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF"}'
+        422, b'{"error":"this is no readable image: expected PNG, JPEG, WebP, GIF, BMP or TIFF"}'
     )  # fmt: skip
     assert words(folder, "--model", exported, "--out", tmp_path / "out") == 3
     assert "cat.jpg is skipped, it cannot be read: cannot identify image file" in capsys.readouterr().out
@@ -648,7 +654,12 @@ def test_the_page_shows_a_pictures_words_and_where_and_refuses_broken_and_huge_o
     assert told["good"]["heat"][0] == told["good"]["lines"][0].split()[0]
     assert told["good"]["images"] == 1
     assert [line.split()[0] for line in told["goodgreen, red"]["lines"]] == ["red", "green"]
-    refusals = {"broken": "no picture", "cut": "is broken", "huge": "larger than 20 MB", "bomb": "too many pixels"}
+    refusals = {
+        "broken": "no readable image",
+        "cut": "is damaged",
+        "huge": "larger than 20 MB",
+        "bomb": "too many pixels",
+    }
     refusals["thin"] = "it has 1 × 200,000 pixels: expected a longer side of at most 100 times the shorter"
     for name, reason in refusals.items():
         assert reason in told[name]["error"]
@@ -757,7 +768,7 @@ def test_serve_says_where_once_the_model_is_there_knows_its_name_and_ends_by_ctr
         (["cat.png", "--serve", "--model", "x"], "leave cat.png out"),
         (["--serve", "--model", "x", "--heatmap"], "--heatmap does nothing with --serve"),
         (["cat.png", "--model", "x", "--port", "1"], "--host and --port do nothing without --serve"),
-        (["--serve", "--model", "x", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000 cannot be listened at"),
+        (["--serve", "--model", "x", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000 cannot be used"),
         (["--serve", "--model", "x", "--port", "70000"], "--port is 70000; expected 0 to 65,535"),
         (["--serve", "--model", "no-such-file", "--port", "0"], "there is no file or folder no-such-file"),
     ],

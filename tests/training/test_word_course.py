@@ -86,7 +86,7 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
     told = [
         (
             {"captions": torch.ones(7).long()},
-            "epoch_2.safetensors holds captions of shape [7], where tokens.json names",
+            "epoch_2.safetensors holds captions of shape [7], but tokens.json names",
         ),
         ({"share_where_not": torch.ones(7)}, "epoch_2.safetensors holds share_where_not of shape [7]"),
         ({"num_captions": torch.tensor(0)}, "epoch_2.safetensors holds impossible counts"),
@@ -103,10 +103,10 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
     tokens = json.loads((run / "words/tokens.json").read_text())
     (tmp_path / "run/words/tokens.json").write_text(json.dumps(tokens | {"tokens": tokens["tokens"][:5]}))
     assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
-    assert "where tokens.json names 5 tokens" in capsys.readouterr().err
+    assert "but tokens.json names 5 tokens" in capsys.readouterr().err
     (tmp_path / "run/words/tokens.json").write_text("[]")
     assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
-    assert "tokens.json does not say what the tokens are" in capsys.readouterr().err
+    assert "tokens.json cannot be read (it holds no JSON object)" in capsys.readouterr().err
 
 
 def test_an_epoch_that_is_not_there_is_told_and_counted_and_runs_of_one_name_are_told_apart(run, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_an_epoch_that_is_not_there_is_told_and_counted_and_runs_of_one_name_are
     assert main(["words", "--course", str(with_all), str(with_gap), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert printed.err == (
-        "warning: gap/run: of epoch 2 no words are recorded: it counts as many captions as the recorded one after it\n"
+        "warning: gap/run: no words are recorded for epoch 2: each counts as the next recorded one\n"
     )
     assert "all/run: 192 captions in 3 epochs" in printed.out
     assert "gap/run: 192 captions in 3 epochs" in printed.out
@@ -134,7 +134,7 @@ def test_an_epoch_that_is_not_there_is_told_and_counted_and_runs_of_one_name_are
     assert [one.name for one in runs] == ["all/run", "gap/run", "without"]
     courses, notes = read_courses(runs)
     assert [course.name for course in courses] == ["all/run", "gap/run"]
-    assert ["of epoch 2 no words" in note for note in notes] == [True]
+    assert ["no words are recorded for epoch 2" in note for note in notes] == [True]
 
 
 def test_what_is_recorded_of_an_epoch_depends_on_its_content_alone_to_the_byte(run, tmp_path):
