@@ -81,7 +81,7 @@ ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the 
     "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
 )  # fmt: skip
-EXIT_CODES = {"patching": (0, 1), "troubleshooting": (0, 1)}  # patched or not
+EXIT_CODES = {"patching": (0, 1)}  # patched or not
 
 
 @pytest.fixture(scope="module")
