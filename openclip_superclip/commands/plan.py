@@ -3,11 +3,13 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import textwrap
 
 from ..errors import InputError
 from ..pages import bytes_text
+from ..runs.cost import A100_TFLOPS, CORE_GFLOPS
 from ..runs.recipe import METHODS, Recipe
 from ..runs.run import Run
 from .options import add_recipe_options, all_settings
@@ -111,14 +113,26 @@ def _slices(run: Run, cost: dict) -> str:
 def _compute(run: Run, cost: dict) -> str:
     flops = f"{cost['flops']:.2e} FLOPs, {cost['flops_per_sample'] / 1e9:,.1f} G a sample"
     if cost["samples_per_second"]:
-        return f"{flops}; {_hours(cost)} at {cost['samples_per_second']:,.10g} samples/s"
+        return f"{flops}; {_hours(run, cost)} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":
-        return flops
-    return f"{flops}; {_hours(cost)} at {cost['mfu']:.0%} of {cost['gpu_tflops']:g} TFLOPS a GPU"
+        speeds = f"{CORE_GFLOPS[0]} to {CORE_GFLOPS[1]} GFLOPS, as measured in two small models"
+        return f"{flops}; {_hours(run, cost)} on this machine's {os.cpu_count()} cores at {speeds}; {MEASURE}"
+    peak = f"{cost['gpu_tflops']:g} TFLOPS per GPU"
+    if cost["mfu"]:
+        return f"{flops}; {_hours(run, cost)} at {cost['mfu']:.0%} of {peak}; {MEASURE}"
+    low, high = cost["mfu_range"]
+    source = "as in OpenCLIP's published runs on A100"
+    if cost["gpu_tflops"] != A100_TFLOPS:
+        source += ", the slow end halved since none is published on this GPU"
+    return f"{flops}; {_hours(run, cost)} at {low:.0%} to {high:.0%} of {peak}, {source}; {MEASURE}"
 
 
-def _hours(cost: dict) -> str:
-    return f"{cost['gpu_hours']:,.3g} GPU-hours, {cost['hours']:,.3g} hours"
+def _hours(run: Run, cost: dict) -> str:
+    fast, slow = cost["hours_range"]
+    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
+    time = f"{slow * factor:,.3g}" if fast == slow else f"{fast * factor:,.3g} to {slow * factor:,.3g}"
+    gpus = f", {cost['gpu_hours']:,.3g} GPU-hours{'' if fast == slow else ' at most'}" if run.device == "cuda" else ""
+    return f"{time} {unit}{gpus}"
 
 
 def _model(cost: dict) -> str:
@@ -201,7 +215,7 @@ def _where(run: Run) -> str:
     return "The command, which superclip run gives:"
 
 
-MFU, GPU_TFLOPS = 0.4, 312.0  # of an A100's bfloat16
+MEASURE = "superclip rehearse measures it"
 
 
 def main(argv: list[str]) -> int:
@@ -213,7 +227,7 @@ def main(argv: list[str]) -> int:
     if options.gpu is not None:
         options.gpu = find_gpu(options.gpu)
     gpu_tflops = options.gpu.tflops if options.gpu else None
-    options.gpu_tflops = options.gpu_tflops or gpu_tflops or GPU_TFLOPS
+    options.gpu_tflops = options.gpu_tflops or gpu_tflops or A100_TFLOPS
     recipe = read_with_table(options.recipe, all_settings(options), options.data)
     run = make_run(
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
@@ -262,12 +276,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--jobs", type=int, metavar="N", help="processes that --check reads with (default: one per core)"
     )
     parser.add_argument(
-        "--mfu", type=float, default=MFU, metavar="SHARE",
-        help="share of its peak that a GPU reaches, recomputation counted (default: %(default)s)",
+        "--mfu", type=float, metavar="FRACTION",
+        help="fraction of its peak that a GPU reaches, recomputation counted (default: what OpenCLIP's published runs "
+        "reached with a model of this size)",
     )  # fmt: skip
     parser.add_argument(
         "--gpu-tflops", type=float, metavar="T",
-        help=f"that peak, in 10^12 FLOPs a second (default: --gpu's in bfloat16, an A100's {GPU_TFLOPS:g} without it)",
+        help=f"that peak, in 10^12 FLOPs a second (default: --gpu's in bfloat16, an A100's {A100_TFLOPS:g} without it)",
     )  # fmt: skip
     parser.add_argument(
         "--gpu", metavar="TYPE",
@@ -291,6 +306,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError("--gpu does nothing with --device cpu: leave one of them out")
     if options.rehearsal and options.samples_per_second:
         raise InputError("--rehearsal holds the samples a second: leave --samples-per-second out")
-    if options.mfu > 1:
-        raise InputError(f"--mfu is {options.mfu}; expected a share of the peak, 0.4 for 40 %")
+    if options.mfu is not None and options.mfu > 1:
+        raise InputError(f"--mfu is {options.mfu}; expected a fraction of the peak, 0.15 for 15%")
     return options

@@ -1,10 +1,11 @@
-"""The memory that a plan's training step takes on a GPU, followed on tensors that have shapes alone."""
+"""What a run costs: FLOPs, hours, bytes of checkpoints, and the memory of a step."""
 
 import argparse
 import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -57,37 +58,68 @@ def _model_file(model: str) -> str:
         return ""
 
 
-def estimate_cost(run: Run, mfu: float, gpu_tflops: float, samples_per_second: float | None = None) -> dict:
-    """Returns the plan's costs, for JSON.
+# OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the backward pass is two,
+# gradient checkpointing one), and the samples per second of each A100 of 40 GB, of the slowest and the fastest run.
+# From OpenCLIP's README (LAION-400M) and the table of trained models of huggingface.co/laion/scaling-laws-openclip.
+PUBLISHED = {
+    "ViT-B-32": (7.4, 3, 412, 850),
+    "ViT-B-16": (20.5, 3, 310, 396),
+    "ViT-L-14": (87.7, 4, 66, 79),
+}
+A100_TFLOPS = 312.0  # in bfloat16
+OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
+CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
+
+
+def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
+    """Returns the fractions of its peak that a GPU reaches, as in the published runs of the nearest model in size."""
+    gmacs, passes, slow, fast = min(PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs)))
+    low, high = (2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12) for speed in (slow, fast))
+    return (low if gpu_tflops == A100_TFLOPS else OTHER_GPU * low), high
+
+
+def estimate_cost(
+    run: Run, mfu: float | None = None, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None
+) -> dict:
+    """Returns the plan's costs, for JSON; `hours` and `gpu_hours` are the slow ends of their ranges.
 
     FLOPs are those of the towers and the head, two a multiplication with addition: the backward pass is two forward
     ones, gradient checkpointing and accumulation are one more each, of the towers. The contrastive loss's own products,
     0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are left out.
 
     Args:
-        mfu: the share of its peak that a GPU reaches, all of these FLOPs counted.
+        mfu: the fraction of its peak that a GPU reaches, with all of these FLOPs counted, if it is known.
         gpu_tflops: that peak, in 10^12 FLOPs a second.
-        samples_per_second: of all GPUs together, where it was measured.
+        samples_per_second: of all GPUs together, if it was measured.
     """
     flags = run.recipe.flags
     with_head = run.recipe.superclip is not None
     counts = _counts(run)
     gmacs = counts.pop("gmacs")
+    towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(flags.get("grad-checkpointing")) + (run.accum_freq > 1)
-    flops_per_sample = 2e9 * ((gmacs["vision"] + gmacs["text"]) * passes + 3 * gmacs["head"] * with_head)
-    seconds = run.samples / samples_per_second if samples_per_second else None
+    flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"] * with_head)
     flops = flops_per_sample * run.samples
-    gpu_hours = flops / (gpu_tflops * 1e12 * mfu) / 3600
+    fractions = (mfu, mfu) if mfu else utilization(towers, gpu_tflops)
+    if samples_per_second:
+        hours = [run.samples / samples_per_second / 3600] * 2
+    elif run.device == "cpu":
+        hours = [flops / (speed * 1e9 * (os.cpu_count() or 1)) / 3600 for speed in reversed(CORE_GFLOPS)]
+    else:
+        hours = [flops / (gpu_tflops * 1e12 * mfu * run.world_size) / 3600 for mfu in reversed(fractions)]
+    slice_samples = run.slice_steps * run.global_batch_size
     return {
         "forward_gmacs": gmacs,
         "flops_per_sample": flops_per_sample,
         "flops": flops,
         "mfu": mfu,
+        "mfu_range": fractions,
         "gpu_tflops": gpu_tflops,
-        "gpu_hours": seconds * run.world_size / 3600 if seconds else gpu_hours,
-        "hours": seconds / 3600 if seconds else gpu_hours / run.world_size,
+        "gpu_hours": hours[1] * run.world_size,
+        "hours": hours[1],
+        "hours_range": hours,
         "samples_per_second": samples_per_second,
-        "slice_minutes": run.slice_steps * run.global_batch_size / samples_per_second / 60 if seconds else None,
+        "slice_minutes": slice_samples / samples_per_second / 60 if samples_per_second else None,
         **counts,
         "disk_bytes": run.max_checkpoints * counts["checkpoint_bytes"],
     }
@@ -110,7 +142,6 @@ def _counts(run: Run) -> dict:
     }
 
     def count() -> dict:
-
         from .model_size import count_model  # OpenCLIP takes seconds to import
 
         return count_model(**inputs)
