@@ -1,8 +1,8 @@
-"""DistributedDataParallel whose buckets of gradients stay as they are, so that a resumed run sums as one that goes on.
+"""Sums over the ranks, and DistributedDataParallel whose gradient buckets stay as they are.
 
-torch makes the buckets anew after the first step of a process, in the order in which its gradients came. How a sum over
-three ranks or more is rounded depends on where in a bucket a gradient lies: a resumed run's first step would differ in
-its last bits from the same step of a run that never stopped.
+torch rebuilds the buckets after the first step of a process, in the order in which its gradients came. How a sum over
+three ranks or more is rounded depends on where in a bucket a gradient is: the first step of a resumed run would differ
+in its last bits from the same step of an uninterrupted run.
 """
 
 import sys
@@ -21,9 +21,9 @@ def world_size() -> int:
 
 
 def begin_sum(tensor: Tensor, name: str):
-    """Starts to sum `tensor` over the ranks, in place; what it returns has a `wait()` that ends when the sum is there.
+    """Starts to sum `tensor` over the ranks, in place; returns an object whose `wait()` returns when it is done.
 
-    Collective. `name` tells it from other sums that may be under way.
+    Collective. `name` distinguishes it from other sums in progress.
     """
     horovod = _horovod()
     if horovod is not None:
@@ -41,13 +41,13 @@ class _HorovodSum:
 
 
 def _horovod():
-    """Returns horovod.torch where it has been started; OpenCLIP imports it wherever it is installed."""
+    """Returns horovod.torch if it has been started; OpenCLIP imports it if it is installed."""
     horovod = sys.modules.get("horovod.torch")
     return horovod if horovod is not None and horovod.is_initialized() else None
 
 
 def fix_buckets() -> None:
-    """Makes torch's DistributedDataParallel, wherever it is looked up from now on, keep its first buckets."""
+    """Makes torch's DistributedDataParallel keep its first buckets from now on."""
     ddp = torch.nn.parallel.DistributedDataParallel
     if not hasattr(ddp, "has_fixed_buckets"):
         torch.nn.parallel.DistributedDataParallel = _with_fixed_buckets(ddp)

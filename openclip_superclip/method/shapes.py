@@ -1,4 +1,4 @@
-"""FLOPs of a model's parts, counted by torch."""
+"""Models that have shapes alone: their FLOPs, and the memory of a training step."""
 
 import weakref
 from types import MappingProxyType
@@ -27,10 +27,10 @@ def model_without_weights(
     context_length: int | None = None,
     **model_kwargs,
 ):
-    """Returns an OpenCLIP model that has shapes alone, as training starts it.
+    """Returns an OpenCLIP model without weights, as training starts it.
 
     Args:
-        patch_dropout: the share of the patch tokens that training leaves out, as --force-patch-dropout says.
+        patch_dropout: the fraction of the patch tokens that training leaves out, as --force-patch-dropout says.
         device: where its tensors would be.
         superclip: options of the class head; None leaves the head out.
         image_size, context_length: as --force-image-size and --force-context-length say.
@@ -54,7 +54,7 @@ def model_without_weights(
 def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: float = 0.0) -> dict[str, float]:
     """Returns GMACs of one pair through `vision`, `text` and `head` of an OpenCLIP model, forward.
 
-    Counted on shapes alone. The paper's figures leave out attention's own products, as does `with_attention=False`.
+    Counted without weights. The paper's figures leave out attention's own products, as does `with_attention=False`.
     """
     model = model_without_weights(model_name, patch_dropout)
     image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
@@ -85,11 +85,10 @@ def _gmacs(part, with_attention: bool) -> float:
 
 
 class MemoryTrace:
-    """Within it tensors have shapes alone; `bytes` are those that now live would hold, `peak` the most so far.
+    """Within it tensors have no data; `bytes` is what the live ones would occupy, `peak` the maximum so far.
 
-    What torch's allocators, kernels' workspaces and libraries hold beside tensors is not in it. A value that is read
-    back from a tensor is 1. Storages are followed by torch's dispatch, as torch's own tracker does it, which is private
-    (torch.distributed._tools).
+    Memory of allocators, kernel workspaces and libraries is not included. A value read back from a tensor is 1.
+    Storages are tracked through torch's dispatch, as in torch's own, private tracker (torch.distributed._tools).
     """
 
     def __init__(self):

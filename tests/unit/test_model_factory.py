@@ -370,3 +370,24 @@ def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(t
         created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
     assert all(type(model) is superclip.SuperCLIP for model in created)
     assert open_clip.factory.CLIP is before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_warmup": -1}, "head_warmup is -1; expected 0 or more captions"),
+        ({"head_warmup": float("nan")}, "head_warmup is nan; expected 0 or more captions"),
+        ({"head_input": "patch"}, "head_input is 'patch'; expected one of patches, pooled, both"),
+    ],
+    ids=str,
+)
+def test_an_impossible_option_is_refused_by_name(options, message):
+    with pytest.raises(superclip.InputError, match=f"^{message}$"):
+        create(**options)
+
+
+def test_the_summary_says_what_the_head_reads(caplog):
+    with caplog.at_level(logging.INFO):
+        model = create(head_input="both")
+    assert "it reads the sum of the pooled vector before the projection and the mean of ViT patch tokens" in caplog.text
+    assert model.state_dict()["class_head.input"] == 2
