@@ -153,7 +153,7 @@ def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
     assert parse_args(["--train-data", str(table), "--batch-size", "4"]).batch_size == 4
     told = capfd.readouterr().err
     assert "the 3 rows of" in told and "not one step is trained" in told
-    assert "1 of the 3 rows of" in told and "hold no caption" in told
+    assert "1 of the 3 rows of" in told and "have no caption" in told
     parse_args(["--train-data", str(csv_data), "--batch-size", "4", "--model", tiny_model, "--pretrained", "x.pt"])
     instead = tiny_model.replace("local-dir:", "--model ")
     told = f"OpenCLIP passes over x.pt beside --model {tiny_model}: give {instead}/open_clip_config.json"
@@ -189,7 +189,8 @@ def test_no_data_at_all_is_refused_and_an_evaluation_is_not(flag, csv_data, pars
     with pytest.raises(SystemExit, match="error: --train-data is missing"):
         parse_args(flag)
     assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
-    assert parse_args([]).train_data is None  # without a flag of ours, OpenCLIP says what it always said
+    with pytest.raises(SystemExit, match="error: --train-data is missing"):
+        parse_args([])
 
 
 def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, parse_args, tmp_path):
