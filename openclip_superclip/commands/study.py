@@ -21,64 +21,60 @@ from .options import (
     with_sites_stage,
 )
 
-OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check", "dry_run")  # what --slurm takes beside a job's options
+OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm in addition to a job's
 
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits that; returns the exit code."""
     options = _parse(argv)
-    from ..studies.study import read_study, study_files
+    from ..studies.study import read_study, study_call, study_files
 
     if options.list:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
-    from ..studies.study import study_call
-
     call = study_call(
         options.study, options.out, options.seeds, options.device, options.data, options.val_data,
         all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
-        print(_submitted(call, options), end="" if options.dry_run else "\n")
+        from ..studies.study_jobs import StudySubmission
+
+        request = slurm_request(options)
+        submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
+        if options.dry_run:
+            print(submission.dry_run(), end="")
+        else:
+            print(submission.submit(not options.skip_data_check))
         return 0
     from ..runs.process import Stopped, stopped_by_signals
-    from ..studies.training import choose_rates, new_training, run_study
+    from ..studies.training import StudyTraining, run_study, tune_rates
 
     if options.dry_run:
-        print(new_training(call, options.jobs or 1, trains=False).summary())
+        print(StudyTraining(call, options.jobs or 1, trains=False).summary())
         return 0
-
     try:
         with stopped_by_signals():
             if options.only == "choose":
-                told = choose_rates(call)
+                summary = tune_rates(call)
             else:
-                told = run_study(call, options.jobs or 1, trains=options.only is None).tables()
-                told += f"\n\n{call.out}/study.png, study.csv, study.json and the folders of the runs hold the rest."
+                summary = run_study(call, options.jobs or 1, trains=options.only is None).tables()
+                files = "study.png, study.csv, study.json and the folders of the runs"
+                summary += f"\n\n{call.out}/{files} hold the rest."
     except Stopped as stop:
         print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
-    print(f"\n{told}")
+    print(f"\n{summary}")
     return 0
-
-
-def _submitted(call, options: argparse.Namespace) -> str:
-    """Submits the study's jobs and returns what to print: their numbers, or with --dry-run their commands."""
-    from ..studies.study_jobs import StudySubmission
-
-    request = slurm_request(options)
-    submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
-    return submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip study",
         description="Trains the arms of a study by paired seeds (equal initial weights of the towers, equal order of "
-        "the data, equal crops), measures them, and prints each difference with its 95 % interval. A call that was "
-        "stopped resumes with the same command; so does one that submitted the study to SLURM.",
+        "the data, equal crops), measures them, and prints each difference with its 95 % interval. The same command "
+        "resumes a study that was stopped or submitted to SLURM.",
         epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
     )
     parser.add_argument("study", nargs="?", metavar="STUDY", help="a file, or a name that --list shows")
@@ -87,12 +83,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)"
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="what trains (default: %(default)s)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="(default: %(default)s)")
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="brace pattern of shards to train on, in quotes, or a .csv of pictures and captions (default: the "
-        "study's)",
+        help="brace pattern of shards to train on, in quotes, or a .csv of images and captions (default: the study's)",
     )
     parser.add_argument(
         "--val-data",
@@ -112,12 +107,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--runs",
         type=Path,
         metavar="DIR",
-        help="folder of the runs, which studies of one recipe may share: what one trained, another only measures "
-        "(default: OUT/runs)",
+        help="folder of the runs, which studies of one recipe may share (default: OUT/runs)",
     )
     parser.add_argument(
         "--only", choices=("choose", "report"),
-        help="train nothing: choose the learning rates by finished trials, or report finished runs",
+        help="train nothing: tune the learning rates by finished trials, or report finished runs",
     )  # fmt: skip
     add_run_settings(parser)
     slurm = parser.add_argument_group("on SLURM")
@@ -130,12 +124,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     at_least(options, seeds=1, jobs=1)
     options.settings = run_settings(options)
     given = given_slurm_options(options) + [
-        f"--{n.replace('_', '-')}" for n in OF_SLURM if n != "dry_run" and getattr(options, n) not in (None, False)
+        f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
     ]
     if given and not options.slurm:
-        raise InputError(f"{given[0]} is of SLURM's jobs; expected --slurm beside it")
+        raise InputError(f"{given[0]} applies to SLURM's jobs: add --slurm")
     if options.only and (trains := given_run_settings(options)):
-        raise InputError(f"{trains[0]} does nothing with --only, which trains nothing: leave one of them out")
+        raise InputError(f"{trains[0]} has no effect with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")
     if options.slurm:

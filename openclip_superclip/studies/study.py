@@ -1,4 +1,4 @@
-"""A study's file: which runs answer a question, and the measure that was named before the first of them."""
+"""A study's file: the runs that answer a question, and the primary measure, which is named before the first run."""
 
 import dataclasses
 import difflib
@@ -6,24 +6,31 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-
-from ruamel.yaml import YAML, YAMLError
+from types import MappingProxyType, SimpleNamespace
 
 from ..demo import natural
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..environment import require
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..files import shipped_folder
+from ..rules import Rule, check
 from ..runs.plan import make_run, rows_of_table
-from ..runs.recipe import WORDS, read_recipe
+from ..runs.recipe import WORDS, Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
 from ..runs.stage import check_stage
 
-CHOOSING = 1000  # the seeds with which a learning rate is chosen begin here: none of them is reported
-
-
-LIKE = "like"  # in an arm: another arm, whose fields it takes, the chosen learning rate among them
+TUNING_SEEDS = 1000  # the first seed of the trials that tune learning rates: the seeds of results are below it
+LIKE = "like"  # in an arm: another arm, whose fields it takes, the tuned learning rate among them
+DEMO = Path("demo")  # where the shipped recipes expect the demo's model and scenes
+OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
+MEASURES = {  # by what measures a run: its measures
+    "demo": OF_SCENES,
+    "unseen-drawings": OF_SCENES,  # on scenes drawn by a designer that no training shows
+    "second-draw": OF_SCENES,  # on scenes of another 100 objects, which its training shows too
+    "natural": natural.MEASURES,  # on the data set `natural`, another one for each seed
+    "dense-scenes": ("mIoU", "depth_RMSE"),  # on the scenes' pixels, by `superclip evaluate --suite dense`
+    "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),  # OpenCLIP's, --val-data
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +43,11 @@ class Study:
     arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
     seeds: int  # how many, the same for every arm
     first_seed: int = 0
-    measures: str = "demo"  # one of MEASURES: scenes, or "validation" (OpenCLIP's own, --val-data)
+    measures: str = "demo"  # one of MEASURES
     set: dict = dataclasses.field(default_factory=dict)  # fields of the recipe with their values, of every run
-    cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)  # one field: its values, or each value's
-    # mapping of more fields
-    choose: dict = dataclasses.field(default_factory=dict)  # lr: values; seeds: how many, beyond the study's own
+    cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)  # one field: its values, or a mapping of
+    # more fields for each value
+    choose: dict = dataclasses.field(default_factory=dict)  # lr: values; seeds: the number of trials of each
     compare: list = dataclasses.field(default_factory=list)  # [arm, baseline], several
     name: str = ""  # of the file
 
@@ -52,18 +59,18 @@ class Study:
 
     @property
     def is_of_scenes(self) -> bool:
-        """Whether the demo's scenes measure it."""
+        """Whether it is measured on the demo's scenes."""
         return self.measures != "validation"
 
     @property
-    def choosing_measures(self) -> str:
-        """What measures the runs that choose a learning rate: of drawings that no training shows, none is looked at."""
+    def tuning_measures(self) -> str:
+        """What measures the trials, which must not see the unseen drawings."""
         return "demo" if self.measures == "unseen-drawings" else self.measures
 
     @property
-    def of_all(self) -> dict[str, str]:
-        """The fields of every run, as --set takes them."""
-        return {field: _text(value) for field, value in self.set.items()}
+    def tuned_arms(self) -> list[str]:
+        """The arms with a tuned learning rate of their own."""
+        return [arm for arm, values in self.arms.items() if self.choose and LIKE not in values and "lr" not in values]
 
     @property
     def cell_field(self) -> str | None:
@@ -71,43 +78,45 @@ class Study:
 
     @property
     def cell_values(self) -> list:
-        """The values of the cells' field; one, None, where there is no such field."""
+        """The values of the cells' field; [None] without cells."""
         return list(self.cells[self.cell_field]) if self.cells else [None]
 
+    def fields_of_cell(self, cell) -> dict[str, str]:
+        """Returns the fields that a cell sets in addition to its own."""
+        values = self.cells.get(self.cell_field)
+        return _texts(values[cell]) if isinstance(values, dict) else {}
+
     def settings(self, arm: str, cell=None, of_all: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-        """Returns what --set is given for the runs of an arm in a cell, `of_all` being the fields of every run.
+        """Returns the values of --set for the runs of an arm in a cell, `of_all` being those of every run.
 
         An arm that is like another has that one's fields first. Samples in percent are whole steps, rounded up.
         """
-        values = dict(self.arms[arm])
-        other = values.pop(LIKE, None)
-        shared = self.settings(other, None, of_all) if other else {}
-        of_cell = {} if cell is None else {self.cell_field: _text(cell)} | self._of_cell(cell)
-        found = self.of_all | dict(of_all) | shared | of_cell
-        own = {field: _text(value) for field, value in values.items()}
+        own = _texts(self.arms[arm])
+        other = own.pop(LIKE, None)
+        found = self.settings(other, None, of_all) if other else _texts(self.set) | dict(of_all)
+        if cell is not None:
+            found |= _texts({self.cell_field: cell}) | self.fields_of_cell(cell)
         if own.get("samples", "").endswith("%"):
             recipe = read_recipe(self.recipe, found)
-            share = float(own["samples"].removesuffix("%")) / 100
-            steps = math.ceil(round(recipe.samples * share / recipe.global_batch_size, 6))
+            fraction = float(own["samples"].removesuffix("%")) / 100
+            steps = math.ceil(round(recipe.samples * fraction / recipe.global_batch_size, 6))
             own["samples"] = str(steps * recipe.global_batch_size)
         return found | own
 
-    def _of_cell(self, cell) -> dict[str, str]:
-        """Returns the fields that a cell sets beside its own."""
-        values = self.cells[self.cell_field]
-        return {field: _text(value) for field, value in values[cell].items()} if isinstance(values, dict) else {}
+    def first_recipe(self, of_all: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+        """Returns the recipe of the first arm's runs in the first cell."""
+        return read_recipe(self.recipe, self.settings(next(iter(self.arms)), self.cell_values[0], of_all))
 
     def check_set(self, of_all: Mapping[str, str]) -> None:
-        """Raises InputError for a field of --set that the study's runs differ by, and for what no recipe can be."""
-        differ = {"seed": f"its seeds are {self.first_seed}, {self.first_seed + 1}, …: --seeds says how many"}
-        differ |= dict.fromkeys(self.cells, f"it is what its cells vary: {self.cell_values}")
-        for cell in self.cell_values if self.cells else []:
-            differ |= dict.fromkeys(self._of_cell(cell), f"the cell {cell} sets it")
-        differ |= {"lr": f"it is chosen from {self.choose['lr']}"} if self.choose else {}
+        """Raises InputError for a field of --set in which the study's runs differ, and for impossible recipes."""
+        differ = {"seed": f"its seeds are {self.first_seed}, {self.first_seed + 1}, …; --seeds sets their number"}
+        differ |= dict.fromkeys(self.cells, f"its cells are {self.cell_values}")
+        for cell in self.cell_values:
+            differ |= dict.fromkeys(self.fields_of_cell(cell), f"the cell {cell} sets it")
+        differ |= {"lr": f"it is tuned over {self.choose['lr']}"} if self.choose else {}
         for arm, values in self.arms.items():
-            differ |= {
-                field: f"the arm '{arm}' sets it" for field, value in values.items() if not f"{value}".endswith("%")
-            }
+            fixed = [field for field, value in values.items() if not f"{value}".endswith("%")]
+            differ |= dict.fromkeys(fixed, f"the arm '{arm}' sets it")
         for field in of_all:
             if field in differ:
                 raise InputError(f"--set {field}: the study is about this field ({differ[field]}); change its file")
@@ -117,168 +126,35 @@ class Study:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
-
-
 REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
 
 
-OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Returns values as --set KEY=VALUE takes them."""
+    return {key: f"{value}".lower() if isinstance(value, bool) else f"{value}" for key, value in values.items()}
 
 
-MEASURES = {  # what measures a run: the measures that it has
-    "demo": OF_SCENES,
-    "unseen-drawings": OF_SCENES,  # of scenes drawn by a designer whom no training shows
-    "second-draw": OF_SCENES,  # of scenes of another 100 objects, which those of the training show, too
-    "natural": natural.MEASURES,  # of the data set `natural`, another one for each seed
-    "dense-scenes": ("mIoU", "depth_RMSE"),  # of the scenes' pixels, by `superclip evaluate --suite dense`
-    "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
-}
+def folder_name(text: str) -> str:
+    """Returns an arm or a cell as a part of a folder's name: letters, digits, points and dashes."""
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).lower()
 
 
-def study_files() -> list[Path]:
-    """Returns the shipped studies."""
-    return sorted(shipped_folder("recipes").glob("studies/*.yaml"))
-
-
-def read_study(path_or_name: str) -> Study:
-    """Returns the study of a file or a shipped name; InputError, naming file and field, for what cannot be."""
-    path = _find(path_or_name)
-    try:
-        values = YAML(typ="safe").load(path.read_text())
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {reason(error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a YAML mapping of {', '.join(REQUIRED)}")
-    for name in values:
-        if name not in FIELDS:
-            raise InputError(f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}")
-    for name in REQUIRED:
-        if name not in values:
-            raise InputError(f"{path}: {name} is missing; a study holds {', '.join(REQUIRED)}")
-    study = Study(**values, name=path.stem)
-    _check(study, path)
-    return study
-
-
-def _find(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    known = {path.stem: path for path in study_files()}
-    wanted = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
-    if wanted not in known:
-        near = difflib.get_close_matches(wanted, known) or list(known)
-        raise InputError(f"there is no file and no study '{name}'; there is {', '.join(near)}")
-    return known[wanted]
-
-
-def _check(study: Study, path: Path) -> None:
-    """Raises InputError for arms, cells and comparisons that do not fit, and for runs whose recipes cannot be."""
-    for field, kind, expected in (
-        ("question", str, "a question"),
-        ("primary", str, "the measure that answers it"),
-        ("recipe", str, "a file or a shipped name"),
-        ("measures", str, f"one of {', '.join(MEASURES)}"),
-        ("compare", list, "[arm, baseline], several"),
-        ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
-        ("cells", dict, "one field of the recipe and its values"),
-        ("set", dict, "fields of the recipe and their values"),
-        ("choose", dict, "lr: values, and seeds: how many"),
-    ):
-        if not isinstance(getattr(study, field), kind):
-            raise InputError(f"{path}: {field} is {getattr(study, field)!r}; expected {expected}")
-    if len(study.arms) < 2 or not all(isinstance(arm, dict) for arm in study.arms.values()):
-        raise InputError(f"{path}: arms is {study.arms}; expected two arms or more, each a mapping of fields")
-    folders: dict[str, str] = {}
+def _unclear_arm(study) -> str | None:
+    folders: dict[str, object] = {}
     for arm in study.arms:
-        other = folders.setdefault(folder_name(str(arm)), arm)
-        if not isinstance(arm, str) or other is not arm:
-            raise InputError(f"{path}: an arm is {arm!r}; expected a name whose letters and digits no other arm has")
-    if type(study.seeds) is not int or study.seeds < 1:
-        raise InputError(f"{path}: seeds is {study.seeds!r}; expected a number of seeds, 1 or more")
-    if type(study.first_seed) is not int or study.first_seed < 0:
-        raise InputError(f"{path}: first_seed is {study.first_seed!r}; expected a number, 0 or more")
-    check_seeds(study, f"{path}: first_seed")
-    if study.measures not in MEASURES:
-        raise InputError(f"{path}: measures is {study.measures!r}; expected one of {', '.join(MEASURES)}")
-    if study.primary not in MEASURES[study.measures]:
-        expected = ", ".join(MEASURES[study.measures])
-        raise InputError(f"{path}: primary is {study.primary!r}; {study.measures} measures {expected}")
-    if study.choose and study.measures == "dense-scenes":
-        raise InputError(f"{path}: choose is {study.choose}; dense-scenes has none to choose by: give the arms an lr")
-    if len(study.cells) > 1 or not all(map(_can_be_cells, study.cells.values())):
-        raise InputError(
-            f"{path}: cells is {study.cells}; expected one field of the recipe and its values, or for each value a "
-            "mapping of more fields"
-        )
-    _check_own_fields(study, path)
-    if study.choose and not _can_choose(study.choose):
-        raise InputError(f"{path}: choose is {study.choose}; expected lr: [rates, none twice], and seeds: how many")
-    for pair in study.compare:
-        names = pair if isinstance(pair, list) and all(isinstance(name, str) for name in pair) else []
-        if len(set(names)) != 2 or len(names) != 2 or not set(names) <= set(study.arms):
-            raise InputError(f"{path}: compare holds {pair}; expected [arm, baseline] of {', '.join(study.arms)}")
-    for arm, values in study.arms.items():
-        other = values.get(LIKE)
-        if other is not None and (not isinstance(other, str) or LIKE in study.arms.get(other, [LIKE])):
-            raise InputError(f"{path}: arm '{arm}' is like '{other}'; expected an arm that is like no other")
-    for arm, values in study.arms.items():
-        share = f"{values.get('samples', '')}"
-        if share.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", share):
-            raise InputError(f"{path}: arm '{arm}' has samples {share!r}; expected a number, or a share such as 110%")
-    _check_recipes(study, path)
+        if folders.setdefault(folder_name(str(arm)), arm) is not arm or not isinstance(arm, str):
+            return repr(arm)
 
 
-def check_seeds(study: Study, told: str) -> None:
-    """Raises InputError, which begins with `told`, where seeds of the study are among those that choose rates."""
-    if study.first_seed + study.seeds > CHOOSING:
-        raise InputError(
-            f"{told} is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from 0 to {CHOOSING - 1}: "
-            "those above choose learning rates"
-        )
+def _are_cells(cells: dict) -> bool:
+    for values in cells.values():
+        fields = values.values() if isinstance(values, dict) else []
+        if not isinstance(values, list | dict) or not values or not all(isinstance(one, dict) for one in fields):
+            return False
+    return len(cells) <= 1
 
 
-def _check_own_fields(study: Study, path: Path) -> None:
-    """Raises InputError for a field that is said twice, so that one of the two would be of no effect."""
-    places = {"set": study.set, **{f"the arm '{arm}'": values for arm, values in study.arms.items()}}
-    cells = study.cells.get(study.cell_field)
-    places |= {f"the cell {cell}": fields for cell, fields in cells.items()} if isinstance(cells, dict) else {}
-    for place, fields in {"cells": study.cells, **places}.items():
-        if "seed" in fields:
-            raise InputError(f"{path}: {place} sets seed; `seeds` says how many, and `first_seed` where they begin")
-        if place != "cells" and study.cell_field in fields:
-            raise InputError(f"{path}: {place} sets {study.cell_field}, which the cells vary")
-        if study.choose and "lr" in fields and not place.startswith("the arm"):
-            raise InputError(f"{path}: {place} sets lr, which is chosen")
-
-
-def _check_recipes(study: Study, path: Path) -> None:
-    """Raises InputError for runs whose recipes cannot be, and for arms or cells that train the same."""
-    recipes: dict[tuple, dict] = {}
-    for arm in study.arms:
-        for cell in study.cell_values:
-            try:
-                found = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
-            except InputError as error:
-                where = "" if cell is None else f", cell {cell}"
-                raise InputError(f"{path}, arm '{arm}'{where}: {error}") from None
-            recipes[arm, cell] = {key: value for key, value in found.items() if key not in WORDS}
-    chosen = {arm: "lr" not in values for arm, values in study.arms.items() if study.choose}
-    for arm, baseline in study.pairs:
-        same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)
-        if same and chosen.get(arm) == chosen.get(baseline):
-            raise InputError(f"{path}: the arms '{arm}' and '{baseline}' train the same: expected a field that differs")
-    for place, cell in enumerate(study.cell_values):
-        for other in study.cell_values[:place]:
-            if all(recipes[arm, other] == recipes[arm, cell] for arm in study.arms):
-                raise InputError(f"{path}: cells holds {study.cell_field} {cell} twice")
-
-
-def folder_name(told: str) -> str:
-    """Returns the part of a folder's name that tells an arm or a cell: letters, digits, points and dashes."""
-    return "".join(c if c.isalnum() or c in ".-" else "-" for c in told).lower()
-
-
-def _can_choose(choose: dict) -> bool:
+def _can_tune(choose: dict) -> bool:
     rates, seeds = choose.get("lr"), choose.get("seeds")
     if set(choose) != {"lr", "seeds"} or not isinstance(rates, list) or type(seeds) is not int or seeds < 1:
         return False
@@ -289,20 +165,153 @@ def _can_choose(choose: dict) -> bool:
     return 0 < len(numbers) == len(rates) and min(numbers) > 0
 
 
-def _can_be_cells(values) -> bool:
-    of_each = values.values() if isinstance(values, dict) else []
-    return isinstance(values, list | dict) and len(values) > 0 and all(isinstance(fields, dict) for fields in of_each)
+def _set_twice(study) -> str | None:
+    """Returns which field is given in two places, so that one of them would have no effect."""
+    places = {"cells": study.cells, "set": study.set}
+    places |= {f"the arm '{arm}'": values for arm, values in study.arms.items()}
+    cells = next(iter(study.cells.values()), None)
+    places |= {f"the cell {cell}": fields for cell, fields in cells.items()} if isinstance(cells, dict) else {}
+    for place, fields in places.items():
+        if "seed" in fields:
+            return f"{place} sets seed; give `seeds` and `first_seed` instead"
+        for field in study.cells if place != "cells" else ():
+            if field in fields:
+                return f"{place} sets {field}, which the cells vary"
+        if study.choose and "lr" in fields and not place.startswith("the arm"):
+            return f"{place} sets lr, which is tuned"
 
 
-def _text(value) -> str:
-    """Returns a value as it is written after --set KEY=."""
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else f"{value}"
+def _wrong_pair(study) -> list:
+    pairs = [pair for pair in study.compare if isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]]
+    return [pair for pair in study.compare if pair not in pairs or not all(arm in [*study.arms] for arm in pair)]
 
 
-DEMO = Path("demo")  # where the shipped recipes look for the demo's model and scenes
+def _like_none(study) -> str | None:
+    for arm, values in study.arms.items():
+        other = values.get(LIKE)
+        if other is not None and (not isinstance(other, str) or LIKE in study.arms.get(other, [LIKE])):
+            return f"arm '{arm}' is like '{other}'"
 
 
-MEASURED_WITH = {"imagenet-zeroshot-val-top1": "imagenet-val"}  # OpenCLIP's flag; for the others val-data
+def _wrong_percentage(study) -> str | None:
+    for arm, values in study.arms.items():
+        samples = f"{values.get('samples', '')}"
+        if samples.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", samples):
+            return f"arm '{arm}' has samples {samples!r}"
+
+
+SEEDS = Rule(
+    "{path}: first_seed is {first_seed!r} and seeds is {seeds!r}; expected seeds from 0 to "
+    f"{TUNING_SEEDS - 1}: those above tune learning rates",
+    lambda study: study.first_seed + study.seeds > TUNING_SEEDS,
+)
+RULES = [
+    *(
+        Rule(
+            f"{{path}}: {field} is {{{field}!r}}; expected {expected}",
+            lambda study, field=field, kind=kind: not isinstance(getattr(study, field), kind),
+        )
+        for field, kind, expected in (
+            ("question", str, "a question"),
+            ("primary", str, "the measure that answers it"),
+            ("recipe", str, "a file or a shipped name"),
+            ("measures", str, f"one of {', '.join(MEASURES)}"),
+            ("compare", list, "[arm, baseline], several"),
+            ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
+            ("cells", dict, "one field of the recipe and its values"),
+            ("set", dict, "fields of the recipe and their values"),
+            ("choose", dict, "lr: values, and seeds: their number"),
+        )
+    ),
+    Rule(
+        "{path}: arms is {arms}; expected two arms or more, each a mapping of fields",
+        lambda study: len(study.arms) < 2 or not all(isinstance(arm, dict) for arm in study.arms.values()),
+    ),
+    Rule("{path}: an arm is {found}; expected a name whose letters and digits no other arm has", _unclear_arm),
+    Rule(
+        "{path}: seeds is {seeds!r}; expected a number of seeds, 1 or more",
+        lambda study: type(study.seeds) is not int or study.seeds < 1,
+    ),
+    Rule(
+        "{path}: first_seed is {first_seed!r}; expected a number, 0 or more",
+        lambda study: type(study.first_seed) is not int or study.first_seed < 0,
+    ),
+    SEEDS,
+    Rule(
+        f"{{path}}: measures is {{measures!r}}; expected one of {', '.join(MEASURES)}",
+        lambda study: study.measures not in MEASURES,
+    ),
+    Rule(
+        "{path}: primary is {primary!r}; {measures} measures {found}",
+        lambda study: ", ".join(MEASURES[study.measures]) if study.primary not in MEASURES[study.measures] else None,
+    ),
+    Rule(
+        "{path}: choose is {choose}; dense-scenes has no split to tune on: give the arms an lr",
+        lambda study: study.choose and study.measures == "dense-scenes",
+    ),
+    Rule(
+        "{path}: cells is {cells}; expected one field of the recipe and its values, or a mapping of more fields for "
+        "each value",
+        lambda study: not _are_cells(study.cells),
+    ),
+    Rule("{path}: {found}", _set_twice),
+    Rule(
+        "{path}: choose is {choose}; expected lr: a list of distinct rates, and seeds: their number",
+        lambda study: study.choose and not _can_tune(study.choose),
+    ),
+    Rule("{path}: compare holds {found[0]}; expected pairs [arm, baseline] of the arms", _wrong_pair),
+    Rule("{path}: {found}; expected an arm that is like no other", _like_none),
+    Rule("{path}: {found}; expected a number, or a percentage such as 110%", _wrong_percentage),
+]
+
+
+def study_files() -> list[Path]:
+    """Returns the shipped studies."""
+    return sorted(shipped_folder("recipes").glob("studies/*.yaml"))
+
+
+def read_study(path_or_name: str) -> Study:
+    """Returns the study of a file or a shipped name; InputError, naming file and field, for an impossible one."""
+    path = Path(path_or_name)
+    if not path.is_file():
+        shipped = {one.stem: one for one in study_files()}
+        wanted = path_or_name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
+        if wanted not in shipped:
+            near = difflib.get_close_matches(wanted, shipped) or list(shipped)
+            raise InputError(f"there is no file and no study '{path_or_name}'; there is {', '.join(near)}")
+        path = shipped[wanted]
+    values = read_yaml(path, f"of {', '.join(REQUIRED)}")
+    for name in values:
+        if name not in FIELDS:
+            raise InputError(f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}")
+    for name in REQUIRED:
+        if name not in values:
+            raise InputError(f"{path}: {name} is missing; a study holds {', '.join(REQUIRED)}")
+    study = Study(**values, name=path.stem)
+    check(RULES, SimpleNamespace(path=path, **vars(study)))
+    _check_recipes(study, path)
+    return study
+
+
+def _check_recipes(study: Study, path: Path) -> None:
+    """Raises InputError for impossible recipes, and for arms or cells whose training is equal."""
+    recipes: dict[tuple, dict] = {}
+    for arm in study.arms:
+        for cell in study.cell_values:
+            try:
+                found = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
+            except InputError as error:
+                place = "" if cell is None else f", cell {cell}"
+                raise InputError(f"{path}, arm '{arm}'{place}: {error}") from None
+            recipes[arm, cell] = {key: value for key, value in found.items() if key not in WORDS}
+    for arm, baseline in study.pairs:
+        same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)
+        if same and (not study.choose or ("lr" in study.arms[arm]) == ("lr" in study.arms[baseline])):
+            raise InputError(f"{path}: the arms '{arm}' and '{baseline}' train the same: expected a field that differs")
+    for place, cell in enumerate(study.cell_values):
+        for other in study.cell_values[:place]:
+            if all(recipes[arm, other] == recipes[arm, cell] for arm in study.arms):
+                raise InputError(f"{path}: cells holds {study.cell_field} {cell} twice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,111 +320,78 @@ class StudyCall:
 
     study: Study
     out: Path
-    runs_in: Path | None  # the folder of the runs, which studies of one recipe may share; OUT/runs where it is None
+    runs_in: Path  # the folder of the runs, which studies of one recipe may share
+    runs_flag: str  # that sets it
     device: str
-    data: str | None  # shards in place of the recipe's
+    data: str | None  # shards instead of the recipe's
     set: Mapping[str, str]  # fields of the recipe with their values
     arguments: tuple[str, ...]  # of `superclip study`, which make the same call again
-    scenes: Path = DEMO  # the folder that the demo's model and scenes are written into
+    scenes: Path = DEMO  # the folder for the demo's model and scenes
     settings: Settings = DEFAULTS  # of every `superclip run`
 
 
 def study_call(
-    name: str,
-    out: Path | None,
-    seeds: int | None,
-    device: str,
-    data: str | None,
-    val_data: str | None,
-    set_: Mapping[str, str],
-    runs_in: Path | None = None,
-    scenes: Path = DEMO,
-    settings: Settings = DEFAULTS,
-) -> StudyCall:
-    """Returns the call; InputError for what cannot be trained or measured.
+    name: str, out: Path | None, seeds: int | None, device: str, data: str | None, val_data: str | None,
+    set_: Mapping[str, str], runs_in: Path | None = None, scenes: Path = DEMO, settings: Settings = DEFAULTS,
+) -> StudyCall:  # fmt: skip
+    """Returns the call; InputError if something cannot be trained or measured.
 
     Args:
         name: a study's file or shipped name.
-        out: studies/NAME where it is None.
-        seeds: the number of paired seeds, where it is not the study's.
-        data, val_data: shards in place of the study's; with `val_data` OpenCLIP's own retrieval measures.
+        out: studies/NAME if None.
+        seeds: the number of paired seeds; None for the study's.
+        data, val_data: shards instead of the study's; with `val_data` OpenCLIP's own retrieval measures.
         set_: fields of the recipe with their values, of every run.
-        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs where it is None.
-        scenes: the folder that the demo's model and scenes are written into.
+        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs if None.
+        scenes: the folder for the demo's model and scenes.
         settings: of every `superclip run`.
     """
     study = read_study(name)
+    out = out or Path("studies") / study.name
     arguments = {"--device": device, "--seeds": seeds, "--data": data, "--val-data": val_data, "--runs": runs_in}
     given = [part for flag, value in arguments.items() if value is not None for part in (flag, str(value))]
     given += [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
-    out = out or Path("studies") / study.name
     if seeds is not None:
         study = dataclasses.replace(study, seeds=seeds)
-        check_seeds(study, "--seeds: first_seed")
-    if val_data is not None:
-        study = _on_validation_data(study)
+        check([SEEDS], SimpleNamespace(path="--seeds", **vars(study)))
+    if val_data is not None and study.measures != "validation":
+        study = dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
     study.check_set(set_)
-    set_ = {**set_, **rows_of_table(study.recipe, _of_first(study, set_), data)}
+    first = study.settings(next(iter(study.arms)), study.cell_values[0], set_)
+    set_ = {**set_, **rows_of_table(study.recipe, first, data)}
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
-    if bool(data) != bool(val_data) and study.is_of_scenes and data:
+    if study.is_of_scenes and data:
         raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
     if study.measures == "dense-scenes":
         require("a study of dense-scenes", "eval", "clip_benchmark", "requests")
+    recipe = study.first_recipe(set_)
     if study.measures == "validation":
-        _check_measured(study, set_)
-        _check_tables(study, device, data, set_)
+        flag = "imagenet-val" if study.primary.startswith("imagenet") else "val-data"
+        if not recipe.flags.get(flag):
+            option = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
+            raise InputError(f"the study's primary measure is {study.primary}, which training measures with {option}")
+        for arm in study.arms:
+            for cell in study.cell_values:
+                run = make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
+                if run.is_table:
+                    run.check_data()
+                else:
+                    run.check_validation()
     if settings.stage:
-        arm, cell = next(iter(study.arms)), study.cell_values[0]
-        check_stage(make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device))
+        check_stage(make_run(recipe, data=data, device=device))
     if scenes != DEMO:
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}
         data = f"{scenes / written.shards}"
     again = ("study", name, "--out", str(out), *given)
-    return StudyCall(study, out, runs_in, device, data, set_, again, scenes, settings)
-
-
-def place_of_runs(out: Path, runs_in: Path | None) -> tuple[Path, str]:
-    """Returns the folder of a study's runs and the flag that says where it is."""
-    return (out / "runs", "--out") if runs_in is None else (runs_in, "--runs")
+    runs_in, flag = (runs_in, "--runs") if runs_in else (out / "runs", "--out")
+    return StudyCall(study, out, runs_in, flag, device, data, set_, again, scenes, settings)
 
 
 def data_of_scenes(study: Study) -> TrainingData:
-    """Returns which of the demo's models and shards a study's runs are given."""
-    recipe = read_recipe(study.recipe, _of_first(study))
+    """Returns which of the demo's models and shards a study trains."""
+    recipe = study.first_recipe()
     places = [(data, f"{DEMO / data.shards}".replace("{seed}", f"{recipe.seed}")) for data in TRAINING_DATA]
     found = [data for data, shards in places if recipe.shards == shards]
     return next((data for data in found if recipe.model == f"local-dir:{DEMO / data.model}"), (*found, SCENES)[0])
-
-
-def _of_first(study: Study, set_: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Returns the fields of the first arm's runs: of some methods a recipe needs them to be one."""
-    return study.settings(next(iter(study.arms)), study.cell_values[0], set_)
-
-
-def _on_validation_data(study: Study) -> Study:
-    """Returns the study measured by OpenCLIP's retrieval among the pairs of --val-data."""
-    if study.measures == "validation":
-        return study
-    return dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
-
-
-def _check_tables(study: Study, device: str, data: str | None, set_: Mapping[str, str]) -> None:
-    """Raises InputError where a run could not be trained on its table, or measured on its validation data."""
-    for arm in study.arms:
-        for cell in study.cell_values:
-            plan = make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
-            if plan.is_table:
-                plan.check_data()
-            else:
-                plan.check_validation()
-
-
-def _check_measured(study: Study, set_: Mapping[str, str]) -> None:
-    """Raises InputError where the training would not measure the study's primary measure."""
-    flag = MEASURED_WITH.get(study.primary, "val-data")
-    recipe = read_recipe(study.recipe, _of_first(study, set_))
-    if not recipe.flags.get(flag):
-        given = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
-        raise InputError(f"the study's primary measure is {study.primary}, which the training takes with {given}")

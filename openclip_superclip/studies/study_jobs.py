@@ -1,4 +1,4 @@
-"""A study on SLURM: arrays that train its runs, and jobs that wait for them, choose, measure and report."""
+"""A study on SLURM: arrays that train its runs, and jobs that wait for them, tune, measure and report."""
 
 import dataclasses
 import shlex
@@ -11,21 +11,10 @@ from ..files import make_folder, write_json, write_text
 from ..runs.folder import RunFolder, lock
 from ..runs.slurm import SlurmJob, SlurmRequest, cancel, find_placement, folders_of, my_jobs, paths_of
 from .study import StudyCall
-from .training import (
-    JOBS,
-    MACHINES,
-    RUNS_LIST,
-    StudyRun,
-    StudyTraining,
-    is_finished,
-    new_training,
-    prepared_training,
-    submitted_jobs,
-)
+from .study_run import StudyRun
+from .training import JOBS, MACHINES, RUNS_LIST, StudyTraining, prepared_training, submitted_jobs
 
 ABOUT = "# What `superclip study --slurm` has submitted; the same command submits what is left of the study."
-
-
 TRIALS, CHOOSE, RUNS, REPORT = "trials", "choose", "runs", "report"  # its jobs, in this order
 
 
@@ -35,7 +24,7 @@ class Stage:
 
     name: str
     job: SlurmJob
-    runs: Sequence[StudyRun] = ()  # that it trains, a task of an array each, where they are known
+    runs: Sequence[StudyRun] = ()  # that it trains, one for each task of an array, if they are known
     num_runs: int = 0
     waits: str = ""  # how it waits for the stage before it, and for `others`: afterok, afterany
     others: Sequence[str] = ()  # numbers of jobs that are in the queue already
@@ -48,10 +37,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class StudySubmission:
-    """What is left to do of a study, as jobs.
+    """The rest of a study as jobs.
 
-    An array of trials; a job that measures them, chooses the learning rates and writes the recipes of the runs; an
-    array of runs; a job that measures them and writes the results. What is finished or in the queue is left out.
+    An array of trials; a job that measures them, tunes the learning rates and writes the recipes of the runs; an array
+    of runs; a job that measures them and writes the results. What is finished or in the queue is left out.
     """
 
     call: StudyCall
@@ -71,26 +60,24 @@ class StudySubmission:
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes nothing."""
-        training = new_training(self.call, jobs=1, trains=False)
-        stages = self._stages(training, self._check(training, looks=False))
+        training = StudyTraining(self.call, jobs=1, trains=False)
+        stages = self._stages(training, self._check(training, reads_data=False))
         return "\n".join([self._shell(stages), *(f"# {stage.job.file}\n{stage.job.text}" for stage in stages)])
 
     def submit(self, checks_data: bool) -> str:
-        """Submits the jobs and returns what to print; InputError where a run could not be trained.
+        """Submits the jobs and returns a summary; InputError if a run could not be trained.
 
-        Where sbatch refuses one, those before it stay, and the same command submits the rest.
+        If sbatch refuses one, those before it stay, and the same command submits the rest.
         """
         out = self.call.out
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call, jobs=1, trains=False)
-            paths = self._check(training, looks=checks_data)
-            stages = self._stages(training, paths)
+            stages = self._stages(training, self._check(training, checks_data))
             if not stages:
                 return f"nothing was submitted: what is left of {out} is in the queue, as squeue --me shows"
-            kept = out / "jobs.sh"
             self.request.keep_setup(out)
-            write_text(kept, self._shell(stages))
+            write_text(out / "jobs.sh", self._shell(stages))
             write_json(out / MACHINES, {**self.machines, "settings": dataclasses.asdict(self.call.settings)})
             return self._submitted(stages, training)
 
@@ -108,20 +95,15 @@ class StudySubmission:
             write_json(self.call.out / JOBS, numbers)
         each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
         does = {
-            TRIALS: f"trains {{}} trials, {each}", CHOOSE: "chooses the learning rates by them",
+            TRIALS: f"trains {{}} trials, {each}", CHOOSE: "tunes the learning rates by them",
             RUNS: f"trains {{}} runs, {each}", REPORT: f"measures, and writes {self.call.out}/study.md",
         }  # fmt: skip
-        told = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
-        return "\n".join(
-            [
-                *told,
-                f"  superclip status {shlex.quote(str(training.runs_in))}",
-                f"  scancel {' '.join(numbers.values())}",
-            ]
-        )
+        lines = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
+        status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
+        return "\n".join([*lines, status, f"  scancel {' '.join(numbers.values())}"])
 
     def _stages(self, training: StudyTraining, paths: list[Path]) -> list[Stage]:
-        """Returns the jobs of what is left, none where all of that is in the queue.
+        """Returns the jobs of what is left; none if all of that is in the queue.
 
         Args:
             paths: what they read and write.
@@ -130,76 +112,70 @@ class StudySubmission:
         arrays = {job.task.partition("_")[0] for job in queue.values()}
         earlier = {name for name, number in submitted_jobs(self.call.out).items() if number in arrays}
 
-        def sorted_out(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
-            """Returns those to submit, equal ones once, and the jobs that train others."""
-            open_ = {run.folder: run for run in runs if not is_finished(run)}
-            jobs = {folder: RunFolder(folder).submitted_job() for folder in open_}
-            there = {job.partition("_")[0] for job in jobs.values() if job in queue}
-            return [run for folder, run in open_.items() if jobs[folder] not in queue], sorted(there)
+        def unfinished(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
+            """Returns the runs to submit, equal ones once, and the jobs that train the others."""
+            left = {run.folder: run for run in runs if not run.is_finished}
+            jobs = {folder: RunFolder(folder).submitted_job() for folder in left}
+            queued = {job.partition("_")[0] for job in jobs.values() if job in queue}
+            return [run for folder, run in left.items() if jobs[folder] not in queue], sorted(queued)
 
-        chosen = training.chosen_before()
+        def command(name: str, others: Sequence[str] = ()) -> Stage:
+            arguments = [*self.call.arguments, "--only", name]
+            job = self.request.command(self.call.out / f"{name}.sh", self._job_name(name), arguments, paths)
+            return Stage(name, job, waits="afterany", others=others)
+
+        chosen = training.tuned_before()
         if chosen is None:
-            trials, there = sorted_out(training.trials())
+            trials, queued = unfinished(training.trials())
             if not trials and {CHOOSE, RUNS, REPORT} <= earlier:
                 return []
-            first = [self._array(TRIALS, trials, paths)] if trials else []
-            chosen_runs, report = self._chosen_runs(training, paths), self._command(REPORT, [], paths)
-            return [*first, self._command(CHOOSE, there, paths), chosen_runs, report]
-        runs, there = sorted_out(training.runs(chosen))
+            first = [Stage(TRIALS, self._array(TRIALS, trials, paths), trials, len(trials))] if trials else []
+            runs = training.runs({})  # whose learning rates, and so whose folders, an earlier stage writes
+            job = self._array(RUNS, runs, paths, self.call.out / RUNS_LIST)
+            array = Stage(RUNS, job, num_runs=len(runs), waits="afterok")
+            return [*first, command(CHOOSE, queued), array, command(REPORT)]
+        runs, queued = unfinished(training.runs(chosen))
         if not runs and REPORT in earlier:
             return []
-        return [*([self._array(RUNS, runs, paths)] if runs else []), self._command(REPORT, there, paths)]
+        first = [Stage(RUNS, self._array(RUNS, runs, paths), runs, len(runs))] if runs else []
+        return [*first, command(REPORT, queued)]
 
-    def _array(self, name: str, runs: list[StudyRun], paths: list[Path]) -> Stage:
-        return Stage(name, self._training(name, runs, len(runs), paths), runs, len(runs))
-
-    def _chosen_runs(self, training: StudyTraining, paths: list[Path]) -> Stage:
-        """Returns the array of the runs whose learning rates, and so whose folders, an earlier stage writes down."""
-        number = len(training.runs({}))
-        job = self._training(RUNS, [], number, paths, self.call.out / RUNS_LIST)
-        return Stage(RUNS, job, num_runs=number, waits="afterok")
-
-    def _training(
-        self, name: str, runs: list[StudyRun], number: int, paths: list[Path], runs_list: Path | None = None
-    ) -> SlurmJob:
-        array, folders = f"0-{number - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}", [run.folder for run in runs]
-        return self.request.training(
-            self.call.out / f"{name}.sh", self._job_name(name), folders, paths, array=array, runs_list=runs_list
-        )
-
-    def _command(self, name: str, others: list[str], paths: list[Path]) -> Stage:
-        arguments = [*self.call.arguments, "--only", name]
-        job = self.request.command(self.call.out / f"{name}.sh", self._job_name(name), arguments, paths)
-        return Stage(name, job, waits="afterany", others=others)
+    def _array(self, name: str, runs: list[StudyRun], paths: list[Path], runs_list: Path | None = None) -> SlurmJob:
+        """Returns the array that trains runs; `runs_list` is the file of their folders if these are not known yet."""
+        array = f"0-{len(runs) - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
+        folders = [] if runs_list else [run.folder for run in runs]
+        file = self.call.out / f"{name}.sh"
+        return self.request.training(file, self._job_name(name), folders, paths, array=array, runs_list=runs_list)
 
     def _job_name(self, stage: str) -> str:
         return f"{self.call.out.name}-{stage}"
 
-    def _check(self, training: StudyTraining, looks: bool) -> list[Path]:
-        """Returns what the jobs read and write; looks for the shards, or counts them in their patterns.
+    def _check(self, training: StudyTraining, reads_data: bool) -> list[Path]:
+        """Returns what the jobs read and write; checks the data, or only the number of shards in its patterns.
 
-        Raises InputError where a run could not be trained, or its folder holds another.
+        Raises InputError if a run could not be trained, or its folder holds another.
         """
-        request, different = self.request, {}
-        for run in [*training.trials(), *training.runs(training.chosen_before() or {})]:
+        request, call, different = self.request, self.call, {}
+        for run in [*training.trials(), *training.runs(training.tuned_before() or {})]:
             training.check_folder(run)
-            there = RunFolder(run.folder).record().get("plan", {}).get("world_size")
-            if there not in (None, request.nodes * request.gpus_per_node):
+            processes = RunFolder(run.folder).record().get("plan", {}).get("world_size")
+            if processes not in (None, request.nodes * request.gpus_per_node):
                 raise InputError(
-                    f"{run.folder} holds a run of {there} processes, not {request.nodes} × {request.gpus_per_node}: "
-                    f"the runs of a study train on equally many; give {training.runs_flag} another folder"
+                    f"{run.folder} holds a run of {processes} processes, not {request.nodes} × "
+                    f"{request.gpus_per_node}: all runs of a study need the same number; give {call.runs_flag} another "
+                    "folder"
                 )
-            if not is_finished(run):
-                plan = run.described(request.device, self.call.data, self.call.settings, **self.machines)
+            if not run.is_finished:
+                plan = run.described(request.device, call.data, call.settings, **self.machines)
                 shards = plan.data, plan.workers, plan.slices_per_pass, plan.slice_samples, plan.recipe.long_caption
                 different[shards] = plan
         for plan in different.values():
-            if looks:
+            if reads_data:
                 plan.check_data()
             else:
                 plan.check_shards()
         read = [path for plan in different.values() for path in paths_of(plan)]
-        return list(dict.fromkeys([training.runs_in, *folders_of([self.call.arguments[1]]), *read]))
+        return list(dict.fromkeys([call.runs_in, *folders_of([call.arguments[1]]), *read]))
 
     @staticmethod
     def _shell(stages: list[Stage]) -> str:

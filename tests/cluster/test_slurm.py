@@ -263,7 +263,7 @@ def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_do
     cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")  # jobs wait, so that none has ended yet
     printed = cluster.call(*study, cwd=work)
     jobs = re.findall(r"^job (\d+) (\w+ the|trains \d \w+|measures)", printed, flags=re.MULTILINE)
-    assert [does for _, does in jobs] == ["trains 2 trials", "chooses the", "trains 2 runs", "measures"]
+    assert [does for _, does in jobs] == ["trains 2 trials", "tunes the", "trains 2 runs", "measures"]
     assert "nothing was submitted" in cluster.call(*study, cwd=work)
     table = cluster.call("superclip", "status", "the study", cwd=work)
     assert len(re.findall(rf"^\| the study/runs/.* {jobs[0][0]}_[01] PENDING", table, flags=re.MULTILINE)) == 2

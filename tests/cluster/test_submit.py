@@ -140,7 +140,7 @@ def test_help_does_not_import_torch(command):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--nodes", "2"], "--nodes is of SLURM's jobs; expected --slurm beside it"),
+    (["--nodes", "2"], "--nodes applies to SLURM's jobs: add --slurm"),
     (["--slurm", "--only", "report"], "expected one of them"),
     (["--slurm", "--gpus-per-node", "5"], "a global batch of 32 does not divide among 5 GPUs"),
     (["--slurm", "--mounts", "/data"], "--mounts is /data; expected --container-image or --apptainer"),

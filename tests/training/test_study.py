@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,17 +16,23 @@ from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
 from support.training_runs import load, processes_in, run_ranks, superclip_train
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.runs.folder import lock
 from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.studies import study_run
 from openclip_superclip.studies.measures import open_trained
 
 NUM_SEEDS = 2
 
 
-def start_study(folder, *more):
+def arguments(folder, *more) -> list[str]:
     which = [] if more and more[0].endswith(".yaml") else ["which.yaml"]
-    command = [sys.executable, "-m", "openclip_superclip", "study", *which, "--out", "out", "--jobs", "2"]
-    command += [*more, "--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32"]
+    more = *more, "--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32"
+    return ["study", *which, "--out", "out", "--jobs", "2", *more]
+
+
+def start_study(folder, *more):
+    command = [sys.executable, "-m", "openclip_superclip", *arguments(folder, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
 
@@ -36,11 +43,26 @@ def study(folder, *more):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.fixture
+def study_here(monkeypatch, capsys):
+    """Calls a study in this process, and returns what it prints, or the last line of its error."""
+    level = logging.getLogger().level
+
+    def call(folder, *more, code: int = 0) -> str:
+        monkeypatch.chdir(folder)
+        assert main(arguments(folder, *more)) == code
+        printed = capsys.readouterr()
+        return printed.err.strip().splitlines()[-1] if code else printed.out
+
+    yield call
+    logging.getLogger().setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """The folder of a study of CLIP, SuperCLIP and both placebos."""
     folder = tmp_path_factory.mktemp("study")
-    recipe = write_recipe(folder, passes=1)
+    recipe = write_recipe(folder, passes=1, slices=1)
     arms = {
         "CLIP": {"method": "clip"}, "SuperCLIP": {}, "head detached": {"superclip.placebo": "detached-head"},
         "captions shuffled": {"superclip.placebo": "shuffled-captions"},
@@ -77,7 +99,7 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
     folder, _ = studied
     for seed in range(NUM_SEEDS):
         clip, detached, ours = (
-            weights(run(folder, arm, seed), 3) for arm in ("clip", "superclip_placebo-detached-head", "superclip")
+            weights(run(folder, arm, seed), 1) for arm in ("clip", "superclip_placebo-detached-head", "superclip")
         )
         assert all(detached[name].equal(tensor) for name, tensor in clip.items())
         assert not all(ours[name].equal(tensor) for name, tensor in clip.items())
@@ -87,33 +109,31 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
 
 def test_shuffled_captions_train_another_tower_than_the_captions_do(studied):
     folder, _ = studied
-    shuffled, ours = (weights(run(folder, arm, 0), 3) for arm in ("superclip_placebo-shuffled-captions", "superclip"))
+    shuffled, ours = (weights(run(folder, arm, 0), 1) for arm in ("superclip_placebo-shuffled-captions", "superclip"))
     assert not shuffled["visual.conv1.weight"].equal(ours["visual.conv1.weight"])
     assert shuffled["statistics.document_frequency"].equal(ours["statistics.document_frequency"])
 
 
-def test_a_second_call_trains_nothing_and_prints_the_same(studied):
+def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
     folder, done = studied
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
-    assert study(folder).stdout == done.stdout
+    assert study_here(folder) == done.stdout
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
 
 
-@pytest.mark.parametrize(("more", "told"), [
+@pytest.mark.parametrize(("more", "message"), [
     (["--set", "lr=1e-4"], "lr is 0.001 there and 0.0001 here"), (["--data", "val/{000000..000001}.tar"], "--data"),
     (["--device", "cuda"], "--device cpu, not cuda"),
     (["--set", "lr=1e-4", "--out", "another", "--runs", "out/runs"], "lr is 0.001 there and 0.0001 here"),
 ])  # fmt: skip
-def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, more, told):
-    done = study(studied[0], *more)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: out/runs/")
-    assert told in last
-    assert last.endswith(f"give {'--runs' if '--runs' in more else '--out'} another folder")
+def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, study_here, more, message):
+    error = study_here(studied[0], *more, code=1)
+    assert error.startswith("error: out/runs/")
+    assert message in error
+    assert error.endswith(f"give {'--runs' if '--runs' in more else '--out'} another folder")
 
 
-def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
+def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study_here):
     folder, _ = studied
     with open(folder / "which.yaml") as file:
         values = YAML(typ="safe").load(file)
@@ -123,43 +143,38 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied):
         YAML().dump({**values, "question": "another?", "arms": arms}, file)
     there = sorted(folder.glob("out/runs/*"))
     command = ["other.yaml", "--out", "other", "--runs", "out/runs"]
-    other = study(folder, *command)
-    assert other.returncode == 0, other.stderr
+    study_here(folder, *command)
     assert sorted(folder.glob("out/runs/*")) == there
     rows = list(csv.DictReader((folder / "other/study.csv").read_text().splitlines()))
     assert [row["arm"] for row in rows].count("SuperCLIP, detached") == NUM_SEEDS
-    with lock(folder / "out" / "runs.folder", Placement()):
-        last = study(folder, *command).stderr.strip().splitlines()[-1]
-    assert "error: out/runs belongs to another run" in last
-    assert "or give --runs another folder" in last
+    with lock(folder / "out" / "runs.lock", Placement()):
+        error = study_here(folder, *command, code=1)
+    assert "error: out/runs belongs to another run" in error
+    assert "or give --runs another folder" in error
 
 
-def test_runs_that_are_to_be_where_a_file_is_are_refused_and_leave_nothing(prepared, tmp_path):
+def test_runs_that_are_to_be_where_a_file_is_are_refused_and_leave_nothing(prepared, study_here, tmp_path):
     (tmp_path / "file").touch()
-    done = study(prepared, "--out", str(tmp_path / "new"), "--runs", str(tmp_path / "file"))
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith(f"error: --runs: {tmp_path}/file cannot be written")
+    error = study_here(prepared, "--out", str(tmp_path / "new"), "--runs", str(tmp_path / "file"), code=1)
+    assert error.startswith(f"error: --runs: {tmp_path}/file cannot be written")
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_data_that_has_changed_since_is_told_by_name(studied):
+def test_data_that_has_changed_since_is_named(studied, study_here, monkeypatch):
     folder, _ = studied
+    monkeypatch.setattr(study_run, "_digest", study_run._digest.__wrapped__)  # which each process computes once
     shard = folder / "val" / "000001.tar"
     before = shard.read_bytes()
     shard.write_bytes(before + bytes(10_240))
-    again = start_study(folder)  # which would write the shards anew only where they are gone
-    said = again.communicate()[1].strip().splitlines()[-1]
+    error = study_here(folder, code=1)
     shard.write_bytes(before)
-    assert again.returncode == 1
-    assert "_seed0 is of --val-data" in said and "as it was, and that has changed since; give --out another" in said
+    assert "_seed0 used --val-data" in error and "which has changed since; give --out another" in error
 
 
-def test_a_folder_belongs_to_one_study_at_a_time(studied):
+def test_a_folder_belongs_to_one_study_at_a_time(studied, study_here):
     folder, _ = studied
     with lock(folder / "out" / "lock", Placement()):
-        done = study(folder)
-    assert done.returncode == 1
-    assert "out belongs to another run" in done.stderr.strip().splitlines()[-1]
+        assert "out belongs to another run" in study_here(folder, code=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -175,13 +190,10 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepare
     assert "Traceback" not in said
 
 
-def test_a_run_that_fails_ends_the_study_by_name_with_what_it_said(studied):
-    folder, _ = studied
-    done = study(folder, "--set", "model=local-dir:nowhere", "--out", "elsewhere")
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "_seed0 failed" in last
+def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_here):
+    error = study_here(studied[0], "--set", "model=local-dir:nowhere", "--out", "elsewhere", code=1)
+    assert error.startswith("error: ")
+    assert "_seed0 failed" in error
 
 
 @pytest.mark.slow

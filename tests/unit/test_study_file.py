@@ -20,11 +20,13 @@ from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
 from openclip_superclip.studies import training
+from openclip_superclip.studies.measures import measured
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.scores import read_scores
 from openclip_superclip.studies.statistics import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
-from openclip_superclip.studies.training import StudyRun, StudyTraining, measured, run_name
+from openclip_superclip.studies.study_run import StudyRun, run_name
+from openclip_superclip.studies.training import StudyTraining
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
@@ -137,7 +139,7 @@ REFUSED = {
     "cells that are the same": ({"cells": {"wd": ["0.2", "0.20"]}}, "cells holds wd 0.20 twice"),
     "rates that are the same": ({"choose": {"lr": [1e-3, "0.001"], "seeds": 1}}, "choose is"),
     "rates that are none": ({"choose": {"lr": ["fast"], "seeds": 1}}, "choose is"),
-    "seeds as cells": ({"cells": {"seed": [0, 1]}}, "cells sets seed; `seeds` says how many"),
+    "seeds as cells": ({"cells": {"seed": [0, 1]}}, "cells sets seed; give `seeds` and `first_seed` instead"),
     "a seed of an arm": ({"arms": {"CLIP": {}, "B": {"seed": 5}}}, "the arm 'B' sets seed"),
     "a cell's field of an arm": (
         {"cells": {"wd": [0, 1]}, "arms": {"CLIP": {}, "B": {"wd": 1}}},
@@ -145,7 +147,7 @@ REFUSED = {
     ),
     "cells of what is chosen": (
         {"cells": {"lr": [1e-3, 2e-3]}, "choose": {"lr": [1e-3], "seeds": 1}},
-        "cells sets lr, which is chosen",
+        "cells sets lr, which is tuned",
     ),
     "the arm of an error": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no"),
     "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
@@ -163,16 +165,17 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
 
 @pytest.mark.parametrize(("argv", "told"), [
     (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
-    (["one_batch", "--set", "lr=1e-3"], "chosen from"), (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
-    (["placebos", "--set", "seed=3"], "--seeds says how many"), (["placebos", "--set", "samples=many"], "samples"),
+    (["one_batch", "--set", "lr=1e-3"], "it is tuned over"),
+    (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
+    (["placebos", "--set", "seed=3"], "--seeds sets their number"), (["placebos", "--set", "samples=many"], "samples"),
     (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
-    (["datacomp_batch_size"], "the study's primary measure is imagenet-zeroshot-val-top1, which the training takes"),
+    (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
     (["one_batch", "--slurm", "--nodes", "0"], "--nodes is 0"),
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
     (["one_batch", "--only", "report", "--runs", "nix"], "--runs: there is no folder nix"),
     (["one_batch", "--stall-minutes", "-1"], "--stall-minutes is -1"),
     (["one_batch", "--unreadable-max", "2"], "--unreadable-max is 2"),
-    (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes does nothing with --only"),
+    (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):
@@ -228,10 +231,13 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
         score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
-    monkeypatch.setattr("openclip_superclip.studies.training.unfinished", lambda run: None)
+    monkeypatch.setattr("openclip_superclip.studies.training._check_finished", lambda runs: None)
     monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
-    training = StudyTraining(read_study("unseen_drawings"), tmp_path, 1, "cpu", trains=False)
-    assert training.choose() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
+    call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
+    assert StudyTraining(call, jobs=1, trains=False).tune() == {
+        "CLIP": {"None": "0.002"},
+        "SuperCLIP": {"None": "0.002"},
+    }
 
 
 @pytest.fixture
@@ -301,7 +307,7 @@ def test_what_was_measured_is_measured_again_where_its_file_is_damaged_or_anothe
     (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
     (tmp_path / "cpu_seconds.json").write_text(damage)
     run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
-    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
     first = measured(run, *arguments)
     (tmp_path / "demo-test.json").write_text(damage)
     assert measured(run, *arguments) == first == json.loads((tmp_path / "demo-test.json").read_text())
@@ -318,7 +324,7 @@ def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_
     def out_of_memory(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("openclip_superclip.studies.training._measure", out_of_memory)
+    monkeypatch.setattr("openclip_superclip.studies.measures._measure", out_of_memory)
     run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
     with pytest.raises(RuntimeError, match="out of memory"):
         measured(run, *arguments)
@@ -330,7 +336,7 @@ def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_
 
 
 def test_a_copy_of_a_run_with_its_measures_is_told_by_its_own_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "checkpoints/epoch_1.pt").write_bytes(b"weights")
     arguments = ("demo", tmp_path, threading.Event())
@@ -349,7 +355,7 @@ def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path)
 def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
-    monkeypatch.setattr("openclip_superclip.studies.training._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
     measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo", tmp_path, threading.Event())
     assert read_scores(tmp_path).values == {"demo zero shot": 41.5}
 
