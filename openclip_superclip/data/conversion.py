@@ -243,7 +243,7 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
             raise InputError(
                 f"no pair of the split {split} is left: {_reasons(left_out)}; {out}/left_out.csv lists all"
             )
-        write_json(out / split / "sizes.json", listed)
+        write_json(out / split / "sizes.json", written)
     bad = {pair for pair, _ in left_out}
     kept = {
         split: [
