@@ -35,7 +35,7 @@ class Architecture(NamedTuple):
         return self.on("meta")
 
     def on(self, device: str, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model without its weights; InputError where OpenCLIP cannot build it.
+        """Returns OpenCLIP's model without its weights; InputError if OpenCLIP cannot build it.
 
         Where the plugin's hooks hold, `superclip=…` gives it a class head.
         """
@@ -54,7 +54,7 @@ class Architecture(NamedTuple):
         return model
 
     def tokenizer(self):
-        """Returns OpenCLIP's tokenizer for it; InputError where there is none."""
+        """Returns OpenCLIP's tokenizer for it; InputError if there is none."""
         try:
             return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
         except Exception as error:  # a Hugging Face tokenizer raises anything
@@ -192,7 +192,7 @@ def architecture_of(
 
     Args:
         checkpoint: a file of weights or a folder.
-        run_options: of the training command, empty where nothing tells them.
+        run_options: of the training command, empty if they are unknown.
         model, flag: what the user says it is, and where.
     """
     if model is None and (checkpoint / HF_CONFIG_NAME).is_file():

@@ -24,7 +24,7 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
     """Returns the mean of the checkpoints' weights, taken in float64, each in its own type.
 
     Whole numbers are not averaged: they are those of the checkpoint that has seen most captions, or the last. The
-    captions' counts are added where `add_counts` says so: right for runs of their own, wrong for steps of one run, each
+    captions' counts are added with `add_counts`: right for runs of their own, wrong for steps of one run, each
     of which holds the earlier ones' counts already.
     """
     first, *others = checkpoints

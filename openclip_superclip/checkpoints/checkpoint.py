@@ -31,7 +31,7 @@ OPTIONS = "superclip_options"  # in a file of ours: the record of the run, as JS
 def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
     """Raises InputError, with the first mismatches, unless the weights are what `model` expects.
 
-    That is its names and shapes, and whole numbers where it has whole numbers.
+    That is its names and shapes, and whole numbers for whole numbers.
     """
     names = sorted(weights.keys() | expected.keys())
     mismatches = [m for name in names if (m := _mismatch(name, weights.get(name), expected.get(name)))]
@@ -117,7 +117,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
-    """Writes tensors to a file of safetensors or, by its suffix, of torch; OSError where the disk does not take them.
+    """Writes tensors to a file of safetensors or, by its suffix, of torch; OSError if the disk does not take them.
 
     Args:
         weights: by name.
@@ -308,7 +308,7 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def file_of_weights(path: Path) -> Path:
-    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError where there is none.
+    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError if there is none.
 
     Of a sharded checkpoint it is the one that says what the shards hold.
     """
@@ -359,7 +359,7 @@ def _problem(error: Exception) -> str:
 
 
 def save_files(tokenizer, folder: Path) -> None:
-    """Writes a tokenizer or processor of transformers'; OSError where the disk does not take it."""
+    """Writes a tokenizer or processor of transformers'; OSError if the disk does not take it."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:

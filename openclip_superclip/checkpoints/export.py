@@ -227,7 +227,7 @@ def export(
     Args:
         file: a checkpoint of a run, a file of weights, or a folder.
         out: the folder; with `overwrite` it is exchanged whole.
-        model: OpenCLIP's name or a JSON file, where nothing beside the checkpoint tells it.
+        model: OpenCLIP's name or a JSON file, if nothing beside the checkpoint names it.
         format: of WEIGHTS_NAMES, or "hf" for transformers.
         with_head: whether the class head and the counts are kept beside the model.
         license: for the model card.

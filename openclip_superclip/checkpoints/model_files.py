@@ -10,7 +10,7 @@ CONFIGURATIONS = PACKAGE / "model_configs"
 
 
 def know_model(model: str | None, flag: str = "--model") -> None:
-    """Makes OpenCLIP know the small models that ship, and `model` under its own name where it is a JSON file.
+    """Makes OpenCLIP know the small models that ship, and `model` under its own name if it is a JSON file.
 
     Raises InputError for a file that is not there or is no configuration of a model. A configuration is OpenCLIP's
     (embed_dim, vision_cfg, text_cfg), alone or under `model_cfg` as in an open_clip_config.json.
@@ -31,7 +31,7 @@ def know_model(model: str | None, flag: str = "--model") -> None:
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
-    """Returns a file's model_cfg and preprocess_cfg; InputError, which names `flag`, where it holds none."""
+    """Returns a file's model_cfg and preprocess_cfg; InputError, which names `flag`, if it holds none."""
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:
@@ -58,7 +58,7 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
 
 
 def instead_of_passing_over(model: str) -> str | None:
-    """Returns the --model beside which stock OpenCLIP reads --pretrained, None where it does beside `model` itself.
+    """Returns the --model beside which stock OpenCLIP reads --pretrained, None if it does beside `model` itself.
 
     Beside local-dir: and hf-hub: it passes over the flag and takes what lies there, or random weights.
     """

@@ -33,7 +33,7 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
 
 
 def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
-    """Returns class head and counts of what OpenCLIP's --model and --pretrained name; None where no file keeps them."""
+    """Returns class head and counts of what OpenCLIP's --model and --pretrained name; None if no file keeps them."""
     schema, place = parse_model_name(model)
     if pretrained and Path(pretrained).is_file():  # it comes before the weights in a folder
         if Path(pretrained).name not in WEIGHTS_NAMES.values():
@@ -57,7 +57,7 @@ def _head_on_the_hub(repo: str, cache_dir: str | None) -> dict[str, Tensor] | No
 
 
 def check_pretrained(model: str, pretrained: str | None) -> None:
-    """Raises InputError for released weights beside local-dir: or hf-hub:, where OpenCLIP ignores --pretrained."""
+    """Raises InputError for released weights beside local-dir: or hf-hub:, with which OpenCLIP ignores --pretrained."""
     if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
         raise InputError(
             f"--pretrained {pretrained} cannot go with --model {model}: expected a file of weights, or leave it out "
@@ -66,7 +66,7 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
 
 
 def check_weights_file(pretrained: str | None) -> None:
-    """Raises InputError where --pretrained is a file without weights that can be read."""
+    """Raises InputError if --pretrained is a file without weights that can be read."""
     if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
         try:
             read_checkpoint(pretrained)
@@ -91,7 +91,7 @@ def check_teacher(model: str, pretrained: str | None) -> None:
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
-    """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it where OpenCLIP would not.
+    """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it if OpenCLIP would not.
 
     Raises InputError as `check_pretrained` does.
     """

@@ -62,7 +62,7 @@ class Frequencies(DocumentFrequency):
         )
 
     def check(self, tokenizer, what: str) -> None:
-        """Raises InputError where the counts are of another tokenizer's tokens, or of no caption."""
+        """Raises InputError if the counts are of another tokenizer's tokens, or of no caption."""
         if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
@@ -115,7 +115,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
 
 
 def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
-    """Returns the sum of counts of different shards; InputError where two were counted otherwise or share a shard."""
+    """Returns the sum of counts of different shards; InputError if two were counted otherwise or share a shard."""
     total, *others = parts
     for other, name in zip(others, names[1:], strict=True):
         if not same_tokenizer(total.identity, other.identity):
@@ -170,7 +170,7 @@ class Counting:
         return statistics.document_frequency, int(statistics.num_captions)
 
     def check_long_captions(self, shard: str) -> None:
-        """Raises InputError where samples were read and none of them had a long caption; `shard` is one of theirs."""
+        """Raises InputError if samples were read and none of them had a long caption; `shard` is one of theirs."""
         counts = self.reader.counts
         if not counts.num_missing or counts.num_missing < counts.num_samples:
             return
@@ -262,7 +262,7 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
 
 
 def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies:
-    """Returns what an interrupted call has counted; InputError where that was another count."""
+    """Returns what an interrupted call has counted; InputError if that was another count."""
     if not part.exists():
         return nothing
     earlier = read_frequencies(part)

@@ -141,13 +141,13 @@ _of_this_process: dict[str, Callable] = {}  # a fork inherits what cannot be sen
 
 
 def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str) -> Iterator[Result]:
-    """Yields `work(item)` of each item, in their order, from so many processes; none is left where it is closed.
+    """Yields `work(item)` of each item, in their order, from so many processes; none is left after it is closed.
 
     Args:
         work: need not be one that can be sent to a process; its results are.
         flag: of the command line, which says how many workers there are.
 
-    Raises InputError where a worker is killed, as the kernel does where memory is short.
+    Raises InputError if a worker is killed, as the kernel does if memory is short.
     """
     num_workers = min(num_workers, len(items))
     if num_workers < 1:
@@ -179,7 +179,7 @@ def _work(item):
 
 
 def long_caption(sample: dict, place: str) -> str:
-    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" where there is none."""
+    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" if there is none."""
     if not place.startswith("json:"):
         return _text(sample.get(place, sample.get(place.lower().lstrip("."))))
     value = sample.get("json")

@@ -5,11 +5,11 @@ seed, and slice s is every K-th shard of it from s on: the K slices of a pass ho
 epoch and the seed decides this, so ranks and workers may change from one slice to the next.
 
 OpenCLIP then deals a slice's shards out, to ranks and then to workers, and has every worker give as many full batches:
-ceil(ceil(--train-num-samples / (batch × ranks)) / workers). Each sample of the slice is read exactly once where the
+ceil(ceil(--train-num-samples / (batch × ranks)) / workers). Each sample of the slice is read exactly once if the
 slice's shards divide by ranks × workers and are of one size, and a worker's shards fill these batches. Otherwise a
 worker that holds more leaves out what its shuffle brings last, and one that holds less leaves out what does not fill
 its last batch and starts over on its own shards; `reads` counts both. With --accum-freq A, OpenCLIP also makes no step
-of a rank's last batches where their number does not divide by A. Every pass deals the shards out anew, so that no
+of a rank's last batches if their number does not divide by A. Every pass deals the shards out again, so that no
 sample is left out for good.
 """
 
@@ -48,7 +48,7 @@ def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_si
 
 
 def too_few(held: int, batch_size: int) -> str:
-    """Returns what to tell where the shards of a data-loading worker hold too few samples."""
+    """Returns the error for the case that the shards of a data-loading worker hold too few samples."""
     return (
         f"--superclip-slices: the shards that a worker reads of a slice hold {held:,} samples, and --batch-size is "
         f"{batch_size:,}; expected a full batch or more: give fewer slices or --workers, or a smaller --batch-size"
@@ -85,7 +85,7 @@ def reads(
         batch_size: of one rank.
         workers: of one rank; 0 counts as 1.
 
-    Raises InputError where a worker's shards fill no batch.
+    Raises InputError if a worker's shards fill no batch.
     """
     workers = max(1, workers)
     batches = math.ceil(math.ceil(num_samples / (batch_size * world_size)) / workers)
@@ -257,7 +257,7 @@ class DataOrder:
         )
 
     def _at_least_a_batch(self, samples: Iterator[dict]) -> Iterator[dict]:
-        """Yields the samples; InputError where they fill no batch, for which OpenCLIP would start over forever."""
+        """Yields the samples; InputError if they fill no batch, for which OpenCLIP would start over forever."""
         number = 0
         for number, sample in enumerate(samples, start=1):  # noqa: B007
             yield sample

@@ -17,6 +17,8 @@ import torch
 import webdataset
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support import WORDS
 from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
 from tokenizers import Tokenizer
@@ -230,6 +232,24 @@ def test_show_lists_the_commonest_and_the_rarest_and_draws_a_figure(counted, cap
     assert words[rows[len(words) + 2]] == min(words.values())
     assert f"{len(words)} of 49,408 tokens" in printed
     assert np.asarray(Image.open(counted.with_suffix(".png")).convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda counts: counts + 10**6, "its counts are not whole numbers from 0 to"),
+    (lambda counts: counts - 1, "its counts are not whole numbers from 0 to"),
+    (lambda counts: counts.float(), "its counts are not whole numbers from 0 to"),
+    (lambda counts: None, "File does not contain tensor document_frequency"),
+])  # fmt: skip
+def test_a_file_of_counts_that_cannot_be_is_refused_in_one_line(change, reason, counted, tmp_path, capsys):
+    with safe_open(counted, "pt") as file:
+        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    changed = change(tensors.pop("document_frequency"))
+    tensors |= {} if changed is None else {"document_frequency": changed}
+    save_file(tensors, tmp_path / "odd.safetensors", about)
+    assert main(["frequencies", "--show", str(tmp_path / "odd.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/odd.safetensors is no file of word frequencies") and reason in error
+    assert error.count("\n") == 1
 
 
 # The weights
