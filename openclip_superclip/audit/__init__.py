@@ -1,3 +1,3 @@
-"""Audit of a data set: what a model says of each pair's caption, word by word, and which pairs are kept."""
+"""Audit of a data set: scores for each pair and for each word of its caption, and the pairs to keep."""
 
-SORTED_BY = ("support", "class-loss", "clip-score", "both")  # of --by: the scores that pairs are sorted by
+SORTED_BY = ("support", "class-loss", "clip-score", "both")  # of --by: the scores that sort the pairs

@@ -1,9 +1,9 @@
-"""How far a picture speaks for each word of a caption: the share that the head gives it, beside what it expects."""
+"""How well an image supports each word of a caption: the head's probability, compared with the expected one."""
 
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,50 +15,43 @@ from ..method.patch_tokens import encode_image
 from ..words.lexicon import Lexicon, lexicon, open_lexicon
 from ..words.tagger import Opened, Shares
 
-WORD = re.compile(r"[^\W_]+")  # letters and digits: commas, quotes and hyphens stand between words
+WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
+NUM_OFFERED = 5  # suggested words per caption
+MAX_GATHERED = 2**24  # probabilities that are looked up at once
+LEAST = 1e-12  # probability: logarithms of smaller ones mean nothing
 
 
 def words_of(caption: str) -> list[str]:
-    """Returns the different words of a caption in their order, as they stand; capitals make no other word."""
+    """Returns the different words of a caption in their order; words that differ in case only are the same."""
     first: dict[str, str] = {}
     for word in WORD.findall(caption):
         first.setdefault(word.casefold(), word)
     return list(first.values())
 
 
-def normalised(captions: Iterable[str]) -> list[str]:
-    """Returns each caption's words by the alphabet: equal for captions that differ by order, case and marks alone."""
-    return [" ".join(sorted(word.casefold() for word in WORD.findall(caption))) for caption in captions]
-
-
-NUM_OFFERED = 5  # words that a caption lacks
-GATHERED = 2**24  # probabilities looked up at once
-LEAST = 1e-12  # of a share: what is below has no logarithm that means anything
-
-
 class WordSupport(NamedTuple):
     """A word of a caption."""
 
-    word: str  # in small letters
-    share: float  # of the caption that the head expects for the picture, 0 to 1
-    expected: float  # the same of a picture of which nothing is known
-    support: float  # log2(share / expected): 0 says nothing, below 0 the picture speaks against the word
+    word: str  # in lower case
+    share: float  # the head's probability of the word for this image
+    expected: float  # its probability if nothing is known about the image
+    support: float  # log2(share / expected): 0 says nothing, below 0 the image speaks against the word
 
 
 class CaptionSupport:
-    """Looks up the words of captions in what the head expects for their pictures.
+    """Looks up the words of captions in the head's probabilities for their images.
 
-    The head is trained to predict the IDF-weighted words of a caption, of which every token t has the weight w_t. Over
-    the data that it learned from, token t makes up df_t · w_t / Σ df · w of all captions: that is the share to expect
-    of it where nothing is known of the picture, and it comes with the checkpoint. A rare word has a small share and a
-    small expectation, so that its support is no lower for its being rare. Words of several tokens are as in `Shares`.
+    The head is trained to predict the IDF-weighted words of a caption, in which token t has the weight w_t. In the
+    training data, token t has the fraction df_t · w_t / Σ df · w of the total weight: that is its expected probability
+    if nothing is known about the image, and it comes with the checkpoint. A rare word has a low probability and a low
+    expectation, so being rare does not lower its support. Words of several tokens are scored as in `Shares`.
 
-    A word that the head has seen in no caption, or in every one, has no support; neither has one that the text tower's
-    context cuts off.
+    Words that occur in no training caption, or in all of them, have no support, and neither have words beyond the
+    context length of the text tower.
 
     Args:
         tokenizer: OpenCLIP's.
-        weights: w [V], the IDF that the head was trained with.
+        weights: w [V], the IDF weights of training.
         document_frequency: int64 [V], df.
     """
 
@@ -76,7 +69,7 @@ class CaptionSupport:
         """Returns the words of each caption that have support, in their order.
 
         Args:
-            probabilities: [B, V], of the pictures.
+            probabilities: [B, V], for the images.
             tokens: [B, L], of the captions.
         """
         words = [words_of(caption) for caption in captions]
@@ -97,14 +90,14 @@ class CaptionSupport:
         return found
 
     def missing(self, probabilities: Tensor, tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns for each picture the words of highest share that its caption, tokens [B, L], has no part of.
+        """Returns for each image the most probable words that its caption, tokens [B, L], lacks.
 
-        Of all words that the tokenizer holds whole and the head has seen, those that the picture speaks for.
+        These are words of the lexicon that the head has learned and that are more probable than expected.
         """
         if not self.lexicon.words:
             return [[] for _ in tokens]
         present, found = _present(tokens, len(self.weights), blank=False), []
-        rows = max(1, GATHERED // self.lexicon.tokens.numel())
+        rows = max(1, MAX_GATHERED // self.lexicon.tokens.numel())
         for start in range(0, len(tokens), rows):
             here = slice(start, start + rows)
             shares = self.offered.of(probabilities[here])  # [R, N]
@@ -123,18 +116,18 @@ class CaptionSupport:
         return of._replace(tokens=of.tokens.to(self.weights.device))
 
     def _is_known(self, of: Lexicon) -> Tensor:
-        """Returns whether the head has learned every token of each word, bool [N]."""
+        """Returns whether the head has learned all tokens of each word, bool [N]."""
         known = torch.cat([self.known, self.known.new_ones(1)])  # the blank
         return known[of.tokens].all(dim=1)
 
 
 def word_support(word: str, share: float, expected: float) -> WordSupport:
-    """Returns a word with the doublings from its expectation to its share."""
+    """Returns a word with its support."""
     return WordSupport(word, share, expected, math.log2(max(share, LEAST) / max(expected, LEAST)))
 
 
 def _chosen(of: Lexicon, rows: Tensor) -> Lexicon:
-    """Returns the words of a lexicon whose rows [N] are true."""
+    """Returns the words of a lexicon whose entry in rows [N] is true."""
     words = list(itertools.compress(of.words, rows.tolist()))
     tokens = of.tokens[rows]
     longest = max(1, int((tokens != of.vocab_size).sum(dim=1).max())) if len(words) else 1
@@ -142,7 +135,7 @@ def _chosen(of: Lexicon, rows: Tensor) -> Lexicon:
 
 
 def _present(tokens: Tensor, vocab_size: int, blank: bool = True) -> Tensor:
-    """Returns which tokens each caption [B, L] holds, bool [B, V + 1]; the last column is the blank's."""
+    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]; the last column is for the blank."""
     present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
     present.scatter_(1, tokens, True)
     present[:, -1] = blank
@@ -150,31 +143,30 @@ def _present(tokens: Tensor, vocab_size: int, blank: bool = True) -> Tensor:
 
 
 class Seen(NamedTuple):
-    """What a model sees in pictures."""
+    """A model's outputs for images."""
 
-    image_features: Tensor  # [B, E], normalised
-    log_probabilities: Tensor | None  # [B, V], of the words that the head expects; None without a head
+    image_features: Tensor  # [B, E], normalized
+    log_probabilities: Tensor | None  # [B, V], the head's; None without a head
 
 
 class PairScore(NamedTuple):
-    """What a model says of a pair. All but the CLIP score are None or empty where it has no head."""
+    """The scores of a pair. All but the CLIP score are None or empty without a head."""
 
-    clip_score: float | None  # cosine of the image and text features; None where it was not asked for
-    class_loss: float | None = None  # None of a caption without a word that the head counts
-    support: float | None = None  # 1 where the head expects just this caption, 0 where it tells nothing of it
+    clip_score: float | None  # cosine of the image and text features; None if it was not requested
+    class_loss: float | None = None  # None for a caption without a word that the head counts
+    support: float | None = None  # 1 if the head predicts exactly this caption, 0 if the image says nothing about it
     words: Sequence[WordSupport] = ()
-    offered: Sequence[WordSupport] = ()  # what the caption lacks
+    offered: Sequence[WordSupport] = ()  # words that the caption lacks
 
 
 class PairScorer:
-    """Scores pairs with one model; where it has a class head, word by word.
+    """Scores pairs with one model; word by word if it has a class head.
 
-    The class loss is the training's own, with the IDF weights w that the checkpoint's counts give:
-    −Σ ŷ_t log p_t, p = softmax(logits) and ŷ_t = w_t / Σ w over the caption's tokens. It is the higher, the more words
-    a caption has and the rarer they are. The support of a pair is free of both: Σ ŷ_t log(p_t / e_t) over
-    Σ ŷ_t log(ŷ_t / e_t), e_t the share to expect without the picture (`CaptionSupport`), of the tokens that the head
-    has learned. It is 1 where the head expects just this caption, 0 where the picture tells nothing of it, and below 0
-    where the picture speaks against it.
+    The class loss is the training loss, with the IDF weights w from the checkpoint's counts: −Σ ŷ_t log p_t with
+    p = softmax(logits) and ŷ_t = w_t / Σ w over the caption's tokens. It grows with the number and rarity of words. The
+    support of a pair does not: Σ ŷ_t log(p_t / e_t) over Σ ŷ_t log(ŷ_t / e_t), where e_t is the expected probability
+    (`CaptionSupport`), over the tokens that the head has learned. It is 1 if the head predicts exactly this caption, 0
+    if the image says nothing about it, and below 0 if the image speaks against it.
     """
 
     def __init__(self, opened: Opened):
@@ -185,31 +177,34 @@ class PairScorer:
         counts = opened.model.statistics
         if not counts.document_frequency.any():
             raise InputError(
-                "--model holds a class head without counts of words, which say how often to expect each: give a "
-                "training checkpoint"
+                "--model holds a class head without the counts of words that expectations need: give a training "
+                "checkpoint"
             )
         self.weights = opened.token_weights.float().to(self.device)
         self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)
 
     @torch.inference_mode()
-    def see(self, pictures: Tensor) -> Seen:
-        """Returns what the model sees in preprocessed pictures [B, 3, H, W]."""
-        model, pictures = self.opened.model, pictures.to(self.device)
+    def see(self, images: Tensor) -> Seen:
+        """Returns the model's outputs for preprocessed images [B, 3, H, W]."""
+        model, images = self.opened.model, images.to(self.device)
         if not self.has_head:
-            return Seen(model.encode_image(pictures, normalize=True).float(), None)
-        features, head_input = encode_image(model.visual, model.patch_tokens, pictures, model.class_head.reads)
+            return Seen(model.encode_image(images, normalize=True).float(), None)
+        features, head_input = encode_image(model.visual, model.patch_tokens, images, model.class_head.reads)
         logits = model.class_head.logits(head_input).float()  # [B, V]
         return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 
     @torch.inference_mode()
     def score(self, seen: Seen, captions: Sequence[str], clip_score: bool = True) -> list[PairScore]:
-        """Returns the scores of pictures with captions, one for each.
+        """Returns the scores of images with captions, one for each.
 
         Args:
-            clip_score: whether the text tower is asked for it.
+            clip_score: whether to compute it, which needs the text tower.
         """
         tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
-        cosines = self._cosines(seen, tokens) if clip_score else [None] * len(captions)
+        cosines = [None] * len(captions)
+        if clip_score:
+            text_features = self.opened.model.encode_text(tokens, normalize=True).float()
+            cosines = (seen.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:
             return [PairScore(cosine) for cosine in cosines]
         losses, supports = self._losses(seen.log_probabilities, tokens)
@@ -219,12 +214,8 @@ class PairScorer:
         rows = zip(cosines, losses.tolist(), supports.tolist(), words, offered, strict=True)
         return [PairScore(cosine, _number(loss), _number(support), *more) for cosine, loss, support, *more in rows]
 
-    def _cosines(self, seen: Seen, tokens: Tensor) -> list[float]:
-        text_features = self.opened.model.encode_text(tokens, normalize=True).float()
-        return (seen.image_features * text_features).sum(dim=1).tolist()
-
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class losses and supports, float32 [B]; NaN where a caption has no word for them."""
+        """Returns class losses and supports, float32 [B]; NaN if a caption has no word for them."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
         weighed, learned = labels * self.weights, labels * self.weights * self.captions.known
         target = F.normalize(weighed, p=1, dim=1)

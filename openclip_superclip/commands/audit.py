@@ -1,4 +1,4 @@
-"""superclip audit: what a model says of each pair of a data set, word by word, and which pairs to keep."""
+"""superclip audit: scores the pairs of a data set, word by word, and keeps the best ones."""
 
 import argparse
 import os
@@ -16,25 +16,25 @@ STOPPED = 130  # by Ctrl-C
 
 
 def main(argv: list[str]) -> int:
-    """Scores the pairs, writes the page and what is kept, prints the summary, and returns the exit code."""
-    argv = argv[1:] if argv[:1] == ["--"] else argv  # which torchrun needs, and passes on
+    """Scores the pairs, writes the page and the kept pairs, prints the summary, and returns the exit code."""
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # torchrun needs it, and passes it on
     options = _parse(argv)
     from ..evaluation.features import EvaluationRanks
 
     ranks = EvaluationRanks()
     try:
-        told = _audit(options, ranks)
+        summary = _audit(options, ranks)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from there", file=sys.stderr)
+        print("stopped: the same command resumes", file=sys.stderr)
         return STOPPED
-    if told:
-        print(told)
+    if summary:
+        print(summary)
     ranks.end()
     return 0
 
 
 def _audit(options: argparse.Namespace, ranks) -> str:
-    """Returns what to print; nothing on ranks but the first."""
+    """Returns the summary, "" on all ranks but the first."""
     from ..audit.audit import Audit, Options
     from ..audit.pairs import Part
 
@@ -42,9 +42,10 @@ def _audit(options: argparse.Namespace, ranks) -> str:
     if ranks.world_size > 1:
         part = Part(ranks.rank + 1, ranks.world_size)
     settings = Options(options.architecture, options.device, options.batch_size, options.threads)
-    columns, by = columns_of(options, options.data), options.by
-    keep, write_shards = options.keep, options.write_shards
-    audit = Audit(options.data, columns, options.model, options.out, by, part, keep, write_shards, settings)
+    audit = Audit(
+        options.data, columns_of(options, options.data), options.model, options.out, options.by, part, options.keep,
+        options.write_shards, settings,
+    )  # fmt: skip
     failed = None
     try:
         earlier = audit.score()
@@ -69,59 +70,61 @@ def _audit(options: argparse.Namespace, ranks) -> str:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip audit",
-        description="Says of each pair of a data set how far its picture speaks for its caption: the class loss, the "
-        "support of each word, what the caption lacks, and the CLIP score of the same model. Writes a line of JSON a "
-        "pair and a page with the worst of them. A call that was stopped goes on with the same command.",
+        description="Scores how well the image of each pair of a data set supports its caption: class loss, support of "
+        "each word, words that the caption lacks, and CLIP score of the same model. Writes one line of JSON per pair "
+        "and a page of the worst pairs. The same command resumes an interrupted call.",
         epilog="example: superclip audit pairs.csv --model logs/superclip --out audit --keep 0.8",
     )
     parser.add_argument(
         "data", metavar="DATA",
-        help="a table (.csv, .tsv), a folder with a .txt or .json beside each picture, or a brace pattern of shards, "
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, or a brace pattern of shards, "
         "in quotes",
     )  # fmt: skip
     parser.add_argument(
         "--model", type=Path, required=True,
         help="a run's folder, a training checkpoint, or a folder of superclip export --with-head or of superclip "
-        "import; without a class head there is the CLIP score alone",
+        "import; without a class head there is only the CLIP score",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of one audit")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add_columns(parser, of_json=True)
     parser.add_argument(
         "--by", choices=SORTED_BY,
-        help="what sorts the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
+        help="order of the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
         "(default: both; clip-score without a head)",
     )  # fmt: skip
     parser.add_argument(
-        "--keep", type=float, metavar="SHARE",
-        help="keep the best of the pairs: kept.txt, of a table kept.csv, of a folder kept.csv",
+        "--keep", type=float, metavar="FRACTION",
+        help="keep the best pairs: kept.txt, for tables and folders kept.csv",
     )  # fmt: skip
     parser.add_argument(
-        "--write-shards", action="store_true", help="with --keep, of shards: the kept samples in shards, DIR/kept"
+        "--write-shards",
+        action="store_true",
+        help="with --keep, for shards: the kept samples, in DIR/kept",
     )
     parser.add_argument("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
     parser.add_argument(
         "--part", metavar="I/N",
-        help="score one part of N, as several machines may do; without it the same command joins the finished parts",
+        help="score one of N parts, on one of several machines; without it the same command joins the parts",
     )  # fmt: skip
-    parser.add_argument("--architecture", help="the OpenCLIP model's name, where nothing beside the checkpoint says it")
+    parser.add_argument("--architecture", help="the OpenCLIP model's name, if nothing beside the checkpoint records it")
     parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-        help="that read pictures (default: one a core, at most 8)",
+        help="number of threads that read images (default: one per core, at most 8)",
     )  # fmt: skip
     parser.add_argument(
-        "--unreadable-max", type=float, default=Settings.unreadable_max, metavar="SHARE",
-        help="of the pairs, or of the shards: where more cannot be read the exit code is 1 (default: %(default)s)",
+        "--unreadable-max", type=float, default=Settings.unreadable_max, metavar="FRACTION",
+        help="if more of the pairs or shards cannot be read, the exit code is 1 (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args(argv)
     at_least(options, batch_size=1, threads=1, worst=1)
     if options.keep is not None and not 0 < options.keep < 1:
-        raise InputError(f"--keep is {options.keep}; expected a share above 0 and below 1, such as 0.8")
+        raise InputError(f"--keep is {options.keep}; expected a fraction above 0 and below 1, such as 0.8")
     if options.write_shards and options.keep is None:
-        raise InputError("--write-shards writes what --keep keeps; expected --keep beside it")
+        raise InputError("--write-shards writes what --keep keeps; expected --keep, too")
     if not 0 <= options.unreadable_max <= 1:
-        raise InputError(f"--unreadable-max is {options.unreadable_max}; expected a share from 0 to 1")
+        raise InputError(f"--unreadable-max is {options.unreadable_max}; expected a fraction from 0 to 1")
     options.part = _part(options)
     return options
 
@@ -136,5 +139,5 @@ def _part(options: argparse.Namespace) -> tuple[int, int] | None:
     if options.keep is not None:
         raise InputError("--keep needs all parts: leave out --part to join them, or --keep")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("--part: torchrun's ranks share the data out themselves: leave --part out")
+        raise InputError("--part: torchrun's processes share the data already: leave --part out")
     return number, of
