@@ -247,7 +247,7 @@ def wrong(work) -> Path:
 
 
 @pytest.mark.parametrize(("argv", "reason"), [
-    (["semicolons.csv"], "semicolons.csv has one column, 'image;caption': give --csv-separator ';'"),
+    (["semicolons.csv"], "none of the first 1 images of semicolons.csv exists, such as 0.png: paths are relative"),
     (["pairs.csv", "--csv-img-key", "file"], "--csv-img-key: pairs.csv has no column 'file'; its columns are image, "),
     (["nix.csv"], "DATA: there is no file nix.csv"),
     (["elsewhere.csv"], "none of the first 2 images of elsewhere.csv exists, such as nix/0.png: paths are rel"),
