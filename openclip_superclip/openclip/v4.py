@@ -28,6 +28,7 @@ def with_plugins_task(create):
         task = create(args, *task_args, **kwargs)
         loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
         if loss is not None:
+            del task.loss  # a plugin's loss need not be a module
             task.loss = loss
             _pass_every_output(task)
         return task

@@ -186,9 +186,11 @@ class StepCounter:
         loss = yield
         run: Run = self.run
         if run.is_table:
-            self.epoch = CountedEpoch(args.resume, run.slice_steps * run.accum_freq)
+            epoch = CountedEpoch(args.resume, run.slice_steps * run.accum_freq).get_value
+        else:
+            epoch = lambda: self.epoch.get_value()  # noqa: E731  OpenCLIP 4 makes the data after the loss
         steps_file = self.logs / STEPS if self.rank == 0 else None
-        return LossMonitor(loss or create_loss(args), self.epoch, run.slice_steps, run.accum_freq, steps_file)
+        return LossMonitor(loss or create_loss(args), epoch, run.slice_steps, run.accum_freq, steps_file)
 
 
 class CountedEpoch:
@@ -223,7 +225,7 @@ class LossMonitor:
 
     def __call__(self, *args, **kwargs):
         losses = self.loss(*args, **kwargs)
-        epoch = self.epoch.get_value()
+        epoch = self.epoch()
         if epoch != self.of_epoch:
             self.of_epoch, self.calls = epoch, 0
         before = self.calls // self.accum_freq

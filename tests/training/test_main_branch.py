@@ -17,11 +17,13 @@ import torch
 from support.models import MODELS, write_model, write_weights
 from support.openclip_trees import openclip_train
 from support.small_shards import SHARD_SIZE, write_shards
+from support.tiny_run import state, write_recipe
 from support.training_runs import Run, in_one_order, load, run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
+from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.openclip import current
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +272,17 @@ def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
     assert type(model.visual.trunk).__name__ == "NaFlexVit"
+
+
+def test_superclip_run_trains_a_recipe_to_its_end(tmp_path):
+    recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
+    command = [sys.executable, "-m", "openclip_superclip", "run", str(recipe), "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert state(out)["state"] == "finished"
+    points = read_log(out / "out.log")
+    assert len(points) == 12
+    assert {"contrastive_loss", "class_loss", "samples_per_second"} <= points[-1].keys()
 
 
 REFUSED = {  # flags: what the one line says
