@@ -158,9 +158,6 @@ def cancel(job: str) -> None:
     subprocess.run(["scancel", job], capture_output=True)
 
 
-VARIABLE = "SUPERCLIP_SITE"  # another file; no file where it is empty
-
-
 SITE_FIELDS = {
     "partition": str, "account": str, "qos": str, "time": str, "constraint": str, "gpus_per_node": int,
     "gpu_type": str, "cpus_per_node": int, "container_image": str, "apptainer": str, "mounts": str, "setup": str,
@@ -168,21 +165,17 @@ SITE_FIELDS = {
 }  # fmt: skip
 
 
-def site_file() -> Path | None:
-    """Returns the site's file, None where there is none; InputError where the variable names one that is not there."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        if named and not Path(named).is_file():
-            raise InputError(f"{VARIABLE} is {named}; expected a file, or nothing")
-        return Path(named) if named else None
-    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "superclip" / "site.yaml"
-    return path if path.is_file() else None
-
-
 def read_site() -> dict:
-    """Returns the fields of the site's file, nothing where there is none; InputError for what it cannot hold."""
-    path = site_file()
-    if path is None:
+    """Returns the fields of the site's file, nothing if there is none; InputError for a wrong file or field.
+
+    SUPERCLIP_SITE names another file, or none if it is empty.
+    """
+    named = os.environ.get("SUPERCLIP_SITE")
+    path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "superclip" / "site.yaml"
+    if named and not Path(named).is_file():
+        raise InputError(f"SUPERCLIP_SITE is {named}; expected a file, or nothing")
+    path = path if named is None else Path(named)
+    if named == "" or not path.is_file():
         return {}
     values = read_yaml(path, f"the fields {', '.join(SITE_FIELDS)}", empty=True)
     for name, value in values.items():
