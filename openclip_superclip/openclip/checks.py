@@ -38,8 +38,8 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         current().check_options(args, config.captions if config is not None else None, slices)
     if only_options:
         return
-    _check_has_data(args)
     if ours:
+        check_has_data(args)
         check_stock_options(vars(args))
         told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
     else:
@@ -74,7 +74,7 @@ def _check_horovod(args, ours: bool) -> None:
         fix_horovod()
 
 
-def _check_has_data(args) -> None:
+def check_has_data(args) -> None:
     """Raises InputError if there is nothing to train or evaluate on, where OpenCLIP builds the model and then fails."""
     if not any((args.train_data, args.dataset_type == "synthetic", args.val_data, args.imagenet_val, args.imagenet_v2)):
         raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")

@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import hooks
 from ..errors import InputError, one_line
 from . import unpatched
+from .checks import check_has_data
 from .horovod import join_ranks
 
 
@@ -61,6 +62,7 @@ def _train(argv: list[str]):
             join_ranks()
         return main(argv)
     args = unpatched.parse_args(argv)
+    check_has_data(args)
     from open_clip_train.main import main
 
     if getattr(args, "horovod", False):
