@@ -201,7 +201,7 @@ def test_a_call_that_was_killed_goes_on_and_the_shards_are_the_same(kept, table,
     out = tmp_path / "out"
     command = [sys.executable, "-m", "openclip_superclip", "shards", str(kept / "pairs.csv"), str(out), *flags]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not list(out.glob("done/*")):
+    while process.poll() is None and not list(out.glob("done/*.json")):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
