@@ -13,6 +13,8 @@ from PIL import Image
 from support.models import VOCAB_SIZE, write_model
 from support.small_shards import write_shards
 
+from openclip_superclip.openclip.train import train
+
 IMAGE = io.BytesIO()
 Image.effect_noise((32, 32), 9).save(IMAGE, "png")
 IMAGE = IMAGE.getvalue()
@@ -189,8 +191,11 @@ def test_no_data_at_all_is_refused_and_an_evaluation_is_not(flag, csv_data, pars
     with pytest.raises(SystemExit, match="error: --train-data is missing"):
         parse_args(flag)
     assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
-    with pytest.raises(SystemExit, match="error: --train-data is missing"):
-        parse_args([])
+
+
+def test_stock_training_without_data_is_refused_before_a_model_is_built(capsys):
+    assert train([]) == 1
+    assert capsys.readouterr().err.startswith("error: --train-data is missing")
 
 
 def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, parse_args, tmp_path):
