@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -59,7 +60,8 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
             header = file.readline().rstrip("\r\n")
     if separator is None:
         separator = max(SEPARATORS, key=header.count) if any(map(header.count, SEPARATORS)) else ","
-    names = next(csv.reader([header], delimiter=separator), [])
+    is_pattern = len(separator) > 1  # to pandas
+    names = re.split(separator, header) if is_pattern else next(csv.reader([header], delimiter=separator), [])
     found = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
     return Columns(separator, image or found[0], caption or found[1])
 

@@ -225,7 +225,7 @@ def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
     assert list(data.pairs(Part(2, 4), after=(0, 1))) == parts[1][1:]
     Image.new("RGB", (1, 20_000)).save(pairs.with_name("nix.png"))  # which a model's size would make a gigabyte
     whole[2] = whole[2]._replace(image=str(pairs.with_name("nix.png")))
-    read = [one for batch in read_in_batches(iter(whole), lambda image: image.size, 4, 2) for one in batch]
+    read = [one for batch in read_in_batches(iter(whole), lambda image: image.load(), 4, 2) for one in batch]
     assert [one.problem.partition(" (")[0] for one in read] == [
         "", "", "no readable image", "no readable image", NO_CAPTION, ""
     ]  # fmt: skip
