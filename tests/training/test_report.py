@@ -46,6 +46,17 @@ def table(file: Path) -> list[dict]:
     return list(csv.DictReader(io.StringIO(file.read_text())))
 
 
+def changed_copy(run: Path, to: Path, **options) -> Path:
+    """A copy of OpenCLIP's folder of a run, with other values in params.txt."""
+    shutil.copytree(run, to)
+    text = (to / "params.txt").read_text()
+    for name, value in options.items():
+        text, found = re.subn(rf"^{name}: .*$", f"{name}: {value}", text, flags=re.MULTILINE)
+        assert found == 1, name
+    (to / "params.txt").write_text(text)
+    return to
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shards) -> list[Path]:
     """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured themselves."""
@@ -223,13 +234,15 @@ def test_the_losses_of_both_methods_are_drawn_together(trained, whole):
     assert num_of(grey, lower) < num_of(grey, upper) / 5  # some grey is of letters
 
 
-def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(trained, tmp_path):
-    faster = tmp_path / "faster"
-    shutil.copytree(trained[0], faster)
-    params = faster / "params.txt"
-    params.write_text(re.sub(r"^lr: .*$", "lr: 0.5", params.read_text(), flags=re.MULTILINE))
-    (found,) = find_comparisons([read_run(path) for path in (trained[0], trained[1], faster)])
-    assert [series.name for series in found.series] == ["CLIP (lr 0.001)", "CLIP (lr 0.5)"]
+@pytest.mark.parametrize(("option", "value", "names"), [
+    ("lr", 0.5, ["CLIP (lr 0.001)", "CLIP (lr 0.5)"]),
+    ("lock_image", True, ["CLIP", "CLIP (lock-image True)"]),
+    ("grad_clip_norm", 1.0, ["CLIP (grad clip norm 1.0)", "CLIP (grad clip norm None)"]),
+])  # fmt: skip
+def test_runs_that_differ_by_more_than_the_seed_are_no_seeds_of_each_other(option, value, names, trained, tmp_path):
+    other = changed_copy(trained[0], tmp_path / "other", **{option: value})
+    (found,) = find_comparisons([read_run(path) for path in (trained[0], trained[1], other)])
+    assert [series.name for series in found.series] == names
 
 
 @pytest.fixture
@@ -269,25 +282,12 @@ def test_the_flags_that_tell_runs_apart_are_openclips_with_its_defaults(parse_ar
     assert all(defaults[name] in (default, False, {}) for name, default in FLAGS.items())
 
 
-def test_a_locked_tower_is_told_of_openclips_own_runs_too(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "locked")
-    params = tmp_path / "locked/params.txt"
-    params.write_text(params.read_text().replace("lock_image: False", "lock_image: True"))
-    (found,) = find_comparisons([read_run(path) for path in (trained[0], tmp_path / "locked")])
-    assert {series.name for series in found.series} == {"CLIP", "CLIP (lock-image True)"}
-
-
-def test_runs_of_other_flags_are_no_seeds_of_each_other(rates, trained, tmp_path):
-    flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)  # of which one only measures
+def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
+    flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
     assert rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0)) == pytest.approx({
         "CLIP (grad clip norm None)": 50, "CLIP (grad clip norm 1.0)": 30,
         "SuperCLIP (grad clip norm None)": 55, "SuperCLIP (grad clip norm None) − CLIP (grad clip norm None)": 5,
     })  # fmt: skip
-    shutil.copytree(trained[0], tmp_path / "cut")
-    params = tmp_path / "cut/params.txt"
-    params.write_text(params.read_text().replace("grad_clip_norm: None", "grad_clip_norm: 1.0"))
-    (found,) = find_comparisons([read_run(path) for path in (trained[0], tmp_path / "cut")])
-    assert {series.name for series in found.series} == {"CLIP (grad clip norm None)", "CLIP (grad clip norm 1.0)"}
 
 
 def test_every_variant_of_superclip_has_its_difference(rates):
@@ -311,15 +311,11 @@ def test_every_variant_of_superclip_has_its_difference(rates):
 
 
 def test_two_models_are_kept_apart(trained, tmp_path):
-    other = tmp_path / "other"
-    for run in trained[:2]:
-        shutil.copytree(run, other / run.name)
-        params = other / run.name / "params.txt"
-        params.write_text(re.sub(r"^model: .*$", "model: ViT-L-14", params.read_text(), flags=re.MULTILINE))
-    assert report(*trained, *other.iterdir(), "--out", tmp_path / "out") == 0
+    others = [changed_copy(run, tmp_path / "other" / run.name, model="ViT-L-14") for run in trained[:2]]
+    assert report(*trained, *others, "--out", tmp_path / "out") == 0
     first, second = json.loads((tmp_path / "out" / "report.json").read_text())["comparisons"]
     runs = [{run for cell in one["cells"] for run in cell["runs"]} for one in (first, second)]
-    assert runs == [{str(run) for run in trained}, {str(run) for run in other.iterdir()}]
+    assert runs == [{str(run) for run in trained}, {str(run) for run in others}]
     assert second["model"] == "ViT-L-14"
     assert {"losses_1.png", "losses_2.png", "batch_size_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert not (tmp_path / "out" / "batch_size_2.png").exists()  # one batch size is no curve of it
@@ -349,22 +345,21 @@ def test_runs_on_tables_and_shards_that_fill_no_last_batch_are_finished_and_comp
     for shard in csv_data.parent.glob("*.tar"):
         shutil.copy(shard, data)
     (data / "sizes.json").write_text(json.dumps({"0.tar": 32, "1.tar": 32}))
-    for kind, source in {"csv": csv_data, "webdataset": f"{data}/{{0..1}}.tar"}.items():
-        for batch_size, flags in ((24, []), (20, ["--superclip"])):
-            (run,) = run_ranks(
-                superclip_train, "--model", tiny_model, "--train-data", source, "--dataset-type", kind,
-                "--val-data", source, "--epochs", 2, "--batch-size", batch_size, "--lr", 1e-3, "--warmup", 1,
-                "--workers", 0, "--device", "cpu", "--precision", "fp32", "--name", f"{kind}_{batch_size}", *flags,
-                cwd=tmp_path,
-            )  # fmt: skip
-            assert run.returncode == 0, run.output[-3000:]
+    sources = {"csv": csv_data, "webdataset": f"{data}/{{0..1}}.tar"}
+    for kind, batch_size, flags in (("csv", 24, []), ("webdataset", 24, []), ("webdataset", 20, ["--superclip"])):
+        (run,) = run_ranks(
+            superclip_train, "--model", tiny_model, "--train-data", sources[kind], "--dataset-type", kind,
+            "--val-data", sources[kind], "--epochs", 2, "--batch-size", batch_size, "--lr", 1e-3, "--warmup", 1,
+            "--workers", 0, "--device", "cpu", "--precision", "fp32", "--name", f"{kind}_{batch_size}", *flags,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert run.returncode == 0, run.output[-3000:]
     runs = [read_run(path) for path in sorted((tmp_path / "logs").iterdir())]
-    assert [(run.state, run.note, run.samples) for run in runs] == [("finished", "", 128)] * 4
-    comparisons = find_comparisons(runs)
-    assert len(comparisons) == 2
-    for comparison in comparisons:
-        assert [series.method for series in comparison.series] == ["clip", "superclip"]
-        assert set(MEASURES) <= set(comparison.score_keys)
+    assert [(run.state, run.note, run.samples) for run in runs] == [("finished", "", 128)] * 3
+    on_table, on_shards = find_comparisons(runs)
+    assert [series.method for series in on_table.series] == ["clip"]
+    assert [series.method for series in on_shards.series] == ["clip", "superclip"]
+    assert set(MEASURES) <= set(on_table.score_keys) and set(MEASURES) <= set(on_shards.score_keys)
 
 
 def test_scores_of_a_checkpoint_that_was_replaced_are_not_shown(tmp_path):
@@ -441,10 +436,7 @@ def test_results_that_do_not_say_what_they_are_of_are_older_than_a_checkpoint_th
 
 
 def test_a_run_that_is_there_twice_is_named_and_counted_once(trained, tmp_path, capsys):
-    copy = tmp_path / "clip_16_2"
-    shutil.copytree(trained[0], copy)
-    params = copy / "params.txt"
-    params.write_text(re.sub(r"^seed: .*$", "seed: 2", params.read_text(), flags=re.MULTILINE))
+    copy = changed_copy(trained[0], tmp_path / "clip_16_2", seed=2)
     again = f"{trained[0].parent}/../{trained[0].parent.name}/{trained[0].name}"
     assert report(trained[0], trained[1], copy, again, "--out", tmp_path / "out") == 0
     (row,) = table(tmp_path / "out" / "scores.csv")
@@ -514,10 +506,8 @@ def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_
 
 def test_a_run_on_a_table_is_as_long_as_its_log_says(trained, tmp_path):
     """OpenCLIP's csv data needs no --train-num-samples."""
-    shutil.copytree(trained[0], tmp_path / "csv")
-    params = tmp_path / "csv" / "params.txt"
-    params.write_text(re.sub(r"^train_num_samples: .*$", "train_num_samples: None", params.read_text(), flags=re.M))
-    assert read_run(tmp_path / "csv").samples == read_run(trained[0]).samples == 128
+    on_table = changed_copy(trained[0], tmp_path / "csv", train_num_samples=None)
+    assert read_run(on_table).samples == read_run(trained[0]).samples == 128
 
 
 # Recipes and the paper
@@ -679,7 +669,7 @@ def test_the_papers_average_is_of_all_its_38_data_sets_or_is_not_told(tmp_path):
     assert {row["score, %"]: row["here"] for row in table(tmp_path / "out" / "paper.csv")}["average of 38"] == ""
 
 
-# What goes wrong
+# Errors
 
 
 def test_where_no_run_is_found_it_fails_in_one_line_and_writes_nothing(tmp_path, capsys):
