@@ -83,7 +83,10 @@ class NodeTraining:
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
-        return self._first_node() if self.placement.node == 0 else self._other_node()
+        try:
+            return self._first_node() if self.placement.node == 0 else self._other_node()
+        finally:
+            self.heartbeat.beat(Heartbeat.ENDED)
 
     def _other_node(self) -> int:
         """Trains with the ranks of this node, and returns the exit code."""
@@ -249,8 +252,6 @@ class NodeTraining:
         except OthersFailed:
             self._hear_others()
             raise
-        finally:
-            self.heartbeat.beat(Heartbeat.ENDED)
 
     def _hear_others(self) -> None:
         """Writes that this node's ranks have failed until the others are heard; raises NodeLost if one is silent."""
@@ -296,7 +297,7 @@ class NodeTraining:
         if failure.kind in (HARDWARE, STALL, NODE) and not self.disk_was_full:
             number = folder.failures_without_a_slice()
             if number < STARTS_WITHOUT_A_SLICE:
-                here = number == 1 and failure.kind != NODE  # what fails twice needs another node
+                here = number < 2 and failure.kind != NODE  # what fails twice needs another node
                 ask_job("restart" if here else "requeue", "" if here else failure.host)
                 print("superclip run: starts again from the last checkpoint", file=sys.stderr, flush=True)
                 folder.end(PREEMPTED, failure.text, again=True)

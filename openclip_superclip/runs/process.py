@@ -164,15 +164,21 @@ class Heartbeat:
         return any(beat == text for beat, _ in self.heard.values())
 
     def lost_nodes(self, text: str) -> list[int]:
-        """Returns the nodes whose heartbeats have stopped; writes `text` until every node is heard or lost."""
+        """Returns the nodes whose heartbeats have stopped; writes `text` until every node is heard or lost.
+
+        Other nodes wait here until node 0 has ended: srun ends the whole step with the first node that fails.
+        """
         self.beat(text)  # which reads the beats that came before
         began = time.monotonic()
         while waiting := [
             (node, at) for node, (beat, at) in self.heard.items()
-            if beat not in (self.FAILED, self.ENDED) and at <= began
+            if beat != self.ENDED and (self.node != 0 or (beat != self.FAILED and at <= began))
         ]:  # fmt: skip
-            if all(time.monotonic() - at > self.PATIENCE for _, at in waiting):
+            now = time.monotonic()
+            if all(now - at > self.PATIENCE for _, at in waiting):
                 return [node for node, _ in waiting]
+            if now - began > 3 * self.PATIENCE:
+                break
             time.sleep(0.5)
             self.beat(text)
         return []
