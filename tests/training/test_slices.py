@@ -264,7 +264,7 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     lost = trained(killed, world_size)
     for refused in ranks(traced_train, *argv, "--resume", "latest", "--seed", "1", cwd=killed):
         assert refused.returncode == 1
-        assert refused.errors()[0].startswith("error: --seed is 1, and --resume: ")
+        assert "began with other things: --seed was 0 and is 1" in refused.errors()[0]
     runs = ranks(traced_train, *argv, "--resume", "latest", cwd=killed)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
 

@@ -1,0 +1,193 @@
+"""The adapter for OpenCLIP 4 does what its hooks promise, on small doubles of its tasks, trainer and data module."""
+
+import argparse
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from openclip_superclip import InputError, hooks
+from openclip_superclip.openclip import v4
+from openclip_superclip.openclip.data import _Tokenized
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """Makes the plugins answer a hook, and returns what it was asked with."""
+
+    def answer(name, value):
+        asked = []
+        hook = types.SimpleNamespace(**{name: lambda **given: asked.append(given) or value})
+        monkeypatch.setattr(hooks, "plugin_manager", lambda: types.SimpleNamespace(hook=hook))
+        return asked
+
+    return answer
+
+
+class Task(nn.Module):
+    """A task whose loss is a module, as OpenCLIP's."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = nn.Identity()
+
+
+class PickyTask(Task):
+    """A task that picks its loss's inputs by name, as CoCa's."""
+
+    def _build_loss_inputs(self, model_out, batch):
+        return {"logits": model_out["logits"][:, :-1], "labels": batch["text"][:, 1:]}
+
+
+@pytest.mark.parametrize("loss", [nn.Tanh(), lambda **outputs: outputs], ids=["a module", "a function"])
+def test_a_task_trains_with_the_plugins_loss(loss, answer):
+    args = argparse.Namespace(name="run")
+    asked = answer("open_clip_create_loss", loss)
+    task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(args, None, dist_model=None)
+    assert task.loss is loss
+    assert asked == [{"args": args}]
+
+
+def test_a_task_keeps_openclips_loss_if_no_plugin_answers(answer):
+    answer("open_clip_create_loss", None)
+    task = v4.with_plugins_task(lambda args: PickyTask())(argparse.Namespace())
+    assert type(task.loss) is nn.Identity
+    assert "_build_loss_inputs" not in vars(task)
+
+
+def test_a_loss_gets_what_a_picky_task_leaves_out_but_for_the_bias_that_no_caption_loss_takes(answer):
+    answer("open_clip_create_loss", lambda **outputs: outputs)
+    task = v4.with_plugins_task(lambda args: PickyTask())(argparse.Namespace())
+    outputs = {"logits": torch.zeros(2, 4, 3), "class_losses": torch.ones(2), "logit_bias": torch.zeros(())}
+    inputs = task._build_loss_inputs(outputs, {"text": torch.arange(8).view(2, 4)})
+    assert inputs.keys() == {"logits", "labels", "class_losses"}
+    assert inputs["class_losses"] is outputs["class_losses"]
+    assert inputs["logits"].shape == (2, 3, 3)
+
+
+def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_trains(answer):
+    asked, order = answer("open_clip_epoch_end", None), []
+
+    def train_one_epoch(state, data, args, tb_writer=None):
+        order.append(len(asked))
+
+    state, args = types.SimpleNamespace(task=types.SimpleNamespace(trainable_module="model"), epoch=3), object()
+    v4.with_epoch_end(train_one_epoch)(state, {}, args, tb_writer=None)
+    assert order == [0]
+    assert asked == [{"args": args, "model": "model", "epoch": 3}]
+
+
+@pytest.fixture
+def webdataset(monkeypatch):
+    """Returns the stage that stands in for webdataset, given flags, and what the plugin's function is called with."""
+    import open_clip_train.data as data
+
+    def extract(keys, sample_probs=None):
+        return lambda meta: next((meta[key] for key in keys.split(";") if meta.get(key)), "")
+
+    monkeypatch.setattr(data, "_split_wds_keys", lambda keys: keys.split(";"), raising=False)
+    monkeypatch.setattr(data, "JsonCaptionExtractor", extract, raising=False)
+    monkeypatch.setattr(data, "FilterNonEmptyText", lambda key: lambda sample: bool(sample[key].strip()), raising=False)
+
+    def webdataset(tokens, text_key="txt", json_text_key=None):
+        keys = {"text_key": text_key, "json_text_key": json_text_key, "json_text_key_probs": None}
+        args = argparse.Namespace(batch_size=1, **keys)
+        return v4.WebDataset(args, None, tokens)
+
+    return webdataset
+
+
+SAMPLES = [
+    {"jpg": b"1", "txt": b"a dog", "alt": b"an alt", "json": {"cap": "one"}},
+    {"jpg": b"2", "txt": b" ", "alt": b"b"},
+]
+CAPTIONS = {  # flags of OpenCLIP: the captions that the plugins get
+    "txt": ({}, ["a dog"]),
+    "alternatives": ({"text_key": "none;alt"}, ["an alt", "b"]),
+    "json": ({"json_text_key": "none;cap"}, ["one"]),
+}
+
+
+@pytest.mark.parametrize(("flags", "captions"), CAPTIONS.values(), ids=CAPTIONS)
+def test_plugins_get_the_caption_that_openclips_flags_name_and_no_empty_one(flags, captions, webdataset):
+    asked = []
+
+    def tokens(sample):
+        asked.append(sample["txt"])
+        return torch.tensor([len(asked)])
+
+    stage = webdataset(tokens, **flags).rename(
+        image="jpg", text="json" if "json_text_key" in flags else "txt", keep=False
+    )
+    samples = [{**sample, "json": sample.get("json", {})} for sample in SAMPLES]
+    renamed = list(stage(iter(samples)))
+    assert asked == captions
+    assert [sample["text"].item() for sample in renamed] == [*range(1, len(captions) + 1)]
+    assert renamed[0]["image"] == b"1"
+
+
+def test_a_sample_without_tokens_is_left_out_and_the_pass_is_ended_with_the_number_kept(webdataset):
+    class Tokens:
+        def __call__(self, sample):
+            return None
+
+        def end_pass(self, num_kept):
+            self.num_kept = num_kept
+
+    tokens = Tokens()
+    assert list(webdataset(tokens).rename(image="jpg", text="txt", keep=False)(iter(SAMPLES[:1]))) == []
+    assert tokens.num_kept == 0
+
+
+def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
+    tokens = torch.tensor([1, 2])
+    tokenizer = _Tokenized(types.SimpleNamespace(context_length=7, pad_token_id=3))
+    assert tokenizer(tokens, pad=False)[0] is tokens
+    assert (tokenizer.context_length, tokenizer.pad_token_id) == (7, 3)
+    assert v4.PASSED_ON["JsonCaptionExtractor"]("cap", sample_probs=None)(tokens) is tokens
+    assert v4.PASSED_ON["FilterNonEmptyText"]()({"text": tokens})
+    assert v4.row_with_tokens({"image": 1, "text": 2}, tokens) == {"image": 1, "text": tokens}
+
+
+OPTIONS = {
+    "dataset_type": "webdataset", "json_text_key_probs": None, "use_naflex": False, "opt": "adamw", "opt_kwargs": {},
+    "opt_fallback_list": None,
+}  # fmt: skip
+REFUSED = {  # options, captions, slices: what the one line says
+    "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
+    "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs draws the short caption"),
+    "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices cannot go with --use-naflex"),
+}
+
+
+@pytest.mark.parametrize(("options", "captions", "slices", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_openclip_4_cannot_train_with_our_flags_is_refused_in_one_line(options, captions, slices, reason):
+    with pytest.raises(InputError) as refused:
+        v4.check_options(argparse.Namespace(**OPTIONS | options), captions, slices)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+MUON = {  # what is given: what Muon leaves to its fallback
+    "nothing": ({}, ["class_head.*"]),
+    "a list": ({"opt_fallback_list": ["*.proj"]}, ["*.proj", "class_head.*"]),
+    "a list among the optimizer's arguments": (
+        {"opt_kwargs": {"fallback_list": ["*.proj"]}},
+        ["*.proj", "class_head.*"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), MUON.values(), ids=MUON)
+def test_muon_leaves_the_class_head_to_its_fallback(options, expected):
+    args = argparse.Namespace(**OPTIONS | {"opt": "timm/nadamuon"} | options)
+    v4.check_options(args, "short", None)
+    assert args.opt_fallback_list == expected
+
+
+def test_other_optimizers_and_runs_without_a_head_keep_their_list():
+    for opt, captions in (("timm/lamb", "short"), ("timm/nadamuon", None)):
+        args = argparse.Namespace(**OPTIONS | {"opt": opt})
+        v4.check_options(args, captions, None)
+        assert args.opt_fallback_list is None
