@@ -253,8 +253,8 @@ CLAIMS = [
     Claim("Small ViT: better zero-shot (earlier study)", "", EARLIER, "SuperCLIP − CLIP", flaw=UNEQUAL),
     Claim("Small ViT: better zero-shot, each method at its own best rate", IMAGENET, "vit", "SuperCLIP − CLIP"),
     Claim("Small ViT: better zero-shot, both at CLIP's best rate", "", "vit", "SuperCLIP at CLIP's rate − CLIP"),
-    Claim("Small ViT: a head on the class token beats the paper's", "", "vit_head_input", "pooled − SuperCLIP"),
-    Claim("Small ViT: a head on both beats the paper's", "", "vit_head_input", "both − SuperCLIP"),
+    Claim("Small ViT: a head on the class token beats the paper's", "", "vit", "pooled − SuperCLIP"),
+    Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
     Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
