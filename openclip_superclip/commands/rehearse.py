@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     placement = find_placement()
     run, out = opened_run(options, parser, placement)
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
-    is_again = placement.restarts > 0  # SLURM has requeued the job
+    is_again = placement.restarts > 0 or int(placement.step or 0) > 0  # requeued, or started again in its allocation
     if placement.node == 0:
         if (folder / "rehearsal.json").exists() or (not is_again and any(folder.glob("*disturbed*/run.json"))):
             raise InputError(f"--out: {folder} holds a rehearsal: remove it, or give --out another folder")

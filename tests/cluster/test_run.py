@@ -341,7 +341,7 @@ def end_without_loss(recipe: Path, step: int) -> Path:
     code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
     assert (state(run)["state"], state(run)["error"]) == ("failed", f"loss is nan since step {step}")
-    assert f"\nloss is nan since step {step}\n" in output
+    assert f"loss is nan since step {step}\n" in output  # a rank may have ended within a line of its log
     last = (step - 1) // 16
     assert state(run)["epoch"] == last
     assert list(checkpoints(run / "checkpoints")) == [2, 3, 4][: last - 1]

@@ -61,7 +61,8 @@ def write_plugin(folder: Path, create_loss: str) -> Path:
         "import itertools, os, time\n"
         "from open_clip.hooks import hookimpl\n\n"
         "@hookimpl(wrapper=True)\n"
-        "def open_clip_create_loss(args):\n    loss = yield\n" + textwrap.indent(create_loss, "    ")
+        "def open_clip_create_loss(args):\n    from open_clip import create_loss\n\n"
+        "    loss = (yield) or create_loss(args)\n" + textwrap.indent(create_loss, "    ")
     )
     return folder
 
