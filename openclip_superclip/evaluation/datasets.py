@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from clip_benchmark.datasets import builder, imagenetv2
 from huggingface_hub import constants
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_convert
@@ -25,6 +24,7 @@ from webdataset import WebDataset
 from webdataset.filters import default_collation_fn
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
 
+from ..data.images import open_image
 from ..environment import replaced, require
 from ..errors import InputError
 from .suites import SUITES
@@ -141,13 +141,13 @@ class DenseSet(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        with Image.open(self.pictures[place]) as picture:
+        with open_image(self.pictures[place]) as picture:
             return self.transform(picture.convert("RGB")), place
 
     def label(self, place: int) -> Tensor:
         """Returns the classes of a picture's pixels, int64 [H, W], NO_CLASS where there is none, or their depths in
         metres, float32 [H, W], 0 where there is none. Raises InputError for what is neither."""
-        with Image.open(self.pictures[place]) as picture, Image.open(self.labels[place]) as labels:
+        with open_image(self.pictures[place]) as picture, open_image(self.labels[place]) as labels:
             size, values = picture.size, np.array(labels)
         if values.shape[1::-1] != size:
             found, expected = ("{} x {}".format(*pixels) for pixels in (values.shape[1::-1], size))
