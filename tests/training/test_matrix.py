@@ -272,7 +272,7 @@ REFUSED = {  # flags: what the error says
     "--superclip --train-data no-column.csv": "--csv-caption-key",
     "--superclip --train-data no-captions.csv": "no-captions.csv",
     "--superclip --train-data empty.csv": "empty.csv",
-    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "{0..9}.tar",
+    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "no file 0.tar",
     "--superclip --dataset-type webdataset --train-data {{0..9.tar": "{0..9.tar",
     "--superclip --dataset-type webdataset --train-data .": "--train-data",
     "--superclip --dataset-type webdataset --train-data no-captions.tar": "no-captions.tar",
