@@ -18,6 +18,7 @@ from support.training_runs import load, processes_in, run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.folder import lock
+from openclip_superclip.runs.run import DESCRIPTION, Run
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies import study_run
 from openclip_superclip.studies.measures import open_trained
@@ -181,7 +182,8 @@ def test_a_folder_belongs_to_one_study_at_a_time(studied, study_here):
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
     stopped = start_study(prepared, "--out", str(tmp_path / "out"), "--stall-minutes", "9")
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
-    assert all("--stall-minutes 9" in command for command in processes_in(tmp_path / "out") if " run " in command)
+    runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{DESCRIPTION}")]
+    assert runs and {run.settings.stall_minutes for run in runs} == {9}
     stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
     said = stopped.communicate()[1]
     assert number == signal.SIGKILL or said.splitlines()[-1].endswith("; the same command resumes")
