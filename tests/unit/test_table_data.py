@@ -119,5 +119,5 @@ def test_a_study_is_refused_where_its_validation_table_cannot_be_measured(folder
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
     with pytest.raises(InputError, match=r"--val-data: row 1 of .*val.csv names nix.png: no such file"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})
-    with pytest.raises(InputError, match="which the training takes with --val-data"):
+    with pytest.raises(InputError, match="which training measures with --val-data"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
