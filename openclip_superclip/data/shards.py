@@ -163,7 +163,7 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
         workers = set(multiprocessing.active_children()) - before
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
-            worker.terminate()
+            worker.kill()  # a worker inherits how this process handles SIGTERM
         for worker in workers:
             worker.join()
 
