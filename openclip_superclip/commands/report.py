@@ -15,11 +15,10 @@ def main(argv: list[str]) -> int:
     require("superclip report", "report", "matplotlib", "scipy")
     from ..runs.recipe import METHODS
     from ..studies.comparison import find_comparisons
-    from ..studies.finished_runs import MISSING, mark_copies, read_runs
+    from ..studies.finished_runs import MISSING, read_runs
 
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
     runs = read_runs(list(paths.values()))
-    mark_copies(runs)
     found = [run for run in runs if run.state != MISSING]
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])
@@ -45,7 +44,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip report",
         description="Writes one page, report.html, on training runs and what superclip evaluate measured of them: loss "
         "curves, scores over the batch size, and tables beside the paper's values. The figures and tables are also "
-        "written as PNG, Markdown, CSV and JSON.",
+        "written as PNG, Markdown and CSV.",
         epilog="example: superclip report logs/clip logs/superclip --out report",
     )
     parser.add_argument(

@@ -55,16 +55,21 @@ def _paper_recipes() -> list[Recipe]:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure: a method, its settings that are not the default, and training that distinguishes it."""
+    """A method, its settings that are not the default, and the training that differs at its batch size."""
 
     method: str
     variant: tuple[tuple[str, object], ...] = ()
-    training: tuple[tuple[str, object], ...] = ()
+    training: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
         settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training)
         return METHODS.get(self.method, self.method) + (f" ({settings})" if settings else "")
+
+    @property
+    def name_in_paper(self) -> str:
+        """The name without the training, which is the paper's."""
+        return replace(self, training=()).name
 
 
 @dataclass
@@ -83,9 +88,7 @@ class Comparison:
 
     @property
     def series(self) -> list[Series]:
-        order = {method: place for place, method in enumerate(METHODS)}
-        found = {series for series, _ in self.groups}
-        return sorted(found, key=lambda series: (order.get(series.method, len(order)), series.name))
+        return list(dict.fromkeys(series for series, _ in self.groups))
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -93,16 +96,12 @@ class Comparison:
 
     @property
     def runs(self) -> list[ReportedRun]:
-        return [run for series in self.series for size in self.batch_sizes for run in self.group(series, size)]
+        return [run for group in self.groups.values() for run in group]
 
     @property
     def score_keys(self) -> list[str]:
         """The scores of finished runs."""
         return in_order([key for run in self.runs if run.is_whole for key in run.scores])
-
-    def group(self, series: Series, batch_size: int) -> list[ReportedRun]:
-        """Returns the runs of a series at a batch size."""
-        return self.groups.get((series, batch_size), [])
 
     def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
         """Returns a score over the seeds of a group's finished runs; None if none has it."""
@@ -118,22 +117,7 @@ class Comparison:
         return PairedDifference([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
     def _scored(self, series: Series, batch_size: int, key: str) -> list[ReportedRun]:
-        return [run for run in self.group(series, batch_size) if run.is_whole and key in run.scores]
-
-    def title(self, series: Series, batch_size: int | None = None) -> str:
-        """Returns a series' name with its training settings that differ from those of other series.
-
-        Args:
-            batch_size: of the series that are considered; None for all.
-        """
-        values = defaultdict(dict)
-        for size in self.batch_sizes if batch_size is None else [batch_size]:
-            names = _differing([run for run in self.runs if run.batch_size == size])
-            for run in self.group(series, size):
-                for name in names - dict(series.training).keys():
-                    values[name][str(run.training.get(name))] = None
-        more = tuple((name, " or ".join(found)) for name, found in sorted(values.items()))
-        return replace(series, training=series.training + more).name
+        return [run for run in self.groups.get((series, batch_size), []) if run.is_whole and key in run.scores]
 
     def baselines(self, series: Series, batch_size: int) -> list[Series]:
         """Returns the series without the head with which one that has it is compared at a batch size.
@@ -141,15 +125,14 @@ class Comparison:
         They are equal in everything except the head, if possible in the captions too; otherwise the only one there is.
         """
         found = [
-            other for other in self.series
-            if f"super{other.method}" == series.method
+            other for other, size in self.groups
+            if size == batch_size and f"super{other.method}" == series.method
             and any(self.difference(series, other, batch_size, key) for key in self.score_keys)
         ]  # fmt: skip
 
-        def settings(one: Series) -> tuple[dict, str]:
-            """Returns the settings of a group, without the method and the fields of the head."""
-            variant = {name: value for name, value in one.variant if name not in CONFIG_FIELDS}
-            return variant, str(self.groups[one, batch_size][0].training)
+        def settings(one: Series) -> tuple[dict, tuple]:
+            """Returns the settings of a series, without the method and the fields of the head."""
+            return {name: value for name, value in one.variant if name not in CONFIG_FIELDS}, one.training
 
         equal = [other for other in found if settings(other) == settings(series)]
         captions = dict(series.variant).get("captions")
@@ -167,9 +150,26 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
     """Returns the runs sorted into comparisons, which never mix models, data sets or numbers of samples."""
     comparable = defaultdict(list)
     for run in runs:
-        if run.method and run.copy_of is None:
+        if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [Comparison(*key, _groups(found), paper_points(*key)) for key, found in comparable.items()]
+
+
+def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
+    """Returns the runs by series and batch size, in the order of tables.
+
+    Runs of one batch size whose training differs (a learning rate) are not seeds of each other: the difference becomes
+    part of the series.
+    """
+    groups = defaultdict(list)
+    for run in runs:
+        others = [other.training for other in runs if other.batch_size == run.batch_size]
+        names = sorted({name for training in others for name in training})
+        differ = [name for name in names if len({str(training.get(name)) for training in others}) > 1]
+        training = tuple((name, str(run.training.get(name))) for name in differ)
+        groups[Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size].append(run)
+    order = [*METHODS, *(series.method for series, _ in groups)]
+    return dict(sorted(groups.items(), key=lambda one: (one[0][1], order.index(one[0][0].method), one[0][0].name)))
 
 
 def number(value: int) -> str:
@@ -178,27 +178,3 @@ def number(value: int) -> str:
         if value >= factor and value * 10 % factor == 0:
             return f"{value / factor:.4g}{letter}"
     return f"{value:,}"
-
-
-def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
-    """Returns the runs by series and batch size.
-
-    Runs of one method and batch size whose training differs (a learning rate) are not seeds of each other: the
-    difference becomes part of the series.
-    """
-    same_method, differing, groups = defaultdict(list), defaultdict(set), defaultdict(list)
-    for run in runs:
-        same_method[Series(run.method, tuple(sorted(run.variant.items()))), run.batch_size].append(run)
-    for (series, _), found in same_method.items():
-        differing[series] |= _differing(found)
-    for (series, batch_size), found in same_method.items():
-        for run in found:
-            training = tuple((name, run.training.get(name)) for name in sorted(differing[series]))
-            groups[replace(series, training=training), batch_size].append(run)
-    return dict(groups)
-
-
-def _differing(runs: list[ReportedRun]) -> set[str]:
-    """Returns the names of the training settings that are not equal in all runs."""
-    names = {name for run in runs for name in run.training}
-    return {name for name in names if len({str(run.training.get(name)) for run in runs}) > 1}

@@ -2,13 +2,13 @@
 
 import io
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from ..files import whole_file
 from ..pages import pyplot
@@ -31,22 +31,40 @@ MOST_POINTS = 150  # of a loss curve: longer ones are averaged
 LOSSES = ("contrastive_loss", "class_loss")
 
 
-def png(figure: Figure) -> bytes:
+class Figure(NamedTuple):
+    """A PNG of a report, its caption, and how to read it."""
+
+    file: str
+    png: bytes
+    describes: str
+    note: str = ""
+
+
+def report_figures(comparison: Comparison, suffix: str) -> list[Figure]:
+    """Returns scores over the batch size, losses and scores over the samples seen, as far as there are any."""
+    found = [
+        _draw_batch_sizes(comparison, f"batch_size{suffix}.png"), _draw_losses(comparison, f"losses{suffix}.png"),
+        _draw_course(comparison, f"course{suffix}.png"),
+    ]  # fmt: skip
+    return [figure for figure in found if figure]
+
+
+def png(drawing: Drawing) -> bytes:
     """Returns a figure as PNG, and closes it."""
     file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    drawing.savefig(file, dpi=110, format="png")
+    plt.close(drawing)
     return file.getvalue()
 
 
-def legend(figure: Figure, grid, ncols: int) -> None:
+def legend(drawing: Drawing, grid, ncols: int) -> None:
     """Adds one legend for all axes, above them."""
     handles = {}
     for axes in grid.flat:
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     names = sorted(handles, key=lambda name: "the paper" in name)  # ours first
     handles = [handles[name] for name in names]
-    figure.legend(handles, names, loc="outside upper center", ncols=ncols, frameon=False, fontsize=9)
+    drawing.legend(handles, names, loc="outside upper center", ncols=ncols, frameon=False, fontsize=9)
 
 
 def _look(comparison: Comparison, series: Series) -> dict:
@@ -69,42 +87,45 @@ def _samples_axis(axes: Axes) -> None:
         return f"{value / factor:g}{letter}"
 
     axes.xaxis.set_major_formatter(short)
+    axes.set_xlabel("samples seen")
     axes.grid(alpha=0.3)
 
 
-def _panels(keys: list[str], draw: Callable[[Axes, str], None]) -> bytes | None:
+def _panels(file: str, describes: str, keys: list[str], draw: Callable[[Axes, str], None], note: str) -> Figure | None:
     """Returns a figure with a panel for each of the first MOST_PANELS scores; None without scores."""
     if not keys:
         return None
-    keys = keys[:MOST_PANELS]
+    if len(keys) > MOST_PANELS:
+        note = f"{note} {MOST_PANELS} of {len(keys)} scores are drawn.".strip()
+        keys = keys[:MOST_PANELS]
     rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
     size = (WIDTH, 0.9 + 2.6 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    drawing, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()
     for axes, key in zip(grid.flat, keys, strict=False):
         draw(axes, key)
         axes.set_title(f"{label(key)}, %", fontsize=9)
-    legend(figure, grid, ncols=2)
-    return png(figure)
+    legend(drawing, grid, ncols=2)
+    return Figure(file, png(drawing), describes, note)
 
 
-def draw_batch_sizes(comparison: Comparison) -> bytes | None:
-    """Returns scores over the batch size as PNG; None if no score has two batch sizes, the paper's included."""
-    return _panels(_batch_size_keys(comparison), lambda axes, key: draw_scores(axes, comparison, key))
-
-
-def _batch_size_keys(comparison: Comparison) -> list[str]:
-    return [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1]
+def _draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
+    """Returns scores over the batch size; None if no score has two batch sizes, the paper's included."""
+    keys = [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1]
+    note = "The paper's values are partly read off its Figure 4, to ±0.05: the table names the source of each."
+    if not any(comparison.paper_curve(series, key) for series in comparison.series for key in keys):
+        note = ""
+    return _panels(
+        file, "Scores over the batch size", keys, lambda axes, key: draw_scores(axes, comparison, key), note
+    )  # fmt: skip
 
 
 def _sizes(comparison: Comparison, key: str) -> list[int]:
     """Returns the batch sizes of a panel: ours and those of the paper's curves."""
-    found = set()
-    for series in comparison.series:
-        found |= {size for size in comparison.batch_sizes if comparison.score(series, size, key)}
-        found |= {point.batch_size for point in comparison.paper_curve(series, key)}
-    return sorted(found)
+    ours = {size for series, size in comparison.groups if comparison.score(series, size, key)}
+    curves = (comparison.paper_curve(series, key) for series in comparison.series)
+    return sorted(ours.union(point.batch_size for curve in curves for point in curve))
 
 
 def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
@@ -115,15 +136,15 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
         found = [(size, spread) for size, spread in found if spread]
         if found:
             sizes, means = [size for size, _ in found], [spread.mean for _, spread in found]
-            errors, name = [spread.std or 0.0 for _, spread in found], comparison.title(series)
-            axes.errorbar(sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=name, **look)
+            errors = [spread.std or 0.0 for _, spread in found]
+            axes.errorbar(sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=series.name, **look)
         for size, spread in found:
             if len(spread.values) > 1:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
         if paper := comparison.paper_curve(series, key):
             axes.plot(
                 [p.batch_size for p in paper], [p.value for p in paper], marker="o", markerfacecolor="white",
-                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name}, the paper",
+                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name_in_paper}, the paper",
             )  # fmt: skip
     sizes = _sizes(comparison, key)
     axes.set_xscale("log", base=2)
@@ -134,51 +155,20 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
     axes.margins(x=0.08, y=0.12)
 
 
-def batch_sizes_note(comparison: Comparison) -> str:
-    """Returns the sources of the paper's points, and how many scores are not drawn."""
-    keys, notes = _batch_size_keys(comparison), []
-    for key in keys[:MOST_PANELS]:
-        batches = defaultdict(set)
-        for series in comparison.series:
-            for point in comparison.paper_curve(series, key):
-                batches[point.read_off, point.source].add(point.batch_size)
-        sources = [
-            f"{'read off ' if read_off else ''}{source}{' (±0.05)' if read_off else ''} at batch "
-            f"{', '.join(map(_batch, sorted(sizes)))}"
-            for (read_off, source), sizes in sorted(batches.items(), reverse=True)
-        ]
-        notes += [f"The paper's {label(key)}: {'; '.join(sources)}."] if sources else []
-    if len(keys) > MOST_PANELS:
-        notes.append(f"{MOST_PANELS} of {len(keys)} scores are drawn; the table has all.")
-    return " ".join(notes)
-
-
-def draw_course(comparison: Comparison) -> bytes | None:
-    """Returns scores over the samples seen as PNG; None if no run has a score at two epochs."""
+def _draw_course(comparison: Comparison, file: str) -> Figure | None:
+    """Returns scores over the samples seen; None if no run has a score at two epochs."""
 
     def draw(axes: Axes, key: str) -> None:
         for (series, batch_size), runs in comparison.groups.items():
-            name = comparison.title(series, batch_size)
-            name = name if len(comparison.batch_sizes) == 1 else f"{name}, batch {_batch(batch_size)}"
             for points in (_course(run, key) for run in runs):
                 if len(points) > 1:
-                    look = _look(comparison, series)
+                    look, name = _look(comparison, series), f"{series.name}, batch {_batch(batch_size)}"
                     axes.plot(*zip(*points, strict=True), marker=".", alpha=0.8, label=name, **look)
         _samples_axis(axes)
-        axes.set_xlabel("samples seen")
 
-    return _panels(_course_keys(comparison), draw)
-
-
-def course_note(comparison: Comparison) -> str:
-    """Returns how many scores are not drawn."""
-    num_scores = len(_course_keys(comparison))
-    return f"{MOST_PANELS} of {num_scores} scores are drawn." if num_scores > MOST_PANELS else ""
-
-
-def _course_keys(comparison: Comparison) -> list[str]:
-    keys = [key for run in comparison.runs for scores in run.course.values() for key in scores]
-    return [key for key in in_order(keys) if any(len(_course(run, key)) > 1 for run in comparison.runs)]
+    keys = in_order([key for run in comparison.runs for scores in run.course.values() for key in scores])
+    keys = [key for key in keys if any(len(_course(run, key)) > 1 for run in comparison.runs)]
+    return _panels(file, "Scores over the samples seen", keys, draw, "")
 
 
 def _course(run: ReportedRun, key: str) -> list[tuple[float, float]]:
@@ -188,52 +178,39 @@ def _course(run: ReportedRun, key: str) -> list[tuple[float, float]]:
     return [(run.samples * epoch / run.epochs, scores[key]) for epoch, scores in run.course.items() if key in scores]
 
 
-def draw_losses(comparison: Comparison) -> bytes | None:
-    """Returns the losses over the samples seen as PNG; None if no run has logged a loss."""
+def _draw_losses(comparison: Comparison, file: str) -> Figure | None:
+    """Returns the losses over the samples seen, a row for each batch size; None if no run has logged a loss."""
     logged = [name for name in LOSSES if any(name in point for run in comparison.runs for point in run.points)]
-    sizes = [
-        size for size in comparison.batch_sizes if any(run.points for run in comparison.runs if run.batch_size == size)
-    ]
-    if not logged or not sizes:
+    sizes = sorted({run.batch_size for run in comparison.runs if run.points})
+    if not logged:
         return None
-    one_row = len(sizes) == 1  # the losses of one batch size are side by side
-    rows, columns = (1, len(logged)) if one_row else (len(logged), len(sizes))
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(max(WIDTH, 1.7 * columns), 0.9 + 2.4 * rows), sharex=True,
-        sharey=False if one_row else "row", squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for column, size in enumerate(sizes):
-        for row, loss in enumerate(logged):
-            axes = grid[0][row] if one_row else grid[row][column]
-            _draw_loss(axes, comparison, size, loss)
-            if one_row or row == 0:
-                axes.set_title(f"batch {_batch(size)}", fontsize=10)
-            if one_row or column == 0:
-                axes.set_ylabel(loss.replace("_", " "))
-            if one_row or row == rows - 1:
-                axes.set_xlabel("samples seen")
-    legend(figure, grid, ncols=4)
-    return png(figure)
+    size = (WIDTH, 0.9 + 2.4 * len(sizes))
+    drawing, grid = plt.subplots(len(sizes), len(logged), figsize=size, squeeze=False, layout="constrained")
+    for row, batch_size in zip(grid, sizes, strict=True):
+        for axes, loss in zip(row, logged, strict=True):
+            _draw_loss(axes, comparison, batch_size, loss)
+            axes.set_title(f"{loss.replace('_', ' ')}, batch {_batch(batch_size)}", fontsize=9)
+    legend(drawing, grid, ncols=4)
+    return Figure(file, png(drawing), "Losses over the samples seen")
 
 
 def _draw_loss(axes: Axes, comparison: Comparison, batch_size: int, loss: str) -> None:
-    for series in comparison.series:
-        for run in comparison.group(series, batch_size):
-            points = np.array([(point["samples"], point[loss]) for point in run.points if loss in point])
-            if not len(points):
-                continue
+    for series, run in _of_batch_size(comparison, batch_size):
+        points = np.array([(point["samples"], point[loss]) for point in run.points if loss in point])
+        if len(points):
             step = math.ceil(len(points) / MOST_POINTS)
             parts = [points[start : start + step].mean(axis=0) for start in range(0, len(points), step)]
             x, y = zip(*parts, strict=True)
-            axes.plot(x, y, label=comparison.title(series), linewidth=1.3, alpha=0.8, **_look(comparison, series))
+            axes.plot(x, y, label=series.name, linewidth=1.3, alpha=0.8, **_look(comparison, series))
             if run.state != FINISHED:
                 axes.plot(x[-1], y[-1], "x", color="black", markersize=7, label="ended early")
     _samples_axis(axes)
     axes.margins(x=0.02)
 
 
-def runs_without_losses(comparison: Comparison) -> list[ReportedRun]:
-    return [run for run in comparison.runs if not any(loss in point for point in run.points for loss in LOSSES)]
+def _of_batch_size(comparison: Comparison, batch_size: int) -> Iterator[tuple[Series, ReportedRun]]:
+    for (series, size), runs in comparison.groups.items():
+        yield from ((series, run) for run in runs if size == batch_size)
 
 
 def draw_study(results) -> bytes:

@@ -31,51 +31,32 @@ FLAGS = {  # OpenCLIP's options with their defaults that are equal in runs that 
 
 @dataclass
 class ReportedRun:
-    """A run; unknown fields are None or empty.
-
-    Attributes:
-        state: from state.json, or from the log: finished, cut short, missing.
-        model, data, samples: runs are comparable if these are equal; `samples` as planned.
-        variant: of the method: fields of the class loss, captions and starting point that are not the default.
-        training: optimizer settings and the like, without the seed.
-        points: of the log.
-        split: number of ranks, device and accumulation.
-        weights: identifies the evaluated weights.
-        name: distinguishes it from the other runs; the folder's name by default.
-        copy_of: the name of a run with the same losses or weights, which is counted instead.
-        scores: in percent, by the paper's keys or by data set, of the last evaluated epoch.
-        course: the scores of every evaluated epoch.
-    """
+    """A run; unknown fields are None or empty."""
 
     path: Path
-    state: str
+    state: str  # of state.json, or by the log: finished, cut short, missing
     note: str = ""
+    name: str = ""  # distinguishes it from the other runs
     method: str = ""
-    model: str = ""
+    model: str = ""  # runs are comparable if these three are equal
     data: str = ""
-    samples: int = 0
+    samples: int = 0  # as planned
     batch_size: int = 0
     seed: int | None = None
-    variant: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
+    variant: dict = field(default_factory=dict)  # fields of the method and the starting point that are not the default
+    training: dict = field(default_factory=dict)  # optimizer settings and the like, without the seed
     recipe: Recipe | None = None
-    set: dict = field(default_factory=dict)
-    command: str = ""
-    versions: dict = field(default_factory=dict)
+    record: dict = field(default_factory=dict)  # run.json
     measured_with: dict = field(default_factory=dict)  # versions, of the evaluation
-    split: str = ""
-    hosts: tuple[str, ...] = ()
-    points: list[dict] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)
-    course: dict[int, dict[str, float]] = field(default_factory=dict)
+    points: list[dict] = field(default_factory=list)  # of the log
+    scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
+    course: dict[int, dict[str, float]] = field(default_factory=dict)  # the scores of every evaluated epoch
     epoch: int | None = None  # of the scores
     epochs: int | None = None
-    weights: str | None = None
-    copy_of: str | None = None
-    name: str = ""
 
-    def __post_init__(self):
-        self.name = self.name or self.path.resolve().name
+    @property
+    def set(self) -> dict:
+        return self.record.get("set") or {}
 
     @property
     def is_whole(self) -> bool:
@@ -122,29 +103,25 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
 
 
 def read_run(path: Path) -> ReportedRun:
-    """Returns the run in a folder, named after the folder."""
+    """Returns the run in a folder."""
+    run = ReportedRun(path, MISSING)
     if not path.is_dir():
-        return ReportedRun(path, MISSING, "there is no such folder")
-    options = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options
-    recorded, state = read_json(path / "run.json", default={}), current_state(path)
-    run = ReportedRun(path, "", set=recorded.get("set") or {}, versions=recorded.get("versions") or {})
-    run.command = " ".join(map(str, recorded.get("command") or []))
-    log = path / "out.log"
+        run.note = "there is no such folder"
+        return run
+    options, log = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options, path / "out.log"
+    run.record = read_json(path / "run.json", default={})
     run.points = read_log(log) if log.is_file() else []
-    if (path / "recipe.yaml").is_file():
-        try:
+    try:
+        if (path / "recipe.yaml").is_file():
             _read_recipe(run, read_recipe(str(path / "recipe.yaml")))
-        except InputError as error:
-            run.note = str(error)
-    if run.recipe is None and not _read_options(run, options):
-        return ReportedRun(path, MISSING, run.note or "the folder holds neither recipe.yaml nor params.txt")
-    plan = recorded.get("plan") or options
-    run.epochs, run.hosts = plan.get("epochs") or options.get("epochs"), tuple(recorded.get("hosts") or ())
-    if "world_size" in plan:
-        accumulated = f", {plan['accum_freq']} × accumulated" if plan.get("accum_freq", 1) != 1 else ""
-        run.split = f"{plan['world_size']} × {plan.get('device')}{accumulated}"
-    run.scores, run.epoch, run.measured_with, run.weights, notes, run.course = read_scores(path, run.epochs)
-    _set_state(run, state, log.is_file(), notes)
+        else:
+            _read_options(run, options)
+    except InputError as error:
+        run.note = str(error)
+        return run
+    run.epochs = (run.record.get("plan") or options).get("epochs")
+    run.scores, run.epoch, run.measured_with, notes, run.course = read_scores(path, run.epochs)
+    _set_state(run, current_state(path), log.is_file(), notes)
     return run
 
 
@@ -156,12 +133,11 @@ def _read_recipe(run: ReportedRun, recipe: Recipe) -> None:
     run.training |= _changed_flags({name.replace("-", "_"): value for name, value in recipe.flags.items()})
 
 
-def _read_options(run: ReportedRun, options: dict) -> bool:
-    """Fills in what OpenCLIP's params.txt holds; returns whether that identifies the training."""
-    sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq", "epochs")]
-    if not all(isinstance(size, int) for size in sizes) or not options.get("model"):
-        return False
-    *factors, epochs = sizes
+def _read_options(run: ReportedRun, options: dict) -> None:
+    """Fills in what OpenCLIP's params.txt holds; InputError if that does not identify the training."""
+    sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq")]
+    if not all(isinstance(size, int) for size in [*sizes, options.get("epochs")]) or not options.get("model"):
+        raise InputError("the folder holds neither recipe.yaml nor params.txt")
     superclip = {
         name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
     }
@@ -169,39 +145,18 @@ def _read_options(run: ReportedRun, options: dict) -> bool:
     base = "siglip" if options.get("siglip") else "flip" if options.get("force_patch_dropout") else "clip"
     run.method = f"super{base}" if with_head else base
     run.model, run.data, run.seed = str(options["model"]), str(options.get("train_data")), options.get("seed")
-    run.samples, run.batch_size = _num_samples(options, run.points) * epochs, math.prod(factors)
+    logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table, whose length is not an option
+    run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
+    run.batch_size = math.prod(sizes)
     run.variant = _superclip_variant(superclip, run.method) if options.get("superclip") else {}
     run.variant |= _flags_variant({name.replace("_", "-"): value for name, value in options.items()}, run.method)
     run.training = {name: options.get(OPENCLIP_NAMES.get(name, name)) for name in TRAINING} | _changed_flags(options)
-    return True
 
 
 def _changed_flags(options: dict) -> dict:
     """Returns OpenCLIP's other options that change the weights, if they are not the default."""
     given = {name: options[name] for name in FLAGS if options.get(name) not in (None, False, {})}
     return {name: value for name, value in given.items() if value != FLAGS[name]}
-
-
-def _num_samples(options: dict, points: list[dict]) -> int:
-    """Returns the samples of an epoch, equal for runs on equal data: the log rounds up to whole batches."""
-    data, kind = str(options.get("train_data")), options.get("dataset_type")
-    logged = points[0]["epoch_samples"] if points else 0
-    if kind == "csv" or (kind == "auto" and data.endswith((".csv", ".tsv"))):  # its length is the number of rows
-        return logged or options.get("train_num_samples") or 0
-    return options.get("train_num_samples") or _listed_samples(data) or logged
-
-
-def _listed_samples(data: str) -> int | None:
-    """Returns the samples of all shards by the sizes.json beside them; None if it does not list them all."""
-    from ..data.inspection import listed_samples  # imports torch
-    from ..data.shards import expand
-
-    try:
-        shards = expand(data)
-        listed = listed_samples(shards)
-    except (InputError, OSError):
-        return None
-    return sum(listed.values()) if len(listed) == len(shards) else None
 
 
 def _set_state(run: ReportedRun, state: dict, has_log: bool, notes: list[str]) -> None:
@@ -214,7 +169,7 @@ def _set_state(run: ReportedRun, state: dict, has_log: bool, notes: list[str]) -
     else:
         seen = f"the log ends at {last['samples']:,} of {total:,} samples" if total else f"{last['samples']:,} samples"
     run.state = state.get("state") or (FINISHED if at_end else CUT)
-    found = [run.note, state.get("error"), "" if at_end else seen]
+    found = [state.get("error"), "" if at_end else seen]
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
     found += [
@@ -224,27 +179,3 @@ def _set_state(run: ReportedRun, state: dict, has_log: bool, notes: list[str]) -
     if not all(value is None or math.isfinite(value) for point in run.points for value in point.values()):
         found.append("the loss became non-finite")
     run.note = "; ".join(filter(None, found))
-
-
-def mark_copies(runs: list[ReportedRun]) -> None:
-    """Notes in each run of which earlier one it is a copy: equal losses in the log, or equal weights."""
-    first = {}
-    for run in runs:
-        marks = _marks(run)
-        original = next((first[mark] for mark in marks if mark in first), None)
-        if original is None:
-            first |= dict.fromkeys(marks, run)
-        elif run.copy_of is None:
-            run.copy_of = original.name
-            run.note = "; ".join(filter(None, [run.note, f"the same run as {original.path}, and counted once"]))
-
-
-def _marks(run: ReportedRun) -> list[tuple]:
-    """Returns what two different trainings never share, with the settings that must be equal too."""
-    settings = run.method, run.model, run.data, run.samples, run.batch_size, str(run.variant), str(run.training)
-    losses = tuple(
-        (point["samples"], *(value for name, value in sorted(point.items()) if name.endswith("loss")))
-        for point in run.points
-    )
-    weights = run.weights if run.is_whole else None
-    return [(kind, mark, *settings) for kind, mark in (("losses", losses), ("weights", weights)) if mark]

@@ -34,23 +34,13 @@ TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-
 
 
 class RunScores(NamedTuple):
-    """The scores of a run.
+    """The scores of a run."""
 
-    Attributes:
-        values: in percent, except RMSE.
-        epoch: of the evaluated checkpoint; None if nothing was evaluated.
-        versions: of the packages that measured them.
-        weights: identifies the evaluated weights; None if the results do not.
-        notes: results that are left out because they are damaged or their checkpoint was replaced.
-        course: CLIP_benchmark's values of every evaluated epoch.
-    """
-
-    values: dict[str, float]
-    epoch: int | None
-    versions: dict[str, str]
-    weights: str | None
-    notes: list[str]
-    course: dict[int, dict[str, float]]
+    values: dict[str, float]  # in percent, except RMSE
+    epoch: int | None  # of the evaluated checkpoint; None if nothing was evaluated
+    versions: dict[str, str]  # of the packages that measured them
+    notes: list[str]  # results that are left out because they are damaged or their checkpoint was replaced
+    course: dict[int, dict[str, float]]  # CLIP_benchmark's values of every evaluated epoch
 
 
 def read_scores(run: Path, epochs: int | None = None) -> RunScores:
@@ -71,16 +61,15 @@ def read_scores(run: Path, epochs: int | None = None) -> RunScores:
             damaged.append(str(file.relative_to(run)))
 
     demo = read(run / DEMO, _demo_measures)
-    found = [(file, read(file, json.loads)) for file in sorted((run / "evaluation").glob("*.json"))]
     read(run / "checkpoints" / "results.jsonl", lambda text: [*map(json.loads, filter(str.strip, text.splitlines()))])
-    found = [(file, record) for file, record in found if _is_result(record)]
-    replaced = {file: _checkpoint(run, record).name for file, record in found if _is_replaced(run, file, record)}
-    records = [record for file, record in found if file not in replaced]
-    names = sorted(set(replaced.values()))
-    notes = [f"{name} was replaced after it was evaluated: evaluate it again" for name in names]
-    by_epoch = {}
-    for record in records:
-        by_epoch.setdefault(record.get("epoch"), []).append(record)
+    found = [read(file, json.loads) for file in sorted((run / "evaluation").glob("*.json"))]
+    by_epoch, notes = {}, {}
+    for record in filter(_is_result, found):
+        checkpoint = _checkpoint(run, record)
+        if record.get("checkpoint_file") and file_identity(checkpoint) not in (None, record["checkpoint_file"]):
+            notes[f"{checkpoint.name} was replaced after it was evaluated: evaluate it again"] = None
+        else:
+            by_epoch.setdefault(record.get("epoch"), []).append(record)
     course = {epoch: _of_records(by_epoch[epoch]) for epoch in sorted(e for e in by_epoch if isinstance(e, int))}
     epoch = max(course, default=None)
     last = by_epoch.get(epoch, [])
@@ -88,13 +77,13 @@ def read_scores(run: Path, epochs: int | None = None) -> RunScores:
     checkpoints = sorted((run / "checkpoints").glob(f"epoch_{epochs or '*'}.pt"))
     if demo and checkpoints and demo[0] not in (content_digest(checkpoint)[:16] for checkpoint in checkpoints):
         name = checkpoints[-1].name
-        notes.append(f"{name} was replaced after {DEMO} was measured: the same superclip study measures it again")
+        notes[f"{name} was replaced after {DEMO} was measured: the same superclip study measures it again"] = None
     elif demo:
         scores |= {f"demo {name.replace('_', ' ')}": value for name, value in demo[1].items()}
     if damaged:
-        notes.append(f"damaged and left out: {', '.join(damaged)}; remove and measure again")
-    versions, weights = (next((r[name] for r in last if r.get(name)), None) for name in ("versions", "weights"))
-    return RunScores(scores, epoch, versions or {}, weights and str(weights), notes, course)
+        notes[f"damaged and left out: {', '.join(damaged)}; remove and measure again"] = None
+    versions = next((record["versions"] for record in last if record.get("versions")), {})
+    return RunScores(scores, epoch, versions, list(notes), course)
 
 
 def of_training(run: Path) -> dict[str, float]:
@@ -174,16 +163,6 @@ def _is_result(record: object) -> bool:
 def _checkpoint(run: Path, record: dict) -> Path:
     name = Path(str(record.get("checkpoint"))).name if record.get("checkpoint") else f"epoch_{record.get('epoch')}.pt"
     return run / "checkpoints" / name
-
-
-def _is_replaced(run: Path, file: Path, record: dict) -> bool:
-    """Returns whether a result is of another checkpoint: by its file identity, or else by their times."""
-    checkpoint = _checkpoint(run, record)
-    if not checkpoint.is_file():  # deleted: its scores still count
-        return False
-    if record.get("checkpoint_file"):
-        return file_identity(checkpoint) != record["checkpoint_file"]
-    return checkpoint.stat().st_mtime_ns > file.stat().st_mtime_ns
 
 
 def _demo_measures(text: str) -> tuple[str, dict[str, float]]:

@@ -16,35 +16,24 @@ class Spread(NamedTuple):
 
     @property
     def std(self) -> float | None:
-        """The standard deviation, None of one run."""
+        """The standard deviation, None of one value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
 
-class PairedDifference(NamedTuple):
+class PairedDifference(Spread):
     """The differences of two methods' scores, one for each seed that both were trained with."""
-
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """The standard deviation of the differences, None of one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % confidence interval of the mean (Student's t over the seeds); None of one seed."""
-        if len(self.values) < 2:
+        if self.std is None:
             return None
         from scipy.stats import t
 
-        half = t.ppf(0.975, len(self.values) - 1) * statistics.stdev(self.values) / math.sqrt(len(self.values))
+        half = t.ppf(0.975, len(self.values) - 1) * self.std / math.sqrt(len(self.values))
         return self.mean - half, self.mean + half
 
     @property

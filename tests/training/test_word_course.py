@@ -15,7 +15,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.data.captions import TokenizerIdentity
 from openclip_superclip.method.word_knowledge import EpochWords
 from openclip_superclip.studies.finished_runs import read_runs
-from openclip_superclip.studies.tables import read_courses
+from openclip_superclip.studies.report import read_courses
 from openclip_superclip.words.learning import CourseFiles, find_course, word_course, write_epoch_words
 
 
