@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_folder_out, whole_output
+from ..files import check_folder_out, whole_file, whole_output
 from ..pages import markdown_table
 from .architecture import Architecture, architecture_of, check_head, fit, vocabulary_warnings
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
@@ -52,10 +52,7 @@ processor = CLIPProcessor.from_pretrained("{place}", backend="pil")  # resizes a
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
-    """Returns transformers' tokenizer with the same ids, but for padding: OpenCLIP is told to put 0 there.
-
-    That is `strip_sep_token`, which makes zeros of the token after a text: here, of the padding.
-    """
+    """Returns transformers' tokenizer with the same ids, except that of padding, which `save_tokenizer` makes 0."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -75,6 +72,23 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
         tokenizer_object=bpe, bos_token=start, eos_token=end, pad_token=PADDING, sep_token=PADDING,
         model_max_length=tokenizer.context_length, clean_up_tokenization_spaces=False,
     )  # fmt: skip
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Writes a tokenizer of transformers'; one of `as_hugging_face` pads with 0, as OpenCLIP's does.
+
+    0 is also the token "!" inside words: the file names it twice, which no tokenizer in memory keeps when it is saved.
+    """
+    save_files(tokenizer, folder)
+    if tokenizer.pad_token != PADDING:
+        return
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"] |= {"!": 0, PADDING: 0}
+    for token in content["added_tokens"]:
+        token["id"] = content["model"]["vocab"][token["content"]]
+    with whole_file(file) as whole:
+        whole.write(json.dumps(content, ensure_ascii=False).encode())
 
 
 @dataclass(frozen=True)
@@ -181,7 +195,7 @@ def write_model(
             "alone: text_cfg must name a model of the hub as hf_model_name"
         )
     if text_cfg.get("hf_tokenizer_name"):
-        save_files(architecture.tokenizer().tokenizer, folder)
+        save_tokenizer(architecture.tokenizer().tokenizer, folder)
         text_cfg["hf_tokenizer_name"] = repo or text_cfg["hf_tokenizer_name"]
     elif text_cfg.get("tokenizer_kwargs", {}).get("bpe_path"):
         _write_vocabulary(folder, architecture, text_cfg, repo)
@@ -199,7 +213,7 @@ def _write_vocabulary(folder: Path, architecture: Architecture, text_cfg: dict, 
             f"--model: {architecture.name} has a vocabulary of its own, with {', '.join(kwargs)} in tokenizer_kwargs, "
             "which no folder can carry: bpe_path and clean alone can be exported"
         )
-    save_files(as_hugging_face(architecture.tokenizer()), folder)
+    save_tokenizer(as_hugging_face(architecture.tokenizer()), folder)
     text_cfg["hf_tokenizer_name"] = repo or "in-this-folder"
     text_cfg["tokenizer_kwargs"] = {"clean": clean, "strip_sep_token": True}
 

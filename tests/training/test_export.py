@@ -29,7 +29,7 @@ import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
-from openclip_superclip.checkpoints.export import as_hugging_face
+from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenizer
 from openclip_superclip.checkpoints.hugging_face import clip_config
 from openclip_superclip.checkpoints.run_outputs import run_behind
 from openclip_superclip.demo.data import write_model as write_demo_model
@@ -137,8 +137,13 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path):
 def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
     write_demo_model(tmp_path / "model")
     stock = SimpleTokenizer(bpe_path=tmp_path / "model" / "bpe.txt.gz", context_length=12, clean=clean)
-    as_hugging_face(stock).save_pretrained(tmp_path / "files")
-    ours = HFTokenizer(str(tmp_path / "files"), context_length=12, clean=clean, strip_sep_token=True)
+    tokenizer = as_hugging_face(stock)
+    for folder in ("files", "again"):
+        (tmp_path / folder).mkdir()
+        save_tokenizer(tokenizer, tmp_path / folder)
+        ours = HFTokenizer(str(tmp_path / folder), context_length=12, clean=clean, strip_sep_token=True)
+        tokenizer = ours.tokenizer
+        assert tokenizer.pad_token_id == 0  # where OpenCLIP 4 pads
     texts = st.one_of(
         st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),  # unassigned ones are each library's own
         st.text("abcdestl23 I!?,.-'éİſK<>_\n\t", max_size=60),
