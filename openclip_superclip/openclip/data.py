@@ -16,6 +16,7 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset
 
 from .. import hooks
+from ..errors import InputError, reason
 from . import current
 
 
@@ -56,6 +57,9 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
     return data
 
 
+_read_row = CsvDataset.__getitem__  # OpenCLIP's own
+
+
 class _Tokenized:
     """A tokenizer whose captions are tokens already; OpenCLIP takes those of the first caption."""
 
@@ -88,7 +92,7 @@ class _Table(CsvDataset):
 
     def __getitem__(self, index):
         row = self.kept[index]
-        return current().row_with_tokens(super().__getitem__(row), self.caption_tokens(self._row(row)))
+        return current().row_with_tokens(_read_row(self, row), self.caption_tokens(self._row(row)))
 
 
 @contextlib.contextmanager
@@ -148,6 +152,27 @@ class _Unreadable:
             os.write(file, line.encode())  # at once: workers write to one file
         finally:
             os.close(file)
+
+
+def skip_unreadable_rows(file: Path, epoch) -> None:
+    """Makes a table give the next row instead of one whose image cannot be read, which is listed in `file`."""
+    unreadable = _Unreadable(file, epoch, str)
+
+    def or_next(read_row):
+        def read(table, index):
+            for row in (*range(index, len(table)), *range(index)):
+                try:
+                    return read_row(table, row)
+                except InputError:
+                    raise
+                except Exception as error:  # a broken file raises anything
+                    image = table.images[table.kept[row] if isinstance(table, _Table) else row]
+                    unreadable.sample(open_clip_train.data.log_and_continue, OSError(f"{image}: {reason(error)}"))
+            raise InputError("--train-data: no image of the table can be read")
+
+        return read
+
+    CsvDataset.__getitem__, _Table.__getitem__ = or_next(_read_row), or_next(_Table.__getitem__)
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -183,10 +183,14 @@ class StepCounter:
     def open_clip_create_loss(self, args):
         from open_clip import create_loss
 
+        from ..openclip.data import skip_unreadable_rows
+
         loss = yield
         run: Run = self.run
         if run.is_table:
-            epoch = CountedEpoch(args.resume, run.slice_steps * run.accum_freq).get_value
+            counted = CountedEpoch(args.resume, run.slice_steps * run.accum_freq)
+            skip_unreadable_rows(self.logs / f"unreadable_{self.rank}.jsonl", counted)
+            epoch = counted.count
         else:
             epoch = lambda: self.epoch.get_value()  # noqa: E731  OpenCLIP 4 makes the data after the loss
         steps_file = self.logs / STEPS if self.rank == 0 else None
@@ -206,8 +210,13 @@ class CountedEpoch:
         self.first, self.calls_of_epoch, self.calls = int(found[1]) if found else 0, max(1, calls), 0
 
     def get_value(self) -> int:
+        return self.first + self.calls // self.calls_of_epoch
+
+    def count(self) -> int:
+        """Returns the epoch of a call of the loss."""
+        epoch = self.get_value()
         self.calls += 1
-        return self.first + (self.calls - 1) // self.calls_of_epoch
+        return epoch
 
 
 class LossMonitor:

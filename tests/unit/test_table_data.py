@@ -1,13 +1,16 @@
 """Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is refused at once."""
 
 import json
+import types
 from pathlib import Path
 
+import open_clip_train.data
 import pytest
 from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
+from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, read_with_table
 from openclip_superclip.studies.study import study_call
 
@@ -121,3 +124,30 @@ def test_a_study_is_refused_where_its_validation_table_cannot_be_measured(folder
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})
     with pytest.raises(InputError, match="which training measures with --val-data"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
+
+
+@pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
+def test_an_image_that_fails_during_training_is_named_counted_and_replaced_by_the_next_row(
+    has_tokens, tmp_path, monkeypatch
+):
+    for kind in (open_clip_train.data.CsvDataset, adapter._Table):
+        monkeypatch.setattr(kind, "__getitem__", kind.__getitem__)  # which is put back
+    for name in "ab":
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    rows = [f"{tmp_path}/{name}.png\t{name}" for name in ("a", "b", "nix", "cut")]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
+    kind = adapter._Table if has_tokens else open_clip_train.data.CsvDataset
+    adapter.skip_unreadable_rows(tmp_path / "unreadable_0.jsonl", types.SimpleNamespace(get_value=lambda: 3))
+    table = [tmp_path / "pairs.tsv", lambda image: image.convert("RGB"), "filepath", "title"]
+    if has_tokens:
+        table = kind(lambda row: row["title"], *table, sep="\t", tokenizer=None)
+    else:
+        table = kind(*table, sep="\t", tokenizer=list)
+    assert [table[index][1] for index in range(4)] == ["a", "b", "a", "a"]
+    lines = [json.loads(line) for line in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
+    assert [line["why"].split(": ")[1] for line in lines] == [f"{tmp_path}/{n}.png" for n in ("nix", "cut", "cut")]
+    assert all(line["epoch"] == 3 and line["sample"] for line in lines)
+    (tmp_path / "a.png").unlink(), (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match="no image of the table can be read"):
+        table[0]
