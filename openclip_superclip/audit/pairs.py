@@ -117,7 +117,7 @@ class AuditedFiles:
         if self.is_table:
             digest.update(content_digest(Path(self.given)).encode())
             for pair in self._pairs():
-                digest.update(_state(pair.picture).encode())
+                digest.update(_state(pair.image).encode())
             return digest.hexdigest()
         for folder, folders, files in os.walk(self.given):
             folders.sort()
@@ -142,8 +142,8 @@ class AuditedFiles:
         """Yields the pairs of a part that come after a place."""
         for row, pair in enumerate(self._pairs()):
             if row > after[1] and part.holds(row):
-                problem = _problem(pair.picture, pair.caption)
-                yield AuditedPair((0, row), pair.where, pair.picture, pair.caption, pair.picture, problem)
+                problem = _problem(pair.image, pair.caption)
+                yield AuditedPair((0, row), pair.where, pair.image, pair.caption, pair.image, problem)
 
     def _pairs(self) -> Iterator[Pair]:
         if self.is_table:

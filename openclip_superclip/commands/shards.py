@@ -13,12 +13,20 @@ from .options import add_columns, columns_of
 def main(argv: list[str]) -> int:
     """Writes the shards, prints a summary with what was left out, and returns the exit code."""
     options = _parse(argv)
-    from ..data.conversion import Keys, Writing, read_source, write_pair_shards
+    from ..data.conversion import Keys, Writing, read_source, reasons, write_pair_shards
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
     source = read_source(options.source, keys, options.images)
     writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
-    print(_summary(write_pair_shards(source, options.out, writing), options.out))
+    written, out = write_pair_shards(source, options.out, writing), options.out
+    for split, pattern in written.patterns.items():
+        print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
+    if written.left_out:
+        print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
+    if "val" in written.patterns:
+        print(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
+        data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
+        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={written.sizes['train']}"]))
     return 0
 
 
@@ -64,16 +72,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.images is not None and not options.source.endswith(".json"):
         raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
     return options
-
-
-def _summary(written, out: Path) -> str:
-    patterns, sizes = written.patterns, written.sizes
-    lines = [f"{split}: {sizes[split]:,} pairs in {pattern}" for split, pattern in patterns.items()]
-    if written.left_out:
-        lines.append(f"left out: {written.reasons}; {out}/left_out.csv lists all")
-    study = ["superclip", "study", "own_data", "--data", patterns["train"]]
-    if "val" in patterns:
-        study += ["--val-data", patterns["val"]]
-        lines.append(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
-        lines.append(shlex.join([*study, "--set", f"data_samples={sizes['train']}"]))
-    return "\n".join(lines)

@@ -12,10 +12,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ..config import Config, short_share
+from ..config import Config
 from ..errors import InputError, listed
 from ..method.token_statistics import special_token_ids
-from .shards import is_empty, long_caption
+from .shards import caption_place, is_empty, long_caption
 
 END_OF_WORD = "</w>"
 
@@ -65,13 +65,12 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 
 def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
     """Returns whether class, cleaning and vocabulary are the same, wherever the files lie."""
-    return _contents(one) == _contents(other)
 
+    def contents(identity):
+        kind, *rest = identity.name.split()
+        return kind, [name for name in rest[-1:] if name in CLEANINGS], identity.vocabulary
 
-def _contents(identity: TokenizerIdentity) -> tuple[str, str, str]:
-    kind, *rest = identity.name.split()
-    clean = rest[-1] if rest and rest[-1] in CLEANINGS else ""
-    return kind, clean, identity.vocabulary
+    return contents(one) == contents(other)
 
 
 NUM_WITHOUT = 10_000  # samples, about a shard's: if none of the first ones has a long caption, none ever will
@@ -202,7 +201,7 @@ class CaptionTokens:
             raise InputError(
                 f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
             )
-        if not self.found_long and self.counts.num_missing == self.counts.num_samples >= NUM_WITHOUT:
+        if not self.found_long and self.counts.so_far().missing == self.counts.so_far().samples >= NUM_WITHOUT:
             members = listed(name for name in sample if not str(name).startswith("__"))
             raise InputError(
                 f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
@@ -235,35 +234,30 @@ class CaptionTokens:
 
 
 FIRST_REPORT = 1000  # samples; then at ten, a hundred and a thousand times as many, and so on
+HANDLED = {"use-short": "the short one was used", "skip": "they were left out", "error": ""}
 
 
-WHAT_BECAME = {"use-short": "the short one stood in for it", "skip": "they were left out", "error": ""}
+class CaptionNumbers(NamedTuple):
+    """Samples that were read, those without a long caption, long captions, and those that were cut at `length`."""
+
+    samples: int
+    missing: int
+    long: int
+    cut: int
+    length: int
 
 
 class CaptionCounts:
     """How many samples the workers of this rank read, how many had no long caption, and how many of these were cut."""
 
     def __init__(self, missing_long: str):
-        self._what_became = WHAT_BECAME[missing_long]
-        self._counts = Array("q", 5)  # samples, missing, long captions, cut, where they were cut; shared by the workers
-        # Also at the end of a forked process, where atexit says nothing.
-        Finalize(None, self.report, exitpriority=10)
+        self._handled = HANDLED[missing_long]
+        self._counts = Array("q", len(CaptionNumbers._fields))  # shared by the workers
+        Finalize(None, self.report, exitpriority=10)  # runs at the end of a forked process too, unlike atexit
 
-    @property
-    def num_samples(self) -> int:
-        return self._counts[0]
-
-    @property
-    def num_missing(self) -> int:
-        return self._counts[1]
-
-    @property
-    def num_long(self) -> int:
-        return self._counts[2]
-
-    @property
-    def num_cut(self) -> int:
-        return self._counts[3]
+    def so_far(self) -> CaptionNumbers:
+        """Returns the numbers of all workers."""
+        return CaptionNumbers(*self._counts)
 
     def add_sample(self, missing: bool) -> None:
         with self._counts.get_lock():
@@ -281,24 +275,32 @@ class CaptionCounts:
 
     def report(self) -> None:
         """Logs the counts so far, if there are any."""
-        num_samples, num_missing, num_long, num_cut, length = self._counts[:]
-        if num_samples:
-            logging.info(
-                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption"
-                + (f" ({self._what_became})" if num_missing else "")
-                + (f"; {num_cut / num_long:.1%} of the long ones were cut at {length} tokens" if num_long else "")
-            )
+        found = self.so_far()
+        if not found.samples:
+            return
+        line = f"SuperCLIP: of {found.samples:,} samples read, {found.missing:,} had no long caption"
+        if found.missing and self._handled:
+            line += f" ({self._handled})"
+        if found.long:
+            line += f"; {found.cut / found.long:.1%} of the long ones were cut at {found.length} tokens"
+        logging.info(line)
 
 
 def counted_captions(config: Config, context_length: int) -> str:
-    """Returns what the class loss is given, as a file of counts tells it: `mixed:0.8 json:re_caption, 77 tokens`."""
-    return f"{_mode(config)} {config.long_caption_key}".strip() + f", {config.long_context or context_length} tokens"
+    """Returns what the class loss is given, as files of counts describe it: `mixed:0.8 json:re_caption, 77 tokens`."""
+    mode, place = _mode(config), caption_place(config.long_caption_key)
+    return f"{mode} {place if mode != 'short' else ''}".strip() + f", {config.long_context or context_length} tokens"
+
+
+def _mode(config: Config) -> str:
+    share = 0 if config.captions == "dual" else config.short_share
+    return {0: "long", 1: "short"}.get(share, f"mixed:{share}")
 
 
 def check_counted_captions(
     counted: str, config: Config, context_length: int, *, what: str, command: str, table: bool
 ) -> None:
-    """Raises InputError where the captions `counted`, or how many of their tokens, are not those of a run.
+    """Raises InputError if the captions `counted`, or how many of their tokens, are not those of a run.
 
     Args:
         counted: as the file describes them.
@@ -307,35 +309,13 @@ def check_counted_captions(
         table: whether the run reads a table: its columns have other names than the members of the counted shards.
     """
     given = counted_captions(config, context_length)
-    there, wanted = _parts(counted), _parts(given)
+    (there, _, there_tokens), (wanted, _, tokens) = counted.rpartition(", "), given.rpartition(", ")
     if table:
-        there, wanted = there._replace(place=""), wanted._replace(place="")
-    if there == wanted or there.tokens is None:
+        there, wanted = there.split(" ")[0], wanted.split(" ")[0]
+    if (there, there_tokens) == (wanted, tokens):
         return
-    flags = "" if wanted.share == 1 else f" --captions {_mode(config)} --long-caption {config.long_caption}"
+    flags = "" if wanted == "short" else f" --captions {_mode(config)} --long-caption {config.long_caption}"
     raise InputError(
         f"{what} counts the captions '{counted}', and the class loss is given '{given}': count those with "
-        f"{command}{flags} --context {wanted.tokens} --out FILE, or train on the captions that were counted"
+        f"{command}{flags} --context {tokens.split()[0]} --out FILE, or train on the captions that were counted"
     )
-
-
-class _Captions(NamedTuple):
-    share: float | None  # of short captions
-    place: str  # of the long ones
-    tokens: int | None  # None in a description that does not tell
-
-
-def _parts(captions: str) -> _Captions:
-    """Returns what a description of captions says, equal where it means the same."""
-    described, _, tokens = captions.removesuffix(" tokens").rpartition(", ")
-    mode, _, place = described.partition(" ")
-    share = short_share(mode)
-    if share == 1:
-        place = ""
-    elif not place.startswith("json:"):
-        place = place.lower().lstrip(".")
-    return _Captions(share, place, int(tokens) if tokens.isdecimal() else None)
-
-
-def _mode(config: Config) -> str:
-    return "long" if config.captions == "dual" else config.captions

@@ -1,9 +1,9 @@
 """Pairs written as WebDataset shards: a training and a validation split, and data sets to evaluate on."""
 
-import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -18,8 +18,9 @@ from webdataset import TarWriter
 from ..environment import require
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, whole_file, write_json, write_text
+from ..pages import csv_text
 from .images import as_seen, is_deep, is_rotated, open_image, unreadable
-from .shards import is_empty, work_on
+from .shards import contract, is_empty, work_on
 from .tables import Columns, is_table, rows_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
     """An image, by its file or its row, and its words; a caption that is missing is ""."""
 
     where: str  # for people: "row 3"
-    picture: str
+    image: str
     caption: str
     label: str = ""
     long: str = ""
@@ -199,11 +200,6 @@ class Written(NamedTuple):
     left_out: list[tuple[Pair, str]]  # with the reason
     data_sets: list[str]
 
-    @property
-    def reasons(self) -> str:
-        """How many pairs were left out and why, for people; "" if none was."""
-        return _reasons(self.left_out)
-
 
 def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
     """Writes OUT/train, OUT/val and OUT/evaluation; a call that was stopped resumes with the same arguments.
@@ -229,36 +225,28 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
     records = {place: json.loads(_record(done, *place).read_text()) for place in shards}
     rows = sorted((row, reason) for record in records.values() for row, reason in record["left_out"])
     left_out = [(source.pairs[row], reason) for row, reason in rows]
-    with whole_file(out / "left_out.csv") as file:
-        writer = csv.writer(text := io.StringIO(), lineterminator="\n")
-        writer.writerow(["where", "picture", "reason"])
-        writer.writerows((pair.where, pair.picture, reason) for pair, reason in left_out)
-        file.write(text.getvalue().encode())
+    lines = [("where", "picture", "reason"), *((pair.where, pair.image, reason) for pair, reason in left_out)]
+    write_text(out / "left_out.csv", csv_text(lines))
     sizes = {
         split: {f"{n:06}.tar": record["num_pairs"] for (of, n), record in records.items() if of == split}
         for split in SPLITS
     }
     for split, written in sizes.items():
         if shards and not sum(written.values()) and (split == "train" or written):
-            raise InputError(
-                f"no pair of the split {split} is left: {_reasons(left_out)}; {out}/left_out.csv lists all"
-            )
+            raise InputError(f"no pair of the split {split} is left: {reasons(left_out)}; {out}/left_out.csv lists all")
         write_json(out / split / "sizes.json", written)
-    bad = {pair for pair, _ in left_out}
-    kept = {
-        split: [
-            source.pairs[row] for row in sorted(row for (of, _), rows in shards.items() if of == split for row in rows)
-        ]
+    bad = {row for row, _ in rows}
+    train, val = (
+        [source.pairs[row] for row in sorted(itertools.chain(*_shards(source, writing, split))) if row not in bad]
         for split in SPLITS
-    }
-    kept = {split: [pair for pair in pairs if pair not in bad] for split, pairs in kept.items()}
-    probed = sizes["train"] if all(pair.label for pair in kept["train"]) else {}
-    data_sets = _write_evaluation(source, out, kept["val"], labels, probed)
-    patterns = {split: _pattern(out / split, len(listed)) for split, listed in sizes.items() if listed}
+    )
+    data_sets = _write_evaluation(source, out, val, labels, sizes["train"] if all(pair.label for pair in train) else {})
+    patterns = {split: contract([f"{out / split / name}" for name in names]) for split, names in sizes.items() if names}
     return Written(patterns, {split: sum(listed.values()) for split, listed in sizes.items()}, left_out, data_sets)
 
 
-def _reasons(left_out: list[tuple[Pair, str]]) -> str:
+def reasons(left_out: list[tuple[Pair, str]]) -> str:
+    """Returns how many pairs were left out and why, for people."""
     counts = Counter(reason.partition(" (")[0] for _, reason in left_out)
     return ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common())
 
@@ -281,7 +269,7 @@ def _claim(source: Source, out: Path, writing: Writing) -> None:
 
 def _shards(source: Source, writing: Writing, split: str) -> list[list[int]]:
     """Returns the pairs of a split by their numbers, in an order that depends on the seed alone, shard by shard."""
-    rows = [n for n, pair in enumerate(source.pairs) if (_draw(pair.picture) < writing.val_share) == (split == "val")]
+    rows = [n for n, pair in enumerate(source.pairs) if (_draw(pair.image) < writing.val_share) == (split == "val")]
     rows.sort(key=lambda row: hashlib.blake2b(f"{writing.seed}\0{row}".encode(), digest_size=8).digest())
     wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
     size = writing.shard_size or min(LARGEST, max(SMALLEST, wanted))
@@ -307,7 +295,7 @@ def _write_shard(
         for row in rows:
             pair = source.pairs[row]
             try:
-                image = stored_image(source.read(pair.picture)) if pair.caption else {}
+                image = stored_image(source.read(pair.image)) if pair.caption else {}
             except Exception as error:  # a broken file raises anything
                 left_out.append((row, unreadable(error)))
                 continue
@@ -322,10 +310,6 @@ def _write_shard(
     return len(rows)
 
 
-def _pattern(folder: Path, num_shards: int) -> str:
-    return f"{folder}/{{000000..{num_shards - 1:06}}}.tar" if num_shards > 1 else f"{folder}/000000.tar"
-
-
 def _write_evaluation(
     source: Source, out: Path, pairs: list[Pair], labels: dict[str, int], train: dict[str, int]
 ) -> list[str]:
@@ -336,7 +320,7 @@ def _write_evaluation(
     """
     by_image: dict[str, list[Pair]] = {}
     for pair in pairs:
-        by_image.setdefault(pair.picture, []).append(pair)
+        by_image.setdefault(pair.image, []).append(pair)
     if not by_image:
         return []
     captions = {

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -132,32 +133,29 @@ def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
     return total
 
 
-class FirstEpoch:
-    """The epoch of a pass that is the only one."""
-
-    def get_value(self) -> int:
-        return 0
-
-
 class Counting:
     """What is counted: the captions that the class loss would be given, in the tokens that it would see.
 
     Args:
         columns: of a table, which is counted as a shard is; None for shards.
+        member: of a shard's samples, the short caption.
     """
 
-    def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None):
-        self.config, self.tokenizer, self.columns = config, tokenizer, columns
+    def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None, member: str = "txt"):
+        self.config, self.tokenizer, self.columns, self.member = config, tokenizer, columns, member
         self.nothing = Frequencies.none(tokenizer, counted_captions(config, tokenizer.context_length))
         self.reader = CaptionTokens(
-            config, tokenizer, caption_key=columns.caption if columns else "txt",
-            sample_key=columns.image if columns else "__key__", seed=seed, rank=None, epoch=FirstEpoch(),
+            config, tokenizer, caption_key=columns.caption if columns else member,
+            sample_key=columns.image if columns else "__key__", seed=seed, rank=None,
+            epoch=SimpleNamespace(get_value=lambda: 0),
         )  # fmt: skip
 
     def captions(self, shard: str) -> Iterator[str]:
-        for sample in (
-            rows_of(shard, self.columns, "DATA") if self.columns else read_captions(shard, self.config.long_caption_key)
-        ):
+        if self.columns:
+            samples = rows_of(shard, self.columns, "DATA")
+        else:
+            samples = read_captions(shard, self.config.long_caption_key, self.member)
+        for sample in samples:
             captions = self.reader.captions(sample)
             if captions is not None:
                 yield captions.words
@@ -171,8 +169,8 @@ class Counting:
 
     def check_long_captions(self, shard: str) -> None:
         """Raises InputError if samples were read and none of them had a long caption; `shard` is one of theirs."""
-        counts = self.reader.counts
-        if not counts.num_missing or counts.num_missing < counts.num_samples:
+        counts = self.reader.counts.so_far()
+        if not counts.missing or counts.missing < counts.samples:
             return
         if self.columns:
             what, place, names = "rows", "columns", ", ".join(next(rows_of(shard, self.columns, "DATA")))
@@ -180,16 +178,17 @@ class Counting:
             what, place = "samples", "members"
             names = "unknown: it is no file" if is_remote(shard) else inspect_shard(shard, until_found=True).members
         raise InputError(
-            f"--long-caption: none of {counts.num_samples:,} {what} holds '{self.config.long_caption}'; the {place} "
+            f"--long-caption: none of {counts.samples:,} {what} holds '{self.config.long_caption}'; the {place} "
             f"of {shard} are {names}"
         )
 
 
 class Counted(NamedTuple):
-    """The counts of one shard."""
+    """The counts of one shard. It holds few of the tokens, so what goes back to the parent is small."""
 
     shard: str
-    document_frequency: Tensor  # int64 [V]
+    tokens: Tensor  # int64 [K], those that it holds
+    document_frequency: Tensor  # int64 [K]
     num_captions: int
     error: str
 
@@ -203,10 +202,9 @@ def _count_shard(counting: Counting, shard: str) -> Counted:
         except BROKEN as error:
             errors.append(reason(error))
 
-    df, num_captions = counting.count(until_broken())
-    held = df.nonzero().flatten()
-    # A shard holds few of the tokens: what goes back to the parent is small.
-    return Counted(shard, torch.stack([held, df[held]]), num_captions, *(errors or [""]))
+    counts, num_captions = counting.count(until_broken())
+    tokens = counts.nonzero().flatten()
+    return Counted(shard, tokens, counts[tokens], num_captions, *(errors or [""]))
 
 
 def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:
@@ -218,14 +216,10 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
         raise InputError(f"DATA: there is no file {shards[0]}{others}")
     part = out.with_name(f"{out.name}.part")
-    total = _earlier(part, counting.nothing, shards)
+    total = earlier = _earlier(part, counting.nothing, shards)
     left = [shard for shard in shards if shard not in set(total.shards)]
-    df, broken, done, written = total.document_frequency.clone(), [], [], time.monotonic()
-    num_captions = 0
-
-    def so_far() -> Frequencies:
-        return total.plus(df - total.document_frequency, num_captions, done)
-
+    broken, start = [], time.monotonic()
+    written = start
     count = functools.partial(_count_shard, counting)
     counted_shards = work_on(count, left, workers, "--workers") if workers > 1 else (count(shard) for shard in left)
     try:
@@ -233,32 +227,30 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
             tqdm(total=len(shards), initial=len(total.shards), unit=" shards", mininterval=1, disable=None) as progress,
             closing(counted_shards),
         ):
-            start = time.monotonic()
             for counted in counted_shards:
-                held, counts = counted.document_frequency
-                df[held] += counts
-                num_captions += counted.num_captions
-                done.append(counted.shard)
+                counts = torch.zeros_like(total.document_frequency)
+                counts[counted.tokens] = counted.document_frequency
+                total = total.plus(counts, counted.num_captions, [counted.shard])
                 if counted.error:
                     broken.append(counted.shard)
                     logging.warning(f"{counted.shard}: {counted.error}")
                 progress.update()
-                progress.set_postfix_str(f"{num_captions / (time.monotonic() - start):,.0f} captions/s")
+                num_new, seconds = total.num_captions - earlier.num_captions, time.monotonic() - start
+                progress.set_postfix_str(f"{num_new / seconds:,.0f} captions/s")
                 if time.monotonic() - written > SECONDS_BETWEEN_PARTS:
-                    so_far().write(part)
+                    total.write(part)
                     written = time.monotonic()
     except BaseException:
-        if done:
-            so_far().write(part)
+        if total is not earlier:
+            total.write(part)
         raise
-    result = so_far()
-    if not total.shards:
+    if not earlier.shards:
         counting.check_long_captions(shards[0])
-    if not result.num_captions:
+    if not total.num_captions:
         raise InputError(f"DATA: no caption could be read from {shards[0]}" + (" and the others" * (len(shards) > 1)))
-    result.write(out)
+    total.write(out)
     part.unlink(missing_ok=True)
-    return result, broken
+    return total, broken
 
 
 def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed
 from ..files import read_json
-from ..rules import Rule, check
 from .images import ImageReport, check_image, depth_and_rotation_warnings
 from .shards import (
     BROKEN,
@@ -25,9 +24,9 @@ from .shards import (
     caption_member,
     contract,
     expand,
+    has_long_caption,
     is_remote,
     is_trained,
-    long_caption,
     read_members,
     refuse_other_patterns,
     why_broken,
@@ -54,26 +53,28 @@ class ShardReport(NamedTuple):
     images: list[ImageReport]  # of those that were decoded
 
 
-def inspect_shard(shard: str, place: str = "", until_found: bool = False) -> ShardReport:
+def inspect_shard(shard: str, place: str = "", until_found: bool = False, caption: str = "txt") -> ShardReport:
     """Reads a local shard and decodes a few of its images.
 
     Args:
         place: of the long caption, "" for none.
         until_found: whether to stop after a few samples, once a caption, an image and a long caption were read.
+        caption: the member of the short caption.
     """
     members, images, problem = {}, [], ""
     num_samples = num_long = 0
     is_text = has_caption = is_readable = False
-    wanted = {"txt", caption_member(place), *IMAGES}
+    wanted = {caption, caption_member(place), *IMAGES}
     try:
         for sample in read_members(shard, wanted):
             members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
-            if not is_trained(sample):
+            if not is_trained(sample, caption):
                 continue
             num_samples += 1
-            caption = _decoded(sample["txt"])
-            is_text, has_caption = is_text or caption is not None, has_caption or bool(caption)
-            num_long += bool(place) and _has_long_caption(sample, place)
+            with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
+                has_caption |= bool(sample[caption].decode().strip())
+                is_text = True
+            num_long += bool(place) and has_long_caption(sample, place)
             if not is_readable or len(images) < NUM_DECODED:
                 images.append(check_image(next(sample[image] for image in IMAGES if image in sample)))
                 is_readable = is_readable or not images[-1].problem
@@ -85,27 +86,12 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False) -> Sha
         problem = why_broken(error)
     found = listed(members) or "nothing"
     if not problem and not num_samples:
-        problem = f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.txt); its members are {found}"
+        problem = f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.{caption}); its members are {found}"
     elif not problem and not has_caption:
-        problem = f"all of its captions (.txt) are {'empty' if is_text else 'unreadable: expected UTF-8'}"
+        problem = f"all of its captions (.{caption}) are {'empty' if is_text else 'unreadable: expected UTF-8'}"
     elif not problem and not is_readable:
         problem = f"none of its {len(images):,} images can be read: {images[0].problem}"
     return ShardReport(shard, num_samples, num_long, found, problem, images)
-
-
-def _decoded(caption: bytes) -> str | None:
-    """Returns a caption, None if it cannot be read: OpenCLIP then skips the sample."""
-    try:
-        return caption.decode().strip()
-    except UnicodeDecodeError:
-        return None
-
-
-def _has_long_caption(sample: dict, place: str) -> bool:
-    try:
-        return bool(long_caption(sample, place))
-    except ValueError:  # cannot be read: OpenCLIP skips the sample
-        return False
 
 
 @dataclass
@@ -120,10 +106,6 @@ class Inspection:
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of those that were looked for and exist
     missing: list[str] = field(default_factory=list)  # of those that were looked for
     reports: list[ShardReport] = field(default_factory=list)  # of those that were read
-
-    @property
-    def first(self) -> ShardReport:
-        return self.reports[0]
 
     @functools.cached_property
     def listed(self) -> dict[str, int]:
@@ -170,16 +152,9 @@ class Inspection:
         return lines + depth_and_rotation_warnings(images, self.flag)
 
 
-READABLE = [
-    Rule("{flag}: {first.shard}: {first.problem}", lambda i: all(report.problem for report in i.reports)),
-    Rule(
-        "{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its members are {first.members}",
-        lambda i: i.long_caption and not any(report.num_long for report in i.reports),
-    ),
-]
-
-
-def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | None = None) -> Inspection:
+def inspect(
+    pattern: str, flag: str, long_caption: str, depth: str, jobs: int | None = None, caption: str = "txt"
+) -> Inspection:
     """Returns what is known of the shards of a pattern; URLs and pipes are left to OpenCLIP.
 
     Raises InputError if none of a source's shards exists, or none of those that are read has something to train on.
@@ -189,6 +164,7 @@ def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | 
         depth: START reads the beginnings of the first and the last shard, ENDS both whole, ALL all shards whole; if the
             first and the last are broken, the first two read a few more.
         jobs: processes that read all shards; None for one a core.
+        caption: the member of the short caption.
     """
     found = Inspection(flag, pattern, long_caption, depth, expand(pattern, flag))
     refuse_other_patterns(found.shards[0], flag)
@@ -204,7 +180,7 @@ def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | 
     found.missing = [shard for shard, size in found.sizes.items() if size is None]
     found.sizes = {shard: size for shard, size in found.sizes.items() if size is not None}
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
-    read = functools.partial(inspect_shard, place=long_caption, until_found=depth == START)
+    read = functools.partial(inspect_shard, place=long_caption, until_found=depth == START, caption=caption)
     if depth == ALL and len(there) > 2:
         reports = work_on(read, there, jobs or os.cpu_count() or 1, "--jobs")
         found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
@@ -213,7 +189,14 @@ def inspect(pattern: str, flag: str, long_caption: str, depth: str, jobs: int | 
         for shard in there[1:-1][:NUM_MORE]:
             if all(report.problem for report in found.reports):
                 found.reports.append(read(shard))
-    check(READABLE, found)
+    first = found.reports[0]
+    if all(report.problem for report in found.reports):
+        raise InputError(f"{flag}: {first.shard}: {first.problem}")
+    if long_caption and not any(report.num_long for report in found.reports):
+        raise InputError(
+            f"{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its members are "
+            f"{first.members}"
+        )
     return found
 
 
@@ -318,14 +301,15 @@ def _sizes(found: Inspection, expected: int | None) -> list[int]:
     return [0 if shard in found.bad else known.get(shard, mean) for shard in found.shards] if known else []
 
 
-def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str) -> list[str]:
+def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str, caption: str) -> list[str]:
     """Returns warnings about the shards of --train-data; InputError if OpenCLIP could not train on them.
 
     Args:
         long_caption: where the long caption is; "" if none is read.
+        caption: the member of the short caption.
     """
     sliced.check()
-    found = inspect(train_data, "--train-data", long_caption, START)
+    found = inspect(train_data, "--train-data", long_caption, START, caption=caption)
     if sliced.slice_samples is None and sliced.total is None:
         raise InputError(
             "--train-num-samples is not given, and no sizes.json beside the shards lists them: expected the samples of "

@@ -47,17 +47,12 @@ def is_remote(shard: str) -> bool:
 
 def contract(names: Sequence[str]) -> str:
     """Returns a pattern of these names in this order; neighbours that differ by a number, counting up, join a brace."""
-    return "::".join(prefix + _braces(list(numbers)) + suffix for (prefix, suffix), numbers in _by_frame(names))
-
-
-def _by_frame(names: Iterable[str]) -> Iterator[tuple[tuple[str, str], Iterator[str]]]:
-    """Yields what stands around the last number of the names, and the numbers of neighbours with equal frames."""
     split = (re.fullmatch(r"(.*?)(\d*)(\D*)", name, flags=re.DOTALL).groups() for name in names)
-    for frame, group in itertools.groupby(split, key=lambda parts: (parts[0], parts[2])):
-        yield frame, (number for _, number, _ in group)
+    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))  # what surrounds the last number
+    return "::".join(before + _braces(number for _, number, _ in group) + after for (before, after), group in groups)
 
 
-def _braces(numbers: list[str]) -> str:
+def _braces(numbers: Iterable[str]) -> str:
     runs = []
     for number in numbers:
         last = runs[-1][-1] if runs else ""
@@ -80,24 +75,32 @@ def why_broken(error: Exception) -> str:
     return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists all that it has tried
 
 
-def is_trained(sample: dict) -> bool:
+def is_trained(sample: dict, caption: str = "txt") -> bool:
     """Returns whether OpenCLIP trains on a sample: it has an image and a caption."""
-    return "txt" in sample and any(image in sample for image in IMAGES)
+    return caption in sample and any(image in sample for image in IMAGES)
 
 
-def read_captions(shard: str, long_caption: str = "") -> Iterator[dict]:
+def read_captions(shard: str, long_caption: str = "", caption: str = "txt") -> Iterator[dict]:
     """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b"".
 
     Args:
         shard: a file, of which only captions are read, or a URL or pipe, which is read whole.
         long_caption: where the long caption is, a member or `json:FIELD`.
+        caption: the member of the short one.
     """
-    yield from filter(is_trained, read_members(shard, {"txt", caption_member(long_caption)}))
+    yield from (
+        sample for sample in read_members(shard, {caption, caption_member(long_caption)}) if is_trained(sample, caption)
+    )
+
+
+def caption_place(long_caption: str) -> str:
+    """Returns `json:FIELD` as it is, and the name of a member as WebDataset gives it."""
+    return long_caption if long_caption.startswith("json:") else long_caption.lower().lstrip(".")
 
 
 def caption_member(long_caption: str) -> str:
     """Returns the member that holds the long caption at a place."""
-    return "json" if long_caption.startswith("json:") else long_caption.lower().lstrip(".")
+    return caption_place(long_caption).partition(":")[0]
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
@@ -135,19 +138,14 @@ def _open(shard: str) -> tarfile.TarFile:
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
 _of_this_process: dict[str, Callable] = {}  # a fork inherits what cannot be sent: a data set, what reads it
 
 
 def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str) -> Iterator[Result]:
-    """Yields `work(item)` of each item, in their order, from so many processes; none is left after it is closed.
+    """Yields `work(item)` of each item, in order, from so many processes; when it is closed, all have ended.
 
-    Args:
-        work: need not be one that can be sent to a process; its results are.
-        flag: of the command line, which says how many workers there are.
-
-    Raises InputError if a worker is killed, as the kernel does if memory is short.
+    `work` may be a function that cannot be sent to a process. Raises InputError, naming the `flag` that sets the number
+    of workers, if one is killed, as the kernel does if memory is short.
     """
     num_workers = min(num_workers, len(items))
     if num_workers < 1:
@@ -181,13 +179,21 @@ def _work(item):
 def long_caption(sample: dict, place: str) -> str:
     """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" if there is none."""
     if not place.startswith("json:"):
-        return _text(sample.get(place, sample.get(place.lower().lstrip("."))))
+        return _text(sample.get(place, sample.get(caption_place(place))))
     value = sample.get("json")
     if isinstance(value, (bytes, str)):
         value = json.loads(value)
     for name in place.removeprefix("json:").split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return _text(value)
+
+
+def has_long_caption(sample: dict, place: str) -> bool:
+    """Returns whether there is a long caption at `place`; one that cannot be read is none."""
+    try:
+        return bool(long_caption(sample, place))
+    except ValueError:
+        return False
 
 
 def is_empty(value) -> bool:

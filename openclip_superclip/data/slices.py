@@ -22,7 +22,6 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..rules import Rule, check
 
 TOLERANCE = 0.02  # of a slice's samples, which may be read twice or left out without a warning
 
@@ -35,11 +34,6 @@ def shard_order(num_shards: int, seed: int, pass_: int) -> list[int]:
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
     """Returns the indices of the shards that `epoch` reads, in the order in which ranks and workers divide them."""
     return shard_order(num_shards, seed, epoch // slices)[epoch % slices :: slices]
-
-
-def shards_needed(slices: int, world_size: int, workers: int) -> int:
-    """Returns the fewest shards of which every worker of every rank has one in each slice."""
-    return slices * world_size * max(1, workers)
 
 
 def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:
@@ -114,22 +108,21 @@ class Split:
     flag: str = "--data"
     slices_flag: str = "--set slices="
 
-    @property
-    def needed(self) -> int:
-        return shards_needed(self.slices, self.world_size, self.workers)
-
-    @property
-    def advice(self) -> str:
-        workers = max(1, self.workers)
-        if self.num_shards >= self.slices * self.world_size:
-            return f"--workers {self.num_shards // (self.slices * self.world_size)}"
-        if self.num_shards >= self.world_size * workers:
-            return f"{self.slices_flag}{self.num_shards // (self.world_size * workers)}"
-        return "fewer GPUs, or more and smaller shards"
-
     def check(self) -> None:
-        """Raises InputError, with what would do, if a worker would have no shard of a slice."""
-        check([ENOUGH], self)
+        """Raises InputError, with what to change, if a worker would have no shard of a slice."""
+        readers = self.world_size * max(1, self.workers)
+        if self.num_shards >= self.slices * readers:
+            return
+        if self.num_shards >= self.slices * self.world_size:
+            advice = f"--workers {self.num_shards // (self.slices * self.world_size)}"
+        elif self.num_shards >= readers:
+            advice = f"{self.slices_flag}{self.num_shards // readers}"
+        else:
+            advice = "fewer GPUs, or more and smaller shards"
+        raise InputError(
+            f"{self.flag}: {self.num_shards:,} shards are too few for {self.slices} slices × {self.world_size} ranks × "
+            f"{self.workers} workers; expected {self.slices * readers:,} or more, or {advice}"
+        )
 
     def check_shares(self, sizes: Sequence[int]) -> list[str]:
         """Returns a warning if the workers' shares of a slice are too small or uneven to be read once each.
@@ -153,13 +146,6 @@ class Split:
         ]
 
 
-ENOUGH = Rule(
-    "{flag}: {num_shards:,} shards are too few for {slices} slices × {world_size} ranks × {workers} workers; expected "
-    "{needed:,} or more, or {advice}",
-    lambda s: s.num_shards < s.needed,
-)
-
-
 @dataclass(frozen=True)
 class SlicedTraining(Split):
     """OpenCLIP's arguments that decide whether shards can be trained on, in slices if that is asked for."""
@@ -168,43 +154,31 @@ class SlicedTraining(Split):
     kind: str = "shards"  # as `tables.kind` returns it
     resampled: bool = False  # whether a worker draws its shards from all of them
     is_sliced: bool = False
-    total: int | None = None  # samples of all shards, if a file beside them tells
-
-    @property
-    def given(self) -> str:
-        return "is not given" if self.slice_samples is None else f"is {self.slice_samples:,}"
-
-    @property
-    def of_total(self) -> str:
-        return f", {math.ceil(self.total / self.slices):,} of {self.total:,}" if self.total else ""
-
-    @property
-    def is_more_than_a_slice(self) -> bool:
-        batch = self.batch_size * self.world_size
-        return bool(self.total) and more_than_a_slice(self.slice_samples, self.total, self.slices, batch)
+    total: int | None = None  # samples of all shards, if a file beside them lists these
 
     def check(self) -> None:
-        """Raises InputError for data that cannot be passed over as asked."""
-        check(SLICED if self.is_sliced else [] if self.resampled else [ENOUGH], self)
-
-
-SLICED = [
-    Rule(
-        "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {dataset_type}: expected webdataset "
-        "and a pattern of .tar files, or leave --superclip-slices out",
-        lambda t: t.kind != "shards",
-    ),
-    Rule(
-        "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with replacement: leave "
-        "one of them out",
-        lambda t: t.resampled,
-    ),
-    ENOUGH,
-    Rule(
-        "--train-num-samples {given}; expected the samples of one of the {slices} slices{of_total}",
-        lambda t: t.slice_samples is None or t.is_more_than_a_slice,
-    ),
-]
+        """Raises InputError if training cannot pass over the data as asked."""
+        if self.is_sliced and self.kind != "shards":
+            raise InputError(
+                f"--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {self.dataset_type}: "
+                "expected webdataset and a pattern of .tar files, or leave --superclip-slices out"
+            )
+        if self.is_sliced and self.resampled:
+            raise InputError(
+                "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with "
+                "replacement: leave one of them out"
+            )
+        if not self.resampled:
+            super().check()
+        if not self.is_sliced:
+            return
+        samples, batch = self.slice_samples, self.batch_size * self.world_size
+        if samples is None or (self.total and more_than_a_slice(samples, self.total, self.slices, batch)):
+            given = "is not given" if samples is None else f"is {samples:,}"
+            of_total = f", {math.ceil(self.total / self.slices):,} of {self.total:,}" if self.total else ""
+            raise InputError(
+                f"--train-num-samples {given}; expected the samples of one of the {self.slices} slices{of_total}"
+            )
 
 
 def equal_sizes(num_samples: int, num_shards: int) -> list[int]:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from ..config import Config
 from ..errors import InputError, listed, reason
-from ..rules import Rule, check
 from .images import NUM_THREADS, ImageReport, check_images, depth_and_rotation_warnings
-from .shards import is_empty, is_remote, long_caption
+from .shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # as a shell takes them
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, and what most tables call the same
@@ -63,7 +62,10 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
     is_pattern = len(separator) > 1  # to pandas
     names = re.split(separator, header) if is_pattern else next(csv.reader([header], delimiter=separator), [])
     found = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
-    return Columns(separator, image or found[0], caption or found[1])
+    columns = Columns(separator, image or found[0], caption or found[1])
+    if names:
+        _check_header(path, names, columns)
+    return columns
 
 
 class BadImage(NamedTuple):
@@ -104,67 +106,14 @@ class TableReport:
         """Raises InputError, naming the first bad rows, if images cannot be read."""
         if not self.bad:
             return
-        shown = [f"row {row} of {self.path} names {image}: {problem}" for row, image, problem in self.bad[:1]]
-        shown += [f"row {row} names {image}: {problem}" for row, image, problem in self.bad[1:NUM_SHOWN]]
-        if len(self.bad) > NUM_SHOWN:
-            more = f"and {len(self.bad) - NUM_SHOWN:,} more"
-            shown.append(f"{more}, which superclip plan RECIPE --data FILE --check lists")
+        shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in self.bad[:NUM_SHOWN])
+        more = "; superclip plan RECIPE --data FILE --check lists all" * (len(self.bad) > NUM_SHOWN)
         missing = any(bad.problem == "no such file" for bad in self.bad)
         advice = f"paths are from {os.getcwd()}, where this runs" if missing else "remove or replace them"
         raise InputError(
-            f"{flag}: {'; '.join(shown)}: {len(self.bad):,} of {len(self.images):,} images that were decoded; "
+            f"{flag}: {len(self.bad):,} of {len(self.images):,} images of {self.path} cannot be read: {shown}{more}; "
             f"{advice}, and superclip shards leaves such rows out"
         )
-
-
-@dataclass
-class _Training:
-    """The facts of a table that is to be trained on."""
-
-    flag: str
-    table: TableReport
-    config: Config
-    batch_size: int
-    world_size: int
-
-    @property
-    def names(self) -> str:
-        return listed(self.table.names)
-
-    @property
-    def num_kept(self) -> int:
-        return self.table.num_trained(self.config)
-
-    @property
-    def kept(self) -> str:
-        if self.num_kept == self.table.num_rows:
-            return f"{self.num_kept:,} rows"
-        return f"the {self.num_kept:,} of {self.table.num_rows:,} rows that --superclip-missing-long skip keeps"
-
-    @property
-    def ranks(self) -> str:
-        return f"{self.world_size} rank{'s' * (self.world_size > 1)}"
-
-    @property
-    def needed(self) -> int:
-        return self.world_size * (self.batch_size - 1) + 1  # ranks share the rows, rounding up
-
-
-TRAINING = [
-    Rule(
-        "{flag}: the column '{table.columns.caption}' of {table.path} holds no caption",
-        lambda t: t.table.num_empty == t.table.num_rows,
-    ),
-    Rule(
-        "--superclip-long-caption: no row of {table.path} holds '{config.long_caption}'; its columns are {names}",
-        lambda t: t.config.long_caption_key and not t.table.num_long,
-    ),
-    Rule(
-        "{flag}: {table.path}: {kept} do not fill --batch-size {batch_size:,} on {ranks}; expected {needed:,} rows or "
-        "a smaller batch",
-        lambda t: t.num_kept < t.needed,
-    ),
-]
 
 
 def check_table(
@@ -189,7 +138,20 @@ def check_table(
         return []
     table = read_table(path, columns, config, flag, max_decoded)
     table.check_images(flag)
-    check(TRAINING, _Training(flag, table, config, batch_size, world_size))
+    if table.num_empty == table.num_rows:
+        raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
+    if config.long_caption_key and not table.num_long:
+        raise InputError(
+            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its columns are "
+            f"{listed(table.names)}"
+        )
+    num_kept, needed = table.num_trained(config), world_size * (batch_size - 1) + 1  # ranks share the rows, rounded up
+    if num_kept < needed:
+        skips = f" of {table.num_rows:,} that --superclip-missing-long skip keeps" * (num_kept < table.num_rows)
+        raise InputError(
+            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,} on {world_size} "
+            f"rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
+        )
     return table.warnings(flag)
 
 
@@ -214,7 +176,7 @@ def read_table(
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
         if place:
-            table.num_long += sum(_has_long(row, place) for row in rows.to_dict("records"))
+            table.num_long += sum(has_long_caption(row, place) for row in rows.to_dict("records"))
         if max_decoded != 0:
             images += rows[columns.image].astype(str).tolist()
     if not table.num_rows:
@@ -283,10 +245,3 @@ def _check_header(path: str, names: list[str], columns: Columns) -> None:
             separator = SEPARATORS[max(others, key=names[0].count)]
             raise InputError(f"{path} has one column, {names[0]!r}: give --csv-separator {separator}")
         raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")
-
-
-def _has_long(row: dict, place: str) -> bool:
-    try:
-        return bool(long_caption(row, place))
-    except ValueError:  # a JSON that cannot be read: the row is left out
-        return False

@@ -114,9 +114,8 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
         )  # fmt: skip
     fork_workers(args.workers)
     long_caption = config.long_caption_key if config is not None else ""
-    if _reads_other_members(args):
-        return []
-    return check_training_shards(args.train_data, sliced, long_caption)
+    caption = _caption_member(args)
+    return check_training_shards(args.train_data, sliced, long_caption, caption) if caption else []
 
 
 def _check_validation_data(args) -> list[str]:
@@ -128,13 +127,16 @@ def _check_validation_data(args) -> list[str]:
         return []
     if kind(args.val_data, args.dataset_type, "--val-data") == "table":
         return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
-    return [] if _reads_other_members(args) else inspect(args.val_data, "--val-data", "", START).warnings()
+    caption = _caption_member(args)
+    return inspect(args.val_data, "--val-data", "", START, caption=caption).warnings() if caption else []
 
 
-def _reads_other_members(args) -> bool:
-    """Returns whether OpenCLIP 4 is told to find images or captions elsewhere than in jpg, png, jpeg, webp and txt."""
-    told = (getattr(args, name, None) for name in ("image_key", "text_key", "json_text_key"))
-    return tuple(told) not in ((None, None, None), ("jpg;png;jpeg;webp", "txt", None))
+def _caption_member(args) -> str:
+    """Returns the member of a sample's caption; "" if OpenCLIP 4 reads other images, several members or a JSON."""
+    image, text, json = (getattr(args, name, None) for name in ("image_key", "text_key", "json_text_key"))
+    if image not in (None, "jpg;png;jpeg;webp") or json or ";" in (text or ""):
+        return ""
+    return text or "txt"
 
 
 def _look_at_stock_tables(args) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import webdataset
 from open_clip.tokenizer import HFTokenizer
-from support.models import MODELS, write_model, write_weights
+from support.models import write_model
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -138,44 +138,39 @@ both_types = pytest.mark.parametrize("kind", ["webdataset", "csv"])
 # The four modes
 
 
-@pytest.mark.parametrize(("mode", "expected"), [
-    ("short", {(caption, caption) for caption in SHORT}),
-    ("long", {(caption, caption) for caption in LONG}),
-    ("dual", set(zip(SHORT, LONG, strict=True))),
-    ("mixed:0.5", {(caption, caption) for caption in SHORT + LONG}),
+EXPECTED = {
+    "short": {(caption, caption) for caption in SHORT},
+    "long": {(caption, caption) for caption in LONG},
+    "dual": set(zip(SHORT, LONG, strict=True)),
+    "mixed:0.5": {(caption, caption) for caption in SHORT + LONG},
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [
+    ("csv", "short"), ("csv", "long"), ("csv", "mixed:0.5"), ("webdataset", "dual"), ("webdataset", "mixed:0.5"),
 ])  # fmt: skip
-@both_types
-def test_each_mode_gives_each_loss_its_caption(kind, mode, expected, data, train):
+def test_each_mode_gives_each_loss_its_caption(kind, mode, data, train):
     flags = data[kind][:-2] if mode == "short" else data[kind]  # without the place of a long caption
     (run,) = train(*flags, "--superclip-captions", mode, "--epochs", "2", "--logs", "none")
     if mode.startswith("mixed"):
-        assert pairs(run) <= expected
+        assert pairs(run) <= EXPECTED[mode]
         assert {caption for caption, _ in pairs(run)} & set(SHORT)
         assert {caption for caption, _ in pairs(run)} & set(LONG)
     else:
-        assert pairs(run) == expected
+        assert pairs(run) == EXPECTED[mode]
     assert len(seen(run, "class")) == 2 * NUM_SAMPLES
 
 
-@pytest.mark.parametrize("flags", ["--accum-freq 2", "--siglip", "--force-custom-text", "--superclip-idf off"])
+@pytest.mark.parametrize("flags", ["--accum-freq 2 --force-custom-text", "--siglip --superclip-idf off"])
 def test_dual_trains_beside_other_options(flags, data, train):
     (run,) = train(*data["csv"], "--superclip-captions", "dual", *flags.split(), "--logs", "none")
     assert pairs(run) == set(zip(SHORT, LONG, strict=True))
     assert all(value > 0 for value in run.values("Class_loss")[-1:])
 
 
-def test_dual_trains_a_coca(data, train, tmp_path):
-    coca = write_model(tmp_path / "coca", **MODELS["coca"])
-    write_weights(coca)
-    (run,) = train(*data["csv"], "--model", coca, "--superclip-captions", "dual", "--logs", "none")
-    assert run.returncode == 0, run.output[-3000:]
-    assert set(seen(run, "class")) == set(LONG)
-    assert all(value > 0 for value in run.values("Caption_loss"))
-
-
-def test_dual_counts_the_words_of_the_long_captions_alone(data, train, model, tmp_path):
-    (run,) = train(*data["webdataset"], "--superclip-captions", "dual", cwd=tmp_path)
-    assert run.returncode == 0, run.output[-3000:]
+def test_dual_counts_the_words_of_the_long_captions_alone_with_workers_too(data, train, model, tmp_path):
+    (run,) = train(*data["webdataset"], "--superclip-captions", "dual", "--workers", "2", cwd=tmp_path)
+    assert pairs(run) == EXPECTED["dual"]
     weights = torch.load(tmp_path / "logs/run/checkpoints/epoch_1.pt")["state_dict"]
     counted = weights["statistics.document_frequency"].nonzero().flatten()
     assert words(open_clip.get_tokenizer(model), counted[:, None]) == sorted(
@@ -188,12 +183,6 @@ def counted_id(word: str) -> int:
     return open_clip.get_tokenizer("ViT-B-32").encode(word)[0]
 
 
-def test_the_validation_data_stays_openclips_own(data, csv_data, train):
-    (run,) = train(*data["csv"], "--superclip-captions", "dual", "--val-data", str(csv_data), "--logs", "none")
-    assert run.returncode == 0, run.output[-3000:]
-    assert "Eval Epoch: 1" in run.output
-
-
 @both_types
 def test_two_ranks_give_every_sample_its_captions(kind, data, train):
     runs = train(*data[kind], "--superclip-captions", "dual", "--logs", "none", world_size=2)
@@ -201,22 +190,7 @@ def test_two_ranks_give_every_sample_its_captions(kind, data, train):
     assert sum(len(seen(run, "class")) for run in runs) == NUM_SAMPLES
 
 
-@both_types
-def test_the_workers_give_every_sample_its_captions(kind, data, train):
-    (run,) = train(*data[kind], "--superclip-captions", "dual", "--workers", "2", "--logs", "none")
-    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
-
-
 # The draw
-
-
-@both_types
-def test_two_runs_with_one_seed_draw_alike_and_with_two_seeds_differ(kind, data, train):
-    flags = [*data[kind], "--superclip-captions", "mixed:0.5", "--logs", "none"]
-    first, same, other = (train(*flags, "--seed", seed)[0] for seed in ("1", "1", "2"))
-    assert sorted(seen(first, "class")) == sorted(seen(same, "class")) != sorted(seen(other, "class"))
-    if kind == "csv":  # WebDataset's shuffling seeds itself with the time
-        assert first.losses() == same.losses() != other.losses()
 
 
 @both_types
@@ -252,7 +226,7 @@ def samples(number: int) -> list[dict]:
     return [{"__key__": f"{index}", "txt": short(index), "long.txt": long(index)} for index in range(number)]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.8, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.2])
 def test_the_share_of_short_captions_is_within_binomial_bounds(share, tokens_of):
     reader = tokens_of(f"mixed:{share}")
     num_short = sum(not reader.captions(sample).are_long for sample in samples(4000))
@@ -310,13 +284,9 @@ def test_the_long_caption_is_found_in_a_member_a_column_or_the_json(sample, plac
     assert long_caption(sample, place) == found
 
 
-@pytest.mark.parametrize("place", ["json:re_caption", "json:captions.long"])
-def test_a_field_of_the_json_trains_as_a_member_does(place, write_shards, train, tmp_path):
-    def members(index):
-        return {"json": {"re_caption": long(index), "captions": {"long": long(index)}}}
-
-    flags = webdataset_flags(write_shards(tmp_path / "json", members))
-    (run,) = train(*flags, "--superclip-captions", "dual", "--superclip-long-caption", place, "--logs", "none")
+def test_a_field_of_the_json_trains_as_a_member_does(write_shards, train, tmp_path):
+    flags = webdataset_flags(write_shards(tmp_path / "json", lambda index: {"json": {"a": {"b": long(index)}}}))
+    (run,) = train(*flags, "--superclip-captions", "dual", "--superclip-long-caption", "json:a.b", "--logs", "none")
     assert pairs(run) == set(zip(SHORT, LONG, strict=True))
 
 
@@ -363,14 +333,13 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, 
     assert num_missing == pytest.approx(num_samples / 2, abs=8)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_table_leaves_rows_without_a_long_caption_out_and_gives_no_other_twice(world_size, train, picture, tmp_path):
+def test_a_table_leaves_rows_without_a_long_caption_out_and_gives_no_other_twice(train, picture, tmp_path):
     (tmp_path / "picture.png").write_bytes(picture)
     kept = ["sun " + " ".join(f"{number:02}") for number in range(32)]
     rows = [f"{tmp_path}/picture.png\tcat {number}\t{long}" for number, long in enumerate([*kept, *[""] * 24])]
     (tmp_path / "train.csv").write_text("\n".join(["filepath\ttitle\tlong", *rows]))
     flags = ["--superclip-captions", "dual", "--superclip-long-caption", "long", "--superclip-missing-long", "skip"]
-    runs = train("--train-data", tmp_path / "train.csv", *flags, "--logs", "none", world_size=world_size)
+    runs = train("--train-data", tmp_path / "train.csv", *flags, "--logs", "none", world_size=2)
     assert sorted(caption for run in runs for caption in seen(run, "class")) == sorted(kept)
 
 
@@ -403,11 +372,10 @@ def write_table(folder: Path, picture: bytes, head: str, cells: list[str]) -> li
     return ["--dataset-type", "csv", "--csv-separator", ",", "--train-data", str(folder / "train.csv")]
 
 
-@pytest.mark.parametrize("captions", ["short", "mixed:1", "dual"])
-@pytest.mark.parametrize(("cells", "expected"), [
-    (["12", "7", "0", "35"], {"12", "7", "0", "3 5"}),
-    (["12", "", "0.5", "-1"], {"1 2 . 0", "", "0 . 5", "- 1 . 0"}),
-    (["2", "cat", "NA", "4"], {"2", "cat", "", "4"}),
+@pytest.mark.parametrize(("captions", "cells", "expected"), [
+    ("short", ["12", "7", "0", "35"], {"12", "7", "0", "3 5"}),
+    ("short", ["12", "", "0.5", "-1"], {"1 2 . 0", "", "0 . 5", "- 1 . 0"}),
+    ("dual", ["2", "cat", "NA", "4"], {"2", "cat", "", "4"}),
 ], ids=["integers", "with a gap", "among words"])  # fmt: skip
 def test_a_caption_that_is_a_number_trains_as_in_openclip_and_a_missing_one_is_no_word_of_the_class_loss(
     captions, cells, expected, train, picture, tmp_path
@@ -439,38 +407,11 @@ def test_identical_captions_train_a_class_loss_of_0_with_a_warning(train, pictur
     (run,) = train(*flags, "--logs", "none")
     assert run.values("Class_loss") == [0.0, 0.0]
     assert run.output.count("SuperCLIP: the class loss is 0, as all captions of the first batch contain the same") == 1
-    (run,) = train(*flags, "--logs", "none", "--superclip-idf", "off")
-    assert "the class loss is 0" not in run.output
 
 
-def test_another_images_caption_needs_two_captions_a_rank(data, train, tmp_path):
-    flags = ["--superclip-placebo", "shuffled-captions", "--batch-size", "1"]
-    (run,) = train(*data["csv"][:-2], *flags, cwd=tmp_path)
-    assert run.returncode == 1
-    (error,) = run.errors()
-    assert error.endswith("of its rank's batch, and --batch-size is 1; expected 2 or more")
-    assert not (tmp_path / "logs").exists()
-
-
-def test_a_column_of_numbers_can_be_the_long_caption(train, picture, tmp_path):
-    flags = write_table(tmp_path, picture, "title,long", [f"cat,{number}" for number in range(1, 9)])
-    (run,) = train(*flags, "--superclip-captions", "long", "--superclip-long-caption", "long", "--logs", "none")
-    assert sorted(seen(run, "class")) == [str(number) for number in range(1, 9)]
-
-
-def test_long_captions_may_begin_late(train, picture, tmp_path):
-    cells = [f"cat,{'sun' if number == 2499 else ''}" for number in range(2500)]
-    flags = write_table(tmp_path, picture, "title,long", cells)
-    flags += ["--superclip-captions", "long", "--superclip-long-caption", "long", "--batch-size", "500"]
-    (run,) = train(*flags, "--logs", "none")
-    assert run.returncode == 0, run.output[-2000:]
-    assert "of 2,500 samples read, 2,499 had no long caption" in run.output
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_table_trains_where_workers_are_not_forked(method, data, train):
+def test_a_table_trains_with_workers_that_are_not_forked(data, train):
     def train_with(*argv):
-        multiprocessing.set_start_method(method, force=True)
+        multiprocessing.set_start_method("spawn", force=True)
         return superclip_train(*argv)
 
     flags = [*data["csv"], "--superclip-captions", "dual", "--workers", "1", "--logs", "none"]
@@ -479,25 +420,13 @@ def test_a_table_trains_where_workers_are_not_forked(method, data, train):
     assert f"of {NUM_SAMPLES} samples read, 0 had no long caption" in run.output
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-@both_types
+@pytest.mark.parametrize(("kind", "workers"), [("csv", "0"), ("webdataset", "2")])
 def test_a_missing_long_caption_may_end_the_run(kind, workers, holey, train):
     flags = ["--superclip-long-caption", "long.txt", "--superclip-missing-long", "error", "--workers", workers]
     (run,) = train(*holey[kind], *flags, "--superclip-captions", "long", "--logs", "none")
     assert run.returncode == 1
     (error,) = run.errors()
     assert "error: --superclip-missing-long: sample " in error
-
-
-def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, train, tmp_path):
-    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, re_caption")):
-        flags = ["--superclip-long-caption", "re_captoin", "--superclip-captions", "dual"]
-        (run,) = train(*data[kind], *flags, cwd=tmp_path)
-        assert run.returncode == 1
-        (error,) = run.errors()
-        assert "re_captoin" in error
-        assert error.endswith(found)
-        assert not (tmp_path / "logs").exists()
 
 
 def test_a_key_that_no_sample_of_a_stream_holds_ends_the_run_after_a_shards_worth(tokens_of, monkeypatch):
@@ -564,7 +493,6 @@ def hugging_face(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    {},
     {"strip_sep_token": True},
     {"clean": "canonicalize"},  # as the SigLIP models
 ], ids=str)  # fmt: skip
@@ -578,35 +506,28 @@ def test_hugging_face_tokenizers_make_both_captions_and_count_what_is_cut(option
         assert reader.counts.num_cut == num_cut
 
 
-@pytest.mark.parametrize("reduction_mask", ["simple", "random", "shuffle"])
-def test_text_masks_keep_working(reduction_mask, tokens_of):
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=6, reduction_mask=reduction_mask)
-    reader = tokens_of("dual", tokenizer=tokenizer)
-    (short_part, long_part) = words(tokenizer, reader({"txt": "cat", "long.txt": " ".join(SHORT)}).reshape(2, 6))
-    assert short_part == "cat"
-    assert set(long_part.split()) < set(SHORT)
-    assert reader.counts.num_cut == 1
-
-
 @pytest.mark.parametrize("flags", [
     "--superclip-captions dual",
     "--superclip-captions mixed:1.5 --superclip-long-caption long.txt",
-    "--superclip-captions mixed:-0.1 --superclip-long-caption long.txt",
     "--superclip-captions mixed:nan --superclip-long-caption long.txt",
-    "--superclip-captions mixed --superclip-long-caption long.txt",
     "--superclip-captions both --superclip-long-caption long.txt",
     "--superclip-missing-long pass",
-    "--superclip-missing-long skip",
     "--superclip-missing-long error --superclip-captions short",
     "--superclip-long-caption long.txt",
-    "--superclip-long-context 99",
     "--superclip-long-context -1 --superclip-captions dual --superclip-long-caption long.txt",
     "--superclip-captions dual --superclip-long-caption long.txt --dataset-type synthetic",
     "--superclip-captions dual --superclip-long-caption long.txt --distill-model ViT-B-32",
+    "--superclip-placebo shuffled-captions --batch-size 1",
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line_that_names_the_flag(flags, data, train, tmp_path):
-    (run,) = train(*data["webdataset"][:-2], *flags.split(), cwd=tmp_path, function=superclip_train)
-    assert run.returncode == 1
-    (error,) = run.errors()
-    assert flags.split()[0] in error
-    assert not (tmp_path / "logs").exists()
+def test_impossible_flags_are_refused_in_one_line_that_names_them(flags, data, model, parse_args):
+    with pytest.raises(SystemExit) as refusal:
+        parse_args(["--model", model, *data["webdataset"][:-2], "--workers", "0", "--superclip", *flags.split()])
+    message = str(refusal.value)
+    assert message.startswith("error: ") and flags.split()[0] in message and "\n" not in message
+
+
+def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, model, parse_args):
+    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, re_caption")):
+        flags = ["--superclip", "--superclip-long-caption", "re_captoin", "--superclip-captions", "dual"]
+        with pytest.raises(SystemExit, match=f"re_captoin.*{found}$"):
+            parse_args(["--model", model, *data[kind][:-2], "--workers", "0", "--batch-size", "8", *flags])

@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.demo_runs import link_scenes, run_demo, start_demo
 from support.slurm_cluster import wait_until
@@ -14,7 +13,6 @@ from support.training_runs import processes_in
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import read_log
-from openclip_superclip.data.frequencies import Frequencies
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +88,8 @@ def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, number, tmp_path)
     wait_until(lambda: not processes_in(out), 120, "the runs to end")
 
 
-@pytest.mark.parametrize("command", [["demo"], ["benchmark"], ["frequencies", "--show", "df.safetensors"]])
+@pytest.mark.parametrize("command", [["demo"], ["benchmark"]])
 def test_without_matplotlib_the_extra_to_install_is_named(command, tmp_path, monkeypatch, capsys):
-    Frequencies(torch.ones(3).long(), 3, "words", "", "short", ()).write(tmp_path / "df.safetensors")
     monkeypatch.chdir(tmp_path)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))

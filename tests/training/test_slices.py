@@ -56,7 +56,7 @@ def train_data(tmp_path_factory) -> str:
 # Which shards an epoch reads
 
 
-@pytest.mark.parametrize(("num_shards", "slices"), [(1, 1), (5, 5), (7, 3), (12, 4), (100, 1)])
+@pytest.mark.parametrize(("num_shards", "slices"), [(1, 1), (7, 3), (12, 4)])
 def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_shards, slices):
     orders = []
     for pass_ in range(4):
@@ -118,7 +118,7 @@ def slice_flags(train_data: str, sizes: list[int] = SHARD_SIZES, slices: int = S
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 2)])
 def test_every_pass_reads_every_sample_once(world_size, workers, read, train_data):
     epochs = read(*slice_flags(train_data), "--workers", str(workers), epochs=range(2 * SLICES), world_size=world_size)
     passes = [[caption for e in range(p, p + SLICES) for caption, _ in epochs[e]] for p in (0, SLICES)]
@@ -148,9 +148,8 @@ def test_ranks_and_workers_may_change_from_one_slice_to_the_next(read, train_dat
     assert sorted(captions) == sorted(caption_names(SHARD_SIZES))
 
 
-@pytest.mark.parametrize("num_samples", [20, 60])
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2)])
-def test_reads_tells_what_openclip_leaves_out_and_what_it_reads_again(num_samples, world_size, workers, read, tmp_path):
+@pytest.mark.parametrize(("num_samples", "world_size", "workers"), [(20, 1, 0), (60, 2, 2)])
+def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, world_size, workers, read, tmp_path):
     sizes = [5, 9, 4, 5, 12, 6, 7, 8, 10, 4, 6, 5, 9]
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -238,7 +237,6 @@ def state(folder: Path, epoch: int) -> list[bytes]:
 
 
 RESUMED = {
-    "CLIP": ("--workers 1", 1),
     "FLIP, two ranks": ("--workers 1 --force-patch-dropout 0.5", 2),
     "SuperFLIP": ("--workers 0 --superclip --force-patch-dropout 0.5", 1),
     "SuperCLIP, two ranks": ("--workers 1 --superclip", 2),
@@ -279,15 +277,14 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     assert lost[1]
 
 
-@pytest.mark.parametrize(("flags", "world_size"), [("", 3), ("--superclip", 4)], ids=["CLIP", "SuperCLIP"])
-def test_three_ranks_and_four_resume_bit_for_bit(flags, world_size, train_flags, train_data, tmp_path):
-    argv = [*train_flags, *slice_flags(train_data, slices=1), *flags.split(), "--lr-scheduler", "const"]
+def test_three_ranks_resume_bit_for_bit(train_flags, train_data, tmp_path):
+    argv = [*train_flags, *slice_flags(train_data, slices=1), "--superclip", "--lr-scheduler", "const"]
     for folder, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
         (tmp_path / folder).mkdir()
         for last in epochs:
             train = [*argv, "--epochs", last, "--resume", "latest"]
-            runs = run_ranks(superclip_train, *train, world_size=world_size, cwd=tmp_path / folder)
-            assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+            runs = run_ranks(superclip_train, *train, world_size=3, cwd=tmp_path / folder)
+            assert [run.returncode for run in runs] == [0] * 3, runs[0].output[-2000:]
     assert state(tmp_path / "resumed", 2) == state(tmp_path / "whole", 2)
 
 
@@ -331,10 +328,8 @@ OTHERWISE = {  # what is given otherwise: what the one line says
     "--model {other}": "--model was sha256:",
     "--batch-size 8": "the global batch was 4 and is 8",
     "--grad-clip-norm 1": "--grad-clip-norm was not given and is 1.0",
-    "--epochs 8": "--epochs was 1 and is 8",
     "--local-loss": "--local-loss was False and is True",
     "--gather-with-grad": "--gather-with-grad was False and is True",
-    "--torchcompile": "--torchcompile was False and is True",
 }
 
 
@@ -424,36 +419,22 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(beg
         parse_args([*slice_flags(train_data), "--workers", "0", "--resume", str(began)])
 
 
-def test_shards_that_have_moved_are_the_same_shards(began, train_data, parse_args):
-    params = began.parent.parent / "params.txt"
-    params.write_text(params.read_text().replace(str(Path(train_data).parent), "/where/they/were"))
-    argv = [*slice_flags(train_data), "--workers", "0", "--resume", str(began)]
-    assert parse_args(argv).resume == str(began)
-    with pytest.raises(SystemExit, match=r"--train-data was 12 shards \(.{8}\) and is 11 shards"):
-        parse_args([*argv, "--train-data", train_data.replace("{00..11}", "{01..11}")])
-
-
 FLAGS = "--superclip-slices 3 --train-num-samples 16 --train-data {shards}"
 REFUSED = {
     "no slice": (f"{FLAGS} --superclip-slices 0", "--superclip-slices is 0"),
     "a table": (f"{FLAGS} --train-data table.csv", "--superclip-slices cuts"),
-    "a table, named": (f"{FLAGS} --dataset-type csv", "--dataset-type is csv"),
     "no data at all": ("--superclip-slices 3 --dataset-type synthetic", "--dataset-type is synthetic"),
     "resampled": (f"{FLAGS} --dataset-resampled", "--dataset-resampled"),
-    "braces": (f"{FLAGS} --train-data x/{{{{0..1.tar", "--train-data"),
     "too few shards": (f"{FLAGS} --superclip-slices 13 --workers 0", "expected 13"),
     "too few for the workers": (f"{FLAGS} --workers 5", "expected 15"),
     "no samples": ("--superclip-slices 3 --train-data {shards} --workers 1", "--train-num-samples is not given"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("superclip", [[], ["--superclip"]], ids=["CLIP", "SuperCLIP"])
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_sliced_is_refused_before_anything_is_loaded(
-    flags, reason, superclip, parse_args, train_data, tmp_path
-):
+def test_what_cannot_be_sliced_is_refused_before_anything_is_loaded(flags, reason, parse_args, train_data):
     with pytest.raises(SystemExit) as refused:
-        parse_args([*flags.format(shards=train_data).split(), *superclip])
+        parse_args(flags.format(shards=train_data).split())
     assert str(refused.value).startswith("error: --")
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -468,21 +449,10 @@ def test_too_few_shards_for_the_ranks_are_refused_and_the_run_is_not_begun(train
     assert not (tmp_path / "logs").exists()
 
 
-def test_the_samples_of_the_whole_data_set_are_refused_where_its_size_is_known(parse_args, tmp_path):
-    shards = write_shards(tmp_path, SHARD_SIZES)
-    (tmp_path / "sizes.json").write_text(json.dumps({f"{shard:02d}.tar": 4 for shard in range(12)}))
-    flags = [*slice_flags(shards), "--workers", "0"]
-    assert parse_args(flags).train_num_samples == 16
-    for samples in ("48", "32"):
-        with pytest.raises(SystemExit, match=r"--train-num-samples is \d+; expected .* of the 3 slices, 16 of 48$"):
-            parse_args([*flags, "--train-num-samples", samples])
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_for_ever(
-    workers, train_flags, train_data, tmp_path
+    train_flags, train_data, tmp_path
 ):
-    argv = [*train_flags, *slice_flags(train_data, slices=12), "--batch-size", "5", "--workers", workers]
+    argv = [*train_flags, *slice_flags(train_data, slices=12), "--batch-size", "5", "--workers", "1"]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert run.returncode == 1
     (error,) = run.errors()

@@ -104,19 +104,12 @@ def assert_close(ours, expected, tolerance=1e-5):
 
 
 @cases(sizes=SIZES, idf_of=IDF)
-def test_the_plain_loss_is_cross_entropy_with_soft_targets_made_from_sets(sizes, idf_of):
-    *shape, _ = sizes
-    leaves, tokens, idf = problem(*shape)
-    plain = losses_and_gradients(plain_class_loss, leaves, tokens, idf_of(idf))
-    assert_close(plain, losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf)))
-
-
-@cases(sizes=SIZES, idf_of=IDF)
-def test_the_chunked_loss_is_cross_entropy_with_soft_targets_made_from_sets(sizes, idf_of):
+def test_both_losses_are_cross_entropy_with_soft_targets_made_from_sets(sizes, idf_of):
     *shape, chunk_size = sizes
     leaves, tokens, idf = problem(*shape)
-    ours = losses_and_gradients(class_loss, leaves, tokens, idf_of(idf), chunk_size=chunk_size)
-    assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf)))
+    exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf))
+    assert_close(losses_and_gradients(plain_class_loss, leaves, tokens, idf_of(idf)), exact)
+    assert_close(losses_and_gradients(class_loss, leaves, tokens, idf_of(idf), chunk_size=chunk_size), exact)
 
 
 def beyond_rounding(function, leaves, tokens, idf, *, upstream, autocast=None, gamma=worst_case, norm=False, **kwargs):
@@ -201,7 +194,7 @@ def test_losses_are_float32_whatever_the_precision(precision, function):
     assert [gradient.dtype for gradient in gradients] == [dtype] * 3
 
 
-@cases(upstream=UPSTREAM)
+@cases(upstream={"random": UPSTREAM["random"]})
 def test_float32_features_with_bfloat16_weights_cost_no_more_than_rounding_the_features(upstream):
     (features, _, _), tokens, idf = problem()
     leaves = (features, *problem(dtype=torch.bfloat16)[0][1:])
@@ -228,12 +221,6 @@ def test_float16_keeps_the_gradients_of_rare_words_better_than_the_plain_loss():
     assert error_on_rare_words(class_loss) < error_on_rare_words(plain_class_loss) / 4
 
 
-def test_lifting_small_probabilities_makes_float16_more_exact(monkeypatch):
-    lifted = error_on_rare_words(class_loss)
-    monkeypatch.setattr(classification, "FLOAT16_SCALE", 1.0)
-    assert lifted < 0.8 * error_on_rare_words(class_loss)
-
-
 @pytest.mark.parametrize("autocast", [None, torch.float16], ids=["fp32", "fp16 autocast"])
 def test_a_scaled_loss_has_the_same_gradients_scaled(autocast):
     leaves, tokens, idf = problem()
@@ -245,20 +232,13 @@ def test_a_scaled_loss_has_the_same_gradients_scaled(autocast):
         assert torch.equal(a * 2.0**16, b)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.37, 2, torch.tensor(1.7), torch.tensor([0.4])], ids=str)
-def test_scale_multiplies_losses_and_gradients(scale):
+@pytest.mark.parametrize("scale", [0.0, 0.37, torch.tensor(1.7), torch.tensor([0.4])], ids=str)
+@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
+def test_scale_multiplies_losses_and_gradients(scale, upstream):
     leaves, tokens, idf = problem()
-    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, scale=scale, chunk_size=3)
-    unscaled = losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=3)
-    assert_close(scaled, [float(scale) * x for x in unscaled])
-
-
-@cases(upstream=UPSTREAM)
-def test_scale_and_upstream_gradient_multiply(upstream):
-    leaves, tokens, idf = problem()
-    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=upstream, scale=0.3)
+    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, scale=scale, chunk_size=3, upstream=upstream)
     exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream)
-    assert_close(scaled, [0.3 * x for x in exact])
+    assert_close(scaled, [float(scale) * x for x in exact])
 
 
 def test_a_caption_without_words_has_no_loss_and_no_gradient():
@@ -268,35 +248,16 @@ def test_a_caption_without_words_has_no_loss_and_no_gradient():
     assert losses[2] == 0
     assert (grad_features[2] == 0).all()
     assert (losses[[0, 1, 3, 4, 5, 6]] > 0).all()
-
-
-def test_a_batch_without_words_has_no_loss_and_no_gradient():
-    leaves, tokens, idf = problem()
     for x in losses_and_gradients(class_loss, leaves, torch.zeros_like(tokens), idf):
         assert (x == 0).all()
 
 
-def test_the_order_and_the_repetition_of_tokens_change_nothing():
+def test_the_order_the_repetition_and_the_integer_type_of_tokens_change_nothing():
     leaves, tokens, idf = problem()
-    twice = torch.cat([tokens, tokens.flip(1)], dim=1)
+    twice = torch.cat([tokens, tokens.flip(1)], dim=1).to(torch.uint8)
     once = losses_and_gradients(class_loss, leaves, tokens, idf)
     for a, b in zip(once, losses_and_gradients(class_loss, leaves, twice, idf), strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-def test_tokens_may_be_of_any_integer_type(dtype):
-    leaves, tokens, idf = problem()
-    ours = class_loss(*leaves, tokens.to(dtype), idf)
-    assert torch.equal(ours, class_loss(*leaves, tokens, idf))
-
-
-def test_inputs_are_left_as_they_were():
-    leaves, tokens, idf = problem()
-    before = [x.clone() for x in (*leaves, tokens, idf)]
-    losses_and_gradients(class_loss, leaves, tokens, idf, upstream=UPSTREAM["random"])
-    for x, copy in zip((*leaves, tokens, idf), before, strict=True):
-        assert torch.equal(x, copy)
 
 
 def test_logits_too_large_for_an_exponential_are_no_trouble():
@@ -305,16 +266,6 @@ def test_logits_too_large_for_an_exponential_are_no_trouble():
     ours = losses_and_gradients(class_loss, leaves, tokens, idf)
     assert all(x.isfinite().all() for x in ours)
     assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf), tolerance=1e-3)
-
-
-@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
-def test_a_second_backward_doubles_the_gradients(upstream):
-    leaves, tokens, idf = problem()
-    once = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=upstream)[1:]
-    losses = class_loss(*leaves, tokens, idf)
-    losses.backward(upstream(losses.detach()), retain_graph=True)
-    losses.backward(upstream(losses.detach()))
-    assert_close([leaf.grad for leaf in leaves], [2 * x for x in once])
 
 
 def test_a_second_backward_may_have_another_upstream_gradient():
@@ -337,39 +288,6 @@ def test_a_head_may_be_used_twice_in_a_graph():
         return torch.autograd.grad(first.mean() + 2 * second.sum(), leaves)
 
     assert_close(twice(class_loss), twice(exact_class_loss))
-
-
-def test_micro_batches_accumulate_to_the_gradient_of_the_whole_batch():
-    leaves, tokens, idf = problem(8)
-    whole = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=UPSTREAM["of a mean"])[1:]
-    for rows in torch.arange(8).split(3):
-        (class_loss(leaves[0][rows], *leaves[1:], tokens[rows], idf).sum() / 8).backward()
-    assert_close([leaf.grad for leaf in leaves], whole)
-
-
-def test_a_gradient_of_a_gradient_is_refused():
-    leaves, tokens, idf = problem()
-    losses = class_loss(*leaves, tokens, idf)
-    (gradient,) = torch.autograd.grad(losses.square().sum(), leaves[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
-def test_the_gradient_is_the_slope_of_the_loss():
-    leaves, tokens, idf = problem()
-    upstream = UPSTREAM["random"](torch.zeros(len(tokens)))
-    gradients = losses_and_gradients(class_loss, leaves, tokens, idf, upstream=lambda _: upstream)[1:]
-    rng = torch.Generator().manual_seed(3)
-    for index, gradient in enumerate(gradients):
-        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
-
-        def loss_at(step, index=index, direction=direction):
-            moved = [leaf.detach().double() for leaf in leaves]
-            moved[index] = moved[index] + step * direction
-            return (exact_class_loss(*moved, tokens, idf) * upstream).sum()
-
-        slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
-        torch.testing.assert_close((gradient.double() * direction).sum(), slope, atol=1e-5, rtol=1e-5)
 
 
 class Allocations(TorchDispatchMode):
@@ -403,14 +321,7 @@ def test_no_tensor_has_the_size_of_batch_times_vocabulary(precision, upstream):
     assert made.largest() == 8 * 1009  # the weight's gradient; a chunk's logits are 4 * 1009
 
 
-def test_the_plain_loss_does_hold_batch_times_vocabulary():
-    leaves, tokens, idf = problem(64, 8, 1009, 6)
-    with Allocations(*leaves, tokens, idf) as made:
-        plain_class_loss(*leaves, tokens, idf)
-    assert made.largest() == 64 * 1009
-
-
-@pytest.mark.parametrize(("megabytes", "rows"), [(3.5, 3), (1.0, 1), (0.1, 1), (100, 20)])
+@pytest.mark.parametrize(("megabytes", "rows"), [(3.5, 3), (0.1, 1), (100, 20)])
 def test_a_chunk_is_as_many_captions_as_fill_the_budget_and_at_least_one(monkeypatch, megabytes, rows):
     vocab = 2**18
     monkeypatch.setitem(classification.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
@@ -428,7 +339,7 @@ def test_without_gradients_none_are_computed():
     assert_close([losses], [exact_class_loss(*leaves, tokens, idf).detach()])
 
 
-@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
+@pytest.mark.parametrize("needed", [(0,), (1, 2), (0, 2)], ids=str)
 @cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
 def test_only_the_gradients_that_are_needed_are_computed(needed, upstream):
     leaves, tokens, idf = problem(8, 16, 101, 6)
@@ -452,13 +363,12 @@ def test_a_uniform_upstream_gradient_costs_no_second_pass():
     assert made.largest() < 4 * 1009
 
 
-@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
-def test_a_compiled_function_computes_the_same(upstream):
+def test_a_compiled_function_computes_the_same():
     leaves, tokens, idf = problem()
 
     def step(features, weight, bias):
         return class_loss(features.sin(), weight, bias, tokens, idf, chunk_size=3)
 
     compiled = torch.compile(step, backend="aot_eager")
-    ours = losses_and_gradients(compiled, leaves, upstream=upstream)
-    assert_close(ours, losses_and_gradients(step, leaves, upstream=upstream))
+    ours = losses_and_gradients(compiled, leaves)
+    assert_close(ours, losses_and_gradients(step, leaves))

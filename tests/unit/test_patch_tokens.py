@@ -3,7 +3,6 @@
 import copy
 import pickle
 
-import open_clip
 import pytest
 import torch
 from open_clip.coca_model import CoCa
@@ -38,7 +37,6 @@ NATIVE = {
     "parallel": {"attentional_pool": "parallel", **POOLER, **SQUARE},
     "cascade": {"attentional_pool": "cascade", **POOLER, **SQUARE},
     "output_tokens": {"output_tokens": True},
-    "no ln_pre": {"no_ln_pre": True},
     "oblong": {"image_size": [32, 48]},
     "custom blocks": {"qk_norm": True, "scale_heads": True},
     "patch dropout": {"patch_dropout": 0.5},
@@ -47,17 +45,13 @@ NATIVE = {
 OTHER = {
     "ResNet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}, 64, 256),
     "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64),
-    "timm ViT, class token": ({"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}, 160, 64),
     "timm ViT, MLP": ({"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"}, 160, 64),
     "timm ViT, map": ({"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"}, 160, 96),
     "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64),
     "timm ConvNeXt, attention": (
         {"timm_model_name": "test_convnext", "image_size": 160, "timm_pool": "abs_attn", "timm_proj": ""}, 160, 64,
     ),
-    "timm ResNet": ({"timm_model_name": "test_resnet", "image_size": 64}, 64, 96),
     "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64),
-    "timm CoAtNet": ({"timm_model_name": "test_coatnet", "image_size": 160}, 160, 128),
-    "timm Hiera": ({"timm_model_name": "hiera_tiny_224", "image_size": 224, "timm_pool": "avg"}, 224, 768),
     "timm SAM2's Hiera": ({"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"}, 64, 768),
     "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768),
 }  # fmt: skip
@@ -98,14 +92,13 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, 
 
 
 @EVERY_NATIVE
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg, training):
-    visual = native_tower(vision_cfg).train(training)
+def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
+    visual = native_tower(vision_cfg).train()
     seen = []
     visual.transformer.register_forward_hook(lambda module, args, output: seen.append(output))
     same_dropout(visual, images(visual))
     (tokens,) = seen  # [B, 1 + N, W], the class token first
-    kept = 0.5 if training and "patch_dropout" in vision_cfg else 1
+    kept = 0.5 if "patch_dropout" in vision_cfg else 1
     num_patches = int(kept * visual.grid_size[0] * visual.grid_size[1])
     assert tokens.shape[1] == 1 + num_patches
     pooled_before_norm = vision_cfg.get("attentional_pool") is True
@@ -120,9 +113,7 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg, t
     torch.testing.assert_close(patch_mean, expected)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(NATIVE.keys() - {"custom blocks"})
-)  # whose checkpointing fails in OpenCLIP itself
+@pytest.mark.parametrize("name", ["tok", "attentional pool", "cascade", "patch dropout"])
 def test_gradient_checkpointing_changes_no_bit_of_a_native_vit(name):
     visual = native_tower(NATIVE[name]).train()
 
@@ -151,14 +142,6 @@ def test_image_features_of_other_towers_are_their_own_to_the_last_bit(vision_cfg
     assert patch_mean.dtype == torch.float32
 
 
-def test_image_features_of_a_resnet_in_training_are_its_own_to_the_last_bit():
-    vision_cfg, size, _ = OTHER["ResNet"]
-    visual = tower(vision_cfg).train()
-    image = torch.randn(4, 3, size, size)
-    features, _ = encode_image(visual, patch_tokens(visual), image)
-    assert torch.equal(features, visual(image))
-
-
 @torch.no_grad()
 def test_the_patch_mean_of_a_resnet_is_that_of_its_last_feature_map():
     vision_cfg, size, _ = OTHER["ResNet"]
@@ -184,22 +167,7 @@ def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name,
     torch.testing.assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
 
 
-@torch.no_grad()
-def test_the_patch_mean_of_a_timm_convnext_is_that_of_its_last_feature_map():
-    visual = tower(OTHER["timm ConvNeXt"][0]).eval()
-    image = torch.randn(2, 3, 64, 64)
-    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
-    torch.testing.assert_close(patch_mean, visual.trunk.forward_features(image).flatten(2).mean(dim=2))
-
-
-@torch.no_grad()
-def test_a_timm_net_that_widens_after_its_features_is_read_before_it_does():
-    visual = tower(OTHER["timm EfficientNet"][0]).eval()
-    assert visual.trunk.num_features == 256
-    assert patch_tokens(visual).width == 64
-
-
-@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [torch.bfloat16])
 @torch.no_grad()
 def test_the_patch_mean_is_float32_under_autocast(autocast):
     visual = native_tower({})
@@ -217,9 +185,8 @@ COCA = {
 
 
 @pytest.mark.parametrize("vision_cfg", COCA.values(), ids=COCA.keys())
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_cfg, dropout):
-    vision_cfg = {**VIT, **POOLER, **vision_cfg, "output_tokens": True, "patch_dropout": dropout}
+def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_cfg):
+    vision_cfg = {**VIT, **POOLER, **vision_cfg, "output_tokens": True, "patch_dropout": 0.5}
     torch.manual_seed(0)
     multimodal_cfg = {**TEXT, "width": 32}
     model = CoCa(embed_dim=32, vision_cfg=vision_cfg, text_cfg=TEXT, multimodal_cfg=multimodal_cfg)
@@ -261,15 +228,11 @@ def test_the_head_of_a_native_vit_can_read_the_vector_before_the_projection(visi
 HEADS_OF_OTHERS = {  # the width of the pooled vector, the error for it, the error for both
     "ResNet": (None, "ModifiedResNet has no pooled vector", "ModifiedResNet has no pooled vector"),
     "timm ViT": (64, None, None),
-    "timm ViT, class token": (64, None, None),
     "timm ViT, MLP": (64, None, None),
     "timm ViT, map": (96, None, None),
     "timm ConvNeXt": (64, None, None),
     "timm ConvNeXt, attention": (None, "TimmModel has no pooled vector", "TimmModel has no pooled vector"),
-    "timm ResNet": (96, None, None),
     "timm EfficientNet": (256, None, "of width 256, to the mean patch token, of width 64"),
-    "timm CoAtNet": (128, None, None),
-    "timm Swin": (768, None, None),
 }
 
 
@@ -337,21 +300,10 @@ def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(na
         assert torch.equal(copied(image), own)
 
 
-@pytest.mark.parametrize("name", ["coca_ViT-B-32", "coca_base"])
-def test_released_coca_towers_have_patch_tokens_of_their_own_width(name):
-    config = open_clip.get_model_config(name)
-    with torch.device("meta"):
-        visual = CLIP(config["embed_dim"], config["vision_cfg"], TEXT).visual
-    assert patch_tokens(visual).width == 768
-
-
-def test_a_tower_without_features_is_refused_by_name():
+def test_a_tower_or_a_trunk_without_features_is_refused_by_name():
     with pytest.raises(InputError, match="vision tower with patch features; Linear has none"):
         patch_tokens(nn.Linear(3, 4))
-
-
-def test_a_timm_trunk_without_features_is_refused_by_its_own_name():
-    visual = tower(OTHER["timm ResNet"][0])
+    visual = tower(OTHER["timm EfficientNet"][0])
     visual.trunk = nn.Sequential(visual.trunk)
     with pytest.raises(InputError, match="vision tower with patch features; Sequential has none"):
         patch_tokens(visual)

@@ -66,10 +66,9 @@ def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
     assert expand(checked["good"]) == sorted(map(str, folder.glob("*.tar")))
 
 
-@pytest.mark.parametrize("place", ["first", "last"])
-@pytest.mark.parametrize("size", [0, 100, 700, 5000])
-def test_a_first_or_last_shard_that_was_cut_is_found(place, size, folder):
-    path = folder / ("000000.tar" if place == "first" else "000015.tar")
+@pytest.mark.parametrize(("name", "size"), [("000000.tar", 0), ("000000.tar", 700), ("000015.tar", 5000)])
+def test_a_first_or_last_shard_that_was_cut_is_found(name, size, folder):
+    path = folder / name
     path.write_bytes(path.read_bytes()[:size])
     assert "not a whole tar file" in problems(check(folder))[path.name]
 
@@ -105,18 +104,19 @@ def write(path, sample: dict) -> None:
 
 
 @pytest.mark.parametrize(("sample", "members"), [
-    ({"png": IMAGE}, "png"), ({"txt": "a cat"}, "txt"), ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif"),
+    ({"txt": "a cat"}, "txt"), ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif"),
 ])  # fmt: skip
-def test_a_shard_without_pictures_or_captions_is_named_with_its_members(sample, members, folder):
+def test_a_shard_without_images_or_captions_is_named_with_its_members(sample, members, folder):
     write(folder / "000015.tar", sample)
     assert problems(check(folder))["000015.tar"].endswith(f"its members are {members}")
 
 
-def test_shards_that_all_lack_captions_cannot_be_trained_on(tmp_path):
+def test_shards_that_all_lack_captions_cannot_be_trained_on_unless_these_are_another_member(tmp_path):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "cls": b"3"})
     with pytest.raises(InputError, match=r"000000\.tar: no sample has an image .* its members are cls, png"):
         check(tmp_path)
+    assert inspect(f"{tmp_path}/{PATTERN}", "--data", "", ENDS, caption="cls").bad == {}
 
 
 @pytest.mark.parametrize(("place", "sample"), [
@@ -135,15 +135,6 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
         check(tmp_path, long_caption="other.txt")
 
 
-def test_samples_without_a_long_caption_are_counted(tmp_path):
-    for number in range(NUM_SHARDS):
-        with webdataset.TarWriter(f"{tmp_path}/{number:06}.tar") as tar:
-            tar.write({"__key__": "a", "png": IMAGE, "txt": "a cat", "long.txt": "a cat on a mat"})
-            tar.write({"__key__": "b", "png": IMAGE, "txt": "a cat"})
-    warnings = check(tmp_path, expected=None, long_caption="long.txt")["warnings"]
-    assert warnings == ["2 of 4 samples looked at have no long caption 'long.txt'"]
-
-
 @pytest.mark.parametrize(("world_size", "workers", "slices", "advice"), [
     (2, 3, 4, "4 slices × 2 ranks × 3 workers; expected 24 or more, or --workers 2"),
     (8, 1, 4, "expected 32 or more, or --set slices=2"),
@@ -156,38 +147,24 @@ def test_too_few_shards_are_refused_with_what_would_do(world_size, workers, slic
     assert advice in str(refusal.value)
 
 
-def test_no_worker_of_its_own_counts_as_one(whole):
-    assert check(whole, world_size=4, workers=0)["found"] == 16
+@pytest.mark.parametrize(("pattern", "message"), [
+    ("/{000000..{000015}.tar", "unbalanced braces"),
+    ("/{000090..000091}.tar", r"there is no file .*000090\.tar, nor any other of 2 shards"),
+    ("", "is a folder; expected its shards"),
+    ("/*.tar", r"has a \*; expected braces"),
+])  # fmt: skip
+def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
+    with pytest.raises(InputError, match=message):
+        inspect(f"{whole}{pattern}", "--data", "", ENDS)
 
 
-@pytest.mark.parametrize("pattern", ["{000000..000015.tar", "000000}.tar", "{000000..{000015}.tar"])
-def test_bad_braces_are_refused(pattern, whole):
-    with pytest.raises(InputError, match="unbalanced braces"):
-        check_data(f"{whole}/{pattern}", Split(16, 1, 1))
-
-
-def test_a_pattern_that_nothing_matches_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no file .*000000\.tar, nor any other of 16 shards"):
-        check(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"), [("", "is a folder; expected its shards"), ("/*.tar", r"has a \*; expected braces")]
-)
-def test_a_folder_and_a_star_are_not_taken_for_one_shard_among_too_few(wrong, told, whole):
-    with pytest.raises(InputError, match=told):
-        inspect(f"{whole}{wrong}", "--data", "", ENDS)
-
-
-@pytest.mark.parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar", "https://host/{00..15}.tar"])
-def test_what_is_not_a_file_is_said_not_to_be_checked(pattern, capsys):
+@pytest.mark.parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
+def test_urls_and_pipes_are_reported_as_not_checked(pattern):
     checked = check_data(pattern, Split(16, 1, 1, 4), full=True)
     assert (checked["found"], checked["full"]) == (None, False)
     assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
     with pytest.raises(InputError, match="too few"):
         check_data(pattern, Split(16, 16, 2, 4))
-    assert main(["plan", "finetune/clip_vit-b-16_51.2m_bs4k", "--set=slices=1", "--data", pattern, "--check"]) == 0
-    assert "16 of 16 shards are URLs or pipes" in capsys.readouterr().out
 
 
 def test_sizes_json_is_held_against_the_recipe_and_against_the_shards(folder):
@@ -202,33 +179,23 @@ def test_sizes_json_is_held_against_the_recipe_and_against_the_shards(folder):
     assert "sizes.json is wrong about 1 shards" in check(folder)["warnings"][0]
 
 
-def test_the_full_check_counts_the_samples(whole):
-    assert check(whole, expected=300, full=True, jobs=1)["warnings"] == [
-        "the shards hold 256 samples, and the recipe says 300: --set data_samples=256 plans with those"
-    ]
-
-
 def test_a_worker_whose_shards_fill_no_batch_could_not_start(whole):
     with pytest.raises(InputError, match="hold 16 samples, and --batch-size is 17"):
         check(whole, world_size=4, slice_samples=64, batch_size=17)
 
 
-def test_what_is_known_of_some_shards_stands_for_the_others(folder):
-    (folder / "sizes.json").write_text(json.dumps({"000000.tar": SHARD_SIZE}))
-    assert not [line for line in check(folder, slice_samples=64, batch_size=16)["warnings"] if "read twice" in line]
-
-
-def test_shares_that_are_too_small_are_told_with_what_is_read_twice(whole):
-    options = {"world_size": 1, "workers": 3, "slices": 4}
-    checked = check(whole, **options, slice_samples=64, batch_size=4)
-    told = reads([SHARD_SIZE] * NUM_SHARDS, 4, 0, 0, num_samples=64, batch_size=4, workers=3)
-    assert told.again > 0
-    share = 100 * told.again / (told.once + told.again)
-    assert f"{share:.1f}% of what a slice trains on is read twice" in checked["warnings"][0]
+def test_a_warning_says_what_is_read_twice_if_the_workers_have_too_few_samples(whole):
+    checked = check(whole, world_size=1, workers=3, slices=4, slice_samples=64, batch_size=4)
+    expected = reads([SHARD_SIZE] * NUM_SHARDS, 4, 0, 0, num_samples=64, batch_size=4, workers=3)
+    assert expected.again > 0
+    assert (
+        f"{100 * expected.again / (expected.once + expected.again):.1f}% of what a slice trains on is read twice"
+        in checked["warnings"][0]
+    )
 
 
 @pytest.mark.parametrize("names", [
-    ["a/1.tar"], ["a/09.tar", "a/10.tar"], ["a/9.tar", "a/10.tar"], ["a.tar", "b.tar"], ["x1/0.tar", "x2/0.tar"],
+    ["a/1.tar"], ["a/09.tar", "a/10.tar"], ["a/9.tar", "a/10.tar"], ["x1/0.tar", "x2/0.tar"],
     ["a/00.tar", "a/02.tar", "a/03.tar", "b/00.tar"], ["pipe:cat s3://b/01.tar -", "pipe:cat s3://b/02.tar -"],
     ["a/3.tar", "a/2.tar"],
 ])  # fmt: skip
@@ -240,7 +207,7 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     (folder / "000003.tar").write_bytes(b"")
     monkeypatch.chdir(folder)
     sizes = [
-        f"--set={key}={value}" for key, value in {"samples": 256, "data_samples": 256, "model": "ViT-B-32"}.items()
+        f"--set={key}={value}" for key, value in {"samples": 256, "data_samples": 256, "model": "ViT-Ti-16-96"}.items()
     ]
     arguments = ["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN]
     assert main([*arguments, "--check", "--jobs", "1"]) == 1
@@ -249,4 +216,3 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     assert "240 samples counted; all were read" in printed
     assert "bad shard 000003.tar: not a whole tar file" in printed
     assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
-    assert main(arguments) == 0

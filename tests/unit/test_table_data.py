@@ -120,7 +120,7 @@ def test_what_cannot_be_trained_is_refused_by_run_and_study_before_anything_is_w
 
 def test_a_study_is_refused_where_its_validation_table_cannot_be_measured(folder, tmp_path):
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
-    with pytest.raises(InputError, match=r"--val-data: row 1 of .*val.csv names nix.png: no such file"):
+    with pytest.raises(InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})
     with pytest.raises(InputError, match="which training measures with --val-data"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
@@ -133,8 +133,8 @@ def test_an_image_that_fails_during_training_is_named_counted_and_replaced_by_th
     for kind in (open_clip_train.data.CsvDataset, adapter._Table):
         monkeypatch.setattr(kind, "__getitem__", kind.__getitem__)  # which is put back
     for name in "ab":
-        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+        Image.effect_noise((32, 32), 9).save(tmp_path / f"{name}.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     rows = [f"{tmp_path}/{name}.png\t{name}" for name in ("a", "b", "nix", "cut")]
     (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
     kind = adapter._Table if has_tokens else open_clip_train.data.CsvDataset

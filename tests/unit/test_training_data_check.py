@@ -24,22 +24,12 @@ REFUSED = {
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
     "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
-    "second source's files": ("{wds}::x/{{0..9}}.tar", "there is no file x/0.tar, nor any other of 10 shards"),
-    "a folder": ("{folder} --dataset-type webdataset", "--train-data: {folder} is a folder; expected its shards"),
-    "a star": ("{folder}/*.tar", "--train-data: {folder}/*.tar has a *; expected braces"),
     "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
-    "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
     "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
     "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
-    "no accumulation": ("{table} --accum-freq 0", "--accum-freq is 0; expected 1 or more"),
-    "no epoch": ("{table} --epochs 0", "--epochs is 0; expected 1 or more"),
-    "negative workers": ("{wds} --workers -1", "--workers is -1; expected 0 or more"),
-    "learning rate": ("{table} --lr nan", "--lr is nan; expected a finite number"),
     "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
-    "validation columns": ("{table} --val-data {folder}/val.csv", "--csv-img-key: {folder}/val.csv has no column"),
-    "validation pictures": ("{table} --val-data {folder}/nix.csv", "--val-data: row 1 of {folder}/nix.csv names nix"),
-    "captions of validation": ("{wds} --val-data {folder}/empty.tar", "--val-data: {folder}/empty.tar: all of its"),
+    "validation pictures": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
     "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
@@ -55,7 +45,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
     (folder / "caption.txt").write_text("")
-    (folder / "val.csv").write_text("image\ttitle\n0.png\ta cat\n")
     (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
     with tarfile.open(folder / "000000.tar") as whole, tarfile.open(folder / "text.tar", "w") as text:
         for member in whole:
@@ -89,10 +78,7 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
 
 TABLES = {
     "a comma outside quotes": ("{picture},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
-    "a picture that is not there": (
-        "{picture},rot\nnirgends.png,grün\n", "utf-8", "row 2 of {table} names nirgends.png: no such file: 1 of 2",
-    ),
-    "a cut picture": ("{picture},rot\n{cut},grün\n", "utf-8", "names {cut}: no readable image"),
+    "a cut image": ("{picture},rot\n{cut},grün\n", "utf-8", "row 2 names {cut}: no readable image"),
     "no row": ("", "utf-8", "{table} holds no row below its header"),
     "another encoding": ("{picture},grün\n", "latin-1", "save it as UTF-8"),
 }  # fmt: skip
@@ -142,11 +128,11 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
     with pytest.raises(SystemExit) as refusal:
         parse_args(argv)
-    first, second = f"row 401 of {table} names {paths[398]}: no readable image", f"row 402 names {paths[399]}: no such"
+    first, second = f"row 401 names {paths[398]}: no readable image", f"row 402 names {paths[399]}: no such file"
     assert first in str(refusal.value) and second in str(refusal.value)
 
 
-def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
+def test_a_stock_run_is_refused_only_for_what_would_end_it_and_warned_of_the_rest(
     csv_data, tiny_model, tmp_path, parse_args, capfd
 ):
     rows = csv_data.read_text().splitlines()
@@ -163,7 +149,7 @@ def test_a_stock_run_is_refused_only_what_would_end_it_and_told_the_rest(
     assert parse_args(["--train-data", str(csv_data), "--batch-size", "4"])
     assert capfd.readouterr().err == ""
     table.write_text("filepath\ttitle\nnix.png\ta cat\n")
-    with pytest.raises(SystemExit, match=r"row 1 of .* names nix\.png: no such file"):
+    with pytest.raises(SystemExit, match=r"row 1 names nix\.png: no such file"):
         parse_args(["--train-data", str(table)])
 
 
@@ -234,7 +220,7 @@ def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path
         parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn"])
 def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(method, folder, parse_args, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
     argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
@@ -255,13 +241,12 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_arg
         parse_args(argv)
 
 
-def test_the_rows_that_are_kept_are_told_where_they_fill_no_batch(csv_data, parse_args, tmp_path):
+def test_rows_that_are_kept_but_fill_no_batch_are_refused(csv_data, parse_args, tmp_path):
     table = tmp_path / "table.csv"
     rows = csv_data.read_text().splitlines()
     long = ["long", *["a cat"] * 8, *[""] * 56]
     table.write_text("\n".join(f"{row}\t{cell}" for row, cell in zip(rows, long, strict=True)))
     flags = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long"]
     flags += ["--superclip-missing-long", "skip"]
-    kept = "the 8 of 64 rows that --superclip-missing-long skip keeps do not fill --batch-size 16"
-    with pytest.raises(SystemExit, match=kept):
+    with pytest.raises(SystemExit, match="8 rows of 64 that --superclip-missing-long skip keeps do not fill --batch"):
         parse_args([*flags, "--train-data", str(table), "--batch-size", "16"])

@@ -44,7 +44,7 @@ def test_shares_are_the_softmax_where_a_word_is_a_label_and_where_it_is_not(dtyp
     assert knowledge.take(torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_token_of_every_caption_has_no_share_where_it_is_not_a_label_whatever_the_rounding(seed):
     knowledge = WordKnowledge(torch.ones(VOCAB, dtype=torch.bool))
     for step in range(5):
