@@ -26,6 +26,7 @@ from .process import (
     Heartbeat,
     Stopped,
     describe,
+    down_nodes,
     dump_stacks,
     failure_here,
     first_failure,
@@ -157,14 +158,16 @@ class NodeTraining:
             except Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
-                if node_failed(self.logs) and not stop.before_time_is_up:  # another node's, so that srun ends this one
+                lost = "" if stop.before_time_is_up else down_nodes()
+                if node_failed(self.logs) and not lost and not stop.before_time_is_up:  # so that srun ends this one
                     return self._end(first_failure(self.logs))
-                lost = "" if stop.before_time_is_up else self._lost_nodes()
+                # At once, for SLURM kills this process a few seconds after the signal.
                 folder.end(PREEMPTED, f"lost contact with {lost}" if lost else f"stopped by {stop}")
-                if lost:
-                    ask_job("requeue")
-                    return EXIT_REQUEUE
-                raise
+                if stop.before_time_is_up or not (lost or (lost := self._lost_nodes())):
+                    raise
+                folder.end(PREEMPTED, f"lost contact with {lost}")
+                ask_job("requeue")
+                return EXIT_REQUEUE
             except TooManyUnreadable as error:
                 if (node := self.unreadable.only_node()) is not None:
                     host = self._host(node)

@@ -187,6 +187,17 @@ class Heartbeat:
         return self.logs / f"node_{node}.beat"
 
 
+def down_nodes() -> str:
+    """Returns the names of the job's nodes that SLURM has lost, "" if there is none or it cannot be asked."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
+    ask = ["sinfo", "--noheader", f"--nodes={nodes}", "--states=down,no_respond", "--format=%N"]
+    try:
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=3).stdout if nodes else ""
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ", ".join(sorted(set(found.split())))  # one line for each partition
+
+
 # Kinds of failures. What has none is the user's to fix.
 LOSS = "loss"  # the training itself is ruined
 HARDWARE = "hardware"  # a machine, a GPU or the network between them

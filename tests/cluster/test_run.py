@@ -361,7 +361,7 @@ def test_a_run_goes_on_with_nothing_else_than_it_began_with_unless_that_is_accep
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
     code, output = end(as_run, ruined, "--device", "cpu")
     assert code == 1
-    assert "began with other things: --lr was 0.001 and is 0.002; go on with those, " in output
+    assert "--lr was 0.001 and is 0.002; resume with those, " in output
     assert state(ruined)["error"] == "loss is nan since step 67"  # nothing was written
     code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes")
     assert code == 0, output

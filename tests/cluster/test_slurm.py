@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 from ruamel.yaml import YAML
 from support.forked_command import run_superclip
-from support.slurm_cluster import Cluster, wait_until
+from support.slurm_cluster import Cluster
 from support.small_shards import write_shards
 from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
 
@@ -49,10 +49,12 @@ def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
     return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1], printed
 
 
-def wait_for_epoch(run: Path, epoch: int, seconds: float = 600) -> None:
+def wait_for_epoch(cluster: Cluster, run: Path, epoch: int) -> None:
     """Returns when a run trains the slice."""
     log = run / "out.log"
-    wait_until(lambda: log.exists() and f"Start epoch {epoch}\n" in log.read_text(), seconds, f"{run} epoch {epoch}")
+    cluster.wait_until(
+        lambda: log.exists() and f"Start epoch {epoch}\n" in log.read_text(), run, f"{run} epoch {epoch}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
 def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(cluster, work, recipe):
     folder = work / "runs/rehearsal"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
-    wait_for_epoch(folder / "undisturbed", 0)
+    wait_for_epoch(cluster, folder / "undisturbed", 0)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     ended = cluster.wait(job, 1200)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), (folder / f"slurm-{job}.out").read_text()
@@ -97,12 +99,12 @@ def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_a
 ):
     run = work / "runs/preempted"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--stage", "/dev/shm")
-    wait_for_epoch(run, 1)
+    wait_for_epoch(cluster, run, 1)
     for node in ("node1", "node2"):
         copies = cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()
         assert 0 < len(copies) <= 2 * 12 / SLICES / 2  # its own ranks' of two slices
     cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
-    wait_for_epoch(run, 3)
+    wait_for_epoch(cluster, run, 3)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
     cluster.call("sbatch", *urgent, cwd=work)
     ended = cluster.wait(job)
@@ -121,13 +123,15 @@ def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_a
 def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturbed):
     run = work / "runs/powerless"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(run, 1)
+    wait_for_epoch(cluster, run, 1)
     cluster.call("power", "off", "node2")
-    cluster.call(
-        "scontrol", "update", "nodename=node2", "state=down", "reason=power"
-    )  # it would notice in half a minute
-    wait_until(lambda: state(run)["state"] == "preempted", 600, "the state")
-    cluster.call("power", "on", "node2")
+    try:
+        # SLURM itself would notice in half a minute.
+        cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=power")
+        cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the state")
+        assert state(run)["error"] == "lost contact with node2"
+    finally:
+        cluster.call("power", "on", "node2")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert state(run)["restarts"] == 1
@@ -153,10 +157,10 @@ def test_a_killed_superclip_run_requeues_the_job_and_a_killed_launcher_restarts_
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
         assert listening.stdout.readline()
         job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim")
-        wait_for_epoch(run, 1)
+        wait_for_epoch(cluster, run, 1)
         listening.kill()
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
-    wait_for_epoch(run, 3)
+    wait_for_epoch(cluster, run, 3)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.launcher")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
@@ -177,13 +181,13 @@ def test_a_rank_that_is_killed_starts_again_on_its_node_and_after_a_second_failu
     run = work / "runs/killed rank"
     one_node = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
     job, _ = submit(cluster, work, recipe, *one_node, "--out", run)
-    wait_for_epoch(run, 1)
+    wait_for_epoch(cluster, run, 1)
     node = cluster.job(job)["NodeList"]
     other = "node2" if node == "node1" else "node1"
     for number in (1, 2):
         cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-        wait_until(lambda number=number: len(attempts(run)) > number, 300, "another start")
-        wait_until(lambda: (run / attempts(run)[-1]["ranks"] / "rank_0.pid").exists(), 300, "its rank")
+        cluster.wait_until(lambda number=number: len(attempts(run)) > number, run, "another start")
+        cluster.wait_until(lambda: (run / attempts(run)[-1]["ranks"] / "rank_0.pid").exists(), run, "its rank")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     starts = attempts(run)
@@ -220,11 +224,11 @@ def test_a_node_that_lacks_the_data_is_left_out(cluster, work, recipe):
 def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, work, recipe):
     run = work / "runs/silent"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(run, 1)
+    wait_for_epoch(cluster, run, 1)
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-    wait_until(lambda: state(run)["state"] == "preempted", 600, "the state")
+    cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the state")
     assert state(run)["error"] == "lost contact with node2"
     assert cluster.job(job)["JobState"] == "RUNNING"
     cluster.call("scancel", job)

@@ -1,5 +1,6 @@
 """A real SLURM cluster of two nodes on this machine, for tests."""
 
+import json
 import os
 import re
 import shutil
@@ -78,15 +79,30 @@ class Cluster:
             re.search(r"ArrayTaskId=(\S+).*JobState=(\S+)", r, flags=re.DOTALL).groups() for r in records if r.strip()
         )
 
+    def wait_until(self, condition: Callable[[], bool], run: Path, what: str) -> None:
+        """Returns when the condition holds; an AssertionError, with its output, when the run's job has ended first."""
+
+        def holds() -> bool:
+            if condition():
+                return True
+            submitted = next(folder for folder in (run, run.parent) if (folder / "submitted.json").exists())
+            job = json.loads((submitted / "submitted.json").read_text())["job"]
+            if self.job(job)["JobState"] in FINAL and not condition():
+                output = (submitted / f"slurm-{job}.out").read_text()
+                raise AssertionError(f"the job ended while the test waited for {what}:\n{output}")
+            return False
+
+        wait_until(holds, 600, what, each=0.5)
+
     def wait(self, number: str, seconds: float = 600) -> dict[str, str]:
         """Returns what SLURM knows of a job once it has ended."""
         wait_until(lambda: self.job(number)["JobState"] in FINAL, seconds, f"job {number} to end")
         return self.job(number)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, each: float = 0.1) -> None:
     """Returns when the condition holds; an AssertionError when it does not within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
+        time.sleep(each)

@@ -53,6 +53,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 Epilog=$D/bin/epilog
+# one thread for each process: this machine has fewer cores than the cluster
+TaskProlog=$D/bin/prolog
 # more CPUs and GPUs than the host has
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
@@ -65,7 +67,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 SlurmdTimeout=20
 MessageTimeout=5
-KillWait=5
+KillWait=20
 # jobs' records stay visible to scontrol show job this long (there is no sacct without slurmdbd)
 MinJobAge=3600
 JobCompType=jobcomp/filetxt
@@ -125,6 +127,7 @@ for f in $(grep -lzxs "SLURM_JOB_ID=$SLURM_JOB_ID" /proc/[0-9]*/environ); do
 done
 exit 0
 EOF
+printf '#!/bin/bash\necho export OMP_NUM_THREADS=1\n' > "$D/bin/prolog"
 # ---- the login machine (pid 1 of the whole cluster) -----------------------------------------------------
 cat > "$D/bin/top.sh" <<'EOF'
 #!/bin/bash
