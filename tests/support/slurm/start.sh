@@ -65,8 +65,8 @@ JobRequeue=0
 # quick reactions
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
-SlurmdTimeout=20
-MessageTimeout=5
+SlurmdTimeout=60
+MessageTimeout=20
 KillWait=20
 # jobs' records stay visible to scontrol show job this long (there is no sacct without slurmdbd)
 MinJobAge=3600
