@@ -25,7 +25,7 @@ def require(what: str, extra: str, *packages: str) -> None:
 
 
 def check_horovod() -> None:
-    """Raises InputError, with the script to run, where there is no Horovod for this PyTorch."""
+    """Raises InputError, with the script to run, if there is no Horovod for this PyTorch."""
     try:
         importlib.import_module("horovod.torch")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""User errors, told in one line."""
+"""User errors, reported in one line."""
 
 import sys
 from collections.abc import Callable, Iterable

@@ -93,7 +93,7 @@ def open_clip_epoch_end(args: Namespace, model: object, epoch: int) -> None:
 def plugin_manager() -> pluggy.PluginManager:
     """Returns the pluggy manager with every installed plugin registered.
 
-    Raises RuntimeError, in one line that names the plugin, where one cannot be imported or asks for an unknown hook.
+    Raises RuntimeError, in one line that names the plugin, if one cannot be imported or asks for an unknown hook.
     """
     manager = pluggy.PluginManager("open_clip")
     manager.add_hookspecs(sys.modules[__name__])

@@ -92,10 +92,7 @@ class CaptionTokens:
     class loss sees no word there. pandas takes empty cells, NA, None, null and the like for missing.
 
     Args:
-        config: the modes and the place of the long caption.
-        tokenizer: OpenCLIP's.
-        caption_key: the short caption in the sample.
-        sample_key: what names the sample in it.
+        caption_key, sample_key: the short caption in the sample, and what names the sample.
         seed: with the epoch, the sample and the worker it decides the draw of the mode *mixed*.
         rank: of this process; None if a sample is read once an epoch, whoever reads it.
         epoch: `get_value()` is the current one, in the workers as well.
@@ -165,7 +162,7 @@ class CaptionTokens:
         return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
-        """Raises InputError where a pass over a worker's shards kept too few samples for a batch.
+        """Raises InputError if a pass over a worker's shards kept too few samples for a batch.
 
         OpenCLIP would pass over them again, forever.
         """
@@ -211,7 +208,7 @@ class CaptionTokens:
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1) that depends on nothing but its arguments, so that a resumed run draws it again.
 
-        WebDataset may give several workers, or one epoch several times, the same sample: each worker draws anew.
+        WebDataset may give several workers, or one epoch several times, the same sample: each worker draws for itself.
         """
         worker = get_worker_info()
         place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
@@ -302,11 +299,7 @@ def check_counted_captions(
 ) -> None:
     """Raises InputError if the captions `counted`, or how many of their tokens, are not those of a run.
 
-    Args:
-        counted: as the file describes them.
-        config: of the run; `context_length` is its text tower's.
-        command: that counts the run's captions, to which their flags are added.
-        table: whether the run reads a table: its columns have other names than the members of the counted shards.
+    The message shows the `command` that counts them, with flags. Columns of a table may have other names than members.
     """
     given = counted_captions(config, context_length)
     (there, _, there_tokens), (wanted, _, tokens) = counted.rpartition(", "), given.rpartition(", ")

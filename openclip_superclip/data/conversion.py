@@ -167,7 +167,7 @@ def stored_image(data: bytes) -> dict[str, bytes]:
     """Returns an image's file under the extension by which OpenCLIP finds it in a shard.
 
     A file that OpenCLIP does not read, or reads otherwise than people see it, is written again: one of another format,
-    with more than eight bits a channel, or rotated by its EXIF data. Raises whatever Pillow raises for a broken file.
+    with more than eight bits a channel, or rotated by its EXIF data. Raises what Pillow raises for a broken file.
     """
     with open_image(data) as image:
         image.load()

@@ -24,7 +24,7 @@ NUM_THREADS = 8  # Pillow decodes outside Python's lock
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """Returns an image with its header read, given its file or content.
 
-    Raises OSError, ValueError or whatever else Pillow raises for a file that is no image of FORMATS, and ValueError for
+    Raises OSError, ValueError or what else Pillow raises for a file that is no image of FORMATS, and ValueError for
     one so oblong that its preprocessing would fill the memory.
     """
     with warnings.catch_warnings():

@@ -54,12 +54,9 @@ class ShardReport(NamedTuple):
 
 
 def inspect_shard(shard: str, place: str = "", until_found: bool = False, caption: str = "txt") -> ShardReport:
-    """Reads a local shard and decodes a few of its images.
+    """Reads a local shard and decodes a few of its images; `place` is of the long caption, `caption` of the short one.
 
-    Args:
-        place: of the long caption, "" for none.
-        until_found: whether to stop after a few samples, once a caption, an image and a long caption were read.
-        caption: the member of the short caption.
+    With `until_found` it stops after a few samples, once a caption, an image and a long caption were read.
     """
     members, images, problem = {}, [], ""
     num_samples = num_long = 0
@@ -247,10 +244,7 @@ def check_data(
 ) -> dict:
     """Returns what is known of the shards of --data, for JSON; InputError if training could not start.
 
-    Args:
-        expected_samples: pairs in the data set.
-        full: whether to read all shards, in `jobs` processes, or only the first and the last.
-        long_caption: where the long caption is; "" if none is read.
+    With `full` all shards are read, in `jobs` processes, otherwise only the first and the last.
     """
     split.check()
     found = inspect(pattern, split.flag, long_caption, ALL if full else ENDS, jobs)
@@ -302,12 +296,7 @@ def _sizes(found: Inspection, expected: int | None) -> list[int]:
 
 
 def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str, caption: str) -> list[str]:
-    """Returns warnings about the shards of --train-data; InputError if OpenCLIP could not train on them.
-
-    Args:
-        long_caption: where the long caption is; "" if none is read.
-        caption: the member of the short caption.
-    """
+    """Returns warnings about the shards of --train-data; InputError if OpenCLIP could not train on them."""
     sliced.check()
     found = inspect(train_data, "--train-data", long_caption, START, caption=caption)
     if sliced.slice_samples is None and sliced.total is None:

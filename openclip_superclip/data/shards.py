@@ -202,7 +202,7 @@ def is_empty(value) -> bool:
 
 
 def _text(value) -> str:
-    """Returns the caption without blanks around it; a number's digits; "" for whatever else, such as an empty cell."""
+    """Returns the caption without blanks around it; a number's digits; "" for anything else, such as an empty cell."""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell

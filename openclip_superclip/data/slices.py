@@ -72,12 +72,7 @@ def reads(
     world_size: int = 1,
     workers: int = 1,
 ) -> Reads:
-    """Returns what `epoch` reads of shards that hold so many samples each.
-
-    Args:
-        num_samples: --train-num-samples, those of one slice.
-        batch_size: of one rank.
-        workers: of one rank; 0 counts as 1.
+    """Returns what `epoch` reads of shards that hold so many samples each; `num_samples` is --train-num-samples.
 
     Raises InputError if a worker's shards fill no batch.
     """
@@ -131,7 +126,7 @@ class Split:
         Raises InputError if a share fills no batch.
 
         Args:
-            sizes: samples of each shard, as far as they are known.
+            sizes: samples of each shard.
         """
         sliced = {"num_samples": self.slice_samples, "batch_size": self.batch_size}
         held, once, again = reads(sizes, self.slices, 0, 0, **sliced, world_size=self.world_size, workers=self.workers)
@@ -189,7 +184,7 @@ def equal_sizes(num_samples: int, num_shards: int) -> list[int]:
 class DataOrder:
     """The stages that stand for OpenCLIP's two shuffles; what they draw follows from (seed, epoch, rank, worker).
 
-    So does whatever else a data-loading process draws: its generators are seeded as an epoch starts, those of torch
+    So does all else that a data-loading process draws: its generators are seeded as an epoch starts, those of torch
     (random crops), of Python and of NumPy. The training process's, which drop patches (FLIP) and more, are seeded as it
     starts an epoch; with --workers 0 both are one process and take turns.
 

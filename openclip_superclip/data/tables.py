@@ -32,7 +32,7 @@ class Columns(NamedTuple):
 def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
     """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
 
-    If neither name nor type tells it, returns "", or raises InputError with the `flag` that gives the data.
+    If neither name nor type decides it, returns "", or raises InputError with the `flag` that gives the data.
     """
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
@@ -127,12 +127,7 @@ def check_table(
 ) -> list[str]:
     """Returns warnings about the table at `path`, lines for people; a URL is left to OpenCLIP.
 
-    Raises InputError if it lacks a column, captions, rows for a batch on every rank, or images.
-
-    Args:
-        batch_size: of a rank.
-        flag: names the table.
-        max_decoded: as in `read_table`.
+    Raises InputError, naming `flag`, if it lacks a column, captions, rows for a batch on every rank, or images.
     """
     if is_remote(path):
         return []
@@ -166,9 +161,7 @@ def read_table(
 ) -> TableReport:
     """Returns what a whole table holds; InputError if OpenCLIP could not read it as it is meant.
 
-    Args:
-        max_decoded: the images of a table of up to so many rows are all decoded, NUM_DECODED of a longer one; 0 for
-            none, None for all.
+    All images of a table of up to `max_decoded` rows are decoded, NUM_DECODED of a longer one; None decodes all.
     """
     place, table, images = config.long_caption_key, TableReport(path, columns), []
     for rows in _chunks(path, columns, flag):

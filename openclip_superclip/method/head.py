@@ -42,7 +42,7 @@ class ClassHead(nn.Module):
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
     def _normalise(self, head_input: Tensor) -> Tensor:
-        # In float32 whatever the model's precision: the mean of many tokens is the small difference of large numbers.
+        # In float32 at any precision of the model: the mean of many tokens is the small difference of large numbers.
         return F.layer_norm(head_input.float(), self.ln.normalized_shape, self.ln.weight.float(), self.ln.bias.float())
 
 

@@ -28,7 +28,7 @@ def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Ten
     """
     logits = F.linear(features, weight, bias).float()  # [B, V]
     labels = torch.zeros_like(logits).scatter_(1, tokens, 1.0)  # [B, V], K-hot
-    target = F.normalize(labels * idf, p=1, dim=1)  # sums to 1, or to 0 where every weight is 0
+    target = F.normalize(labels * idf, p=1, dim=1)  # sums to 1, or to 0 if every weight is 0
     return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
@@ -156,7 +156,7 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """Adds left @ right to the float32 `total`, which holds nothing yet where it is the first."""
+    """Adds left @ right to the float32 `total`, which holds nothing yet if it is the first."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if first else 1, out=total)
     elif first:

@@ -240,7 +240,7 @@ def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
 
 
 def with_class_head(model_class: type) -> type:
-    """Returns the SuperCLIP class of an OpenCLIP model class; InputError where there is none."""
+    """Returns the SuperCLIP class of an OpenCLIP model class; InputError if there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
         if model_class in with_head.__bases__:
             return with_head

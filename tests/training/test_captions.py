@@ -12,11 +12,8 @@ import open_clip
 import pytest
 import torch
 import webdataset
-from open_clip.tokenizer import HFTokenizer
 from support.models import write_model
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from openclip_superclip.config import Config
 from openclip_superclip.data.captions import CaptionTokens, long_caption
@@ -227,36 +224,20 @@ def samples(number: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
-def test_the_share_of_short_captions_is_within_binomial_bounds(share, tokens_of):
+def test_the_fraction_of_short_captions_is_within_binomial_bounds(share, tokens_of):
     reader = tokens_of(f"mixed:{share}")
     num_short = sum(not reader.captions(sample).are_long for sample in samples(4000))
     assert abs(num_short - 4000 * share) <= 4 * (4000 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}])
-def test_seed_rank_and_epoch_each_draw_anew_and_independently(other, tokens_of):
-    first, second = (
-        [not reader.captions(sample).are_long for sample in samples(2000)]
-        for reader in (tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other))
-    )
+@pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}], ids=["seed", "rank", "epoch", "worker"])
+def test_seed_rank_epoch_and_worker_each_draw_anew_and_independently(other, tokens_of, monkeypatch):
+    first = [not tokens_of("mixed:0.5").captions(sample).are_long for sample in samples(2000)]
+    if not other:
+        monkeypatch.setattr("openclip_superclip.data.captions.get_worker_info", lambda: types.SimpleNamespace(id=1))
+    second = [not tokens_of("mixed:0.5", **other).captions(sample).are_long for sample in samples(2000)]
     agree = sum(a == b for a, b in zip(first, second, strict=True))
     assert abs(agree - 1000) < 4 * 2000**0.5 / 2
-
-
-class DrawingData(torch.utils.data.IterableDataset):
-    """In every worker the same samples, and whether the short caption was drawn."""
-
-    def __init__(self, reader):
-        self.reader = reader
-
-    def __iter__(self):
-        yield [not self.reader.captions(sample).are_long for sample in samples(200)]
-
-
-def test_two_workers_draw_differently_for_one_sample(tokens_of):
-    loader = torch.utils.data.DataLoader(DrawingData(tokens_of("mixed:0.5")), batch_size=None, num_workers=2)
-    first, second = loader
-    assert first != second
 
 
 # Where the long caption is
@@ -268,16 +249,11 @@ def test_two_workers_draw_differently_for_one_sample(tokens_of):
     ({"json": {"re_caption": " a sun\n"}}, "json:re_caption", "a sun"),
     ({"json": b'{"a": {"b": "a sun"}}'}, "json:a.b", "a sun"),
     ({"json": {"a": {"b": "a sun"}}}, "json:a.c", ""),
-    ({"json": {"a": "a sun"}}, "json:a.b", ""),
     ({"json": {"a": None}}, "json:a", ""),
-    ({"txt": "cat"}, "json:a", ""),
     ({"txt": "cat"}, "long.txt", ""),
     ({"re_caption": float("nan")}, "re_caption", ""),
-    ({"re_caption": None}, "re_caption", ""),
     ({"re_caption": 12}, "re_caption", "12"),
     ({"re_caption": np.float64(12)}, "re_caption", "12.0"),
-    ({"re_caption": np.int64(0)}, "re_caption", "0"),
-    ({"json": {"a": 7}}, "json:a", "7"),
     ({"json": {"a": ["a sun"]}}, "json:a", ""),
 ])  # fmt: skip
 def test_the_long_caption_is_found_in_a_member_a_column_or_the_json(sample, place, found):
@@ -470,40 +446,14 @@ def test_duals_class_loss_may_read_more_than_the_text_tower_and_cut_captions_are
         assert len(tokens) == 8 + (length or 8)
         assert decode(tokens[None, :8]) == [" ".join(["cat"] * 6)]
         assert decode(tokens[None, 8:]) == [" ".join(SHORT[:num_words])]
-        assert (reader.counts.num_long, reader.counts.num_cut) == (1, num_cut)
+        assert (reader.counts.so_far().long, reader.counts.so_far().cut) == (1, num_cut)
 
 
-def test_a_longer_class_context_trains_and_the_share_that_was_cut_is_logged(data, train):
+def test_a_longer_class_context_trains_and_the_fraction_that_was_cut_is_logged(data, train):
     flags = [*data["csv"], "--superclip-captions", "dual", "--superclip-long-context", "4", "--logs", "none"]
     (run,) = train(*flags)
     assert set(seen(run, "class")) == {" ".join(caption.split()[:2]) for caption in LONG}
     assert "12.5% of the long ones were cut at 4 tokens" in run.output
-
-
-@pytest.fixture
-def hugging_face(tmp_path):
-    """Makes OpenCLIP's wrapper of a tokenizer that knows our words."""
-    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *SHORT, *" ".join(LONG).split()]
-    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(known)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
-    return functools.partial(HFTokenizer, str(tmp_path), context_length=6)
-
-
-@pytest.mark.parametrize("options", [
-    {"strip_sep_token": True},
-    {"clean": "canonicalize"},  # as the SigLIP models
-], ids=str)  # fmt: skip
-def test_hugging_face_tokenizers_make_both_captions_and_count_what_is_cut(options, hugging_face, tokens_of):
-    tokenizer = hugging_face(**options)
-    reader = tokens_of("dual", tokenizer=tokenizer, long_context=8)
-    for caption, expected, num_cut in (("sun moon", "sun moon", 0), (" ".join(SHORT), " ".join(SHORT[:6]), 1)):
-        tokens = reader({"txt": "cat", "long.txt": caption})
-        first, second = (tokenizer.tokenizer.decode(part, skip_special_tokens=True) for part in tokens.split([6, 8]))
-        assert (first, second) == ("cat", expected)
-        assert reader.counts.num_cut == num_cut
 
 
 @pytest.mark.parametrize("flags", [

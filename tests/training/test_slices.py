@@ -23,7 +23,7 @@ from support.training_runs import run_ranks, superclip_train
 from torchvision import transforms
 
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
-from openclip_superclip.data.slices import Reads, reads, slice_of
+from openclip_superclip.data.slices import reads, slice_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import unpatched
 
@@ -165,13 +165,6 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
         assert once <= len(times) <= held
         assert again or set(times.values()) == {1}
     assert sum(epoch.held for epoch in told) == 2 * sum(sizes)
-
-
-def test_reads_of_equal_shards_that_fill_the_batches_are_all_samples_once():
-    for world_size, workers in ((1, 0), (1, 1), (1, 4), (2, 2)):
-        options = {"num_samples": 16, "batch_size": 4, "world_size": world_size, "workers": workers}
-        assert reads(SHARD_SIZES, SLICES, 0, 1, **options) == Reads(held=16, once=16, again=0)
-    assert reads([4] * 3, 1, 0, 0, num_samples=12, batch_size=4, world_size=2) == Reads(held=12, once=12, again=4)
 
 
 # Training
