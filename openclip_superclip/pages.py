@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,7 +33,10 @@ def pyplot() -> ModuleType:
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns cells of text under their heads in Markdown; a cell may hold a bar or a line break."""
-    lines = ["|" + "".join(_markdown_cell(cell) for cell in line) for line in (heads, *rows)]
+    lines = []
+    for line in (heads, *rows):
+        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in line)
+        lines.append("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
     lines.insert(1, "|" + "---|" * len(heads))
     return "\n".join(lines)
 
@@ -44,20 +48,12 @@ def csv_text(rows: Iterable[Iterable]) -> str:
     return file.getvalue()
 
 
-def _markdown_cell(cell: str) -> str:
-    text = " ".join(cell.split()).replace("|", "\\|")
-    return f" {text} |" if text else " |"
-
-
 def run_names(runs: Sequence[Path]) -> list[str]:
     """Returns each folder's name, with as many of those above it as no other folder among them ends in."""
     parts = [run.resolve().parts for run in runs]
-    ends = Counter(one[-length:] for one in set(parts) for length in range(1, len(one) + 1))
-    return [str(Path(*next(end for end in _ends(one) if ends[end] == 1 or end == one))) for one in parts]
-
-
-def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [parts[-length:] for length in range(1, len(parts) + 1)]
+    ends = {one: [one[-length:] for length in range(1, len(one) + 1)] for one in parts}
+    times = Counter(itertools.chain(*ends.values()))
+    return [str(Path(*next(end for end in ends[one] if times[end] == 1 or end == one))) for one in parts]
 
 
 def bytes_text(number: int) -> str:

@@ -190,19 +190,16 @@ class _WithClassHead:
             )
 
     def _summary(self) -> str:
+        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
+        read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
         head = sum(p.numel() for p in self.class_head.parameters())
         rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
         return (
             f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} "
             f"({self.statistics.num_ignored} special tokens left out); "
             f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
-            f"it reads {self._head_input_description()}, width {self.class_head.weight.shape[1]}; IDF {self.idf}"
+            f"it reads {read[self.class_head.reads]}, width {self.class_head.weight.shape[1]}; IDF {self.idf}"
         )
-
-    def _head_input_description(self) -> str:
-        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
-        both = f"the sum of {pooled} and {patches}"
-        return {"patches": patches, "pooled": pooled, "both": both}[self.class_head.reads]
 
 
 class SuperCLIP(_WithClassHead, CLIP):

@@ -6,6 +6,7 @@ in its last bits from the same step of an uninterrupted run.
 """
 
 import sys
+from types import SimpleNamespace
 
 import torch.distributed as dist
 import torch.nn.parallel
@@ -27,17 +28,9 @@ def begin_sum(tensor: Tensor, name: str):
     """
     horovod = _horovod()
     if horovod is not None:
-        return _HorovodSum(horovod, horovod.allreduce_async_(tensor, name=name, op=horovod.Sum))
+        handle = horovod.allreduce_async_(tensor, name=name, op=horovod.Sum)
+        return SimpleNamespace(wait=lambda: horovod.synchronize(handle))
     return dist.all_reduce(tensor, async_op=True)
-
-
-class _HorovodSum:
-    def __init__(self, horovod, handle: int):
-        self.horovod = horovod
-        self.handle = handle
-
-    def wait(self) -> None:
-        self.horovod.synchronize(self.handle)
 
 
 def _horovod():

@@ -44,20 +44,20 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def picture(csv_data) -> bytes:
+def image(csv_data) -> bytes:
     return next(csv_data.parent.glob("*.png")).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def write_shards(picture):
-    """Writes two shards of samples with picture, short caption and the given members; returns their pattern."""
+def write_shards(image):
+    """Writes two shards of samples with image, short caption and the given members; returns their pattern."""
 
     def write(folder: Path, members=lambda index: {"long.txt": long(index)}) -> str:
         folder.mkdir(exist_ok=True)
         for shard in range(2):
             with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
                 for index in range(shard, NUM_SAMPLES, 2):
-                    sample = {"__key__": f"{index:03d}", "png": picture, "txt": short(index)}
+                    sample = {"__key__": f"{index:03d}", "png": image, "txt": short(index)}
                     tar.write(sample | members(index))
         return f"{folder}/{{0..1}}.tar"
 
@@ -65,12 +65,12 @@ def write_shards(picture):
 
 
 @pytest.fixture(scope="module")
-def data(write_shards, picture, tmp_path_factory) -> dict[str, list[str]]:
+def data(write_shards, image, tmp_path_factory) -> dict[str, list[str]]:
     """Flags of a training on 32 samples with a short caption and a long one, by type of data."""
     folder = tmp_path_factory.mktemp("captions")
     rows = ["filepath\ttitle\tre_caption"]
     for index in range(NUM_SAMPLES):
-        (folder / f"{index}.png").write_bytes(picture)
+        (folder / f"{index}.png").write_bytes(image)
         rows.append(f"{folder}/{index}.png\t{short(index)}\t{long(index)}")
     (folder / "train.csv").write_text("\n".join(rows))
     table = ["--dataset-type", "csv", "--train-data", str(folder / "train.csv")]
@@ -274,13 +274,13 @@ def half_missing(index: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def holey(write_shards, picture, tmp_path_factory) -> dict[str, list[str]]:
+def holey(write_shards, image, tmp_path_factory) -> dict[str, list[str]]:
     """Flags as in `data`, but half of the samples have no long caption."""
     folder = tmp_path_factory.mktemp("holey")
     rows = ["filepath\ttitle\tlong.txt"]
-    (folder / "picture.png").write_bytes(picture)
+    (folder / "image.png").write_bytes(image)
     for index in range(NUM_SAMPLES):
-        rows.append(f"{folder}/picture.png\t{short(index)}\t{half_missing(index)['long.txt'].strip()}")
+        rows.append(f"{folder}/image.png\t{short(index)}\t{half_missing(index)['long.txt'].strip()}")
     (folder / "train.csv").write_text("\n".join(rows))
     return {
         "webdataset": webdataset_flags(write_shards(folder, half_missing)),
@@ -309,10 +309,10 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, 
     assert num_missing == pytest.approx(num_samples / 2, abs=8)
 
 
-def test_a_table_leaves_rows_without_a_long_caption_out_and_gives_no_other_twice(train, picture, tmp_path):
-    (tmp_path / "picture.png").write_bytes(picture)
+def test_a_table_leaves_rows_without_a_long_caption_out_and_gives_no_other_twice(train, image, tmp_path):
+    (tmp_path / "image.png").write_bytes(image)
     kept = ["sun " + " ".join(f"{number:02}") for number in range(32)]
-    rows = [f"{tmp_path}/picture.png\tcat {number}\t{long}" for number, long in enumerate([*kept, *[""] * 24])]
+    rows = [f"{tmp_path}/image.png\tcat {number}\t{long}" for number, long in enumerate([*kept, *[""] * 24])]
     (tmp_path / "train.csv").write_text("\n".join(["filepath\ttitle\tlong", *rows]))
     flags = ["--superclip-captions", "dual", "--superclip-long-caption", "long", "--superclip-missing-long", "skip"]
     runs = train("--train-data", tmp_path / "train.csv", *flags, "--logs", "none", world_size=2)
@@ -339,11 +339,11 @@ def test_shards_that_keep_less_than_a_batch_for_a_worker_end_the_run_with_the_re
     assert "samples of the shards that a worker reads, and --batch-size is 8; expected a full batch" in error
 
 
-def write_table(folder: Path, picture: bytes, head: str, cells: list[str]) -> list[str]:
-    """Flags of a training on a table of so many rows, each with the same picture."""
-    (folder / "picture.png").write_bytes(picture)
+def write_table(folder: Path, image: bytes, head: str, cells: list[str]) -> list[str]:
+    """Flags of a training on a table of so many rows, each with the same image."""
+    (folder / "image.png").write_bytes(image)
     (folder / "train.csv").write_text(
-        "\n".join([f"filepath,{head}", *(f"{folder}/picture.png,{cell}" for cell in cells)])
+        "\n".join([f"filepath,{head}", *(f"{folder}/image.png,{cell}" for cell in cells)])
     )
     return ["--dataset-type", "csv", "--csv-separator", ",", "--train-data", str(folder / "train.csv")]
 
@@ -354,9 +354,9 @@ def write_table(folder: Path, picture: bytes, head: str, cells: list[str]) -> li
     ("dual", ["2", "cat", "NA", "4"], {"2", "cat", "", "4"}),
 ], ids=["integers", "with a gap", "among words"])  # fmt: skip
 def test_a_caption_that_is_a_number_trains_as_in_openclip_and_a_missing_one_is_no_word_of_the_class_loss(
-    captions, cells, expected, train, picture, tmp_path
+    captions, cells, expected, train, image, tmp_path
 ):
-    flags = write_table(tmp_path, picture, "title,long", [f"{cell},sun" for cell in cells * 2])
+    flags = write_table(tmp_path, image, "title,long", [f"{cell},sun" for cell in cells * 2])
     if captions != "short":
         flags += ["--superclip-captions", captions, "--superclip-long-caption", "long"]
     (run,) = train(*flags, "--logs", "none")
@@ -366,9 +366,9 @@ def test_a_caption_that_is_a_number_trains_as_in_openclip_and_a_missing_one_is_n
         assert {"".join(caption.split()) for caption in seen(run, "class")} == expected
 
 
-def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, model, picture, tmp_path):
+def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, model, image, tmp_path):
     cells = ["cat", "", "dog", "NA", "red house", "null", "tree", "None"]
-    flags = write_table(tmp_path, picture, "title", cells)
+    flags = write_table(tmp_path, image, "title", cells)
     argv = [*train_flags, "--model", model, *flags, "--batch-size", "4", "--workers", "0", "--logs", "none"]
     (stock,) = run_ranks(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
     argv += ["--name", "ours", "--superclip", "--superclip-weight", "0"]
@@ -378,8 +378,8 @@ def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, mo
     assert ours.values("Contrastive_loss") == stock.values("Contrastive_loss")
 
 
-def test_identical_captions_train_a_class_loss_of_0_with_a_warning(train, picture, tmp_path):
-    flags = write_table(tmp_path, picture, "title", ["a cat"] * 16)
+def test_identical_captions_train_a_class_loss_of_0_with_a_warning(train, image, tmp_path):
+    flags = write_table(tmp_path, image, "title", ["a cat"] * 16)
     (run,) = train(*flags, "--logs", "none")
     assert run.values("Class_loss") == [0.0, 0.0]
     assert run.output.count("SuperCLIP: the class loss is 0, as all captions of the first batch contain the same") == 1

@@ -1,4 +1,4 @@
-"""superclip shards: pictures and captions as people keep them become shards that training and evaluation read."""
+"""superclip shards: images and captions as people keep them become shards that training and evaluation read."""
 
 import csv
 import io
@@ -37,15 +37,15 @@ def kept(tmp_path_factory) -> Path:
         Image.effect_noise((32, 32), 9 + number).convert("RGB").save(folder / name)
         caption, label = f"a {LABELS[number % 3]}, number {number}", LABELS[number % 3]
         rows.append([str(folder / name), caption, label, f"{caption}, told at length"])
-        picture = beside.parent / name if number % 2 else beside / name
-        shutil.copy(folder / name, picture)
+        image = beside.parent / name if number % 2 else beside / name
+        shutil.copy(folder / name, image)
         if number % 2:
-            picture.with_suffix(".txt").write_text(f"{caption}\n")
+            image.with_suffix(".txt").write_text(f"{caption}\n")
         else:
-            picture.with_suffix(".json").write_text(json.dumps({"caption": caption, "label": label}))
+            image.with_suffix(".json").write_text(json.dumps({"caption": caption, "label": label}))
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:300])
     rows += [[str(folder / "cut.png"), "a cut", "", ""], [str(folder / "nix.png"), "nothing", "", ""]]
-    rows += [[str(folder / "3.png"), "", "", ""], [str(folder / "3.png"), "the same picture", "cat", ""]]
+    rows += [[str(folder / "3.png"), "", "", ""], [str(folder / "3.png"), "the same image", "cat", ""]]
     with open(folder / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption", "label", "long"], *rows])
     images = [{"id": n, "file_name": Path(rows[n][0]).name} for n in range(NUM)]
@@ -86,9 +86,9 @@ def test_every_pair_of_a_table_that_can_be_read_is_in_one_split(table):
     train, val = (samples(pattern(table, split)) for split in ("train", "val"))
     captions = [sample["txt"].decode() for sample in train + val]
     assert len(captions) == NUM + 1 == len(set(captions))
-    assert "a dog, number 1" in captions and "the same picture" in captions
+    assert "a dog, number 1" in captions and "the same image" in captions
     assert len(val) > 5
-    of_3 = [split for split in (train, val) for s in split if s["txt"] in (b"the same picture", b"a cat, number 3")]
+    of_3 = [split for split in (train, val) for s in split if s["txt"] in (b"the same image", b"a cat, number 3")]
     assert of_3[0] is of_3[1]
     assert {frozenset(s) - {"txt", "cls", "long.txt"} for s in train + val} == {frozenset({"png"}), frozenset({"jpg"})}
     assert all(
@@ -156,7 +156,7 @@ def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
     assert not (out / "evaluation/labels/train").exists()  # half of its pairs have no class
 
 
-def test_coco_gives_a_pair_a_caption_and_a_picture_with_all_of_them(kept, tmp_path):
+def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_path):
     shards(kept / "coco.json", tmp_path / "out", "--val-share", "0.2", "--jobs", "1")
     both = [sample for split in ("train", "val") for sample in samples(pattern(tmp_path / "out", split))]
     assert len(both) == 2 * NUM
@@ -209,7 +209,7 @@ def test_a_call_that_was_killed_goes_on_and_the_shards_are_the_same(kept, table,
 
 def test_where_no_pair_is_left_the_list_that_is_named_says_why(tmp_path, capsys):
     (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs/a.png").write_text("no picture")
+    (tmp_path / "pairs/a.png").write_text("no image")
     (tmp_path / "pairs/a.txt").write_text("a cat")
     shards(tmp_path / "pairs", tmp_path / "out", "--val-share", "0", code=1)
     listed = tmp_path / "out/left_out.csv"

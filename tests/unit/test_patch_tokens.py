@@ -143,15 +143,12 @@ def test_image_features_of_other_towers_are_their_own_to_the_last_bit(vision_cfg
 
 
 @torch.no_grad()
-def test_the_patch_mean_of_a_resnet_is_that_of_its_last_feature_map():
-    vision_cfg, size, _ = OTHER["ResNet"]
-    visual = tower(vision_cfg).eval()
-    image = torch.randn(2, 3, size, size)
-    seen = []
-    visual.layer4.register_forward_hook(lambda module, args, output: seen.append(output))
-    visual(image)
-    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
-    torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
+def test_the_patch_mean_of_a_resnet_and_a_convnext_is_that_of_the_last_feature_map():
+    for name, layer in (("ResNet", "layer4"), ("timm ConvNeXt", "trunk.norm_pre")):
+        visual, seen = tower(OTHER[name][0]).eval(), []
+        visual.get_submodule(layer).register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+        _, patch_mean = encode_image(visual, patch_tokens(visual), torch.randn(2, 3, 64, 64))
+        torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
 
 
 @pytest.mark.parametrize(

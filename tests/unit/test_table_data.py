@@ -78,7 +78,7 @@ def test_a_look_at_the_table_counts_what_has_no_caption(folder, capsys):
     assert f"1 of the {NUM_ROWS} rows of" in shown and "have no caption" in shown
 
 
-def test_check_lists_every_picture_that_cannot_be_read(folder, tmp_path, capsys):
+def test_check_lists_every_image_that_cannot_be_read(folder, tmp_path, capsys):
     cut = tmp_path / "cut.png"
     cut.write_bytes((folder / "0.png").read_bytes()[:300])
     table = tmp_path / "pairs.csv"

@@ -19,7 +19,7 @@ IMAGE = io.BytesIO()
 Image.effect_noise((32, 32), 9).save(IMAGE, "png")
 IMAGE = IMAGE.getvalue()
 REFUSED = {
-    "picture column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
+    "image column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
@@ -29,13 +29,13 @@ REFUSED = {
     "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
     "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
     "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
-    "validation pictures": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
+    "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
     "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
     "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are unreadable: expected UTF-8"),
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
-    "no pictures": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
+    "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
 }  # fmt: skip
 
 
@@ -77,19 +77,19 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
 
 
 TABLES = {
-    "a comma outside quotes": ("{picture},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
-    "a cut image": ("{picture},rot\n{cut},grün\n", "utf-8", "row 2 names {cut}: no readable image"),
+    "a comma outside quotes": ("{image},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
+    "a cut image": ("{image},rot\n{cut},grün\n", "utf-8", "row 2 names {cut}: no readable image"),
     "no row": ("", "utf-8", "{table} holds no row below its header"),
-    "another encoding": ("{picture},grün\n", "latin-1", "save it as UTF-8"),
+    "another encoding": ("{image},grün\n", "latin-1", "save it as UTF-8"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
 def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, parse_args):
-    picture, cut, table = (tmp_path / name for name in ("rot.png", "cut.png", "table.csv"))
-    Image.effect_noise((32, 32), 9).save(picture)
-    cut.write_bytes(picture.read_bytes()[:300])
-    table.write_text("image,caption\n" + rows.format(picture=picture, cut=cut), encoding=encoding)
+    image, cut, table = (tmp_path / name for name in ("rot.png", "cut.png", "table.csv"))
+    Image.effect_noise((32, 32), 9).save(image)
+    cut.write_bytes(image.read_bytes()[:300])
+    table.write_text("image,caption\n" + rows.format(image=image, cut=cut), encoding=encoding)
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
     with pytest.raises(SystemExit) as refusal:
         parse_args(["--superclip", "--train-data", str(table), *columns, "--batch-size", "1"])
