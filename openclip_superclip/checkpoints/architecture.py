@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import open_clip
 import torch
+from open_clip import factory
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
@@ -15,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError, reason
-from ..method.head import ClassHead, head_input_of
+from ..files import read_json
+from ..method.head import ClassHead
 from ..method.patch_tokens import head_width, patch_tokens
 from ..method.token_statistics import TokenStatistics
-from .checkpoint import check_match
 from .model_files import check_configuration, know_model, read_model_file
 from .run_outputs import training_folder
 
@@ -35,9 +36,9 @@ class Architecture(NamedTuple):
         return self.on("meta")
 
     def on(self, device: str, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model without its weights; InputError if OpenCLIP cannot build it.
+        """Returns OpenCLIP's model with random weights; InputError if OpenCLIP cannot build it.
 
-        Where the plugin's hooks hold, `superclip=…` gives it a class head.
+        If the plugin's hooks are active, `superclip=…` gives it a class head.
         """
         with tempfile.TemporaryDirectory() as folder, torch.device(device):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
@@ -100,7 +101,10 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     if model.endswith(HF_CONFIG_NAME):
         model = f"local-dir:{Path(model).parent}"
     if model.endswith(".json"):
-        return _read_json_file(Path(model), flag)
+        name = Path(model).stem
+        model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
+        factory._MODEL_CONFIGS[name] = model_cfg  # OpenCLIP finds the tokenizer under this name
+        return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
     know_model(None)
     try:
         model_cfg = open_clip.get_model_config(model)
@@ -116,41 +120,27 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
 
 
-def _read_json_file(file: Path, flag: str) -> Architecture:
-    model_cfg, preprocess_cfg = read_model_file(file, flag)
-    with tempfile.TemporaryDirectory() as folder:  # OpenCLIP finds the tokenizer by a name it knows
-        registered = Path(folder, file.name)
-        registered.write_text(json.dumps(model_cfg))
-        open_clip.add_model_config(registered)
-    return Architecture(file.stem, copy.deepcopy(model_cfg), preprocess_cfg)
-
-
 def _check_preprocessing(model: nn.Module, name: str) -> None:
-    """Raises InputError for a preprocessing that OpenCLIP cannot do, which it tells when a picture comes."""
+    """Raises InputError for preprocessing that OpenCLIP cannot do; OpenCLIP fails only at the first image."""
     try:
         preprocess_cfg = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
         open_clip.transform.image_transform_v2(preprocess_cfg, is_train=False)(Image.new("RGB", (8, 8)))
     except Exception as error:  # of asserts, of torchvision
         raise InputError(
-            f"--model: OpenCLIP cannot prepare pictures as {name} says in preprocess_cfg ({reason(error)[:200]})"
+            f"--model: OpenCLIP cannot prepare images with the preprocess_cfg of {name} ({reason(error)[:200]})"
         ) from error
 
 
 def _preprocess_cfg(model: str, tag: str) -> dict:
     schema, place = parse_model_name(model)
-    if schema == "local-dir":
-        return _outer(Path(place, HF_CONFIG_NAME)).get("preprocess_cfg", {})
+    if schema is None:
+        released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+        names = open_clip.transform.PreprocessCfg.__dataclass_fields__
+        return {name: value for name, value in released.items() if name in names}
+    file = Path(place, HF_CONFIG_NAME)
     if schema == "hf-hub":
-        file = open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME)
-        return _outer(Path(file)).get("preprocess_cfg", {})
-    released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
-    names = open_clip.transform.PreprocessCfg.__dataclass_fields__
-    return {name: value for name, value in released.items() if name in names}
-
-
-def _outer(file: Path) -> dict:
-    content = json.loads(file.read_text())
-    return content if isinstance(content, dict) else {}
+        file = Path(open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME))
+    return read_json(file, default={}).get("preprocess_cfg", {})
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
@@ -168,21 +158,6 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
     scales = {name: weights[name] for name in ("logit_scale", "logit_bias") if name in weights}
     scalars = {name: tensor.reshape(()) for name, tensor in scales.items() if tensor.numel() == 1}
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
-
-
-def vocabulary_warnings(architecture: Architecture, model: nn.Module) -> list[str]:
-    """Returns what is to be said of a vocabulary smaller than the tokenizer's: a line, or nothing."""
-    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
-    tokenizer = architecture.tokenizer()
-    inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrapper keeps its own here
-    ids = inner.encoder if inner is tokenizer else inner.get_vocab()
-    needed = 1 + max(set(ids.values()) - set(inner.all_special_ids), default=-1)
-    if needed <= vocab_size:
-        return []
-    return [
-        f"--model: {architecture.name} has a vocabulary of {vocab_size:,} tokens and its tokenizer {needed:,}: "
-        "captions will not fit until text_cfg names the tokenizer that the model was trained with"
-    ]
 
 
 def architecture_of(
@@ -204,7 +179,7 @@ def architecture_of(
 
 
 def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:
-    """Returns the run's own --model; a relative folder or file is one of where the run was trained."""
+    """Returns the run's own --model; a relative path starts in the folder in which the run was trained."""
     model = run_options.get("model")
     schema, place = parse_model_name(model) if model else (None, None)
     is_file = schema is None and bool(model) and model.endswith(".json")
@@ -212,23 +187,16 @@ def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None
         return model
     run = checkpoint.resolve().parent.parent
     trained_in = training_folder(run, run_options)
-    advice = f"give {flag} {'FILE.json' if is_file else 'local-dir:FOLDER'}"
-    if trained_in is None:
-        raise InputError(f"{flag}: {run} was trained with --model {model}, and nothing tells in which folder: {advice}")
-    if not (trained_in / place if is_file else trained_in / place / HF_CONFIG_NAME).is_file():
-        raise InputError(
-            f"{flag}: {run} was trained with --model {model} in {trained_in}, where it is no longer: {advice}"
-        )
-    return str(trained_in / place) if is_file else f"local-dir:{trained_in / place}"
-
-
-def check_head(head: dict[str, Tensor], model: nn.Module, what: str, name: str) -> None:
-    """Raises InputError, with both shapes, unless `head` is one of `model`, a plain one of OpenCLIP's."""
-    check_match(head, expected_head(model, head_input_of(head)), f"{what}: the class head", name)
+    found = trained_in / place if trained_in else None
+    if found is None or not (found if is_file else found / HF_CONFIG_NAME).is_file():
+        where = f"which is no longer in {trained_in}" if trained_in else "in an unknown folder"
+        advice = f"give {flag} {'FILE.json' if is_file else 'local-dir:FOLDER'}"
+        raise InputError(f"{flag}: {run} was trained with --model {model}, {where}: {advice}")
+    return str(found) if is_file else f"local-dir:{found}"
 
 
 def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
-    """Returns the class head and the counts that a plain model of OpenCLIP's would have, without memory.
+    """Returns, on the meta device, the class head and counts that fit OpenCLIP's `model`.
 
     Args:
         head_input: what the head reads, one of HEAD_INPUTS.
@@ -236,8 +204,5 @@ def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Te
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
-        parts = {
-            "class_head": ClassHead(width, vocab_size, head_input),
-            "statistics": TokenStatistics(vocab_size),
-        }
-    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+        head, statistics = ClassHead(width, vocab_size, head_input), TokenStatistics(vocab_size)
+    return nn.ModuleDict({"class_head": head, "statistics": statistics}).state_dict()

@@ -26,35 +26,33 @@ MAX_CAPTIONS = 2**53  # more than any run can have seen; the sum of a thousand s
 HEAD_PREFIXES = ("class_head.", "statistics.")
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
 OPTIONS = "superclip_options"  # in a file of ours: the record of the run, as JSON or as an attribute
+TRAINING_ONLY = "training_only_"  # prefix of what other plugins keep for a resume
 
 
 def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
-    """Raises InputError, with the first mismatches, unless the weights are what `model` expects.
-
-    That is its names and shapes, and whole numbers for whole numbers.
-    """
-    names = sorted(weights.keys() | expected.keys())
-    mismatches = [m for name in names if (m := _mismatch(name, weights.get(name), expected.get(name)))]
+    """Raises InputError, with the first mismatches, unless names, shapes and kinds of numbers are those of `model`."""
+    mismatches = []
+    for name in sorted(weights.keys() | expected.keys()):
+        tensor, other = weights.get(name), expected.get(name)
+        if tensor is None:
+            mismatches.append(f"{name} is missing, expected {list(other.shape)}")
+        elif other is None:
+            mismatches.append(f"{name} is {list(tensor.shape)}, expected no such name")
+        elif tensor.shape != other.shape:
+            mismatches.append(f"{name} is {list(tensor.shape)}, expected {list(other.shape)}")
+        elif tensor.is_floating_point() != other.is_floating_point():
+            mismatches.append(f"{name} is {tensor.dtype}, expected {other.dtype}")
     if mismatches:
-        shown = "; ".join(mismatches[:NUM_SHOWN])
-        more = f"; and {len(mismatches) - NUM_SHOWN} more" if len(mismatches) > NUM_SHOWN else ""
-        raise InputError(f"{what} does not match {model}: {shown}{more}")
+        more = [f"and {len(mismatches) - NUM_SHOWN:,} more"] * (len(mismatches) > NUM_SHOWN)
+        raise InputError(f"{what} does not match {model}: {'; '.join([*mismatches[:NUM_SHOWN], *more])}")
 
 
-def check_kinds(weights: dict[str, Tensor], what: str) -> None:
+def _check_kinds(weights: dict[str, Tensor], what: str) -> None:
     """Raises InputError, with the name, for a tensor that holds no plain numbers: sparse, quantized, complex."""
     for name, tensor in weights.items():
-        if tensor.is_meta:
-            kind = "on the meta device, a shape without numbers"
-        elif tensor.layout is not torch.strided:
-            kind = f"sparse ({tensor.layout})".replace("torch.", "")
-        elif tensor.is_quantized:
-            kind = f"quantized ({_type(tensor)})"
-        elif tensor.is_complex():
-            kind = f"complex ({_type(tensor)})"
-        else:
-            continue
-        raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of real numbers")
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}".replace("torch.", "")
+            raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of real numbers")
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
@@ -71,49 +69,26 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Tells whether a tensor holds neither NaN nor infinity, without a copy of it."""
+    """Returns whether a tensor contains neither NaN nor infinity, without copying it."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    if tensor.element_size() == 1:  # float8, of which torch has no minimum
+    if tensor.element_size() == 1:  # torch has no minimum of float8
         tensor = tensor.float()
-    return all(bound.isfinite() for bound in tensor.aminmax())  # NaN is the minimum wherever it stands
+    return all(bound.isfinite() for bound in tensor.aminmax())  # one NaN makes the minimum NaN
 
 
 def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
-    for name, tensor in ((NUM_CAPTIONS, num_captions), (DOCUMENT_FREQUENCY, document_frequency)):
-        if tensor.is_floating_point() or tensor.dtype == torch.bool:
-            raise InputError(f"{what}: {name} is {_type(tensor)}, expected whole numbers")
-    if num_captions.numel() != 1 or document_frequency.ndim != 1:
+    if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
         raise InputError(
-            f"{what}: {NUM_CAPTIONS} is {list(num_captions.shape)} and {DOCUMENT_FREQUENCY} "
-            f"{list(document_frequency.shape)}; expected one number and one for each token"
+            f"{what}: {NUM_CAPTIONS} is {num_captions.dtype} {list(num_captions.shape)} and {DOCUMENT_FREQUENCY} "
+            f"{document_frequency.dtype}; expected int64, the former one number"
         )
     total = num_captions.item()
     if not 0 <= total <= MAX_CAPTIONS:
         raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
-    wrong = (document_frequency < 0) | (document_frequency > total)
-    if wrong.any():
-        token = int(wrong.int().argmax())
-        raise InputError(
-            f"{what}: {DOCUMENT_FREQUENCY}[{token}] is {document_frequency[token].item():,}; expected 0 to {total:,}, "
-            "the number of captions"
-        )
-
-
-def _mismatch(name: str, tensor: Tensor | None, expected: Tensor | None) -> str | None:
-    if tensor is None or expected is None or tensor.shape != expected.shape:
-        return f"{name} is {_shape(tensor, 'missing')}, expected {_shape(expected, 'no such name')}"
-    if tensor.is_floating_point() != expected.is_floating_point():
-        return f"{name} is {_type(tensor)}, expected {_type(expected)}"
-    return None
-
-
-def _shape(tensor: Tensor | None, otherwise: str) -> str:
-    return otherwise if tensor is None else str(list(tensor.shape))
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    wrong = document_frequency[(document_frequency < 0) | (document_frequency > total)]
+    if len(wrong):
+        raise InputError(f"{what}: {DOCUMENT_FREQUENCY} contains {wrong[0]:,}; expected 0 to {total:,}, all captions")
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
@@ -124,14 +99,16 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
         file: what is written.
         options: what is known of the run, under the names of its command line; `read_checkpoint` returns them.
     """
+    options = dict(sorted((options or {}).items()))
     try:
         if file.suffix == ".safetensors":
-            metadata = {"format": "pt"} | ({OPTIONS: json.dumps(options)} if options else {})
+            # One entry alone: safetensors writes several in random order. Only transformers looks for the format.
+            metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
             save_file(_apart(weights), file, metadata=metadata)
             file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
         else:
             state = OrderedDict((name, _alone(tensor)) for name, tensor in _apart(weights).items())
-            if options:  # an attribute, as torch's own metadata of a state dict: what opens weights alone opens these
+            if options:  # an attribute, like torch's own metadata of a state dict
                 setattr(state, OPTIONS, options)
             torch.save(state, file)
     except (SafetensorError, RuntimeError) as error:  # torch's for a full disk
@@ -151,16 +128,6 @@ def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _alone(tensor: Tensor) -> Tensor:
     """torch writes the whole memory behind a tensor, which may be a mapped file."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-HEAD_PREFIXES = ("class_head.", "statistics.")
-
-
-TRAINING_ONLY = "training_only_"  # how the names of what other plugins keep for a resume begin
-OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
-
-
-OPTIONS = "superclip_options"  # in a file of ours: what is known of the run, as JSON or as an attribute
 
 
 class Checkpoint(NamedTuple):
@@ -198,17 +165,16 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     file = file_of_weights(Path(path))
     content, options = (_load_sharded(file.parent), {}) if is_sharded(Path(path)) else _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
-    if not all(isinstance(name, str) for name in state):
-        raise InputError(f"{file} is no checkpoint of a model: its tensors have no names")
-    names = {name: name.replace("_orig_mod.", "").removeprefix("module.") for name in state}
-    plain = list(names.values())
-    if len(set(plain)) < len(plain):
-        twice = next(name for name in names if plain.count(names[name]) > 1 and name != names[name])
-        raise InputError(f"{file} holds {names[twice]} twice, once as {twice}: expected one tensor for each name")
-    weights = {names[name]: state[name] for name in state if not names[name].startswith(TRAINING_ONLY)}
-    check_kinds(weights, str(file))
+    weights = {}
+    for name, tensor in state.items():
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")
+        if plain in weights:
+            raise InputError(f"{file} contains {plain} twice, with and without a prefix: expected it once")
+        if not plain.startswith(TRAINING_ONLY):
+            weights[plain] = tensor
+    _check_kinds(weights, str(file))
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: superclip import {path} --model MODEL --out FOLDER makes "
@@ -216,14 +182,14 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES.values()
-    head_beside = exported and beside != file and beside.is_file()
-    head_beside = head_beside and not holds_head(weights)
+    head_beside = exported and beside.is_file() and not holds_head(weights)
     if head_beside:
         head, options = read_head(beside)
         weights |= head
-    epoch = content.get("epoch") if content is not state else None
     of_ddp = all(name.startswith("module.") for name in state)
-    of_tasks = content is not state and "global_step" in content
+    of_trainer = content is not state
+    epoch = content.get("epoch") if of_trainer else None
+    of_tasks = of_trainer and "global_step" in content
     return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
 
 
@@ -245,7 +211,7 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
     head, options = _load(file)
     if not all(name.startswith(HEAD_PREFIXES) for name in head):
         raise InputError(f"{file} holds more than a class head; export the checkpoint again, with --with-head")
-    check_kinds(head, str(file))
+    _check_kinds(head, str(file))
     return head, options
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_folder_out, whole_file, whole_output
+from ..files import check_folder_out, whole_output, write_text
+from ..method.head import head_input_of
 from ..pages import markdown_table
-from .architecture import Architecture, architecture_of, check_head, fit, vocabulary_warnings
+from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
 from .run_outputs import RunRecord, run_behind
 
-# As SimpleTokenizer splits a text that is cleaned: words, digits one by one, and everything else that is together.
+# As SimpleTokenizer splits a clean text: words, digits one by one, and everything else that is together.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 PADDING = "<padding_of_text>"
 RECIPE = {  # options of the run, under OpenCLIP's names, and their labels on the card
@@ -87,44 +88,49 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     content["model"]["vocab"] |= {"!": 0, PADDING: 0}
     for token in content["added_tokens"]:
         token["id"] = content["model"]["vocab"][token["content"]]
-    with whole_file(file) as whole:
-        whole.write(json.dumps(content, ensure_ascii=False).encode())
+    write_text(file, json.dumps(content, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the model card of an export says: what is known of the model, and nothing else.
-
-    Args:
-        name: the model's own.
-        run: what trained it; a card of a checkpoint without a run's folder says nothing of a recipe.
-        num_captions: seen with the class loss; None if nothing counted them.
-        head_beside: whether the class head is kept beside the model.
-        license: an identifier of the hub's.
-        library: `open_clip` or `transformers`.
-        usage: code that opens the model.
-        model: the architecture's name.
-    """
+    """The facts of an export's model card; what is unknown is left out."""
 
     name: str
-    run: RunRecord
-    num_captions: int | None
+    run: RunRecord  # empty for a checkpoint without a run's folder
+    num_captions: int | None  # seen with the class loss; None if nothing counted them
     head_beside: bool
-    license: str
-    library: str
-    usage: str
-    model: str
+    license: str  # an identifier of the hub
+    library: str  # open_clip or transformers
+    usage: str  # code that opens the model
+    model: str  # the architecture's name
 
     def text(self) -> str:
         """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front matter."""
+        options = self.run.options
+        base, tag = str(options.get("model", "")), str(options.get("pretrained", ""))
+        is_identifier = re.fullmatch(r"[\w.-]+", self.license)
+        front_matter = [
+            f"license: {self.license if is_identifier else json.dumps(self.license)}",
+            f"library_name: {self.library}",
+            "pipeline_tag: zero-shot-image-classification", "tags:", "- clip",
+            *["- superclip"] * (self.num_captions is not None),
+        ]  # fmt: skip
+        if repo := open_clip.get_pretrained_cfg(base, tag).get("hf_hub", ""):
+            front_matter.append(f"base_model: {repo.rpartition('/')[0]}")
         what = PLAIN if self.num_captions is None else WITH_CLASS_LOSS + (HEAD_BESIDE if self.head_beside else NO_HEAD)
+        facts = {
+            "architecture": self.model,
+            "base model": f"{base}, {tag}" if tag else None,
+            "data": options.get("train_data"),
+            "captions seen with the class loss": f"{self.num_captions:,}" if self.num_captions else None,
+            "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
+        }
         sections = [
-            self._front_matter(),
+            "\n".join(["---", *front_matter, "---"]),
             f"# {_plain(self.name)}\n\n{what}",
-            "## Model\n\n" + _list(self._facts()),
+            f"## Model\n\n{_list(facts)}",
             f"## Use\n\n```python\n{self.usage}\n```",
         ]
-        options = self.run.options
         sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq")]
         recipe = {label: options.get(option) for option, label in RECIPE.items()}
         if all(isinstance(size, int) for size in sizes):
@@ -136,37 +142,13 @@ class Card:
             sections.append(f"## Measured by the training run\n\n{markdown_table(['', ''], rows)}")
         return "\n\n".join(sections) + "\n"
 
-    @property
-    def _start(self) -> tuple[str, str]:
-        return str(self.run.options.get("model", "")), str(self.run.options.get("pretrained", ""))
-
-    def _front_matter(self) -> str:
-        is_identifier = re.fullmatch(r"[\w.-]+", self.license)
-        lines = [f"license: {self.license if is_identifier else json.dumps(self.license)}"]
-        lines += [f"library_name: {self.library}"]
-        lines += ["pipeline_tag: zero-shot-image-classification", "tags:", "- clip"]
-        lines += ["- superclip"] * (self.num_captions is not None)
-        if repo := open_clip.get_pretrained_cfg(*self._start).get("hf_hub", ""):
-            lines.append(f"base_model: {repo.rpartition('/')[0]}")
-        return "\n".join(["---", *lines, "---"])
-
-    def _facts(self) -> dict:
-        base, tag = self._start
-        return {
-            "architecture": self.model,
-            "base model": f"{base}, {tag}" if tag else None,
-            "data": self.run.options.get("train_data"),
-            "captions seen with the class loss": f"{self.num_captions:,}" if self.num_captions else None,
-            "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
-        }
-
 
 def _list(facts: dict) -> str:
     return "\n".join(f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, ""))
 
 
 def _plain(value) -> str:
-    """Returns a value in one line that is text in Markdown, with the name alone of a file or folder."""
+    """Returns a value as one line of plain text in Markdown; of a file or folder, the name alone."""
     text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", " ".join(str(value).split()))
     return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
 
@@ -178,44 +160,40 @@ def write_model(
     weights: dict[str, Tensor],
     weights_name: str = HF_SAFE_WEIGHTS_NAME,
     repo: str | None = None,
+    out: Path | None = None,
 ) -> None:
-    """Writes configuration, weights and tokenizer so that OpenCLIP opens `folder` as local-dir, wherever it is moved.
+    """Writes configuration, weights and tokenizer so that OpenCLIP opens `folder` as local-dir:.
 
     Args:
-        model: `architecture.on_meta()`; it knows the preprocessing.
+        model: `architecture.on_meta()`, which has the preprocessing.
         weights_name: OpenCLIP's name of the weights' file; its suffix tells the format.
         repo: of the hub, where the folder will be; OpenCLIP looks there for the tokenizer.
+        out: the folder's later name, if it will be renamed.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
+    tokenizer = architecture.tokenizer()
     tower = text_cfg.get("hf_model_name")
-    if repo and tower and Path(tower).exists():
-        raise InputError(
-            f"--push: {architecture.name} has its text tower's configuration in {tower}, which is on this machine "
-            "alone: text_cfg must name a model of the hub as hf_model_name"
-        )
+    if tower and Path(tower).exists():
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(tower).save_pretrained(folder)
+        text_cfg["hf_model_name"] = repo or str((out or folder).resolve())  # OpenCLIP reads it by this name alone
     if text_cfg.get("hf_tokenizer_name"):
-        save_tokenizer(architecture.tokenizer().tokenizer, folder)
+        save_tokenizer(tokenizer.tokenizer, folder)
         text_cfg["hf_tokenizer_name"] = repo or text_cfg["hf_tokenizer_name"]
     elif text_cfg.get("tokenizer_kwargs", {}).get("bpe_path"):
-        _write_vocabulary(folder, architecture, text_cfg, repo)
+        kwargs = text_cfg["tokenizer_kwargs"]
+        if others := kwargs.keys() - {"bpe_path", "clean"}:
+            raise InputError(
+                f"--model: {architecture.name} has a vocabulary of its own, with {', '.join(sorted(others))} in "
+                "tokenizer_kwargs: only bpe_path and clean can be exported"
+            )
+        save_tokenizer(as_hugging_face(tokenizer), folder)
+        text_cfg["hf_tokenizer_name"] = repo or "in-this-folder"
+        text_cfg["tokenizer_kwargs"] = {"clean": kwargs.get("clean", "lower"), "strip_sep_token": True}
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / weights_name)
-
-
-def _write_vocabulary(folder: Path, architecture: Architecture, text_cfg: dict, repo: str | None) -> None:
-    """Writes the tokenizer of a vocabulary of one's own, and has the configuration open it from the folder."""
-    kwargs = dict(text_cfg["tokenizer_kwargs"])
-    del kwargs["bpe_path"]
-    clean = kwargs.pop("clean", "lower")
-    if kwargs:
-        raise InputError(
-            f"--model: {architecture.name} has a vocabulary of its own, with {', '.join(kwargs)} in tokenizer_kwargs, "
-            "which no folder can carry: bpe_path and clean alone can be exported"
-        )
-    save_tokenizer(as_hugging_face(architecture.tokenizer()), folder)
-    text_cfg["hf_tokenizer_name"] = repo or "in-this-folder"
-    text_cfg["tokenizer_kwargs"] = {"clean": clean, "strip_sep_token": True}
 
 
 class Export(NamedTuple):
@@ -236,11 +214,11 @@ def export(
     repo: str | None = None,
     overwrite: bool = False,
 ) -> Export:
-    """Writes the folder `out`, whole or not at all, and returns what it holds.
+    """Writes the folder `out`, complete or not at all.
 
     Args:
         file: a checkpoint of a run, a file of weights, or a folder.
-        out: the folder; with `overwrite` it is exchanged whole.
+        out: the folder; with `overwrite` it is replaced as a whole.
         model: OpenCLIP's name or a JSON file, if nothing beside the checkpoint names it.
         format: of WEIGHTS_NAMES, or "hf" for transformers.
         with_head: whether the class head and the counts are kept beside the model.
@@ -251,17 +229,14 @@ def export(
     checkpoint = read_checkpoint(file)
     run, head = run_behind(checkpoint), checkpoint.head()
     if with_head and not head:
-        raise InputError(f"--with-head: {file} holds no class head")
+        raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, run.options, model)
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.on_meta()
     check_match(weights, plain.state_dict(), str(file), found.name)
     if with_head:
-        check_head(head, plain, str(file), found.name)
+        check_match(head, expected_head(plain, head_input_of(head)), f"{file}: the class head", found.name)
     check_values(checkpoint.weights, str(file))
-    warnings = vocabulary_warnings(architecture, plain)
-    num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
-    warnings += _local_tower(architecture)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         if format == "hf":
@@ -270,24 +245,20 @@ def export(
             write_clip_model(folder, architecture, plain, weights)
             library, usage, place = "transformers", HF_USAGE, "{place}"
         else:
-            write_model(folder, architecture, plain, weights, WEIGHTS_NAMES[format], repo)
+            write_model(folder, architecture, plain, weights, WEIGHTS_NAMES[format], repo, out)
             library, usage, place = "open_clip", OPENCLIP_USAGE, "hf-hub:{place}" if repo else "local-dir:{place}"
         usage = usage.replace("{place}", place)
         if with_head:
             kept = {name: run.options[name] for name in ("superclip_idf",) if name in run.options}
             save_weights(head, folder / HEAD_NAME, kept)  # what the class head alone needs
+        num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
         card = Card(name, run, num_captions, with_head, license, library, usage.format(place=repo or name), found.name)
         (folder / "README.md").write_text(card.text())
+    tower, warnings = architecture.model_cfg["text_cfg"].get("hf_model_name"), []
+    if tower and Path(tower).exists() and not repo:
+        warnings.append(
+            f"OpenCLIP reads the text tower's config.json by its absolute path: if {out} is moved, correct "
+            f"hf_model_name in its {HF_CONFIG_NAME}; --push REPO names the repository there instead"
+        )
     return Export(found.name, usage.format(place=repo or out), warnings)
-
-
-def _local_tower(architecture: Architecture) -> list[str]:
-    """Returns a warning if OpenCLIP reads the text tower's configuration from this machine, or nothing."""
-    tower = architecture.model_cfg["text_cfg"].get("hf_model_name")
-    if not tower or not Path(tower).exists():
-        return []
-    return [
-        f"OpenCLIP reads the text tower's configuration from {tower}, on this machine alone: the export works "
-        "elsewhere only after text_cfg names a model of the hub as hf_model_name"
-    ]

@@ -14,11 +14,11 @@ from ..errors import InputError
 from .architecture import Architecture
 from .checkpoint import check_match, save_files, save_weights
 
-# Options that CLIPModel can follow, or that do not matter once a model is trained. Every other must have its default.
+# Options that CLIPModel has, or that do not matter once a model is trained. All others must have their defaults.
 EXPRESSED = {
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
-    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as far as _unfollowed says
+    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as clip_config checks
 }
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
@@ -73,35 +73,41 @@ def clip_config(architecture: Architecture) -> dict:
             for name, value in model_cfg[tower].items()
             if name not in EXPRESSED[tower] and value != defaults.get(name)
         ]
-    wrong += _unfollowed(model_cfg["text_cfg"])
+    kwargs = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    clean = "whitespace" if model_cfg["text_cfg"].get("hf_tokenizer_name") else "lower"  # OpenCLIP's defaults
+    wrong += [
+        f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
+        for name, value in kwargs.items()
+        if name not in ("bpe_path", "context_length") and (name, value) != ("clean", clean)
+    ]
     vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
-    if isinstance(vision.layers, int):
-        sides = {"image_size": _side(vision.image_size), "patch_size": _side(vision.patch_size)}
-        wrong += [f"vision_cfg.{name} = {getattr(vision, name)!r}" for name, side in sides.items() if side is None]
-    else:
+    sides = {}
+    for name in ("image_size", "patch_size"):
+        size = getattr(vision, name)
+        side = set(size) if isinstance(size, list | tuple) else {size}
+        sides[name] = side.pop() if len(side) == 1 else None
+    if not isinstance(vision.layers, int):
         wrong.append("a ResNet")
+    elif None in sides.values():
+        wrong.append(f"vision_cfg of image_size {vision.image_size} and patch_size {vision.patch_size}")
     if wrong:
         raise InputError(
             f"--format hf: {architecture.name} is not a model that transformers' CLIPModel can express "
             f"({', '.join(wrong)}); --format openclip can"
         )
-    shared = {
-        "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
-        "layer_norm_eps": 1e-5,
-        "projection_dim": model_cfg["embed_dim"],
-    }
+    activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+    shared = {"hidden_act": activation, "layer_norm_eps": 1e-5, "projection_dim": model_cfg["embed_dim"]}
     return {
         "projection_dim": model_cfg["embed_dim"],
-        "vision_config": shared
-        | {
+        "vision_config": {
+            **shared, **sides,
             "hidden_size": vision.width,
             "intermediate_size": int(vision.width * vision.mlp_ratio),
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.width // vision.head_width,
-            **sides,
         },
-        "text_config": shared
-        | {
+        "text_config": {
+            **shared,
             "vocab_size": text.vocab_size,
             "hidden_size": text.width,
             "intermediate_size": int(text.width * text.mlp_ratio),
@@ -112,26 +118,7 @@ def clip_config(architecture: Architecture) -> dict:
             "bos_token_id": None,
             "eos_token_id": 2,  # transformers then reads the text off the highest id, as OpenCLIP and OpenAI do
         },
-    }
-
-
-def _unfollowed(text_cfg: dict) -> list[str]:
-    """Returns the tokenizer's options that transformers' tokenizer does not follow."""
-    kwargs = text_cfg.get("tokenizer_kwargs") or {}
-    of_hugging_face = bool(text_cfg.get("hf_tokenizer_name"))
-    clean = "whitespace" if of_hugging_face else "lower"  # OpenCLIP's default
-    followed = {"clean": clean, "bpe_path": kwargs.get("bpe_path"), "context_length": kwargs.get("context_length")}
-    return [
-        f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
-        for name, value in kwargs.items()
-        if name not in followed or value != followed[name]
-    ]
-
-
-def _side(size: int | list[int] | None) -> int | None:
-    """Returns the side of a square; None for anything else."""
-    sides = set(size) if isinstance(size, list | tuple) else {size}
-    return sides.pop() if len(sides) == 1 else None
+    }  # fmt: skip
 
 
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,8 +159,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     save_files(image_processor, folder)  # under the name by which LLaVA-style projects look for it
 
 
-# What OpenCLIP's tokenizer cleans with ftfy and html.unescape, as far as rules can follow: all but mojibake and rare
-# entities. OpenCLIP unescapes twice.
+# What OpenCLIP's tokenizer cleans with ftfy and html.unescape (twice), but for mojibake and rare entities.
 ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&apos;": "'", "&nbsp;": " "}
 AMPERSAND = "&(amp;)+"
 COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and letters of full width

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: where OpenCLIP has to be told how to load them, and whether they hold a head."""
+"""The weights that a run starts from: their checks, how to load them, and whether they contain a class head."""
 
 import functools
 import logging
@@ -8,16 +8,16 @@ from pathlib import Path
 import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
+from ..method.head import FRESH_HEAD
 from .checkpoint import file_of_weights, holds_head, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
-    """Returns the file behind MODEL:TAG, out of the cache or off the hub as OpenCLIP gets it; a path stays as it is.
+    """Returns the file behind MODEL:TAG, which OpenCLIP downloads or has in its cache; a path stays as it is.
 
     Raises InputError, naming `flag`, for weights that OpenCLIP does not know or cannot get.
     """
@@ -33,27 +33,19 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
 
 
 def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
-    """Returns class head and counts of what OpenCLIP's --model and --pretrained name; None if no file keeps them."""
+    """Returns the head and counts in a file beside the weights that --model and --pretrained name; None without one."""
     schema, place = parse_model_name(model)
     if pretrained and Path(pretrained).is_file():  # it comes before the weights in a folder
-        if Path(pretrained).name not in WEIGHTS_NAMES.values():
-            return None
-        file = Path(pretrained).with_name(HEAD_NAME)
+        exported = Path(pretrained).name in WEIGHTS_NAMES.values()
+        file = Path(pretrained).with_name(HEAD_NAME) if exported else None
     elif schema == "hf-hub":
-        return _head_on_the_hub(place, cache_dir)
-    elif schema == "local-dir":
-        file = Path(place, HEAD_NAME)
+        try:
+            file = Path(download_pretrained_from_hf(place, filename=HEAD_NAME, cache_dir=cache_dir))
+        except FileNotFoundError:  # the repository has none
+            return None
     else:
-        return None
-    return read_head(file)[0] if file.is_file() else None
-
-
-def _head_on_the_hub(repo: str, cache_dir: str | None) -> dict[str, Tensor] | None:
-    try:
-        file = download_pretrained_from_hf(repo, filename=HEAD_NAME, cache_dir=cache_dir)
-    except FileNotFoundError:  # as OpenCLIP tells that there is none
-        return None
-    return read_head(Path(file))[0]
+        file = Path(place, HEAD_NAME) if schema == "local-dir" else None
+    return read_head(file)[0] if file and file.is_file() else None
 
 
 def check_pretrained(model: str, pretrained: str | None) -> None:
@@ -75,7 +67,7 @@ def check_weights_file(pretrained: str | None) -> None:
 
 
 def check_teacher(model: str, pretrained: str | None) -> None:
-    """Raises InputError for a teacher in local-dir: whose weights would be random: OpenCLIP reads none but its own."""
+    """Raises InputError for a teacher in local-dir: with random weights: OpenCLIP loads those in the folder alone."""
     schema, place = parse_model_name(model)
     if schema != "local-dir":
         return
@@ -91,17 +83,15 @@ def check_teacher(model: str, pretrained: str | None) -> None:
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
-    """Returns what OpenCLIP's factory must be told about --pretrained, and what is to load it if OpenCLIP would not.
+    """Returns arguments of OpenCLIP's factory for --pretrained, and what loads the file if OpenCLIP would ignore it.
 
     Raises InputError as `check_pretrained` does.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
         return {}, None
-    from ..method.head import FRESH_HEAD
-
     if pretrained.endswith(".npz"):
-        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one: the model does not see them come
+        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one, without load_state_dict
     # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
     options = {"weights_only": False} if is_torchscript(pretrained) else {}
     if not parse_model_name(model)[0]:
@@ -116,18 +106,12 @@ def _load(model, *, file: str, options: dict) -> None:
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:
-    """Returns whether the weights of a model, those of --pretrained or of its own folder, hold a class head."""
-    if not model:
-        return False
-    schema, place = parse_model_name(model)
+    """Returns whether the weights of a model, those of --pretrained or of its own folder, contain a class head."""
+    schema, place = parse_model_name(model) if model else (None, None)
     source = place if schema == "local-dir" else pretrained
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
-        file = file_of_weights(Path(source))
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as weights:
-                return holds_head(weights.keys())
-        return not is_torchscript(file) and holds_head(read_checkpoint(file).weights)
-    except (InputError, SafetensorError, OSError):  # OpenCLIP tells what is wrong with it
+        return holds_head(read_checkpoint(source).weights)
+    except InputError:  # OpenCLIP reports what is wrong with it
         return False

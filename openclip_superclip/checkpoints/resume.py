@@ -17,7 +17,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from . import is_sharded
-from .model_files import know_model
+from .model_files import instead_of_passing_over, know_model
 from .run_outputs import is_complete, latest_checkpoints, read_run_record
 
 NAME = "began_with.json"
@@ -26,8 +26,8 @@ NUM_MEASURED = 16  # shards, spread over the list
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
-# Options on which no weight depends, by their names or what these begin with; all others are compared. The batch and
-# the shards are compared as they are, not as they were written.
+# Options on which no weight depends, by name or prefix; all others are compared. The batch and the shards are compared
+# by what they mean, not as they were written.
 HARMLESS = (
     "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_", "ddp_static_graph",
     "debug", "delete_previous_checkpoint", "device", "dist_", "grad_checkpointing", "help", "imagenet_", "log_", "logs",
@@ -67,7 +67,7 @@ def _is_harmless(name: str) -> bool:
 
 
 def _content(name: str, value):
-    """Returns what an option means: the digest of a file or of a model's folder, wherever it lies."""
+    """Returns what an option means: for a file or a model's folder its digest, so that it may be moved."""
     if isinstance(value, list | tuple) and len(value) == 1:  # as OpenCLIP reads --force-image-size 224
         return value[0]
     if not isinstance(value, str) or not value:
@@ -77,17 +77,26 @@ def _content(name: str, value):
     )
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
-    if name in ("model", "distill_model") and (":" in value or value.endswith(".json")):
-        towers = _towers(value)
-        return value if towers is None else DIGEST + hashlib.sha256(json.dumps(towers).encode()).hexdigest()
+    if name in ("model", "distill_model") and (value.startswith("local-dir:") or value.endswith(".json")):
+        return _model_digest(value)
     return value
 
 
-def _identity(shards: list[str]) -> dict:
-    """Returns what distinguishes a list of shards: names, as seen from the folder that holds them all, and sizes.
+def _model_digest(model: str) -> str:
+    """Returns a digest of a model's configuration, tokenizer aside; `model` itself if its file is not there."""
+    import open_clip
 
-    The sizes are those of a few shards that are files: data sets are often named alike.
-    """
+    try:
+        know_model(model)
+        config = open_clip.get_model_config(model)
+    except (InputError, OSError, ValueError, KeyError):
+        return model
+    text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
+    return DIGEST + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
+
+
+def _identity(shards: list[str]) -> dict:
+    """Returns what distinguishes a list of shards: relative names, and the sizes of a few that are files."""
     names = shards
     if not any(map(is_remote, shards)):
         paths = [os.path.abspath(shard) for shard in shards]
@@ -112,34 +121,34 @@ def read_beginning(folder: Path) -> dict | None:
 
 def differences(before: dict, now: dict) -> list[str]:
     """Returns a line for each difference between what a run began with and what it would resume with."""
+    was, given = before["options"], now["options"]
+    compared = [name for name in was if name in given and not _is_harmless(name)]
     lines = [
-        f"--{name.replace('_', '-')} was {_shown(was)} and is {_shown(now['options'][name])}"
-        for name, was in before["options"].items()
-        if name in now["options"] and not _is_harmless(name) and not _same(name, was, now["options"][name])
+        f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
+        for name in dict.fromkeys([*compared, "superclip_slices"])  # which is not recorded unless it is given
+        if not _same(name, was.get(name), given.get(name))
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
         lines.append(f"the global batch was {before['global_batch_size']:,} and is {now['global_batch_size']:,}")
-    was, shards = before["shards"], now["shards"]
-    sizes = was.get("bytes", {})
-    changed = [name for name, size in shards["bytes"].items() if sizes.get(name, size) != size]
-    if was["sha256"] != shards["sha256"]:
-        shown = [f"{found['number']:,} shards ({found['sha256'][:8]})" for found in (was, shards)]
+    old, new = before["shards"], now["shards"]
+    sizes = {name: (size, new["bytes"].get(name, size)) for name, size in old.get("bytes", {}).items()}
+    changed = [name for name, (size, new_size) in sizes.items() if size != new_size]
+    if old["sha256"] != new["sha256"]:
+        shown = [f"{found['number']:,} shards ({found['sha256'][:8]})" for found in (old, new)]
         lines.append(f"--train-data was {shown[0]} and is {shown[1]}")
     elif changed:
-        lines.append(
-            f"--train-data: {len(changed)} of {len(shards['bytes'])} shards that were measured have other sizes: "
-            f"{changed[0]} had {sizes[changed[0]]:,} bytes and has {shards['bytes'][changed[0]]:,}"
-        )
+        size, new_size = sizes[changed[0]]
+        lines.append(f"--train-data: {changed[0]} had {size:,} bytes and has {new_size:,}")
     installed = now["versions"]
     return lines + [
-        f"{name} was {was} and is {installed[name]}"
-        for name, was in before["versions"].items()
-        if installed.get(name, was) != was
+        f"{name} was {version} and is {installed[name]}"
+        for name, version in before["versions"].items()
+        if installed.get(name, version) != version
     ]
 
 
 def _same(name: str, was, now) -> bool:
-    """Returns whether an option is as it was; an earlier version recorded paths, which may no longer exist."""
+    """Returns whether an option is as it was; version 0.1 recorded paths, which may no longer exist."""
     if isinstance(was, str) and str(now).startswith(DIGEST) and not was.startswith(DIGEST):
         found = _content(name, was)
         return found == now or not found.startswith(DIGEST)
@@ -158,11 +167,7 @@ def changes_since_beginning(folder: Path, now: dict) -> list[str]:
 
 
 def check_beginning(folder: Path, now: dict, accept: str) -> None:
-    """Raises InputError, naming every difference, if the run in `folder` began with other things.
-
-    Args:
-        accept: the flag that resumes it all the same.
-    """
+    """Raises InputError, naming every difference and the flag `accept`, if the run in `folder` began otherwise."""
     if lines := changes_since_beginning(folder, now):
         raise InputError(
             f"{folder} began with other things: {'; '.join(lines)}; resume with those, train into another folder, or "
@@ -183,7 +188,7 @@ def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
 
 
 class Resumed(NamedTuple):
-    """The checkpoint that --resume takes, None if there is none, once those that were not written whole are renamed."""
+    """The checkpoint that --resume takes, None if there is none, and the newer ones that are damaged."""
 
     file: str | None
     damaged: tuple[str, ...] = ()
@@ -208,26 +213,22 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
     Raises InputError for a file that does not exist.
 
     Args:
-        resume: what the flag says.
+        resume: the flag's value.
         run_folder: LOGS/NAME.
         save_most_recent: OpenCLIP's flag.
     """
     if not resume or "://" in resume:
         return Resumed(None)
     if resume == "latest":
-        folder = os.path.join(run_folder, "checkpoints")
-        files = latest_checkpoints(folder)
+        files = latest_checkpoints(os.path.join(run_folder, "checkpoints"))
         if save_most_recent:
             files.sort(key=lambda file: Path(file).stem != LATEST)
             files = files if files and Path(files[0]).stem == LATEST else []
         whole = next((place for place, file in enumerate(files) if is_complete(file)), len(files))
         return Resumed(files[whole] if whole < len(files) else None, tuple(files[:whole]))
-    if os.path.isdir(resume) and not is_sharded(Path(resume)):
-        newest = next(iter([*latest_checkpoints(resume), *latest_checkpoints(os.path.join(resume, "checkpoints"))]), "")
-        expected = f"a checkpoint, such as {newest}" if newest else "a checkpoint, and there is none in it"
-        raise InputError(f"--resume: {resume} is a folder; expected {expected}")
-    if not os.path.exists(resume):
-        raise InputError(f"--resume: there is no file {resume}; expected a checkpoint, or latest")
+    if not (os.path.isfile(resume) or is_sharded(Path(resume))):
+        problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
+        raise InputError(f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest")
     return Resumed(resume)
 
 
@@ -250,79 +251,20 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         if with_head:
             raise InputError(f"--resume: {error}") from error
         return
-    export = f"superclip export {file} --out FOLDER --model {model}, then --model local-dir:FOLDER"
-    # Beside local-dir: and hf-hub:, OpenCLIP ignores --pretrained; with --superclip it is loaded all the same.
-    fresh = f"--pretrained {file} and a new --name" if with_head or ":" not in model else f"{export} and a new --name"
     has_head = bool(checkpoint.head())
     if with_head and not has_head:
-        raise InputError(
-            f"--resume: {file} is of a run without --superclip; to start from its weights with a fresh class head, "
-            f"give {fresh} instead"
-        )
-    if has_head and not with_head:
-        raise InputError(
-            f"--resume: {file} is of a run with --superclip: add --superclip; or, to start from its weights without "
-            f"the class head, {export} and a new --name"
-        )
-    if has_tasks is not None and checkpoint.of_tasks != has_tasks:
-        raise InputError(
-            f"--resume: {file} is of a run on OpenCLIP {4 if checkpoint.of_tasks else 3}, whose optimizer has other "
-            f"groups of parameters than OpenCLIP {4 if has_tasks else 3}'s: resume it with the OpenCLIP that it began "
-            f"with; or, to start from its weights, give {fresh}"
-        )
-    if with_ddp is not None and checkpoint.of_ddp != with_ddp:
-        kind = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
-        raise InputError(
-            f"--resume: {file} is of a run of {kind}, whose names OpenCLIP does not resume here: resume with "
-            f"the ranks that it began with; or, to start from its weights, give {fresh}"
-        )
-
-
-def check_same_model(file: str, model: str) -> None:
-    """Raises InputError if the run that wrote `file` trained another model than `model`, as --model names both."""
-    before = read_run_record(Path(file), None).options.get("model")
-    if before is None or before == model:
+        kind = "without --superclip"
+    elif has_head and not with_head:
+        kind = "with --superclip: add --superclip"
+    elif has_tasks is not None and checkpoint.of_tasks != has_tasks:
+        other = 4 if checkpoint.of_tasks else 3
+        kind = f"on OpenCLIP {other}, whose optimizer has other groups of parameters: resume it with OpenCLIP {other}"
+    elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
+        ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
+        kind = f"of {ranks}, whose names of weights are others: resume it with those"
+    else:
         return
-    towers_before, towers = _towers(before), _towers(model)
-    if towers_before and towers and towers_before != towers:
-        raise InputError(
-            f"--model is {model}, and --resume: {file} is of a run of another model: give --model {before}, or leave "
-            "--resume out and give a new --name"
-        )
-
-
-def _towers(model: str) -> dict | None:
-    """Returns the configuration of a model, None if it is not at hand; its tokenizer may be anywhere."""
-    import open_clip
-
-    if model.startswith("hf-hub:"):
-        return None
-    try:
-        know_model(model)
-        config = open_clip.get_model_config(model if ":" in model else model.replace("/", "-"))
-    except (InputError, OSError, ValueError, KeyError):  # a folder that was moved
-        return None
-    if config is None:
-        return None
-    text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
-    return {**config, "text_cfg": text}
-
-
-def check_slices(file: str, slices: int | None) -> None:
-    """Raises InputError if the run that wrote `file` read its shards in other slices, or in none.
-
-    OpenCLIP's params.txt beside the checkpoints records how that run was started.
-    """
-    before = read_run_record(Path(file), None).options
-    began_with = before.get("superclip_slices")
-    if "seed" not in before or slices == began_with:
-        return
-    found = "is not given" if slices is None else f"is {slices}"
-    of, instead = "without it", "leave it out"
-    if began_with is not None:
-        of = instead = f"--superclip-slices {began_with}"
-        of, instead = f"with {of}", f"give {instead}"
-    raise InputError(
-        f"--superclip-slices {found}, and --resume: {file} is of a run {of}: {instead}; to train otherwise, start from "
-        f"its weights: --pretrained {file} and a new --name"
-    )
+    # Without --superclip, OpenCLIP ignores --pretrained beside a folder's own weights.
+    instead = None if with_head else instead_of_passing_over(model)
+    start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
+    raise InputError(f"--resume: {file} is of a run {kind}; to start from its weights, give {start}")

@@ -1,6 +1,7 @@
 """What OpenCLIP's trainer leaves in a run's folder: options, measures, its log, and the checkpoints of its epochs."""
 
 import ast
+import contextlib
 import glob
 import json
 import os
@@ -11,12 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..files import read_json
 from . import RECORD_BESIDE, is_sharded
 
-# What a mean of checkpoints and an export's head keep of the options: what defines the model, and how it was trained.
+# Options that a mean of checkpoints and an export's head keep: those that define the model, and how it was trained.
 KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
@@ -25,7 +24,6 @@ STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
 SPEED = re.compile(r"([\d.e+-]+)/s, ")
 END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
-CHUNK = 1 << 20  # bytes
 
 
 class RunRecord(NamedTuple):
@@ -44,11 +42,9 @@ def run_behind(checkpoint) -> RunRecord:
 
 def options_to_keep(checkpoint) -> dict:
     """Returns the options of a Checkpoint that another file is to record, the model's folder by its absolute path."""
-    from open_clip.constants import HF_CONFIG_NAME
-
     options = {name: value for name, value in run_behind(checkpoint).options.items() if name in KEPT}
     model = str(options.get("model", ""))
-    if (checkpoint.path / HF_CONFIG_NAME).is_file():
+    if (checkpoint.path / "open_clip_config.json").is_file():
         model = f"local-dir:{checkpoint.path}"
     if model.startswith("local-dir:"):
         model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
@@ -59,14 +55,12 @@ def options_to_keep(checkpoint) -> dict:
 
 def read_run_record(checkpoint: Path, epoch: int | None) -> RunRecord:
     """Returns the record of the run that wrote `checkpoint`, logs/NAME/checkpoints/epoch_N.pt."""
-    params, results = checkpoint.parent.parent / "params.txt", checkpoint.with_name("results.jsonl")
+    params = checkpoint.parent.parent / "params.txt"
     if checkpoint.parent.name != "checkpoints" or not params.is_file():
         return RunRecord({}, {})
     lines = (line.partition(": ") for line in params.read_text(errors="replace").splitlines())
     options = {name: _value(text) for name, separator, text in lines if separator}
-    rows = map(_row, results.read_text(errors="replace").splitlines() if results.is_file() else [])
-    measured = [row for row in rows if row.get("epoch") == epoch]
-    return RunRecord(options, {k: v for row in measured for k, v in row.items() if isinstance(v, float)})
+    return RunRecord(options, _measures(checkpoint.with_name("results.jsonl"), epoch))
 
 
 def _value(text: str) -> object:
@@ -76,12 +70,14 @@ def _value(text: str) -> object:
         return text
 
 
-def _row(line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError:  # empty, or cut by a crash
-        return {}
-    return row if isinstance(row, dict) else {}
+def _measures(results: Path, epoch: int | None) -> dict[str, float]:
+    measures = {}
+    for line in results.read_text(errors="replace").splitlines() if results.is_file() else ():
+        with contextlib.suppress(ValueError):  # a line that a crash has cut
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("epoch") == epoch:
+                measures |= {name: value for name, value in row.items() if isinstance(value, float)}
+    return measures
 
 
 def training_folder(run: Path, options: dict) -> Path | None:
@@ -156,25 +152,17 @@ def is_complete(path: str | Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Returns whether a checkpoint is complete and every byte in it what was written: reads all of it.
+    """Returns whether a checkpoint is complete and all its checksums are right: reads all of it.
 
     A sharded one has no checksums.
     """
-    if is_sharded(path):
+    if not is_complete(path) or is_sharded(path):
         return is_complete(path)
-    size = path.stat().st_size
     try:
-        with (
-            zipfile.ZipFile(path) as archive,
-            tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress,
-        ):
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    while chunk := file.read(CHUNK):
-                        progress.update(len(chunk))
-    except Exception:  # a checksum is wrong, there is no list of contents, or it names what cannot be
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # the archive is damaged
         return False
-    return True
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:

@@ -8,12 +8,6 @@ from ..errors import InputError
 
 def main(argv: list[str]) -> int:
     """Writes the mean, prints what it is, and returns the exit code."""
-    options = _parse(argv)
-    print(_average(options))
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model. The captions' counts are "
@@ -21,25 +15,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         epilog="example: superclip average epoch_4.pt epoch_5.pt --out mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="files or folders; two or more")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help=".pt or .safetensors file to write, for --pretrained or superclip export",
-    )
+    add_output(parser)
     parser.add_argument(
         "--add-counts",
         action="store_true",
         help="add the captions' counts: right for separate runs, wrong for checkpoints of one run",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:
         raise InputError(f"one checkpoint was given, {options.checkpoints[0]}; an average needs two or more")
-    return options
-
-
-def _average(options: argparse.Namespace) -> str:
     from ..checkpoints.averaging import average, options_of_all
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
     from ..files import check_file_out, whole_output
@@ -49,4 +33,14 @@ def _average(options: argparse.Namespace) -> str:
     weights = average(checkpoints, options.add_counts)
     with whole_output(options.out, options.overwrite) as file:
         save_weights(weights, file, options_of_all(checkpoints))
-    return f"{options.out}: the mean of {len(checkpoints)} checkpoints"
+    print(f"{options.out}: the mean of {len(checkpoints)} checkpoints")
+    return 0
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds --out and --overwrite for a file of weights."""
+    parser.add_argument(
+        "--out", type=Path, required=True,
+        help=".pt or .safetensors file to write, for --pretrained or superclip export",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")

@@ -12,9 +12,18 @@ from ..errors import InputError, reason
 def main(argv: list[str]) -> int:
     """Writes the folder, prints how to open it, and returns the exit code."""
     options = _parse(argv)
-    print(_export(options))
+    from ..checkpoints.export import export
+
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
+    written = export(
+        options.checkpoint, options.out, options.model, options.format, options.with_head, options.license,
+        options.push, options.overwrite,
+    )  # fmt: skip
+    for warning in written.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{options.out}: {written.model} as plain CLIP\n{written.usage}")
     if options.push:
-        print(_push(options.out, options.push))
+        _push(options.out, options.push)
     return 0
 
 
@@ -43,26 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _export(options: argparse.Namespace) -> str:
-    from ..checkpoints.export import export
-
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
-    written = export(
-        options.checkpoint,
-        options.out,
-        model=options.model,
-        format=options.format,
-        with_head=options.with_head,
-        license=options.license,
-        repo=options.push,
-        overwrite=options.overwrite,
-    )
-    for warning in written.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return f"{options.out}: {written.model} as plain CLIP\n{written.usage}"
-
-
-def _push(folder: Path, repo: str) -> str:
+def _push(folder: Path, repo: str) -> None:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
@@ -71,5 +61,5 @@ def _push(folder: Path, repo: str) -> str:
         url = HfApi().create_repo(repo, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="superclip export")
     except (OSError, ValueError) as error:  # the client's own errors are among them
-        raise InputError(f"--push: {repo} did not take {folder}, which is whole here ({reason(error)})") from error
-    return f"{folder} is at {url}"
+        raise InputError(f"--push: {repo} did not take {folder}, which is complete here ({reason(error)})") from error
+    print(f"{folder} is at {url}")

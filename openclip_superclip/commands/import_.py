@@ -9,13 +9,7 @@ from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder, prints what it holds and how to use it, and returns the exit code."""
-    options = _parse(argv)
-    print(_import(options))
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
+    """Writes the folder, prints what it contains and how to use it, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
@@ -37,18 +31,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)
-    return options
-
-
-def _import(options: argparse.Namespace) -> str:
     from ..checkpoints.authors import import_checkpoint
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
     written = import_checkpoint(options.checkpoint, options.model, options.out, options.global_batch, options.overwrite)
     for warning in written.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return (
+    print(
         f"{options.out}: {options.model} with its class head and the counts of {written.num_captions:,} captions\n"
         f"train on:      superclip train --superclip --model local-dir:{options.out} …\n"
         f"to plain CLIP: superclip export {options.out} --out FOLDER"
     )
+    return 0

@@ -3,15 +3,11 @@
 import argparse
 from pathlib import Path
 
+from .average import add_output
+
 
 def main(argv: list[str]) -> int:
     """Writes the weights in between, prints what they are, and returns the exit code."""
-    options = _parse(argv)
-    print(_interpolate(options))
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip interpolate",
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). A class head that RELEASED lacks is TUNED's.",
@@ -24,17 +20,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="the file or folder that it ended with")
     parser.add_argument("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help=".pt or .safetensors file to write, for --pretrained or superclip export",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    return parser.parse_args(argv)
-
-
-def _interpolate(options: argparse.Namespace) -> str:
+    add_output(parser)
+    options = parser.parse_args(argv)
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
     from ..checkpoints.pretrained import released_file
@@ -46,4 +33,5 @@ def _interpolate(options: argparse.Namespace) -> str:
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:
         save_weights(weights, file, options_to_keep(tuned))
-    return f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of {options.tuned}"
+    print(f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of {options.tuned}")
+    return 0

@@ -245,7 +245,8 @@ def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
         return Resumed(None)
     from open_clip_train.distributed import is_using_distributed
 
-    from ..checkpoints.resume import beginning, check_beginning, check_same_model, check_slices
+    from ..checkpoints.resume import beginning, check_beginning
+    from ..checkpoints.run_outputs import read_run_record
     from .horovod import launched_size
 
     ours = with_head or slices is not None
@@ -256,13 +257,10 @@ def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
     with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
     has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
     check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
-    if not data.accept_changes:
-        check_slices(file, slices)
-        if slices is not None and args.train_data:
-            now = beginning(with_model_defaults(vars(args)), launched_size())
-            check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
-    if ours:
-        check_same_model(file, args.model)
+    was_sliced = "superclip_slices" in read_run_record(Path(file), None).options
+    if args.train_data and (slices is not None or was_sliced) and not data.accept_changes:
+        now = beginning(with_model_defaults(vars(args)), launched_size())
+        check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
     return resumed if ours else Resumed(None)
 
 

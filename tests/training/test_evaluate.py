@@ -451,13 +451,13 @@ def test_a_relative_model_lies_where_the_run_was_trained(train_flags, tmp_path, 
     capsys.readouterr()
     assert run(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 1
     assert "--model: " in (error := capsys.readouterr().err)
-    assert "was trained with --model local-dir:model, and nothing tells in which folder" in error
+    assert "was trained with --model local-dir:model, in an unknown folder" in error
     (tmp_path / "copy" / "run.json").write_text(json.dumps({"cwd": str(trained_in)}))
     assert run(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 0
     shutil.rmtree(trained_in / "model")
     capsys.readouterr()
     assert run(checkpoint, *argv) == 1
-    assert f"in {trained_in}, where it is no longer: give --model local-dir:FOLDER" in capsys.readouterr().err
+    assert f"which is no longer in {trained_in}: give --model local-dir:FOLDER" in capsys.readouterr().err
     assert run(checkpoint, *argv, "--model", f"local-dir:{elsewhere}/model") == 1  # of another size
 
 

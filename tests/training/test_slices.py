@@ -284,8 +284,7 @@ def test_three_ranks_resume_bit_for_bit(train_flags, train_data, tmp_path):
 # What is refused
 
 OTHER_ORDER = {  # what is given otherwise: what the one line says
-    "--superclip-slices 4 --train-num-samples 12": "--superclip-slices is 4, and --resume: {file} is of a run with "
-    "--superclip-slices 3: give --superclip-slices 3; to train otherwise",
+    "--superclip-slices 4 --train-num-samples 12": "--superclip-slices was 3 and is 4; resume with those",
     "--seed 1": "began with other things: --seed was 0 and is 1; resume with those",
     "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data was 12 shards (",
     "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "--train-data was 12 shards (",
@@ -391,10 +390,7 @@ def test_packages_and_shards_of_another_version_are_other_things(train_data, tra
     assert differences(before, beginning(copied, 1)) == []
     os.truncate(copies / "07.tar", 512)  # another data set, named alike
     (named_alike,) = differences(before, beginning(copied, 1))
-    assert re.fullmatch(
-        r"--train-data: 1 of 12 shards that were measured have other sizes: 07.tar had [\d,]+ bytes and has 512",
-        named_alike,
-    )
+    assert re.fullmatch(r"--train-data: 07.tar had [\d,]+ bytes and has 512", named_alike)
     now["versions"] = {**now["versions"], "torch": "1.0"}
     shards, packages = differences(before, now)
     assert re.fullmatch(r"--train-data was 12 shards \(\w{8}\) and is 11 shards \(\w{8}\)", shards)
@@ -403,12 +399,12 @@ def test_packages_and_shards_of_another_version_are_other_things(train_data, tra
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args):
     whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
-    with pytest.raises(SystemExit, match=r"--superclip-slices is not given, .* give --superclip-slices 3; "):
+    with pytest.raises(SystemExit, match="--superclip-slices was 3 and is not given; "):
         parse_args(whole)
     params = began.parent.parent / "params.txt"
     params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))
     assert parse_args(whole).resume == str(began)
-    with pytest.raises(SystemExit, match=r"--superclip-slices is 3, .* of a run without it: leave it out; "):
+    with pytest.raises(SystemExit, match="--superclip-slices was not given and is 3; "):
         parse_args([*slice_flags(train_data), "--workers", "0", "--resume", str(began)])
 
 

@@ -1,19 +1,17 @@
 """Whatever has happened to a file of weights, a command ends in one line and its exit code, and writes nothing or all.
 
-HYPOTHESIS_SECONDS=600 pytest -s tests/unit/test_damaged_files.py draws for ten minutes and prints how many cases.
+HYPOTHESIS_EXAMPLES=10000 pytest tests/unit/test_damaged_files.py draws other cases, and more.
 """
 
-import collections
 import contextlib
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import GOLDEN
@@ -22,7 +20,7 @@ from support.models import write_model
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 
-SECONDS = float(os.environ.get("HYPOTHESIS_SECONDS", "0"))  # 0: a short draw, always the same
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))  # 0: a short draw, always the same
 COMMANDS = {  # the file that is damaged: what reads it
     "run.pt": [
         "export run.pt --model model/open_clip_config.json --out out",
@@ -64,37 +62,25 @@ def whole(tmp_path_factory):
     return folder
 
 
-@st.composite
-def damages(draw):
-    """How many bytes are flipped, cut, swapped or doubled, and where: as shares of the file's length."""
-    near = st.floats(0, 1) | st.floats(0, 0.02) | st.floats(0.98, 1)  # headers lie at the ends
-    kinds = st.sampled_from(["flip", "cut", "swap", "double", "zero"])
-    return draw(st.lists(st.tuples(kinds, near, near, st.integers(1, 255)), min_size=1, max_size=4))
+NEAR = st.floats(0, 1) | st.floats(0, 0.02) | st.floats(0.98, 1)  # fractions of the length; headers are at the ends
+DAMAGES = st.lists(
+    st.tuples(st.sampled_from(["flip", "cut", "swap", "double", "zero"]), NEAR, NEAR, st.integers(1, 255)),
+    min_size=1, max_size=4,
+)  # fmt: skip
 
 
 def damaged(content: bytes, damage) -> bytes:
     """The content with each damage done to it in turn."""
     for kind, here, there, value in damage:
         first, second = sorted((int(here * len(content)), int(there * len(content))))
-        length = min(value, second - first) or 1
-        if kind == "flip" and content:
-            first = min(first, len(content) - 1)
-            content = content[:first] + bytes([content[first] ^ value]) + content[first + 1 :]
-        elif kind == "cut":
-            content = content[:second] if value % 2 else content[:first] + content[first + length :]
-        elif kind == "swap":
-            middle = content[first + length : second]
-            content = (
-                content[:first]
-                + content[second : second + length]
-                + middle
-                + content[first : first + length]
-                + (content[second + length :])
-            )
-        elif kind == "double":
-            content = content[:second] + content[first:second][:value] + content[second:]
-        elif kind == "zero":
-            content = content[:first] + bytes(length) + content[first + length :]
+        start, middle, end = content[:first], content[first:second], content[second:]
+        content = {
+            "flip": start[:-1] + bytes([start[-1] ^ value if start else value]) + middle + end,
+            "cut": start + middle if value % 2 else start + end,
+            "swap": start + end[:value] + middle + end[value:],
+            "double": start + middle + middle[:value] + end,
+            "zero": start + bytes(min(value, len(middle))) + middle[value:] + end,
+        }[kind]
     return content
 
 
@@ -110,13 +96,12 @@ def run(command: str) -> tuple[int, str]:
 def test_a_damaged_file_ends_in_one_line_and_leaves_nothing_half_written(whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    cases, end = collections.Counter(), time.monotonic() + SECONDS
 
     @settings(
-        max_examples=100 if SECONDS else 25, deadline=None, derandomize=not SECONDS, database=None,
+        max_examples=EXAMPLES or 25, deadline=None, derandomize=not EXAMPLES, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(st.sampled_from(sorted(COMMANDS)), damages(), st.integers(0, 3))
+    @given(st.sampled_from(sorted(COMMANDS)), DAMAGES, st.integers(0, 3))
     def holds(file, damage, which):
         content = (whole / file).read_bytes()
         Path(file).write_bytes(damaged(content, damage))
@@ -124,7 +109,6 @@ def test_a_damaged_file_ends_in_one_line_and_leaves_nothing_half_written(whole, 
         try:
             code, said = run(command)
             out = [path for path in Path().iterdir() if path.name.startswith("out")]
-            cases["refused" if code else "taken"] += 1
             assert code in (0, 1)
             if code:
                 assert said.startswith("error: "), said
@@ -135,8 +119,4 @@ def test_a_damaged_file_ends_in_one_line_and_leaves_nothing_half_written(whole, 
             for path in Path().glob("out*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    if not SECONDS:
-        holds()
-    while time.monotonic() < end:
-        seed(time.time_ns())(holds)()
-        print(dict(cases), flush=True)
+    holds()
