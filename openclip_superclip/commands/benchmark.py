@@ -3,28 +3,27 @@
 import argparse
 from pathlib import Path
 
-from ..environment import require
 from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
-    """Measures, prints the tables, writes benchmark.json and benchmark.png; returns the exit code."""
+    """Measures, prints the tables, writes benchmark.json; returns the exit code."""
     options = _parse(argv)
-    from ..benchmark.head_cost import BenchmarkSettings, head_cost_tables, measure_head_cost
+    from ..benchmark.head_cost import head_cost_tables, measure_head_cost
 
-    report = measure_head_cost(BenchmarkSettings(**vars(options)))
-    print(f"\n{head_cost_tables(report)}\n\n{options.out}/benchmark.json and benchmark.png hold the rest.")
+    report = measure_head_cost(options)
+    print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip benchmark",
-        description="Times the class loss and its gradients beside the three matrix products that nothing can do "
-        "without and other ways, then a whole training step with and without the head; in one process, in turns.",
+        description="Times the class loss and its gradients beside the three matrix products that every way needs and "
+        "beside other ways, then a whole training step with and without the head; in one process, in turns.",
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
-    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--device", help="(default: the GPU if there is one)")
     parser.add_argument(
         "--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="(default: %(default)s)"
     )
@@ -38,11 +37,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--step-repeats", type=int, default=3, help="of the step; 0: leave it out (default: %(default)s)"
     )
     parser.add_argument("--grad-checkpointing", action="store_true", help="of the whole step")
-    parser.add_argument(
-        "--step-memory", action="store_true", help="measure the step's memory, beside what superclip plan follows"
-    )
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder (default: %(default)s)")
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=1, local_batch=1, repeats=1, step_repeats=0)
-    require("superclip benchmark", "report", "matplotlib")
     return options

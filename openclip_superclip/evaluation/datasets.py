@@ -1,13 +1,15 @@
-"""What to evaluate on: the suites' data sets, looked for in the user's folder."""
+"""The data sets of the suites, found in the user's folder."""
 
 import functools
 import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -29,154 +31,9 @@ from ..environment import replaced, require
 from ..errors import InputError
 from .suites import SUITES
 
-
-def collate(samples: list[tuple]) -> list:
-    """Returns a batch as CLIP_benchmark's pipeline makes it."""
-    return default_convert(default_collation_fn(samples))
-
-
-class _Piece(NamedTuple):
-    """Where the files of one sample lie in a shard, in bytes."""
-
-    start: int
-    end: int
-
-
-class ShardSamples(Dataset):
-    """CLIP_benchmark's WebDataset, asked for samples by their place: ranks and workers then share what they like.
-
-    Each goes through CLIP_benchmark's own pipeline: decoding, transform, label. Only headers are read to find it.
-    """
-
-    def __init__(self, dataset: WebDataset, split: Path, num_shards: int):
-        reader = next(place for place, stage in enumerate(dataset.pipeline) if _reads_tar(stage))
-        self.stages = dataset.pipeline[reader + 1 :]
-        self.classes, self.templates = dataset.classes, dataset.templates
-        self.shards = [split / f"{number}.tar" for number in range(num_shards)]
-
-    @functools.cached_property
-    def pieces(self) -> np.ndarray:
-        """Number of the shard, first byte and end of every sample, int64 [N, 3]."""
-        found = [(number, *piece) for number, shard in enumerate(self.shards) for piece in _pieces(shard)]
-        return np.array(found, dtype=np.int64).reshape(-1, 3)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, place: int) -> tuple:
-        number, start, end = self.pieces[place].tolist()
-        with open(self.shards[number], "rb") as file:
-            content = os.pread(file.fileno(), end - start, start)
-        source = {"url": str(self.shards[number]), "stream": io.BytesIO(content)}
-        samples = group_by_keys(tar_file_expander(iter([source])))
-        for stage in self.stages:
-            samples = stage(samples)
-        return next(iter(samples))
-
-
-def _reads_tar(stage) -> bool:
-    return getattr(stage, "f", None) is tarfile_samples
-
-
-def _pieces(shard: Path) -> list[_Piece]:
-    """Returns where a shard's samples lie. Files that follow each other and differ in their ending are one sample."""
-    found, key = [], None
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                tar.members = []  # or it remembers all that it has seen
-                prefix = base_plus_ext(member.name)[0] if member.isreg() and not member.name.startswith("__") else None
-                if prefix is None:
-                    continue
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if prefix == key:
-                    found[-1] = _Piece(found[-1].start, end)
-                else:
-                    found.append(_Piece(member.offset, end))
-                key = prefix
-    except tarfile.TarError as error:
-        raise InputError(f"{shard} is no whole, uncompressed tar file ({error})") from error
-    return found
-
-
 SEGMENTATION, DEPTH = "segmentation", "depth"
 DENSE = (SEGMENTATION, DEPTH)
-NO_CLASS = 255  # of a pixel
-VOC_CLASSES, ADE_CLASSES = 21, 150
-ADE_SPLITS, VOC_SPLITS = {"train": "training", "test": "validation"}, {"train": "train", "test": "val"}
-MILLIMETRES = 1000.0  # of a metre, in which depths are kept
-PICTURES = (".jpg", ".jpeg", ".png")
-
-
-def dense_kind(folder: Path) -> str | None:
-    """Returns what the pixels of a folder's pictures are labelled with, None where it holds no such data set."""
-    if (folder / "VOCdevkit" / "VOC2012").is_dir() or (folder / "annotations" / "training").is_dir():
-        return SEGMENTATION
-    return DEPTH if (folder / "train" / "depths").is_dir() else None
-
-
-class DenseSet(Dataset):
-    """The pictures of a split, as `transform` makes them, with their places; `label` reads what their pixels are.
-
-    Args:
-        split: train or test.
-    """
-
-    def __init__(self, folder: Path, split: str, transform: Callable):
-        self.transform, self.classes = transform, None
-        self.num_classes, self.first_class = 0, 0
-        if (folder / "VOCdevkit" / "VOC2012").is_dir():
-            voc = VOCSegmentation(str(folder), year="2012", image_set=VOC_SPLITS[split])
-            self.pictures, self.labels, self.num_classes = voc.images, voc.masks, VOC_CLASSES
-        elif dense_kind(folder) == SEGMENTATION:
-            place = ADE_SPLITS[split]
-            self.pictures, self.labels = _pairs(folder / "images" / place, folder / "annotations" / place)
-            names = folder / "classes.txt"
-            self.num_classes = len(names.read_text().splitlines()) if names.is_file() else ADE_CLASSES
-            self.first_class = 1  # 0 is no class
-        else:
-            self.pictures, self.labels = _pairs(folder / split / "images", folder / split / "depths")
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        with open_image(self.pictures[place]) as picture:
-            return self.transform(picture.convert("RGB")), place
-
-    def label(self, place: int) -> Tensor:
-        """Returns the classes of a picture's pixels, int64 [H, W], NO_CLASS where there is none, or their depths in
-        metres, float32 [H, W], 0 where there is none. Raises InputError for what is neither."""
-        with open_image(self.pictures[place]) as picture, open_image(self.labels[place]) as labels:
-            size, values = picture.size, np.array(labels)
-        if values.shape[1::-1] != size:
-            found, expected = ("{} x {}".format(*pixels) for pixels in (values.shape[1::-1], size))
-            raise InputError(f"{self.labels[place]} has {found} pixels; expected {expected}, as its image has")
-        if values.ndim != 2:
-            raise InputError(f"{self.labels[place]} has {values.shape[-1]} channels; expected one number a pixel")
-        if not self.num_classes:
-            return torch.from_numpy(values.astype(np.float32) / MILLIMETRES)
-        found = values.astype(np.int64) - self.first_class
-        none = (found < 0) | (found == NO_CLASS) | (values == NO_CLASS)
-        if (wrong := found[~none]).size and wrong.max() >= self.num_classes:
-            number = int(wrong.max()) + self.first_class
-            raise InputError(f"{self.labels[place]} holds the class {number}; expected {self.num_classes} classes")
-        return torch.from_numpy(np.where(none, NO_CLASS, found))
-
-
-def _pairs(pictures: Path, labels: Path) -> tuple[list[str], list[str]]:
-    """Returns pictures and labels of equal names; InputError where one has no other."""
-    found = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix.lower() in PICTURES}
-    wanted = {name: labels / f"{name}.png" for name in found}
-    if missing := [path for path in wanted.values() if not path.is_file()]:
-        raise InputError(f"there is no {missing[0]}; expected a label for every picture of {pictures}")
-    if not found:
-        raise InputError(f"{pictures} holds no picture; expected .jpg or .png, and its label in {labels}")
-    return list(map(str, found.values())), list(map(str, wanted.values()))
-
-
-FITTED = ("linear_probe", "few_shot", "knn")  # to the split train
-NO_LABELS = "it has none of VOCdevkit/VOC2012, annotations/training and train/depths"
+FITTED = ("linear_probe", "few_shot", "knn")  # tasks that fit something to the split train
 KINDS = {  # of data, by task
     "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
 }  # fmt: skip
@@ -196,40 +53,46 @@ class Data(NamedTuple):
             return DenseSet(self.folder, split, transform)
         if self.name == "winoground" and not self.shards:
             require("Winoground", "winoground", "datasets")
-        num_shards = check_shards(self.folder / split) if self.shards else 0
+        shards = shards_of(self.folder / split) if self.shards else []
         name = f"wds/{self.name}" if self.shards else self.name
-        with _no_downloads():
+        task = "linear_probe" if task in FITTED else task
+        with _no_downloads(), redirect_stdout(sys.stderr), warnings.catch_warnings():  # it prints
             dataset = builder.build_dataset(
                 name, root=str(self.folder), transform=transform, split=split, download=False, task=task
             )
-        return ShardSamples(dataset, self.folder / split, num_shards) if self.shards else dataset
+        return ShardSamples(dataset, shards) if self.shards else dataset
 
-    def files_id(self, splits: tuple[str, ...], pictures_alone: bool = False) -> str:
+    def collate(self, samples: list[tuple]) -> list:
+        """Returns a batch as CLIP_benchmark makes it."""
+        if self.shards:
+            return default_convert(default_collation_fn(samples))
+        return builder.get_dataset_collate_fn(self.name)(samples)
+
+    def files_id(self, splits: tuple[str, ...], images_only: bool = False) -> str:
         """Returns a digest of the names, sizes and times of its files: equal while the data set is the same.
 
-        Of shards only the splits count, and what lies beside them unless the pictures alone matter; of a data set that
+        Of shards, the splits count, and the files beside them unless only the images matter; of a data set that
         CLIP_benchmark has built in, everything below its root.
         """
-        alone = pictures_alone and self.shards
-        top = [] if alone else [entry.path for entry in os.scandir(self.folder) if entry.is_file()]
+        beside = [] if images_only and self.shards else [entry.path for entry in os.scandir(self.folder)]
         folders = [self.folder / split for split in splits] if self.shards else [self.folder]
-        files = {*top, *(file for folder in folders for file in _files_below(folder))}
+        files = {*filter(os.path.isfile, beside), *(file for folder in folders for file in _files_below(folder))}
         found = [(os.path.relpath(file, self.folder), os.stat(file)) for file in sorted(files) if os.path.exists(file)]
         facts = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in found]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 class Selection(NamedTuple):
-    """What the suites ask for: data sets with the task on each, and those that cannot be, with the reason."""
+    """What the suites evaluate: data sets with the task on each, and those that are missing, with the reason."""
 
     chosen: list[tuple[Data, str]]
     absent: list[str]
 
 
 def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Selection:
-    """Returns what `suites` evaluate in `folder`: their own data sets or, where there are any, those of `names`.
+    """Returns what `suites` evaluate in `folder`: their own data sets or, if there are any, those of `names`.
 
-    Raises InputError for a named data set that is not there, and where nothing is left to evaluate.
+    Raises InputError for a named data set that is not there, and if nothing is left to evaluate.
     """
     for suite in suites:
         if suite not in SUITES:
@@ -246,9 +109,10 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
             if data is None:
                 absent.append(f"{name} ({suite}: not there)")
             elif data.kind not in KINDS.get(task, ("classification", "multilabel")):
-                unfit[name] = f"{name} ({suite}: {NO_LABELS if task == 'dense' else f'it is for {data.kind}'})"
+                layouts = "it has none of VOCdevkit/VOC2012, annotations/training and train/depths"
+                unfit[name] = f"{name} ({suite}: {layouts if task == 'dense' else f'it is for {data.kind}'})"
             elif task in FITTED and data.kind == "multilabel":
-                absent.append(f"{name} ({suite}: it has several labels a picture)")
+                absent.append(f"{name} ({suite}: it has several labels per image)")
             elif task in FITTED and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/ to fit to)")
             elif (data, of_data := data.kind if task == "dense" else task) not in chosen:
@@ -268,7 +132,7 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
 def find_data(folder: Path, name: str) -> Data | None:
     """Returns the data set of that name, as CLIP_benchmark or its copies of the data sets call it, or None."""
     name = name.removeprefix("wds/")
-    if name.startswith("sugar_crepe/") and (folder / f"{name}.json").is_file():  # the seven share their pictures
+    if name.startswith("sugar_crepe/") and (folder / f"{name}.json").is_file():  # the seven share their images
         return Data(name, folder / "sugar_crepe", False, "compositional")
     dashed = name.replace("/", "-")
     for place in (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test"):
@@ -277,14 +141,27 @@ def find_data(folder: Path, name: str) -> Data | None:
     return None
 
 
-def other_data(folder: Path, selection: Selection) -> list[str]:
-    """Returns the names of data sets in `folder` that the selection leaves out."""
-    planned = {data.folder for data, _ in selection.chosen}
-    return [str(place.relative_to(folder)) for place in _with_shards(folder) if place not in planned]
+def _data(name: str, folder: Path) -> Data:
+    if kind := dense_kind(folder):
+        return Data(name, folder, False, kind)
+    task = builder.get_dataset_default_task(name)
+    kinds = {"image_caption_selection": "compositional", "zeroshot_retrieval": "retrieval"}
+    if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
+        type_file = folder / "dataset_type.txt"
+        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+        return Data(name, folder, True, "compositional" if task == "image_caption_selection" else kind)
+    return Data(name, folder, False, kinds.get(task, "multilabel" if name.endswith("multilabel") else "classification"))
+
+
+def _held(folder: Path) -> str:
+    depths = ("*", "*/*", "*/*/*")  # wds/vtab/cifar10 is the deepest
+    found = [path.parents[1] for depth in depths for path in folder.glob(f"{depth}/test/nshards.txt")]
+    found = found or sorted(folder.iterdir())[:5]
+    return ", ".join(sorted(str(path.relative_to(folder)) for path in found)) or "nothing"
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Yields all files below a folder; links lead on, but into no folder twice."""
+    """Yields all files below a folder; follows links, but enters no folder twice."""
     entered = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -295,34 +172,9 @@ def _files_below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(place, file) for file in files)
 
 
-def _data(name: str, folder: Path) -> Data:
-    if kind := dense_kind(folder):
-        return Data(name, folder, False, kind)
-    compositional = builder.get_dataset_default_task(name) == "image_caption_selection"
-    if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
-        type_file = folder / "dataset_type.txt"
-        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
-        return Data(name, folder, True, "compositional" if compositional else kind)
-    if compositional:
-        return Data(name, folder, False, "compositional")
-    if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
-        return Data(name, folder, False, "retrieval")
-    return Data(name, folder, False, "multilabel" if name.endswith("multilabel") else "classification")
-
-
-def _with_shards(folder: Path) -> list[Path]:
-    depths = ("*", "*/*", "*/*/*")  # wds/vtab/cifar10 is the deepest
-    return sorted(path.parent.parent for depth in depths for path in folder.glob(f"{depth}/test/nshards.txt"))
-
-
-def _held(folder: Path) -> str:
-    names = [str(path.relative_to(folder)) for path in _with_shards(folder)]
-    return ", ".join(names) or ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-
-
 @contextmanager
 def _no_downloads() -> Iterator[None]:
-    """CLIP_benchmark calls wget where files are missing, whatever `download` says; here it raises instead."""
+    """Makes CLIP_benchmark raise an error instead of calling wget, which it does even with `download=False`."""
 
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
@@ -330,13 +182,13 @@ def _no_downloads() -> Iterator[None]:
     with (
         replaced(builder, call=refuse),
         replaced(imagenetv2, requests=SimpleNamespace(get=refuse)),
-        replaced(constants, HF_HUB_OFFLINE=True),  # of huggingface_hub: Winoground comes out of its cache
+        replaced(constants, HF_HUB_OFFLINE=True),  # of huggingface_hub: Winoground is read from its cache
     ):
         yield
 
 
-def check_shards(split: Path) -> int:
-    """Returns the number of shards; InputError where nshards.txt holds none, or leaves out shards that are there."""
+def shards_of(split: Path) -> list[Path]:
+    """Returns a split's shards; InputError if nshards.txt holds no number, or leaves out shards that are there."""
     text = (split / "nshards.txt").read_text().strip()
     if not text.isdecimal():
         raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
@@ -344,4 +196,129 @@ def check_shards(split: Path) -> int:
     left_out = sorted(file.name for file in split.glob("*.tar") if file.stem.isdigit() and int(file.stem) >= number)
     if left_out:
         raise InputError(f"{split}/nshards.txt says {number}, which leaves out {left_out[0]}; expected all shards")
-    return number
+    return [split / f"{index}.tar" for index in range(number)]
+
+
+class ShardSamples(Dataset):
+    """CLIP_benchmark's WebDataset with random access, so that ranks and workers can share its samples.
+
+    Each sample goes through CLIP_benchmark's own pipeline of decoding, transform and label. Only headers are read to
+    find it.
+    """
+
+    def __init__(self, dataset: WebDataset, shards: list[Path]):
+        is_reader = [getattr(stage, "f", None) is tarfile_samples for stage in dataset.pipeline]
+        self.stages = dataset.pipeline[is_reader.index(True) + 1 :]
+        self.classes, self.templates, self.shards = dataset.classes, dataset.templates, shards
+
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        """Number of the shard, first byte and end of every sample, int64 [N, 3]."""
+        found = [(number, *place) for number, shard in enumerate(self.shards) for place in _samples_of(shard)]
+        return np.array(found, dtype=np.int64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple:
+        number, start, end = self.places[index].tolist()
+        with open(self.shards[number], "rb") as file:
+            content = os.pread(file.fileno(), end - start, start)
+        source = {"url": str(self.shards[number]), "stream": io.BytesIO(content)}
+        samples = group_by_keys(tar_file_expander(iter([source])))
+        for stage in self.stages:
+            samples = stage(samples)
+        return next(iter(samples))
+
+
+def _samples_of(shard: Path) -> list[tuple[int, int]]:
+    """Returns first byte and end of a shard's samples: consecutive files whose names differ in the extension only."""
+    found, key = [], None
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                tar.members = []  # or it remembers all that it has seen
+                prefix = base_plus_ext(member.name)[0] if member.isreg() and not member.name.startswith("__") else None
+                if prefix is None:
+                    continue
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                start = found.pop()[0] if prefix == key else member.offset
+                found.append((start, end))
+                key = prefix
+    except tarfile.TarError as error:
+        raise InputError(f"{shard} is not a complete, uncompressed tar file ({error})") from error
+    return found
+
+
+NO_CLASS = 255  # of a pixel
+VOC_CLASSES, ADE_CLASSES = 21, 150
+ADE_SPLITS, VOC_SPLITS = {"train": "training", "test": "validation"}, {"train": "train", "test": "val"}
+
+
+def dense_kind(folder: Path) -> str | None:
+    """Returns what a folder's pixels are labelled with, None if it holds no such data set."""
+    if (folder / "VOCdevkit" / "VOC2012").is_dir() or (folder / "annotations" / "training").is_dir():
+        return SEGMENTATION
+    return DEPTH if (folder / "train" / "depths").is_dir() else None
+
+
+class DenseSet(Dataset):
+    """The images of a split, transformed, with their indices; `label` reads the labels of their pixels.
+
+    Args:
+        split: train or test.
+    """
+
+    def __init__(self, folder: Path, split: str, transform: Callable):
+        self.transform, self.classes = transform, None
+        self.num_classes, self.first_class = 0, 0
+        if (folder / "VOCdevkit" / "VOC2012").is_dir():
+            voc = VOCSegmentation(str(folder), year="2012", image_set=VOC_SPLITS[split])
+            self.images, self.labels, self.num_classes = voc.images, voc.masks, VOC_CLASSES
+        elif dense_kind(folder) == SEGMENTATION:
+            part = ADE_SPLITS[split]
+            self.images, self.labels = _pairs(folder / "images" / part, folder / "annotations" / part)
+            names = folder / "classes.txt"
+            self.num_classes = len(names.read_text().splitlines()) if names.is_file() else ADE_CLASSES
+            self.first_class = 1  # 0 is no class
+        else:
+            self.images, self.labels = _pairs(folder / split / "images", folder / split / "depths")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with open_image(self.images[index]) as image:
+            return self.transform(image.convert("RGB")), index
+
+    def label(self, index: int) -> Tensor:
+        """Returns the classes of an image's pixels, int64 [H, W], NO_CLASS for none, or their depths in metres,
+        float32 [H, W], 0 for none; InputError for labels that do not fit."""
+        file = self.labels[index]
+        with open_image(self.images[index]) as image, open_image(file) as labels:
+            size, values = image.size, np.array(labels)
+        if values.shape[1::-1] != size:
+            found, expected = ("{} x {}".format(*pixels) for pixels in (values.shape[1::-1], size))
+            raise InputError(f"{file} has {found} pixels; expected {expected}, as its image has")
+        if values.ndim != 2:
+            raise InputError(f"{file} has {values.shape[-1]} channels; expected one number per pixel")
+        if not self.num_classes:
+            return torch.from_numpy(values.astype(np.float32) / 1000)  # of millimetres
+        classes = values.astype(np.int64) - self.first_class
+        is_none = (classes < 0) | (classes == NO_CLASS) | (values == NO_CLASS)
+        largest = classes[~is_none].max(initial=0)
+        if largest >= self.num_classes:
+            number = largest + self.first_class
+            raise InputError(f"{file} holds the class {number}; expected {self.num_classes} classes")
+        return torch.from_numpy(np.where(is_none, NO_CLASS, classes))
+
+
+def _pairs(images: Path, labels: Path) -> tuple[list[str], list[str]]:
+    """Returns images and labels with equal names; InputError for an image without a label."""
+    found = [path for path in sorted(images.glob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    wanted = [labels / f"{path.stem}.png" for path in found]
+    if missing := [path for path in wanted if not path.is_file()]:
+        raise InputError(f"there is no {missing[0]}; expected a label for every image of {images}")
+    if not found:
+        raise InputError(f"{images} holds no image; expected .jpg or .png, and its label in {labels}")
+    return [*map(str, found)], [*map(str, wanted)]

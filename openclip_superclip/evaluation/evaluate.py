@@ -1,84 +1,31 @@
-"""The evaluation itself: every model on every data set, each result kept as soon as it is there."""
+"""The evaluation itself: every model on every data set, each result written as soon as it is there."""
 
-import contextlib
 import functools
-import math
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
 from tqdm import tqdm
 
 from ..environment import versions
-from ..files import file_identity, make_folder, whole_file, write_text
-from ..pages import pyplot
-from .datasets import DENSE, FITTED, Data, Selection, other_data
-from .dense import PatchMaps, dense_probe, whole_picture
-from .features import EvaluationRanks, Features, feature_folder, keep_features, read_features
+from ..files import file_identity, make_folder, write_json, write_text
+from .datasets import DENSE, Data, Selection
+from .dense import PatchMaps, dense_probe, whole_image
+from .features import EvaluationRanks, Features, cache_features, read_features
 from .models import Evaluated, open_model
 from .outcomes import estimate, write_outcomes
-from .results import (
-    NOT_IN_CLIP_BENCHMARK,
-    OF_FEATURES,
-    PACKAGES,
-    differences,
-    outcomes_file,
-    read_record,
-    read_records,
-    record_file,
-    scores_with_intervals,
-    table,
-    write_record,
-)
-from .tasks import FiniteFeatures, Settings, evaluate
-
-
-def draw_sweep(path: Path, alphas: list[float], models: list[list[dict]]) -> bool:
-    """Draws a PNG, a panel a measure: the score over α, with its 95 % interval over the test samples.
-
-    Returns whether there was a score to draw.
-
-    Args:
-        models: the results at each α.
-    """
-    plt = pyplot()
-    rows = {label: found for label, found in scores_with_intervals(models).items() if all(found)}
-    if not rows:
-        return False
-    columns = min(3, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(3.3 * columns, 0.4 + 2.5 * lines), squeeze=False, layout="constrained"
-    )
-    for axes in list(grid.flat)[len(rows) :]:
-        axes.set_axis_off()
-    for axes, (label, found) in zip(grid.flat, rows.items(), strict=False):
-        axes.plot(alphas, [score.value for score in found], marker="o", markersize=4, color="#d1495b")
-        if all(score.interval for score in found):
-            low, high = zip(*(score.interval for score in found), strict=True)
-            axes.fill_between(alphas, low, high, alpha=0.2, color="#d1495b")
-        axes.set_title(label if label.endswith(", cm") else f"{label}, %", fontsize=9)
-        axes.set_xlabel("α: 0 released, 1 tuned")
-        axes.grid(alpha=0.3)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-    return True
-
-
-RESULTS = Path("evaluation")  # below a run's folder
-SWEEP = RESULTS / "wise_ft"  # a sweep is no result of the run
+from .results import OF_FEATURES, PACKAGES, differences, file_name, read_record, read_records, record_file, table
+from .tasks import Settings, evaluate
 
 
 def result_folders(models: list[Evaluated], out: Path | None, sweep: bool) -> list[Path]:
     """Makes and returns the folder of each model's results: `out`, or one below its run.
 
     Args:
-        sweep: whether the models lie between released weights and tuned ones.
+        sweep: whether the models are between released weights and tuned ones, and so not results of the run.
     """
-    within = SWEEP if sweep else RESULTS
+    within = Path("evaluation/wise_ft" if sweep else "evaluation")
     folders = [out or (model.run / within if model.run else within) for model in models]
     for folder in folders:
         make_folder(folder, "--out")
@@ -92,36 +39,23 @@ def write_tables(folders: list[Path]) -> None:
             write_text(folder / "summary.md", f"{table(models)}\n")
 
 
-class Outcome(NamedTuple):
+class Results(NamedTuple):
     """All results of a call, computed or read, and what went wrong."""
 
     models: list[list[dict]]  # the results of each model that has any
     failures: list[str]
     num_read: int
 
-    @property
-    def num_results(self) -> int:
-        return sum(map(len, self.models))
-
-
-def told(outcome: Outcome, selection: Selection, data: Path, folders: list[Path]) -> str:
-    """Returns the tables of a call's results and what is missing from them, for people."""
-    parts = []
-    if outcome.models:
-        parts.append(printed := table(outcome.models))
-        if ahead := differences(outcome.models):
-            parts.append(ahead)
-        if "\n| datacomp38" in printed:
-            parts.append(
-                f"DataComp's 38 hold {', '.join(NOT_IN_CLIP_BENCHMARK)} as well, of which CLIP_benchmark has none."
-            )
-    where = ", ".join(map(str, dict.fromkeys(folders)))
-    lines = [f"{outcome.num_results} results, {outcome.num_read} of them from before: {where}"]
-    if selection.absent:
-        lines.append(f"Not evaluated: {', '.join(selection.absent)}")
-    if others := other_data(data, selection):
-        lines.append(f"In {data}, but in no suite's list: {', '.join(others)}; --datasets evaluates them")
-    return "\n\n".join([*parts, "\n".join(lines)])
+    def summary(self, selection: Selection, folders: list[Path]) -> str:
+        """Returns the tables and what is missing from them, for people."""
+        parts = [table(self.models), differences(self.models)] if self.models else []
+        num_results = sum(map(len, self.models))
+        lines = [
+            f"{num_results} results, {self.num_read} of them from before: {', '.join(dict.fromkeys(map(str, folders)))}"
+        ]
+        if selection.absent:
+            lines.append(f"Not evaluated: {', '.join(selection.absent)}")
+        return "\n\n".join(filter(None, [*parts, "\n".join(lines)]))
 
 
 def evaluate_all(
@@ -131,50 +65,48 @@ def evaluate_all(
     settings: Settings,
     command: str,
     ranks: EvaluationRanks,
-) -> Outcome:
-    """Evaluates all models on every chosen data set and returns what came out; a failure costs no other result.
+) -> Results:
+    """Evaluates all models on every chosen data set; a failure costs no other result.
 
-    The ranks share the pictures, and the first one alone computes metrics and has results.
+    The ranks share the images; only the first one computes metrics and has results.
 
     Args:
-        folders: where each model's results are written, and read if an earlier call has left them there.
-        command: to be written into the results.
+        folders: of each model's results; those that are there already and still hold are read.
+        command: is written into the results.
     """
-    outcomes = []
     total = len(models) * len(chosen)
     with tqdm(total=total, desc="evaluate", unit=" results", disable=None if ranks.is_first else True) as progress:
-        for model, folder in zip(models, folders, strict=True):
-            outcomes.append(_evaluate_model(model, folder, chosen, settings, command, progress, ranks))
-    return Outcome(
-        [records for outcome in outcomes for records in outcome.models if records],
-        [failure for outcome in outcomes for failure in outcome.failures],
-        sum(outcome.num_read for outcome in outcomes),
+        found = [
+            _evaluate_model(model, folder, chosen, settings, command, progress, ranks)
+            for model, folder in zip(models, folders, strict=True)
+        ]
+    return Results(
+        [records for one in found for records in one.models if records],
+        [failure for one in found for failure in one.failures],
+        sum(one.num_read for one in found),
     )
 
 
-def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -> Outcome:
+def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -> Results:
     source = model.source_from(folder)
-    expected = [_expected(model, source, data, task, settings) for data, task in chosen]
-    tuned = ".tuned" if settings.finetune else ""
-    named = [(data.name, f"{task}{tuned}" if task in DENSE else task) for data, task in chosen]  # frozen beside tuned
-    files = [record_file(folder, model.name, *names, source) for names in named]
-    found = [read_record(file, facts) for file, facts in zip(files, expected, strict=True)]
-    found = ranks.of_first(found)
-    records, failures = [record for record in found if record], []
-    num_read = len(records)
-    progress.update(num_read)
-    if num_read == len(chosen):
-        return Outcome([records], failures, num_read)
-    error = None
+    planned = []  # (data, task, file, facts)
+    for data, task in chosen:
+        part = f"{task}.tuned" if task in DENSE and settings.finetune else task  # frozen beside tuned
+        file = record_file(folder, model.name, data.name, part, source)
+        planned.append((data, task, file, _expected(model, source, data, task, settings)))
+    found = ranks.of_first([read_record(file, facts) for *_, file, facts in planned])
+    records = [record for record in found if record]
+    results = Results([records], [], len(records))
+    progress.update(len(records))
+    if len(records) == len(chosen):
+        return results
     try:
-        opened = open_model(model, settings.device)
-    except Exception as raised:  # weights that cannot be fetched, a model that does not fit the GPU
-        error = raised
-    try:
-        ranks.raise_together(error)
-    except Exception as raised:
-        return Outcome([records], [f"{model.given} cannot be opened: {_reason(raised)}"], num_read)
-    for (data, task), file, facts, record in zip(chosen, files, expected, found, strict=True):
+        with ranks.together():
+            opened = open_model(model, settings.device)
+    except Exception as error:  # weights that cannot be fetched, a model that does not fit the GPU
+        results.failures.append(f"{model.given} cannot be opened: {_last_line(error)}")
+        return results
+    for (data, task, file, facts), record in zip(planned, found, strict=True):
         if record:
             continue
         progress.set_postfix_str(f"{model.name}, {data.name}")
@@ -182,62 +114,53 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -
         try:
             by_split = _features(opened, model, folder, data, task, settings, ranks)
             if ranks.is_first:
-                made = _record(opened, data, task, settings, by_split, outcomes_file(file))
+                made = _measure(opened, data, task, settings, by_split, file.with_suffix(".outcomes.npz"))
                 seconds = round(time.monotonic() - started, 2)
                 record = {**facts, **made, "command": command, "seconds": seconds}
-                write_record(file, record)
+                write_json(file, record, allow_nan=False)
                 records.append(record | {"file": str(file)})
         except (Exception, SystemExit) as error:  # a broken data set raises anything, and CLIP_benchmark may exit
-            failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_reason(error)}")
+            results.failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_last_line(error)}")
         progress.update()
-    return Outcome([records], failures, num_read)
+    return results
 
 
 def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, Features]:
-    """Returns the features of every split that a task reads, computed where they are not kept yet."""
-    network, transform, _ = opened
-    encoder = FiniteFeatures(network)
+    """Returns the features of every split that a task reads; fine-tuned towers have none."""
+    encoder, transform, _ = opened
     if task in DENSE:
-        encoder, transform = FiniteFeatures(PatchMaps(network)), whole_picture(network)
+        encoder, transform = PatchMaps(encoder), whole_image(encoder)
     by_split = {}
-    for split in settings.splits(task):
-        if task in DENSE and settings.finetune:  # nothing is frozen
-            continue
+    for split in () if task in DENSE and settings.finetune else settings.splits(task):
         facts = {
             "model": model.name, "weights": model.weights_id, "data": data.name, "split": split,
-            "data_files": data.files_id((split,), pictures_alone=True), "precision": settings.precision,
+            "data_files": data.files_id((split,), images_only=True), "precision": settings.precision,
             "versions": versions(*OF_FEATURES),
         }  # fmt: skip
-        place = feature_folder(folder, model.name, data, split, facts)
-        build = functools.partial(_build, data, transform, split, task)
+        place = folder / "features" / file_name((model.name, data.name, split), facts)
+        build = functools.partial(data.build, transform, split, task)
         options = settings.batch_size, settings.workers, settings.autocast
-        keep_features(place, encoder, data, build, *options, facts, ranks)
+        cache_features(place, encoder, data, build, *options, facts, ranks)
         by_split[split] = read_features(place)
     return by_split
 
 
-def _build(data: Data, transform, split: str, task: str):
-    """Returns CLIP_benchmark's data set, without what it prints."""
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        return data.build(transform, split, "linear_probe" if task in FITTED else task)
-
-
-def _record(opened, data, task, settings, by_split, outcomes_at: Path) -> dict:
-    """Returns metrics and intervals, once the outcomes that they are made of are written."""
+def _measure(opened: tuple[nn.Module, ...], data, task, settings, by_split, outcomes_at: Path) -> dict:
+    """Returns metrics and intervals, and writes the outcomes from which they are computed."""
     network, transform, tokenizer = opened
     if task in DENSE:
-        train, test = (data.build(whole_picture(network), split, data.kind) for split in ("train", "test"))
-        metrics, outcomes = dense_probe(network, train, test, by_split, settings.dense)
+        train, test = (data.build(whole_image(network), split, task) for split in ("train", "test"))
+        metrics, outcomes = dense_probe(network, train, test, by_split, settings)
     else:
-        dataset = _build(data, transform, "test", task)
-        metrics, outcomes = evaluate(FiniteFeatures(network), tokenizer, dataset, task, settings, by_split)
+        dataset = data.build(transform, "test", task)
+        metrics, outcomes = evaluate(network, tokenizer, dataset, task, settings, by_split)
     write_outcomes(outcomes_at, outcomes)
     intervals = {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()}
     return {"metrics": metrics, "intervals": intervals}
 
 
 def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Settings) -> dict:
-    """Returns what a result says of where it comes from."""
+    """Returns the facts that a result records about its origin."""
     return {
         "model": model.name,
         "checkpoint": model.given,
@@ -250,13 +173,13 @@ def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Se
         "tokenizer": model.tokenizer_id,
         "data": str(data.folder),
         "data_files": data.files_id(settings.splits(task)),
-        "settings": settings.that_matter(task),
+        "settings": settings.of_task(task),
         "device": settings.device,
         "versions": versions(*PACKAGES),
     }
 
 
-def _reason(error: BaseException) -> str:
-    """Returns the last line of what went wrong: a data loader's process puts its traceback before it."""
+def _last_line(error: BaseException) -> str:
+    """Returns the last line of an error: before it may be the traceback of a data loader's process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:600] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint, an export or a released model, opened as CLIP_benchmark opens OpenCLIP's."""
+"""The models to evaluate: checkpoints, exports and released models, opened as CLIP_benchmark opens OpenCLIP's."""
 
 import functools
 import hashlib
@@ -27,12 +27,7 @@ from ..errors import InputError
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
 
 
-class Plain(NamedTuple):
-    """A model without a head: its architecture, in shapes, and its weights."""
-
-    architecture: Architecture
-    on_meta: nn.Module
-    weights: dict[str, Tensor]
+Plain = tuple[Architecture, dict[str, Tensor]]  # a model without a head, and its weights
 
 
 class Evaluated(NamedTuple):
@@ -40,21 +35,21 @@ class Evaluated(NamedTuple):
 
     name: str  # RUN/epoch_N, or as the user gave it
     given: str
-    weights_id: str  # equal where architecture, preprocessing and weights are
-    tokenizer_id: str = ""  # of its files, where they are here
-    place: Path | None = None  # of its file or folder
+    weights_id: str  # a digest of architecture, preprocessing and weights
+    tokenizer_id: str = ""  # a digest of its files, if they are local
+    place: Path | None = None  # its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of the run that wrote it
-    openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, where OpenCLIP opens it as it is
-    plain: Callable[[], "Plain"] | None = None  # makes what becomes a folder that it opens
+    openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
+    plain: Callable[[], Plain] | None = None  # makes the model otherwise
 
     def source_from(self, folder: Path) -> str:
-        """Returns what tells it from models of the same name, seen from a folder of results: both may be moved."""
+        """Returns its place, relative to a folder of results: both may be moved together."""
         return os.path.relpath(self.place, folder.resolve()) if self.place else self.given
 
 
 def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
-    """Returns what the user named; InputError for what cannot be evaluated, before any is loaded.
+    """Returns the models that the user named; InputError if one cannot be evaluated, before any is loaded.
 
     Args:
         given: files, folders, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
@@ -66,7 +61,7 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
 
 
 def checkpoints_of(run: str) -> list[str]:
-    """Returns all checkpoints of a run's epochs, in their order; InputError where it has none."""
+    """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
     found = checkpoints(Path(run, "checkpoints"))
     if not found:
         raise InputError(f"--every: {run} holds no checkpoints/epoch_N.pt; expected the folder of a run")
@@ -74,7 +69,7 @@ def checkpoints_of(run: str) -> list[str]:
 
 
 def interpolated_models(tuned: str, released: str, alphas: list[float], model: str | None = None) -> list[Evaluated]:
-    """Returns (1 - α) · released + α · tuned for every α, made when it is opened; InputError where they do not fit.
+    """Returns (1 - α) · released + α · tuned for every α, made when it is opened; InputError if they do not match.
 
     Args:
         tuned: a file or a folder.
@@ -92,8 +87,7 @@ def interpolated_models(tuned: str, released: str, alphas: list[float], model: s
 
     def mixed(alpha: float) -> Plain:
         whole = Checkpoint(last.path, interpolate(start, last, alpha), last.epoch)
-        found, weights = fit(architecture, whole.without_head())
-        return Plain(found, found.on_meta(), weights)
+        return fit(architecture, whole.without_head())
 
     return [
         Evaluated(
@@ -105,12 +99,12 @@ def interpolated_models(tuned: str, released: str, alphas: list[float], model: s
 
 
 def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Callable]:
-    """Returns (model, transform, tokenizer) out of CLIP_benchmark's own loader; weights of ours as `superclip export`
-    writes them."""
+    """Returns (model, transform, tokenizer) from CLIP_benchmark's loader, which opens our weights as an export."""
     with tempfile.TemporaryDirectory(prefix="superclip-evaluate-") as folder:
         name, tag = model.openclip
         if model.plain is not None:
-            write_model(Path(folder), *model.plain())
+            architecture, weights = model.plain()
+            write_model(Path(folder), architecture, architecture.on_meta(), weights)
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device
@@ -147,15 +141,14 @@ def _of_path(path: Path, given: str, model: str | None) -> Evaluated:
     checkpoint = read_checkpoint(path)
     found = architecture_of(path, run_behind(checkpoint).options, model)
     architecture, weights = fit(found, checkpoint.without_head())
-    on_meta = architecture.on_meta()
-    check_match(weights, on_meta.state_dict(), str(path), found.name)
+    check_match(weights, architecture.on_meta().state_dict(), str(path), found.name)
     run = path.parent.parent if path.parent.name == "checkpoints" else None
     name = f"{run.resolve().name}/{path.stem}" if run else given
     identities = _weights_id(architecture, weights), _tokenizer_id(architecture)
     evaluated = Evaluated(name, given, *identities, path.resolve(), checkpoint.epoch, run)
     if (path / HF_CONFIG_NAME).is_file() and (checkpoint.head_beside or not checkpoint.head()):
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
-    return evaluated._replace(plain=lambda: Plain(architecture, on_meta, weights))
+    return evaluated._replace(plain=lambda: (architecture, weights))
 
 
 def _weights_id(architecture: Architecture, weights: dict[str, Tensor]) -> str:
@@ -167,7 +160,7 @@ def _weights_id(architecture: Architecture, weights: dict[str, Tensor]) -> str:
 
 
 def _tokenizer_id(architecture: Architecture) -> str:
-    """Returns a digest of the tokenizer's files in a folder of its own; "" where OpenCLIP or the hub has them."""
+    """Returns a digest of the tokenizer's local files; "" if they are OpenCLIP's or the hub's."""
     schema, place = parse_model_name(architecture.name)
     text_cfg = architecture.model_cfg.get("text_cfg", {})
     vocabulary = text_cfg.get("tokenizer_kwargs", {}).get("bpe_path")
@@ -184,9 +177,9 @@ def _tokenizer_id(architecture: Architecture) -> str:
 
 
 def _hub_id(repo: str) -> str:
-    """Returns the commit of a repository of the hub, or its name where neither the hub nor a cache tells."""
+    """Returns the commit of a repository of the hub, or its name if neither the hub nor a cache has it."""
     try:
         config = open_clip.pretrained.download_pretrained_from_hf(repo, filename=HF_CONFIG_NAME)
-    except Exception:  # without a network the hub's client raises anything; opening the model tells
+    except Exception:  # the hub's client raises anything without a network; opening the model reports it
         return repo
     return f"{repo}@{Path(config).parent.name}"  # snapshots/COMMIT/open_clip_config.json

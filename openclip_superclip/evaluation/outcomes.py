@@ -1,4 +1,4 @@
-"""The outcome of every test sample, recorded while CLIP_benchmark computes its metrics, and intervals from them.
+"""The outcome of every test sample, and scores, intervals and differences from them.
 
 Every number that is shown of a measure (score, interval, paired difference, McNemar's p-value) comes from the same
 outcomes, so a score cannot be outside its own interval.
@@ -6,22 +6,16 @@ outcomes, so a score cannot be outside its own interval.
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
-from clip_benchmark.metrics import image_caption_selection, linear_probe, zeroshot_classification, zeroshot_retrieval
 from scipy.stats import binomtest, norm
-from torch.utils.data import DataLoader
 
-from ..environment import replaced
 from ..errors import InputError, reason
 from ..files import whole_file
-from .features import Features
 
 MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
 RESAMPLES, CONFIDENCE = 1000, 0.95
@@ -39,6 +33,11 @@ class Outcome(NamedTuple):
     kind: str
     scored: np.ndarray
     of: np.ndarray
+
+
+def right(hits: np.ndarray) -> Outcome:
+    """Returns the outcome of a mean of which every sample is one part, right or wrong."""
+    return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
 
 
 class Estimate(NamedTuple):
@@ -61,8 +60,7 @@ def estimate(outcome: Outcome, dataset: str) -> Estimate:
     """
     if outcome.kind in (MEAN, RECALL):
         return _wilson(_proportion(outcome))
-    drawn = _draws([outcome], dataset)[:, 0]
-    return Estimate(_score(outcome), *map(float, np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])))
+    return Estimate(_score(outcome), *_limits(_draws([outcome], dataset)[:, 0]))
 
 
 def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
@@ -74,8 +72,7 @@ def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
     if first.kind in (MEAN, RECALL):
         return _newcombe(_proportion(first), _proportion(second))
     drawn = np.subtract(*_draws([second, first], dataset).T)
-    limits = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(_score(second) - _score(first), *map(float, limits))
+    return Estimate(_score(second) - _score(first), *_limits(drawn))
 
 
 def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
@@ -91,8 +88,7 @@ def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
 
 
 def mcnemar(first: Outcome, second: Outcome) -> float | None:
-    """Returns the p-value of McNemar's exact test that two models are right equally often; None if a sample has
-    several parts."""
+    """Returns the p-value of McNemar's exact test that two models are right equally often; None for other measures."""
     if first.kind != MEAN or first.of.max() > 1:
         return None
     only_first, only_second = (first.scored > second.scored).sum(), (second.scored > first.scored).sum()
@@ -144,6 +140,10 @@ def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
     value = two.value - one.value
     low = value - margin(two.value - two.low, one.high - one.value)
     return Estimate(value, low, value + margin(two.high - two.value, one.value - one.low))
+
+
+def _limits(drawn: np.ndarray) -> list[float]:
+    return np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 
 def _score(outcome: Outcome) -> float:
@@ -198,12 +198,12 @@ def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
-    """Returns outcomes by measure, none where there is no such file; InputError where it is broken."""
+    """Returns outcomes by measure, none if there is no such file; InputError if it is broken."""
     if not file.is_file():
         return {}
     try:
         with np.load(file) as arrays:
-            names = dict.fromkeys(name.rpartition(" ")[0] for name in arrays.files)
+            names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
             return {
                 measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
                 for measure, _, kind in (name.rpartition(" ") for name in names)
@@ -211,96 +211,6 @@ def read_outcomes(file: Path) -> dict[str, Outcome]:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         result = file.name.replace(".outcomes.npz", ".json")
         raise InputError(
-            f"{file} is broken ({reason(error)}): remove it and {result} beside it, and superclip "
-            "evaluate measures that anew"
+            f"{file} is broken ({reason(error)}): remove it and {result} beside it, and superclip evaluate writes them "
+            "again"
         ) from error
-
-
-def right(hits: np.ndarray) -> Outcome:
-    """Returns the outcome of a mean of which every sample is one part, right or wrong."""
-    return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
-
-
-@contextmanager
-def classified() -> Iterator[dict[str, Outcome]]:
-    """Notes what zero-shot classification makes of each picture."""
-    outcomes, run = {}, zeroshot_classification.run_classification
-
-    def noted(*args, **options):
-        logits, target = run(*args, **options)
-        outcomes.update(_of_logits(logits, target, "", logits.shape[1]))
-        return logits, target
-
-    with replaced(zeroshot_classification, run_classification=noted):
-        yield outcomes
-
-
-@contextmanager
-def probed() -> Iterator[dict[str, Outcome]]:
-    """Notes what the fitted probe makes of each picture, in the data set's order: CLIP_benchmark's is shuffled."""
-    outcomes, infer, last = {}, linear_probe.infer, []
-
-    def noted(model, loader, *options):
-        last[:] = model, loader, *options
-        return infer(model, loader, *options)
-
-    with replaced(linear_probe, infer=noted):
-        yield outcomes
-    model, loader, *options = last
-    ordered = DataLoader(loader.dataset, batch_size=loader.batch_size)
-    logits, target = infer(model, ordered, *options)
-    outcomes |= _of_logits(logits.float(), target, "lp_", num_classes=int(target.max()))
-
-
-@contextmanager
-def retrieved(test: Features, recall_k: list[int]) -> Iterator[dict[str, Outcome]]:
-    """Notes, for each picture, how many of its captions find it, and whether it finds one of them."""
-    outcomes, found, batchify = {}, [], zeroshot_retrieval.batchify
-
-    def noted(*args, **options):
-        found.append(batchify(*args, **options))
-        return found[-1]
-
-    with replaced(zeroshot_retrieval, batchify=noted):
-        yield outcomes
-    captions = np.array([len(texts) for texts in test.targets])
-    of_picture = np.repeat(np.arange(len(captions)), captions)
-    for k, by_text, by_picture in zip(recall_k, found[::2], found[1::2], strict=True):
-        hits = np.bincount(of_picture, (by_text > 0).numpy(), minlength=len(captions))
-        outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.int32), captions.astype(np.int32))
-        outcomes[f"text_retrieval_recall@{k}"] = right((by_picture > 0).numpy())
-
-
-@contextmanager
-def selected() -> Iterator[dict[str, Outcome]]:
-    """Notes whether the right caption is chosen for each picture, and the reverse."""
-    outcomes, lists = {}, []
-
-    class Noted:
-        """torch, which notes the lists that CLIP_benchmark averages."""
-
-        __getattr__ = staticmethod(lambda name: getattr(torch, name))
-
-        @staticmethod
-        def Tensor(values: list[bool]) -> torch.Tensor:
-            lists.append(values)
-            return torch.Tensor(values)
-
-    with replaced(image_caption_selection, torch=Noted()):
-        yield outcomes
-    outcomes |= {name: right(values) for name, values in zip(("image_acc", "text_acc", "acc"), lists, strict=True)}
-
-
-def _of_logits(logits: torch.Tensor, target: torch.Tensor, prefix: str, num_classes: int) -> dict[str, Outcome]:
-    if target.dim() == 2:  # one column per class
-        return {"mean_average_precision": Outcome(PRECISION, logits.float().numpy(), target.numpy().astype(np.uint8))}
-    labels = target.numpy().astype(np.int32)
-    # Equal logits: CLIP_benchmark takes the first of topk for the accuracy, and argmax for the mean recall.
-    k = 5 if num_classes >= 5 else 1  # as it asks for top-5 accuracy
-    first = logits.topk(k, 1, True, True)[1][:, 0]
-    return {
-        f"{prefix}acc1": right((first == target).numpy()),
-        f"{prefix}mean_per_class_recall": Outcome(
-            RECALL, (logits.argmax(dim=1) == target).numpy().astype(np.uint8), labels
-        ),
-    }

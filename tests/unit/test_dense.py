@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
+from support.evaluation import evaluate as evaluate_models
+from support.forked_command import run_superclip
 from support.released_models import write_random_model
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
@@ -65,8 +66,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def evaluate(model, data, out, *flags) -> int:
-    argv = ["evaluate", *model, "--data", data, "--out", out, "--device", "cpu", "--workers", "0", "--suite", "dense"]
-    return main([*map(str, argv), *map(str, flags)])
+    return evaluate_models(*model, "--data", data, "--out", out, "--suite", "dense", *flags)
 
 
 def records(folder: Path) -> dict[tuple[str, bool], dict]:
@@ -110,7 +110,7 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     assert test.label(0).tolist()[1] == [NO_CLASS] * 6
 
 
-def test_cells_of_a_colour_are_found_frozen_and_tuned(model, data, tmp_path, capsys):
+def test_cells_of_a_colour_are_found_frozen_and_tuned_and_samples_add_up_to_a_score(model, data, tmp_path, capsys):
     flags = ["--datasets", "masks", "depth", "--dense-epochs", "12", "--dense-lr", "0.02"]
     assert evaluate(model, data, tmp_path, *flags) == 0
     printed = capsys.readouterr().out
@@ -119,17 +119,7 @@ def test_cells_of_a_colour_are_found_frozen_and_tuned(model, data, tmp_path, cap
     found = records(tmp_path)
     assert found["segmentation", False]["metrics"]["miou"] > 0.8
     assert found["depth", False]["metrics"]["rmse"] < 0.5  # of 1, 2 or 3 m, whose deviation is 0.82
-    assert evaluate(model, data, tmp_path, *flags, "--finetune", "--dense-epochs", "1") == 0
-    found = records(tmp_path)
-    assert len(found) == 4
-    assert "| mIoU masks (tower tuned) | " in capsys.readouterr().out
-    assert len(list((tmp_path / "features").iterdir())) == 4  # of the frozen tower alone
-
-
-def test_the_samples_of_a_score_add_up_to_it(model, data, tmp_path):
-    flags = ["--datasets", "masks", "depth", "--dense-epochs", "1", "--workers", "2"]
-    assert evaluate(model, data, tmp_path, *flags) == 0
-    for (task, _), record in records(tmp_path).items():
+    for (task, _), record in found.items():
         (file,) = tmp_path.glob(f"*.{task}.*.outcomes.npz")
         ((measure, outcome),) = read_outcomes(file).items()
         assert len(outcome.scored) == 7
@@ -141,27 +131,25 @@ def test_the_samples_of_a_score_add_up_to_it(model, data, tmp_path):
         if task == "segmentation":
             assert outcome.of.sum() >= 7 * 2 * SIZE * (SIZE - 2)  # the rim counts for nothing
             assert outcome.scored.sum() <= 7 * 2 * SIZE * (SIZE - 2)
+    assert evaluate(model, data, tmp_path, *flags, "--finetune", "--dense-epochs", "1") == 0
+    assert len(records(tmp_path)) == 4
+    assert "| mIoU masks (tower tuned) | " in capsys.readouterr().out
+    assert len(list((tmp_path / "features").iterdir())) == 4  # of the frozen tower alone
 
 
 def test_the_mean_iou_is_sklearns():
     rng = np.random.default_rng(0)
     found, label = (torch.tensor(rng.integers(0, 5, 300)) for _ in range(2))
-    label[:20] = NO_CLASS
     both, either = _overlaps(found, label, 5)
     outcome = Outcome(IOU, both[None], either[None])
-    assert estimate(outcome, "x").value == pytest.approx(jaccard_score(label[20:], found[20:], average="macro"))
+    assert estimate(outcome, "x").value == pytest.approx(jaccard_score(label, found, average="macro"))
 
 
-def test_a_mask_of_another_size_is_refused(model, tmp_path, capsys):
-    write_cells(tmp_path / "data")
-    mask = tmp_path / "data" / "masks" / "annotations" / "training" / "3.png"
-    Image.new("L", (10, 10)).save(mask)
-    assert evaluate(model, tmp_path / "data", tmp_path / "out", "--datasets", "masks", "--dense-epochs", "1") == 1
-    size = "x".join(map(str, (10, 10))).replace("x", " x ")
-    assert f"3.png has {size} pixels; expected {2 * SIZE} x {SIZE}" in capsys.readouterr().err
+def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, monkeypatch):
+    def run(command, output, *_):
+        return run_superclip(command, output, tmp_path), None
 
-
-def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path):
+    monkeypatch.setattr("openclip_superclip.studies.measures.run_superclip", run)
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
     weights.parent.mkdir(parents=True)
@@ -177,32 +165,28 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path):
         measure_dense(weights, tmp_path / "scenes", lambda: False)
 
 
-def test_what_is_wrong_with_labels_is_told(model, data, tmp_path, capsys):
+def test_wrong_labels_are_named(model, data, tmp_path, capsys):
+    def error(*datasets) -> str:
+        capsys.readouterr()
+        argv = tmp_path / "data", tmp_path / "out", "--datasets", *datasets
+        assert evaluate(model, *argv, "--dense-epochs", "1") == 1
+        return capsys.readouterr().err
+
     write_cells(tmp_path / "data")
     (tmp_path / "data" / "masks" / "classes.txt").write_text("black\nred\n")
-    (tmp_path / "data" / "depth" / "train" / "depths" / "3.png").unlink()
-    argv = tmp_path / "data", tmp_path / "out", "--datasets", "masks", "depth"
-    assert evaluate(model, *argv, "--dense-epochs", "1") == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "holds the class 3; expected 2 classes" in errors[0]
-    assert "there is no " in errors[1]
-    assert "depths/3.png; expected a label for every picture" in errors[1]
-    depths = tmp_path / "data/depth/train/depths"
+    (depths := tmp_path / "data/depth/train/depths").joinpath("3.png").unlink()
+    found = error("masks", "depth")
+    assert "holds the class 3; expected 2 classes" in found
+    assert "depths/3.png; expected a label for every image" in found
+    Image.new("L", (10, 10)).save(tmp_path / "data" / "masks" / "annotations" / "training" / "3.png")
+    assert f"3.png has 10 x 10 pixels; expected {2 * SIZE} x {SIZE}, as its image has" in error("masks")
     for file in (tmp_path / "data/depth/train/images").iterdir():
         Image.new("I;16", (2 * SIZE, SIZE)).save(depths / f"{file.stem}.png")
-    assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
-    assert "its first training pictures show no depth" in capsys.readouterr().err
+    assert "its first training images have no depth" in error("depth")
     for file in (data / "depth/train/depths").iterdir():
         shutil.copy(file, depths)
     for file in (tmp_path / "data/depth/test/depths").iterdir():
         Image.new("I;16", (2 * SIZE, SIZE)).save(file)
-    assert evaluate(model, *argv[:3], "depth", "--dense-epochs", "1") == 1
-    assert "its test pictures show no depth: all pixels are 0" in capsys.readouterr().err
+    assert "its test images have no depth: no pixel has a label" in error("depth")
     shutil.rmtree(depths)
-    assert evaluate(model, *argv[:3], "depth") == 1
-    assert "measures nothing of" in (error := capsys.readouterr().err)
-    assert "depth (dense: it has none of VOCdevkit/VOC2012, annotations/training and train/depths)" in error
-    assert main(["evaluate", *model, "--data", str(data), "--finetune"]) == 1
-    assert "--finetune is for --suite dense" in capsys.readouterr().err
-    assert evaluate(model, data, tmp_path / "out", "--dense-lr", "0") == 1
-    assert "--dense-lr is 0.0; expected a number above 0" in capsys.readouterr().err
+    assert "depth (dense: it has none of VOCdevkit/VOC2012, annotations/training and train/depths)" in error("depth")

@@ -14,7 +14,6 @@ from openclip_superclip.evaluation.outcomes import (
     RECALL,
     RMSE,
     Outcome,
-    _of_logits,
     _precisions,
     difference,
     estimate,
@@ -24,6 +23,7 @@ from openclip_superclip.evaluation.outcomes import (
     right,
     write_outcomes,
 )
+from openclip_superclip.evaluation.tasks import _of_logits
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3

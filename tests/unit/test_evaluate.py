@@ -1,0 +1,477 @@
+"""superclip evaluate: scores equal CLIP_benchmark's, results are read again, and bad models and data sets are named."""
+
+import gzip
+import importlib.util
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.colour_shards import write_colours
+from support.evaluation import errors, evaluate, num_read, records
+from support.models import write_model
+from support.released_models import add_to_cache, random_weights
+from support.training_runs import run_ranks
+
+from openclip_superclip import create_model_and_transforms
+from openclip_superclip.__main__ import main
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.demo.scenes import NAMES, scenes, write_dense_scenes
+from openclip_superclip.evaluation.results import table
+from openclip_superclip.evaluation.suites import SUITES
+from openclip_superclip.evaluation.tasks import evaluate_probe
+
+NUM_SCENES = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The demo's scenes under the names of two of the paper's data sets, and the colours under their own."""
+    folder = tmp_path_factory.mktemp("data")
+    written = write_evaluation_data(folder / "scenes", NUM_SCENES, num_probe_scenes=10)
+    (folder / "sets" / "wds").mkdir(parents=True)
+    (folder / "sets" / "imagenet1k").symlink_to(written["demo_objects"])
+    (folder / "sets" / "wds" / "flickr30k").symlink_to(written["demo_scenes"])
+    write_colours(folder / "sets" / "own" / "colours", ("test", "train", "val"))
+    return folder / "sets"
+
+
+def write_run(run: Path, params: str, weights: dict) -> Path:
+    """A run's folder with one checkpoint, as OpenCLIP leaves it."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "params.txt").write_text(params)
+    torch.save({"epoch": 1, "state_dict": weights}, run / "checkpoints" / "epoch_1.pt")
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory) -> Path:
+    """The folder of a CLIP run and a SuperCLIP run, and of the second's export."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, create in {"clip": open_clip.create_model, "superclip": create_model_and_transforms}.items():
+        made = create(tiny_model)
+        model = made if name == "clip" else made[0]
+        write_run(folder / name, f"model: {tiny_model}\n", model.state_dict())
+    assert main(["export", f"{folder}/superclip/checkpoints/epoch_1.pt", "--out", f"{folder}/export"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, data) -> tuple[str, Path]:
+    """What one call printed for both checkpoints and the export, and the folder from which it was called."""
+    folder = runs / "called-from"
+    folder.mkdir()
+    models = [f"../{name}/checkpoints/epoch_1.pt" for name in ("clip", "superclip")]
+    (done,) = run_ranks(evaluate, *models, "../export", "--data", data, cwd=folder)
+    assert done.returncode == 0, done.output[-3000:]
+    return done.output[done.output.index("| % |") :], folder
+
+
+@pytest.mark.slow
+def test_the_scores_are_those_of_clip_benchmarks_own_command_line(evaluated, runs, data, tmp_path):
+    (tmp_path / "root").mkdir()
+    for name, place in {"imagenet1k": "imagenet1k", "flickr30k": "wds/flickr30k"}.items():
+        (tmp_path / "root" / name).symlink_to(data / place)
+    command = [
+        Path(sys.executable).with_name("clip_benchmark"), "eval", "--pretrained_model", f"local-dir:{runs}/export,",
+        "--dataset", "wds/imagenet1k", "wds/flickr30k", "--dataset_root", f"{tmp_path}/root/{{dataset}}",
+        "--no_amp", "--recall_k", "1", "5", "--num_workers", "0", "--output", f"{tmp_path}/{{dataset}}.json",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = {dataset: record for (_, dataset, _), record in records(evaluated[1] / "evaluation").items()}
+    assert ours.keys() == {"imagenet1k", "flickr30k"}
+    for dataset, record in ours.items():
+        theirs = json.loads((tmp_path / f"{dataset}.json").read_text())
+        assert record["metrics"] == theirs["metrics"]
+        assert record["task"] == theirs["task"]
+
+
+@torch.no_grad()
+def test_zero_shot_accuracy_is_that_of_a_slow_plain_version(evaluated, runs):
+    """On the scenes themselves, not on their shards."""
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{runs}/export")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{runs}/export")
+    model.eval()
+    texts = torch.cat([model.encode_text(tokenizer([name]), normalize=True) for name in NAMES])
+    ranks = []
+    for scene in scenes(NUM_SCENES, seed=0, split="test", num_objects=(1,)):
+        image = model.encode_image(preprocess(scene.image)[None], normalize=True)
+        similar = [float(image[0] @ text) for text in texts]
+        ranks.append(sorted(similar, reverse=True).index(similar[NAMES.index(scene.objects[0])]))
+    metrics = records(evaluated[1] / "evaluation")["../export", "imagenet1k", "zeroshot_classification"]["metrics"]
+    assert metrics["acc1"] == pytest.approx(np.mean([rank < 1 for rank in ranks]))
+    assert metrics["acc5"] == pytest.approx(np.mean([rank < 5 for rank in ranks]))
+
+
+def test_the_probe_on_the_cpu_is_clip_benchmarks_own_to_the_last_digit(tmp_path):
+    """Beside its source with the device's name exchanged."""
+    from clip_benchmark.metrics import linear_probe
+
+    source = inspect.getsource(linear_probe)
+    for gpu, cpu in {"'cuda'": "'cpu'", ".cuda()": ".cpu()", "torch.cuda.device_count()": "0"}.items():
+        assert gpu in source
+        source = source.replace(gpu, cpu)
+    own = {"__name__": linear_probe.__name__, "__package__": linear_probe.__package__}
+    exec(compile(source, linear_probe.__file__, "exec"), own)
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.encode_image = torch.nn.Linear(12, 8)
+    train, val, test = (
+        torch.utils.data.DataLoader(list(zip(torch.randn(n, 12), torch.arange(n) % 7, strict=True)), batch_size=5)
+        for n in (60, 20, 30)
+    )
+    for number, (amp, val_loader) in enumerate([(False, None), (True, None), (False, val)]):
+        metrics = []
+        for call in (own["evaluate"], evaluate_probe):
+            torch.manual_seed(0)
+            (folder := tmp_path / f"{number}-{len(metrics)}").mkdir()
+            options = {"feature_root": str(folder), "val_dataloader": val_loader, "amp": amp, "device": "cpu"}
+            options |= {"fewshot_k": -1, "batch_size": 8, "num_workers": 0, "lr": 0.1, "epochs": 1, "model_id": "x"}
+            metrics.append(call(model, train, test, normalize=True, seed=0, **options))
+        assert metrics[0] == metrics[1]
+    assert inspect.isclass(torch.nn.DataParallel)
+    assert inspect.isclass(torch.autocast)
+
+
+def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(runs, data, tmp_path, capsys):
+    argv = [runs / "export", "--data", data, "--datasets", "own/colours", "--batch-size", "8", "--out", tmp_path]
+    assert evaluate(*argv, "--suite", "zeroshot,retrieval,probe") == 0
+    found = {task: record["metrics"] for (_, _, task), record in records(tmp_path).items()}
+    assert found.keys() == {"zeroshot_classification", "linear_probe"}
+    assert found["zeroshot_classification"]["acc5"] is None
+    assert found["linear_probe"]["lp_acc1"] == 1.0
+    assert found["linear_probe"]["weight_decay"] == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\| linear probe own/colours \| 100\.0 \[9\d\.\d, 100\.0\] \|", printed)
+    assert "Not evaluated" not in printed
+    assert evaluate(*argv, "--suite", "probe", "--probe-val-split", "val", "--probe-epochs", "1") == 0
+    (metrics,) = (record["metrics"] for (*_, task), record in records(tmp_path).items() if task == "linear_probe")
+    assert metrics["weight_decay"] > 0
+    assert metrics["epochs"] == 1
+
+
+# The table
+
+
+def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_side(evaluated, runs):
+    printed, folder = evaluated
+    superclip, clip = records(runs / "superclip" / "evaluation"), records(runs / "clip" / "evaluation")
+    export = records(folder / "evaluation")
+    for dataset, task in {"imagenet1k": "zeroshot_classification", "flickr30k": "zeroshot_retrieval"}.items():
+        ours = superclip["superclip/epoch_1", dataset, task]
+        assert ours["epoch"] == 1
+        assert ours["checkpoint"] == "../superclip/checkpoints/epoch_1.pt"
+        assert ours["metrics"] == export["../export", dataset, task]["metrics"]
+        assert ours["metrics"] != clip["clip/epoch_1", dataset, task]["metrics"]
+    assert printed.startswith("| % | clip/epoch_1 | superclip/epoch_1 | ../export |\n|---|---|---|---|\n")
+    measured, _, ahead = printed.partition("| points |")
+    assert re.findall(r"^\| (\S.*?) \|", measured, re.MULTILINE) == [
+        "%", "IN-1k", "img→ret Flickr R@1", "txt→ret Flickr R@1", "img→ret Flickr R@5", "txt→ret Flickr R@5",
+        "datacomp38 (2 of 38)",
+    ]  # fmt: skip
+    metrics = {dataset: record["metrics"] for (_, dataset, _), record in export.items()}
+    retrieval = [metrics["flickr30k"][f"{side}_retrieval_recall@1"] for side in ("image", "text")]
+    average = (metrics["imagenet1k"]["acc1"] + sum(retrieval) / 2) / 2
+    row = measured.partition("| datacomp38 (2 of 38) |")[2].splitlines()[0]
+    assert row.split("|")[2].split()[0] == f"{100 * average:.1f}"
+    assert ahead.splitlines()[0] == " superclip/epoch_1 − clip/epoch_1 | ../export − clip/epoch_1 |"
+    assert (folder / "evaluation" / "summary.md").read_text().startswith("| % | ../export |\n")
+    (line,) = [line for line in printed.splitlines() if line.startswith("Not evaluated: ")]
+    absent = {f"{name} (zeroshot: not there)" for name in SUITES["zeroshot"][1] if name != "imagenet1k"}
+    assert set(line.removeprefix("Not evaluated: ").split(", ")) == absent | {"mscoco_captions (retrieval: not there)"}
+
+
+def test_a_wide_table_has_a_row_per_model():
+    task = {"dataset": "colours", "task": "zeroshot_classification"}
+    results = [[{"model": f"m{n}", "metrics": {"acc1": n / 10}, "file": "nowhere.json", **task}] for n in range(6)]
+    assert table(results).splitlines()[:3] == ["| % | colours |", "|---|---|", "| m0 | 0.0 |"]
+    assert table(results[:2]).splitlines() == ["| % | m0 | m1 |", "|---|---|---|", "| colours | 0.0 | 10.0 |"]
+
+
+# Results are kept
+
+
+def test_a_result_is_read_again_until_something_that_it_depends_on_has_changed(tmp_path, capsys):
+    colours = write_colours(tmp_path / "data" / "colours")
+    model = write_model(tmp_path / "model")
+    weights = random_weights(model)
+    torch.save(weights, tmp_path / "weights.pt")
+    argv = [tmp_path / "weights.pt", "--model", model, "--data", tmp_path / "data", "--datasets", "colours"]
+    argv += ["--suite", "zeroshot", "--out", tmp_path / "out"]
+
+    def is_read(*flags) -> int:
+        assert evaluate(*argv, *flags) == 0
+        return num_read(capsys)
+
+    assert not is_read()
+    (file,) = (tmp_path / "out").glob("*.json")
+    written = file.read_bytes()
+    assert is_read()
+    assert file.read_bytes() == written
+    assert not is_read("--precision", "amp")
+    assert not is_read()
+    assert is_read("--batch-size", 5)  # no metric of zero-shot depends on it
+    (colours / "classnames.txt").write_text("blue\ngreen\nred\n")
+    assert not is_read()
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"versions": record["versions"] | {"torch": "1.0"}}))
+    assert not is_read()
+    file.write_text(json.dumps(record)[:-5])
+    assert not is_read()
+    torch.save(weights | {"logit_scale": weights["logit_scale"] + 1}, tmp_path / "weights.pt")
+    assert not is_read()
+    vocabulary = tmp_path / "model" / "bpe.txt.gz"
+    comment, *merges = gzip.decompress(vocabulary.read_bytes()).splitlines()
+    vocabulary.write_bytes(gzip.compress(b"\n".join([comment, *reversed(merges)])))
+    assert not is_read()
+    assert is_read()
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+
+
+def test_models_of_one_name_keep_a_result_each(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_colours(tmp_path / "data" / "colours")
+    given = ["A/run/checkpoints/epoch_1.pt", "B/run/checkpoints/epoch_1.pt", "x/y", "x-y"]
+    for path, source in zip(given, ["clip", "superclip", "export", "export"], strict=True):
+        copy = Path(path).parents[1] if path.endswith(".pt") else Path(path)
+        shutil.copytree(runs / source, copy, ignore=shutil.ignore_patterns("evaluation"))
+    flags = ["--data", "data", "--datasets", "colours", "--suite", "zeroshot", "--out", "out"]
+    assert evaluate(*given[:2], *flags) == evaluate(*given[2:], *flags) == 0
+    assert len(list(Path("out").glob("*.json"))) == 4
+    heads = Path("out/summary.md").read_text().splitlines()[0]
+    assert heads == "| % | A/run/checkpoints/epoch_1.pt | B/run/checkpoints/epoch_1.pt | x-y | x/y |"
+    capsys.readouterr()
+    assert evaluate(*given, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "4 results, 4 of them from before" in printed
+    assert printed.startswith(f"| % | {' | '.join(given)} |\n")
+
+
+# What fails costs no other result
+
+TEMPLATES = "zeroshot_classification_templates.txt"
+FAULTS = {  # of a data set: a file, its text, and the error
+    "no-place": (TEMPLATES, "a {c}\nthe thing\n", "line 2 is 'the thing'; expected {c}"),
+    "blank": (TEMPLATES, "a {c}\n\n", "line 2 is ''; expected {c}"),
+    "other-braces": (TEMPLATES, "a {c} in {place}", "line 1 is 'a {c} in {place}'; expected {c}"),
+    "no-template": (TEMPLATES, "", "templates.txt is empty"),
+    "few-names": ("classnames.txt", "red\ngreen", "it holds the label 2, but there are 2 class names"),
+    "no-name": ("classnames.txt", "red\n\nblue", "classnames.txt: line 2 is empty"),
+    "nameless": ("classnames.txt", None, "Classes not specified"),
+    "uncounted": ("test/nshards.txt", None, "nshards.txt"),
+    "no-number": ("test/nshards.txt", "two\n", "nshards.txt is 'two'; expected the number of shards"),
+    "left-out": ("test/1.tar", "", "nshards.txt says 1, which leaves out 1.tar"),
+    "gone": ("test/0.tar", None, "gone/test/0.tar"),
+    "no-tar": ("test/0.tar", "text", "0.tar is not a complete, uncompressed tar file"),
+}
+
+
+def test_a_broken_data_set_or_one_that_would_score_nonsense_is_named(runs, tmp_path, capsys):
+    for name in [*FAULTS, "empty", "twice", "whole"]:
+        write_colours(tmp_path / "data" / name)
+    for name, (file, text, _) in FAULTS.items():
+        if text is None:
+            (tmp_path / "data" / name / file).unlink()
+        else:
+            (tmp_path / "data" / name / file).write_text(text)
+    with webdataset.TarWriter(str(tmp_path / "data" / "empty" / "test" / "0.tar")):
+        pass
+    (tmp_path / "data" / "twice" / "classnames.txt").write_text("red\nred\nblue")
+    names = [*FAULTS, "empty", "twice", "whole"]
+    assert evaluate(runs / "export", "--data", tmp_path / "data", "--datasets", *names, "--out", tmp_path / "out") == 1
+    assert {dataset for _, dataset, _ in records(tmp_path / "out")} == {"twice", "whole"}
+    output = capsys.readouterr()
+    assert "| whole |" in output.out
+    assert "warning: classnames.txt: 1 names occur more than once (red)" in output.err
+    found = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    expected = {name: error for name, (_, _, error) in FAULTS.items()} | {"empty": "it holds no image"}
+    for line, (name, error) in zip(found, expected.items(), strict=True):
+        assert f"{name}) failed: " in line
+        assert error in line
+
+
+def test_a_model_of_nan_is_named(runs, data, tmp_path, capsys):
+    shutil.copytree(runs / "export", tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "open_clip_model.safetensors")
+    weights["visual.proj"][0] = float("nan")
+    save_file(weights, tmp_path / "nan" / "open_clip_model.safetensors")
+    argv = [tmp_path / "nan", runs / "export", "--data", data, "--datasets", "wds/flickr30k", "own/colours"]
+    assert evaluate(*argv, "--out", tmp_path / "out") == 1
+    assert {model for model, _, _ in records(tmp_path / "out")} == {f"{runs}/export"}
+    found = errors(capsys)
+    assert len(found) == 2
+    assert all("features of images are not finite" in error for error in found)
+
+
+def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloaded(runs, tmp_path, capsys):
+    for label in range(7):
+        folder = tmp_path / "data" / "fer2013" / "test" / str(label)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (48, 48), (30 * label, 255 - 30 * label, 100)).save(folder / "face.png")
+    argv = [runs / "export", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    assert [evaluate(*argv), num_read(capsys)] == [0, 0]
+    assert [evaluate(*argv), num_read(capsys)] == [0, 1]
+    Image.new("RGB", (48, 48), "white").save(tmp_path / "data" / "fer2013" / "test" / "3" / "face.png")
+    for absent in ("flickr30k", "mnist"):
+        (tmp_path / "data" / absent).mkdir()
+    assert evaluate(*argv) == 1
+    output = capsys.readouterr()
+    assert "1 results, 0 of them from before" in output.out  # an image below the top folder has changed
+    (record,) = records(tmp_path / "out").values()
+    assert record["dataset"] == "fer2013"
+    assert record["metrics"]["acc1"] * 7 == pytest.approx(round(record["metrics"]["acc1"] * 7))
+    found = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert [re.search(r" on (\S+)", error)[1] for error in found] == ["mnist", "flickr30k"]
+    assert "CLIP_benchmark would have to get them" in found[1]
+    assert list((tmp_path / "data" / "flickr30k").iterdir()) == list((tmp_path / "data" / "mnist").iterdir()) == []
+
+
+# Models
+
+
+def test_released_weights_are_named_by_model_and_tag(data, tmp_path, monkeypatch, capsys):
+    """As OpenCLIP names them; here in a cache that a download would have left, and then in none."""
+    model = write_model(tmp_path / "tiny")
+    weights = random_weights(model)
+    config = json.loads((tmp_path / "tiny" / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny-ours.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-ours.json")
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    tags = {"ours": {"hf_hub": "someone/model/"}, "nowhere": {"hf_hub": "someone/else/"}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-ours", tags)
+    torch.save(weights, tmp_path / "weights.pt")
+    argv = ["tiny-ours:ours", "tiny-ours:nowhere", tmp_path / "weights.pt", "--model", "tiny-ours"]
+    assert evaluate(*argv, "--data", data, "--datasets", "wds/flickr30k", "--out", tmp_path / "out") == 1
+    found = {model: record["metrics"] for (model, _, _), record in records(tmp_path / "out").items()}
+    assert found.keys() == {"tiny-ours:ours", f"{tmp_path}/weights.pt"}
+    assert found["tiny-ours:ours"] == found[f"{tmp_path}/weights.pt"]
+    assert "error: tiny-ours:nowhere cannot be opened: " in capsys.readouterr().err
+
+
+def test_a_relative_model_is_relative_to_the_folder_of_the_training(tmp_path, monkeypatch, capsys):
+    """Another model of that name is in the folder where the evaluation is called."""
+    trained_in, elsewhere = tmp_path / "there", tmp_path / "here"
+    weights = random_weights(write_model(trained_in / "model", text={"vocab_size": 49408}))
+    write_model(elsewhere / "model", vision={"image_size": 64})
+    run = write_run(trained_in / "logs" / "run", "model: local-dir:model\nlogs: logs\nname: run\n", weights)
+    write_colours(tmp_path / "data" / "colours")
+    monkeypatch.chdir(elsewhere)
+    argv = ["--data", tmp_path / "data", "--datasets", "colours", "--suite", "zeroshot"]
+    checkpoint = "../there/logs/run/checkpoints/epoch_1.pt"
+    assert evaluate(checkpoint, *argv) == 0
+    shutil.copytree(run, tmp_path / "copy")
+    assert evaluate(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 1
+    assert "was trained with --model local-dir:model, in an unknown folder" in capsys.readouterr().err
+    (tmp_path / "copy" / "run.json").write_text(json.dumps({"cwd": str(trained_in)}))
+    assert evaluate(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 0
+    shutil.rmtree(trained_in / "model")
+    capsys.readouterr()
+    assert evaluate(checkpoint, *argv) == 1
+    assert f"which is no longer in {trained_in}: give --model local-dir:FOLDER" in capsys.readouterr().err
+    assert evaluate(checkpoint, *argv, "--model", f"local-dir:{elsewhere}/model") == 1  # of another size
+
+
+# What is refused
+
+REFUSED = {
+    "export --data nowhere": "--data: there is no folder nowhere",
+    "export --data empty": "--data: empty holds nothing for --suite zeroshot,retrieval; expected folders such as",
+    "export --suite zeroshot,fly": "--suite: there is no suite 'fly'",
+    "export --datasets birds": "--datasets: data holds no birds; it holds colours",
+    "export --suite retrieval": "--suite retrieval measures nothing of data: colours",
+    "export --suite probe": "nothing for --suite probe",
+    "nowhere.pt": "CHECKPOINT is nowhere.pt: no file or folder",
+    "nowhere.pt --model ViT-B-32": "CHECKPOINT is nowhere.pt: no file or folder",
+    "ViT-B-32:fly": "CHECKPOINT is ViT-B-32:fly",
+    "text.pt": "text.pt cannot be read",
+    "lone.pt": "--model: nothing beside lone.pt says what model it is",
+    "lone.pt --model ViT-B-32": "lone.pt does not match ViT-B-32: ",
+    "hf": "hf is for transformers",
+    "clip": "the folder of a run: give clip/checkpoints/epoch_N.pt, or --every",
+    "export --every": "--every: export holds no checkpoints/epoch_N.pt",
+    "export --out text.pt/out": "--out: text.pt/out cannot be written",
+    "export --batch-size 0": "--batch-size is 0",
+    "export --probe-lr nan": "--probe-lr is nan",
+    "export --finetune": "--finetune is for --suite dense",
+    "export --device fly": "--device is fly, which torch cannot use here",
+    "export --model ViT-B-32": "--model is ViT-B-32, but export says what model it is",
+    "export --alphas 0,1": "--alphas is for --wise-ft RELEASED, which is not given",
+    "clip --every --wise-ft lone.pt": "takes the one CHECKPOINT that was tuned from RELEASED; given are --every",
+    "lone.pt lone.pt --wise-ft lone.pt": "RELEASED; given are 2 checkpoints",
+    "export --wise-ft export --alphas 0,2": "--alphas is 0,2; expected numbers from 0 to 1",
+    "export --wise-ft export --alphas half": "--alphas is half; expected numbers from 0 to 1",
+    "export --wise-ft ViT-B-32:fly": "--wise-ft is ViT-B-32:fly: no file, and no MODEL:TAG",
+    "export --wise-ft other.pt": "other.pt does not match",
+}
+
+
+@pytest.fixture(scope="module")
+def place(runs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("refused")
+    write_colours(folder / "data" / "colours")
+    for run in ("export", "clip"):
+        (folder / run).symlink_to(runs / run)
+    weights = torch.load(runs / "clip" / "checkpoints" / "epoch_1.pt")["state_dict"]
+    torch.save(weights, folder / "lone.pt")
+    torch.save({name: value for name, value in weights.items() if "proj" not in name}, folder / "other.pt")
+    (folder / "text.pt").write_text("no checkpoint")
+    (folder / "hf").mkdir()
+    (folder / "hf" / "config.json").write_text("{}")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    data = [] if "--data " in argv else ["--data", "data"]
+    datasets = [] if "--data" in argv else ["--datasets", "colours"]
+    assert main(["evaluate", *argv.split(), *data, *datasets, "--workers", "0"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("package", ["clip_benchmark", "requests"])
+def test_a_missing_extra_is_named(package, runs, data, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    assert evaluate(runs / "export", "--data", data) == 1
+    error = capsys.readouterr().err
+    assert "[eval]" in error
+    assert package in error
+    assert error.count("\n") == 1
+
+
+def test_the_demo_writes_its_scenes_once_and_into_no_folder_of_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(write_evaluation_data, "__defaults__", (20, 10, 0))
+    monkeypatch.setattr(write_dense_scenes, "__defaults__", (3, 4, 0))
+    assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
+    assert "--datasets demo_objects demo_scenes" in capsys.readouterr().out
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
+    assert [len(list((tmp_path / "scenes").rglob(name))) for name in ("*.tar", "*.png")] == [3, 4 * 7]
+    assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "notes.txt").touch()
+    capsys.readouterr()
+    assert main(["demo", "--write-evaluation", str(tmp_path / "others")]) == 1
+    assert "others holds something else" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "others") == ["notes.txt"]
