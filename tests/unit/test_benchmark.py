@@ -1,10 +1,14 @@
-"""The benchmark: its counts are the paper's, and its contenders agree."""
+"""The benchmark: its counts are the paper's, its contenders agree, and the class loss takes little memory."""
+
+import json
 
 import pytest
 import torch
+from support.models import write_model
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs
+from openclip_superclip.benchmark import head_cost
+from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, peak_memory
 from openclip_superclip.method.shapes import count_gmacs, head_share
 
 
@@ -12,7 +16,7 @@ from openclip_superclip.method.shapes import count_gmacs, head_share
     ("ViT-L-16", 59.689, 6.547, 0.00077),
     ("ViT-B-16", 16.87, 2.91, 0.0019),
 ])  # fmt: skip
-def test_the_head_adds_the_share_of_flops_that_the_paper_states(model, vision, text, share):
+def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(model, vision, text, share):
     gmacs = count_gmacs(model, with_attention=False)
     assert gmacs["vision"] == pytest.approx(vision, rel=2e-3)  # the paper's count holds norms and biases, too
     assert gmacs["text"] == pytest.approx(text, rel=2e-3)
@@ -48,3 +52,42 @@ def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, n
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
     assert not list(tmp_path.iterdir())
+
+
+def allocate(num_bytes):
+    kept = torch.ones(2**20)
+    return lambda: torch.ones(num_bytes // 4).sum() + kept.sum()
+
+
+def prepare(name, batch, width, vocab):
+    inputs = make_inputs(batch, width, vocab, "cpu")
+    return lambda: compute(name, inputs)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets():
+    assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
+    sizes = 1024, 16, 49408
+    dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
+    assert ours <= 0.35 * dense
+    logits = 1024 * 256_000 * 4
+    assert peak_memory(prepare, "class_loss", 1024, 16, 256_000, device="cpu") < logits / 2
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_ratios_and_writes_json(tmp_path, monkeypatch, capsys):
+    names = ("three products", "dense targets", "class_loss")
+    monkeypatch.setattr(head_cost, "CONTENDERS", {name: CONTENDERS[name] for name in names})
+    write_model(tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "small.json").write_text(json.dumps(config))
+    code = main([
+        "benchmark", "--head-batch", "32", "--width", "16", "--vocab", "1000", "--repeats", "2", "--device", "cpu",
+        "--model", f"{tmp_path}/small.json", "--local-batch", "2", "--step-repeats", "1", "--out", str(tmp_path),
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "| class_loss |" in printed
+    assert "| with --superclip |" in printed
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    assert all(len(seconds) == 2 for seconds in report["head_seconds"].values())

@@ -178,6 +178,7 @@ def test_wrong_labels_are_named(model, data, tmp_path, capsys):
     found = error("masks", "depth")
     assert "holds the class 3; expected 2 classes" in found
     assert "depths/3.png; expected a label for every image" in found
+    (tmp_path / "data" / "masks" / "classes.txt").unlink()  # as for ADE20k
     Image.new("L", (10, 10)).save(tmp_path / "data" / "masks" / "annotations" / "training" / "3.png")
     assert f"3.png has 10 x 10 pixels; expected {2 * SIZE} x {SIZE}, as its image has" in error("masks")
     for file in (tmp_path / "data/depth/train/images").iterdir():
