@@ -2,8 +2,8 @@
 
 import functools
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import nn
 from tqdm import tqdm
@@ -39,12 +39,13 @@ def write_tables(folders: list[Path]) -> None:
             write_text(folder / "summary.md", f"{table(models)}\n")
 
 
-class Results(NamedTuple):
+@dataclass
+class Results:
     """All results of a call, computed or read, and what went wrong."""
 
-    models: list[list[dict]]  # the results of each model that has any
-    failures: list[str]
-    num_read: int
+    models: list[list[dict]] = field(default_factory=list)  # the results of each model that has any
+    failures: list[str] = field(default_factory=list)
+    num_read: int = 0
 
     def summary(self, selection: Selection, folders: list[Path]) -> str:
         """Returns the tables and what is missing from them, for people."""
@@ -74,20 +75,16 @@ def evaluate_all(
         folders: of each model's results; those that are there already and still hold are read.
         command: is written into the results.
     """
-    total = len(models) * len(chosen)
+    results, total = Results(), len(models) * len(chosen)
     with tqdm(total=total, desc="evaluate", unit=" results", disable=None if ranks.is_first else True) as progress:
-        found = [
-            _evaluate_model(model, folder, chosen, settings, command, progress, ranks)
-            for model, folder in zip(models, folders, strict=True)
-        ]
-    return Results(
-        [records for one in found for records in one.models if records],
-        [failure for one in found for failure in one.failures],
-        sum(one.num_read for one in found),
-    )
+        for model, folder in zip(models, folders, strict=True):
+            if records := _evaluate_model(model, folder, chosen, settings, command, progress, ranks, results):
+                results.models.append(records)
+    return results
 
 
-def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -> Results:
+def _evaluate_model(model, folder, chosen, settings, command, progress, ranks, results: Results) -> list[dict]:
+    """Returns the results of a model, and adds to `results` what was read and what went wrong."""
     source = model.source_from(folder)
     planned = []  # (data, task, file, facts)
     for data, task in chosen:
@@ -96,16 +93,16 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -
         planned.append((data, task, file, _expected(model, source, data, task, settings)))
     found = ranks.of_first([read_record(file, facts) for *_, file, facts in planned])
     records = [record for record in found if record]
-    results = Results([records], [], len(records))
+    results.num_read += len(records)
     progress.update(len(records))
     if len(records) == len(chosen):
-        return results
+        return records
     try:
         with ranks.together():
             opened = open_model(model, settings.device)
     except Exception as error:  # weights that cannot be fetched, a model that does not fit the GPU
         results.failures.append(f"{model.given} cannot be opened: {_last_line(error)}")
-        return results
+        return records
     for (data, task, file, facts), record in zip(planned, found, strict=True):
         if record:
             continue
@@ -122,7 +119,7 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks) -
         except (Exception, SystemExit) as error:  # a broken data set raises anything, and CLIP_benchmark may exit
             results.failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_last_line(error)}")
         progress.update()
-    return results
+    return records
 
 
 def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, Features]:

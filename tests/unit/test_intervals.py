@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from clip_benchmark.metrics.zeroshot_classification import accuracy
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from openclip_superclip.errors import InputError
+from openclip_superclip.evaluation import outcomes
 from openclip_superclip.evaluation.outcomes import (
     IOU,
     MEAN,
@@ -14,26 +16,21 @@ from openclip_superclip.evaluation.outcomes import (
     RECALL,
     RMSE,
     Outcome,
-    _precisions,
     difference,
     estimate,
     mcnemar,
     mean_of,
-    read_outcomes,
     right,
-    write_outcomes,
 )
 from openclip_superclip.evaluation.tasks import _of_logits
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3
 OTHER = np.where(RNG.random(400) < 0.2, RNG.random(400) < 0.6, HITS)
-
-
 LABELS = RNG.integers(0, 7, 400)
 
 
-def test_a_score_is_what_sklearn_computes():
+def test_a_score_is_what_sklearn_computes_also_of_a_resample():
     captions = RNG.integers(1, 300, 50)  # more than uint8 can hold
     found = RNG.binomial(captions, 0.9)
     assert estimate(Outcome(MEAN, found, captions), "x").value == pytest.approx(found.sum() / captions.sum())
@@ -42,12 +39,8 @@ def test_a_score_is_what_sklearn_computes():
     scores, relevant = RNG.integers(0, 9, (50, 3)) / 9, RNG.integers(0, 2, (50, 3))  # with ties
     precision = estimate(Outcome(PRECISION, scores, relevant), "x").value
     assert precision == pytest.approx(average_precision_score(relevant, scores))
-
-
-def test_a_resample_scores_what_the_repeated_samples_score():
-    scores, relevant = RNG.integers(0, 9, (50, 3)) / 9, RNG.integers(0, 2, (50, 3))
     counts = RNG.multinomial(50, [1 / 50] * 50, size=20)
-    for count, precision in zip(counts, _precisions(counts, scores, relevant), strict=True):
+    for count, precision in zip(counts, outcomes._precisions(counts, scores, relevant), strict=True):
         places = np.repeat(np.arange(50), count)
         assert precision == pytest.approx(average_precision_score(relevant[places], scores[places]))
 
@@ -64,11 +57,10 @@ def test_an_accuracys_interval_is_wilsons_and_holds_the_score(num_right):
 
 def test_captions_of_one_image_are_no_independent_samples():
     image_is_easy = RNG.random(200) < 0.5
-    alike = Outcome(MEAN, 5 * image_is_easy, np.full(200, 5))
-    mixed = Outcome(MEAN, RNG.binomial(5, 0.5, 200), np.full(200, 5))
-    assert estimate(alike, "x")[1:] == pytest.approx(estimate(right(image_is_easy), "x")[1:], abs=0.002)
-    widths = [one.high - one.low for one in (estimate(alike, "x"), estimate(mixed, "x"))]
-    assert widths[1] < 0.6 * widths[0]
+    alike = estimate(Outcome(MEAN, 5 * image_is_easy, np.full(200, 5)), "x")
+    mixed = estimate(Outcome(MEAN, RNG.binomial(5, 0.5, 200), np.full(200, 5)), "x")
+    assert alike[1:] == pytest.approx(estimate(right(image_is_easy), "x")[1:], abs=0.002)
+    assert mixed.high - mixed.low < 0.6 * (alike.high - alike.low)
 
 
 def test_a_difference_is_newcombes_published_example():
@@ -88,7 +80,7 @@ def test_a_difference_is_paired_and_agrees_with_the_two_scores(kind):
     assert found.value == two.value - one.value
     assert found.low <= found.value <= found.high
     alone = ((one.high - one.low) ** 2 + (two.high - two.low) ** 2) ** 0.5
-    assert found.high - found.low < 0.8 * alone  # what both share is no luck of the difference
+    assert found.high - found.low < 0.8 * alone  # the difference does not contain what both share
     assert difference(first, first, "x").value == 0
 
 
@@ -121,14 +113,12 @@ def test_intervals_cover_the_true_value_as_often_as_they_claim(rate, size):
 
 
 def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
-    from clip_benchmark.metrics.zeroshot_classification import accuracy
-
     logits = torch.tensor(RNG.integers(0, 4, (300, 12)), dtype=torch.bfloat16)  # ties in every row
     target = torch.tensor(RNG.integers(0, 12, 300))
-    outcomes = _of_logits(logits, target, "", 12)
-    assert estimate(outcomes["acc1"], "x").value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
+    found = _of_logits(logits, target, "", 12)
+    assert estimate(found["acc1"], "x").value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
     recall = balanced_accuracy_score(target, logits.argmax(axis=1))
-    assert estimate(outcomes["mean_per_class_recall"], "x").value == pytest.approx(recall)
+    assert estimate(found["mean_per_class_recall"], "x").value == pytest.approx(recall)
 
 
 def test_a_mean_of_data_sets_is_surer_than_each_and_dependent_measures_are_not():
@@ -149,21 +139,14 @@ def test_mcnemar_asks_only_where_two_models_differ():
 
 
 def test_outcomes_are_read_as_they_were_written(tmp_path):
-    outcomes = {
-        "acc1": right(HITS),
-        "mean_per_class_recall": Outcome(RECALL, HITS.astype(np.uint8), RNG.integers(0, 9, 400)),
-        "mean_average_precision": Outcome(PRECISION, RNG.normal(size=(400, 3)), RNG.integers(0, 2, (400, 3))),
-    }
-    write_outcomes(tmp_path / "outcomes.npz", outcomes)
-    read = read_outcomes(tmp_path / "outcomes.npz")
-    assert read.keys() == outcomes.keys()
-    for name, outcome in outcomes.items():
-        assert read[name].kind == outcome.kind
-        assert np.array_equal(read[name].scored, outcome.scored)
-        assert np.array_equal(read[name].of, outcome.of)
-    assert read_outcomes(tmp_path / "nowhere.npz") == {}
-    broken = tmp_path / "x.outcomes.npz"
-    for size in (0, 30, 300):
-        broken.write_bytes((tmp_path / "outcomes.npz").read_bytes()[:size])
-        with pytest.raises(InputError, match=r"x.outcomes.npz is broken \(.*\): remove it and x.json beside it"):
-            read_outcomes(broken)
+    written = {"acc1": right(HITS), "mAP": Outcome(PRECISION, RNG.normal(size=(9, 3)), RNG.integers(0, 2, (9, 3)))}
+    outcomes.write_outcomes(tmp_path / "x.outcomes.npz", written)
+    read = outcomes.read_outcomes(tmp_path / "x.outcomes.npz")
+    assert read.keys() == written.keys()
+    for name, (kind, *arrays) in written.items():
+        assert read[name].kind == kind
+        assert all(map(np.array_equal, read[name][1:], arrays))
+    assert outcomes.read_outcomes(tmp_path / "nowhere.npz") == {}
+    (tmp_path / "x.outcomes.npz").write_bytes((tmp_path / "x.outcomes.npz").read_bytes()[:30])
+    with pytest.raises(InputError, match=r"x.outcomes.npz is broken \(.*\): remove it and x.json beside it"):
+        outcomes.read_outcomes(tmp_path / "x.outcomes.npz")
