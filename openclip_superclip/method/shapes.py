@@ -65,23 +65,21 @@ def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: flo
         "text": lambda: model.encode_text(text),
         "head": lambda: model.class_head.logits(head_input),
     }
-    return {name: _gmacs(part, with_attention) for name, part in parts.items()}
+    gmacs = {}
+    for name, part in parts.items():
+        with FlopCounterMode(display=False) as counter:
+            part()
+        gmacs[name] = sum(
+            count / 2e9
+            for operator, count in counter.get_flop_counts()["Global"].items()
+            if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
+        )
+    return gmacs
 
 
 def head_share(gmacs: dict[str, float]) -> float:
     """Returns the head's GMACs over those of the two towers."""
     return gmacs["head"] / (gmacs["vision"] + gmacs["text"])
-
-
-def _gmacs(part, with_attention: bool) -> float:
-    with FlopCounterMode(display=False) as counter:
-        part()
-    by_operator = counter.get_flop_counts()["Global"]
-    return sum(
-        count / 2e9
-        for operator, count in by_operator.items()
-        if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
-    )
 
 
 class MemoryTrace:
