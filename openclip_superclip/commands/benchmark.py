@@ -31,7 +31,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=768, help="the head's input (default: %(default)s)")
     parser.add_argument("--vocab", type=int, default=49408, help="the head's output (default: %(default)s)")
     parser.add_argument("--model", default="ViT-B-16", help="of the whole step (default: %(default)s)")
-    parser.add_argument("--local-batch", type=int, default=64, help="of the whole step (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", "--local-batch", dest="local_batch", type=int, default=64, metavar="N",
+        help="of the whole step (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=7, help="of the head (default: %(default)s)")
     parser.add_argument(
         "--step-repeats", type=int, default=3, help="of the step; 0: leave it out (default: %(default)s)"

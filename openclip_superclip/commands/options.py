@@ -4,86 +4,92 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
-from ..runs.run import DEFAULTS, DESCRIPTION, ENGINES, Settings
+from ..runs.recipe import COLUMN_FLAGS
+from ..runs.run import DEFAULTS, DESCRIPTION, Settings
+from ..runs.slurm import NAMED, REQUEST_OPTIONS, SlurmRequest, read_site
 
 if TYPE_CHECKING:
     from ..runs.folder import RunFolder
     from ..runs.run import Run
-    from ..runs.slurm import Placement, SlurmRequest
+    from ..runs.slurm import Placement
+
+RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what makes a plan of a recipe, for `superclip plan`, `run` and `submit`."""
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds --device of a command that computes on this machine; `device_here` decides if it is not given."""
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
+
+
+def device_here(device: str | None) -> str:
+    """Returns the device of --device: by default the GPU if there is one, which is printed."""
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"superclip: --device {device}", file=sys.stderr)
+    return device
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
+    """Adds what makes a plan of a recipe.
+
+    Args:
+        here: whether it trains on this machine; other machines are assumed to have GPUs.
+    """
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
+    add_data_options(parser, "the recipe's")
+    add_split_options(parser)
+    if here:
+        add_device(parser)
+    else:
+        parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
+
+
+def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds what replaces the data and the fields of a recipe."""
     parser.add_argument(
         "--data", metavar="DATA",
-        help="brace pattern of shards, in quotes, no * or folder; or a .csv of pictures and captions (default: the "
-        "recipe's)",
+        help="brace pattern of shards to train on, in quotes, or a .csv of images and captions "
+        f"(default: {default})",
     )  # fmt: skip
     add_columns(parser, of_recipe=True)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
     )
-    add_split_options(parser)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what trains (default: %(default)s)")
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how a batch is split and loaded on the GPUs, for those commands and for `superclip study --slurm`."""
+    """Adds how a batch is split and loaded on the GPUs."""
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Adds what averages the ranks' gradients."""
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="torchrun",
-        help="what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
-    )  # fmt: skip
-
-
 def add_nproc(parser: argparse.ArgumentParser) -> None:
-    """Adds how many processes train on this machine, where no job of SLURM says it."""
+    """Adds how many processes train on this machine, outside SLURM."""
     parser.add_argument(
         "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:
     """Adds what `superclip run` and `superclip submit` have in common."""
-    add_recipe_options(parser)
+    add_recipe_options(parser, here)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
-    add_engine(parser)
-    add_run_settings(parser)
+    add_settings(parser, "engine", *RUN_SETTINGS)
 
 
-def add_run_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds what a run is told that changes nothing of what is trained."""
-    parser.add_argument(
-        "--unreadable-max", type=float, default=Settings.unreadable_max, metavar="FRACTION",
-        help="of a slice's shards, or samples: if more cannot be read the run fails (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stall-minutes", type=float, default=Settings.stall_minutes, metavar="M",
-        help="without a step, after which the run starts again; 0 for never (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="resume with another recipe, data or packages than the run began with, and note in run.json which",
-    )
-    parser.add_argument(
-        "--stage", metavar="DIR",
-        help="folder on each node's own disk: a slice's shards are copied there, those that the node's ranks read, "
-        "while the slice before it trains",
-    )  # fmt: skip
+def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds options that change nothing of what is trained, by their names in Settings."""
+    for name in names:
+        about = Settings.__dataclass_fields__[name]
+        parser.add_argument(flag_of(name), default=about.default, **about.metadata)
 
 
 def run_settings(options: argparse.Namespace) -> Settings:
@@ -93,9 +99,12 @@ def run_settings(options: argparse.Namespace) -> Settings:
 
 
 def given_run_settings(options: argparse.Namespace) -> list[str]:
-    """Returns the flags of `add_run_settings` that are given."""
-    names = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != getattr(DEFAULTS, name)]
+    """Returns the flags of RUN_SETTINGS that are given."""
+    return [flag_of(name) for name in RUN_SETTINGS if getattr(options, name) != getattr(DEFAULTS, name)]
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def opened_run(
@@ -108,50 +117,37 @@ def opened_run(
 
     folder = Path(options.recipe)
     if not (folder / DESCRIPTION).is_file():
-        set_ = all_settings(options)
+        device = options.device if placement.job is None else options.device or "cuda"  # a job's GPU may have failed
+        device, set_ = device_here(device), all_settings(options)
         recipe = read_with_table(options.recipe, set_, options.data)
         run = make_run(
-            recipe, placement.num_nodes, options.nproc or placement.num_processes(options.device), options.data,
-            options.gpu_batch_max, options.workers, options.device, run_settings(options), set_,
+            recipe, placement.num_nodes, options.nproc or placement.num_processes(device), options.data,
+            options.gpu_batch_max, options.workers, device, run_settings(options), set_,
         )  # fmt: skip
         return run, RunFolder(options.out or Path("runs") / recipe.name)
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             raise InputError(f"{flag}: {folder} is a run, whose {DESCRIPTION} holds its options; leave {flag} out")
     run = Run.open(folder)
     if getattr(options, "accept_changes", False):
-        settings = dataclasses.replace(run.settings, accept_changes=True)
-        run = dataclasses.replace(run, settings=settings)
+        run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, accept_changes=True))
     here = run.gpus_per_node if run.device == "cpu" else placement.num_processes(run.device)
     return on_machines(run, placement.num_nodes, options.nproc or here), RunFolder(folder)
 
 
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
     """Returns the values of --set, and those of a table's options as such."""
-    given = {flag: getattr(options, flag.removeprefix("--").replace("-", "_")) for flag in COLUMNS}
-    quoted = {flag: json.dumps(value, ensure_ascii=False) for flag, value in given.items() if value is not None}
-    return settings(options.set) | {f"flags.{flag.removeprefix('--')}": value for flag, value in quoted.items()}
-
-
-def settings(pairs: list[str]) -> dict[str, str]:
-    """Returns the values of --set."""
-    for pair in pairs:
+    for pair in options.set:
         if "=" not in pair:
             raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are handed on as they are
-
-
-OURS = (
-    "nodes", "gpus_per_node", "gpu_type", "cpus_per_node", "sbatch", "container_image", "apptainer", "mounts", "setup",
-)  # fmt: skip
+    given = {flag: getattr(options, flag.replace("-", "_")) for flag in COLUMN_FLAGS}
+    quoted = {flag: json.dumps(value, ensure_ascii=False) for flag, value in given.items() if value is not None}
+    return dict(pair.split("=", 1) for pair in options.set) | {f"flags.{flag}": quoted[flag] for flag in quoted}
 
 
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
-    """Adds what a job asks for; every option is None where it is not given, and the site's file is asked."""
+    """Adds the resource request of a job; the site's file has a value for every option that is not given."""
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
     parser.add_argument("--nodes", type=int, metavar="N", help="of a run (default: 1)")
     parser.add_argument(
@@ -164,7 +160,7 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
         "--cpus-per-node", type=int, metavar="N", help="take this many CPUs of each shared node (default: whole nodes)"
     )
     parser.add_argument(
-        "--sbatch", action="append", metavar="NAME=VALUE", help="any other option of sbatch: mem=400G, --exclude=node7"
+        "--sbatch", action="append", metavar="NAME=VALUE", help="any other option of sbatch: mem=400G, exclude=node7"
     )
     container = parser.add_mutually_exclusive_group()
     container.add_argument("--container-image", metavar="IMAGE", help="train in a container of pyxis")
@@ -185,81 +181,43 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     parser.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
 
 
-def sbatch_joined(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments with `--sbatch --exclude=x` as `--sbatch=--exclude=x`, which argparse can read."""
-    joined: list[str] = []
-    for argument in argv:
-        if joined[-1:] == ["--sbatch"] and argument.startswith("-"):
-            joined[-1] = f"--sbatch={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
-def given_slurm_options(options: argparse.Namespace) -> list[str]:
-    """Returns those of the options that were given, as flags."""
-    return [f"--{name.replace('_', '-')}" for name in (*OURS, *NAMED) if getattr(options, name) is not None]
+def given_slurm_options(options: argparse.Namespace) -> dict:
+    """Returns those of the options of SLURM that were given, by name."""
+    return {name: value for name in REQUEST_OPTIONS if (value := getattr(options, name)) is not None}
 
 
 def with_sites_stage(settings: Settings) -> Settings:
     """Returns a run's settings with the site's --stage if none is given; an empty one removes it."""
-    from ..runs.slurm import read_site
-
     stage = read_site().get("stage") if settings.stage is None else settings.stage
     return dataclasses.replace(settings, stage=stage or None)
 
 
-def slurm_request(options: argparse.Namespace) -> "SlurmRequest":
-    """Returns what the options and the site's file ask for; InputError for what cannot be."""
-    from ..runs.slurm import SlurmRequest, read_site
-
+def slurm_request(options: argparse.Namespace) -> SlurmRequest:
+    """Returns the request of the options and the site's file; InputError for options that contradict each other."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
-    site = read_site()
-    given = {name: getattr(options, name) for name in (*OURS, *NAMED) if getattr(options, name) is not None}
-    if "container_image" in given or "apptainer" in given:
-        site = {name: value for name, value in site.items() if name not in ("container_image", "apptainer")}
-    values = site | given
-    in_container = values.get("container_image") or values.get("apptainer")
-    if "mounts" in given and given["mounts"] and not in_container:
-        raise InputError(f"--mounts is {given['mounts']}; expected --container-image or --apptainer beside it")
-    sbatch = {name: values[name] for name in NAMED if values.get(name)}
-    for option in [*site.get("sbatch", []), *given.get("sbatch", [])]:
-        name, _, value = str(option).removeprefix("--").partition("=")
-        if not name.strip("-"):
-            raise InputError(f"--sbatch is '{option}'; expected NAME=VALUE, such as mem=400G")
-        sbatch[name] = value
-    return SlurmRequest(
-        device=options.device, nodes=values.get("nodes", 1),
-        gpus_per_node=values.get("gpus_per_node", options.default_gpus_per_node),
-        cpus_per_node=values.get("cpus_per_node"), sbatch=sbatch, container_image=values.get("container_image"),
-        apptainer=values.get("apptainer"), mounts=values.get("mounts") if in_container else None,
-        setup=Path(values["setup"]).expanduser() if values.get("setup") else None, gpu_type=values.get("gpu_type"),
-    )  # fmt: skip
+    given = given_slurm_options(options)
+    return SlurmRequest.of(given, options.device or "cuda", options.default_gpus_per_node)
 
 
-COLUMNS = {
-    "--csv-separator": "between the columns of a table",
-    "--csv-img-key": "column of its images",
-    "--csv-caption-key": "column of its captions",
-}
+COLUMN_HELP = ("between the columns of a table", "column of its images", "column of its captions")
 
 
 def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:
-    """Adds the options that name the columns of a table.
+    """Adds the options that name the columns of a table; what is not given follows from its header.
 
     Args:
-        of_recipe: whether a recipe gives those that are left out; otherwise the table's header does.
+        of_recipe: whether a recipe may give them.
         of_json: whether captions may be in JSON files beside the images, too.
     """
-    default = "the recipe's, else OpenCLIP's" if of_recipe else "what the header holds"
-    for flag, help in COLUMNS.items():
-        field = ", or field of each .json" if of_json and flag == "--csv-caption-key" else ""
+    default = "the recipe's, else from the header" if of_recipe else "from the header"
+    for flag, help in zip(COLUMN_FLAGS, COLUMN_HELP, strict=True):
+        field = ", or field of each .json" if of_json and flag == "csv-caption-key" else ""
         metavar = flag.rpartition("-")[2].upper()
-        parser.add_argument(flag, metavar=metavar, help=f"{help}{field} (default: {default})")
+        parser.add_argument(f"--{flag}", metavar=metavar, help=f"{help}{field} (default: {default})")
 
 
 def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
-    """Returns the columns that the options name, those that are left out by the table's header, and prints them.
+    """Returns the columns that the options name, the others by the table's header, and prints what was detected.
 
     Without a table they are `image` and `caption`.
     """

@@ -4,13 +4,11 @@ import argparse
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
 
 from ..config import Config
 from ..errors import InputError
 from ..pages import markdown_table
-from ..runs.recipe import FIELDS, KINDS, MEASURES, METHODS, REQUIRED, TAKEN, Recipe, kind_of, read_recipe
-from ..runs.recipe import shipped_recipes as shipped
+from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, TAKEN, Recipe, kind_of, read_recipe, shipped_recipes
 
 PAGE = """# The fields of a recipe
 
@@ -42,7 +40,7 @@ Any flag of OpenCLIP (`superclip train --help`), without the dashes: `grad-check
 
 ## paper
 
-{measures}"""
+`values` holds numbers by measure (`imagenet_zero_shot: 63.5`), in percent except for `nyuv2_rmse` and `llava_mme`."""
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
 
@@ -61,11 +59,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
     options = parser.parse_args(argv)
     if options.fields:
-        if options.words or options.json:
-            raise InputError("--fields is about every recipe: leave out WORD and --json")
         print(_page())
         return 0
-    found = {name: read_recipe(name) for name in shipped() if all(word in name for word in options.words)}
+    found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
     if not found:
         raise InputError(f"no recipe's name holds {' and '.join(options.words)}; superclip recipes lists all")
     exact = [name for name in found if options.words in ([name], [name.partition("/")[2]])]
@@ -105,29 +101,24 @@ def _score(recipe: Recipe) -> str:
 
 def _page() -> str:
     """Returns docs/recipe-fields.md."""
-    fields = [
-        [
-            f"`{name}`", KINDS[kind_of(name)], "yes" if name in REQUIRED else "",
-            " ".join([field.metadata["help"], *[f"({text})" for text in [field.metadata["expected"]] if text]]),
-        ]
-        for name, field in FIELDS.items()
-    ]  # fmt: skip
+    fields = []
+    for name, field in FIELDS.items():
+        expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
+        required = "yes" if name in REQUIRED else ""
+        fields.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
     options = [
-        [f"`{field.name}`", f"`{field.metadata['flag']}`", _default(field.default), field.metadata["help"]]
+        [
+            f"`{field.name}`",
+            f"`{field.metadata['flag']}`",
+            "none" if field.default in ("", None) else f"`{json.dumps(field.default)}`".replace('"', ""),
+            field.metadata["help"],
+        ]
         for field in dataclasses.fields(Config)
     ]
+    names = ", ".join(f"`{name}`" for name in TAKEN)
+    taken = f"These are not among them: they follow from other fields, or belong to the run: {names}."
     return PAGE.format(
         fields=markdown_table(["field", "holds", "required", "meaning"], fields),
         superclip=markdown_table(["field", "flag", "default", "meaning"], options),
-        taken=_listed("These are not among them: they follow from other fields, or belong to the run: ", TAKEN),
-        measures=_listed("`values` holds, in percent except for `nyuv2_rmse` and `llava_mme`, some of ", MEASURES),
+        taken=textwrap.fill(taken, width=120, break_long_words=False, break_on_hyphens=False),
     )
-
-
-def _listed(text: str, names: Sequence[str]) -> str:
-    names = ", ".join(f"`{name}`" for name in names)
-    return textwrap.fill(f"{text}{names}.", width=120, break_long_words=False, break_on_hyphens=False)
-
-
-def _default(default) -> str:
-    return "none" if default in ("", None) else f"`{str(default).lower() if isinstance(default, bool) else default}`"

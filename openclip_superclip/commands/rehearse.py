@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..rules import at_least
-from .options import add_engine, add_nproc, add_recipe_options, opened_run
+from .options import add_nproc, add_recipe_options, add_settings, opened_run
 
 STEPS = 100
 
@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         "whole run, what limits it and what to change. Under srun, with one task per node, on every node of the job.",
         epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
     )
-    add_recipe_options(parser)
-    add_engine(parser)
+    add_recipe_options(parser, here=True)
+    add_settings(parser, "engine")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
     add_nproc(parser)
     parser.add_argument(

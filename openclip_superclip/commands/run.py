@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "recipe resumes that run.",
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
-    add_run_options(parser)
+    add_run_options(parser, here=True)
     add_nproc(parser)
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     return parser

@@ -8,15 +8,18 @@ from ..environment import require
 from ..errors import InputError
 from ..rules import at_least
 from .options import (
-    add_columns,
-    add_run_settings,
+    RUN_SETTINGS,
+    add_data_options,
+    add_device,
+    add_settings,
     add_slurm_options,
     add_split_options,
     all_settings,
+    device_here,
+    flag_of,
     given_run_settings,
     given_slurm_options,
     run_settings,
-    sbatch_joined,
     slurm_request,
     with_sites_stage,
 )
@@ -33,8 +36,9 @@ def main(argv: list[str]) -> int:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
+    device = options.device or "cuda" if options.slurm else device_here(options.device)
     call = study_call(
-        options.study, options.out, options.seeds, options.device, options.data, options.val_data,
+        options.study, options.out, options.seeds, device, options.data, options.val_data,
         all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
@@ -83,24 +87,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)"
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="(default: %(default)s)")
-    parser.add_argument(
-        "--data",
-        metavar="DATA",
-        help="brace pattern of shards to train on, in quotes, or a .csv of images and captions (default: the study's)",
-    )
+    add_device(parser)
+    add_data_options(parser, "the study's")
     parser.add_argument(
         "--val-data",
         metavar="DATA",
         help="shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes",
-    )
-    add_columns(parser, of_recipe=True)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another value for a field of the recipe, in every run",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
     parser.add_argument(
@@ -113,21 +105,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--only", choices=("choose", "report"),
         help="train nothing: tune the learning rates by finished trials, or report finished runs",
     )  # fmt: skip
-    add_run_settings(parser)
+    add_settings(parser, *RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
     add_slurm_options(slurm, gpus_per_node=1)
     add_split_options(slurm)
-    options = parser.parse_args(sbatch_joined(argv))
+    options = parser.parse_args(argv)
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
     at_least(options, seeds=1, jobs=1)
     options.settings = run_settings(options)
-    given = given_slurm_options(options) + [
-        f"--{n.replace('_', '-')}" for n in OF_SLURM if getattr(options, n) not in (None, False)
-    ]
+    given = [*given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
     if given and not options.slurm:
-        raise InputError(f"{given[0]} applies to SLURM's jobs: add --slurm")
+        raise InputError(f"{flag_of(given[0])} applies to SLURM's jobs: add --slurm")
     if options.only and (trains := given_run_settings(options)):
         raise InputError(f"{trains[0]} has no effect with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:

@@ -13,7 +13,6 @@ from .options import (
     all_settings,
     given_run_settings,
     run_settings,
-    sbatch_joined,
     slurm_request,
     with_sites_stage,
 )
@@ -80,12 +79,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "node. Several runs of a study: superclip study --slurm.",
         epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
-    add_run_options(parser)
+    add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
     parser.add_argument(
         "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
     )
-    options = parser.parse_args(sbatch_joined(argv))
+    options = parser.parse_args(argv)
     if options.rehearse and (given := given_run_settings(options)):
         raise InputError(f"{given[0]} does nothing with --rehearse: leave one of them out")
     options.settings = run_settings(options)

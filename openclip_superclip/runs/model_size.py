@@ -7,90 +7,74 @@ from collections.abc import Iterator
 
 import open_clip
 import torch
-from open_clip import get_input_dtype, get_model_config, get_tokenizer
+from open_clip import get_input_dtype, get_model_config
 from open_clip.utils import to_2tuple
 
 from ..checkpoints.model_files import know_model
+from ..environment import replaced
 from ..errors import InputError
 from ..method import loss as class_loss
 from ..method.loss import SuperCLIPLoss
 from ..method.shapes import MemoryTrace, count_gmacs, model_without_weights
-from ..method.token_statistics import special_token_ids
 from ..openclip import autocast
 
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
 
 
-def count_model(model: str, precision: str, patch_dropout: float, with_head: bool, counts_special: bool) -> dict:
-    """Returns the counts, for JSON; InputError where OpenCLIP does not know the model.
+def count_model(model: str, precision: str, patch_dropout: float, with_head: bool) -> dict:
+    """Returns multiply-adds, parameters and the bytes of a checkpoint, for JSON.
 
-    Args:
-        counts_special: whether the head counts the tokens that are no words, too.
+    A checkpoint holds the weights, AdamW's two moments of each, and counts. Raises InputError for a model that OpenCLIP
+    does not have.
     """
-    shapes = _model(model)
-    counts = {"gmacs": count_gmacs(model, patch_dropout=patch_dropout), **_sizes(shapes, precision, with_head)}
-    if with_head:
-        special = () if counts_special else special_token_ids(get_tokenizer(model))
-        counts |= {"vocabulary": shapes.statistics.vocab_size, "ignored_tokens": len(special)}
-    return counts
-
-
-def _model(name: str):
-    """Returns a model as shapes alone; InputError where OpenCLIP does not know it."""
-    folder = name.removeprefix("local-dir:")
-    if folder != name and not os.path.isfile(f"{folder}/open_clip_config.json"):
+    folder = model.removeprefix("local-dir:")
+    if folder != model and not os.path.isfile(f"{folder}/open_clip_config.json"):
         hint = "; superclip demo --data-only writes the demo's" if folder == "demo/model" else ""
         raise InputError(f"model: there is no {folder}/open_clip_config.json{hint}")
-    know_model(name, "model")
-    if get_model_config(name) is None:
-        raise InputError(f"model: OpenCLIP has no model {name}; open_clip.list_models() names those it has")
-    return model_without_weights(name)
-
-
-def _sizes(model, precision: str, with_head: bool) -> dict:
-    """Returns the parameters, and the bytes of a checkpoint: weights, AdamW's two moments of each, and counts."""
-    ours = ("class_head.", "statistics.")
-    num_bytes = 2 if precision in HALF else 4
-    parameters = {name: tensor for name, tensor in model.named_parameters() if with_head or not name.startswith(ours)}
+    know_model(model, "model")
+    if get_model_config(model) is None:
+        raise InputError(f"model: OpenCLIP has no model {model}; open_clip.list_models() names those it has")
+    shapes = model_without_weights(model, superclip={} if with_head else None)
+    parameters = dict(shapes.named_parameters())
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    others = [
-        tensor
-        for name, tensor in model.state_dict().items()
-        if name not in parameters and (with_head or not name.startswith(ours))
-    ]
+    buffers = [tensor for name, tensor in shapes.state_dict().items() if name not in parameters]
+    num_bytes = 2 if precision in HALF else 4
     return {
+        "gmacs": count_gmacs(model, patch_dropout=patch_dropout),
         "parameters": num_parameters,
-        "head_parameters": sum(tensor.numel() for tensor in model.class_head.parameters()) if with_head else 0,
-        "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in others),
+        "head_parameters": sum(tensor.numel() for tensor in shapes.class_head.parameters()) if with_head else 0,
+        "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in buffers),
     }
 
 
 def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> dict[str, int]:
     """Returns the bytes of weights, gradients and optimizer, and the peak of a training step, of one rank.
 
-    AdamW's step and the loss over all ranks' features are in it, and DDP's buckets where there are several ranks. Not
-    in it is what lies outside torch's tensors: CUDA's context, workspaces of its libraries, NCCL's buffers, gaps.
+    AdamW's step, the loss over all ranks' features and, with several ranks, DDP's buckets are included. What is
+    outside torch's tensors is not: CUDA's context, workspaces of its libraries, NCCL's buffers, gaps.
 
     Args:
-        args: what OpenCLIP's command line says of gpu_memory.ASKED.
+        args: OpenCLIP's options in cost.TRACED.
     """
     with MemoryTrace() as trace:
         model = _traced_model(args, with_head)
         weights = trace.bytes
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = sum(parameter.nbytes for parameter in parameters)
-        buckets = [torch.empty_like(parameter) for parameter in parameters] if world_size > 1 else []
+        buckets = [torch.empty_like(parameter) for parameter in parameters if world_size > 1]
         optimizer = torch.optim.AdamW(parameters, foreach=args.device != "cpu")  # as torch chooses by itself
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
+        gradients = trace.bytes - weights  # and DDP's buckets
         optimizer.step()  # makes the moments
-        moments = trace.bytes - weights - gradients - sum(bucket.nbytes for bucket in buckets)
+        moments = trace.bytes - weights - gradients
         optimizer.zero_grad()
         with _loss(args, world_size, with_head) as loss:
             _forward_and_backward(args, model, loss)
         optimizer.step()
-        gradients += sum(bucket.nbytes for bucket in buckets)
-        inputs = args.accum_freq * args.batch_size * _pair_bytes(args, model)
+        del buckets  # which live as long as the training
+        height, width = to_2tuple(model.visual.image_size)
+        pair = 3 * height * width * (2 if get_input_dtype(args.precision) else 4) + 8 * model.context_length
+        inputs = args.accum_freq * args.batch_size * pair
         return {
             "weights": weights, "gradients": gradients, "optimizer": moments, "inputs": inputs, "peak": trace.peak,
         }  # fmt: skip
@@ -108,7 +92,7 @@ def _traced_model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
     if with_head:
         model.statistics._check_ids = lambda tokens: None  # reads values
     dtype = get_input_dtype(args.precision)
-    for module in model.modules() if dtype else ():  # OpenCLIP leaves LayerNorms in float32 where it is not "pure"
+    for module in model.modules() if dtype else ():  # OpenCLIP leaves LayerNorms in float32 unless it is "pure"
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, torch.nn.Parameter(parameter.to(dtype)))
     if args.lock_image:
@@ -119,13 +103,6 @@ def _traced_model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
         model.set_grad_checkpointing()
     model.output_dict = True
     return model.train()
-
-
-def _pair_bytes(args: argparse.Namespace, model: torch.nn.Module) -> int:
-    """Returns the bytes of a picture and a caption as they wait on the device."""
-    height, width = to_2tuple(model.visual.image_size)
-    num_bytes = 2 if get_input_dtype(args.precision) else 4
-    return 3 * height * width * num_bytes + 8 * model.context_length
 
 
 def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss) -> None:
@@ -165,10 +142,6 @@ def _loss(args: argparse.Namespace, world_size: int, with_head: bool) -> Iterato
             torch.cat([one, *(other.clone() for other in rest)]) for one, rest in zip(features, others, strict=True)
         ]
 
-    before = open_clip.loss.gather_features, class_loss.CHUNK_BYTES["cpu"]
-    open_clip.loss.gather_features = gather_features
-    class_loss.CHUNK_BYTES["cpu"] = class_loss.CHUNK_BYTES[args.device]  # shapes are followed on the CPU
-    try:
+    chunks = {**class_loss.CHUNK_BYTES, "cpu": class_loss.CHUNK_BYTES[args.device]}  # shapes are followed on the CPU
+    with replaced(open_clip.loss, gather_features=gather_features), replaced(class_loss, CHUNK_BYTES=chunks):
         yield SuperCLIPLoss(loss) if with_head else loss
-    finally:
-        open_clip.loss.gather_features, class_loss.CHUNK_BYTES["cpu"] = before

@@ -14,7 +14,7 @@ from ..data.shards import expand, is_remote
 from ..errors import InputError
 from ..openclip.train import check_command
 from ..pages import bytes_text
-from .cost import checkpoint_bytes
+from .cost import count_model
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, Locked, RunFolder
 from .process import (
     EXIT_REQUEUE,
@@ -340,7 +340,8 @@ class NodeTraining:
         if max(there, default=0) >= self.run.num_slices:
             return
         num_more = max(1, self.run.max_checkpoints - len(there))
-        size = max((path.stat().st_size for path in there.values()), default=0) or checkpoint_bytes(self.run)
+        size = max((path.stat().st_size for path in there.values()), default=0)
+        size = size or count_model(self.run)["checkpoint_bytes"]
         free, needed = shutil.disk_usage(folder.path).free, num_more * size
         if free < needed:
             raise InputError(

@@ -1,16 +1,15 @@
 """Makes a Run of a recipe and machines: how the batch is split, in how many slices and in which steps."""
 
-import dataclasses
+import json
 import math
 from collections.abc import Mapping
 
 from ..data.tables import is_table
 from ..errors import InputError
 from ..openclip.train import check_command
-from .recipe import Recipe, read_recipe
+from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
 
-WELL_FILLED = 0.5  # of what a GPU holds: with less, another number of GPUs is faster
 MAX_ROUNDING = 1.5  # times the recipe's steps: more is another run
 
 
@@ -34,18 +33,18 @@ def make_run(
         device: "cuda" or "cpu".
         settings, set_: are kept with the run.
     """
-    for flag, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
-        if value < 1:
-            raise InputError(f"{flag} is {value}; expected 1 or more")
     workers = recipe.workers if workers is None else workers
-    if workers < 0:
-        raise InputError(f"--workers is {workers}; expected 0 or more")
-    batch_size, accum_freq, warnings = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
+    for flag, value, least in (
+        ("--nodes", nodes, 1), ("--gpus-per-node", gpus_per_node, 1), ("--workers", workers, 0),
+        ("--gpu-batch-max", gpu_batch_max, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise InputError(f"{flag} is {value}; expected {least} or more")
+    batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
     data, world_size = recipe.shards if data is None else data, nodes * gpus_per_node
     if is_table(data):
-        slice_samples, passes = recipe.data_samples, math.ceil(round(recipe.samples / recipe.data_samples, 6))
-        num_slices = max(1, passes)
-        # OpenCLIP shares the rows out to the ranks, rounding up, and drops the rest of the last batch.
+        slice_samples, num_slices = recipe.data_samples, math.ceil(round(recipe.samples / recipe.data_samples, 6))
+        # OpenCLIP distributes the rows to the ranks, rounding up, and drops the rest of the last batch.
         slice_steps = -(-slice_samples // world_size) // batch_size // accum_freq
         if not slice_steps:
             raise InputError(
@@ -57,11 +56,13 @@ def make_run(
         slice_steps = openclip_steps(slice_samples, batch_size, world_size, workers, accum_freq)
     run = Run(
         recipe, nodes, gpus_per_node, device, data, workers, batch_size, accum_freq, slice_samples, num_slices,
-        slice_steps, warnings, gpu_batch_max, settings, dict(set_ or {}),
+        slice_steps, gpu_batch_max=gpu_batch_max, settings=settings, set=dict(set_ or {}),
     )  # fmt: skip
-    warnings += _rounding(run)
+    run.warnings.extend(_rounding(run))
     if recipe.warmup >= run.steps:
-        warnings.append(f"warm-up takes {recipe.warmup:,} steps, and the run {run.steps:,}: --set warmup=N shortens it")
+        run.warnings.append(
+            f"warm-up takes {recipe.warmup:,} steps, and the run {run.steps:,}: --set warmup=N shortens it"
+        )
     args = check_command(run.openclip_arguments())
     if settings.engine == "horovod":
         from ..openclip.horovod import refuse_broken
@@ -83,51 +84,28 @@ def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
     )
 
 
-def split(
-    global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None
-) -> tuple[int, int, list[str]]:
-    """Returns batch size per GPU, accumulation and warnings: their product with the number of GPUs is `global_batch`.
+def split(global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None) -> tuple[int, int]:
+    """Returns batch size per GPU and accumulation: their product with the number of GPUs is `global_batch`.
 
     Raises InputError, with the nearest numbers of GPUs, if the batch cannot be divided among them.
     """
     world_size = nodes * gpus_per_node
     if global_batch % world_size:
-        raise InputError(_indivisible(global_batch, nodes, gpus_per_node))
-    per_gpu = global_batch // world_size
-    if gpu_batch_max is None:
-        return per_gpu, 1, []
-    if gpu_batch_max < 1:
-        raise InputError(f"--gpu-batch-max is {gpu_batch_max}; expected 1 or more")
-    batch_size = max(size for size in divisors(per_gpu) if size <= gpu_batch_max)
-    warnings = []
-    if batch_size < WELL_FILLED * min(gpu_batch_max, per_gpu):
-        above = min(size for size in divisors(per_gpu) if size > gpu_batch_max)
-        warnings.append(
-            f"each GPU's {per_gpu:,} samples of a step come in batches of {batch_size:,}: no larger number up to "
-            f"--gpu-batch-max {gpu_batch_max:,} divides them; the next is {above:,}"
+        sizes = divisors(global_batch)
+        nearest = [*[n for n in sizes if n < world_size][-1:], *[n for n in sizes if n > world_size][:1]]
+        raise InputError(
+            f"--nodes {nodes} --gpus-per-node {gpus_per_node}: a global batch of {global_batch:,} does not divide "
+            f"among {world_size} GPUs; the nearest that work are {' and '.join(map(str, nearest))} GPUs"
         )
-    return batch_size, per_gpu // batch_size, warnings
+    per_gpu = global_batch // world_size
+    batch_size = max(size for size in divisors(per_gpu) if size <= (gpu_batch_max or per_gpu))
+    return batch_size, per_gpu // batch_size
 
 
 def divisors(number: int) -> list[int]:
     """Returns the divisors of a positive number in ascending order."""
     small = [size for size in range(1, int(number**0.5) + 1) if number % size == 0]
     return sorted({*small, *(number // size for size in small)})
-
-
-def _indivisible(global_batch: int, nodes: int, gpus_per_node: int) -> str:
-    world_size, possible = nodes * gpus_per_node, divisors(global_batch)
-    near = [*[n for n in possible if n < world_size][-1:], *[n for n in possible if n > world_size][:1]]
-    ways = [
-        f"{n} GPUs" + (f" (--nodes {n // gpus_per_node} of {gpus_per_node})" if n % gpus_per_node == 0 else "")
-        for n in near
-    ]
-    below = global_batch // world_size * world_size
-    return (
-        f"--nodes {nodes} --gpus-per-node {gpus_per_node}: a global batch of {global_batch:,} does not divide among "
-        f"{world_size} GPUs; the nearest that work are {' and '.join(ways)}, or --set global_batch_size="
-        + " or ".join(str(size) for size in (below, below + world_size) if size)
-    )
 
 
 def cut(recipe: Recipe) -> tuple[int, int]:
@@ -164,9 +142,9 @@ def _rounding(run: Run) -> list[str]:
         return [f"a table is trained in whole passes: {rows}, not {recipe.samples:,}"]
     if run.steps > MAX_ROUNDING * math.ceil(exact):
         raise InputError(
-            f"slices: {recipe.slices:,} to a pass leave each so few steps that OpenCLIP, which rounds them up to a "
+            f"slices: {recipe.slices:,} per pass leave each so few steps that OpenCLIP, which rounds them up to a "
             f"multiple of the {max(1, run.workers):,} workers, would run {run.steps:,}, not the recipe's "
-            f"{math.ceil(exact):,}; {_fewer_slices(run)}"
+            f"{math.ceil(exact):,}; expected fewer --set slices=N or --workers"
         )
     if run.steps == exact:
         return []
@@ -176,25 +154,13 @@ def _rounding(run: Run) -> list[str]:
     ]
 
 
-def _fewer_slices(run: Run) -> str:
-    """Returns the advice to a run whose slices hold too few steps."""
-    recipe, exact = run.recipe, math.ceil(run.recipe.samples / run.recipe.global_batch_size)
-    fewer = [recipe.slices >> halved for halved in range(1, recipe.slices.bit_length())]
-    for slices, workers in [*((n, run.workers) for n in fewer), *((1, n) for n in range(run.workers - 1, -1, -1))]:
-        num_slices, slice_samples = cut(dataclasses.replace(recipe, slices=slices))
-        steps = openclip_steps(slice_samples, run.batch_size, run.world_size, workers, run.accum_freq)
-        if steps * num_slices <= MAX_ROUNDING * exact:
-            return f"--set slices={slices}{f' --workers {workers}' if workers != run.workers else ''} would do"
-    return f"the data set's {recipe.data_samples:,} samples are too few for global batches of them"
-
-
 def read_with_table(name: str, set_: Mapping[str, str], data: str | None) -> Recipe:
-    """Returns the recipe of a file or a shipped name, with the number of rows if it is trained on a table."""
-    return read_recipe(name, {**set_, **rows_of_table(name, set_, data)})
+    """Returns the recipe of a file or a shipped name, with what follows from the table if it is trained on one."""
+    return read_recipe(name, {**set_, **settings_of_table(name, set_, data)})
 
 
-def rows_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
-    """Returns the number of pairs of the table that is trained on, and one slice per pass; nothing for shards.
+def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
+    """Returns what a table that is trained on sets: its pairs, one slice per pass, its columns; nothing for shards.
 
     Args:
         name: a file or a shipped name of a recipe.
@@ -206,12 +172,17 @@ def rows_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[
     path = data or recipe.shards
     if not is_table(path):
         return {}
-    from ..data.tables import read_table
+    from ..data.tables import detect_columns, read_table
 
+    given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]
+    columns = detect_columns(path, *given, "--data")
     config = recipe.caption_config
-    rows = read_table(path, recipe.columns, config, "--data").num_trained(config)
+    rows = read_table(path, columns, config, "--data").num_trained(config)
     found = {"data_samples": str(rows), "slices": "1"}
     for field, value in found.items():
         if set_.get(field, value) != value:
             raise InputError(f"--set {field}={set_[field]}: the table {path} makes it {value}; leave it out")
-    return found
+    detected = zip(COLUMN_FLAGS, columns, given, strict=True)
+    return found | {
+        f"flags.{flag}": json.dumps(name, ensure_ascii=False) for flag, name, old in detected if old is None
+    }

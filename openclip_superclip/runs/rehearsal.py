@@ -19,7 +19,7 @@ from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..pages import bytes_text
-from .cost import GPU, estimate_cost
+from .cost import GPU, count_model
 from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
@@ -242,8 +242,7 @@ def _limit(run: Run, told: dict) -> str:
             "where there are CPUs for them, or faster storage"
         )
     if told["all_reduce_bytes_per_second"]:
-        cost = estimate_cost(run, mfu=1, gpu_tflops=1)
-        share = 4 * cost["parameters"] / told["all_reduce_bytes_per_second"] / seconds
+        share = 4 * count_model(run)["parameters"] / told["all_reduce_bytes_per_second"] / seconds
         if share > SUMS:
             return (
                 f"the sums over the ranks: those of the gradients take as long as {share:.0%} of a step; fewer nodes, "

@@ -9,26 +9,53 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config import Config
 from ..data.tables import is_table
 from ..files import read_json, write_json
 from ..rules import Rule, check
 from .recipe import CONFIG_FIELDS, Recipe
 
 DESCRIPTION = "description.json"  # in the run's folder
-ENGINES = ("torchrun", "horovod")
 NUM_KEPT = 2  # newest checkpoints: the last may still be in a cache when a machine loses power
 NUM_KEPT_LONG = 5  # checkpoints over a whole run, to go back to if training turns out to have gone wrong
+
+
+def _setting(default, help: str, **argparse_options) -> dataclasses.Field:
+    return field(default=default, metadata={"help": help, **argparse_options})
 
 
 @dataclass(frozen=True)
 class Settings:
     """Options of `superclip run` that change nothing of what is trained. InputError for an impossible value."""
 
-    unreadable_max: float = 0.01  # fraction of a slice's shards, and of its samples, that may be unreadable
-    stall_minutes: float = 30.0  # without a step, after which the run starts again; 0 for never
-    accept_changes: bool = False  # resume with another recipe, data or packages
-    stage: str | None = None  # a folder on each node's own disk, to copy a slice's shards to before it is trained
-    engine: str = "torchrun"  # what averages the ranks' gradients, one of ENGINES
+    unreadable_max: float = _setting(
+        0.01,
+        "fraction of a slice's shards, or samples: if more cannot be read the run fails (default: %(default)s)",
+        type=float,
+        metavar="FRACTION",
+    )
+    stall_minutes: float = _setting(
+        30.0,
+        "time without a step, after which the run starts again; 0 for never (default: %(default)s)",
+        type=float,
+        metavar="M",
+    )
+    accept_changes: bool = _setting(
+        False,
+        "resume with another recipe, data or packages than the run began with, and note in run.json which",
+        action="store_true",
+    )
+    stage: str | None = _setting(
+        None,
+        "folder on each node's own disk: the shards of a slice that the node's ranks read are copied there while the "
+        "slice before it trains",
+        metavar="DIR",
+    )
+    engine: str = _setting(
+        "torchrun",
+        "what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
+        choices=("torchrun", "horovod"),
+    )
 
     def __post_init__(self):
         check(SETTINGS, self)
@@ -81,9 +108,8 @@ class Run:
 
     def as_json(self) -> dict:
         """Returns the whole description."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         recipe = {"name": self.recipe.name, "values": self.recipe.values}
-        return {**values, "recipe": recipe, "settings": dataclasses.asdict(self.settings)}
+        return {**vars(self), "recipe": recipe, "settings": vars(self.settings)}
 
     def save(self, folder: Path) -> None:
         """Writes the description into the run's folder."""
@@ -110,10 +136,6 @@ class Run:
     def samples(self) -> int:
         """Samples that the run trains on."""
         return self.steps * self.global_batch_size
-
-    @property
-    def passes(self) -> float:
-        return self.num_slices / self.slices_per_pass
 
     @property
     def is_table(self) -> bool:
@@ -211,26 +233,22 @@ class Run:
         from ..data.tables import MAX_DECODED, check_table, read_table
 
         bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
-        sizes, decoded = (self.batch_size, self.world_size), 0 if full else MAX_DECODED
-        warnings = check_table(self.data, columns, config, *sizes, "--data", decoded)
+        max_decoded = 0 if full else MAX_DECODED  # all images are decoded below
+        warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", max_decoded)
         if full:
             table = read_table(self.data, columns, config, "--data", None, jobs or NUM_THREADS, quiet=False)
             bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
-        found = {"data": self.data, "rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None}
-        return {**found, "warnings": warnings}
+        return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
-        val_data = self.recipe.flags.get("val-data")
-        if not val_data:
-            return []
-        from ..config import Config
         from ..data.inspection import START, inspect
         from ..data.tables import check_table
 
+        val_data = self.recipe.flags.get("val-data")
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
-        return inspect(val_data, "--val-data", "", START).warnings()
+        return inspect(val_data, "--val-data", "", START).warnings() if val_data else []
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON and for run.json."""
@@ -241,8 +259,9 @@ class Run:
             "world_size": self.world_size, "global_batch_size": self.global_batch_size, "batch_size": self.batch_size,
             "accum_freq": self.accum_freq, "workers": self.workers, "samples": self.samples,
             "recipe_samples": recipe.samples, "steps": self.steps, "slices": self.slices_per_pass,
-            "epochs": self.num_slices, "passes": self.passes, "slice_samples": self.slice_samples,
-            "slice_steps": self.slice_steps, "warnings": self.warnings, "command": self.openclip_arguments(),
+            "epochs": self.num_slices, "passes": self.num_slices / self.slices_per_pass,
+            "slice_samples": self.slice_samples, "slice_steps": self.slice_steps, "warnings": self.warnings,
+            "command": self.openclip_arguments(),
         }  # fmt: skip
 
 
@@ -270,8 +289,7 @@ class Start:
         return range(self.node * self.run.gpus_per_node, (self.node + 1) * self.run.gpus_per_node)
 
     def save(self) -> None:
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        write_json(self.file, {**values, "run": self.run.as_json(), "logs": str(self.logs)})
+        write_json(self.file, {**vars(self), "run": self.run.as_json(), "logs": str(self.logs)})
 
     @staticmethod
     def open(file: str) -> "Start":

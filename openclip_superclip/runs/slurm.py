@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..files import make_folder, shipped_folder, whole_file, write_text
+from ..files import make_folder, shipped_folder, write_text
 from .recipe import read_yaml
 from .run import Run
 
@@ -158,10 +158,18 @@ def cancel(job: str) -> None:
     subprocess.run(["scancel", job], capture_output=True)
 
 
+NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are handed on as they are
 SITE_FIELDS = {
-    "partition": str, "account": str, "qos": str, "time": str, "constraint": str, "gpus_per_node": int,
-    "gpu_type": str, "cpus_per_node": int, "container_image": str, "apptainer": str, "mounts": str, "setup": str,
-    "stage": str, "sbatch": list,
+    **dict.fromkeys(NAMED, str), "gpus_per_node": int, "gpu_type": str, "cpus_per_node": int, "container_image": str,
+    "apptainer": str, "mounts": str, "setup": str, "stage": str, "sbatch": list,
+}  # fmt: skip
+REQUEST_OPTIONS = ("nodes", *(name for name in SITE_FIELDS if name != "stage"))  # of the command line
+SETUP = "setup.sh"  # the copy of --setup that a folder keeps
+OTHER_OPTIONS = {  # options of sbatch that the scripts set, and the options that set them
+    "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "gpus": "--nodes and --gpus-per-node",
+    "cpus-per-task": "--cpus-per-node", "ntasks": "--nodes", "ntasks-per-node": "--gpus-per-node",
+    "array": "superclip study --slurm", "chdir": "the folder that you submit from", "wrap": "the command itself",
+    "parsable": "the command itself", "job-name": "--out", "output": "--out",
 }  # fmt: skip
 
 
@@ -187,57 +195,6 @@ def read_site() -> dict:
     if "container_image" in values and "apptainer" in values:
         raise InputError(f"{path}: container_image and apptainer are both there; expected one of them")
     return values
-
-
-@dataclass(frozen=True)
-class Container:
-    """An image of pyxis (and enroot), or of Apptainer."""
-
-    image: str
-    is_apptainer: bool
-    mounts: str = ""  # /data,/scratch:/scratch
-
-    def command(self, paths: Iterable[Path], gpus: bool) -> str:
-        """Returns what srun needs before a command: this folder is the container's, and it sees `paths`.
-
-        Folders of paths that neither this one nor the mounts hold are mounted too. Raises InputError for what the
-        options of containers cannot hold.
-        """
-        here = Path.cwd()
-        for told in (self.image, self.mounts, str(here)):
-            if re.search(r"\s", told):
-                raise InputError(f"'{told}' has a space in it: a container's options take none; link it elsewhere")
-        seen = [here, *(Path(mount.split(":")[min(1, mount.count(":"))]) for mount in self.mounts.split(",") if mount)]
-        more: list[Path] = []
-        for path in map(Path.absolute, paths):
-            if not any(path.is_relative_to(folder) for folder in [*seen, *more]):
-                if re.search(r"[\s,:]", str(path)):
-                    raise InputError(f"'{path}' cannot be mounted: expected a path without spaces, commas and colons")
-                more.append(path)
-        own, given = [str(here), *map(str, more)], [self.mounts] if self.mounts else []
-        if self.is_apptainer:
-            gpu = " --nv" if gpus else ""
-            return f"apptainer exec{gpu} --pwd {here} --bind {','.join([*own, *given])} {self.image}"
-        mounts = ",".join([*(f"{path}:{path}" for path in own), *given])
-        return f"--container-image={self.image} --container-mounts={mounts} --container-workdir={here}"
-
-
-def folders_of(values: Iterable[str]) -> list[Path]:
-    """Returns the folders that paths and brace patterns of shards lie in; nothing of URLs and pipes."""
-    parts = (part for value in values for part in value.split("::"))
-    local = (part for part in parts if part.startswith(("/", "./", "../", "~")) or not re.match(r"\w+:", part))
-    return [Path(re.split(r"[{*?\[]", part)[0] + "x").parent for part in local if part]
-
-
-SETUP = "setup.sh"  # the copy of --setup that a folder keeps
-
-
-SAID_OTHERWISE = {  # options of sbatch that the scripts rely on, and what says them
-    "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "gpus": "--nodes and --gpus-per-node",
-    "cpus-per-task": "--cpus-per-node", "ntasks": "--nodes", "ntasks-per-node": "--gpus-per-node",
-    "array": "superclip study --slurm", "chdir": "the folder that you submit from", "wrap": "the command itself",
-    "parsable": "the command itself", "job-name": "--out", "output": "--out",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -279,30 +236,47 @@ class SlurmRequest:
     sbatch: Mapping[str, str] = field(default_factory=dict)  # more of its options
     container_image: str | None = None  # of pyxis
     apptainer: str | None = None
-    mounts: str | None = None
-    setup: Path | None = None  # a file of bash, which the job reads first
+    mounts: str | None = None  # /data,/scratch:/scratch
+    setup: str = ""  # a file of bash, which the job reads first
     gpu_type: str | None = None  # SLURM's name of the GPUs
 
-    def __post_init__(self):
-        """Raises InputError for options that contradict each other."""
-        for name, value in self.sbatch.items():
-            if name in SAID_OTHERWISE:
-                raise InputError(f"--sbatch {name}={value}: expected {SAID_OTHERWISE[name]} to say it")
-        gpus = _gpus_of(self.sbatch.get("gres", ""))
-        if self.device == "cuda" and gpus not in (None, self.gpus_per_node):
+    @staticmethod
+    def of(given: Mapping, device: str, gpus_per_node: int) -> "SlurmRequest":
+        """Returns the request of the options that are `given`, the others by the site's file.
+
+        Raises InputError for options that contradict each other.
+        """
+        site = read_site()
+        if "container_image" in given or "apptainer" in given:
+            site = {name: value for name, value in site.items() if name not in ("container_image", "apptainer")}
+        values = {"gpus_per_node": gpus_per_node, **site, **given}
+        sbatch = {name: value for name in NAMED if (value := values.pop(name, None))}
+        for option in [*site.get("sbatch", []), *given.get("sbatch", [])]:
+            name, _, value = str(option).removeprefix("--").partition("=")
+            if not name.strip("-"):
+                raise InputError(f"--sbatch is '{option}'; expected NAME=VALUE, such as mem=400G")
+            if name in OTHER_OPTIONS:
+                raise InputError(f"--sbatch {name}={value}: expected {OTHER_OPTIONS[name]} to say it")
+            sbatch[name] = value
+        if given.get("mounts") and not (values.get("container_image") or values.get("apptainer")):
+            raise InputError(f"--mounts is {given['mounts']}; expected --container-image or --apptainer beside it")
+        gpus = _gpus_of(sbatch.get("gres", ""))
+        if device == "cuda" and gpus not in (None, values["gpus_per_node"]):
             raise InputError(
-                f"--sbatch gres={self.sbatch['gres']} asks for {gpus} GPUs, and --gpus-per-node is "
-                f"{self.gpus_per_node}; expected the same number"
+                f"--sbatch gres={sbatch['gres']} asks for {gpus} GPUs, and --gpus-per-node is "
+                f"{values['gpus_per_node']}; expected the same number"
             )
-        if self.setup and not self.setup.is_file():
-            raise InputError(f"--setup is {self.setup}; expected a file of bash: module loads, variables")
+        setup = os.path.expanduser(values.pop("setup", ""))
+        if setup and not os.path.isfile(setup):
+            raise InputError(f"--setup is {setup}; expected a file of bash: module loads, variables")
+        values.pop("stage", None)  # which the run's settings hold
+        return SlurmRequest(**{**values, "device": device, "sbatch": sbatch, "setup": setup})
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder, where the job reads it."""
         if self.setup:
             make_folder(folder, "--out")
-            with whole_file(folder / SETUP) as file:
-                file.write(self.setup.read_bytes())
+            shutil.copyfile(self.setup, folder / SETUP)
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], paths: Iterable[Path], command: str = "run",
@@ -330,14 +304,17 @@ class SlurmRequest:
             lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
         lines = [*self._surroundings(file.parent, paths), *lines, f'command=("$superclip" {command} {run})']
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
-        return SlurmJob(file, _filled(text, options=self._directives(options), command=lines))
+        for mark, filling in (("options", self._directives(options)), ("command", lines)):
+            before, _, rest = text.partition(f"# <{mark}>\n")
+            text = "\n".join([before.rstrip("\n"), *filling, rest.partition(f"# </{mark}>\n")[2]])
+        return SlurmJob(file, text)
 
     def command(self, file: Path, name: str, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
         """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, beside a GPU if its partition has them."""
-        options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1"}
+        options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
         lines = [
             "#!/bin/bash",
-            *self._directives({**options, "requeue": "", "open-mode": "append"}),
+            *self._directives(options),
             *self._surroundings(file.parent, paths),
             'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" "$superclip" '
             + shlex.join(arguments),
@@ -355,43 +332,61 @@ class SlurmRequest:
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
-        options = {**options, **self.sbatch}
-        return [
-            f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}" for name, value in options.items()
+        arguments = [
+            f"--{name}={value}" if value else f"--{name}" for name, value in {**options, **self.sbatch}.items()
         ]
+        return [f"#SBATCH {shlex.quote(argument)}" for argument in arguments]
 
     def _surroundings(self, folder: Path, paths: Iterable[Path]) -> list[str]:
         """Returns the lines that set up the job, its container and the place of `superclip`."""
         setup = shlex.quote(f"{folder}/{SETUP}")
         lines = [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'] if self.setup else []
+        if self.container_image or self.apptainer:
+            return [*lines, f"container=({self._container([folder, *paths])})", "superclip=superclip"]
+        superclip = shlex.quote(str(Path(sys.executable).with_name("superclip")))
+        return [*lines, "container=()", f"superclip={superclip}"]
+
+    def _container(self, paths: Iterable[Path]) -> str:
+        """Returns what srun needs before a command: this folder is the container's, and it sees `paths`.
+
+        Folders of paths that neither this one nor the mounts hold are mounted too. Raises InputError for what the
+        options of containers cannot hold.
+        """
+        here, given = Path.cwd(), self.mounts.split(",") if self.mounts else []
+        seen = [here, *(Path(mount.split(":")[:2][-1]) for mount in given)]
+        added = [here]
+        for path in map(Path.absolute, paths):
+            if not any(path.is_relative_to(folder) for folder in [*seen, *added]):
+                added.append(path)
         image = self.container_image or self.apptainer
-        if not image:
-            return [
-                *lines,
-                "container=()",
-                f"superclip={shlex.quote(str(Path(sys.executable).with_name('superclip')))}",
-            ]
-        container = Container(image, is_apptainer=bool(self.apptainer), mounts=self.mounts or "")
-        words = container.command([folder, *paths], gpus=self.device == "cuda")
-        return [*lines, f"container=({words})", "superclip=superclip"]
+        for text in (image, *given):
+            if re.search(r"\s", text):
+                raise InputError(f"'{text}' has a space in it: a container's options take none; link it elsewhere")
+        for path in added:
+            if re.search(r"[\s,:]", str(path)):
+                raise InputError(f"'{path}' cannot be mounted: expected a path without spaces, commas and colons")
+        if self.apptainer:
+            gpu = " --nv" if self.device == "cuda" else ""
+            return f"apptainer exec{gpu} --pwd {here} --bind {','.join([*map(str, added), *given])} {image}"
+        mounts = ",".join([*(f"{path}:{path}" for path in added), *given])
+        return f"--container-image={image} --container-mounts={mounts} --container-workdir={here}"
 
 
-def _filled(text: str, **parts: list[str]) -> str:
-    """Returns a script with other lines between its marks, as `# <options>` and `# </options>`."""
-    for name, lines in parts.items():
-        before, _, rest = text.partition(f"# <{name}>\n")
-        text = "\n".join([before.rstrip("\n"), *lines, rest.partition(f"# </{name}>\n")[2]])
-    return text
+def folders_of(values: Iterable[str]) -> list[Path]:
+    """Returns the folders of paths and brace patterns of shards; nothing of URLs and pipes."""
+    parts = (part for value in values for part in value.split("::"))
+    local = (part for part in parts if part.startswith(("/", "./", "../", "~")) or not re.match(r"\w+:", part))
+    return [Path(re.split(r"[{*?\[]", part)[0] + "x").parent for part in local if part]
 
 
 def _gpus_of(gres: str) -> int | None:
-    """Returns the number of GPUs that --gres asks for, gpu:a100:4 say; None where it asks for none."""
+    """Returns the number of GPUs that --gres asks for, such as gpu:a100:4; None if it asks for none."""
     asked = [part.split("(")[0].split(":") for part in gres.split(",") if re.match(r"gpu(:|$)", part)]
     return sum(int(parts[-1]) if parts[-1].isdigit() else 1 for parts in asked) if asked else None
 
 
 def paths_of(run: Run) -> list[Path]:
-    """Returns the folders of the files that a run reads: shards, and whatever its model and flags name."""
+    """Returns the folders of the files that a run reads: shards, and what its model and flags name."""
     recipe = run.recipe
     named = [recipe.model.removeprefix("local-dir:"), *recipe.flags.values(), *(recipe.superclip or {}).values()]
     files = [value for value in named if isinstance(value, str) and value.startswith(("/", "../"))]

@@ -14,7 +14,7 @@ from ..environment import require
 from ..errors import InputError
 from ..files import shipped_folder
 from ..rules import Rule, check
-from ..runs.plan import make_run, rows_of_table
+from ..runs.plan import make_run, settings_of_table
 from ..runs.recipe import WORDS, Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
 from ..runs.stage import check_stage
@@ -358,7 +358,7 @@ def study_call(
         study = dataclasses.replace(study, measures="validation", primary="image_to_text_R@1", choose={})
     study.check_set(set_)
     first = study.settings(next(iter(study.arms)), study.cell_values[0], set_)
-    set_ = {**set_, **rows_of_table(study.recipe, first, data)}
+    set_ = {**set_, **settings_of_table(study.recipe, first, data)}
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if study.is_of_scenes and data:

@@ -258,7 +258,7 @@ def study(work, recipe) -> list:
     }  # fmt: skip
     YAML().dump(values, work / "which.yaml")
     sets = [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
-    one_cpu = ["--slurm", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
+    one_cpu = ["--slurm", "--device", "cpu", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
     return ["superclip", "study", "which.yaml", "--out", "the study", "--val-data", write_shards(work / "val", 2),
             *sets, *one_cpu]  # fmt: skip
 

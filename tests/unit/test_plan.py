@@ -59,21 +59,14 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus,
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "advice"), [
-    (3, 8, "24 GPUs; the nearest that work are 16 GPUs (--nodes 2 of 8) and 32 GPUs (--nodes 4 of 8)"),
-    (1, 6, "6 GPUs; the nearest that work are 4 GPUs and 8 GPUs"),
-    (4096, 8, "32768 GPUs; the nearest that work are 16384 GPUs (--nodes 2048 of 8)"),
+    (3, 8, "24 GPUs; the nearest that work are 16 and 32 GPUs"),
+    (4096, 8, "32768 GPUs; the nearest that work are 16384 GPUs"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_numbers_of_gpus(nodes, gpus, advice):
     with pytest.raises(InputError) as refusal:
         plan(nodes=nodes, gpus=gpus)
     assert f"--nodes {nodes} --gpus-per-node {gpus}: a global batch of 16,384" in str(refusal.value)
     assert advice in str(refusal.value)
-
-
-def test_a_batch_that_fills_little_of_a_gpu_for_want_of_divisors_is_warned_of():
-    ours = plan(nodes=1, gpus=1, set_={"global_batch_size": "1018", "samples": "10180"}, gpu_batch_max=400)
-    assert (ours.batch_size, ours.accum_freq) == (2, 509)
-    assert "the next is 509" in ours.warnings[0]
 
 
 @pytest.mark.parametrize("number", [1, 2, 12, 97, 360, 16384])
@@ -127,28 +120,27 @@ def test_a_warm_up_that_is_longer_than_the_run_is_warned_of():
     ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
 ])  # fmt: skip
 def test_the_disk_holds_the_newest_checkpoints_a_few_of_the_run_and_the_last_of_every_pass(name, kept):
-    cost = estimate_cost(plan(name), mfu=0.4, gpu_tflops=312)
+    cost = estimate_cost(plan(name))
     assert cost["disk_bytes"] == kept * cost["checkpoint_bytes"]
 
 
 def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_accumulation():
     towers, head = 17.563 + 2.980, 0.038  # README: ViT-B-16, attention's products included
-    cost = estimate_cost(plan(), mfu=0.4, gpu_tflops=312)
+    cost = estimate_cost(plan())
     assert cost["flops_per_sample"] == pytest.approx(2e9 * (4 * towers + 3 * head), rel=1e-3)
     assert cost["flops"] == cost["flops_per_sample"] * 512_000_000
-    assert cost["gpu_hours"] == pytest.approx(cost["flops"] / (0.4 * 312e12 * 3600))
+    assert cost["gpu_hours"] == pytest.approx(cost["flops"] / (cost["utilization"][0] * 312e12 * 3600))
     assert cost["hours"] == pytest.approx(cost["gpu_hours"] / 32)
-    accumulated = estimate_cost(plan(gpu_batch_max=256), mfu=0.4, gpu_tflops=312)
+    accumulated = estimate_cost(plan(gpu_batch_max=256))
     assert accumulated["flops_per_sample"] - cost["flops_per_sample"] == pytest.approx(2e9 * towers, rel=1e-3)
 
 
 def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
-    ours = estimate_cost(plan(), mfu=0.4, gpu_tflops=312)
-    clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"), mfu=0.4, gpu_tflops=312)
+    ours = estimate_cost(plan())
+    clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"))
     assert ours["parameters"] - clip["parameters"] == ours["head_parameters"] == 37_996_288
     assert clip["parameters"] == 149_620_737
-    assert "vocabulary" not in clip
-    flip = estimate_cost(plan("flip_vit-b-16_512m_bs16k"), mfu=0.4, gpu_tflops=312)
+    flip = estimate_cost(plan("flip_vit-b-16_512m_bs16k"))
     assert flip["forward_gmacs"]["vision"] == pytest.approx(ours["forward_gmacs"]["vision"] / 2, rel=0.01)
 
 
@@ -164,7 +156,7 @@ def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
     cost = estimate_cost(ours, gpu_tflops=989)
     h100 = [ours.samples / hours / 3600 for hours in cost["hours_range"]]
     assert h100 == [pytest.approx(speeds[0] * 989 / 312), pytest.approx(speeds[1] / 2 * 989 / 312)]
-    assert (cost["hours"], cost["mfu"]) == (cost["hours_range"][1], None)
+    assert cost["hours"] == cost["hours_range"][1]
 
 
 def test_a_plan_on_a_cpu_gives_minutes_and_recommends_a_rehearsal(demo, monkeypatch, capsys):
@@ -178,7 +170,7 @@ def test_a_plan_on_a_cpu_gives_minutes_and_recommends_a_rehearsal(demo, monkeypa
 
 
 def test_measured_samples_a_second_make_hours_of_the_run_and_minutes_of_a_slice():
-    cost = estimate_cost(plan(), mfu=0.4, gpu_tflops=312, samples_per_second=64_000)
+    cost = estimate_cost(plan(), samples_per_second=64_000)
     assert cost["hours"] == pytest.approx(512e6 / 64_000 / 3600)
     assert cost["gpu_hours"] == pytest.approx(32 * cost["hours"])
     assert cost["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
@@ -200,9 +192,9 @@ def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
     assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8", "--samples-per-second", "64000"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     for said in (
-        "imagenet zero shot 63.5", "16,384 = 512 a GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
-        "25, 50 to a pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
-        "49,408 tokens (3 special ones left out)", "2.25 GB", "the recipe's own: not checked; --data",
+        "imagenet zero shot 63.5", "16,384 = 512 per GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
+        "25, 50 per pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
+        "37,996,288 of them in the class head", "2.25 GB", "the recipe's own: not checked; --data",
         "--nnodes 4 --node-rank $NODE",
     ):  # fmt: skip
         assert said in printed, said
@@ -215,11 +207,6 @@ def demo(tmp_path_factory):
     write_model(folder / "demo" / "model")
     write_shards(folder / "shards")
     return folder
-
-
-def test_jobs_that_check_nothing_are_refused(capsys):
-    assert main(["plan", RELEASED, "--jobs", "2"]) == 1
-    assert capsys.readouterr().err == ("error: --jobs does nothing without --check: add --check, or leave --jobs out\n")
 
 
 def test_the_json_holds_the_plan_the_cost_and_the_data_check(demo, capsys, monkeypatch):
@@ -281,18 +268,6 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
         read_rehearsal(str(file), longer)
 
 
-def test_a_plan_that_was_counted_once_is_told_without_torch(demo, monkeypatch):
-    monkeypatch.chdir(demo)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
-    command = ["plan", DEMO, "--set", "data_samples=8192"]
-    assert main(command) == 0
-    program = (
-        f"import sys; from openclip_superclip.__main__ import main; main({command!r}); print('torch' in sys.modules)"
-    )
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert again.stdout.endswith("False\n")
-
-
 def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkeypatch):
     monkeypatch.chdir(demo)
     monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
@@ -316,9 +291,9 @@ def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, c
     (["--nodes", "0"], "--nodes is 0"),
     (["--gpu-batch-max", "0"], "--gpu-batch-max is 0"),
     (["--workers", "-1"], "--workers is -1"),
-    (["--mfu", "0"], "--mfu is 0.0"),
-    (["--mfu", "40"], "--mfu is 40.0; expected a fraction of the peak"),
+    (["--samples-per-second", "0"], "--samples-per-second is 0.0"),
     (["--set", "lr"], "--set is lr"),
+    (["--set", "flags.fsdp-checkpoint=sharded"], "resumes from checkpoints that are one file"),
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "cannot read a NAME=VALUE"),
@@ -328,23 +303,14 @@ def test_without_the_demos_model_it_says_how_to_make_it(tmp_path, monkeypatch, c
     (["--gpu", "A100"], "--gpu is A100; expected one of A100-40, L40S-48, A100-80, H100-80, H200, or the bytes"),
     (["--gpu", "H200", "--device", "cpu"], "--gpu does nothing with --device cpu"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
-    (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; --set slices=15625 would do"),
+    (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; expected fewer --set slices"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
-    (["--set", "samples=1e13", "--set", "data_samples=1"], "the data set's 1 samples are too few for global batches"),
     (["--set", "global_batch_size=1e30"], "expected 1 to 1,000,000,000"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, capsys):
     assert main(["plan", RELEASED, *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
-
-
-@pytest.mark.parametrize("workers", ["5", "4"])
-def test_fewer_slices_that_a_refusal_names_would_do(workers):
-    with pytest.raises(InputError) as refusal:
-        plan(set_={"slices": "1000000"}, workers=int(workers))
-    slices = re.search(r"--set slices=(\d+) would do", str(refusal.value))[1]
-    assert plan(set_={"slices": slices}, workers=int(workers)).steps < 1.5 * 31_250
 
 
 def test_what_a_slice_reads_twice_and_leaves_out_is_told_of_pipes_and_without_files(capsys):
@@ -355,19 +321,19 @@ def test_what_a_slice_reads_twice_and_leaves_out_is_told_of_pipes_and_without_fi
         assert "11.5% of what a slice trains on is read twice, and 15.4% of its samples are left out" in printed
 
 
-@pytest.mark.parametrize("command", [
-    ["plan", RELEASED, "--nodes", "128", "--gpus-per-node", "8"],
-    ["plan", RELEASED, "--nodes", "3"],
-    ["plan", RELEASED, "--set", "samples=1e30"],
-    ["plan", "--help"],
-    ["submit", "--help"],
-])  # fmt: skip
-def test_what_arithmetic_can_tell_is_told_without_torch(command):
+def test_a_plan_that_was_counted_once_and_what_arithmetic_refuses_need_no_torch(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
+    counted = ["plan", DEMO, "--set", "data_samples=8192"]
+    assert main(counted) == 0
+    refused = [["--nodes", "128", "--gpus-per-node", "8"], ["--nodes", "3"], ["--set", "samples=1e30"]]
     program = (
         "import sys; from openclip_superclip.__main__ import main\n"
-        f"try: main({command!r})\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+        f"codes = [main(argv) for argv in {[counted, *(['plan', RELEASED, *more] for more in refused)]!r}]\n"
+        "print(codes, 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert again.stdout.endswith("[0, 1, 1, 1] False\n")
 
 
 def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):

@@ -85,8 +85,8 @@ def test_check_lists_every_image_that_cannot_be_read(folder, tmp_path, capsys):
     table.write_text((folder / "pairs.csv").read_text() + f"{cut},a cat\nnix.png,a dog\n")
     assert main(["plan", OWN, "--data", str(table), "--device", "cpu", "--check"]) == 1
     shown = capsys.readouterr().out
-    assert f"bad picture {cut}: no readable image" in shown
-    assert "bad picture nix.png: no such file" in shown
+    assert f"bad image {cut}: no readable image" in shown
+    assert "bad image nix.png: no such file" in shown
 
 
 REFUSED = {
