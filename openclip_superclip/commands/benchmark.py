@@ -23,7 +23,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "beside other ways, then a whole training step with and without the head; in one process, in turns.",
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
-    parser.add_argument("--device", help="(default: the GPU if there is one)")
+    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     parser.add_argument(
         "--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="(default: %(default)s)"
     )

@@ -50,14 +50,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="these data sets of DIR, in a list or not, instead of all that the suites list",
     )  # fmt: skip
     parser.add_argument(
-        "--model", help="for files: an OpenCLIP model's name or a JSON file (default: the one in the run's params.txt)"
+        "--model",
+        "--architecture",
+        help="for files: an OpenCLIP model's name or a JSON file (default: the one in the run's params.txt)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
         help="folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else evaluation); results "
         "that are there already are not computed again",
     )  # fmt: skip
-    parser.add_argument("--device", help="(default: the GPU if there is one)")
+    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     parser.add_argument(
         "--precision", choices=("amp", "fp32"), help="(default: amp on a GPU, as CLIP_benchmark; fp32 on a CPU)"
     )

@@ -38,6 +38,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--model",
+        "--architecture",
         help="an OpenCLIP model's name or a JSON file (default: what the folder or the run's params.txt says)",
     )
     parser.add_argument(

@@ -53,7 +53,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--context", type=int, help="tokens of a caption that are read (default: the text tower's)")
     parser.add_argument("--seed", type=int, default=0, help="of mixed:P's draw (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
+    parser.add_argument(
+        "--jobs",
+        "--workers",
+        dest="workers",
+        type=int,
+        default=1,
+        help="processes that count shards (default: %(default)s)",
+    )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="count only the I-th of N parts of the shards")
     parser.add_argument(
         "--out", type=Path, help="file to write; an interrupted count resumes from the .part file beside it"

@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="the authors' file")
     parser.add_argument(
         "--model",
+        "--architecture",
         required=True,
         help="its configuration: an OpenCLIP model's name or a JSON file, the authors' included",
     )
