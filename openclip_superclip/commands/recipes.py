@@ -1,46 +1,12 @@
 """superclip recipes: a table of all recipes, one whole recipe, or what their fields mean."""
 
 import argparse
-import dataclasses
 import json
-import textwrap
 
-from ..config import Config
 from ..errors import InputError
 from ..pages import markdown_table
-from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, TAKEN, Recipe, kind_of, read_recipe, shipped_recipes
+from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, Recipe, kind_of, read_recipe, shipped_recipes
 
-PAGE = """# The fields of a recipe
-
-```bash
-superclip recipes --fields
-```
-
-prints this page. A recipe is one YAML file with these fields and no others; `superclip recipes NAME` prints a shipped
-one to start from. `--set FIELD=VALUE` replaces a field, `--set superclip.weight=2` a field within another.
-[Recipes](recipes.md) explains how they are trained.
-
-{fields}
-
-The shipped recipes are rows of files in `recipes/`: `base` holds the fields that a file's `runs` share, and each run
-its own. A run with `like: RUN` also takes that run's fields, except `paper`. Mappings are merged, and null removes a
-field.
-
-## superclip
-
-The fields of [`--superclip`](../README.md), each the flag of the same name. Left out, a field has its default.
-
-{superclip}
-
-## flags
-
-Any flag of OpenCLIP (`superclip train --help`), without the dashes: `grad-checkpointing: true`, `val-data: val.csv`.
-
-{taken}
-
-## paper
-
-`values` holds numbers by measure (`imagenet_zero_shot: 63.5`), in percent except for `nyuv2_rmse` and `llava_mme`."""
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
 
@@ -59,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
     options = parser.parse_args(argv)
     if options.fields:
-        print(_page())
+        print(_fields())
         return 0
     found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
     if not found:
@@ -99,26 +65,11 @@ def _score(recipe: Recipe) -> str:
     return f"{measure.replace('_', ' ')} {about}{values[measure]} ({recipe.paper['source']})"
 
 
-def _page() -> str:
-    """Returns docs/recipe-fields.md."""
-    fields = []
+def _fields() -> str:
+    """Returns the table of docs/recipe-fields.md."""
+    rows = []
     for name, field in FIELDS.items():
         expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
         required = "yes" if name in REQUIRED else ""
-        fields.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
-    options = [
-        [
-            f"`{field.name}`",
-            f"`{field.metadata['flag']}`",
-            "none" if field.default in ("", None) else f"`{json.dumps(field.default)}`".replace('"', ""),
-            field.metadata["help"],
-        ]
-        for field in dataclasses.fields(Config)
-    ]
-    names = ", ".join(f"`{name}`" for name in TAKEN)
-    taken = f"These are not among them: they follow from other fields, or belong to the run: {names}."
-    return PAGE.format(
-        fields=markdown_table(["field", "holds", "required", "meaning"], fields),
-        superclip=markdown_table(["field", "flag", "default", "meaning"], options),
-        taken=textwrap.fill(taken, width=120, break_long_words=False, break_on_hyphens=False),
-    )
+        rows.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
+    return markdown_table(["field", "holds", "required", "meaning"], rows)

@@ -109,12 +109,6 @@ class Recipe:
         return dataclasses.replace(self, flags=flags, values={**self.values, "flags": flags})
 
     @property
-    def long_caption(self) -> str:
-        """The place of a sample's long caption; "" if the recipe reads none."""
-        options = self.superclip or {}
-        return options.get("long_caption", "") if options.get("captions", "short") != "short" else ""
-
-    @property
     def columns(self) -> Columns:
         """How OpenCLIP reads the recipe's tables."""
         return Columns(*(str(self.flags.get(*flag)) for flag in zip(COLUMN_FLAGS, Columns(), strict=True)))
@@ -149,25 +143,20 @@ def kind_of(field: str) -> type:
     return str if field == "note" else kind if kind in (int, float, str) else dict
 
 
-def _wrong_option(recipe: Recipe) -> str:
-    """Returns what is wrong with a field of `superclip`, "" if nothing is."""
-    for field, value in (recipe.superclip or {}).items():
+def _wrong_superclip(recipe: Recipe) -> str:
+    """Returns what is wrong with `superclip`, "" if nothing is; a file of counts need not exist here."""
+    options = recipe.superclip or {}
+    for field, value in options.items():
         if field not in CONFIG_FIELDS:
             return f"superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}"
         kind = CONFIG_FIELDS[field].type
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
             return f"superclip.{field} is {value!r}; expected a {kind.__name__}"
-    return ""
-
-
-def _impossible_config(recipe: Recipe) -> str:
-    """Returns the error of `superclip` as a Config, "" if there is none; a file of counts need not exist here."""
-    options = recipe.superclip or {}
     idf = options.get("idf", "online")
     try:
         Config(**{**options, "idf": "online" if is_idf_file(idf) else idf})
     except InputError as error:
-        return str(error)
+        return f"superclip: {error}"
     return ""
 
 
@@ -184,12 +173,11 @@ RULES = [
         lambda recipe: recipe.samples < recipe.global_batch_size,
     ),
     Rule(
-        "{file}: flags holds {found[0]!r}; expected OpenCLIP's flags, without the dashes",
-        lambda recipe: [flag for flag in recipe.flags if not isinstance(flag, str)],
-    ),
-    Rule(
-        "{file}: flags holds {found[0]}, which follows from the recipe's other fields or belongs to the run",
-        lambda recipe: [flag for flag in recipe.flags if flag in TAKEN or flag.startswith("superclip")],
+        "{file}: flags holds {found[0]}; expected flags of OpenCLIP that neither follow from the recipe's other fields "
+        "nor belong to the run",
+        lambda recipe: [
+            flag for flag in map(str, recipe.flags) if flag in TAKEN or not re.match("(?!superclip)[a-z]", flag)
+        ],
     ),
     Rule(
         "{file}: flags.pretrained is ignored by OpenCLIP with model {model}: {method} would not start from "
@@ -205,16 +193,12 @@ RULES = [
         )
         for objective, flag in (("siglip", "siglip"), ("flip", "force-patch-dropout"))
     ),
-    Rule("{file}: {found}", _wrong_option),
+    Rule("{file}: {found}", _wrong_superclip),
     Rule(
-        "{file}: method is {method}, which needs superclip: with a weight above 0",
-        lambda recipe: recipe.method.startswith("super") and not (recipe.superclip or {"weight": 0}).get("weight", 1),
+        "{file}: method is {method}; expected superclip with a weight above 0 for the methods with the class loss, and "
+        "no superclip, or weight 0 to choose the captions alone, for the others",
+        lambda recipe: recipe.method.startswith("super") != bool((recipe.superclip or {"weight": 0}).get("weight", 1)),
     ),
-    Rule(
-        "{file}: method is {method}; leave superclip out, or give it weight 0 to choose the captions alone",
-        lambda recipe: not recipe.method.startswith("super") and (recipe.superclip or {"weight": 0}).get("weight", 1),
-    ),
-    Rule("{file}: superclip: {found}", _impossible_config),
     Rule(
         "{file}: paper is {paper}; expected source, read_off and the mapping values",
         lambda recipe: recipe.paper and not (

@@ -217,7 +217,12 @@ class Run:
         else:
             split, recipe = self._split(len(expand(self.data))), self.recipe
             checked = check_data(
-                self.data, split, recipe.data_samples, full, long_caption=recipe.long_caption, jobs=jobs
+                self.data,
+                split,
+                recipe.data_samples,
+                full,
+                long_caption=recipe.caption_config.long_caption_key,
+                jobs=jobs,
             )
         return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
 

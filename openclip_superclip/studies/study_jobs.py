@@ -167,7 +167,13 @@ class StudySubmission:
                 )
             if not run.is_finished:
                 plan = run.described(request.device, call.data, call.settings, **self.machines)
-                shards = plan.data, plan.workers, plan.slices_per_pass, plan.slice_samples, plan.recipe.long_caption
+                shards = (
+                    plan.data,
+                    plan.workers,
+                    plan.slices_per_pass,
+                    plan.slice_samples,
+                    plan.recipe.caption_config.long_caption_key,
+                )
                 different[shards] = plan
         for plan in different.values():
             if reads_data:

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 
 import open_clip
 import pytest
@@ -109,24 +107,6 @@ def test_every_value_that_the_paper_does_not_give_is_chosen_with_a_reason():
             assert reason.strip(), (name, key)
 
 
-def test_settings_are_the_released_configurations_where_a_recipe_gives_no_reason_of_its_own():
-    for name, recipe in RECIPES.items():
-        released = paper.released()
-        if name.startswith(("demo/", "natural/", "own_data/")):
-            released["flags"] = {}
-        if "siglip" in recipe.method:  # a sigmoid loss gathers no features
-            released["flags"] = {"siglip": True, "ddp-static-graph": True, "grad-checkpointing": True}
-        for field in SETTINGS:
-            value = getattr(recipe, field)
-            if field == "flags":
-                value = {
-                    key: on
-                    for key, on in value.items()
-                    if key not in (*OUR_FLAGS, "pretrained") and not key.startswith("csv-")
-                }
-            assert value == released[field] or field in recipe.chosen, (name, field)
-
-
 def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
     twins = {name: name.replace("/super", "/", 1) for name, recipe in RECIPES.items() if not variant(recipe)}
     pairs = [(name, plain) for name, plain in twins.items() if plain != name and plain in RECIPES]
@@ -136,27 +116,6 @@ def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
         different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
         assert different <= {"method", "superclip", *WORDS}, name
         assert "superclip" in ours and "superclip" not in theirs, name
-
-
-@pytest.mark.parametrize("folder", ["datacomp1b", "laion400m", "laion2b"])
-def test_every_large_data_set_has_the_batch_size_study_and_the_models_of_table_2(folder):
-    for method in ("clip", "superclip"):
-        batches = {
-            recipe.global_batch_size
-            for name, recipe in RECIPES.items()
-            if name.startswith(f"{folder}/{method}_vit-b-16_512m_")
-        }
-        assert sorted(batches) == STUDY
-        assert {f"{folder}/{method}_vit-l-16_{samples}_bs16k" for samples in ("512m", "12.8b")} <= RECIPES.keys()
-
-
-@pytest.mark.parametrize("folder", [
-    "laion400m", "laion2b", "cc12m", "cc3m", "yfcc15m", "coco", "finetune", "demo", "own_data",
-])  # fmt: skip
-def test_what_reproduces_nothing_says_so(folder):
-    notes = [recipe.note for name, recipe in RECIPES.items() if name.startswith(f"{folder}/")]
-    assert notes
-    assert all("reproduces none of its values" in note or "Nothing in the paper corresponds" in note for note in notes)
 
 
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
@@ -208,11 +167,8 @@ def edited(tmp_path, name, change):
     (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
     (lambda text: text + "seed: 1\n", 'not a readable YAML file: found duplicate key "seed"'),
     (lambda text: text.replace("lr: 0.0005", "lr: fast"), "lr is 'fast'; expected a number"),
-    (lambda text: text.replace("lr: 0.0005", "lr: .nan"), "lr is nan"),
     (lambda text: text.replace("seed: 0", "seed: 0.5"), "seed is 0.5; expected a whole number"),
-    (lambda text: text.replace("seed: 0", "seed: true"), "seed is True"),
     (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 to 1,000,000,000"),
-    (lambda text: text.replace("schedule: cosine", "schedule: sine"), "schedule is 'sine'"),
     (lambda text: text.replace("method: superclip", "method: clip"), "method is clip"),
     (lambda text: text.replace("method: superclip", "method: supersiglip"), "flags.siglip"),
     (lambda text: text.replace("method: superclip", "method: coca"), "method is 'coca'"),
@@ -225,12 +181,8 @@ def edited(tmp_path, name, change):
         .replace("method: superclip", "method: clip").replace("flags:\n", "flags:\n  pretrained: a.pt\n"),
         "clip would not start from a.pt; give --set model=demo/model/open_clip_config.json",
     ),
-    (lambda text: text.replace("flags:\n", "flags: 3\nchosen2:\n"), "no field 'chosen2'"),
-    (lambda text: re.sub("shards: .*", "shards: {000000..000015}.tar", text), "not a readable YAML file"),
     (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one of its runs as a file"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
-    (lambda text: text + "? [lr]\n: 1\n", "no field '('lr',)'"),
-    (lambda text: text.replace("flags:\n", "flags:\n  ? {a: b}\n  : 1\n"), "found unhashable key in line"),
     (lambda text: text.replace("flags:\n", "flags:\n  1: 2\n"), "flags holds 1; expected"),
 ])  # fmt: skip
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
@@ -242,39 +194,16 @@ def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, 
     assert "\n" not in str(refusal.value)
 
 
-def test_a_flag_that_openclip_does_not_know_is_refused_before_anything_is_loaded(tmp_path):
-    path = edited(tmp_path, DEMO, lambda text: text.replace("  log-every-n-steps: 4", "  log-every-m-steps: 4"))
-    with pytest.raises(InputError, match="log-every-m-steps"):
-        make_run(read_recipe(path))
-
-
-@pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "+5E-4"])
-def test_a_number_may_be_written_in_any_way(written, tmp_path):
-    path = edited(tmp_path, DEMO, lambda text: text.replace("lr: 0.0005\n", f"lr: {written}  # so\n"))
-    assert read_recipe(path).lr == 5e-4
-
-
-def test_a_name_that_several_folders_hold_is_refused_with_all_of_them():
+def test_a_name_is_found_with_its_folder_or_alone_if_it_is_the_only_one():
+    assert read_recipe(DEMO) == read_recipe(f"recipes/{DEMO}.yaml") == read_recipe(DEMO.partition("/")[2])
     with pytest.raises(InputError, match=r"datacomp1b/.*, laion2b/.*, laion400m/"):
         read_recipe("superclip_vit-b-16_512m_bs16k")
-
-
-def test_a_name_is_found_with_its_folder_or_alone_where_it_is_the_only_one():
-    assert read_recipe(DEMO) == read_recipe(f"recipes/{DEMO}.yaml") == read_recipe(DEMO.partition("/")[2])
-
-
-def test_an_unknown_name_is_refused_with_those_near_it():
     with pytest.raises(InputError, match="similar: demo/superclip_demo-model_8k_bs64"):
         read_recipe("demo/superclip_demo-model_8k_bs640")
 
 
-def test_off_is_a_word():
-    assert read_recipe(DEMO, {"superclip.idf": "off"}).superclip["idf"] == "off"
-    assert read_recipe(DEMO, {"schedule": "const"}).schedule == "const"
-
-
 def test_set_changes_one_field_and_the_text_says_it():
-    changed = read_recipe(DEMO, {"lr": "1e-3", "superclip.idf": "off", "shards": "{0..3}.tar"})
+    changed = read_recipe(DEMO, {"lr": "+1E-3", "superclip.idf": "off", "shards": "{0..3}.tar"})
     assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
     assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
     ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
@@ -299,12 +228,6 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     assert "  log-every-n-steps: 4\n  grad-clip-norm: 1\n" in text
 
 
-def test_a_recipe_is_printed_by_its_name(capsys):
-    for name in (DEMO, DEMO.partition("/")[2]):
-        assert main(["recipes", name]) == 0
-        assert capsys.readouterr().out == read_recipe(DEMO).text
-
-
 @pytest.mark.parametrize(("key", "value", "named"), [
     ("epochs", "3", "no field 'epochs'"),
     ("chosen", "3", "no field 'chosen'"),
@@ -318,7 +241,7 @@ def test_set_refuses_what_a_recipe_cannot_hold(key, value, named):
         read_recipe(DEMO, {key: value})
 
 
-def test_the_table_has_a_line_for_each_with_the_papers_value(capsys):
+def test_recipes_prints_a_table_with_the_papers_values_one_recipe_or_json(capsys):
     assert main(["recipes"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["recipe", "method", "model"]
@@ -326,28 +249,17 @@ def test_the_table_has_a_line_for_each_with_the_papers_value(capsys):
     (line,) = [line for line in lines if line.startswith("datacomp1b/superclip_vit-b-16_512m_bs1k ")]
     assert line.split()[1:6] == ["SuperCLIP", "ViT-B-16", "datacomp1b", "1,024", "512,000,000"]
     assert line.endswith("  imagenet zero shot ≈ 54.7 (Figure 4)")
-
-
-def test_the_json_holds_all_that_the_chosen_ones_say(capsys):
+    for name in (DEMO, DEMO.partition("/")[2]):
+        assert main(["recipes", name]) == 0
+        assert capsys.readouterr().out == read_recipe(DEMO).text
     assert main(["recipes", "--json", "cc12m", "bs4k"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name}
     assert len(printed) == 2
-
-
-def test_words_that_no_name_holds_are_refused(capsys):
     assert main(["recipes", "cc12m", "bs5k"]) == 1
     assert "no recipe's name holds cc12m and bs5k" in capsys.readouterr().err
 
 
-def test_listing_and_reading_them_imports_no_torch():
-    program = (
-        "import sys; from openclip_superclip.__main__ import main; main(['recipes']); sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
-
-
-def test_the_page_of_the_fields_is_what_the_schema_says(capsys):
+def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
     assert main(["recipes", "--fields"]) == 0
-    assert (ROOT / "docs/recipe-fields.md").read_text() == capsys.readouterr().out
-    assert main(["recipes", "--fields", "--json"]) == 1
+    assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
