@@ -1,4 +1,4 @@
-"""Models of released shapes with random weights, made in a second, and the places where OpenCLIP finds them."""
+"""Random weights of any model, and the places where OpenCLIP finds weights and tokenizers."""
 
 import shutil
 from pathlib import Path
@@ -10,14 +10,6 @@ import transformers
 
 from .models import write_model
 
-FULL_SHAPES = [
-    "ViT-B-32",
-    "ViT-B-16-quickgelu",
-    "RN50",
-    "convnext_base",
-    "vit_medium_patch16_gap_256",
-    "ViT-B-16-SigLIP",
-]
 LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "house"]
 
 

@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaConfig, Llava
 
 from openclip_superclip.__main__ import main
 
-PICTURE_TOKEN, PATCHES = 49, 16
+IMAGE_TOKEN, PATCHES = 49, 16
 LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
 
 
@@ -33,7 +33,7 @@ def small_llava(tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
         max_position_embeddings=64,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=tower.config, text_config=language, image_token_index=PICTURE_TOKEN, image_seq_length=PATCHES,
+        vision_config=tower.config, text_config=language, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES,
         vision_feature_layer=LAYER, vision_feature_select_strategy="default",
     )  # fmt: skip
     return LlavaForConditionalGeneration(config).eval()
@@ -51,25 +51,25 @@ def test_llava_loads_the_tower_strictly_and_computes_the_same_hidden_states_befo
     llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
     llava.save_pretrained(tmp_path / "llava")
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
-    pictures = torch.randn(2, 3, 32, 32)
-    expected = tower.eval()(pictures, output_hidden_states=True).hidden_states
+    images = torch.randn(2, 3, 32, 32)
+    expected = tower.eval()(images, output_hidden_states=True).hidden_states
     for one in (llava, again):
-        found = one.model.vision_tower(pictures, output_hidden_states=True).hidden_states
+        found = one.model.vision_tower(images, output_hidden_states=True).hidden_states
         assert len(found) == len(expected)
         assert all(map(torch.equal, found, expected))
     stock = plain_model(model, random_weights(model))
-    read = stock.visual.forward_intermediates(pictures, indices=[0], normalize_intermediates=False, output_fmt="NLC")
+    read = stock.visual.forward_intermediates(images, indices=[0], normalize_intermediates=False, output_fmt="NLC")
     torch.testing.assert_close(expected[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_the_language_model_reads_the_pictures_patches(exported):
+def test_the_language_model_reads_the_patches_of_the_image(exported):
     _, folder = exported
     tower = CLIPVisionModel.from_pretrained(folder)
     llava = small_llava(tower)
     llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
-    words = torch.tensor([[1, *[PICTURE_TOKEN] * PATCHES, 5, 6]])
-    answers = [llava(input_ids=words, pixel_values=picture).logits[0, -1] for picture in torch.randn(2, 1, 3, 32, 32)]
+    words = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5, 6]])
+    answers = [llava(input_ids=words, pixel_values=image).logits[0, -1] for image in torch.randn(2, 1, 3, 32, 32)]
     assert not torch.equal(*answers)
     processor = CLIPImageProcessor.from_pretrained(folder)
     assert processor.image_mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
