@@ -48,6 +48,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
     add_split_options(parser)
     if here:
         add_device(parser)
+        parser.add_argument("--nproc", type=int, metavar="N", help="processes (default: one per GPU; one on a CPU)")
     else:
         parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
 
@@ -69,13 +70,6 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     """Adds how a batch is split and loaded on the GPUs."""
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
-
-
-def add_nproc(parser: argparse.ArgumentParser) -> None:
-    """Adds how many processes train on this machine, outside SLURM."""
-    parser.add_argument(
-        "--nproc", type=int, metavar="N", help="processes on this machine (default: its GPUs; one for --device cpu)"
-    )
 
 
 def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:

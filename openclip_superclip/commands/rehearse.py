@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..rules import at_least
-from .options import add_nproc, add_recipe_options, add_settings, opened_run
+from .options import add_recipe_options, add_settings, opened_run
 
 STEPS = 100
 
@@ -71,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe_options(parser, here=True)
     add_settings(parser, "engine")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
-    add_nproc(parser)
     parser.add_argument(
         "--steps", type=int, default=STEPS, metavar="N",
         help="of each of the two slices that are trained, twice (default: %(default)s)",

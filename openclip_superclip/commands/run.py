@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from ..rules import at_least
-from .options import add_nproc, add_run_options, opened_run
+from .options import add_run_options, opened_run
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
-    add_nproc(parser)
     parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
     return parser
 

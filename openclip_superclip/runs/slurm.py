@@ -32,7 +32,7 @@ class Placement:
     step: str | None = None
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    gpus: int | None = None  # of this node, where SLURM tells
+    gpus: int | None = None  # of this node, if SLURM says it
 
     def name_of_start(self, num_earlier: int) -> str:
         """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones.
@@ -68,7 +68,7 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Returns where this process is; raises InputError where srun was not told to start one process a node."""
+    """Returns where this process is; InputError if srun does not start one process per node."""
     job = environment.get("SLURM_JOB_ID")
     if job is None:
         return Placement()
@@ -86,7 +86,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     num_nodes, num_tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
     if num_tasks != num_nodes:
         raise InputError(
-            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one a node (--ntasks-per-node=1), "
+            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one per node (--ntasks-per-node=1), "
             "which starts a process for each GPU itself"
         )
     if num_nodes > 1 and "MASTER_ADDR" not in environment:
@@ -115,7 +115,7 @@ def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.en
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Returns the names of the run's nodes; SLURM's own short form where a container lacks its commands."""
+    """Returns the names of the run's nodes; SLURM's own short form if a container lacks its commands."""
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return [socket.gethostname()]
@@ -126,30 +126,23 @@ def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
     return listed.stdout.split()
 
 
-QUEUE_FIELDS = ("%A", "%i", "%T", "%r")
-
-
 class QueuedJob(NamedTuple):
     """A job, or a task of an array, that waits or runs."""
 
     number: str  # SLURM_JOB_ID, another one for each task of an array
-    task: str  # ARRAY_TASK, as sbatch's number and the task give it; the number where there is no array
+    task: str  # ARRAY_TASK, as sbatch's number and the task give it; the number if there is no array
     state: str  # PENDING, RUNNING, …
     reason: str  # why it waits
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
-    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None where SLURM cannot be asked."""
-    asked = ["squeue", "--me", "--array", "--noheader", f"--format={'|'.join(QUEUE_FIELDS)}"]
+    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None if SLURM does not answer."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True)
-    except OSError:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
         return None
-    if done.returncode:
-        return None
-    jobs = [
-        QueuedJob(*line.strip().split("|", len(QUEUE_FIELDS) - 1)) for line in done.stdout.splitlines() if line.strip()
-    ]
+    jobs = [QueuedJob(*line.strip().split("|", 3)) for line in listed.splitlines() if line.strip()]
     return {job.number: job for job in jobs} | {job.task: job for job in jobs}
 
 

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import open_clip_train.data
 import pytest
@@ -311,14 +310,3 @@ def test_a_plan_that_was_counted_once_and_what_arithmetic_refuses_need_no_torch(
     )
     again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert again.stdout.endswith("[0, 1, 1, 1] False\n")
-
-
-def test_the_demos_data_is_what_its_recipes_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("openclip_superclip.demo.data.SHARD_SIZE", 16)  # for 1,024
-    assert main(["demo", "--data-only"]) == 0
-    recipe = read_recipe(DEMO, {"samples": "128", "data_samples": "128"})
-    assert Path(recipe.model.removeprefix("local-dir:"), "open_clip_config.json").is_file()
-    checked = make_run(recipe, 1, 2, device="cpu").check_data(full=True, jobs=1)
-    assert (checked["shards"], checked["found"], checked["samples"], checked["bad"]) == (8, 8, 128, [])
-    assert checked["warnings"] == []
