@@ -69,7 +69,7 @@ def test_a_process_outside_slurm_is_alone():
 
 
 @pytest.mark.parametrize(("environment", "said"), [
-    (IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"}, "srun starts 8 processes on 2 nodes; expected one a node"),
+    (IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"}, "srun starts 8 processes on 2 nodes; expected one per node"),
     ({"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4"}, "job 17 has 4 nodes, and this process would use one"),
     ({k: v for k, v in IN_A_STEP.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
 ])  # fmt: skip
