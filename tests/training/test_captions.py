@@ -232,10 +232,11 @@ def test_the_fraction_of_short_captions_is_within_binomial_bounds(share, tokens_
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}], ids=["seed", "rank", "epoch", "worker"])
 def test_seed_rank_epoch_and_worker_each_draw_anew_and_independently(other, tokens_of, monkeypatch):
-    first = [not tokens_of("mixed:0.5").captions(sample).are_long for sample in samples(2000)]
+    reader, anew = tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other)
+    first = [not reader.captions(sample).are_long for sample in samples(2000)]
     if not other:
         monkeypatch.setattr("openclip_superclip.data.captions.get_worker_info", lambda: types.SimpleNamespace(id=1))
-    second = [not tokens_of("mixed:0.5", **other).captions(sample).are_long for sample in samples(2000)]
+    second = [not anew.captions(sample).are_long for sample in samples(2000)]
     agree = sum(a == b for a, b in zip(first, second, strict=True))
     assert abs(agree - 1000) < 4 * 2000**0.5 / 2
 
