@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
+from .files import FULL
 
 GROUPS = {
     "start": {
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if not _reader_is_gone():
             raise
     except OSError as error:
-        if _can_write():
+        if error.errno not in FULL and _can_write():
             raise
         print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends

@@ -29,7 +29,7 @@ import torch
 import webdataset
 from filelock import FileLock
 from PIL import Image
-from support import WORDS
+from support import WORDS, coloured_squares
 from support.models import write_model
 from support.openclip_releases import PIP, RELEASES
 from support.slurm_cluster import Cluster
@@ -87,6 +87,20 @@ def train_flags(csv_data, tiny_model) -> list[str]:
         "--epochs", "1", "--workers", "0", "--lr", "1e-3", "--warmup", "1", "--device", "cpu",
         "--log-every-n-steps", "1", "--name", "run",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def squares_run(tmp_path_factory) -> Path:
+    """The folder of a run that has learned the names of colours; not to be changed."""
+    return coloured_squares.train(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="session")
+def squares_export(squares_run, tmp_path_factory) -> Path:
+    """The same model, exported with its head."""
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert main(["export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", str(out), "--with-head"]) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -1,83 +1,92 @@
 """An audit: scores the pairs of a data set into a folder, writes the page and the summary, and keeps the best pairs."""
 
-import csv
+import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from ..checkpoints import HEAD_NAME, is_sharded
-from ..checkpoints.checkpoint import Checkpoint, file_of_weights
-from ..checkpoints.run_outputs import options_to_keep
+from ..checkpoints.architecture import architecture_of
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.run_outputs import run_behind
 from ..data.shards import is_remote
-from ..data.tables import Columns
-from ..environment import check_device, progress_file
-from ..errors import InputError
-from ..files import content_digest, file_identity, make_folder, read_json, write_json, write_text
-from ..words.tagger import no_head_advice, open_checkpoint, read_model
-from .keep import KEYS, check_table, select, write_kept
+from ..environment import progress_file
+from ..errors import InputError, listed
+from ..files import make_folder, read_json, write_json, write_text
+from ..pages import csv_text
+from ..rules import Rule, check
+from ..words.tagger import no_head_advice, open_checkpoint
+from .keep import KEYS, select, write_kept
 from .page import write_page
-from .pairs import WHOLE, AuditedFiles, AuditedShards, Part, ReadPair, open_data, read_in_batches
+from .pairs import WHOLE, AuditedFiles, AuditedPair, AuditedShards, Part, read_in_batches
 from .scorer import PairScore, PairScorer
 from .store import SCORES, ScoredPairs, UnfinishedScores, merge_scores, read_scores
 
-RECORD, SCORES_FILE, PAGE, LEFT_OUT, SUMMARY = (
-    "audit.json", "scores.jsonl", "report.html", "left_out.csv", "summary.json",
-)  # fmt: skip
+RECORD, PAGE, LEFT_OUT, SUMMARY = "audit.json", "report.html", "left_out.csv", "summary.json"
 NUM_WORDS = 20  # in the summary
+IDENTITY = {"content of the data": "data", "columns": "columns", "content of the model": "model", "parts": "parts"}
 
 
-class AuditFolder:
-    """OUT, which holds one audit: of one data set, by one model. Nothing is written before `claim`.
+@dataclass
+class Audit:
+    """One audit of one data set by one model, in a folder; nothing is written into it before the model is built.
 
-    Raises InputError if OUT holds something else, or an audit of other data, by another model or in other parts.
+    Raises InputError for a model without the head that `by` needs, and for a folder that holds something else: files
+    that are no audit, or an audit of other data, by another model or in other parts.
 
     Args:
-        architecture: the model's name, if it was given.
+        by: the score that sorts the pairs, one of SORTED_BY; "" for the best one that the model has.
         part: the part to score; None to score all, or to join parts that were scored before.
+        keep: the fraction of the pairs to keep, None to leave the files of kept pairs alone.
+        write_shards: whether to write the kept samples.
+        architecture: the OpenCLIP model's name, if nothing beside the weights records it.
+        threads: that decode images.
     """
 
-    def __init__(
-        self, out: Path, data: AuditedFiles | AuditedShards, model: Checkpoint, architecture: str | None,
-        part: Part | None,
-    ):  # fmt: skip
-        self.out, self.scores = out, out / SCORES_FILE
+    data: AuditedFiles | AuditedShards
+    model: Checkpoint
+    out: Path
+    by: str
+    part: Part | None
+    keep: float | None
+    write_shards: bool
+    architecture: str | None
+    device: str
+    batch_size: int
+    threads: int
+
+    def __post_init__(self):
+        self.has_head = bool(self.model.head())
+        self.by = self.by or ("both" if self.has_head else "clip-score")
+        check(RULES, self)
+        self.scores = self.out / "scores.jsonl"
         self.facts = {
-            "data": data.given, "content of the data": data.digest(), "columns": list(getattr(data, "columns", [])),
-            "model": str(model.path), "content of the model": model_digest(model, architecture),
+            "data": self.data.given, "content of the data": self.data.digest, "columns": list(self.data.columns),
+            "model": str(self.model.path), "content of the model": _model_digest(self.model, self.architecture),
         }  # fmt: skip
-        make_folder(out, "--out")
-        earlier = self._check()
-        self.num_parts = self.facts["parts"] = part.of if part else earlier["parts"] if earlier else 1
-        self._check()
+        make_folder(self.out, "--out")
+        earlier = self._check_folder()
+        self.num_parts = self.facts["parts"] = self.part.of if self.part else (earlier or {"parts": 1})["parts"]
+        self._check_folder()
 
-    def claim(self) -> None:
-        """Records what is audited; InputError if another call has claimed the folder meanwhile."""
-        if self._check() is None:
-            write_json(self.out / RECORD, self.facts)
-
-    def _check(self) -> dict | None:
+    def _check_folder(self) -> dict | None:
         """Returns the record of this audit, None if there is none yet; InputError for another audit's."""
         files, record = list(self.out.iterdir()), self.out / RECORD  # files first: scores come after their record
         if not record.exists():
-            if any(not path.name.startswith(f"{RECORD}.") for path in files):
+            if any(not path.name.startswith(f"{RECORD}.") for path in files):  # which another process is writing
                 raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
             return None
-        found = read_json(record, default={})
-        if not isinstance(found.get("parts"), int):
-            raise InputError(f"--out: {record} is damaged: give another --out, or remove {self.out}")
-        for name in ("content of the data", "columns", "content of the model", "parts"):
+        found = read_json(record, flag="--out", advice="give another name")
+        for name, shown in IDENTITY.items():
             if name in self.facts and found.get(name) != self.facts[name]:
-                shown = name.removeprefix("content of the ")  # the data and the model may have moved
-                earlier, now = found.get(shown), self.facts[shown]
-                change = f"{earlier}, and this is {now}" if earlier != now else f"{now} has changed since"
                 raise InputError(
-                    f"--out: {self.out} holds an audit with other {shown}: {change}: give another --out, or remove it"
+                    f"--out: {self.out} holds an audit with other {shown} ({found.get(shown)}, unless it has changed): "
+                    "give another --out, or remove it"
                 )
         return found
 
@@ -87,190 +96,132 @@ class AuditFolder:
             return self.scores
         return self.out / f"scores-{part.number:0{len(str(part.of))}}-of-{part.of}.jsonl"
 
-    def is_finished(self, part: Part) -> bool:
-        """Returns whether a part needs no more scoring."""
-        return self.scores.exists() or self.file_of(part).exists()
+    def score(self) -> int:
+        """Scores the pairs that no earlier call has scored, and returns how many pairs were scored before."""
+        part = self.part or WHOLE
+        file = self.file_of(part)
+        if self.scores.exists() or file.exists() or (self.part is None and self.num_parts > 1):
+            return 0
+        scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
+        if self._check_folder() is None:
+            write_json(self.out / RECORD, self.facts)
+        with contextlib.closing(UnfinishedScores(file, self.batch_size)) as scores:
+            earlier = scores.num_lines
+            with tqdm(
+                total=self.data.num_of(part), initial=earlier, unit=" pairs", file=progress_file(),
+                desc=f"part {part.number}/{part.of}" if part.of > 1 else "pairs",
+            ) as progress:  # fmt: skip
+                for records in self._batches(part, scores.last, scorer):
+                    scores.add(records)
+                    progress.update(len(records))
+            scores.finish()
+        return earlier
+
+    def _batches(self, part: Part, after: tuple[int, int], scorer: PairScorer) -> Iterator[list[dict]]:
+        """Yields the lines of the pairs of a part that come after a place."""
+        preprocess, pairs = scorer.opened.preprocess(), self.data.pairs(part, after)
+        for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+            good = [pair for pair in batch if not pair.problem]
+            found: Iterator[PairScore] = iter(())
+            if good:
+                seen = scorer.see(torch.stack([pair.image for pair in good]))
+                found = iter(scorer.score(seen, [pair.caption for pair in good]))
+            yield [_record(pair, None if pair.problem else next(found)) for pair in batch]
 
     def join(self) -> None:
         """Joins the scores of the parts; InputError if one is unfinished."""
         if self.scores.exists():
             return
-        parts = [Part(number, self.num_parts) for number in range(1, self.num_parts + 1)]
-        missing = [f"--part {part.number}/{part.of}" for part in parts if not self.is_finished(part)]
+        files = [self.file_of(Part(number, self.num_parts)) for number in range(1, self.num_parts + 1)]
+        missing = [f"--part {number}/{self.num_parts}" for number, file in enumerate(files, 1) if not file.exists()]
         if missing:
-            more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
             raise InputError(
-                f"--out: {self.out} is an audit in {self.num_parts} parts; not finished: {', '.join(missing[:3])}{more}"
+                f"--out: {self.out} is an audit in {self.num_parts} parts; not finished: {listed(missing, 3)}"
             )
-        merge_scores([self.file_of(part) for part in parts], self.scores)
-
-
-def model_digest(model: Checkpoint, architecture: str | None) -> str:
-    """Returns an identity of a model: its weights and head, its configuration, the options of its run."""
-    weights, options = file_of_weights(model.path), options_to_keep(model)
-    name = architecture or str(options.pop("model", ""))
-    files = sorted(model.path.glob("*.distcp")) if is_sharded(model.path) else [weights]
-    if model.path.is_dir():
-        files.append(weights.with_name(HEAD_NAME))
-    if name.startswith("local-dir:"):
-        files.append(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")
-        name = "local-dir:"  # which may have moved
-    elif name.endswith(".json"):
-        files.append(Path(name))
-    digest = hashlib.sha256(json.dumps([name, options], sort_keys=True, default=str).encode())
-    for file in files:
-        if file.is_file():
-            digest.update((file_identity(file) or content_digest(file)).encode())
-    return digest.hexdigest()
-
-
-class Options(NamedTuple):
-    """How pairs are scored."""
-
-    architecture: str | None  # the OpenCLIP model's name, if nothing beside the weights records it
-    device: str | None  # None for the GPU if there is one
-    batch_size: int
-    threads: int  # that decode images
-
-
-class Audit:
-    """One audit: the data, the model and the folder of results.
-
-    Everything is checked before the model is built: InputError for wrong data, for a model without the head that `by`
-    needs, for a table whose rows --keep could not copy, and for a folder of another audit.
-
-    Args:
-        by: the score that sorts the pairs, one of SORTED_BY; None for the best one that the model has.
-        part: the part to score; None for all.
-        keep: the fraction of the pairs to keep.
-        write_shards: whether to write the kept samples.
-    """
-
-    def __init__(
-        self, data: str, columns: Columns, model: Path, out: Path, by: str | None, part: Part | None,
-        keep: float | None, write_shards: bool, options: Options,
-    ):  # fmt: skip
-        self.options = options._replace(device=check_device(options.device))
-        self.part, self.keep, self.write_shards = part, keep, write_shards
-        self.checkpoint = read_model(model)
-        has_head = bool(self.checkpoint.head())
-        if not has_head and by not in (None, "clip-score"):
-            advice = no_head_advice(self.checkpoint.path)
-            raise InputError(
-                f"--by {by} needs a class head, and {self.checkpoint.path} holds none ({advice}): give --by clip-score"
-            )
-        self.by = by or ("both" if has_head else "clip-score")
-        self.data = open_data(data, columns)
-        if part:
-            self.data.check_part(part)
-        is_files = isinstance(self.data, AuditedFiles)
-        if write_shards and is_files:
-            raise InputError(
-                f"--write-shards is for shards, and DATA is {self.data.given}: --keep writes kept.csv of it"
-            )
-        if write_shards and any(map(is_remote, self.data.shards)):
-            raise InputError("--write-shards copies files, and DATA holds URLs: --keep alone lists the kept keys")
-        if keep is not None and is_files and self.data.is_table:
-            check_table(self.data)
-        self.folder = AuditFolder(out, self.data, self.checkpoint, options.architecture, part)
-
-    def score(self) -> int:
-        """Scores the pairs that no earlier call has scored, and returns how many pairs were scored before."""
-        part = self.part or WHOLE
-        if self.folder.is_finished(part) or (self.part is None and self.folder.num_parts > 1):
-            return 0
-        scorer = PairScorer(open_checkpoint(self.checkpoint, self.options.architecture, self.options.device))
-        self.folder.claim()
-        scores = UnfinishedScores(self.folder.file_of(part), self.options.batch_size)
-        try:
-            earlier = scores.num_lines
-            for batch in self._batches(part, scores, scorer):
-                scores.add([_record(read, score) for read, score in batch])
-            scores.finish()
-        finally:
-            scores.close()
-        return earlier
-
-    def _batches(self, part: Part, scores: UnfinishedScores, scorer: PairScorer) -> Iterator[list]:
-        """Yields the remaining pairs with their scores, and shows the progress on a terminal."""
-        import torch
-
-        pairs, known = self.data.pairs(part, scores.last), self.data.num_of(part)
-        title = f"part {part.number}/{part.of}" if part.of > 1 else "pairs"
-        bar = {"desc": title, "unit": " pairs", "file": progress_file()}
-        with tqdm(total=known, initial=scores.num_lines, **bar) as progress:
-            num_done = scores.num_lines
-            preprocess, size = scorer.opened.preprocess(), self.options.batch_size
-            for batch in read_in_batches(pairs, preprocess, size, self.options.threads):
-                good = [read for read in batch if read.image is not None]
-                found: list[PairScore] = []
-                if good:
-                    seen = scorer.see(torch.stack([read.image for read in good]))
-                    found = scorer.score(seen, [read.pair.caption for read in good])
-                each = iter(found)
-                yield [(read, next(each) if read.image is not None else None) for read in batch]
-                num_done += len(batch)
-                progress.update(len(batch))
-                if known is None:
-                    progress.total = self.data.likely_num(part, num_done, batch[-1].pair.place)
+        merge_scores(files, self.scores)
 
     def finish(self, num_worst: int, unreadable_max: float) -> str:
         """Joins the parts, writes the page, the summary and the kept pairs, and returns the summary's text.
 
         Raises InputError if a part is unfinished, and if more than a fraction `unreadable_max` of the pairs or of the
         shards cannot be read, after writing all files.
+
+        Args:
+            num_worst: pairs on the page.
         """
-        out, by = self.folder.out, self.by
-        self.folder.join()
-        scored = ScoredPairs(self.folder.scores, of_shards=not isinstance(self.data, AuditedFiles))
-        _write_left_out(out / LEFT_OUT, self.folder.scores)
+        self.join()
+        scored = ScoredPairs(self.scores, of_shards=isinstance(self.data, AuditedShards))
+        left_out = self.out / LEFT_OUT
+        problems = (record for record in read_scores(self.scores) if "problem" in record)
+        rows = sorted((record["where"], record["key"], record["problem"]) for record in problems)
+        write_text(left_out, csv_text([("where", "key", "reason"), *rows]))
         num_scored = len(scored.finite("clip_score"))
-        if not len(scored):
-            raise InputError(f"DATA: {self.data.given} holds no pair")
         if not num_scored:
-            raise InputError(f"none of {len(scored):,} pairs could be scored: see {out / LEFT_OUT}")
-        goodness = scored.goodness(by)
+            raise InputError(f"none of {len(scored):,} pairs could be scored: see {left_out}")
+        goodness = scored.goodness(self.by)
         num_sorted = int(np.isfinite(goodness).sum())
         if not num_sorted:
             raise InputError(
-                f"--by {by}: no caption holds a word that the head has learned: give --by clip-score, or --by both"
+                f"--by {self.by}: no caption holds a word that the head has learned: give --by clip-score, or --by both"
             )
-        write_page(out / PAGE, self.data, self.checkpoint.path, scored, self.folder.scores, goodness, by, num_worst)
-        lines = _summary_lines(scored, num_scored, out / LEFT_OUT)
+        write_page(self.out / PAGE, self.data, self.model.path, scored, self.scores, goodness, self.by, num_worst)
+        lines = _summary_lines(scored, num_scored, left_out)
         if num_sorted < num_scored:
-            lines.append(f"{num_scored - num_sorted:,} without a {by.replace('-', ' ')} are neither shown nor kept")
+            score = self.by.replace("-", " ")
+            lines.append(f"{num_scored - num_sorted:,} without a {score} are neither shown nor kept")
         summary = _summary(scored, num_scored)
         if self.keep is not None:
             kept = select(goodness, self.keep)
-            files = write_kept(out, self.data, self.folder.scores, kept, self.write_shards)
-            summary["kept"] = {"by": by, "share": self.keep, "pairs": int(kept.sum())}
-            lines.append(f"kept: the best {kept.sum():,} by {by}: {', '.join(files)}")
-        elif (out / KEYS).exists():  # of an earlier call
-            earlier = read_json(out / SUMMARY, default={})
-            summary |= {"kept": earlier["kept"]} if "kept" in earlier else {}
-        write_json(out / SUMMARY, summary)
-        lines.append(f"worst by {by} first: {out / PAGE}; every pair: {self.folder.scores}")
-        num_shards = len(getattr(self.data, "shards", []))
+            files = write_kept(self.out, self.data, self.scores, kept, self.write_shards)
+            summary["kept"] = {"by": self.by, "share": self.keep, "pairs": int(kept.sum())}
+            lines.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
+        elif (self.out / KEYS).exists():  # of an earlier call
+            summary["kept"] = read_json(self.out / SUMMARY, default={}).get("kept")
+        write_json(self.out / SUMMARY, summary)
+        lines.append(f"worst by {self.by} first: {self.out / PAGE}; every pair: {self.scores}")
         for found, of, problem in (
             (scored.num_unreadable, len(scored), "pairs have an image that cannot be read"),
-            (scored.num_unreadable_shards, num_shards, "shards cannot be read completely"),
+            (scored.num_unreadable_shards, self.data.num_units, "shards cannot be read completely"),
         ):
             if found > unreadable_max * of:
                 raise InputError(
-                    f"{found:,} of {of:,} {problem}, more than --unreadable-max {unreadable_max:g} allows; "
-                    f"{out / LEFT_OUT} lists them"
+                    f"{found:,} of {of:,} {problem}, more than --unreadable-max {unreadable_max:g} allows; {left_out} "
+                    "lists them"
                 )
         return "\n".join(lines)
 
 
-def _write_left_out(file: Path, scores: Path) -> None:
-    """Writes a row with the problem for each pair that could not be scored."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["where", "key", "reason"])
-    problems = (record for record in read_scores(scores) if "problem" in record)
-    writer.writerows(sorted((record["where"], record["key"], record["problem"]) for record in problems))
-    write_text(file, text.getvalue())
+RULES = [
+    Rule(
+        "--by {by} needs a class head, and {model.path} holds none ({found}): give --by clip-score",
+        lambda audit: not audit.has_head and audit.by != "clip-score" and no_head_advice(audit.model.path),
+    ),
+    Rule(
+        "{data.given} holds {data.num_units:,} {data.unit}; expected at most as many parts (--part, processes of "
+        "torchrun), found {part.of:,}",
+        lambda audit: audit.part and audit.part.of > audit.data.num_units,
+    ),
+    Rule(
+        "--write-shards is for shards, and DATA is {data.given}: --keep writes kept.csv of it",
+        lambda audit: audit.write_shards and isinstance(audit.data, AuditedFiles),
+    ),
+    Rule(
+        "--write-shards copies files, and DATA holds URLs: --keep alone lists the kept keys",
+        lambda audit: audit.write_shards and any(map(is_remote, audit.data.shards)),
+    ),
+]
+
+
+def _model_digest(model: Checkpoint, architecture: str | None) -> str:
+    """Returns an identity of a model: its architecture, how its words are weighted, its weights and head."""
+    options = run_behind(model).options
+    found = architecture_of(model.path, options, architecture, flag="--architecture")
+    facts = [found.model_cfg, found.preprocess_cfg, options.get("superclip_idf") == "off"]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _summary(scored: ScoredPairs, num_scored: int) -> dict:
@@ -304,21 +255,20 @@ def _summary_lines(scored: ScoredPairs, num_scored: int, left_out: Path) -> list
     if rows:
         named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
         lines.append(f"most often doubtful words: {named}")
-    if scored.doubtful is not None and 0.005 < scored.doubtful < 0.9:
+    if scored.suggested_keep:
         lines.append(
-            f"{scored.doubtful:.1%} of the pairs have support below 0: --keep {1 - scored.doubtful:.2f} is a starting "
-            "point; report.html shows where other fractions cut"
+            f"{scored.doubtful:.1%} of the pairs have support below 0: --keep {scored.suggested_keep:.2f} is a "
+            "starting point; report.html shows where other fractions cut"
         )
     return lines
 
 
-def _record(read: ReadPair, score: PairScore | None) -> dict:
+def _record(pair: AuditedPair, score: PairScore | None) -> dict:
     """Returns a pair's line."""
-    pair = read.pair
     record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
     record |= {"uid": pair.uid} if pair.uid else {}
     if score is None:
-        return record | {"problem": read.problem}
+        return record | {"problem": pair.problem}
     for name in ("clip_score", "class_loss", "support"):
         value = getattr(score, name)
         record |= {} if value is None else {name: round(value, 6)}

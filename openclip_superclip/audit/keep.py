@@ -1,24 +1,23 @@
-"""What --keep writes: the keys of the best pairs, and the rows or shards that hold them, unchanged."""
+"""What --keep writes: the keys of the best pairs, and the rows or shards that hold them."""
 
-import csv
-import io
+import contextlib
 import itertools
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from ..data.shards import contract
-from ..errors import InputError, reason
 from ..files import whole_file, whole_output, write_json
+from ..pages import csv_text
 from .pairs import AuditedFiles, AuditedShards, numbered_members
 from .store import read_scores
 
-KEYS, TABLE, UIDS, SHARDS = "kept.txt", "kept", "kept.npy", "kept"
+KEYS, TABLE, UIDS, SHARDS = "kept.txt", "kept.csv", "kept.npy", "kept"
+ROWS_AT_ONCE = 10_000
 
 
 def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
@@ -37,92 +36,49 @@ def write_kept(
 ) -> list[str]:
     """Writes the files of the kept pairs, and returns their names.
 
-    kept.txt has one key per line: the path of the image, or the sample's key. For a table, kept.csv has its exact
-    lines; for a folder, paths and captions. For shards, kept.npy has the uids in DataComp's format if every sample has
-    one, and with `write_shards` the folder kept has the samples, in shards of the same names. Replaces the files of an
-    earlier call.
+    kept.txt has one key per line: the path of the image, or the sample's key. For a table, kept.csv has its rows; for a
+    folder, paths and captions. For shards, kept.npy has the uids in DataComp's format if every sample has one, and with
+    `write_shards` the folder kept has the samples, in shards of the same names. Replaces the files of an earlier call.
     """
-    try:
-        (out / UIDS).unlink(missing_ok=True)
-        if not write_shards and (out / SHARDS).exists():
-            shutil.rmtree(out / SHARDS)
-        with whole_file(out / KEYS) as file:
-            file.writelines(f"{record['key']}\n".encode("utf-8", "replace") for record in _of_kept(scores, kept))
-        written = [str(out / KEYS)]
-        if isinstance(data, AuditedFiles):
-            written.append(str(_write_table(out, data, scores, kept)))
-        else:
-            uids = [record.get("uid", "") for record in _of_kept(scores, kept)]
-            if all(uids):
-                halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids]
-                with whole_file(out / UIDS) as file:
-                    np.save(file, np.sort(np.array(halves, dtype="u8,u8")))
-                written.append(str(out / UIDS))
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({error.strerror or reason(error)})") from error
+    (out / UIDS).unlink(missing_ok=True)
+    if (out / SHARDS).exists():
+        shutil.rmtree(out / SHARDS)
+    written = [out / KEYS]
+    with whole_file(out / KEYS) as file:
+        file.writelines(f"{record['key']}\n".encode("utf-8", "replace") for record in _of_kept(scores, kept))
+    if isinstance(data, AuditedFiles):
+        written.append(out / f"kept{Path(data.given).suffix}" if data.is_table else out / TABLE)
+        with whole_file(written[-1]) as file:
+            file.writelines(_table(data, scores, kept))
+    elif all(uids := [record.get("uid", "") for record in _of_kept(scores, kept)]):
+        written.append(out / UIDS)
+        halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids]
+        with whole_file(out / UIDS) as file:
+            np.save(file, np.sort(np.array(halves, dtype="u8,u8")))
     if write_shards:
         written.append(_write_shards(out / SHARDS, data, scores, kept))
-    return written
+    return list(map(str, written))
 
 
 def _of_kept(scores: Path, kept: np.ndarray) -> Iterator[dict]:
     return itertools.compress(read_scores(scores), kept)
 
 
-def _write_table(out: Path, data: AuditedFiles, scores: Path, kept: np.ndarray) -> Path:
-    if data.is_table:
-        path = out / f"{TABLE}{Path(data.given).suffix}"
-        with _open_table(data) as table, whole_file(path) as file:
-            rows = _rows(table, data.columns.separator)
-            for text in itertools.chain([next(rows)], itertools.compress(rows, kept)):
-                file.write((text if text.endswith("\n") else f"{text}\n").encode("utf-8", "surrogateescape"))
-        return path
-    path, text = out / f"{TABLE}.csv", io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "caption"])
-    writer.writerows([record["key"], record["caption"]] for record in _of_kept(scores, kept))
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode("utf-8", "replace"))
-    return path
+def _table(data: AuditedFiles, scores: Path, kept: np.ndarray) -> Iterator[bytes]:
+    """Yields the kept rows of a table with all of their columns, or the paths and captions of a folder."""
+    if not data.is_table:
+        rows = ((record["key"], record["caption"]) for record in _of_kept(scores, kept))
+        yield csv_text([("image", "caption"), *rows]).encode("utf-8", "replace")
+        return
+    import pandas
 
-
-def check_table(data: AuditedFiles) -> None:
-    """Raises InputError if the rows of a table cannot be separated as OpenCLIP does, to copy some of them."""
-    if len(data.columns.separator) != 1:
-        raise InputError(
-            f"--csv-separator is {data.columns.separator!r}; --keep copies rows, and expects one character, such as "
-            "$'\\t' for a tab"
-        )
-    try:
-        with _open_table(data) as table:
-            num_rows = sum(1 for _ in _rows(table, data.columns.separator)) - 1
-    except csv.Error as error:
-        raise InputError(f"--keep: {data.given} cannot be copied row by row ({error}): leave --keep out") from None
-    if num_rows != data.num_pairs:
-        raise InputError(
-            f"--keep: {data.given} has {num_rows:,} rows by its quotes and {data.num_pairs:,} as OpenCLIP reads it: "
-            "quote all rows in the same way, or leave --keep out and select by scores.jsonl"
-        )
-
-
-def _open_table(data: AuditedFiles) -> TextIO:
-    return open(data.given, encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def _rows(table: TextIO, separator: str) -> Iterator[str]:
-    """Yields the text of each row, several lines if a value has line breaks; pandas skips blank lines, too."""
-    taken: list[str] = []
-
-    def lines() -> Iterator[str]:
-        for line in table:
-            taken.append(line)
-            yield line
-
-    for row in csv.reader(lines(), delimiter=separator):
-        text = "".join(taken)
-        taken.clear()
-        if len(row) > 1 or text.strip():
-            yield text
+    separator = data.columns.separator
+    as_text = {"sep": separator, "dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
+    with pandas.read_csv(data.given, **as_text) as chunks:
+        for number, rows in enumerate(chunks):
+            chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
+            text = chosen.to_csv(sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0)
+            yield text.encode("utf-8", "replace")
 
 
 def _write_shards(out: Path, data: AuditedShards, scores: Path, kept: np.ndarray) -> str:
@@ -138,6 +94,7 @@ def _write_shards(out: Path, data: AuditedShards, scores: Path, kept: np.ndarray
             with (
                 tarfile.open(data.shards[index]) as source,
                 tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as target,
+                contextlib.suppress(EOFError, tarfile.TarError),  # after the kept samples, which could be read
             ):
                 for number, _, member in numbered_members(source):
                     if number > max(numbers):

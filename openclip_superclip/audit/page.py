@@ -1,10 +1,10 @@
 """report.html of an audit: the scores, where to cut, the worst pairs with their doubtful words."""
 
 import base64
+import contextlib
 import heapq
 import io
 import itertools
-import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.images import as_seen, open_image
-from ..data.shards import IMAGES, is_remote
+from ..data.images import load_image
+from ..data.shards import BROKEN, IMAGES, is_remote
 from ..files import whole_file
 from ..pages import html_template
 from .pairs import AuditedFiles, AuditedShards, numbered_members
@@ -57,7 +57,8 @@ def write_page(
         data=data.given, model=str(model), by="support and CLIP score" if by == "both" else by.replace("-", " "),
         scored=scored, problems=problems, worst=worst, images=_images(data, worst), thumbnail=THUMBNAIL,
         histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
-        words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted], cut_offs=cut_offs(scored, goodness),
+        words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted], titles=TITLES,
+        cut_offs=cut_offs(scored, goodness),
     )  # fmt: skip
     with whole_file(file) as opened:
         opened.write(page.encode("utf-8", "replace"))
@@ -117,26 +118,22 @@ def _images(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict[t
         shard, number = record["place"]
         if isinstance(data, AuditedFiles):
             found[shard, number] = _thumbnail(record["key"])
-        elif not is_remote(data.shards[shard]) and os.path.exists(data.shards[shard]):
+        elif not is_remote(data.shards[shard]):
             by_shard[shard].add(number)
     for shard, numbers in by_shard.items():
-        try:
-            with tarfile.open(data.shards[shard]) as tar:
-                for number, extension, member in numbered_members(tar):
-                    if number > max(numbers):
-                        break
-                    if number in numbers and extension in IMAGES:
-                        found[shard, number] = _thumbnail(tar.extractfile(member).read())
-        except (OSError, EOFError, tarfile.TarError):  # a damaged shard is among the problems
-            pass
-    return {place: image for place, image in found.items() if image}
+        with contextlib.suppress(*BROKEN), tarfile.open(data.shards[shard]) as tar:
+            for number, extension, member in numbered_members(tar):
+                if number > max(numbers):
+                    break
+                if number in numbers and extension in IMAGES:
+                    found[shard, number] = _thumbnail(tar.extractfile(member).read())
+    return found
 
 
 def _thumbnail(source: str | bytes) -> str:
     """Returns a small image as a data: URL; "" if it cannot be read any more."""
-    try:
-        image = as_seen(open_image(source))
-    except Exception:  # it was readable when it was scored; the page works without it
+    image = load_image(source, THUMBNAIL).image
+    if image is None:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

@@ -61,7 +61,9 @@ class CaptionSupport:
         mass = document_frequency.double().cpu() * weights.double().cpu()  # not every accelerator has float64
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
         every = self._on_device(open_lexicon(tokenizer, len(weights)))
-        self.lexicon = _chosen(every, self._is_known(every))
+        learned = self._is_known(every)
+        words = list(itertools.compress(every.words, learned.tolist()))
+        self.lexicon = Lexicon(words, every.tokens[learned], every.vocab_size)
         self.offered = Shares(self.lexicon, self.weights)
         self.offered_expected = self.offered.of(self.expected)  # [N]
 
@@ -73,20 +75,17 @@ class CaptionSupport:
             tokens: [B, L], of the captions.
         """
         words = [words_of(caption) for caption in captions]
-        of_all = sorted({word for of in words for word in of})
-        spelled = self._on_device(lexicon(of_all, self.tokenizer, len(self.weights)))
-        if not spelled.words:
-            return [[] for _ in captions]
-        places = dict(zip(spelled.words, range(len(spelled.words)), strict=True))
-        asked = [(row, places[word]) for row, of in enumerate(words) for word in of if word in places]
-        rows, asked = torch.tensor(asked, device=tokens.device).view(-1, 2).T
-        present = _present(tokens, len(self.weights))[rows[:, None], spelled.tokens[asked]].all(dim=1)
-        rows, asked = (kept[present & self._is_known(spelled)[asked]] for kept in (rows, asked))
-        shares = Shares(spelled, self.weights)
-        share, expected = shares.of_each(probabilities, rows, asked), shares.of(self.expected)[asked]
-        found: list[list[WordSupport]] = [[] for _ in captions]
-        for row, place, *values in zip(*(of.tolist() for of in (rows, asked, share, expected)), strict=True):
-            found[row].append(word_support(spelled.words[place].casefold(), *values))
+        spelled = self._on_device(lexicon(sorted(set().union(*words)), self.tokenizer, len(self.weights)))
+        places = {word: place for place, word in enumerate(spelled.words)}
+        shares, is_known = Shares(spelled, self.weights), self._is_known(spelled)
+        present = _present(tokens, len(self.weights))
+        expected, found = shares.of(self.expected), []
+        for row, of in enumerate(words):
+            asked = torch.tensor([places[word] for word in of if word in places], dtype=torch.int64).to(tokens.device)
+            asked = asked[is_known[asked] & present[row, spelled.tokens[asked]].all(dim=1)]
+            names = [spelled.words[place].casefold() for place in asked.tolist()]
+            values = shares.of(probabilities[row], asked).tolist(), expected[asked].tolist()
+            found.append(list(map(word_support, names, *values)))
         return found
 
     def missing(self, probabilities: Tensor, tokens: Tensor) -> list[list[WordSupport]]:
@@ -124,14 +123,6 @@ class CaptionSupport:
 def word_support(word: str, share: float, expected: float) -> WordSupport:
     """Returns a word with its support."""
     return WordSupport(word, share, expected, math.log2(max(share, LEAST) / max(expected, LEAST)))
-
-
-def _chosen(of: Lexicon, rows: Tensor) -> Lexicon:
-    """Returns the words of a lexicon whose entry in rows [N] is true."""
-    words = list(itertools.compress(of.words, rows.tolist()))
-    tokens = of.tokens[rows]
-    longest = max(1, int((tokens != of.vocab_size).sum(dim=1).max())) if len(words) else 1
-    return Lexicon(words, tokens[:, :longest], of.vocab_size)
 
 
 def _present(tokens: Tensor, vocab_size: int, blank: bool = True) -> Tensor:

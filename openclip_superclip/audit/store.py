@@ -1,7 +1,9 @@
 """The scores of an audit on disk: one line of JSON per pair, in the order of the data; an interrupted call resumes."""
 
 import contextlib
+import fcntl
 import heapq
+import itertools
 import json
 import math
 import os
@@ -13,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas
-from filelock import FileLock, Timeout
 
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..files import whole_file
 from .pairs import NO_CAPTION, NO_IMAGE
 
@@ -33,7 +34,7 @@ class UnfinishedScores:
     """Writes FILE.part batch by batch, and renames it to FILE once all are there.
 
     The lines of an earlier call are kept up to its last complete batch, so that batches consist of the same pairs, with
-    the same scores, as without an interruption.
+    the same scores, as without an interruption. InputError if another call is writing the file.
 
     Args:
         file: the finished file.
@@ -46,71 +47,43 @@ class UnfinishedScores:
 
     def __init__(self, file: Path, batch_size: int):
         self.file, self.part = file, file.with_name(f"{file.name}.part")
-        self.lock = FileLock(f"{file}.lock")
+        self.opened = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115
         try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"--out: another call is writing {self.part}: wait until it ends, or give another --out"
-            ) from None
-        except (OSError, NotImplementedError):  # a file system without locks
+            fcntl.flock(self.opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out: another call is writing {self.part}: wait until it ends") from None
+        except OSError:  # a file system without locks
             pass
-        try:
-            self.opened = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115
-            end = number = self.num_lines = kept = 0
-            self.last = (0, -1)
-            for line in self.opened:
-                if not _is_complete(line):
-                    break
-                number, end = number + 1, end + len(line)
-                if number % batch_size == 0:
-                    self.num_lines, kept, self.last = number, end, _place(line)
-            self.opened.seek(kept)
-            self.opened.truncate()
-        except OSError as error:
-            raise _cannot_write(self.part, error) from error
+        self.last, self.num_lines, end = (0, -1), 0, 0
+        lines = itertools.takewhile(_place, self.opened)
+        while len(batch := list(itertools.islice(lines, batch_size))) == batch_size:
+            self.last, self.num_lines, end = _place(batch[-1]), self.num_lines + batch_size, end + sum(map(len, batch))
+        self.opened.seek(end)
+        self.opened.truncate()
 
     def add(self, records: Sequence[dict]) -> None:
-        """Writes a batch; InputError if the disk is full."""
+        """Writes a batch."""
         lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-        try:
-            self.opened.write(lines.encode("utf-8", "replace"))
-            self.opened.flush()
-        except OSError as error:
-            raise _cannot_write(self.part, error) from error
+        self.opened.write(lines.encode("utf-8", "replace"))
+        self.opened.flush()
         self.num_lines += len(records)
 
     def finish(self) -> None:
         """Gives the file its name."""
-        try:
-            os.fsync(self.opened.fileno())
-            os.replace(self.part, self.file)
-        except OSError as error:
-            raise _cannot_write(self.part, error) from error
+        os.fsync(self.opened.fileno())
+        os.replace(self.part, self.file)
 
     def close(self) -> None:
-        """Closes the file, finished or not."""
-        with contextlib.suppress(OSError):  # reported when it was written
-            self.opened.close()
-        self.lock.release()
-        Path(self.lock.lock_file).unlink(missing_ok=True)
+        """Closes the file, finished or not, so that another call can write it."""
+        self.opened.close()
 
 
-def _is_complete(line: bytes) -> bool:
-    """Returns whether a line is neither cut nor damaged."""
+def _place(line: bytes) -> tuple[int, int] | None:
+    """Returns the place of a line's pair; None if the line is cut or damaged."""
     try:
-        return line.startswith(b'{"place"') and line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def _place(line: bytes) -> tuple[int, int]:
-    shard, number = json.loads(line)["place"]
-    return shard, number
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"--out: {path} cannot be written ({error.strerror or reason(error)}): the same command resumes")
+        return tuple(json.loads(line)["place"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_scores(file: Path) -> Iterator[dict]:
@@ -127,12 +100,9 @@ def read_scores(file: Path) -> Iterator[dict]:
 
 def merge_scores(parts: Sequence[Path], out: Path) -> None:
     """Writes the lines of all parts to one file, in the order of the data, and removes the parts."""
-    try:
-        with contextlib.ExitStack() as stack, whole_file(out) as file:
-            opened = [stack.enter_context(open(part, "rb")) for part in parts]
-            file.writelines(heapq.merge(*opened, key=_place))
-    except OSError as error:
-        raise _cannot_write(out, error) from error
+    with contextlib.ExitStack() as stack, whole_file(out) as file:
+        opened = [stack.enter_context(open(part, "rb")) for part in parts]
+        file.writelines(heapq.merge(*opened, key=_place))
     for part in parts:
         part.unlink()
 
@@ -183,6 +153,11 @@ class ScoredPairs:
         """The fraction of pairs with support below 0: the image speaks against the caption. None without support."""
         support = self.finite("support")
         return float((support < 0).mean()) if len(support) else None
+
+    @property
+    def suggested_keep(self) -> float | None:
+        """A starting point for --keep: the fraction with support of 0 or more; None if that is nearly none or all."""
+        return 1 - self.doubtful if self.doubtful and 0.005 < self.doubtful < 0.9 else None
 
     def goodness(self, by: str) -> np.ndarray:
         """Returns a number per pair, float64 [N], higher for better pairs; −∞ for pairs without that score.

@@ -7,12 +7,44 @@ import sys
 from pathlib import Path
 
 from ..audit import SORTED_BY
-from ..errors import InputError
-from ..rules import at_least
+from ..rules import Rule, at_least, check
 from ..runs.run import Settings
 from .options import add_columns, columns_of
 
-STOPPED = 130  # by Ctrl-C
+
+def _part(options: argparse.Namespace) -> tuple[int, int] | None:
+    """Returns number and count of --part I/N; None if there is no such part."""
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part or "")
+    number, of = map(int, found.groups()) if found else (0, 0)
+    return (number, of) if 1 <= number <= of else None
+
+
+RULES = [
+    Rule(
+        "--part is {part}; expected such as 3/16, from 1/16 to 16/16",
+        lambda given: given.part is not None and _part(given) is None,
+    ),
+    Rule(
+        "--keep is {keep}; expected a fraction above 0 and below 1, such as 0.8",
+        lambda given: given.keep is not None and not 0 < given.keep < 1,
+    ),
+    Rule(
+        "--write-shards writes what --keep keeps; expected --keep, too",
+        lambda given: given.write_shards and given.keep is None,
+    ),
+    Rule(
+        "--unreadable-max is {unreadable_max}; expected a fraction from 0 to 1",
+        lambda given: not 0 <= given.unreadable_max <= 1,
+    ),
+    Rule(
+        "--keep needs all parts: leave out --part to join them, or --keep",
+        lambda given: given.part and given.keep is not None,
+    ),
+    Rule(
+        "--part: torchrun's processes share the data already: leave --part out",
+        lambda given: given.part and int(os.environ.get("WORLD_SIZE", 1)) > 1,
+    ),
+]
 
 
 def main(argv: list[str]) -> int:
@@ -22,29 +54,28 @@ def main(argv: list[str]) -> int:
     from ..evaluation.features import EvaluationRanks
 
     ranks = EvaluationRanks()
-    try:
-        summary = _audit(options, ranks)
-    except KeyboardInterrupt:
-        print("stopped: the same command resumes", file=sys.stderr)
-        return STOPPED
-    if summary:
+    summary = _audit(options, ranks)
+    if ranks.is_first:
         print(summary)
     ranks.end()
     return 0
 
 
 def _audit(options: argparse.Namespace, ranks) -> str:
-    """Returns the summary, "" on all ranks but the first."""
-    from ..audit.audit import Audit, Options
-    from ..audit.pairs import Part
+    """Returns the summary; of no use on all ranks but the first."""
+    from ..audit.audit import Audit
+    from ..audit.pairs import Part, open_data
+    from ..environment import check_device
+    from ..words.tagger import read_model
 
-    part = Part(*options.part) if options.part else None
+    device, model = check_device(options.device), read_model(options.model)
+    data = open_data(options.data, columns_of(options, options.data))
+    part = Part(*_part(options)) if options.part else None
     if ranks.world_size > 1:
         part = Part(ranks.rank + 1, ranks.world_size)
-    settings = Options(options.architecture, options.device, options.batch_size, options.threads)
     audit = Audit(
-        options.data, columns_of(options, options.data), options.model, options.out, options.by, part, options.keep,
-        options.write_shards, settings,
+        data, model, options.out, options.by, part, options.keep, options.write_shards, options.architecture, device,
+        options.batch_size, options.threads,
     )  # fmt: skip
     failed = None
     try:
@@ -57,11 +88,7 @@ def _audit(options: argparse.Namespace, ranks) -> str:
     if earlier and ranks.is_first:
         print(f"{earlier:,} pairs were scored before", file=sys.stderr)
     if options.part:
-        number, of = options.part
-        file = audit.folder.file_of(part)
-        if not file.exists():
-            return f"part {number}/{of} is scored and joined with the others: {audit.folder.scores}"
-        return f"part {number}/{of} is scored: {file}; without --part the command joins the parts"
+        return f"part {part.number}/{part.of} is scored; when all parts are, the command without --part joins them"
     if not ranks.is_first:
         return ""
     return audit.finish(options.worst, options.unreadable_max)
@@ -88,7 +115,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add_columns(parser, of_json=True)
     parser.add_argument(
-        "--by", choices=SORTED_BY,
+        "--by", choices=SORTED_BY, default="",
         help="order of the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
         "(default: both; clip-score without a head)",
     )  # fmt: skip
@@ -97,9 +124,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="keep the best pairs: kept.txt, for tables and folders kept.csv",
     )  # fmt: skip
     parser.add_argument(
-        "--write-shards",
-        action="store_true",
-        help="with --keep, for shards: the kept samples, in DIR/kept",
+        "--write-shards", action="store_true", help="with --keep, for shards: the kept samples, in DIR/kept"
     )
     parser.add_argument("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
     parser.add_argument(
@@ -119,25 +144,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     options = parser.parse_args(argv)
     at_least(options, batch_size=1, threads=1, worst=1)
-    if options.keep is not None and not 0 < options.keep < 1:
-        raise InputError(f"--keep is {options.keep}; expected a fraction above 0 and below 1, such as 0.8")
-    if options.write_shards and options.keep is None:
-        raise InputError("--write-shards writes what --keep keeps; expected --keep, too")
-    if not 0 <= options.unreadable_max <= 1:
-        raise InputError(f"--unreadable-max is {options.unreadable_max}; expected a fraction from 0 to 1")
-    options.part = _part(options)
+    check(RULES, options)
     return options
-
-
-def _part(options: argparse.Namespace) -> tuple[int, int] | None:
-    if options.part is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
-    number, of = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= of:
-        raise InputError(f"--part is {options.part}; expected such as 3/16, from 1/16 to 16/16")
-    if options.keep is not None:
-        raise InputError("--keep needs all parts: leave out --part to join them, or --keep")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("--part: torchrun's processes share the data already: leave --part out")
-    return number, of

@@ -6,43 +6,33 @@ import sys
 from pathlib import Path
 
 from ..environment import progress_file, require
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..files import make_folder
 from ..rules import Rule, at_least, check
 
 SKIPPED = 3  # exit code if some images could not be read
-STOPPED = 130  # by Ctrl-C
-ALONE = ("serve", "model", "architecture", "words", "top", "heatmap", "device")  # of no use with --course
+USELESS = {  # options that do nothing with another one
+    "course": ("images", "serve", "model", "architecture", "words", "top", "heatmap", "device", "host", "port"),
+    "serve": ("images", "heatmap", "json", "out"),
+}
 
 
-def _useless(options: argparse.Namespace, names: tuple[str, ...]) -> str:
-    """Returns the first given option of those names, as a flag."""
-    given = (name for name in names if getattr(options, name) not in (None, False))
-    return next((f"--{name}" for name in given), "")
+def _useless(given: argparse.Namespace) -> str:
+    """Returns the first option that does nothing with the others, "" if there is none."""
+    for mode, names in USELESS.items():
+        name = next((name for name in names if getattr(given, name) not in (None, False, [])), None)
+        if getattr(given, mode) and name:
+            return f"{given.images[0] if name == 'images' else f'--{name}'} does nothing with --{mode}"
+    needs_serve = given.host is not None or given.port is not None
+    return "--host and --port do nothing without --serve" if needs_serve and not given.serve else ""
 
 
 RULES = [
     Rule(
-        "--host and --port do nothing without --serve: add --serve, or leave them out",
-        lambda given: not given.serve and (given.host is not None or given.port is not None),
-    ),
-    Rule(
         "--course has {found} runs; expected one, or two to compare",
         lambda given: len(given.course or ()) > 2 and len(given.course),
     ),
-    Rule(
-        "--course shows a run, not images: leave {found} out",
-        lambda given: given.course and given.images and given.images[0],
-    ),
-    Rule("{found} does nothing with --course: leave it out", lambda given: given.course and _useless(given, ALONE)),
-    Rule(
-        "--serve gets its images from the browser: leave {found} out",
-        lambda given: given.serve and given.images and given.images[0],
-    ),
-    Rule(
-        "{found} does nothing with --serve: leave it out",
-        lambda given: given.serve and _useless(given, ("heatmap", "json", "out")),
-    ),
+    Rule("{found}: leave it out", _useless),
     Rule(
         "IMAGE is missing: expected images or folders of them, --course RUN or --serve",
         lambda given: not (given.images or given.course or given.serve),
@@ -61,22 +51,7 @@ def main(argv: list[str]) -> int:
         return _course(options)
     if options.serve:
         return _serve(options)
-    from ..words.tag_images import find_images
-
-    paths = find_images(options.images)
-    if options.heatmap:
-        require("--heatmap", "report", "matplotlib")
-    writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
-    readable: list[bool] = []  # of each image that is done
-    try:
-        (_write if writes_folder else _print)(options, paths, readable)
-    except KeyboardInterrupt:
-        resume = ": the same command resumes" if writes_folder else ""
-        print(f"\nstopped after {len(readable):,} of {len(paths):,}{resume}", file=sys.stderr)
-        return STOPPED
-    if not any(readable):
-        raise InputError(f"none of the {len(paths):,} images could be read")
-    return 0 if all(readable) else SKIPPED
+    return _tag(options)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -121,7 +96,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
-    at_least(options, top=1, port=0)
+    at_least(options, top=1)
     check(RULES, options)
     return options
 
@@ -134,10 +109,7 @@ def _course(options: argparse.Namespace) -> int:
     out = options.out or Path(NAME)
     courses = read_word_courses(options.course)
     make_folder(out, "--out")
-    try:
-        write_word_courses(out, courses)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
+    write_word_courses(out, courses)
     for course in courses:
         if course.warning:
             print(f"warning: {course.warning}", file=sys.stderr)
@@ -155,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
     host = options.host or LOOPBACK
     listening = bind(host, 8000 if options.port is None else options.port)
     names = loopback_names(host, listening)
-    app = words_app(_tagger(options, None), options.model.resolve().name, names)
+    app = words_app(_tagger(options), options.model.resolve().name, names)
     if names is None:
         print(f"warning: --host {host}: everyone who reaches this machine can use the page", file=sys.stderr)
     address = f"http://{shown_host(host)}:{listening.getsockname()[1]}/"
@@ -164,64 +136,52 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tagger(options: argparse.Namespace, out: Path | None):
-    """Returns the tagger and makes the folder for results, which does not stay if the model is refused."""
+def _tagger(options: argparse.Namespace):
+    """Returns the tagger of --model for --words."""
+    from ..words.lexicon import chosen_lexicon
     from ..words.tagger import Tagger, open_with_head
 
-    is_new = out is not None and not out.exists()
-    if out is not None:
-        make_folder(out, "--out")
-    try:
-        opened = open_with_head(options.model, options.architecture, options.device)
-        if opened.model.class_head.reads == "pooled" and options.heatmap:
-            raise InputError(
-                f"--heatmap: the class head of {options.model} reads the pooled vector, which has no places: leave the "
-                "flag out, or train with --superclip-head-input both or patches"
-            )
-        return Tagger(opened, options.words, options.top)
-    except InputError:
-        if is_new:
-            out.rmdir()
-        raise
+    opened = open_with_head(options.model, options.architecture, options.device)
+    if opened.model.class_head.reads == "pooled" and options.heatmap:
+        raise InputError(
+            f"--heatmap: the class head of {options.model} reads the pooled vector, which has no places: leave the "
+            "flag out, or train with --superclip-head-input both or patches"
+        )
+    chosen = None
+    if options.words is not None:
+        chosen = chosen_lexicon(options.words, opened.tokenizer, len(opened.token_weights))
+    return Tagger(opened, chosen, options.top)
 
 
-def _print(options: argparse.Namespace, paths: list[Path], readable: list[bool]) -> None:
-    """Prints each image's table or line of JSON, and adds to `readable` whether it could be read."""
-    from ..words.tag_images import tag_images
-
-    heatmaps = Path("words") if options.heatmap else None
-    for tagged in tag_images(paths, _tagger(options, heatmaps), heatmaps, {}):
-        readable.append(tagged.words is not None)
-        print(json.dumps(tagged.record()) if options.json else tagged.table(), flush=True)
-
-
-def _write(options: argparse.Namespace, paths: list[Path], readable: list[bool]) -> None:
-    """Writes the folder, and adds to `readable` whether each image could be read."""
+def _tag(options: argparse.Namespace) -> int:
+    """Prints the words of each image or writes their folder; returns the exit code."""
     from tqdm import tqdm
 
-    from ..words.tag_images import unfinished_words, write_words_folder
+    from ..words.tag_images import WordsFolder, find_images, tag_images
 
-    out = options.out or Path("words")
-    tagger, skipped = _tagger(options, out), []
-
-    def show(tagged) -> None:
+    paths, out = find_images(options.images), options.out or Path("words")
+    writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
+    if options.heatmap:
+        require("--heatmap", "report", "matplotlib")
+    tagger = _tagger(options)
+    if writes_folder or options.heatmap:
+        make_folder(out, "--out")
+    if writes_folder:
+        folder = WordsFolder(out, paths, tagger, options.model, options.heatmap)
+        if folder.earlier:
+            print(f"{len(folder.earlier):,} images were tagged before", file=sys.stderr)
+        tagged = tqdm(folder.write(), total=len(paths), unit=" images", file=progress_file())
+    else:
+        tagged = tag_images(paths, tagger, out if options.heatmap else None)
+    num_skipped = 0
+    for one in tagged:
+        num_skipped += one.words is None
         if options.json:
-            print(json.dumps(tagged.record()), flush=True)
-        elif tagged.words is None:
-            skipped.append(tagged.table())
-        readable.append(tagged.words is not None)
-        progress.update()
-
-    try:
-        unfinished = unfinished_words(out, options.model, options.words, tagger, paths, options.heatmap)
-        if unfinished.earlier:
-            print(f"{len(unfinished.earlier):,} images were tagged before", file=sys.stderr)
-        with tqdm(total=len(paths), unit=" images", file=progress_file()) as progress:
-            write_words_folder(out, paths, tagger, str(options.model), options.heatmap, unfinished, show)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
-    if not options.json:
-        print(*skipped, sep="\n", end="\n" if skipped else "")
-        print(f"{sum(readable):,} images, {len(skipped):,} skipped: {out}/index.html, {out}/words.jsonl")
+            tqdm.write(json.dumps(one.record()))
+        elif not writes_folder or one.words is None:
+            tqdm.write(one.table())
+    if num_skipped == len(paths):
+        raise InputError(f"none of the {len(paths):,} images could be read")
+    if writes_folder and not options.json:
+        print(f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, {out}/words.jsonl")
+    return SKIPPED if num_skipped else 0

@@ -17,19 +17,6 @@ from .tagger import Seen
 SIDE = 448  # pixels of a drawn image: finer than most models see it
 COLUMNS = 6
 FAINTEST = 0.1  # of the brightest word's peak: fainter words are not scaled to full light
-SUFFIX = ".words.png"
-MARK = {"Software": "superclip words --heatmap"}  # in the PNG itself
-
-
-def is_heat_map(path: Path) -> bool:
-    """Returns whether a file is one of our heat maps, even if it was moved."""
-    if not path.name.endswith(SUFFIX):
-        return False
-    try:
-        with Image.open(path, formats=["PNG"]) as file:
-            return file.info.get("Software") == MARK["Software"]
-    except Exception:  # a damaged file raises anything; it is reported when it is tagged
-        return False
 
 
 def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: PreprocessCfg) -> None:
@@ -58,7 +45,7 @@ def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: 
         panel.imshow((0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + shown * light))
         panel.set_title(f"{seen.word}\n{seen.score:.1%}, at best {seen.peak:.0%}", fontsize=10)
     with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png", bbox_inches="tight", metadata=MARK)
+        figure.savefig(file, dpi=110, format="png", bbox_inches="tight")
     plt.close(figure)
 
 

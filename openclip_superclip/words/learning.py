@@ -1,8 +1,6 @@
 """When a run learned each word, in bands by how many captions contain it."""
 
-import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data.captions import TokenizerIdentity, token_texts, tokenizer_identity
-from ..errors import InputError, reason
+from ..data.captions import token_texts, tokenizer_identity
+from ..errors import InputError, listed, reason
 from ..files import read_json, whole_file, write_json, write_text
 from ..method.word_knowledge import EpochWords
-from ..pages import markdown_table, pyplot, run_names
+from ..pages import csv_text, markdown_table, pyplot, run_names
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"
 ADVICE = "copy it again, or move it away to show the other epochs"
-NUM_LISTED = 12  # words, and missing epochs
 KNOWN = 4.0  # lift from which a word is known
 FORGOTTEN = KNOWN / 2  # lift below which a word that was known is forgotten
 NUM_LOOKED_AT = 20  # captions with a word after which its lift is evaluated
@@ -35,7 +32,7 @@ class CourseFiles(NamedTuple):
     """The word files of a run."""
 
     run: Path
-    identity: TokenizerIdentity
+    vocabulary: str  # a hash of the tokenizer's vocabulary
     texts: list[str]  # of the tokens
     epochs: list[int]
 
@@ -45,25 +42,15 @@ class CourseFiles(NamedTuple):
         try:
             with safe_open(path, "pt") as file:
                 vocabulary = (file.metadata() or {})["vocabulary"]
-                all_observed = "num_trained" not in file.keys()  # noqa: SIM118  written by version 0.1
-                words = EpochWords(
-                    *map(file.get_tensor, ("captions", "share_where_label", "share_where_not")),
-                    num_captions=int(file.get_tensor("num_captions")),
-                    num_trained=int(file.get_tensor("num_captions" if all_observed else "num_trained")),
-                )
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values.setdefault("num_trained", values["num_captions"])  # version 0.1 observed all captions
+            counts = {name: int(values[name]) for name in ("num_captions", "num_trained")}
+            words = EpochWords(**values | counts)
+        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise InputError(f"{path} is no file of words ({reason(error)}): {ADVICE}") from error
-        if vocabulary != self.identity.vocabulary:
+        if vocabulary != self.vocabulary or any(tensor.shape != (len(self.texts),) for tensor in words[:3]):
             raise InputError(f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}")
-        for name, values in words._asdict().items():
-            if isinstance(values, Tensor) and values.shape != (len(self.texts),):
-                raise InputError(
-                    f"{path} holds {name} of shape {list(values.shape)}, but {TOKENS} names {len(self.texts):,} "
-                    "tokens: copy the damaged file of the two again"
-                )
-        fewest, most = words.captions.aminmax()
-        is_possible = fewest >= 0 and words.num_trained >= words.num_captions >= max(most, 1)
-        if words.captions.is_floating_point() or not is_possible:
+        if words.captions.min() < 0 or not words.num_trained >= words.num_captions >= max(words.captions.max(), 1):
             raise InputError(f"{path} holds impossible counts of captions: {ADVICE}")
         return words
 
@@ -77,39 +64,25 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
-    try:
-        written, texts = _read_tokens(folder / TOKENS)
-        is_written = written.vocabulary == identity.vocabulary and len(texts) == len(words.captions)
-    except InputError:
-        is_written = False
-    if not is_written:
+    written = read_json(folder / TOKENS, default={})
+    if written.get("vocabulary") != identity.vocabulary or len(written.get("tokens", [])) != len(words.captions):
         write_json(folder / TOKENS, {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))})
-    tensors = {
-        name: values if isinstance(values, Tensor) else words.captions.new_tensor(values)
-        for name, values in words._asdict().items()
-    }
-    data = save(tensors, {"epoch": str(epoch), "tokenizer": identity.name, "vocabulary": identity.vocabulary})
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()  # random otherwise
-    header += b" " * (-len(header) % 8)
+    tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
     with whole_file(folder / f"epoch_{epoch}.safetensors") as file:
-        file.write(len(header).to_bytes(8, "little") + header + data[end:])
-
-
-def _read_tokens(path: Path) -> tuple[TokenizerIdentity, list[str]]:
-    advice = "copy it again, or from another run with the same tokenizer"
-    tokens = read_json(path, advice=advice)
-    texts = tokens.get("tokens")
-    if not {"name", "vocabulary"} <= tokens.keys() or not isinstance(texts, list) or not texts:
-        raise InputError(f"{path} does not name the tokenizer and its tokens: {advice}")
-    return TokenizerIdentity(tokens["name"], tokens["vocabulary"]), list(map(str, texts))
+        file.write(save(tensors, {"vocabulary": identity.vocabulary}))  # several entries would be in random order
 
 
 def find_course(run: Path) -> CourseFiles | None:
     """Returns the word files of the run in a folder, None if it has none; InputError if tokens.json is damaged."""
     found = (re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name) for path in (run / FOLDER).glob("epoch_*"))
     epochs = sorted(int(match[1]) for match in found if match)
-    return CourseFiles(run, *_read_tokens(run / FOLDER / TOKENS), epochs) if epochs else None
+    if not epochs:
+        return None
+    path, advice = run / FOLDER / TOKENS, "copy it again, or from another run with the same tokenizer"
+    tokens = read_json(path, advice=advice)
+    if "vocabulary" not in tokens or not isinstance(tokens.get("tokens"), list):
+        raise InputError(f"{path} does not name the tokenizer and its tokens: {advice}")
+    return CourseFiles(run, tokens["vocabulary"], list(map(str, tokens["tokens"])), epochs)
 
 
 class WordCourse(NamedTuple):
@@ -144,8 +117,8 @@ class WordCourse(NamedTuple):
         """Names the epochs that are not recorded; "" if there are none."""
         if not self.missing:
             return ""
-        numbers = _shortened(list(map(str, self.missing)), ", ")
-        return f"{self.name}: no words are recorded for epoch {numbers}: each counts as the next recorded one"
+        epochs = listed(self.missing)
+        return f"{self.name}: no words are recorded for epoch {epochs}: each counts as the next recorded one"
 
     def learned_after(self, token: int) -> int | None:
         """Returns how many captions were trained on when the token was first known; None if it never was."""
@@ -262,17 +235,8 @@ def course_text(course: WordCourse) -> str:
     lists = {"first": by_time, "last": by_time[::-1]}
     for state in ("not yet learned", "forgotten"):
         lists[state] = [token for token in by_frequency if course.captions[token] and course.state(token) == state]
-    listed = [
-        f"{title}: {_shortened([course.texts[token] for token in tokens], ' ')}"
-        for title, tokens in lists.items()
-        if tokens
-    ]
-    return "\n\n".join([*lines, "\n".join(listed)]) + "\n"
-
-
-def _shortened(texts: list[str], separator: str) -> str:
-    more = f" and {len(texts) - NUM_LISTED:,} more" if len(texts) > NUM_LISTED else ""
-    return separator.join(texts[:NUM_LISTED]) + more
+    some = [f"{title}: {listed(course.texts[token] for token in tokens)}" for title, tokens in lists.items() if tokens]
+    return "\n\n".join([*lines, "\n".join(some)]) + "\n"
 
 
 def course_record(course: WordCourse) -> dict:
@@ -294,17 +258,15 @@ def course_record(course: WordCourse) -> dict:
 
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     """Writes word_course.csv, one row per run and word; .json, the bands' curves; and .png, a figure of them."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"])
+    rows = [["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
             captions, lift = int(course.captions[token]), float(course.lift[token])
-            writer.writerow([
+            rows.append([
                 course.name, token, course.texts[token], captions, f"{captions / course.num_captions:.6g}",
                 course.state(token), course.learned_after(token), "" if lift != lift else f"{lift:.4g}",
             ])  # fmt: skip
-    write_text(out / f"{NAME}.csv", table.getvalue())
+    write_text(out / f"{NAME}.csv", csv_text(rows))
     write_json(out / f"{NAME}.json", {"runs": [course_record(course) for course in courses]}, allow_nan=False)
     with whole_file(out / f"{NAME}.png") as file:
         file.write(draw_word_courses(courses))

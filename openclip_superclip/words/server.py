@@ -15,18 +15,19 @@ from urllib.parse import urlsplit
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from ..data.images import load_image, open_image
+from ..data.images import as_seen, open_image, unreadable
 from ..errors import InputError, listed, reason
 from ..pages import html_template
 from .heat_map import as_model_sees
-from .tagger import FULL_BAR, Tagger
+from .lexicon import lexicon
+from .tagger import FULL_BAR, SHORTEST, Tagger
 
 LOOPBACK = "127.0.0.1"
 MAX_BYTES = 20 * 2**20  # of an upload
@@ -39,7 +40,7 @@ POLICY = (
 )
 
 
-class _OwnPage:
+class _OwnPage(BaseHTTPMiddleware):
     """Refuses requests under other names and from other sites.
 
     Another site may have a name that resolves to this machine, and any page can send a POST here. Starlette's
@@ -47,30 +48,22 @@ class _OwnPage:
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] | None):
-        self.app, self.names = app, names
+        super().__init__(app)
+        self.names = names
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "").lower()
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        host, origin = request.headers.get("host", "").lower(), request.headers.get("origin")
         name = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host)
         if self.names is not None and (name is None or name[1] not in self.names):
-            await PlainTextResponse("Invalid host header", 400)(scope, receive, send)
-        elif not _is_same_site(headers, host):
-            await PlainTextResponse("Requests from other sites are refused", 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-
-def _is_same_site(headers: Headers, host: str) -> bool:
-    """Returns whether a browser sent the request from this page, or no browser sent it."""
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host:
-        return False
-    return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+            return PlainTextResponse("Invalid host header", 400)
+        is_own = origin is None or urlsplit(origin).netloc.lower() == host  # no browser sends none with a POST
+        if not is_own or request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return PlainTextResponse("Requests from other sites are refused", 403)
+        return await call_next(request)
 
 
 class _Refused(Exception):
-    """An image or a word that the page cannot show: a message for the page and an HTTP status."""
+    """An upload that the page cannot show: a message for the page and an HTTP status."""
 
     def __init__(self, reason: str, status: int = 422):
         super().__init__(reason)
@@ -93,19 +86,19 @@ def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Star
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     async def words(request: Request) -> JSONResponse:
-        if uploads.locked():
-            return JSONResponse({"error": f"{MAX_UPLOADS} images are being read: try again in a moment"}, 503)
-        async with uploads:
-            try:
+        try:
+            if uploads.locked():
+                raise _Refused(f"{MAX_UPLOADS} images are being read: try again in a moment", 503)
+            async with uploads:
                 typed = _typed(request.query_params.get("words", ""))
                 data = await asyncio.wait_for(_body(request), UPLOAD_SECONDS)
                 return JSONResponse(await run_in_threadpool(_answer, tagger, one_at_a_time, data, typed))
-            except _Refused as refused:
-                return JSONResponse({"error": str(refused)}, refused.status)
-            except asyncio.TimeoutError:
-                return JSONResponse({"error": f"the upload took more than {UPLOAD_SECONDS} seconds"}, 408)
-            except ClientDisconnect:
-                return JSONResponse({"error": "the upload was interrupted"}, 400)
+        except _Refused as refused:
+            return JSONResponse({"error": str(refused)}, refused.status)
+        except asyncio.TimeoutError:
+            return JSONResponse({"error": f"the upload took more than {UPLOAD_SECONDS} seconds"}, 408)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the upload was interrupted"}, 400)
 
     def failed(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the image could not be read"}, 500)  # the traceback is in the terminal
@@ -136,11 +129,10 @@ def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
     Args:
         host: the value of --host.
     """
-    address = ipaddress.ip_address(listening.getsockname()[0])
-    address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_loopback:
+    address = listening.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
         return None
-    return {LOOPBACK, "localhost", "[::1]", shown_host(str(address)), shown_host(host)}
+    return {LOOPBACK, "localhost", "[::1]", shown_host(address), shown_host(host)}
 
 
 def shown_host(host: str) -> str:
@@ -176,12 +168,13 @@ def _typed(text: str) -> list[str]:
 
 def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: list[str]) -> dict:
     with one_at_a_time:  # images are large, and so are the logits at every patch
-        image = _image(data, tagger.shortest)
-        asked = tagger.of_words(typed) if typed else tagger
-        if asked is None:
-            raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
-        (words,) = asked.tag([image])
-        shown = (255 * as_model_sees(image, tagger.preprocess_cfg)).round().astype("uint8")
+        image, opened = _image(data), tagger.opened
+        if typed:
+            tagger = Tagger(opened, lexicon(typed, opened.tokenizer, len(opened.token_weights)))
+            if not tagger.lexicon.words:
+                raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
+        words = tagger.tag(image)
+        shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
     file = io.BytesIO()
     Image.fromarray(shown).save(file, "JPEG", quality=88)
     return {
@@ -190,20 +183,13 @@ def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: l
     }
 
 
-def _image(data: bytes, shortest: int) -> Image.Image:
+def _image(data: bytes) -> Image.Image:
     """Returns the image in the content of a file; refuses one too large or too oblong before it is decoded."""
     try:
-        with open_image(data) as file:
-            width, height = file.size
-    except Image.DecompressionBombError:
-        raise _Refused(f"the image has too many pixels: expected at most {MAX_PIXELS:,}", 413) from None
-    except ValueError as error:
-        raise _Refused(f"the image cannot be shown: {error}") from None
-    except Exception:  # a damaged file raises anything
-        raise _Refused("this is no readable image: expected PNG, JPEG, WebP, GIF, BMP or TIFF") from None
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"the image has {width:,} × {height:,} pixels: expected at most {MAX_PIXELS:,}", 413)
-    loaded = load_image(io.BytesIO(data), shortest)
-    if loaded.image is None:
-        raise _Refused("the image is damaged: it cannot be read to its end")
-    return loaded.image
+        with open_image(data) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it has {width:,} × {height:,} pixels: expected at most {MAX_PIXELS:,}")
+            return as_seen(image, SHORTEST)
+    except Exception as error:  # a damaged file raises anything
+        raise _Refused(unreadable(error)) from None

@@ -1,26 +1,23 @@
 """Tags images one after the other: tables, lines of JSON, heat maps and a contact sheet."""
 
 import base64
+import hashlib
 import io
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from ..data.images import LoadedImage, load_image
+from ..data.images import load_image
 from ..errors import InputError
-from ..files import whole_file, write_text
+from ..files import whole_file
 from ..pages import html_template, markdown_table
-from .heat_map import SUFFIX, is_heat_map
-from .tagger import FULL_BAR, Seen, Tagger
+from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-BATCH_SIZE = 16
-BATCH_PIXELS = 2**24  # of decoded images, 48 MiB: limits the memory of a batch
+HEAT_MAP = ".words.png"  # the end of a heat map's name
 LINES = "words.jsonl"
 PER_PAGE = 200  # images
 THUMBNAIL = 240  # pixels
@@ -29,13 +26,13 @@ THUMBNAIL = 240  # pixels
 def find_images(arguments: Iterable[Path]) -> list[Path]:
     """Returns the files, and those in the folders, by name; InputError if there are none.
 
-    Heat maps of an earlier call are left out, unless they are named.
+    Heat maps in folders are left out.
     """
     found = []
     for argument in arguments:
         if argument.is_dir():
             inside = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-            inside = [path for path in inside if not is_heat_map(path)]
+            inside = [path for path in inside if not path.name.endswith(HEAT_MAP)]
             if not inside:
                 raise InputError(f"{argument} holds no images; expected {' '.join(sorted(SUFFIXES))} in it or below")
             found += inside
@@ -50,10 +47,10 @@ class TaggedImage(NamedTuple):
     """An image and its words, or why it could not be read."""
 
     path: Path
-    image: Image.Image | None  # None if an earlier call has tagged it
     words: list[Seen] | None
     reason: str = ""  # why it could not be read
     heatmap: Path | None = None
+    thumbnail: str = ""  # a data: URL, on pages without heat maps
 
     def record(self) -> dict:
         """Returns its words for JSON."""
@@ -72,162 +69,43 @@ class TaggedImage(NamedTuple):
         return "\n".join([*lines, f"{self.heatmap}\n"] if self.heatmap else lines)
 
 
-def tag_images(
-    paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None, earlier: Mapping[Path, TaggedImage]
-) -> Iterator[TaggedImage]:
+def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = None) -> Iterator[TaggedImage]:
     """Yields each image with its words, in order.
 
     Args:
         heatmaps: a folder to draw heat maps into; None for no heat maps.
-        earlier: images that an earlier call has tagged; they are not opened.
     """
-    names: set[str] = set()
-    for batch in _batches(paths, tagger.shortest, earlier):
-        words = iter(tagger.tag([loaded.image for loaded in batch if loaded.image is not None]))
-        for path, image, reason in batch:
-            number, name = 1, f"{path.stem}{SUFFIX}"
-            while name in names:
-                number += 1
-                name = f"{path.stem}-{number}{SUFFIX}"
-            names.add(name)
-            if path in earlier:
-                yield earlier[path]
-                continue
-            seen = next(words) if image is not None else None
-            heatmap = heatmaps / name if heatmaps is not None and seen else None
-            if heatmap:
-                from .heat_map import draw  # needs matplotlib
-
-                draw(heatmap, image, seen, tagger.preprocess_cfg)
-            yield TaggedImage(path, image, seen, reason, heatmap)
+    for path, name in zip(paths, _heat_map_names(paths), strict=True):
+        yield _tagged(path, tagger, heatmaps / name if heatmaps else None)
 
 
-def _batches(paths: Sequence[Path], shortest: int, earlier: Mapping) -> Iterator[list[LoadedImage]]:
-    """Yields decoded images, as many together as a batch may hold."""
-    batch, num_pixels = [], 0
+def _heat_map_names(paths: Sequence[Path]) -> list[str]:
+    """Returns a name for each image's heat map, with a number if another image has the same stem."""
+    names: dict[str, None] = {}  # in order
     for path in paths:
-        loaded = LoadedImage(path, None) if path in earlier else load_image(path, shortest)
-        batch.append(loaded)
-        num_pixels += loaded.image.width * loaded.image.height if loaded.image else 0
-        if len(batch) == BATCH_SIZE or num_pixels >= BATCH_PIXELS:
-            yield batch
-            batch, num_pixels = [], 0
-    if batch:
-        yield batch
+        number, name = 1, f"{path.stem}{HEAT_MAP}"
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}{HEAT_MAP}"
+        names[name] = None
+    return list(names)
 
 
-class UnfinishedWords:
-    """The images that were tagged so far, in a file that is deleted once all are.
+def _tagged(path: Path, tagger: Tagger, heatmap: Path | None) -> TaggedImage:
+    _, image, reason = load_image(path, SHORTEST)
+    if image is None:
+        return TaggedImage(path, None, reason)
+    words = tagger.tag(image)
+    if heatmap and words:
+        from .heat_map import draw  # needs matplotlib
 
-    Args:
-        file: perhaps of an earlier call; used if that had the same settings.
-        settings: all that the words depend on, besides the images.
-    """
-
-    def __init__(self, file: Path, settings: dict):
-        self.file, first = file, json.dumps({"settings": settings})
-        lines = file.read_text().splitlines() if file.is_file() else []
-        self.earlier: dict[Path, TaggedImage] = {}
-        for line in lines[1:] if lines[:1] == [first] else []:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line, if the call was killed
-                continue
-            words = [Seen(word["word"], word["score"], word["peak"]) for word in record["words"]]
-            heatmap = Path(record["heatmap"]) if "heatmap" in record else None
-            tagged = TaggedImage(Path(record["image"]), None, words, heatmap=heatmap)
-            if record["state"] == _state(tagged.path) and (tagged.heatmap is None or tagged.heatmap.is_file()):
-                self.earlier[tagged.path] = tagged
-        write_text(file, "\n".join([first, *map(_line, self.earlier.values()), ""]))
-        self.lines = file.open("a")
-
-    def add(self, tagged: TaggedImage) -> None:
-        """Keeps an image with its words; one that cannot be read is tried again by the next call."""
-        if tagged.words is not None and tagged.path not in self.earlier:
-            self.lines.write(f"{_line(tagged)}\n")
-            self.lines.flush()
-
-    def __enter__(self) -> "UnfinishedWords":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        self.lines.close()
-        if kind is None:
-            self.file.unlink()
+        draw(heatmap, image, words, tagger.opened.preprocess_cfg)
+        return TaggedImage(path, words, heatmap=heatmap)
+    return TaggedImage(path, words, thumbnail=_thumbnail(image))
 
 
-def _line(tagged: TaggedImage) -> str:
-    return json.dumps({"state": _state(tagged.path), **tagged.record()})
-
-
-def _state(path: Path) -> list[int] | None:
-    """Returns size and time of a file, which change with it; None if it is gone."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns]
-
-
-def unfinished_words(
-    out: Path, model: Path, words: str | None, tagger: Tagger, images: list[Path], heatmap: bool
-) -> UnfinishedWords:
-    """Returns the images that a stopped call with the same settings has tagged in the folder."""
-    files = [file for file in sorted(model.rglob("*")) if file.is_file()] if model.is_dir() else [model]
-    settings = {
-        "model": [[str(file.resolve()), _state(file)] for file in files],
-        "words": words and tagger.lexicon.words,
-        "top": tagger.top,
-        "heat maps": heatmap and [str(path) for path in images],  # whose names depend on each other
-    }
-    return UnfinishedWords(out / f"{LINES}.part", settings)
-
-
-def write_words_folder(
-    out: Path, paths: list[Path], tagger: Tagger, model: str, heatmap: bool, unfinished: UnfinishedWords,
-    progress: Callable[[TaggedImage], None],
-) -> None:  # fmt: skip
-    """Writes the contact sheet, in pages, and the lines of JSON, image by image: a folder may be larger than memory.
-
-    Args:
-        model: its name on the pages.
-        heatmap: whether heat maps are drawn into the folder.
-        progress: called with each image, in order.
-    """
-    num_pages = max(1, math.ceil(len(paths) / PER_PAGE))
-    template = html_template(
-        Path(__file__).with_name("contact_sheet.html"), thumbnail=_thumbnail, page_name=_page_name,
-        heat_map=lambda tagged: _inline(tagged.heatmap.read_bytes(), "png"),
-    )  # fmt: skip
-    with unfinished, whole_file(out / LINES) as lines:
-
-        def tagged_images() -> Iterator[TaggedImage]:
-            for tagged in tag_images(paths, tagger, out if heatmap else None, unfinished.earlier):
-                lines.write(f"{json.dumps(tagged.record())}\n".encode())
-                unfinished.add(tagged)
-                progress(tagged)
-                yield tagged
-
-        images = tagged_images()
-        for page in range(num_pages):
-            parts = template.generate(
-                title=f"The words of {len(paths):,} images", model=model, column=700 if heatmap else THUMBNAIL + 24,
-                thumbnail=THUMBNAIL, images=islice(images, PER_PAGE), page=page, num_pages=num_pages,
-                full_bar=FULL_BAR,
-            )  # fmt: skip
-            with whole_file(out / _page_name(page)) as sheet:
-                sheet.writelines(part.encode("utf-8", "replace") for part in parts)  # file names are bytes
-    for old in set(out.glob("index_*.html")) - {out / _page_name(page) for page in range(num_pages)}:
-        old.unlink()
-
-
-def _page_name(page: int) -> str:
-    """Returns the file of a page of the contact sheet, counted from 0."""
-    return f"index_{page + 1}.html" if page else "index.html"
-
-
-def _thumbnail(tagged: TaggedImage) -> str:
-    small = (tagged.image or load_image(tagged.path, THUMBNAIL).image).copy()
+def _thumbnail(image: Image.Image) -> str:
+    small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
@@ -236,3 +114,90 @@ def _thumbnail(tagged: TaggedImage) -> str:
 
 def _inline(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+class WordsFolder:
+    """The contact sheet, in pages, and the lines of JSON of many images, in a folder.
+
+    Lines are written image by image to a file of which the name depends on the model, the settings and the images, so
+    that another call with the same ones continues it.
+
+    Args:
+        out: the folder, which exists.
+        model: its file or folder.
+        heatmap: whether heat maps are drawn into the folder.
+
+    Attributes:
+        earlier: the lines of images that an earlier call has tagged.
+    """
+
+    def __init__(self, out: Path, paths: Sequence[Path], tagger: Tagger, model: Path, heatmap: bool):
+        self.out, self.paths, self.tagger, self.model, self.heatmap = out, paths, tagger, model, heatmap
+        files = sorted(file for file in model.rglob("*") if file.is_file()) if model.is_dir() else [model]
+        facts = [tagger.is_open or tagger.lexicon.words, tagger.top, heatmap, *map(_state, files), *map(_state, paths)]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self.lines = out / f"{LINES}.{digest[:12]}.part"
+        lines = self.lines.read_bytes().splitlines(keepends=True) if self.lines.exists() else []
+        self.earlier = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut
+
+    def write(self) -> Iterator[TaggedImage]:
+        """Writes all files, and yields each image with its words, in order."""
+        template = html_template(
+            Path(__file__).with_name("contact_sheet.html"), page_name=_page_name,
+            heat_map=lambda tagged: _inline(tagged.heatmap.read_bytes(), "png"),
+        )  # fmt: skip
+        num_pages, images = -(-len(self.paths) // PER_PAGE), self._images()
+        for page in range(num_pages):
+            shown = []
+            for tagged in images:
+                shown.append(tagged)
+                yield tagged
+                if len(shown) == PER_PAGE:
+                    break
+            parts = template.generate(
+                title=f"The words of {len(self.paths):,} images", model=str(self.model), images=shown, page=page,
+                column=700 if self.heatmap else THUMBNAIL + 24, thumbnail=THUMBNAIL, num_pages=num_pages,
+                full_bar=FULL_BAR,
+            )  # fmt: skip
+            with whole_file(self.out / _page_name(page)) as sheet:
+                sheet.writelines(part.encode("utf-8", "replace") for part in parts)  # file names are bytes
+        self.lines.rename(self.out / LINES)
+        unused = {*self.out.glob("index_*.html"), *self.out.glob(f"{LINES}.*.part")}
+        for old in unused - {self.out / _page_name(page) for page in range(num_pages)}:
+            old.unlink()
+
+    def _images(self) -> Iterator[TaggedImage]:
+        """Yields the images of an earlier call, and tags the others."""
+        with whole_file(self.lines) as lines:
+            lines.writelines(self.earlier)
+        with self.lines.open("ab") as lines:
+            yield from map(_read_line, self.earlier)
+            names = _heat_map_names(self.paths)
+            for path, name in list(zip(self.paths, names, strict=True))[len(self.earlier) :]:
+                tagged = _tagged(path, self.tagger, self.out / name if self.heatmap else None)
+                lines.write(f"{json.dumps(tagged.record())}\n".encode())
+                lines.flush()
+                yield tagged
+
+
+def _read_line(line: bytes) -> TaggedImage:
+    """Returns the image of a line of JSON."""
+    record = json.loads(line)
+    path = Path(record["image"])
+    if "error" in record:
+        return TaggedImage(path, None, record["error"])
+    words = [Seen(**word) for word in record["words"]]
+    if "heatmap" in record:
+        return TaggedImage(path, words, heatmap=Path(record["heatmap"]))
+    return TaggedImage(path, words, thumbnail=_thumbnail(load_image(path, THUMBNAIL).image))
+
+
+def _state(path: Path) -> list:
+    """Returns name, size and time of a file, which change with it."""
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+
+def _page_name(page: int) -> str:
+    """Returns the file of a page of the contact sheet, counted from 0."""
+    return f"index_{page + 1}.html" if page else "index.html"

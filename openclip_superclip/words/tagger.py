@@ -1,8 +1,7 @@
 """A model with a class head as a tagger: the words that it sees in images, with their scores and places."""
 
-import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,13 @@ from ..method.head import head_input_of
 from ..method.patch_tokens import head_input_map
 from ..method.token_statistics import special_token_ids
 from ..openclip.unpatched import plugins_model_class
-from .lexicon import Lexicon, chosen_lexicon, lexicon, open_lexicon
+from .lexicon import Lexicon, open_lexicon
 
 FULL_BAR = 0.2  # score of a full bar: scaled by the best word of each image, 0.6 % would look certain
 NUM_CANDIDATES = 512  # words that may be among an image's
 MIN_PEAK = 0.25  # of a word's score, at the patch with the highest score, if its tokens are seen together
 TOP = 10  # words per image, without --words
-FINER = 4  # pixels of an image for each pixel of the model's input: more change nothing
-SHORTEST = 1024  # pixels: heat maps show an image finer than most models see it
+SHORTEST = 1024  # pixels of an image's shorter side that are kept: more than models and heat maps need
 
 
 class Shares:
@@ -52,17 +50,10 @@ class Shares:
 
     def of(self, probabilities: Tensor, words: Tensor | list[int] | slice = slice(None)) -> Tensor:
         """Returns the scores of words, [..., V] to [..., N]."""
-        return self._scores(probabilities[..., self.tokens[words].clamp_max(self.blank - 1)], words)
-
-    def of_each(self, probabilities: Tensor, rows: Tensor, words: Tensor) -> Tensor:
-        """Returns the score of one word in one row each, [B, V] to [M]: of words[m] in probabilities[rows[m]]."""
-        return self._scores(probabilities[rows[:, None], self.tokens[words].clamp_max(self.blank - 1)], words)
-
-    def _scores(self, probabilities: Tensor, words: Tensor | list[int] | slice) -> Tensor:
-        """Returns the scores of words, given the probabilities of their tokens: [..., N, L] to [..., N]."""
         tokens = self.tokens[words]
-        per_weight = (probabilities / self.weights[tokens]).masked_fill(tokens == self.blank, torch.inf)
-        return (per_weight.amin(dim=-1) * self.totals[words]).nan_to_num(nan=0.0)
+        per_weight = probabilities[..., tokens.clamp_max(self.blank - 1)] / self.weights[tokens]  # [..., N, L]
+        least = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
+        return (least * self.totals[words]).nan_to_num(nan=0.0)
 
     def highest(self, probabilities: Tensor, top: int) -> dict[int, float]:
         """Returns the `top` words of probabilities [V] with their scores, each word as if it were alone."""
@@ -158,13 +149,11 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     path, record, has_head = checkpoint.path, run_behind(checkpoint), bool(checkpoint.head())
     found = architecture_of(path, record.options, architecture, flag="--architecture")
     fitted, weights = fit(found, checkpoint.weights)
-    tokenizer = found.tokenizer()
+    tokenizer, head = found.tokenizer(), {}
     if has_head:
-        with plugins_model_class():
-            head = {"ignored_tokens": special_token_ids(tokenizer), "head_input": head_input_of(weights)}
-            model = fitted.on("cpu", superclip=head)
-    else:
-        model = fitted.on("cpu")
+        head["superclip"] = {"ignored_tokens": special_token_ids(tokenizer), "head_input": head_input_of(weights)}
+    with plugins_model_class():
+        model = fitted.on("cpu", **head)
     check_match(weights, model.state_dict(), str(path), found.name)
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
@@ -190,47 +179,24 @@ class Tagger:
     """Names the words in images (see `Shares` for the scores).
 
     Args:
-        words: the words to look for, in the format of --words; None for every word of the lexicon, which then divide
-            the tokens between them.
-        top: words per image; None for 10 of the lexicon's, or all of `words`.
+        chosen: the words to look for; None for every word of the model's lexicon, which then divide the tokens between
+            them.
+        top: words per image; None for 10 of the lexicon's, or all of `chosen`.
     """
 
-    def __init__(self, opened: Opened, words: str | None, top: int | None):
-        self.model, self.preprocess, self.preprocess_cfg = opened.model, opened.preprocess(), opened.preprocess_cfg
-        self.tokenizer, self.weights = opened.tokenizer, opened.token_weights.cpu()
-        vocab_size = len(self.weights)
-        self.is_open = words is None
-        if self.is_open:
-            self.lexicon = open_lexicon(self.tokenizer, vocab_size)
-        else:
-            self.lexicon = chosen_lexicon(words, self.tokenizer, vocab_size)
+    def __init__(self, opened: Opened, chosen: Lexicon | None = None, top: int | None = None):
+        self.opened, self.is_open, weights = opened, chosen is None, opened.token_weights.cpu()
+        self.lexicon = open_lexicon(opened.tokenizer, len(weights)) if chosen is None else chosen
         self.top = top or (TOP if self.is_open else len(self.lexicon.words))
-        self.shares = Shares(self.lexicon, self.weights)
-        size = self.preprocess_cfg.size
-        self.shortest = max(SHORTEST, FINER * (max(size) if isinstance(size, tuple | list) else size))  # pixels needed
-
-    def of_words(self, words: list[str]) -> "Tagger | None":
-        """Returns a tagger of the same model for these words; None if its tokenizer can spell none of them."""
-        chosen = lexicon(words, self.tokenizer, len(self.weights))
-        if not chosen.words:
-            return None
-        other = copy.copy(self)
-        other.is_open, other.lexicon, other.top = False, chosen, len(chosen.words)
-        other.shares = Shares(chosen, self.weights)
-        return other
+        self.shares = Shares(self.lexicon, weights)
+        self.preprocess = opened.preprocess()
 
     @torch.inference_mode()
-    def tag(self, images: Sequence[Image.Image]) -> list[list[Seen]]:
-        """Returns the words of each image, the highest score first."""
-        if not images:
-            return []
-        head = self.model.class_head
-        inputs = torch.stack([self.preprocess(image) for image in images]).to(head.weight.device)
-        maps = head_input_map(self.model.visual, self.model.patch_tokens, inputs, head.reads).float()  # [B, W, h, w]
-        return [self._words(patches) for patches in maps]  # one by one: the logits at every patch are large
-
-    def _words(self, patches: Tensor) -> list[Seen]:
-        """Returns the words of one image, patches [W, h, w]."""
+    def tag(self, image: Image.Image) -> list[Seen]:
+        """Returns the words of an image, the highest score first."""
+        model, head = self.opened.model, self.opened.model.class_head
+        inputs = self.preprocess(image)[None].to(head.weight.device)
+        (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()  # [W, h, w]
         mean = self._probabilities(patches.mean(dim=(1, 2)))  # [V]
         at_patches = self._probabilities(patches.flatten(1).T)  # [h · w, V]
         best = self.shares.divide(mean, at_patches, self.top) if self.is_open else self.shares.highest(mean, self.top)
@@ -241,4 +207,4 @@ class Tagger:
         ]
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
-        return self.model.class_head.logits(inputs).float().softmax(dim=-1).cpu()
+        return self.opened.model.class_head.logits(inputs).float().softmax(dim=-1).cpu()

@@ -6,14 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WITHOUT_NETWORK = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
 
 
@@ -23,31 +21,24 @@ def needs_browser(test):
     return pytest.mark.browser(skip(test))
 
 
-def _browse(page: Path, out: Path, *flags: str) -> str:
+def _browse(address: str, out: Path, *flags: str) -> str:
     out.mkdir(exist_ok=True)
     done = subprocess.run(
-        [BROWSER, *WITHOUT_NETWORK, f"--user-data-dir={out}/profile", *flags, page.resolve().as_uri()],
+        [BROWSER, *WITHOUT_NETWORK, f"--user-data-dir={out}/profile", *flags, address],
         check=True, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(out)},
     )  # fmt: skip
     return done.stdout
 
 
 def dumped(address: str, out: Path) -> str:
-    """The page at an address of this machine, as it stands once its scripts and requests are done."""
-    out.mkdir(exist_ok=True)
-    flags = [*WITHOUT_NETWORK[:-1], "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    done = subprocess.run(
-        [BROWSER, *flags, f"--user-data-dir={out}/profile", "--virtual-time-budget=30000", "--dump-dom", address],
-        check=True, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(out)},
-    )  # fmt: skip
-    return done.stdout
+    """The page at an address of this machine, once its scripts and requests are done."""
+    return _browse(address, out, "--virtual-time-budget=30000", "--dump-dom")
 
 
-def screenshot(page: Path, out: Path, height: int = 4000) -> tuple[np.ndarray, str]:
-    """What a browser shows of a page, and what it asked the network for."""
-    flags = ["--force-color-profile=srgb", "--hide-scrollbars", f"--window-size=1240,{height}"]
-    _browse(page, out, *flags, f"--screenshot={out}/page.png", f"--log-net-log={out}/net.json")
-    return np.asarray(Image.open(out / "page.png").convert("RGB")), (out / "net.json").read_text()
+def requested(page: Path, out: Path) -> str:
+    """What a browser that opens a page asks the network for, as its log."""
+    _browse(page.resolve().as_uri(), out, "--dump-dom", f"--log-net-log={out}/net.json")
+    return (out / "net.json").read_text()
 
 
 def evaluated(page: Path, width: int, script: str, out: Path) -> float:
@@ -62,7 +53,7 @@ def evaluated(page: Path, width: int, script: str, out: Path) -> float:
         "<script>onload = () => document.body.append(document.querySelector('iframe').contentDocument.title)</script>"
     )
     flags = ["--allow-file-access-from-files", "--window-size=1600,1000", "--dump-dom"]
-    return float(re.search(r"it is (-?[\d.]+)", _browse(out / "outer.html", out, *flags))[1])
+    return float(re.search(r"it is (-?[\d.]+)", _browse((out / "outer.html").resolve().as_uri(), out, *flags))[1])
 
 
 def num_pixels_outside(page: Path, width: int, out: Path) -> float:

@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from PIL import Image
 from scipy.stats import ttest_rel
 from support import paper
-from support.browser import evaluated, needs_browser, num_pixels_outside, screenshot
+from support.browser import evaluated, needs_browser, num_pixels_outside, requested
 from support.models import write_model
 from support.training_runs import run_ranks, superclip_train
 
@@ -130,7 +130,7 @@ def test_a_browser_without_a_network_shows_every_figure_and_asks_for_nothing(who
     assert evaluated(whole / "report.html", 1280, widths, tmp_path / "browser") == 3
     for figure in figures:
         assert np.asarray(Image.open(io.BytesIO(base64.b64decode(figure)))).std() > 15  # not blank
-    _, requests = screenshot(whole / "report.html", tmp_path / "browser")
+    requests = requested(whole / "report.html", tmp_path / "browser")
     addresses = set(re.findall(r'"url":"(?!file:|data:)([^"]+)"', requests))
     assert not {one for one in addresses if not re.search(r"google|gvt1|chrome", one)}  # the browser's own
 

@@ -1,5 +1,7 @@
-"""superclip audit, by its parts: the scores' formulas against slow plain ones, files that were cut, what is refused."""
+"""superclip audit, by its parts: the scores' formulas against slow plain ones, files that were cut, the page."""
 
+import base64
+import io
 import json
 import math
 import runpy
@@ -17,12 +19,12 @@ from support.small_shards import write_shards
 from webdataset import TarWriter
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
+from openclip_superclip.audit import keep
 from openclip_superclip.audit.keep import select, write_kept
-from openclip_superclip.audit.page import _segments, _shown, cut_offs
+from openclip_superclip.audit.page import _segments, _shown, _thumbnail, cut_offs
 from openclip_superclip.audit.pairs import NO_CAPTION, Part, open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
-from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, merge_scores, read_scores
+from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, read_scores
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.demo.scenes import scenes
 from openclip_superclip.errors import InputError
@@ -53,20 +55,20 @@ def scorer(opened) -> PairScorer:
 @pytest.fixture(scope="module")
 def seen(opened, scorer):
     torch.manual_seed(1)
-    pictures = torch.randn(len(CAPTIONS), 3, 32, 32)
-    return pictures, scorer.see(pictures)
+    images = torch.randn(len(CAPTIONS), 3, 32, 32)
+    return images, scorer.see(images)
 
 
 # Scores
 
 
 def test_class_loss_and_clip_score_are_the_trainings_own(opened, scorer, seen):
-    pictures, found = seen
+    images, found = seen
     model, tokens = opened.model, opened.tokenizer(CAPTIONS)
     with torch.no_grad():
-        _, patch_mean = encode_image(model.visual, model.patch_tokens, pictures)
+        _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
         losses = model.class_head(patch_mean, tokens, model.statistics.idf()).tolist()
-        images, texts = model.encode_image(pictures, normalize=True), model.encode_text(tokens, normalize=True)
+        images, texts = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
     for one, caption, loss, cosine in zip(
         scorer.score(found, CAPTIONS), CAPTIONS, losses, (images * texts).sum(dim=1).tolist(), strict=True
     ):
@@ -106,7 +108,7 @@ def test_a_word_has_support_where_the_head_has_learned_it_and_once(scorer, seen)
 
 
 def test_rare_words_are_no_suspects_for_being_rare(scorer, seen):
-    """A head that knows nothing of the picture doubts no word, and one that expects just the caption supports it."""
+    """A head that knows nothing of the image doubts no word, and one that expects just the caption supports it."""
     expected = scorer.captions.expected.clamp_min(1e-30).log().expand(len(CAPTIONS), -1)
     for one in scorer.score(seen[1]._replace(log_probabilities=expected), CAPTIONS):
         assert one.support in (None, pytest.approx(0, abs=1e-4))
@@ -163,12 +165,8 @@ def test_a_share_of_those_that_have_a_score_is_kept():
     assert select(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # one at least
 
 
-def measuring_script() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "docs/audit/measure.py")))
-
-
 def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
-    script = measuring_script()
+    script = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "docs/audit/measure.py")))
     shown = list(scenes(60, 5, "test"))
     rng = np.random.default_rng(0)
     planted = script.plant_swaps(shown, rng)
@@ -188,25 +186,12 @@ def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
     assert all(0 <= value <= 100 for value in found.values())
 
 
-def test_the_script_of_the_measurement_pairs_the_seeds():
-    script = measuring_script()
-    names = [f"{kind}, {score}" for kind in script.PLANTED for score in script.SCORES] + ["mislabelled 10%, first"]
-    found = {
-        f"{arm}|{seed}|{drawings}": dict.fromkeys(names, 90.0 + seed + (arm == "SuperCLIP"))
-        for arm in script.ARMS for seed in (0, 1) for drawings in script.DRAWINGS
-    }  # fmt: skip
-    told = script.tables(found)
-    assert "| SuperCLIP | class loss | 91.50 ± 0.71 |" in told
-    assert "| class loss of SuperCLIP − CLIP score of CLIP | +1.00 [+1.00, +1.00] |" in told
-    assert "| mislabelled 10%, first | 91.50 ± 0.71 |" in told
-
-
 # Data and files
 
 
 @pytest.fixture
 def pairs(tmp_path) -> Path:
-    """A table with commas, quotes, a line break, blank lines, an empty caption and pictures that are none."""
+    """A table with commas, quotes, a line break, blank lines, an empty caption and images that are none."""
     Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / "0.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
     rows = ['{p}/0.png,"a cat, a dog"', '{p}/0.png,"two\nlines"', "", "  ", "{p}/nix.png,a dog", "{p}/cut.png,a tree"]
@@ -231,17 +216,22 @@ def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
     ]  # fmt: skip
 
 
-def test_the_kept_rows_of_a_table_are_its_very_text(pairs, tmp_path):
+def test_the_kept_rows_of_a_table_are_its_own(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "ROWS_AT_ONCE", 4)
     data = open_data(str(pairs), COLUMNS)
     with open(tmp_path / "scores.jsonl", "w") as file:
         file.writelines(json.dumps({"place": p.place, "key": p.key}) + "\n" for p in data.pairs(Part(1, 1)))
     kept = np.array([False, True, False, True, False, True])
     assert write_kept(tmp_path, data, tmp_path / "scores.jsonl", kept, False)[1] == f"{tmp_path}/kept.csv"
-    picture, cut = tmp_path / "0.png", tmp_path / "cut.png"
+    image, cut = tmp_path / "0.png", tmp_path / "cut.png"
     assert (tmp_path / "kept.csv").read_text() == (
-        f'image,caption\n{picture},"two\nlines"\n{cut},a tree\n{picture},"a ""moon"""\n'
+        f'image,caption\n{image},"two\nlines"\n{cut},a tree\n{image},"a ""moon"""\n'
     )
-    assert (tmp_path / "kept.txt").read_text() == f"{picture}\n{cut}\n{picture}\n"
+    assert (tmp_path / "kept.txt").read_text() == f"{image}\n{cut}\n{image}\n"
+    pairs.write_text(f"image\tcaption\tid\n{image}\tNA\t007\n{image}\ta dog\t1\n")
+    data = open_data(str(pairs), Columns("\\t", "image", "caption"))  # a pattern, which pandas takes too
+    write_kept(tmp_path, data, tmp_path / "scores.jsonl", np.array([True, False]), False)
+    assert (tmp_path / "kept.csv").read_text() == f"image\tcaption\tid\n{image}\tNA\t007\n"
 
 
 def test_shards_are_read_with_what_is_wrong_in_them(tmp_path):
@@ -266,9 +256,7 @@ def test_shards_are_read_with_what_is_wrong_in_them(tmp_path):
     assert [pair.uid for pair in found][-3:] == ["0" * 31 + "f", "", ""]
     assert sorted([*data.pairs(Part(1, 2)), *data.pairs(Part(2, 2))]) == found
     assert list(data.pairs(Part(1, 1), after=(0, 14)))[:2] == found[15:17]
-    assert data.num_of(Part(1, 1)) is None  # no sizes.json tells
-    assert [data.likely_num(Part(1, 1), 32, (place, 0)) for place in (0, 2)] == [None, 64]
-    assert data.likely_num(Part(2, 2), 16, (3, 0)) == 32
+    assert data.num_of(Part(1, 1)) is None  # without sizes.json
 
 
 def records(numbers) -> list[dict]:
@@ -304,51 +292,6 @@ def test_a_file_of_scores_that_was_cut_goes_on_from_its_last_whole_batch(tmp_pat
         list(read_scores(file))
 
 
-def test_parts_are_joined_in_the_order_of_the_data(tmp_path):
-    parts = [tmp_path / "1", tmp_path / "2"]
-    for start, part in enumerate(parts):
-        part.write_text("".join(f"{json.dumps(record)}\n" for record in records(range(start, 9, 2))))
-    merge_scores(parts, tmp_path / "all")
-    assert list(read_scores(tmp_path / "all")) == records(range(9))
-    assert [path.name for path in tmp_path.iterdir()] == ["all"]
-
-
-def test_a_full_disk_is_told_in_one_line(tmp_path):
-    scores = UnfinishedScores(tmp_path / "scores.jsonl", 4)
-    scores.opened.close()
-    with open("/dev/full", "wb", buffering=0) as full:
-        scores.opened = full
-        with pytest.raises(
-            InputError, match=r"--out: .*scores.jsonl.part cannot be written \(No space left on device\)"
-        ):
-            scores.add(records([0]))
-    scores.close()
-
-
-REFUSED = {
-    "--part 0/4": ("--part 0/4", "--part is 0/4; expected such as 3/16"),
-    "--part 5/4": ("--part 5/4", "--part is 5/4; expected such as 3/16"),
-    "--part half": ("--part half", "--part is half; expected such as 3/16"),
-    "--keep 1.5": ("--keep 1.5", "--keep is 1.5; expected a fraction above 0 and below 1"),
-    "--keep nan": ("--keep nan", "--keep is nan; expected a fraction above 0 and below 1"),
-    "--keep of a part": ("--keep 0.5 --part 1/2", "--keep needs all parts"),
-    "--write-shards alone": ("--write-shards", "expected --keep, too"),
-    "--batch-size 0": ("--batch-size 0", "--batch-size is 0; expected 1 or more"),
-    "--unreadable-max 2": ("--unreadable-max 2", "--unreadable-max is 2.0; expected a fraction from 0 to 1"),
-    "--device": ("--device gpu", "--device is gpu, which torch cannot use here"),
-    "no model": ("", "--model: there is no file or folder nowhere"),
-}
-
-
-@pytest.mark.parametrize(("flags", "reason"), REFUSED.values(), ids=REFUSED)
-def test_flags_that_cannot_be_meant_are_refused_in_one_line(flags, reason, pairs, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["audit", str(pairs), "--model", "nowhere", "--out", str(out), *flags.split()]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]  # after the columns of the table
-    assert error.startswith("error: ") and reason in error
-    assert not out.exists()
-
-
 def test_function_words_are_neither_counted_nor_marked():
     table = WordTable()
     table.add([("of", -3.0), ("dog", -3.0)])
@@ -356,6 +299,21 @@ def test_function_words_are_neither_counted_nor_marked():
     words = [{"word": word, "support": -3.0} for word in ("a", "dog")]
     marked = [text for text, word in _segments({"caption": "A dog", "words": words}) if word]
     assert marked == ["dog"]
+
+
+def test_the_page_shows_images_of_16_bits_and_rotated_ones_as_people_see_them(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(32, axis=0)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    side = Image.new("RGB", (60, 20), "red")
+    exif = side.getexif()
+    exif[0x0112] = 6
+    side.save(tmp_path / "side.jpg", exif=exif)
+    deep, side = (
+        Image.open(io.BytesIO(base64.b64decode(_thumbnail(str(tmp_path / name)).partition(",")[2])))
+        for name in ("deep.png", "side.jpg")
+    )
+    assert np.abs(np.asarray(deep.convert("L")).astype(int) - ramp // 257).max() < 12
+    assert side.size == (20, 60)
 
 
 def test_a_caption_on_the_page_is_cut_and_cannot_change_its_direction():
