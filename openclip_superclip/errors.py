@@ -29,13 +29,13 @@ def print_in_one_line(take_back: Callable[[], None]) -> None:
     """Makes Python report an InputError that ends the process in one line, without the traceback.
 
     Args:
-        take_back: is called first, to undo what the refused run has done.
+        take_back: is called before any error is reported, to undo what the run has done.
     """
     excepthook = sys.excepthook
 
     def report(kind, error, traceback):
+        take_back()
         if issubclass(kind, InputError):
-            take_back()
             print(f"error: {one_line(error)}", file=sys.stderr)
         else:
             excepthook(kind, error, traceback)

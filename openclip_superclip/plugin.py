@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -85,6 +84,11 @@ class Plugin:
             check_command_line(args, config, data, only_options)
             if not only_options:
                 self.leaves_head_out = head_to_leave_out(args, config is not None)
+                if config is not None or data.slices is not None:
+                    from .openclip.train import note_begin, remove_unstarted_run
+
+                    note_begin(args.logs, args.name)
+                    print_in_one_line(remove_unstarted_run)
         except InputError as error:
             raise SystemExit(f"error: {error}") from None
         finally:
@@ -95,12 +99,6 @@ class Plugin:
             from .method.ranks import fix_buckets
 
             fix_buckets()
-        if config is not None or data.slices is not None:
-            from .openclip.train import note_begin, take_back
-
-            if args.name is not None:  # else OpenCLIP names it after the time
-                note_begin(os.path.join(args.logs, args.name))
-            print_in_one_line(take_back)
         if config is not None:
             vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
 
@@ -116,21 +114,12 @@ class Plugin:
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(
-                args.model,
-                args.pretrained,
-                idf=config.idf,
-                special_tokens=config.special_tokens,
-                accum_freq=args.accum_freq,
-                head_warmup=config.head_warmup,
-                placebo=config.placebo,
-                head_input=config.head_input,
-                word_course=given.records_words,
-                separate_words=given.separates_words,
-                context_length=args.force_context_length,
-                cache_dir=args.cache_dir,
-                load=load,
+                args.model, args.pretrained, config.idf, config.special_tokens, separate_words=given.separates_words,
+                context_length=args.force_context_length, cache_dir=args.cache_dir, load=load,
+                accum_freq=args.accum_freq, head_warmup=config.head_warmup, placebo=config.placebo,
+                head_input=config.head_input, word_course=given.records_words,
             )
-        }
+        }  # fmt: skip
 
     @hookimpl
     def open_clip_select_model_class(self, model_class, model_cfg):

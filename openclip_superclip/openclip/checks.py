@@ -1,5 +1,6 @@
-"""What OpenCLIP's command line must not ask for; the checks that come before anything is loaded or written."""
+"""What OpenCLIP's command line must satisfy; checked before anything is loaded or written."""
 
+import argparse
 import math
 import os
 import shlex
@@ -11,7 +12,78 @@ from ..config import Config, DataConfig, is_idf_file
 from ..data.shards import expand, is_remote
 from ..environment import check_horovod
 from ..errors import InputError
+from ..rules import Rule, at_least, check
 from . import current, with_model_defaults
+
+WITH_HEAD = [  # of OpenCLIP's options, and `config`
+    Rule(
+        "{found} cannot carry the class head: leave it out, --torchcompile works",
+        lambda o: next((f"--{name}" for name in ("torchscript", "trace") if getattr(o, name, False)), None),
+    ),
+    Rule(
+        "--lock-image leaves the class loss nothing to train but its own head: leave out --superclip, or unlock groups "
+        "with --lock-image-unlocked-groups",
+        lambda o: o.lock_image and o.lock_image_unlocked_groups == 0,
+    ),
+    Rule(
+        "--superclip-placebo shuffled-captions gives each image another one's caption, of its rank's batch, and "
+        "--batch-size is 1; expected 2 or more",
+        lambda o: o.config.placebo == "shuffled-captions" and o.batch_size == 1,
+    ),
+    Rule(
+        "--superclip-captions {config.captions} needs captions, and --dataset-type synthetic has none",
+        lambda o: o.config.captions != "short" and o.dataset_type == "synthetic",
+    ),
+    Rule(
+        "--superclip-captions dual cannot go with --distill-model: the teacher would be given both captions",
+        lambda o: o.config.captions == "dual" and o.distill_model is not None,
+    ),
+]
+OPTIONS = [  # with a flag of ours: of OpenCLIP's options
+    Rule("--lr is {lr}; expected a finite number, 0 or more", lambda o: o.lr is not None and not 0 <= o.lr < math.inf),
+    Rule(
+        "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use more GPUs",
+        lambda o: o.distill_model is not None and o.accum_freq > 1,
+    ),
+    Rule(
+        "{found[0]} distils nothing without {found[1]}: give both, or leave {found[0]} out",
+        lambda o: (
+            (o.distill_model is None) != (o.distill_pretrained is None)
+            and ("--distill-model", "--distill-pretrained")[:: 1 if o.distill_model else -1]
+        ),
+    ),
+    Rule(
+        "--lr-scheduler is '{lr_scheduler}'; expected cosine, const or const-cooldown",
+        lambda o: o.lr_scheduler not in ("cosine", "const", "const-cooldown") and not o.skip_scheduler,
+    ),
+    Rule(
+        "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",
+        lambda o: o.lr_scheduler == "const-cooldown" and o.epochs_cooldown is None,
+    ),
+    Rule(
+        "--train-data-upsampling-factors only works with --dataset-resampled",
+        lambda o: o.train_data_upsampling_factors is not None and not o.dataset_resampled,
+    ),
+    Rule(
+        "--train-data-upsampling-factors is {train_data_upsampling_factors}; expected {found} numbers, one for each "
+        "part of --train-data, with :: between them",
+        lambda o: _wrong_factors(o.train_data, o.train_data_upsampling_factors),
+    ),
+]
+HAS_DATA = Rule(
+    "--train-data is missing: expected a table or a pattern of shards to train on",
+    lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
+)
+FILES = [  # with a flag of ours: of what must be on this machine
+    HAS_DATA,
+    Rule("--imagenet-val: there is no folder {imagenet_val}", lambda o: _is_no_folder(o.imagenet_val)),
+    Rule("--imagenet-v2: there is no folder {imagenet_v2}", lambda o: _is_no_folder(o.imagenet_v2)),
+    Rule("--val-data: there is no file {found}", lambda o: _missing_validation(o.val_data, o.dataset_type)),
+    Rule(
+        "--lock-text needs --lock-text-freeze-layer-norm: OpenCLIP cannot train the layer norms of a locked text tower",
+        lambda o: o.lock_text and not o.lock_text_freeze_layer_norm and _has_openclips_text_tower(o.model),
+    ),
+]
 
 
 def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
@@ -31,24 +103,24 @@ def check_command_line(args, config: Config | None, data: DataConfig, only_optio
         _check_models(args, config is not None)
     resumed = _check_resume(args, config is not None, data)
     if config is not None:
-        _refuse_impossible(args)
-        _refuse_impossible_captions(args, config)
+        check(WITH_HEAD, argparse.Namespace(**vars(args), config=config))
         _check_idf_file(args, config)
     if ours:
         current().check_options(args, config.captions if config is not None else None, slices)
+        at_least(args, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
+        check(OPTIONS, args)
     if only_options:
         return
     if ours:
-        check_has_data(args)
-        check_stock_options(vars(args))
-        told = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
+        check(FILES, args)
+        warnings = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
     else:
-        told = _look_at_stock_tables(args)
+        warnings = _check_stock_tables(args)
     if config is None:
-        told += _passed_over_weights(args)
+        warnings += _ignored_weights(args)
     if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
         resumed.set_damaged_aside()
-        for line in told:
+        for line in warnings:
             print(f"superclip: {line}", file=sys.stderr, flush=True)
 
 
@@ -62,10 +134,7 @@ def head_to_leave_out(args, with_head: bool) -> bool:
 
 
 def _check_horovod(args, ours: bool) -> None:
-    """Raises InputError for what --horovod cannot train, and readies Horovod, which has not been started yet.
-
-    With a flag of this package it is to train as torchrun does; without one it is stock.
-    """
+    """Raises InputError for what --horovod cannot train. With a flag of ours it is to train as torchrun does."""
     check_horovod()
     if ours:
         from .horovod import fix_horovod, refuse_broken
@@ -74,14 +143,110 @@ def _check_horovod(args, ours: bool) -> None:
         fix_horovod()
 
 
-def check_has_data(args) -> None:
-    """Raises InputError if there is nothing to train or evaluate on, where OpenCLIP builds the model and then fails."""
-    if not any((args.train_data, args.dataset_type == "synthetic", args.val_data, args.imagenet_val, args.imagenet_v2)):
-        raise InputError("--train-data is missing: expected a table or a pattern of shards to train on")
+def _check_models(args, with_head: bool) -> None:
+    """Raises InputError for a model or weights that are not there or cannot be."""
+    from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
+    from .factory import check_model, check_vocabulary
+
+    check_model(args.model, args.pretrained)
+    if args.pretrained and ":" not in args.model and not os.path.isfile(args.pretrained):
+        released_file(f"{args.model}:{args.pretrained}", "--pretrained", args.cache_dir)
+    if with_head:
+        check_pretrained(args.model, args.pretrained)
+        check_weights_file(args.pretrained)
+        check_vocabulary(args.model, args.cache_dir, args.force_context_length)
+    if args.distill_model is not None:
+        check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
+        if with_head and args.distill_pretrained is not None:
+            check_teacher(args.distill_model, args.distill_pretrained)
+
+
+def _has_openclips_text_tower(model_name: str) -> bool:
+    """Returns whether a model's text tower is none of Hugging Face's; False for one on a hub, which is not read."""
+    from open_clip import get_model_config
+    from open_clip.factory import parse_model_name
+
+    if parse_model_name(model_name)[0] == "hf-hub":
+        return False
+    return "hf_model_name" not in get_model_config(model_name)["text_cfg"]
+
+
+def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
+    """Returns what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
+
+    That is for a run of the other kind, of other slices, and, of those that are cut into slices, one that began with
+    anything else.
+    """
+    slices = data.slices
+    if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
+        return Resumed(None)
+    from open_clip_train.distributed import is_using_distributed
+
+    from ..checkpoints.resume import beginning, check_beginning
+    from ..checkpoints.run_outputs import read_run_record
+    from .horovod import launched_size
+
+    ours = with_head or slices is not None
+    resumed = resumed_checkpoint(args.resume, os.path.join(args.logs, args.name or ""), args.save_most_recent)
+    file = resumed.file
+    if file is None or (resumed.damaged and not ours):
+        return resumed if ours else Resumed(None)
+    with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
+    has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
+    check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
+    was_sliced = "superclip_slices" in read_run_record(Path(file), None).options
+    if args.train_data and (slices is not None or was_sliced) and not data.accept_changes:
+        now = beginning(with_model_defaults(vars(args)), launched_size())
+        check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
+    return resumed if ours else Resumed(None)
+
+
+def _check_idf_file(args, config: Config) -> None:
+    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    if not is_idf_file(config.idf):
+        return
+    from open_clip import get_tokenizer
+
+    from ..data.captions import check_counted_captions
+    from ..data.frequencies import read_frequencies
+    from ..data.tables import is_table
+
+    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
+    frequencies.check(tokenizer, what)
+    table = is_table(args.train_data, args.dataset_type)
+    command = ["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model]
+    if table:
+        command += ["--csv-separator", args.csv_separator, "--csv-img-key", args.csv_img_key]
+        command += ["--csv-caption-key", args.csv_caption_key]
+    check_counted_captions(
+        frequencies.captions, config, tokenizer.context_length, what=what, command=shlex.join(command), table=table
+    )
+
+
+def _wrong_factors(train_data: str | None, factors: str | None) -> int | None:
+    """Returns how many upsampling factors there should be, if there are others or one is no number."""
+    expected = len((train_data or "").split("::"))
+    try:
+        return expected if factors and len([*map(float, factors.split("::"))]) != expected else None
+    except ValueError:
+        return expected
+
+
+def _is_no_folder(path: str | None) -> bool:
+    return bool(path) and not os.path.isdir(path)
+
+
+def _missing_validation(val_data: str | None, dataset_type: str) -> str | None:
+    """Returns the first part of --val-data of which nothing is there."""
+    if not val_data or dataset_type == "synthetic":
+        return None
+    local = [part for part in val_data.split("::") if not is_remote(part)]
+    return next((part for part in local if not any(map(os.path.exists, expand(part, "--val-data")))), None)
 
 
 def _check_training_data(args, config: Config | None, slices: int | None) -> list[str]:
-    """Returns what is to be said of the training data; InputError where so many ranks could not train on it."""
+    """Returns warnings about the training data; InputError if this many ranks could not train on it."""
     synthetic = args.dataset_type == "synthetic"
     if not args.train_data and not synthetic:
         return []
@@ -119,7 +284,7 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
 
 
 def _check_validation_data(args) -> list[str]:
-    """Returns what is to be said of the validation data; InputError where OpenCLIP could not measure on it."""
+    """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
     from ..data.inspection import START, inspect
     from ..data.tables import check_table, kind
 
@@ -139,12 +304,11 @@ def _caption_member(args) -> str:
     return text or "txt"
 
 
-def _look_at_stock_tables(args) -> list[str]:
-    """Returns what is to be said of the tables of a run without a flag of ours.
+def _check_stock_tables(args) -> list[str]:
+    """Returns warnings about the tables of a run without a flag of ours.
 
-    Raises InputError where OpenCLIP would end with a traceback: at a column or a picture that is not there.
+    Raises InputError if OpenCLIP would end with a traceback: at a column or an image that is not there.
     """
-    from ..data.shards import is_remote
     from ..data.tables import MAX_DECODED, is_table, read_table
     from .horovod import launched_rank, launched_size
 
@@ -160,8 +324,8 @@ def _look_at_stock_tables(args) -> list[str]:
     return warnings
 
 
-def _passed_over_weights(args) -> list[str]:
-    """Returns a line where stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
+def _ignored_weights(args) -> list[str]:
+    """Returns a line if stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
     from ..checkpoints.model_files import instead_of_passing_over
 
     instead = instead_of_passing_over(args.model) if args.pretrained else None
@@ -174,138 +338,3 @@ def _columns(args):
     from ..data.tables import Columns
 
     return Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
-
-
-def _check_idf_file(args, config: Config) -> None:
-    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
-    if not is_idf_file(config.idf):
-        return
-    from open_clip import get_tokenizer
-
-    from ..data.captions import check_counted_captions
-    from ..data.frequencies import read_frequencies
-    from ..data.tables import is_table
-
-    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
-    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
-    frequencies.check(tokenizer, what)
-    table = is_table(args.train_data, args.dataset_type)
-    command = shlex.join(["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model])
-    if table:
-        flags = {"--csv-separator": args.csv_separator, "--csv-img-key": args.csv_img_key}
-        flags["--csv-caption-key"] = args.csv_caption_key
-        command += f" {shlex.join(part for flag in flags.items() for part in flag)}"
-    check_counted_captions(
-        frequencies.captions, config, tokenizer.context_length, what=what, command=command, table=table
-    )
-
-
-def _refuse_impossible_captions(args, config: Config) -> None:
-    """Raises InputError for an OpenCLIP option that cannot go with a long caption, or with another image's."""
-    captions = config.captions
-    if config.placebo == "shuffled-captions" and args.batch_size == 1:
-        raise InputError(
-            "--superclip-placebo shuffled-captions gives each image another one's caption, of its rank's batch, and "
-            "--batch-size is 1; expected 2 or more"
-        )
-    if captions != "short" and args.dataset_type == "synthetic":
-        raise InputError(f"--superclip-captions {captions} needs captions, and --dataset-type synthetic has none")
-    if captions == "dual" and args.distill_model is not None:
-        raise InputError(
-            "--superclip-captions dual cannot go with --distill-model: the teacher would be given both captions"
-        )
-
-
-def _check_models(args, with_head: bool) -> None:
-    """Raises InputError for a model or weights that are not there or cannot be."""
-    from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
-    from .factory import check_model, check_vocabulary
-
-    check_model(args.model, args.pretrained)
-    if args.pretrained and ":" not in args.model and not os.path.isfile(args.pretrained):
-        released_file(f"{args.model}:{args.pretrained}", "--pretrained", args.cache_dir)
-    if with_head:
-        check_pretrained(args.model, args.pretrained)
-        check_weights_file(args.pretrained)
-        check_vocabulary(args.model, args.cache_dir, args.force_context_length)
-    if args.distill_model is not None:
-        check_model(args.distill_model, args.distill_pretrained, ("--distill-model", "--distill-pretrained"))
-        if with_head and args.distill_pretrained is not None:
-            check_teacher(args.distill_model, args.distill_pretrained)
-
-
-def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
-    """Returns what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
-
-    That is for a run of the other kind, of other slices, and, of those that are cut into slices, one that began with
-    anything else.
-    """
-    slices = data.slices
-    if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
-        return Resumed(None)
-    from open_clip_train.distributed import is_using_distributed
-
-    from ..checkpoints.resume import beginning, check_beginning
-    from ..checkpoints.run_outputs import read_run_record
-    from .horovod import launched_size
-
-    ours = with_head or slices is not None
-    resumed = resumed_checkpoint(args.resume, os.path.join(args.logs, args.name or ""), args.save_most_recent)
-    file = resumed.file
-    if file is None or (resumed.damaged and not ours):
-        return resumed if ours else Resumed(None)
-    with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
-    has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
-    check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
-    was_sliced = "superclip_slices" in read_run_record(Path(file), None).options
-    if args.train_data and (slices is not None or was_sliced) and not data.accept_changes:
-        now = beginning(with_model_defaults(vars(args)), launched_size())
-        check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
-    return resumed if ours else Resumed(None)
-
-
-def _refuse_impossible(args):
-    """Raises InputError, with what to do instead, for an OpenCLIP option that is incompatible with --superclip."""
-    if getattr(args, "torchscript", False):
-        raise InputError("--torchscript cannot carry the class head: leave it out, --torchcompile works")
-    if getattr(args, "trace", False):
-        raise InputError("--trace cannot carry the class head: leave it out, --torchcompile works")
-    if args.lock_image and args.lock_image_unlocked_groups == 0:
-        raise InputError(
-            "--lock-image leaves the class loss nothing to train but its own head: "
-            "leave out --superclip, or unlock groups with --lock-image-unlocked-groups"
-        )
-
-
-LEAST = {"batch_size": 1, "accum_freq": 1, "epochs": 1, "workers": 0, "warmup": 0}
-
-
-FOLDERS = ("imagenet_val", "imagenet_v2")
-
-
-def check_stock_options(options: dict) -> None:
-    """Raises InputError for a number that is too small, half a teacher, and validation data that is not there.
-
-    Args:
-        options: of OpenCLIP's parsed command line, under their names.
-    """
-    for name, least in LEAST.items():
-        if options[name] < least:
-            raise InputError(f"{_flag(name)} is {options[name]}; expected {least} or more")
-    lr = options["lr"]
-    if lr is not None and not (math.isfinite(lr) and lr >= 0):
-        raise InputError(f"--lr is {lr}; expected a finite number, 0 or more")
-    if (options["distill_model"] is None) != (options["distill_pretrained"] is None):
-        given, missing = ("--distill-model", "--distill-pretrained")[:: 1 if options["distill_model"] else -1]
-        raise InputError(f"{given} distils nothing without {missing}: give both, or leave {given} out")
-    for name in FOLDERS:
-        if options[name] and not os.path.isdir(options[name]):
-            raise InputError(f"{_flag(name)}: there is no folder {options[name]}")
-    if options["val_data"] and options["dataset_type"] != "synthetic":
-        for source in options["val_data"].split("::"):
-            if not is_remote(source) and not any(map(os.path.exists, expand(source, "--val-data"))):
-                raise InputError(f"--val-data: there is no file {source}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -21,7 +21,7 @@ from . import current
 
 
 def with_plugins_data(get_dataset_fn):
-    """Returns OpenCLIP's `get_dataset_fn` whose functions ask the plugins where the data is trained on."""
+    """Returns OpenCLIP's `get_dataset_fn` whose functions ask the plugins about data to train on."""
 
     @functools.wraps(get_dataset_fn)
     def get_plugins_dataset_fn(data_path, dataset_type):
@@ -72,7 +72,7 @@ class _Tokenized:
 
 
 class _Table(CsvDataset):
-    """OpenCLIP's table of pictures and captions, but each row's text is the plugins' tokens."""
+    """OpenCLIP's table of images and captions, with the plugins' tokens for text."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
         super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
@@ -107,10 +107,10 @@ def _exchanged(**values):
 
 
 def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
-    """Has this process and its data-loading workers add a line of JSON to `file` for all that training passes over.
+    """Makes this process and its data-loading workers add a line of JSON to `file` for everything that is skipped.
 
     {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}. A
-    tar file that ends in the midst of its members is told too; without this, tarfile takes broken data for its end.
+    tar file that ends in the middle of a member is listed too; otherwise, tarfile takes broken data for its end.
 
     Args:
         epoch: OpenCLIP's shared epoch.
@@ -131,13 +131,13 @@ class _Unreadable:
 
     def __init__(self, file: Path, epoch, name: Callable[[str], str]):
         self.file, self.epoch, self.name = file, epoch, name
-        self.told = set()  # of this process
+        self.listed = set()  # of this process
 
     def shard(self, handler, error: Exception) -> bool:
         shard = error.args[-1] if error.args else None
         key = (self.epoch.get_value(), shard)
-        if isinstance(shard, str) and len(error.args) > 1 and key not in self.told:  # webdataset has added its name
-            self.told.add(key)
+        if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added its name
+            self.listed.add(key)
             self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
         return handler(error)
 
@@ -176,7 +176,7 @@ def skip_unreadable_rows(file: Path, epoch) -> None:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A member's header, where one that is none does not pass for the end of the file."""
+    """A member's header; a broken one raises ReadError, and does not count as the end of the file."""
 
     @classmethod
     def fromtarfile(cls, tar):

@@ -42,15 +42,9 @@ def create_model_and_transforms(
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     loading, load = how_to_load(model_name, pretrained)
     superclip = head_options(
-        model_name,
-        pretrained,
-        idf=idf,
-        special_tokens=special_tokens,
-        head_warmup=head_warmup,
-        head_input=head_input,
-        cache_dir=kwargs.get("cache_dir"),
-        load=load,
-    )
+        model_name, pretrained, idf, special_tokens, cache_dir=kwargs.get("cache_dir"), load=load,
+        head_warmup=head_warmup, head_input=head_input,
+    )  # fmt: skip
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
     with plugins_model_class():
@@ -61,35 +55,29 @@ def create_model_and_transforms(
 
 def head_options(
     model_name: str,
-    pretrained: str | None = None,
-    *,
+    pretrained: str | None,
     idf: str,
     special_tokens: bool,
-    accum_freq: int = 1,
-    head_warmup: int = 0,
-    placebo: str = "off",
-    head_input: str = "patches",
-    word_course: bool = False,
+    *,
     separate_words: bool = False,
     context_length: int | None = None,
     cache_dir: str | None = None,
     load=None,
+    **options,
 ) -> dict:
-    """Returns the model's `superclip` argument; the tokenizer says which ids are no words, and where a text ends."""
+    """Returns the model's `superclip` argument, `options` included.
+
+    The tokenizer decides which ids are no words and, with `separate_words`, where those of the text tower end.
+    """
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
     if is_idf_file(idf):
         frequencies = read_frequencies(idf)
         frequencies.check(tokenizer, idf)
-    return {
+    return options | {
         "idf": idf,
         "frequencies": frequencies,
         "ignored_tokens": () if special_tokens else special_token_ids(tokenizer),
-        "accum_freq": accum_freq,
-        "head_warmup": head_warmup,
-        "placebo": placebo,
-        "head_input": head_input,
-        "word_course": word_course,
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
         "stored_head": stored_head(model_name, pretrained, cache_dir),
@@ -122,7 +110,7 @@ def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str
             )
 
 
-OTHER_KINDS = {  # what OpenCLIP 4 can train besides, by the part of the configuration that tells it
+OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the configuration that only they have
     "genlip_cfg": "it generates captions and has no contrastive loss",
     "genlap_cfg": "it generates captions of audio and has no contrastive loss",
     "audio_cfg": "it has an audio tower and no patch tokens of an image",

@@ -1,9 +1,10 @@
 """Fixes for OpenCLIP's --horovod, so that it trains as torchrun does; what cannot be fixed is refused with a reason.
 
-Nothing of OpenCLIP is replaced. Four functions of Horovod are. One of them starts a process group beside it, which
-tells the data loaders their rank: WebDataset then splits the shards, and tables and synthetic data have samplers.
+Four functions of Horovod are replaced, and nothing of OpenCLIP. One of them also starts a process group, from which
+the data loaders get their rank: WebDataset then splits the shards, and tables and synthetic data have samplers.
 """
 
+import argparse
 import functools
 import os
 import socket
@@ -11,35 +12,34 @@ from datetime import timedelta
 
 from ..environment import check_horovod
 from ..errors import InputError
+from ..rules import Rule, check
 
 PATIENCE = timedelta(minutes=5)  # for the ranks to meet
 
 
-def refuse_broken(options: dict) -> None:
-    """Raises InputError, with what to do instead, for an OpenCLIP option that does not work with --horovod.
+BROKEN = [  # of OpenCLIP's options
+    Rule("--horovod: OpenCLIP's SigLIP loss cannot go with it: start the run with torchrun", lambda o: o.siglip),
+    Rule(
+        "--horovod: --accum-freq {accum_freq} cannot go with it, Horovod's optimizer takes one backward pass a step: "
+        "use more ranks, or a larger --batch-size with --grad-checkpointing",
+        lambda o: o.accum_freq > 1,
+    ),
+    Rule(
+        "--horovod: Horovod has no bfloat16 weights, which --precision {precision} makes: use amp_bf16 or amp",
+        lambda o: o.precision in ("bf16", "pure_bf16"),
+    ),
+    Rule(
+        "--horovod: --grad-clip-norm with --precision {precision} clips each rank's gradient before they are averaged, "
+        "and the ranks' weights drift apart: leave it out, or use --precision amp",
+        lambda o: o.grad_clip_norm is not None and o.precision != "amp",
+    ),
+    Rule("--horovod: --use-bn-sync does nothing with it: leave it out", lambda o: o.use_bn_sync),
+]
 
-    Args:
-        options: of OpenCLIP's parsed command line, under their names.
-    """
-    if options["siglip"]:
-        raise InputError("--horovod: OpenCLIP's SigLIP loss cannot go with it: start the run with torchrun instead")
-    accum_freq, precision = options["accum_freq"], options["precision"]
-    if accum_freq > 1:
-        raise InputError(
-            f"--horovod: --accum-freq {accum_freq} cannot go with it, Horovod's optimizer takes one backward pass "
-            "a step: use more ranks, or a larger --batch-size with --grad-checkpointing"
-        )
-    if precision in ("bf16", "pure_bf16"):
-        raise InputError(
-            f"--horovod: Horovod has no bfloat16 weights, which --precision {precision} makes: use amp_bf16 or amp"
-        )
-    if options["grad_clip_norm"] is not None and precision != "amp":
-        raise InputError(
-            f"--horovod: --grad-clip-norm with --precision {precision} clips each rank's gradient before they are "
-            "averaged, and the ranks' weights drift apart: leave it out, or use --precision amp"
-        )
-    if options["use_bn_sync"]:
-        raise InputError("--horovod: --use-bn-sync does nothing with it: leave it out")
+
+def refuse_broken(options: dict) -> None:
+    """Raises InputError, with what to do instead, for an OpenCLIP option that does not work with --horovod."""
+    check(BROKEN, argparse.Namespace(**options))
 
 
 def fix_horovod() -> None:
@@ -59,10 +59,9 @@ def _init(init, *args, **options) -> None:
 
 
 def _allgather(allgather, tensor, *args, **options):
-    """Gathers bfloat16 as well, and gives the sum of the ranks' gradients, as torch.distributed does, not their mean.
+    """Gathers bfloat16 as well, and returns the sum of the ranks' gradients, as torch.distributed does, not the mean.
 
-    DDP and Horovod's optimizer then take the mean of a sum; of a mean, the share of the gathered features would be
-    1 / size too small.
+    Horovod's optimizer then takes the mean of a sum; otherwise the gathered features' part would be 1 / size of it.
     """
     import horovod.torch as hvd
     import torch
@@ -75,18 +74,15 @@ def _allgather(allgather, tensor, *args, **options):
 
 
 def _broadcast_object(broadcast_object, obj, root_rank=0, name="object", **options):
-    """Broadcasts under one name, not that of the object's type, which differs where only rank 0 has something to say.
+    """Broadcasts under one name, not that of the object's type: OpenCLIP's `--resume latest` would wait forever.
 
-    OpenCLIP's `--resume latest` would wait forever: rank 0 has found a file and the others have None.
+    There rank 0 has found a file, and the others have None.
     """
     return broadcast_object(obj, root_rank, name, **options)
 
 
 def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **options):
-    """Leaves a fresh optimizer alone, whose state is the same everywhere: none.
-
-    Horovod would make one with a step, which decays the weights and counts in Adam's bias correction.
-    """
+    """Ignores a fresh optimizer, for which Horovod makes a step: that decays weights, and counts for Adam."""
     if optimizer.state:
         broadcast_optimizer_state(optimizer, *args, **options)
 
@@ -129,19 +125,14 @@ def start_process_group() -> None:
 
 
 def _own_address(interface: str | None) -> str:
-    """Returns where other machines reach this one: on the interface, where there is one of this name."""
+    """Returns the address at which other machines reach this one: that of the interface, if it has one."""
     import psutil
 
     addresses = psutil.net_if_addrs().get(interface, [])
     return next((entry.address for entry in addresses if entry.family == socket.AF_INET), socket.gethostname())
 
 
-RENDEZVOUS_PATIENCE = timedelta(minutes=5)  # for the ranks to meet
-
-
 STARTED_BY_MPI = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-
-
 _kept_open = []  # what the other ranks find at rank 0, for as long as the process lives
 
 
@@ -159,7 +150,7 @@ def join_ranks() -> None:
         return
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise InputError(
-            f"--horovod: this is rank {rank} of {size}, and nothing says where they meet: set MASTER_ADDR (rank 0's "
+            f"--horovod: this is rank {rank} of {size}, and their meeting point is unknown: set MASTER_ADDR (rank 0's "
             "host) and MASTER_PORT (a free port there), or start them with horovodrun"
         )
     os.environ.update(_meet(rank, size))
@@ -176,7 +167,7 @@ def launched_size() -> int:
 
 
 def _started_as() -> tuple[int, int]:
-    """Returns rank and number of ranks as torchrun, mpirun or srun tell them."""
+    """Returns rank and number of ranks, as torchrun, mpirun or srun set them."""
     from open_clip_train.distributed import world_info_from_env
 
     if "OMPI_COMM_WORLD_RANK" in os.environ and "RANK" not in os.environ:  # SLURM's would be those of mpirun's daemons
@@ -192,7 +183,7 @@ def _meet(rank: int, size: int) -> dict[str, str]:
 
     master = os.environ["MASTER_ADDR"]
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=RENDEZVOUS_PATIENCE))
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=PATIENCE))
         store.set(f"host of {rank}", socket.gethostname())
         hosts = [name.decode() for name in store.multi_get([f"host of {other}" for other in range(size)])]
         if rank == 0:
@@ -223,10 +214,7 @@ def _start_rendezvous(hosts: list[str]) -> int:
 
 
 def slots(hosts: list[str]) -> list:
-    """Returns the place of each rank, Horovod's SlotInfo, given the ranks' hosts.
-
-    A rank has a place among those of its host, and one among those that have the same place on theirs.
-    """
+    """Returns each rank's SlotInfo, given the ranks' hosts: Horovod numbers the ranks of a host, and across hosts."""
     from horovod.runner.common.util.hosts import SlotInfo
 
     places = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]

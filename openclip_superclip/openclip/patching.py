@@ -1,6 +1,6 @@
 """Patches and unpatches an OpenCLIP on disk: atomic file by file, and idempotent.
 
-A patch is a git diff: its headers name, by blob id, what each file holds before and after. These ids tell the state of
+A patch is a git diff: its headers name, by blob id, what each file holds before and after. These ids give the state of
 every file, so an interrupted run is completed or undone without a journal. A wheel also keeps, in its metadata, the
 patch that was applied, so that another version of this package can undo it.
 """
@@ -21,8 +21,13 @@ from ..errors import InputError
 from ..files import shipped_folder
 
 INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
+NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
+MISSING, EDITED = "missing", "edited, or of another commit"
+KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
+NO_FILE = "0" * 40  # git's id of no blob
+CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whichever version wrote it
 
-Contents = Mapping[str, bytes | None]  # path below the root: what the file holds, None where there is no file
+Contents = Mapping[str, bytes | None]  # path below the root: what the file holds, None for no file
 
 
 class Installation(NamedTuple):
@@ -62,36 +67,16 @@ def find_installation(source: Path | None = None) -> Installation:
     version_file = root / "open_clip/version.py"
     version = re.search(r"__version__ = ['\"](.+)['\"]", version_file.read_text() if version_file.is_file() else "")
     if version is None:
-        raise InputError(f"{version_file} does not tell the release of OpenCLIP: reinstall it")
+        raise InputError(f"{version_file} does not hold the release of OpenCLIP: reinstall it")
     return Installation(root.absolute(), version[1])
 
 
-def without_lines(record: bytes, paths: Collection[str]) -> bytes:
-    """Returns the RECORD of a wheel without its lines for `paths`."""
+def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
+    """Returns the RECORD of a wheel without lines for `paths`, and with them, so that pip removes these files too."""
     lines = record.splitlines(keepends=True)
-    return b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
-
-
-def with_lines(record: bytes, paths: Collection[str]) -> bytes:
-    """Returns the RECORD of a wheel with a line for each of `paths`, so that pip removes these files as well."""
-    rest = without_lines(record, paths)
+    rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
     end = b"\r\n" if b"\r\n" in rest else b"\n"
-    return b"".join(path.encode() + b",," + end for path in paths) + rest
-
-
-NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
-
-
-MISSING, EDITED = "missing", "edited, or of another commit"
-
-
-KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
-
-
-NO_FILE = "0" * 40  # git's id of no blob
-
-
-CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whatever version wrote it
+    return rest, b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
 def patches() -> dict[str, bytes]:
@@ -187,7 +172,7 @@ class Status:
         self.state = next((state for state, ids in ids_of.items() if ids == self.ids), MODIFIED)
         hooks = "open_clip/hooks.py"
         if hooks in self.unknown and CONTRACT in self.contents[hooks]:
-            self.state = OTHER  # by hand or in a checkout, where nothing tells what else that version changed
+            self.state = OTHER  # by hand or in a checkout, where it is unknown what else that version changed
 
     def originals(self) -> Contents:
         """Returns what the release holds in the files; all of them must be in a known state."""
@@ -233,8 +218,8 @@ def _known_status(openclip: Installation) -> Status:
 def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | None, bytes | None]]:
     """Returns each file's content without and with the applied patch, in the order in which to apply it.
 
-    RECORD first: pip then removes whatever else was written. Added files last: without open_clip/hooks.py whatever
-    was patched before it refuses to run.
+    RECORD first: pip then removes everything else that was written. Added files last: without open_clip/hooks.py, a
+    patched file refuses to run.
     """
     patch, info = status.applied, openclip.dist_info
     originals = {path: content for path, content in status.originals().items() if path in patch.diffs}
@@ -242,17 +227,16 @@ def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | No
     after = {path: patch.apply(path, content) for path, content in before.items()}
     if info:
         before, after = {f"{info}/{KEPT}": None, **before}, {f"{info}/{KEPT}": patch.text, **after}
-        record = openclip.read(f"{info}/RECORD")
-        added = [path for path, content in before.items() if content is None]
-        before = {f"{info}/RECORD": without_lines(record, added), **before}
-        after = {f"{info}/RECORD": with_lines(record, added), **after}
+        record, added = f"{info}/RECORD", [path for path, content in before.items() if content is None]
+        without, with_added = _records(openclip.read(record), added)
+        before, after = {record: without, **before}, {record: with_added, **after}
     return {path: (before[path], after[path]) for path in after}
 
 
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
     """Makes the files hold `contents`, in this order, and returns what was done to those that did not.
 
-    Raises InputError, before the first file has changed, where one cannot be written.
+    Raises InputError, before the first file has changed, if one cannot be written.
     """
     parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
     held = {path: openclip.read(path) for path in contents}

@@ -1,4 +1,4 @@
-"""Whether OpenCLIP and the plugins take a command, told without data and without loading anything."""
+"""`superclip train`, and the same command line checked without data and without loading anything."""
 
 import argparse
 import contextlib
@@ -8,13 +8,16 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
+import traceback
 import types
 from pathlib import Path
 
 from .. import hooks
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, reason
+from ..rules import check
 from . import unpatched
-from .checks import check_has_data
+from .checks import HAS_DATA
 from .horovod import join_ranks
 
 
@@ -25,24 +28,42 @@ def register_plugin(plugin: object) -> None:
     else:
         asked = hooks
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
-    with contextlib.suppress(RuntimeError):  # one that cannot be loaded, of which training tells
+    with contextlib.suppress(RuntimeError):  # one cannot be loaded: training reports it
         asked.plugin_manager().register(plugin)
 
 
 def train(argv: list[str]) -> int:
-    """Trains as `python -m open_clip_train.main` would and returns its exit code, 1 where OpenCLIP gives up."""
+    """Trains as `python -m open_clip_train.main` would and returns its exit code, 1 if OpenCLIP gives up."""
     if argv[:1] == ["--"]:  # torchrun needs it to leave flags such as --logs alone, and passes it on
         argv = argv[1:]
+    result = -1
     try:
         result = _train(argv)
     except InputError as error:
-        take_back()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    finally:  # OpenCLIP has every logger tell everything, and torch.compile's print statistics when Python ends
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        line = _explained(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+    finally:
+        if result is not None:  # OpenCLIP returns -1 if it refuses
+            remove_unstarted_run()
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    return 0 if result is None else 1  # OpenCLIP returns -1 where it refuses, and would exit with 0
+            logging.getLogger(name).setLevel(logging.WARNING)  # torch.compile's would print statistics at the end
+    return 0 if result is None else 1
+
+
+def _explained(error: Exception) -> str | None:
+    """Returns one line on an error of a run that began in this process, None if its traceback should be printed."""
+    if not _begun:
+        return None
+    if shutil.disk_usage(_begun[0]).free < FULL_DISK:
+        return f"the disk of {_begun[0]} is full ({reason(error)}): free space, and continue with --resume latest"
+    if _has_started(_begun[0]) or isinstance(error, RuntimeError) or not str(error):
+        return None
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"OpenCLIP ended before the first step: {reason(error)} ({place.filename}, line {place.lineno})"
 
 
 def _train(argv: list[str]):
@@ -62,7 +83,7 @@ def _train(argv: list[str]):
             join_ranks()
         return main(argv)
     args = unpatched.parse_args(argv)
-    check_has_data(args)
+    check([HAS_DATA], args)
     from open_clip_train.main import main
 
     if getattr(args, "horovod", False):
@@ -76,25 +97,38 @@ def _train(argv: list[str]):
     return main(argv)
 
 
-_begun: list[Path] = []  # the run's folder, where it was not there before
+FULL_DISK = 4 << 20  # bytes free
+_begun: list[Path] = []  # the run's folder, if it was empty before
 
 
-def note_begin(folder: str) -> None:
-    """Notes that a run is about to begin in `folder`."""
-    _begun[:] = [] if Path(folder).exists() else [Path(folder)]
+def note_begin(logs: str, name: str | None) -> None:
+    """Notes that a run is about to begin in its folder, which is created; InputError if it cannot be written to.
 
-
-def take_back() -> None:
-    """Removes the folder of a run that has not trained a step, and ends the logging.
-
-    OpenCLIP refuses a name that has a log; and torch would log, as it ends, what it had compiled.
+    Args:
+        name: None if OpenCLIP names the run after the time.
     """
-    logging.disable(logging.CRITICAL)
+    folder = Path(logs, name or "")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--logs: cannot write to {folder}: {error.strerror}") from error
+    _begun[:] = [folder] if name is not None and not any(folder.iterdir()) else []
+
+
+def remove_unstarted_run() -> None:
+    """Removes the folder of a run that has not trained a step, as OpenCLIP refuses a name that has a log."""
+    logging.disable(logging.CRITICAL)  # torch would log, as it ends, what it had compiled
     for folder in _begun:
-        log = folder / "out.log"
-        if log.is_file() and "Train Epoch" not in log.read_text() and not any(folder.glob("checkpoints/*")):
+        if not _has_started(folder):
             shutil.rmtree(folder, ignore_errors=True)
     _begun.clear()
+
+
+def _has_started(folder: Path) -> bool:
+    log = folder / "out.log"
+    return (log.is_file() and "Train Epoch" in log.read_text()) or any(folder.glob("checkpoints/*"))
 
 
 class _Parsed(Exception):
@@ -110,9 +144,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def check_command(argv: list[str]) -> argparse.Namespace:
-    """Returns the arguments of `superclip train` as parsed; InputError where OpenCLIP or a plugin refuses them.
+    """Returns the arguments of `superclip train` as parsed; InputError if OpenCLIP or a plugin refuses them.
 
-    What only the training data can tell is left out.
+    The training data is not checked.
     """
     if not unpatched.is_patched():
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
@@ -128,10 +162,6 @@ def check_command(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"flags: OpenCLIP refuses them: {said.getvalue().rpartition('error: ')[2].strip()}") from None
     except (SyntaxError, ValueError) as error:  # of NAME=VALUE, such as aug-cfg's, which OpenCLIP reads as Python
         raise InputError(f"flags: OpenCLIP cannot read a NAME=VALUE among them ({error})") from None
-    if args.distill_model is not None and args.accum_freq > 1:
-        raise InputError(f"flags: OpenCLIP cannot distil with --accum-freq, here {args.accum_freq}: take more GPUs")
-    if args.lr_scheduler == "const-cooldown" and args.epochs_cooldown is None:
-        raise InputError("schedule: const-cooldown needs epochs-cooldown, a number of slices, among the flags")
     args.only_options = True
     try:
         hook.open_clip_check_options(args=args)

@@ -17,18 +17,19 @@ from pathlib import Path
 from .. import hooks
 from ..errors import InputError
 from . import current
-from .options import HelpWithDefaults
 from .patching import INSTALL, find_installation
 
 PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
+_FACTORY = threading.RLock()  # who holds it may replace the factory's names
+_ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that a second command replaces nothing twice
 
-# The names that every generation has, and what stands there afterwards.
+# The names that every generation has, and what replaces them.
 REPLACED = {
     "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
     "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
     "open_clip_train.main.create_model_and_transforms": "the same, with the plugins' model arguments",
-    **{f"open_clip.factory.{name}": "the plugins' model class, where one has an answer" for name in MODEL_CLASSES},
+    **{f"open_clip.factory.{name}": "the plugins' model class, if one has an answer" for name in MODEL_CLASSES},
     "open_clip_train.data.get_dataset_fn": "the same, but it asks the plugins for order and tokens of training data",
     **{
         f"open_clip_train.data.{name}": "the same, with the plugins' order or tokens, while training data is made"
@@ -39,14 +40,8 @@ REPLACED = {
 
 
 def replaced() -> dict[str, str]:
-    """Returns every name of the installed OpenCLIP that is replaced, and what stands there afterwards."""
+    """Returns every name of the installed OpenCLIP that is replaced, and what replaces it."""
     return REPLACED | current().REPLACED
-
-
-_FACTORY = threading.RLock()  # whoever holds it may replace the factory's names
-
-
-_ORIGINALS = {}  # by dotted path: what stood there first, so that a second command replaces nothing twice
 
 
 def is_patched() -> bool:
@@ -73,7 +68,7 @@ def check_release() -> None:
 
 
 def untested() -> str | None:
-    """Returns what to say of an OpenCLIP that no version of this package was tested with; None if this one was."""
+    """Returns a warning if this OpenCLIP was not tested with this package, or None."""
     from . import v3, v4
 
     version, tested = find_installation().version, (*v3.TESTED, *v4.TESTED)
@@ -83,6 +78,36 @@ def untested() -> str | None:
         f"open_clip_torch {version} is not among the versions that were tested ({', '.join(tested)}), but it has every "
         "name that is replaced"
     )
+
+
+class HelpWithDefaults(argparse.HelpFormatter):
+    """Adds each flag's default, which OpenCLIP's own help leaves out."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if action.help is None:  # of some of OpenCLIP's flags
+            action.help = ""
+        if action.help is not argparse.SUPPRESS and "(default" not in action.help:
+            shown = _default(action)
+            action.help = f"{action.help} (default: {shown})".strip() if shown else action.help
+        super().add_argument(action)
+
+
+def _default(action: argparse.Action) -> str:
+    default = action.default
+    if default in (None, False, argparse.SUPPRESS, [], {}, ""):
+        return _of_model(action.dest)
+    text = repr(default) if isinstance(default, str) and not default.strip() else str(default)
+    return text.replace("%", "%%")
+
+
+def _of_model(name: str) -> str:
+    """Returns the default that OpenCLIP takes from the model's name, "" if it takes none."""
+    from open_clip_train.params import get_default_params
+
+    vit, others = (get_default_params(model).get(name) for model in ("ViT-B-32", "RN50"))
+    if vit is None:
+        return ""
+    return f"{vit:g}" if vit == others else f"{vit:g} if the model's name holds ViT, else {others:g}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,7 +133,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def tell_mistakes_in_one_line() -> None:
-    """Makes a patched OpenCLIP's command line, which asks the plugins itself, tell a mistake without the usage."""
+    """Makes a patched OpenCLIP's command line, which asks the plugins itself, report a mistake without the usage."""
     _with_parser(_Parser)
 
 
@@ -120,7 +145,7 @@ def _with_parser(parser_class: type) -> types.ModuleType:
 
 
 def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train as `args` say, asking the plugins for model arguments, model class and loss."""
+    """Makes OpenCLIP's `main` train with `args`, asking the plugins for model arguments, model class and loss."""
     student = iter([args])  # the first model made; a second is the teacher of a distillation
 
     def with_model_kwargs(create):
@@ -198,7 +223,7 @@ def _check_names() -> None:
 
 
 def _replace(path: str, make) -> types.ModuleType:
-    """Puts `make(what stands there)` in the place of the dotted `path` and returns the module that holds it."""
+    """Replaces what is at the dotted `path` by `make(of it)` and returns the module that holds it."""
     module_name, _, name = path.rpartition(".")
     module = importlib.import_module(module_name)
     setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
@@ -206,9 +231,9 @@ def _replace(path: str, make) -> types.ModuleType:
 
 
 def fork_workers(workers: int) -> None:
-    """Makes the workers of a WebDataset start by fork, whatever Python's default: OpenCLIP's cannot be sent to others.
+    """Makes the workers of a WebDataset start by fork, not by Python's default: OpenCLIP's cannot be pickled.
 
-    Raises InputError where the process has chosen another way, or the machine has no fork.
+    Raises InputError if the process has chosen another way, or the machine has no fork.
     """
     if workers < 1:
         return

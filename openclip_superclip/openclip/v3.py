@@ -9,7 +9,7 @@ from ..errors import InputError
 TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 HAS_TASKS = False
 
-# The names that only this generation has, and what stands there afterwards.
+# The names that only this generation has, and what replaces them.
 REPLACED = {
     "open_clip_train.main.create_loss": "the plugins' loss, if one has an answer",
     "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
@@ -29,7 +29,12 @@ def with_plugins_loss(create):
     return create_loss
 
 
-def with_epoch_end(train):
+def _epoch_of(given: dict) -> dict:
+    """Returns the hook's arguments, given those of `train_one_epoch`."""
+    return {name: given[name] for name in ("args", "model", "epoch")}
+
+
+def with_epoch_end(train, epoch_of=_epoch_of):
     """Returns OpenCLIP's `train_one_epoch` that calls the plugins after an epoch's last step."""
     signature = inspect.signature(train)
 
@@ -37,7 +42,7 @@ def with_epoch_end(train):
     def train_one_epoch(*train_args, **kwargs):
         train(*train_args, **kwargs)
         given = signature.bind(*train_args, **kwargs).arguments
-        hooks.plugin_manager().hook.open_clip_epoch_end(**{name: given[name] for name in ("args", "model", "epoch")})
+        hooks.plugin_manager().hook.open_clip_epoch_end(**epoch_of(given))
 
     return train_one_epoch
 
@@ -48,14 +53,26 @@ WRAPPERS = {
 }
 
 
+def _at_least_a_batch(samples, batch_size: int):
+    """Yields the samples of a pass; InputError for less than a batch, as OpenCLIP would start over forever."""
+    number = 0
+    for number, sample in enumerate(samples, start=1):  # noqa: B007
+        yield sample
+    if number < batch_size:
+        raise InputError(
+            f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
+            f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
+        )
+
+
 class WebDataset:
     """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
 
-    The tokens are made where a sample's members get their final names.
+    The tokens are made when a sample's members get their final names.
     """
 
     def __init__(self, args, order, caption_tokens):
-        self.order, self.caption_tokens, self.batch_size = order, caption_tokens, args.batch_size
+        self.order, self.caption_tokens = order, caption_tokens
 
     def __getattr__(self, name):
         import webdataset
@@ -66,23 +83,14 @@ class WebDataset:
         return self.__getattr__("shuffle")(**options) if self.order is None else self.order[1]
 
     def rename(self, **names):
-        rename = self.__getattr__("rename")
         if self.caption_tokens is None:
-            renamed = rename(**names)
-            return lambda samples: renamed(self._at_least_a_batch(samples))
-        rename_all = rename(**self.names(names))
-        return lambda samples: rename_all(self._with_tokens(samples))
+            return self.__getattr__("rename")(**names)
+        rename = self.__getattr__("rename")(**self.names(names))
+        return lambda samples: rename(self._with_tokens(samples))
 
-    def _at_least_a_batch(self, samples):
-        """Yields the samples of a pass; InputError for less than a batch, as OpenCLIP would start over forever."""
-        number = 0
-        for number, sample in enumerate(samples, start=1):  # noqa: B007
-            yield sample
-        if number < self.batch_size:
-            raise InputError(
-                f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
-                f"{self.batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
-            )
+    def batched(self, batch_size, **options):
+        batched = self.__getattr__("batched")(batch_size, **options)
+        return lambda samples: batched(_at_least_a_batch(samples, batch_size))
 
     def names(self, names: dict[str, str]) -> dict[str, str]:
         """Returns the names of a sample that has tokens, given OpenCLIP's."""

@@ -1,7 +1,6 @@
 """OpenCLIP 4, its main branch: a task holds model and loss; batches are dicts; images are decoded last."""
 
 import functools
-import inspect
 
 from .. import hooks
 from ..errors import InputError
@@ -49,20 +48,13 @@ def _pass_every_output(task) -> None:
     task._build_loss_inputs = build_loss_inputs
 
 
-def with_epoch_end(train):
-    """Returns OpenCLIP's `train_one_epoch` that calls the plugins after an epoch's last step."""
-    signature = inspect.signature(train)
-
-    @functools.wraps(train)
-    def train_one_epoch(*train_args, **kwargs):
-        train(*train_args, **kwargs)
-        given = signature.bind(*train_args, **kwargs).arguments
-        args, state = given["args"], given["state"]
-        hooks.plugin_manager().hook.open_clip_epoch_end(args=args, model=state.task.trainable_module, epoch=state.epoch)
-
-    return train_one_epoch
+def _epoch_of(given: dict) -> dict:
+    """Returns the hook's arguments, given those of `train_one_epoch`."""
+    state = given["state"]
+    return {"args": given["args"], "model": state.task.trainable_module, "epoch": state.epoch}
 
 
+with_epoch_end = functools.partial(v3.with_epoch_end, epoch_of=_epoch_of)
 WRAPPERS = {
     "open_clip_train.main.create_task": with_plugins_task,
     "open_clip_train.main.train_one_epoch": with_epoch_end,
@@ -104,10 +96,7 @@ class WebDataset(v3.WebDataset):
 def check_options(args, captions: str | None, slices: int | None) -> None:
     """Raises InputError, with what to do instead, for a flag of this generation that one of ours cannot go with.
 
-    Args:
-        args: as OpenCLIP has parsed them.
-        captions: --superclip-captions; None without --superclip.
-        slices: --superclip-slices; None without it.
+    `captions` is --superclip-captions, None without --superclip, and `slices` is --superclip-slices.
     """
     if args.dataset_type.endswith("-audio"):
         raise InputError(f"--dataset-type {args.dataset_type} has no images: leave out the flags of SuperCLIP")
@@ -122,13 +111,9 @@ def check_options(args, captions: str | None, slices: int | None) -> None:
             "the two"
         )
     if captions is not None and "muon" in args.opt.lower():
-        _leave_head_to_fallback(args)
-
-
-def _leave_head_to_fallback(args) -> None:
-    """Keeps Muon from orthogonalising the head's weight, whose rows are words: its fallback trains the head."""
-    given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
-    args.opt_fallback_list = [*given, "class_head.*"]
+        # Its fallback trains the head's weight, whose rows are words and must not be orthogonalised.
+        given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
+        args.opt_fallback_list = [*given, "class_head.*"]
 
 
 def row_with_tokens(row: dict, tokens) -> dict:

@@ -4,37 +4,20 @@ import functools
 import importlib
 import importlib.metadata
 import os
-import random
-import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
-import webdataset
-from support.models import write_model
-from support.openclip_releases import each_release
+from support.models import write_model, write_weights
+from support.openclip_releases import RELEASES, each_release
 from support.openclip_trees import enter, openclip_train, openclip_train_without_plugins
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import BROKEN, install_plugin
-from support.training_runs import Run, run_ranks
+from support.training_runs import Run, in_one_order, run_ranks
 
-
-def shuffle_in_one_order() -> None:
-    """Makes WebDataset, which seeds itself with the time, shuffle alike in every run."""
-    webdataset.filters.random = types.SimpleNamespace(Random=lambda *_: random.Random(0))
-
-
-def openclip_train_in_one_order(tree: Path, *argv: str) -> None:
-    shuffle_in_one_order()
-    openclip_train(tree, *argv)
-
-
-def superclip_train_in_one_order(tree: Path, *argv: str) -> int:
-    shuffle_in_one_order()
-    return superclip_train(tree, *argv)
+openclip_train_in_one_order, superclip_train_in_one_order = in_one_order(openclip_train), in_one_order(superclip_train)
 
 
 @pytest.fixture(scope="session")
@@ -69,22 +52,16 @@ def test_without_the_flag_or_a_plugin_the_losses_are_stock_to_the_last_digit(rel
 VARIANTS = [
     "--siglip",
     "--accum-freq 2 --batch-size 16",
-    "--force-custom-text",
-    "--superclip-captions mixed:0.5 --superclip-long-caption filepath",
     "--superclip-captions dual --superclip-long-caption filepath --superclip-long-context 30",
     "--distill-model {teacher} --distill-pretrained {teacher}",
 ]
 
 
 @pytest.fixture(scope="session")
-def teacher(released, tmp_path_factory) -> str:
+def teacher(tmp_path_factory) -> str:
     """--model of a folder that holds the weights of a plain model as well."""
-    import open_clip
-    import torch
-
     model = write_model(tmp_path_factory.mktemp("teacher"))
-    weights = Path(model.removeprefix("local-dir:")) / "pytorch_model.bin"
-    torch.save(open_clip.create_model(model).state_dict(), weights)
+    write_weights(model)
     return model
 
 
@@ -94,7 +71,7 @@ def test_other_models_and_losses_are_equal_too(flags, released, patched, teacher
     assert losses(openclip_train, patched["3.3.0"], flags) == losses(superclip_train, released["3.3.0"], flags)
 
 
-@pytest.mark.parametrize("captions", ["short", "long", "mixed:0.5", "dual"])
+@pytest.mark.parametrize("captions", ["short", "dual"])
 def test_long_captions_of_webdataset_are_equal_too(captions, released, patched, shards, losses):
     place = "" if captions == "short" else "--superclip-long-caption txt"
     flags = f"--superclip --superclip-captions {captions} {place} --dataset-type webdataset"
@@ -110,8 +87,7 @@ def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patch
     assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == stock
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@each_release
+@pytest.mark.parametrize(("release", "workers"), [*((release, 1) for release in RELEASES), ("3.3.0", 0)])
 def test_slices_are_equal_too(release, workers, released, patched, shards, losses):
     flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 32 --workers {workers}"
     flags += f" --superclip-slices 2 --epochs 2 {'--superclip' if workers else ''}"
@@ -122,11 +98,6 @@ def test_slices_are_equal_too(release, workers, released, patched, shards, losse
 def test_two_cpu_ranks_train_as_with_the_launcher(released, patched, losses):
     expected = losses(superclip_train, released["3.3.0"], "--superclip", world_size=2)
     assert losses(openclip_train, patched["3.3.0"], "--superclip", world_size=2) == expected
-
-
-def test_two_cpu_ranks_train_with_a_teacher(patched, teacher, losses):
-    flags = f"--superclip --distill-model {teacher} --distill-pretrained {teacher}"
-    assert losses(openclip_train, patched["3.3.0"], flags, world_size=2)
 
 
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
@@ -167,53 +138,6 @@ def test_a_plain_import_of_openclip_imports_no_hooks(release, patched, tmp_path)
     assert run.returncode == 0, run.output
 
 
-SECOND_PLUGIN = """
-import pluggy
-
-hookimpl = pluggy.HookimplMarker("open_clip")
-
-
-@hookimpl
-def open_clip_add_options(parser):
-    parser.add_argument("--second", action="store_true", help="a flag of the second plugin")
-
-
-@hookimpl(wrapper=True)
-def open_clip_create_loss(args):
-    loss = yield
-    if not args.second:
-        return loss
-    from open_clip import create_loss
-    from torch import nn
-
-    class SecondLoss(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = loss or create_loss(args)
-
-        def forward(self, *, output_dict, **outputs):
-            second = outputs["image_features"].square().sum(dim=1).mean() / 2
-            return {**self.first(**outputs, output_dict=True), "second_loss": second}
-
-    return SecondLoss()
-"""
-
-
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        ("", ["Contrastive_loss", "Loss"]),
-        ("--second", ["Contrastive_loss", "Loss", "Second_loss"]),
-        ("--superclip --second", ["Class_loss", "Contrastive_loss", "Loss", "Second_loss"]),
-    ],
-)
-def test_two_plugins_train_at_once(flags, names, patched, losses, tmp_path):
-    tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
-    install_plugin(tree, "second", SECOND_PLUGIN)
-    for line in losses(openclip_train, tree, flags):
-        assert sorted(set(re.findall(r"(\w*loss): ", line, flags=re.IGNORECASE))) == names
-
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -229,8 +153,8 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-@pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(source, reason, patched, train_flags, tmp_path):
+def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(patched, train_flags, tmp_path):
+    source, reason = BROKEN["one that asks for an unknown hook"]
     install_plugin(tmp_path, "broken", source)
     sys_path = [str(tmp_path), *sys.path]
 
@@ -261,21 +185,10 @@ def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched,
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
-@pytest.mark.parametrize("tree", ["released", "patched"])
-def test_a_flag_that_nobody_knows_is_openclips_own_error(tree, request, tmp_path):
-    tree = request.getfixturevalue(tree)["3.3.0"]
-    (run,) = run_ranks(openclip_train, tree, "--nonsense", cwd=tmp_path)
+def test_a_flag_that_nobody_knows_is_openclips_own_error(patched, tmp_path):
+    (run,) = run_ranks(openclip_train, patched["3.3.0"], "--nonsense", cwd=tmp_path)
     assert run.returncode == 2
     assert run.output.endswith("main.py: error: unrecognized arguments: --nonsense\n")
-
-
-def test_a_vocabulary_that_is_too_small_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
-    model = write_model(tmp_path / "model", text={"vocab_size": 300})
-    argv = [*train_flags, "--model", model, "--superclip"]
-    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert re.search(r"^error: --model: the tokenizer of .* gives every caption token", run.stderr, flags=re.MULTILINE)
 
 
 def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, train_flags, csv_data, tmp_path):

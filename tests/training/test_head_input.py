@@ -42,8 +42,8 @@ def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_i
         assert not (runs / "logs/again").exists()
 
 
-@pytest.mark.parametrize("reads", READS)
-def test_a_run_resumes_with_the_same_input(reads, runs, train_flags):
+def test_a_run_resumes_with_the_same_input(runs, train_flags):
+    reads = "both"
     argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--superclip-head-input", reads]
     argv += ["--resume", checkpoint(runs, reads), "--name", f"{reads}-resumed", "--epochs", "2"]
     (run,) = run_ranks(superclip_train, *argv, cwd=runs)
@@ -79,7 +79,7 @@ def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, capsy
     assert "its class head reads both, expected pooled" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recorded", [torch.tensor(0), torch.tensor(7), torch.tensor([1, 2]), torch.tensor(1.0)])
+@pytest.mark.parametrize("recorded", [torch.tensor(7), torch.tensor([1, 2])])
 def test_an_impossible_record_of_the_input_is_refused(recorded, runs, tmp_path, capsys):
     state = load(runs / "logs/pooled")["state_dict"] | {"class_head.input": recorded}
     torch.save({"state_dict": state}, tmp_path / "damaged.pt")

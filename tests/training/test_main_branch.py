@@ -14,6 +14,8 @@ import open_clip
 import open_clip_train.main
 import pytest
 import torch
+from open_clip_train import zero_shot
+from support import WORDS
 from support.models import MODELS, write_model, write_weights
 from support.openclip_trees import openclip_train
 from support.small_shards import SHARD_SIZE, write_shards
@@ -190,7 +192,7 @@ def test_every_compile_strategy_trains_with_the_same_losses(strategy, eager, mod
     assert run.values("Class_loss") == pytest.approx(eager, rel=1e-3)
 
 
-def test_fsdp_trains_as_ddp_and_its_sharded_checkpoint_is_the_whole_one(models, train_flags, tmp_path):
+def test_fsdp_trains_as_ddp_and_its_sharded_checkpoint_is_the_whole_one(tiny_model, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--superclip", "--precision", "fp32", "--batch-size", "32", "--epochs", "2"]
     folders = {}
     for name, flags in (("ddp", ""), ("fsdp", "--fsdp"), ("sharded", "--fsdp --fsdp-checkpoint sharded")):
@@ -213,6 +215,22 @@ def test_fsdp_trains_as_ddp_and_its_sharded_checkpoint_is_the_whole_one(models, 
     assert main(["export", str(files[2]), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
     exported = read_checkpoint(tmp_path / "exported")
     assert torch.equal(exported.weights["class_head.weight"], sharded.weights["class_head.weight"])
+    texts = ["a cat!", "!!! (!", "a red dog and a house", ""]
+    tokens = [open_clip.get_tokenizer(name)(texts) for name in (tiny_model, f"local-dir:{tmp_path / 'exported'}")]
+    assert torch.equal(*tokens)  # with the padding that the text tower knows
+    assert main(["words", str(csv_data.parent / "0.png"), "--model", str(files[2]), "--json"]) == 0
+    audit = [
+        "audit",
+        str(csv_data),
+        "--model",
+        str(files[2]),
+        "--out",
+        str(tmp_path / "audit"),
+        "--csv-separator",
+        "\t",
+    ]
+    assert main(audit) == 0
+    assert len((tmp_path / "audit/scores.jsonl").read_text().splitlines()) == 64
     resumed = [*argv, "--fsdp", "--fsdp-checkpoint", "sharded", "--epochs", "3", "--resume", "latest"]
     runs = run_ranks(superclip_train, *resumed, world_size=2, cwd=folders["sharded"])
     assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
@@ -272,6 +290,32 @@ def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
     assert type(model.visual.trunk).__name__ == "NaFlexVit"
+
+
+def train_on_five_classes(*argv: str) -> int:
+    """`superclip train` if ImageNet has five classes."""
+    zero_shot.IMAGENET_CLASSNAMES = WORDS[:5]
+    zero_shot.OPENAI_IMAGENET_TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES[:2]
+    return superclip_train(*argv)
+
+
+@pytest.mark.parametrize(("flags", "world_size"), [("", 1), ("--fsdp", 2)])
+def test_zero_shot_accuracy_is_measured_on_imagenet(flags, world_size, csv_data, train_flags, tmp_path):
+    for index, word in enumerate(WORDS[:5]):
+        (tmp_path / "imagenet" / word).mkdir(parents=True)
+        shutil.copy(csv_data.parent / f"{index}.png", tmp_path / "imagenet" / word)
+    argv = [*train_flags, "--superclip", "--precision", "fp32", "--imagenet-val", str(tmp_path / "imagenet")]
+    runs = run_ranks(train_on_five_classes, *argv, *flags.split(), world_size=world_size, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
+
+
+def test_plan_and_submit_write_flags_that_the_main_branch_takes(tmp_path, capsys):
+    recipe = str(write_recipe(tmp_path, passes=1))
+    assert main(["plan", recipe, "--device", "cpu"]) == 0
+    submit = ["submit", recipe, "--device", "cpu", "--nodes", "2", "--gpus-per-node", "1", "--dry-run"]
+    assert main([*submit, "--out", str(tmp_path / "run")]) == 0
+    assert "train.sbatch" in capsys.readouterr().out
 
 
 def test_superclip_run_trains_a_recipe_to_its_end(tmp_path):

@@ -30,21 +30,15 @@ SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type"
 TRAINS = [  # what is trained: --model, further flags, ranks
     ("a native ViT", "vit", "", 1),
     ("a ViT with output_tokens", "output-tokens", "", 1),
-    ("a ViT with output_tokens and a custom text tower", "output-tokens", "--force-custom-text", 1),
     ("average pooling", "avg-pool", "", 1),
     ("attentional pooling", "attentional-pool", "", 1),
-    ("the final norm after pooling", "norm-after-pool", "", 1),
-    ("custom attention blocks", "custom-block", "", 1),
     ("patch dropout", "vit", "--force-patch-dropout 0.5", 1),
     ("gradient checkpointing", "vit", "--grad-checkpointing", 1),
     ("ModifiedResNet", "resnet", "", 1),
     ("timm's ViT", "timm-vit", "", 1),
     ("timm's ViT with attention pooling", "timm-vit-map", "", 1),
-    ("timm's ViT with patch dropout", "timm-vit", "--force-patch-dropout 0.5", 1),
     ("timm's ViT with gradient checkpointing", "timm-vit", "--grad-checkpointing", 1),
     ("timm's ConvNeXt", "timm-convnext", "", 1),
-    ("timm's EfficientNet", "timm-efficientnet", "", 1),
-    ("timm's ResNet", "timm-resnet", "", 1),
     ("timm's ResNet with OpenCLIP's attention pool", "timm-attn-pool", "", 1),
     ("a custom text tower", "vit", "--force-custom-text", 1),
     ("a Hugging Face text tower", "hf-text", "", 1),
@@ -54,41 +48,24 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("distillation", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 1),
     ("distillation on two ranks", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 2),
     ("a locked text tower", "vit", LOCKED_TEXT, 1),
-    ("a text tower locked but for a layer", "vit", f"{LOCKED_TEXT} --lock-text-unlocked-layers 1", 1),
     ("an image tower locked but for two groups", "vit", "--lock-image --lock-image-unlocked-groups 2", 1),
     ("a compiled model", "one-layer", "--torchcompile", 1),
     ("a larger image", "vit", "--force-image-size 64", 1),
-    ("precision amp", "vit", "--precision amp", 1),
     ("precision amp_bf16", "vit", "--precision amp_bf16", 1),
-    ("precision amp_bfloat16", "vit", "--precision amp_bfloat16", 1),
-    ("precision bf16", "vit", "--precision bf16", 1),
     ("precision pure_bf16", "vit", "--precision pure_bf16", 1),
     ("precision fp16", "vit", "--precision fp16", 1),
-    ("precision pure_fp16", "vit", "--precision pure_fp16", 1),
-    ("timm's ViT in amp_bf16", "timm-vit", "--precision amp_bf16", 1),
-    ("CoCa in pure_bf16", "coca", "--precision pure_bf16", 1),
     ("timm/adamw", "vit", "--opt timm/adamw --eps 1e-8", 1),
-    ("timm/lamb", "vit", "--opt timm/lamb --eps 1e-6", 1),
-    ("timm/sgd", "vit", "--opt timm/sgd --momentum 0.9", 1),
     ("gradient clipping", "vit", "--grad-clip-norm 1", 1),
     ("two ranks", "vit", "", 2),
-    ("two ranks, local loss", "vit", "--local-loss", 2),
-    ("two ranks, gather with gradients", "vit", "--gather-with-grad", 2),
     ("two ranks, local loss, gather with gradients", "vit", "--local-loss --gather-with-grad", 2),
-    ("two ranks, static graph", "vit", "--ddp-static-graph", 2),
     ("two ranks, the released recipe", "vit", RELEASED, 2),
     ("two ranks, synchronised batch norm", "vit", "--use-bn-sync", 2),
     ("two ranks, CoCa", "coca", "", 2),
     ("two ranks, SigLIP bidir", "vit", "--siglip --loss-dist-impl bidir", 2),
-    ("two ranks, SigLIP shift", "vit", "--siglip --loss-dist-impl shift", 2),
-    ("two ranks, SigLIP reduce", "vit", "--siglip --loss-dist-impl reduce", 2),
-    ("two ranks, SigLIP gather", "vit", "--siglip --loss-dist-impl gather", 2),
     ("accumulation", "vit", "--accum-freq 2", 1),
     ("accumulation, patch dropout", "vit", "--accum-freq 2 --force-patch-dropout 0.5", 1),
     ("accumulation, SigLIP", "vit", "--accum-freq 2 --siglip", 1),
     ("accumulation, CoCa", "coca", "--accum-freq 2", 1),
-    ("accumulation, pure_bf16", "vit", "--accum-freq 2 --precision pure_bf16", 1),
-    ("accumulation on two ranks", "vit", "--accum-freq 2", 2),
     ("accumulation on two ranks, local loss", "vit", "--accum-freq 2 --local-loss --gather-with-grad", 2),
     ("accumulation on two ranks, static graph", "vit", "--accum-freq 2 --ddp-static-graph", 2),
     ("WebDataset", "vit", f"{SHARDS} webdataset", 1),
@@ -188,11 +165,11 @@ EVALUATIONS = {  # flags: what OpenCLIP then prints
 }
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("flags", "metric"), EVALUATIONS.items(), ids=EVALUATIONS)
+@pytest.mark.parametrize(("flags", "world_size"), zip(EVALUATIONS, (1, 1, 2), strict=True), ids=EVALUATIONS)
 def test_openclip_evaluates_during_training(
-    flags, metric, world_size, small, csv_data, shards, imagenet, train_flags, tmp_path
+    flags, world_size, small, csv_data, shards, imagenet, train_flags, tmp_path
 ):
+    metric = EVALUATIONS[flags]
     flags = flags.format(csv=csv_data, shards=shards, imagenet=imagenet).split()
     if "webdataset" in flags:
         flags += ["--train-data", shards]
@@ -203,27 +180,13 @@ def test_openclip_evaluates_during_training(
     assert f"{metric}: " in runs[0].output
 
 
-@pytest.mark.parametrize(("flags", "metric"), EVALUATIONS.items(), ids=EVALUATIONS)
-def test_openclip_evaluates_a_checkpoint_without_training(
-    flags, metric, small, checkpoint, csv_data, shards, imagenet, tmp_path
-):
-    flags = flags.format(csv=csv_data, shards=shards, imagenet=imagenet).split()
-    argv = [
-        "--model",
-        small,
-        "--resume",
-        checkpoint,
-        "--workers",
-        "0",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--superclip",
-    ]
-    (run,) = run_ranks(train_on_five_classes, *argv, *flags, cwd=tmp_path)
+def test_openclip_evaluates_a_checkpoint_without_training(small, checkpoint, csv_data, imagenet, tmp_path):
+    argv = ["--model", small, "--resume", checkpoint, "--workers", "0", "--epochs", "1", "--device", "cpu"]
+    argv += ["--val-data", csv_data, "--imagenet-val", imagenet, "--superclip"]
+    (run,) = run_ranks(train_on_five_classes, *argv, cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
-    assert f"{metric}: " in run.output
+    assert "image_to_text_R@1: " in run.output
+    assert "imagenet-zeroshot-val-top1: " in run.output
 
 
 def test_coca_is_evaluated_with_its_captioning_loss(models, csv_data, train_flags, tmp_path):
@@ -256,17 +219,12 @@ def write_bad_data(folder: Path) -> None:
 
 REFUSED = {  # flags: what the error says
     "--superclip --torchscript": "--torchscript",
-    "--superclip --trace": "--trace",
     "--superclip --lock-image": "--lock-image",
     "--superclip --superclip-weight -1": "--superclip-weight",
-    "--superclip --superclip-weight nan": "--superclip-weight",
-    "--superclip --superclip-weight inf": "--superclip-weight",
     "--superclip --superclip-weight much": "--superclip-weight",
     "--superclip --superclip-idf bogus": "--superclip-idf",
     "--superclip --superclip-unknown": "--superclip-unknown",
     "--superclip-weight 2": "--superclip-weight",
-    "--superclip-idf off": "--superclip-idf",
-    "--superclip-special-tokens": "--superclip-special-tokens",
     "--superclip --train-data nowhere.csv": "nowhere.csv",
     "--superclip --train-data .": "--train-data",
     "--superclip --train-data no-column.csv": "--csv-caption-key",
@@ -302,14 +260,6 @@ def test_a_separator_that_pandas_understands_is_accepted(separator, csv_data, sm
     assert run.returncode == 0, run.output[-2000:]
 
 
-def test_unlocking_the_projection_alone_is_refused_as_the_class_loss_does_not_reach_it(small, train_flags, tmp_path):
-    argv = [*train_flags, "--model", small, "--superclip", "--lock-image", "--lock-image-unlocked-groups", "1"]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode != 0
-    (error,) = run.errors()
-    assert "--lock-image-unlocked-groups 1" in error
-
-
 @pytest.mark.parametrize("name", [*MODELS, "hf-text"])
 def test_the_class_loss_trains_the_vision_tower_from_its_first_layer_on_and_no_text_tower(name, models):
     torch.manual_seed(0)
@@ -339,10 +289,9 @@ def test_a_vision_tower_without_patch_features_is_refused_by_name(models, train_
     assert "ResNet" in error
 
 
-@pytest.mark.parametrize("flags", ["", "--accum-freq 2", "--force-custom-text"])
-def test_a_vocabulary_smaller_than_the_tokenizers_is_named_before_anything_is_loaded(flags, train_flags, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizers_is_named_before_anything_is_loaded(train_flags, tmp_path):
     model = write_model(tmp_path / "model", text={"vocab_size": 300})
-    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=tmp_path)
+    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", cwd=tmp_path)
     assert run.returncode != 0
     assert "Traceback" not in run.output
     (error,) = run.errors()
@@ -350,9 +299,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_named_before_anything_is_lo
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["open_clip_train.main.create_loss", "open_clip_train.main.parse_args", "open_clip.factory.CoCa"]
-)
+@pytest.mark.parametrize("name", ["open_clip_train.main.create_loss", "open_clip.factory.CoCa"])
 def test_an_openclip_without_a_name_that_is_needed_is_refused_with_its_version(name, train_flags, tmp_path):
     def train_without_name(*argv):
         module, _, attribute = name.rpartition(".")

@@ -1,6 +1,7 @@
 """The adapter for OpenCLIP 4 does what its hooks promise, on small doubles of its tasks, trainer and data module."""
 
 import argparse
+import functools
 import types
 
 import pytest
@@ -91,8 +92,7 @@ def webdataset(monkeypatch):
     monkeypatch.setattr(data, "FilterNonEmptyText", lambda key: lambda sample: bool(sample[key].strip()), raising=False)
 
     def webdataset(tokens, text_key="txt", json_text_key=None):
-        keys = {"text_key": text_key, "json_text_key": json_text_key, "json_text_key_probs": None}
-        args = argparse.Namespace(batch_size=1, **keys)
+        args = argparse.Namespace(text_key=text_key, json_text_key=json_text_key, json_text_key_probs=None)
         return v4.WebDataset(args, None, tokens)
 
     return webdataset
@@ -138,6 +138,14 @@ def test_a_sample_without_tokens_is_left_out_and_the_pass_is_ended_with_the_numb
     tokens = Tokens()
     assert list(webdataset(tokens).rename(image="jpg", text="txt", keep=False)(iter(SAMPLES[:1]))) == []
     assert tokens.num_kept == 0
+
+
+def test_a_pass_of_less_than_a_batch_ends_with_an_error_for_openclip_would_start_over_forever(webdataset):
+    decoded = [{"image": torch.zeros(1)}] * 3  # what is left once images that cannot be decoded are passed over
+    batched = functools.partial(webdataset(None).batched, partial=False, collation_fn=len)
+    assert list(batched(3)(iter(decoded))) == [3]
+    with pytest.raises(InputError, match="3 samples can be read, and --batch-size is 4; expected a full batch"):
+        list(batched(4)(iter(decoded)))
 
 
 def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():

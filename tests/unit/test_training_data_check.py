@@ -165,7 +165,7 @@ def test_help_tells_openclips_defaults(parse_args, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "--batch-size BATCH_SIZE Batch size per GPU. (default: 64)" in told
     assert "--lr LR Learning rate. (default: 0.0005)" in told
-    assert "(default: 0.98 where the model's name holds ViT, else 0.999)" in told
+    assert "(default: 0.98 if the model's name holds ViT, else 0.999)" in told
     assert told.count("--csv-separator") == 2 and "(default: '\\t')" in told
 
 
