@@ -121,6 +121,10 @@ def _complete() -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     """Returns the function of a command, whose module is imported now."""
+    if name == "train":
+        from .openclip.train import train
+
+        return train
     module = f"{name}_" if keyword.iskeyword(name) else name
     return importlib.import_module(f".commands.{module}", __package__).main
 
