@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..files import make_folder, write_json
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..method.shapes import count_gmacs, head_share
-from ..method.word_knowledge import WordKnowledge
+from ..method.token_statistics import WordKnowledge
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..pages import markdown_table

@@ -15,8 +15,7 @@ from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
 from .patch_tokens import Reading, head_width, make_readable, patch_tokens
-from .token_statistics import DocumentFrequency, FixedIDF, TokenStatistics
-from .word_knowledge import EpochWords, WordKnowledge
+from .token_statistics import DocumentFrequency, EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 
 
 class _WithClassHead:

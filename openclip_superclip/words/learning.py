@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.captions import token_texts, tokenizer_identity
 from ..errors import InputError, listed, reason
 from ..files import read_json, whole_file, write_json, write_text
-from ..method.word_knowledge import EpochWords
+from ..method.token_statistics import EpochWords
 from ..pages import csv_text, markdown_table, pyplot, run_names
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"
