@@ -154,7 +154,7 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
     elif model_cfg.get("custom_text"):
         weights = convert_to_custom_text_state_dict(weights)
     if "logit_bias" in weights:
-        model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's own start; the weights say what it is
+        model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's own start; the weights replace it
     scales = {name: weights[name] for name in ("logit_scale", "logit_bias") if name in weights}
     scalars = {name: tensor.reshape(()) for name, tensor in scales.items() if tensor.numel() == 1}
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
@@ -168,7 +168,8 @@ def architecture_of(
     Args:
         checkpoint: a file of weights or a folder.
         run_options: of the training command, empty if they are unknown.
-        model, flag: what the user says it is, and where.
+        model: its name, if the user gives one.
+        flag: the option that names it.
     """
     if model is None and (checkpoint / HF_CONFIG_NAME).is_file():
         model = f"local-dir:{checkpoint}"

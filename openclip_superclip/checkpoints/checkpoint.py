@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..checkpoints import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
 from ..errors import InputError, reason
 from ..files import NotWritten
+from . import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
 from .run_outputs import latest_checkpoints
 
 NUM_SHOWN = 3  # mismatches: enough to see what kind they are
@@ -48,7 +48,7 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
 
 def _check_kinds(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError, with the name, for a tensor that holds no plain numbers: sparse, quantized, complex."""
+    """Raises InputError, with the name, for a tensor of other than plain numbers: sparse, quantized, complex."""
     for name, tensor in weights.items():
         if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}".replace("torch.", "")
@@ -116,7 +116,7 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights are written twice: safetensors holds no two names for one memory."""
+    """Returns tied weights as separate copies: safetensors allows one name for one memory."""
     seen, apart = set(), {}
     for name, tensor in weights.items():
         tied = tensor.data_ptr() in seen and tensor.numel() > 0
@@ -126,7 +126,7 @@ def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """torch writes the whole memory behind a tensor, which may be a mapped file."""
+    """Returns a tensor with memory of its own: torch writes all of what is behind one, which may be a mapped file."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
@@ -139,7 +139,7 @@ class Checkpoint(NamedTuple):
     of_ddp: bool = False  # its names begin with `module.`: the run's ranks were torch.distributed's
     of_tasks: bool = False  # OpenCLIP 4 wrote it, whose optimizer has other groups of parameters than OpenCLIP 3's
     head_beside: bool = False  # the class head comes from a file of its own, as an export keeps it
-    options: dict = {}  # of the run, as far as the file itself tells them  # noqa: RUF012
+    options: dict = {}  # of the run, from the file itself  # noqa: RUF012
 
     def without_head(self) -> dict[str, Tensor]:
         """The weights that are OpenCLIP's."""
@@ -151,16 +151,15 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
-    """Returns what a checkpoint holds; InputError, in one line, for a file that is not one.
+    """Returns the content of a checkpoint; InputError, in one line, for a file that is not one.
 
     Takes what OpenCLIP takes: files of torch (the trainer's, with or without `module.`, or weights alone), safetensors,
     TorchScript archives, folders with one of them, and OpenCLIP 4's sharded checkpoints. The class head that an export
-    keeps beside its weights comes along. Files are mapped: a tensor costs memory when it is used; the shards of a
-    checkpoint are read into memory. No pickle runs code.
+    keeps beside its weights is included. Files are memory-mapped, except shards. No pickle runs code.
 
     Args:
         path: a file or folder.
-        of_authors: whether it is to be a file of SuperCLIP's authors, which others than `superclip import` refuse.
+        of_authors: whether to accept a file of SuperCLIP's authors, as only `superclip import` does.
     """
     file = file_of_weights(Path(path))
     content, options = (_load_sharded(file.parent), {}) if is_sharded(Path(path)) else _load(file)
@@ -202,7 +201,7 @@ def holds_numbers(path: Path) -> bool:
 
 
 def holds_head(names: Iterable[str]) -> bool:
-    """Returns whether weights of these names hold a class head."""
+    """Returns whether weights of these names include a class head."""
     return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
@@ -216,7 +215,7 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _load_sharded(folder: Path) -> dict:
-    """Returns the weights in a sharded checkpoint, and what its run recorded beside them, as a file holds both."""
+    """Returns the weights in a sharded checkpoint and its run's record, as `torch.load` returns both from a file."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
@@ -245,7 +244,7 @@ def _load_sharded(folder: Path) -> dict:
 
 
 class _SafeMetadata(pickle.Unpickler):
-    """Unpickles what a sharded checkpoint says of its tensors, and nothing else."""
+    """Unpickles a sharded checkpoint's description of its tensors, and nothing else."""
 
     NAMES = (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
@@ -267,16 +266,16 @@ def is_torchscript(path: str | Path) -> bool:
     """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
     if not zipfile.is_zipfile(path):
         return False
-    try:  # as torch.load tells it: what passes here is never unpickled by Python
+    try:  # the test of torch.load: Python never unpickles such an archive
         return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError:
         return False
 
 
 def file_of_weights(path: Path) -> Path:
-    """Returns the file that holds the weights, which OpenCLIP chooses in a folder; InputError if there is none.
+    """Returns the file of the weights, in a folder the one that OpenCLIP chooses; InputError if there is none.
 
-    Of a sharded checkpoint it is the one that says what the shards hold.
+    For a sharded checkpoint it is the description of its tensors.
     """
     if is_sharded(path):
         return path / SHARDED
@@ -295,7 +294,7 @@ def file_of_weights(path: Path) -> Path:
 
 
 def _load(file: Path) -> tuple[object, dict]:
-    """Returns what a file holds, and the options that it says the run had."""
+    """Returns the content of a file, and the run's options that it records."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:

@@ -78,7 +78,8 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
 def save_tokenizer(tokenizer, folder: Path) -> None:
     """Writes a tokenizer of transformers'; one of `as_hugging_face` pads with 0, as OpenCLIP's does.
 
-    0 is also the token "!" inside words: the file names it twice, which no tokenizer in memory keeps when it is saved.
+    0 is also the token "!" inside words: the file names it twice. A tokenizer loaded from such a file saves only one
+    of the two names, in the merges too.
     """
     save_files(tokenizer, folder)
     if tokenizer.pad_token != PADDING:
@@ -86,6 +87,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
     content["model"]["vocab"] |= {"!": 0, PADDING: 0}
+    content["model"]["merges"] = json.loads(json.dumps(content["model"]["merges"]).replace(PADDING, "!"))
     for token in content["added_tokens"]:
         token["id"] = content["model"]["vocab"][token["content"]]
     write_text(file, json.dumps(content, ensure_ascii=False))
@@ -166,7 +168,7 @@ def write_model(
 
     Args:
         model: `architecture.on_meta()`, which has the preprocessing.
-        weights_name: OpenCLIP's name of the weights' file; its suffix tells the format.
+        weights_name: OpenCLIP's name of the weights' file; its suffix decides the format.
         repo: of the hub, where the folder will be; OpenCLIP looks there for the tokenizer.
         out: the folder's later name, if it will be renamed.
     """

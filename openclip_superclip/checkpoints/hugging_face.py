@@ -168,7 +168,7 @@ CONTROL = r"[\x00-\x08\x0e-\x1f\x7f\ufeff]"
 
 
 def _tokenizer(architecture: Architecture):
-    """Returns transformers' tokenizer; it is saved whole, since transformers' CLIPTokenizer would clean otherwise."""
+    """Returns a fast tokenizer of transformers', whose file has all rules; CLIPTokenizer would clean otherwise."""
     from tokenizers import Regex, normalizers
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from ..errors import InputError, reason
-from ..files import PACKAGE
+from ..errors import InputError
+from ..files import PACKAGE, read_json
 
 CONFIGURATIONS = PACKAGE / "model_configs"
 
@@ -31,14 +31,9 @@ def know_model(model: str | None, flag: str = "--model") -> None:
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
-    """Returns a file's model_cfg and preprocess_cfg; InputError, which names `flag`, if it holds none."""
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{flag}: there is no file {file}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{flag}: {file} has no readable configuration ({reason(error)[:200]})") from error
-    outer = isinstance(content, dict) and "model_cfg" in content
+    """Returns a file's model_cfg and preprocess_cfg; InputError, which names `flag`, if it has none."""
+    content = read_json(file, flag=flag)
+    outer = "model_cfg" in content
     model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
     check_configuration(model_cfg, preprocess_cfg, str(file), flag)
     return model_cfg, preprocess_cfg
@@ -58,11 +53,10 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
 
 
 def instead_of_passing_over(model: str) -> str | None:
-    """Returns the --model beside which stock OpenCLIP reads --pretrained, None if it does beside `model` itself.
+    """Returns the --model with which stock OpenCLIP reads --pretrained, None if it does with `model` itself.
 
-    Beside local-dir: and hf-hub: it passes over the flag and takes what lies there, or random weights.
+    With local-dir: and hf-hub: it ignores the flag and takes the weights that are there, or random ones.
     """
-    schema, colon, place = model.partition(":")
-    if not colon or schema not in ("local-dir", "hf-hub"):
-        return None
-    return f"{place}/open_clip_config.json" if schema == "local-dir" else "a file, its open_clip_config.json"
+    schema, _, place = model.partition(":")
+    instead = {"local-dir": f"{place}/open_clip_config.json", "hf-hub": "a file, its open_clip_config.json"}
+    return instead.get(schema)

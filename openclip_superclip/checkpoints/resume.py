@@ -110,7 +110,7 @@ def _identity(shards: list[str]) -> dict:
 
 
 def read_beginning(folder: Path) -> dict | None:
-    """Returns the record in a run's folder, or what OpenCLIP's params.txt holds of it; None if there is neither."""
+    """Returns the record in a run's folder, or one made of OpenCLIP's params.txt; None if there is neither."""
     record = read_json(folder / NAME, default={})
     parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
     if all(isinstance(record.get(name), part) for name, part in parts.items()) and "sha256" in record["shards"]:
@@ -126,7 +126,7 @@ def differences(before: dict, now: dict) -> list[str]:
     lines = [
         f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
         for name in dict.fromkeys([*compared, "superclip_slices"])  # which is not recorded unless it is given
-        if not _same(name, was.get(name), given.get(name))
+        if was.get(name) != given.get(name)
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
         lines.append(f"the global batch was {before['global_batch_size']:,} and is {now['global_batch_size']:,}")
@@ -145,14 +145,6 @@ def differences(before: dict, now: dict) -> list[str]:
         for name, version in before["versions"].items()
         if installed.get(name, version) != version
     ]
-
-
-def _same(name: str, was, now) -> bool:
-    """Returns whether an option is as it was; version 0.1 recorded paths, which may no longer exist."""
-    if isinstance(was, str) and str(now).startswith(DIGEST) and not was.startswith(DIGEST):
-        found = _content(name, was)
-        return found == now or not found.startswith(DIGEST)
-    return was == now
 
 
 def _shown(value) -> str:

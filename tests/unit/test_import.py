@@ -102,7 +102,7 @@ REFUSED = {  # changes of the authors' file, or flags: what the one line says
     "cap_fq contains 99; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
     "visual.proj is torch.int32, expected torch.float32": {"visual.proj": torch.ones(64, 32).int()},
     "OpenCLIP knows no 'no-such-model'": "--model no-such-model",
-    "there is no file nowhere.json": "--model nowhere.json",
+    "--model: nowhere.json cannot be read": "--model nowhere.json",
     "local-dir:nowhere has no readable configuration": "--model local-dir:nowhere",
     "--global-batch is 0; expected 1 or more": "--global-batch 0",
     " more": "--model narrow.json",  # than three mismatches

@@ -47,8 +47,8 @@ def test_a_file_is_a_model_wherever_one_is_named(model_file, csv_data, parse_arg
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "--model: there is no file {file}"),
-        ("{", "--model: {file} has no readable configuration"),
+        (None, "--model: {file} cannot be read"),
+        ("{", "--model: {file} cannot be read"),
         ('{"embed_dim": 8}', "{file} is no configuration of a model: its vision_cfg, text_cfg is missing"),
     ],
 )
