@@ -80,39 +80,9 @@ def untested() -> str | None:
     )
 
 
-class HelpWithDefaults(argparse.HelpFormatter):
-    """Adds each flag's default, which OpenCLIP's own help leaves out."""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        if action.help is None:  # of some of OpenCLIP's flags
-            action.help = ""
-        if action.help is not argparse.SUPPRESS and "(default" not in action.help:
-            shown = _default(action)
-            action.help = f"{action.help} (default: {shown})".strip() if shown else action.help
-        super().add_argument(action)
-
-
-def _default(action: argparse.Action) -> str:
-    default = action.default
-    if default in (None, False, argparse.SUPPRESS, [], {}, ""):
-        return _of_model(action.dest)
-    text = repr(default) if isinstance(default, str) and not default.strip() else str(default)
-    return text.replace("%", "%%")
-
-
-def _of_model(name: str) -> str:
-    """Returns the default that OpenCLIP takes from the model's name, "" if it takes none."""
-    from open_clip_train.params import get_default_params
-
-    vit, others = (get_default_params(model).get(name) for model in ("ViT-B-32", "RN50"))
-    if vit is None:
-        return ""
-    return f"{vit:g}" if vit == others else f"{vit:g} if the model's name holds ViT, else {others:g}"
-
-
 class _Parser(argparse.ArgumentParser):
     def __init__(self):
-        super().__init__(prog="superclip train", formatter_class=HelpWithDefaults)
+        super().__init__(prog="superclip train")
 
     def error(self, message):  # without the usage: OpenCLIP's fills the screen
         self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")

@@ -139,16 +139,6 @@ def test_large_scales_neither_overflow_nor_lose_the_estimates():
     assert loss.bits.view(torch.float32).isfinite().all()
 
 
-def test_accumulated_batches_update_the_estimates_once():
-    image, text = features(4)
-    once, twice = GlobalContrastiveLoss(4, 0.5, 1e-14), GlobalContrastiveLoss(4, 0.5, 1e-14, accum_freq=2)
-    for scale in (1.0, 2.0):
-        expected = once(image, text, torch.tensor(scale), torch.arange(4))
-        for _ in range(2):
-            torch.testing.assert_close(twice(image, text, torch.tensor(scale), torch.arange(4)), expected)
-    assert torch.equal(once.bits, twice.bits)
-
-
 def test_estimates_survive_half_precision():
     image, text = features(4)
     loss = GlobalContrastiveLoss(4, 0.5, 1e-14)
@@ -292,25 +282,6 @@ def test_installed_but_off_the_plugins_change_nothing(runs, train):
     assert off.losses() == without.losses()
 
 
-def test_the_first_global_contrastive_loss_follows_from_clips_batch(runs):
-    """At a first visit, u is the batch's g: with one more in the denominator, the loss is CLIP's."""
-    (clip,), _ = runs("neither")
-    (ours,), folder = runs("global")
-    bits = load(folder, 1)["state_dict"]["training_only_global_contrastive.bits"]
-    log_u = bits.view(torch.float32)
-    visited = ~log_u.isnan().any(dim=1)
-    assert visited.sum() == 64
-    assert ours.values("Contrastive_loss")[0] + math.log(15) < clip.values("Contrastive_loss")[0]
-    assert ours.values("Contrastive_loss")[0] + math.log(15) == pytest.approx(
-        clip.values("Contrastive_loss")[0], abs=0.1
-    )
-
-
-def test_the_class_loss_is_the_same_beside_the_other_losses_in_the_first_step(runs):
-    alone, beside = (runs(name)[0][0].values("Class_loss")[0] for name in ("superclip", "all"))
-    assert alone == beside
-
-
 def test_a_table_trains_with_all_three_and_two_captions(installed, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--train-data", str(csv_data), *ALL, "--workers", "2", "--superclip-captions", "dual"]
     argv += ["--superclip-long-caption", "filepath"]
@@ -346,11 +317,6 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards,
     whole, resumed = (load(tmp_path / folder / "logs/run", 2)["state_dict"] for folder in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_weights_without_estimates_start_a_run(runs, train):
-    file = next((runs("superclip")[1] / "checkpoints").glob("epoch_2.pt"))
-    train(*ALL, "--pretrained", str(file))
 
 
 def test_an_export_leaves_the_estimates_out(runs, tiny_model, tmp_path):

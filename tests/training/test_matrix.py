@@ -251,10 +251,9 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(flag
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("separator", [",", r"\t", r"\s*;\s*"])
-def test_a_separator_that_pandas_understands_is_accepted(separator, csv_data, small, train_flags, tmp_path):
-    table = tmp_path / "train.csv"
-    table.write_text(csv_data.read_text().replace("\t", {",": ",", r"\t": "\t"}.get(separator, " ; ")))
+def test_a_separator_that_pandas_understands_is_accepted(csv_data, small, train_flags, tmp_path):
+    table, separator = tmp_path / "train.csv", r"\s*;\s*"
+    table.write_text(csv_data.read_text().replace("\t", " ; "))
     argv = [*train_flags, "--model", small, "--logs", "none", "--train-data", table, "--csv-separator", separator]
     (run,) = run_ranks(superclip_train, *argv, "--superclip", cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]

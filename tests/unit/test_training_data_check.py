@@ -159,16 +159,6 @@ def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
     assert f"4 of 20 shards are missing or broken, the first is {folder}/000016.tar" in capfd.readouterr().err
 
 
-def test_help_tells_openclips_defaults(parse_args, capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "--batch-size BATCH_SIZE Batch size per GPU. (default: 64)" in told
-    assert "--lr LR Learning rate. (default: 0.0005)" in told
-    assert "(default: 0.98 if the model's name holds ViT, else 0.999)" in told
-    assert told.count("--csv-separator") == 2 and "(default: '\\t')" in told
-
-
 def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(csv_data, parse_args, capsys):
     for flag in (["--superclip"], ["--superclip-slices", "2"]):
         with pytest.raises(SystemExit, match="error: --train-data is missing"):
