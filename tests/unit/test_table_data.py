@@ -84,7 +84,7 @@ def test_check_lists_every_image_that_cannot_be_read(folder, tmp_path, capsys):
     table = tmp_path / "pairs.csv"
     table.write_text((folder / "pairs.csv").read_text() + f"{cut},a cat\nnix.png,a dog\n")
     assert main(["plan", OWN, "--data", str(table), "--device", "cpu", "--check"]) == 1
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert f"bad image {cut}: no readable image" in shown
     assert "bad image nix.png: no such file" in shown
 
