@@ -1,6 +1,5 @@
 """The `superclip` command: what it answers, and what it costs to ask."""
 
-import argparse
 import dataclasses
 import os
 import re
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.pages import superclip_parser
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS, main
@@ -22,20 +22,6 @@ MODULE = [sys.executable, "-m", "openclip_superclip"]
 
 def call(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def parser_of(command: str, monkeypatch) -> argparse.ArgumentParser:
-    """The parser of a command other than train, which is OpenCLIP's."""
-    found = []
-
-    def parse_args(parser, argv):
-        found.append(parser)
-        raise SystemExit
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    with pytest.raises(SystemExit):
-        main([command])
-    return found[0]
 
 
 def test_it_answers_without_importing_torch():
@@ -113,10 +99,9 @@ def test_help_keeps_within_100_columns(monkeypatch, capsys):
 def test_what_computes_is_what_this_machine_has_unless_the_command_is_for_other_machines(monkeypatch):
     defaults = {}
     for command in COMMANDS.keys() - {"train"}:
-        with monkeypatch.context() as context:
-            for option in parser_of(command, context)._actions:
-                if "--device" in option.option_strings:
-                    defaults[command] = option.default
+        parser = superclip_parser(command, monkeypatch)
+        if "--device" in parser.format_help():
+            defaults[command] = parser.get_default("device")
     assert len(defaults) == 9
     assert {command: device for command, device in defaults.items() if device} == {"plan": "cuda", "submit": "cuda"}
 

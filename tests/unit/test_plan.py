@@ -174,13 +174,13 @@ def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
 def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
     assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8", "--samples-per-second", "64000"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for said in (
+    for part in (
         "imagenet zero shot 63.5", "16,384 = 512 per GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
         "25, 50 per pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
         "37,996,288 of them in the class head", "2.25 GB", "the recipe's own: not checked; --data",
         "--nnodes 4 --node-rank $NODE",
     ):  # fmt: skip
-        assert said in printed, said
+        assert part in printed, part
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +234,10 @@ def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tm
 
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
-    told = {"options": speed_options(plan(set_={"lr": "1"})), "hours": "of another length", "limit": "computing"}
-    told |= {"samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "checkpoint": {"seconds": 36}}
-    told["memory"] = {"peak": 1, "of": "GPU", "name": "NVIDIA A100-SXM4-80GB", "total": 84_987_740_160}
-    file.write_text(json.dumps(told))
+    summary = {"options": speed_options(plan(set_={"lr": "1"})), "hours": "of another length", "limit": "computing"}
+    summary |= {"samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "checkpoint": {"seconds": 36}}
+    summary["memory"] = {"peak": 1, "of": "GPU", "name": "NVIDIA A100-SXM4-80GB", "total": 84_987_740_160}
+    file.write_text(json.dumps(summary))
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
     )
@@ -245,8 +245,8 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     for gpu in ("A100-40", "H100-80", "24GB"):
         with pytest.raises(InputError, match=r"was measured on NVIDIA A100-SXM4-80GB, and --gpu is .*: rehearse on"):
             read_rehearsal(str(file), longer, find_gpu(gpu))
-    told["samples_per_second"]["low"] = 0
-    file.write_text(json.dumps(told))
+    summary["samples_per_second"]["low"] = 0
+    file.write_text(json.dumps(summary))
     with pytest.raises(InputError, match="that superclip rehearse wrote"):
         read_rehearsal(str(file), longer)
 

@@ -1,4 +1,4 @@
-"""The recipes: complete, named after what they hold, with the paper's numbers, and told apart from what was chosen."""
+"""The recipes: complete, named after their contents, with the paper's numbers and reasons for everything else."""
 
 import dataclasses
 import json
