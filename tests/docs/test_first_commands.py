@@ -24,7 +24,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
         ["audit/report.html", "audit/kept.csv", "logs/again/checkpoints/epoch_1.pt"],
     ),
     "benchmark": ({}, ["benchmark/benchmark.json"]),
-    "captions": ({}, ["df.safetensors", "df.png"]),
+    "captions": ({}, ["df.safetensors"]),
     "data": ({}, []),
     "demo": ({"superclip demo": f"superclip {' '.join(SMALL)}"}, ["demo/demo.png"]),
     "evidence": ({}, []),
