@@ -68,11 +68,6 @@ def runs() -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def differences() -> dict[str, tuple[str, str]]:
-    """Figure 4's printed differences of SuperCLIP to CLIP, zero-shot and linear probe, by batch."""
-    return {row[0].lower(): (row[3], row[6]) for row in _table("Figure 4")}
-
-
 def _model(name: str) -> str:
     return f"vit-{name.lower().replace('/', '-')}"
 
