@@ -4,7 +4,6 @@ import fcntl
 import functools
 import os
 import re
-import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -157,7 +156,7 @@ class RunFolder:
         queue = my_jobs() if job else {}
         return job if job and (queue is None or job in queue) else None
 
-    def start(self, run: Run, placement: Placement, arguments: list[str], logs: str, launcher: list[str]) -> None:
+    def start(self, run: Run, placement: Placement, arguments: list[str], logs: str) -> None:
         """Writes run.json, with this start added to its attempts, and the state "running"."""
         before, job = self.record(), placement.job
         attempts = before.get("attempts", [])
@@ -166,7 +165,7 @@ class RunFolder:
         attempt = {
             "job": job, "restarts": placement.restarts, "step": placement.step, "hosts": hosts(),
             "nodes": placement.num_nodes, "processes": run.gpus_per_node, "ranks": f"ranks/{logs}",
-            "launcher": shlex.join(launcher), "started": _now(), "epoch_before": newest(self.checkpoints),
+            "started": _now(), "epoch_before": newest(self.checkpoints),
         }  # fmt: skip
         write_json(self.path / "run.json", {
             "command": ["superclip", "train", *arguments], "cwd": os.getcwd(), "plan": run.as_dict(),

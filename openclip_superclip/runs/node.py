@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from ..checkpoints import run_outputs
 from ..checkpoints.resume import beginning, changes_since_beginning, check_beginning
@@ -23,18 +24,18 @@ from .process import (
     NODE,
     STALL,
     Failure,
-    Heartbeat,
     Stopped,
     describe,
     down_nodes,
     dump_stacks,
     failure_here,
     first_failure,
+    free_port,
     node_failed,
     rank_failed,
-    run_to_end,
+    refresh,
+    run_ranks,
     this_host,
-    write_node_failure,
 )
 from .progress import AddedText, Progress, TooManyUnreadable, UnreadableData
 from .run import Run, Start
@@ -44,10 +45,12 @@ from .stage import Staging
 STARTS_WITHOUT_A_SLICE = 3  # in a row, after which a run has failed
 FULL = 4 << 20  # bytes free on a disk that counts as full
 SLURM_NOTICES = 900  # seconds: its SlurmdTimeout is 300 by default
+SILENCE = 20  # seconds after which a node that does not end as the others do is lost
+DUMP, END, OVER = "dump", "end", "over"  # node 0's orders: write stacks, end the ranks; and that it has ended
 
 
 class NodeLost(Exception):
-    """The heartbeats of a node have stopped."""
+    """A node does not end as the others do."""
 
 
 class OthersFailed(Exception):
@@ -61,7 +64,8 @@ class Stalled(Exception):
 class NodeTraining:
     """A run, on this node, into a folder.
 
-    Node 0 alone owns the folder; the others start their ranks, and write there if these fail.
+    Node 0 alone owns the folder, and gives orders to the others in a file. The others start their ranks, write if these
+    fail, and wait until node 0 has ended: srun ends all of them with the first one that ends with an error.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
@@ -75,52 +79,50 @@ class NodeTraining:
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
             run, self.logs, arguments, placement.node, placement.num_nodes, placement.master_addr,
-            placement.master_port, str(self.staging.folder) if self.staging else None, measures,
+            placement.master_port if placement.num_nodes > 1 else free_port(),
+            str(self.staging.folder) if self.staging else None, measures,
         )  # fmt: skip
-        self.heartbeat = Heartbeat(self.logs, placement.node, placement.num_nodes)
         self.progress = Progress(run, self.logs)
         self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
         self.last_beat, self.disk_was_full = 0.0, False
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
+        if self.placement.node:
+            return self._other_node()
         try:
-            return self._first_node() if self.placement.node == 0 else self._other_node()
+            return self._first_node()
         finally:
-            self.heartbeat.beat(Heartbeat.ENDED)
+            if self.folder.state().get("state") != FINISHED:
+                self._order(OVER)
 
     def _other_node(self) -> int:
         """Trains with the ranks of this node, and returns the exit code."""
         if self.folder.state().get("state") == FINISHED:
             return 0
-        try:
-            self._check_sees_data()
-            code = self._run_ranks(lambda: None)
-        except NodeLost as lost:
-            return self._wait_for_slurm(lost)
-        except OthersFailed:
-            return 1
-        except InputError as error:  # about this node's disk
-            self._write_failure(failure_here("superclip run", str(error)))
-            raise
-        if code:
-            print(describe(first_failure(self.logs), self.logs), file=sys.stderr, flush=True)
-        return int(code != 0)  # a launcher's that was killed is negative
-
-    def _check_sees_data(self) -> None:
-        """Raises InputError if this node lacks the data, which node 0 has seen; another node may have it."""
-        shards = [self.run.data] if self.run.is_table else expand(self.run.data)
-        for shard in (shards[0], shards[len(shards) // 2], shards[-1]):
-            if not is_remote(shard) and not os.path.exists(shard):
-                failure = failure_here("superclip run", f"--data: there is no file {shard} on this node", kind=NODE)
-                self._write_failure(failure)
-                raise InputError(failure.text)
-
-    def _write_failure(self, failure: Failure) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
-        failure.write(self.logs / f"node_{self.placement.node}.error.json")
-        with contextlib.suppress(NodeLost):
-            self._hear_others()
+        text = "superclip run: ended, for other ranks have failed"
+        try:
+            failure = self._missing_data() or self._run_ranks(lambda: None)
+            if failure is None:
+                return 0
+            failure.write(self._file("error.json"))
+            text = describe(failure, self.logs)
+        except OthersFailed:
+            pass
+        except InputError as error:  # about this node's disk
+            failure_here("superclip run", str(error)).write(self._file("error.json"))
+            text = f"error: {error}"
+        finally:
+            with contextlib.suppress(OSError):  # on a full disk
+                self._file("ended").touch()
+        print(text, file=sys.stderr, flush=True)
+        deadline = time.monotonic() + SLURM_NOTICES
+        while self._orders() != OVER:
+            if time.monotonic() > deadline:
+                return EXIT_REQUEUE
+            time.sleep(0.5)
+        return 1
 
     def _first_node(self) -> int:
         """Checks, trains, keeps the folder in order, and returns the exit code."""
@@ -139,7 +141,7 @@ class NodeTraining:
             folder.write(self.run)
             for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was set aside as {path.name}")
-            folder.start(self.run, self.placement, self.start.arguments, self.logs.name, self.start.command())
+            folder.start(self.run, self.placement, self.start.arguments, self.logs.name)
             if changed:
                 folder.note_changes(changed)
             try:
@@ -153,17 +155,18 @@ class NodeTraining:
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))
                 return self._wait_for_slurm(lost)
-            except Stalled as stalled:
-                return self._end(Failure("", str(stalled), kind=STALL))
             except Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
-                lost = "" if stop.before_time_is_up else down_nodes()
-                if node_failed(self.logs) and not lost and not stop.before_time_is_up:  # so that srun ends this one
+                if stop.before_time_is_up:
+                    folder.end(PREEMPTED, f"stopped by {stop}")
+                    raise
+                lost = down_nodes()
+                if not lost and node_failed(self.logs):  # so that srun ends this one
                     return self._end(first_failure(self.logs))
-                # At once, for SLURM kills this process a few seconds after the signal.
+                # At once: SLURM kills this process within seconds.
                 folder.end(PREEMPTED, f"lost contact with {lost}" if lost else f"stopped by {stop}")
-                if stop.before_time_is_up or not (lost or (lost := self._lost_nodes())):
+                if not lost and not (lost := self._silent_nodes()):
                     raise
                 folder.end(PREEMPTED, f"lost contact with {lost}")
                 ask_job("requeue")
@@ -186,9 +189,9 @@ class NodeTraining:
             self._beat()
             self.unreadable.check()
             if self.progress.has_stalled(run.settings.stall_minutes):
-                self.heartbeat.beat(Heartbeat.STALLED)
+                self._order(DUMP)
                 dump_stacks(self.logs, self.start.ranks)
-                time.sleep(2 * Heartbeat.PERIOD)
+                time.sleep(4)  # for other nodes to do so, too
                 raise Stalled(f"no step for {run.settings.stall_minutes:g} minutes")
             new = added.read(log)
             if not rank_failed(self.logs):  # the first error is reported first
@@ -202,13 +205,18 @@ class NodeTraining:
             port = f"port {self.placement.master_port} of {this_host()}"
             return Failure("", f"{port} is taken: set MASTER_PORT to another", kind=HARDWARE)
         try:
-            code = self._run_ranks(each_second)
+            failure = self._run_ranks(each_second)
         except OthersFailed:
-            code = 1
+            failure = first_failure(self.logs)
+        except Stalled as stalled:
+            return Failure("", str(stalled), kind=STALL)
         except OSError as error:
             self._make_room()
             return Failure("superclip run", f"{type(error).__name__}: {error}")
-        if code:
+        if failure:
+            failure.write(self._file("error.json"))
+            if lost := self._silent_nodes():
+                raise NodeLost(f"lost contact with {lost}")
             return first_failure(self.logs)
         self._beat(at_once=True)
         each_second()
@@ -221,51 +229,70 @@ class NodeTraining:
             return Failure("", f"the weights are not finite after the last step, {run.steps}", kind=LOSS)
         return None
 
-    def _run_ranks(self, each_second: Callable[[], None]) -> int:
-        """Runs this node's ranks to their end and returns the launcher's exit code; 0 is success.
+    def _run_ranks(self, each_second: Callable[[], None]) -> Failure | None:
+        """Runs this node's ranks to their end; returns the failure that the others' follow from, None if all succeeded.
 
-        If shards are staged, those of the first slice are copied before. Raises NodeLost if another node is silent,
-        OthersFailed if another one's ranks have failed.
+        If shards are staged, those of the first slice are copied before. Raises OthersFailed if the ranks of another
+        node have failed.
         """
-        dumped = False
+        is_first, dumped = self.placement.node == 0, False
 
         def tick():
             nonlocal dumped
-            self.heartbeat.beat()
-            if self.heartbeat.says(Heartbeat.STALLED) and not dumped:
+            orders = "" if is_first else self._orders()
+            if orders == DUMP and not dumped:
                 dump_stacks(self.logs, self.start.ranks)
                 dumped = True
-            if self.heartbeat.says(Heartbeat.FAILED):
+            if orders in (END, OVER) or (is_first and self.placement.num_nodes > 1 and node_failed(self.logs)):
                 raise OthersFailed
             each_second()
 
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
-        try:
-            with self.staging or contextlib.nullcontext():
-                while self.staging and not self.staging.is_ready():
-                    tick()
-                    time.sleep(0.5)
-                code = run_to_end(self.start.command(), self.logs / f"node_{self.placement.node}.log", tick)
-            if code:
-                self._make_room()
-                write_node_failure(self.logs, self.placement.node, code)
-                self._hear_others()
-            return code
-        except OthersFailed:
-            self._hear_others()
-            raise
+        if is_first:
+            self._order("")  # NFS shows a change within seconds, and a new file within a minute
+        with self.staging or contextlib.nullcontext():
+            while self.staging and not self.staging.is_ready():
+                tick()
+                time.sleep(0.5)
+            failure = run_ranks(self.start, tick)
+        if failure:
+            self._make_room()
+        return failure
 
-    def _hear_others(self) -> None:
-        """Writes that this node's ranks have failed until the others are heard; raises NodeLost if one is silent."""
-        if lost := self._lost_nodes():
-            for node in range(self.placement.num_nodes):  # whose failures follow from the loss
-                (self.logs / f"node_{node}.error.json").unlink(missing_ok=True)
-            raise NodeLost(f"lost contact with {lost}")
+    def _missing_data(self) -> Failure | None:
+        """Returns a failure of this node if it lacks the data, which node 0 has seen; another node may have it."""
+        shards = [self.run.data] if self.run.is_table else expand(self.run.data)
+        for shard in (shards[0], shards[len(shards) // 2], shards[-1]):
+            if not is_remote(shard) and not os.path.exists(shard):
+                return failure_here("superclip run", f"--data: there is no file {shard} on this node", kind=NODE)
+        return None
 
-    def _lost_nodes(self) -> str:
-        """Returns the names of the nodes whose heartbeats have stopped, "" if there is none."""
-        return ", ".join(map(self._host, self.heartbeat.lost_nodes(Heartbeat.FAILED)))
+    def _order(self, what: str) -> None:
+        """Has the other nodes do something, which they see within seconds."""
+        with contextlib.suppress(OSError):
+            (self.logs / "orders").write_text(what)
+
+    def _orders(self) -> str:
+        """Returns what node 0 has ordered last."""
+        with contextlib.suppress(OSError):
+            return (self.logs / "orders").read_text()
+        return ""
+
+    def _silent_nodes(self) -> str:
+        """Has the other nodes end, and returns the names of those that do not do so within seconds, "" if all do."""
+        self._order(END)
+        deadline, silent = time.monotonic() + SILENCE, range(1, self.placement.num_nodes)
+        while silent := [node for node in silent if not self._file("ended", node).exists()]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+            refresh(self.logs)
+        return ", ".join(map(self._host, silent))
+
+    def _file(self, what: str, node: int | None = None) -> Path:
+        """Returns a file of this node's, or of another's, that other nodes look for."""
+        return self.logs / f"node_{self.placement.node if node is None else node}.{what}"
 
     def _host(self, node: int) -> str:
         names = hosts()

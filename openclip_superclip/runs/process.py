@@ -1,6 +1,7 @@
-"""Processes of a run: how they are started, asked to stop and watched, and which of them failed first."""
+"""Processes of a run: how its ranks are started, watched and stopped, and which of them failed first."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..environment import end_with_parent
 from ..files import read_json, write_json
+from .run import Start
 
 EXIT_REQUEUE = 75  # the exit code after which the job script starts the run again
 STOPPED_BY = {
@@ -24,8 +26,12 @@ STOPPED_BY = {
     signal.SIGINT: 128 + signal.SIGINT,
     signal.SIGHUP: 128 + signal.SIGHUP,
 }  # and the exit code of a run that each of them stops
-EXIT_PATIENCE = 10  # seconds that a process has to end once it is asked to
+EXIT_PATIENCE = 10  # seconds that the ranks have to end once they are asked to
 DUMP_STACKS = signal.SIGUSR2  # has a rank write the Python stacks of its threads into its log
+POLLS = 10  # of the ranks in a second
+FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}  # fmt: skip
 
 
 class Stopped(BaseException):
@@ -55,30 +61,68 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(each, before[each])
 
 
-def run_to_end(command: list[str], output: Path, each_second: Callable[[], None]) -> int:
-    """Runs `command` in a session of its own, its output in a file, and returns its exit code.
+def run_ranks(start: Start, each_second: Callable[[], None]) -> "Failure | None":
+    """Runs this node's ranks to their end; returns the failure that the others' follow from, None if all succeeded.
 
-    The signals of a terminal or of SLURM so reach this process alone, which ends the command in order.
+    If one fails, or `each_second` raises an exception, all are ended.
     """
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            preexec_fn=end_with_parent,
-        )  # fmt: skip
+    processes: dict[int, subprocess.Popen] = {}
     try:
-        while True:
-            try:
-                return process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
+        for rank in start.ranks:
+            processes[rank] = _start_rank(start, rank)
+        for poll in itertools.count(1):
+            codes = {rank: process.poll() for rank, process in processes.items()}
+            if failed := {rank: code for rank, code in codes.items() if code}:
+                return min((_rank_failure(start.logs, *one) for one in failed.items()), key=Failure.order)
+            if None not in codes.values():
+                return None
+            if poll % POLLS == 0:
                 each_second()
+            time.sleep(1 / POLLS)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(EXIT_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()  # its children end with it
-                process.wait()
+        _end(processes.values())
+
+
+def _start_rank(start: Start, rank: int) -> subprocess.Popen:
+    """Starts a rank, its output in a file, in a session of its own: the signals of a terminal do not reach it."""
+    environment = {
+        **({"OMP_NUM_THREADS": "1"} if start.run.gpus_per_node > 1 else {}),  # as torchrun does
+        **FLIGHT_RECORDER, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_", **os.environ,
+        "RANK": str(rank), "WORLD_SIZE": str(start.run.world_size),
+        "LOCAL_RANK": str(rank - start.ranks[0]), "LOCAL_WORLD_SIZE": str(start.run.gpus_per_node),
+        "MASTER_ADDR": start.master_addr, "MASTER_PORT": str(start.master_port),
+    }  # fmt: skip
+    with open(start.logs / f"rank_{rank}.log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "openclip_superclip.runs.rank", str(start.file)], env=environment,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent,
+        )  # fmt: skip
+
+
+def _end(processes: Iterable[subprocess.Popen]) -> None:
+    """Ends processes: those that do not end within seconds after SIGTERM are killed."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + EXIT_PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _rank_failure(logs: Path, rank: int, exit_code: int) -> "Failure":
+    """Returns how a rank of this node has failed: as it has written itself, or as its exit code says."""
+    if (file := logs / f"rank_{rank}.error.json").exists():
+        return Failure.read(file)
+    if exit_code > 0:
+        return failure_here(f"rank {rank}", f"it ended with exit code {exit_code}")
+    name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    if -exit_code in (signal.SIGTERM, signal.SIGABRT):  # of NCCL's watchdog, or because a GPU has failed
+        kind = HARDWARE if -exit_code == signal.SIGABRT else ""
+        return failure_here(f"rank {rank}", f"it was ended by {name}", kind=kind)
+    return failure_here(f"rank {rank}", f"it was ended from outside: {name}", kind=HARDWARE)._replace(is_cause=True)
 
 
 def run_superclip(
@@ -129,64 +173,6 @@ def dump_stacks(logs: Path, ranks: range) -> None:
             os.kill(int(pid_file(logs, rank).read_text()), DUMP_STACKS)
 
 
-class Heartbeat:
-    """This node's heartbeat in a file, and its watch over other nodes: node 0 watches all, the others node 0.
-
-    If a node loses power, the ranks of the others fail within seconds, and SLURM takes minutes to notice. A node whose
-    ranks have failed says so here, and waits for node 0 to end, which tells a failed node from a lost one.
-    """
-
-    PERIOD = 2  # seconds between two beats
-    PATIENCE = 20  # seconds after which a node without a beat is lost
-    FAILED, ENDED, STALLED = "failed", "ended", "stalled"
-
-    def __init__(self, logs: Path, node: int, num_nodes: int):
-        self.logs, self.node, self.num_nodes = logs, node, num_nodes
-        others = range(1, num_nodes) if node == 0 else [0]
-        self.heard = {other: ("", time.monotonic()) for other in others}  # the last beat of each, and when it came
-        self.last = 0.0
-
-    def beat(self, text: str = "") -> None:
-        """Writes this node's heartbeat, every few seconds, or at once a `text` that stays; reads those it watches."""
-        now = time.monotonic()
-        if self.num_nodes == 1 or (now - self.last < self.PERIOD and not text):
-            return
-        self.last = now
-        with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
-            self._file(self.node).write_text(text or str(now))
-        for node, (before, _) in self.heard.items():
-            with contextlib.suppress(OSError):
-                if (beat := self._file(node).read_text()) != before:
-                    self.heard[node] = beat, now
-
-    def says(self, text: str) -> bool:
-        """Returns whether a node that this one watches has written the text."""
-        return any(beat == text for beat, _ in self.heard.values())
-
-    def lost_nodes(self, text: str) -> list[int]:
-        """Returns the nodes whose heartbeats have stopped; writes `text` until every node is heard or lost.
-
-        Other nodes wait here until node 0 has ended: srun ends the whole step with the first node that fails.
-        """
-        self.beat(text)  # which reads the beats that came before
-        began = time.monotonic()
-        while waiting := [
-            (node, at) for node, (beat, at) in self.heard.items()
-            if beat != self.ENDED and (self.node != 0 or (beat != self.FAILED and at <= began))
-        ]:  # fmt: skip
-            now = time.monotonic()
-            if all(now - at > self.PATIENCE for _, at in waiting):
-                return [node for node, _ in waiting]
-            if now - began > 3 * self.PATIENCE:
-                break
-            time.sleep(0.5)
-            self.beat(text)
-        return []
-
-    def _file(self, node: int) -> Path:
-        return self.logs / f"node_{node}.beat"
-
-
 def down_nodes() -> str:
     """Returns the names of the job's nodes that SLURM has lost, "" if there is none or it cannot be asked."""
     nodes = os.environ.get("SLURM_STEP_NODELIST")
@@ -211,7 +197,7 @@ OF_HARDWARE = re.compile(
 
 
 class Failure(NamedTuple):
-    """How one rank, or one node's launcher, ended; its file is one that torch.distributed.elastic reads too."""
+    """How a rank, or `superclip run` on a node, has failed."""
 
     who: str  # "" if it is the same on all ranks
     message: str  # one line
@@ -253,6 +239,13 @@ def this_host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return one.getsockname()[1]
+
+
 def rank_failed(logs: Path) -> bool:
     """Returns whether a rank that this machine sees has written a failure."""
     return any(logs.glob("rank_*.error.json"))
@@ -260,32 +253,14 @@ def rank_failed(logs: Path) -> bool:
 
 def node_failed(logs: Path) -> bool:
     """Returns whether a node has ended because of a failure."""
-    _refresh(logs)
+    refresh(logs)
     return any(logs.glob("node_*.error.json"))
 
 
 def first_failure(logs: Path) -> Failure:
     """Returns the failure that the others follow from: of a rank that was killed, or else the earliest one."""
-    _refresh(logs)
+    refresh(logs)
     return min(map(Failure.read, logs.glob("*.error.json")), key=Failure.order)
-
-
-def launcher_file(logs: Path, node: int) -> Path:
-    """Returns where a node's launcher writes how its ranks ended, for this node alone to read."""
-    return logs / f"launcher_{node}.json"
-
-
-def write_node_failure(logs: Path, node: int, exit_code: int) -> None:
-    """Writes for all nodes why this one ended, with the message of its launcher if it left any."""
-    seen = launcher_file(logs, node)
-    if seen.exists():
-        failure = Failure.read(seen)
-    elif rank_failed(logs):
-        failure = first_failure(logs)
-    else:
-        killed = exit_code == -signal.SIGKILL  # as the kernel does if memory is short
-        failure = failure_here("the launcher", f"it ended with exit code {exit_code}", kind=HARDWARE if killed else "")
-    failure.write(logs / f"node_{node}.error.json")
 
 
 def describe(failure: Failure, logs: Path) -> str:
@@ -296,7 +271,7 @@ def describe(failure: Failure, logs: Path) -> str:
     return "\n".join([*parts, f"superclip run: the output of every rank is in {logs}"])
 
 
-def _refresh(logs: Path) -> None:
+def refresh(logs: Path) -> None:
     """Has NFS, which caches the list of a folder's files for a minute, ask for those that other nodes have written."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass

@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
 from ..environment import end_with_parent
 from ..errors import InputError
@@ -38,45 +36,39 @@ class Refused(Exception):
     """Training ended with an exit code; its message is the last line of the rank's output, which says why."""
 
 
-class RankErrors(ErrorHandler):
-    """Writes the exception that ends a rank, before its output shows it: who reads the output then finds the file."""
-
-    def __init__(self, logs: Path, rank: int):
-        self.file, self.rank = logs / f"rank_{rank}.error.json", rank
-        self.reserve = logs / f"rank_{rank}.reserve"
-
-    def initialize(self) -> None:
-        super().initialize()
-        self.reserve.write_bytes(os.urandom(RESERVE))
-
-    def record_exception(self, e: BaseException) -> None:
-        self.free_reserve()
-        if isinstance(e, NonFiniteLoss):
-            Failure("", str(e), timestamp=time.time(), is_cause=True, kind=LOSS).write(self.file)
-            return
-        message = str(e) if isinstance(e, Refused) else f"{type(e).__name__}: {e}"
-        stack = "" if isinstance(e, Refused) else traceback.format_exc()
-        kind = "" if isinstance(e, Refused | InputError) else kind_of(message)
-        failure_here(f"rank {self.rank}", message, stack, kind).write(self.file)
-
-    def free_reserve(self) -> None:
-        self.reserve.unlink(missing_ok=True)
-
-
 def main(file: str) -> int:
-    """Trains as the start's file says, and returns the exit code."""
+    """Trains as the start's file says, and returns the exit code.
+
+    An exception is written into a file before the output shows it: who reads the output then finds the file.
+    """
     end_with_parent()
-    os.dup2(1, 2)  # the launcher has put standard output into the rank's log
+    faulthandler.enable()
     faulthandler.register(DUMP_STACKS)
     start, rank = Start.open(file), int(os.environ["RANK"])
-    errors = RankErrors(start.logs, rank)
     pid_file(start.logs, rank).write_text(str(os.getpid()))
+    reserve = start.logs / f"rank_{rank}.reserve"
+    reserve.write_bytes(os.urandom(RESERVE))
     try:
-        record(_train, errors)(start, rank)
-    except Refused:
-        return 1
-    errors.free_reserve()
-    return 0
+        _train(start, rank)
+        return 0
+    except Exception as error:
+        reserve.unlink(missing_ok=True)
+        _failure(error, rank).write(start.logs / f"rank_{rank}.error.json")
+        if isinstance(error, Refused):
+            return 1
+        raise
+    finally:
+        reserve.unlink(missing_ok=True)
+
+
+def _failure(error: Exception, rank: int) -> Failure:
+    if isinstance(error, NonFiniteLoss):
+        return Failure("", str(error), timestamp=time.time(), is_cause=True, kind=LOSS)
+    if isinstance(error, Refused):
+        return failure_here(f"rank {rank}", str(error))
+    message = f"{type(error).__name__}: {error}"
+    kind = "" if isinstance(error, InputError) else kind_of(message)
+    return failure_here(f"rank {rank}", message, traceback.format_exc(), kind)
 
 
 def _train(start: Start, rank: int) -> None:

@@ -5,7 +5,6 @@ A plan makes it once, RUN/description.json holds it, and every job, node and ran
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -272,14 +271,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Start:
-    """What the launcher and the ranks of one node are started with: LOGS/node_N.json."""
+    """What the ranks of one node are started with: LOGS/node_N.json."""
 
     run: Run
     logs: Path
     arguments: list[str]  # of `superclip train`
     node: int = 0
     num_nodes: int = 1
-    master_addr: str = ""
+    master_addr: str = "127.0.0.1"
     master_port: int = 0
     staged: str | None = None  # the folder of copied shards
     measures: bool = False  # whether the ranks measure themselves, for a rehearsal
@@ -300,10 +299,6 @@ class Start:
     def open(file: str) -> "Start":
         values = read_json(Path(file))
         return Start(**{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])})
-
-    def command(self) -> list[str]:
-        """Returns the command of the launcher."""
-        return [sys.executable, "-m", "openclip_superclip.runs.launcher", str(self.file)]
 
 
 def _argument(flag: str, value) -> list[str]:

@@ -43,7 +43,7 @@ class Placement:
 
     def port_is_taken(self) -> bool:
         """Returns whether something on this machine, the run's first, listens where its ranks are to meet."""
-        if self.num_nodes == 1:  # whose launcher finds a port itself
+        if self.num_nodes == 1:  # which takes a free one
             return False
         with socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: an earlier run may have ended
