@@ -14,7 +14,14 @@ from ruamel.yaml import YAML
 from support.forked_command import run_superclip
 from support.slurm_cluster import Cluster
 from support.small_shards import write_shards
-from support.tiny_run import SLICES, assert_equal_weights, state, write_failing_plugin, write_recipe
+from support.tiny_run import (
+    SLICES,
+    assert_equal_weights,
+    state,
+    write_disturbed_loss,
+    write_failing_plugin,
+    write_recipe,
+)
 
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.runs.recipe import read_recipe
@@ -49,12 +56,21 @@ def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
     return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1], printed
 
 
-def wait_for_epoch(cluster: Cluster, run: Path, epoch: int) -> None:
-    """Returns when a run trains the slice."""
-    log = run / "out.log"
-    cluster.wait_until(
-        lambda: log.exists() and f"Start epoch {epoch}\n" in log.read_text(), run, f"{run} epoch {epoch}"
-    )
+def attempts(run: Path) -> list[dict]:
+    """The starts of a run."""
+    return json.loads((run / "run.json").read_text())["attempts"] if (run / "run.json").exists() else []
+
+
+def wait_for_slice(cluster: Cluster, run: Path, start: int, number: int) -> None:
+    """Returns when the `start`-th start of a run trains its `number`-th slice."""
+
+    def trains() -> bool:
+        if len(attempts(run)) <= start:
+            return False
+        log = run / attempts(run)[start]["ranks"] / "rank_0.log"
+        return log.exists() and log.read_text().count("Start epoch ") >= number
+
+    cluster.wait_until(trains, run, f"slice {number} of start {start}")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +90,7 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
     (start,) = record["attempts"]
     assert sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log")) == [
-        "node_0.log", "node_1.log", "rank_0.log", "rank_1.log",
+        "rank_0.log", "rank_1.log",
     ]  # fmt: skip
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
@@ -82,70 +98,25 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
 def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(cluster, work, recipe):
     folder = work / "runs/rehearsal"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
-    wait_for_epoch(cluster, folder / "undisturbed", 0)
+    wait_for_slice(cluster, folder / "undisturbed", 0, 1)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-    ended = cluster.wait(job, 1200)
+    ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), (folder / f"slurm-{job}.out").read_text()
-    attempts = json.loads((folder / "undisturbed/run.json").read_text())["attempts"]
-    assert attempts[0]["error"].startswith("rank 1 on node2: it was ended from outside")
-    told = json.loads((folder / "rehearsal.json").read_text())
-    assert (told["nodes"], told["world_size"]) == (2, 2)
-    assert (told["resumed"]["different"], told["resumed"]["equal_weights"]) == (0, True)
-    assert told["all_reduce_bytes_per_second"] > 0
+    assert attempts(folder / "undisturbed")[0]["error"].startswith("rank 1 on node2: it was ended from outside")
+    summary = json.loads((folder / "rehearsal.json").read_text())
+    assert (summary["nodes"], summary["world_size"]) == (2, 2)
+    assert (summary["resumed"]["different"], summary["resumed"]["equal_weights"]) == (0, True)
 
 
-def test_a_job_goes_on_after_its_time_is_up_and_a_preemption_to_the_weights_of_an_undisturbed_one(
-    cluster, work, recipe, undisturbed
-):
-    run = work / "runs/preempted"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--stage", "/dev/shm")
-    wait_for_epoch(cluster, run, 1)
-    for node in ("node1", "node2"):
-        copies = cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()
-        assert 0 < len(copies) <= 2 * 12 / SLICES / 2  # its own ranks' of two slices
-    cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
-    wait_for_epoch(cluster, run, 3)
-    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    cluster.call("sbatch", *urgent, cwd=work)
-    ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2")
-    starts = json.loads((run / "run.json").read_text())["attempts"]
-    assert [(one["state"], one["error"]) for one in starts] == [
-        ("preempted", "stopped by SIGUSR1"), ("preempted", "stopped by SIGTERM"), ("finished", None),
-    ]  # fmt: skip
-    assert (state(run)["state"], state(run)["restarts"]) == ("finished", 2)
-    assert "resuming checkpoint" in (run / "out.log").read_text()
-    assert_equal_weights(run, undisturbed)
-    assert "not copied" not in (run / f"slurm-{job}.out").read_text()
-    assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
-
-
-def test_a_run_survives_that_a_node_loses_power(cluster, work, recipe, undisturbed):
-    run = work / "runs/powerless"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(cluster, run, 1)
-    cluster.call("power", "off", "node2")
-    try:
-        # SLURM itself would notice in half a minute.
-        cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=power")
-        cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the state")
-        assert state(run)["error"] == "lost contact with node2"
-    finally:
-        cluster.call("power", "on", "node2")
-    ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    assert state(run)["restarts"] == 1
-    assert_equal_weights(run, undisturbed)
-
-
-def test_a_killed_superclip_run_requeues_the_job_and_a_killed_launcher_restarts_it_on_its_nodes(
-    cluster, work, recipe, undisturbed
-):
-    """SLURM takes the job back only when it is asked a second time."""
-    run = work / "runs/killed launcher"
-    port = 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1])
-    listens = f"import socket, time; s = socket.create_server(('', {port})); print(flush=True); time.sleep(600)"
-    command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
+@pytest.fixture(scope="module")
+def troubled(cluster, work, recipe) -> dict:
+    """One job to which everything happens in turn, and what was seen of it."""
+    run = work / "runs/troubled"
+    seen = {
+        "run": run,
+        "port": 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
+    }
+    listens = f"import socket, time; s = socket.create_server(('', {seen['port']})); print(flush=True); time.sleep(600)"
     shim = work / "scontrol that fails once"
     shim.mkdir()
     (shim / "scontrol").write_text(
@@ -154,85 +125,98 @@ def test_a_killed_superclip_run_requeues_the_job_and_a_killed_launcher_restarts_
     )
     (shim / "scontrol").chmod(0o755)
     (work / "shim").write_text(f"PATH='{shim}':$PATH\n")
+    # The port of the first start is taken, and node2 lacks the data.
+    cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", work / "shards")
+    command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
         assert listening.stdout.readline()
-        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim")
-        wait_for_epoch(cluster, run, 1)
+        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim", "--stage", "/dev/shm")
+        cluster.wait_until(lambda: state(run).get("state") == "preempted", run, "the missing data")
         listening.kill()
+    cluster.call("on", "node2", "umount", work / "shards")
+
+    wait_for_slice(cluster, run, 1, 2)
+    seen["copies"] = [
+        len(cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()) for node in ("node1", "node2")
+    ]
+    cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
+
+    wait_for_slice(cluster, run, 2, 1)
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    cluster.call("sbatch", *urgent, cwd=work)
+
+    wait_for_slice(cluster, run, 3, 2)
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+
+    # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
+    wait_for_slice(cluster, run, 4, 1)
+    cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+    cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
+    seen["silence"] = (state(run)["error"], cluster.job(job)["JobState"])
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
-    wait_for_epoch(cluster, run, 3)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.launcher")
-    ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    output = (run / f"slurm-{job}.out").read_text()
-    assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
-    assert "train.sbatch: scontrol requeue failed; trying again\ntrain.sbatch: requeued, to resume" in output
-    starts = json.loads((run / "run.json").read_text())["attempts"]
-    assert [one["state"] for one in starts][1:] == ["preempted", "finished"]
-    assert [one["restarts"] for one in starts] == [0, 1, 1]
-    # Whichever is noticed first: the launcher, or that its rank is silent.
-    assert re.match("the launcher on node2: it ended with exit code -9|rank 0 on node1: ", starts[1]["error"])
-    ports = [json.loads((run / one["ranks"] / "node_0.json").read_text())["master_port"] for one in starts]
-    assert ports == [port + 1, port + 101, port + 202]
+
+    wait_for_slice(cluster, run, 5, 2)
+    cluster.call("power", "off", "node2")
+    try:  # SLURM itself would notice in half a minute
+        cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=power")
+        cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the power cut")
+    finally:
+        cluster.call("power", "on", "node2")
+    seen["job"], seen["output"] = cluster.wait(job), (run / f"slurm-{job}.out").read_text()
+    return seen
+
+
+def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_an_undisturbed_one(
+    troubled, undisturbed, cluster
+):
+    run = troubled["run"]
+    assert troubled["job"]["JobState"] == "COMPLETED", troubled["output"]
+    missing = f"--data: there is no file {run.parents[1]}/shards/000000.tar on this node"
+    assert [(one["state"], one["error"]) for one in attempts(run)] == [
+        ("preempted", f"superclip run on node2: {missing}"),
+        ("preempted", "stopped by SIGUSR1"),
+        ("preempted", "stopped by SIGTERM"),
+        ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
+        ("preempted", "lost contact with node2"),
+        ("preempted", "lost contact with node2"),
+        ("finished", None),
+    ]  # fmt: skip
+    assert [one["restarts"] for one in attempts(run)][:6] == [0, 1, 2, 3, 3, 4]
+    assert troubled["silence"] == ("lost contact with node2", "RUNNING")
+    assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
 
 
-def test_a_rank_that_is_killed_starts_again_on_its_node_and_after_a_second_failure_on_another(cluster, work, recipe):
-    run = work / "runs/killed rank"
-    one_node = ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
-    job, _ = submit(cluster, work, recipe, *one_node, "--out", run)
-    wait_for_epoch(cluster, run, 1)
-    node = cluster.job(job)["NodeList"]
-    other = "node2" if node == "node1" else "node1"
-    for number in (1, 2):
-        cluster.call("on", node, "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-        cluster.wait_until(lambda number=number: len(attempts(run)) > number, run, "another start")
-        cluster.wait_until(lambda: (run / attempts(run)[-1]["ranks"] / "rank_0.pid").exists(), run, "its rank")
+def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(troubled):
+    output, port = troubled["output"], troubled["port"]
+    assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
+    assert "train.sbatch: scontrol requeue failed; trying again\ntrain.sbatch: requeued, to resume" in output
+    assert output.count("train.sbatch: starting again on the same nodes") == 1
+    starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
+    ports = [json.loads(start.read_text())["master_port"] for start in starts]
+    assert ports[:6] == [port + 1, port + 101, port + 202, port + 303, port + 404, port + 404]
+
+
+def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
+    assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])  # its own ranks' of two slices
+    assert "not copied" not in troubled["output"]
+    assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
+
+
+def test_a_rank_that_fails_twice_on_its_node_starts_on_another(cluster, work, recipe):
+    killed = "os.kill(os.getpid(), 9) if os.uname().nodename == 'node1' else value"
+    (work / "deadly").write_text(f"export PYTHONPATH='{write_disturbed_loss(work / 'killing', 1, killed)}'\n")
+    run, one_node = work / "runs/killed rank", ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
+    job, _ = submit(cluster, work, recipe, *one_node, "--out", run, "--setup", "deadly", "--set", "samples=1 passes")
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    starts = attempts(run)
-    assert [(one["state"], one["hosts"]) for one in starts] == [
-        ("preempted", [node]), ("preempted", [node]), ("finished", [other]),
+    assert [(one["state"], one["hosts"]) for one in attempts(run)] == [
+        ("preempted", ["node1"]), ("preempted", ["node1"]), ("finished", ["node2"]),
     ]  # fmt: skip
-    assert starts[0]["error"] == f"rank 0 on {node}: it was ended from outside: Signal 9 (SIGKILL)"
-    output = (run / f"slurm-{job}.out").read_text()
-    assert "train.sbatch: starting again on the same nodes" in output
-    assert f"from the last checkpoint, without {node}" in output
+    assert attempts(run)[0]["error"] == "rank 0 on node1: it was ended from outside: Signal 9 (SIGKILL)"
+    assert "from the last checkpoint, without node1" in (run / f"slurm-{job}.out").read_text()
     assert not list(work.glob(".next-*"))
-
-
-def attempts(run: Path) -> list[dict]:
-    """The starts of a run."""
-    return json.loads((run / "run.json").read_text())["attempts"] if (run / "run.json").exists() else []
-
-
-def test_a_node_that_lacks_the_data_is_left_out(cluster, work, recipe):
-    """Node 0 sees the shards, and node2 does not: there is no third node, so the job ends after three starts."""
-    run, shards = work / "runs/blind", work / "shards of node1"
-    shutil.copytree(work / "shards", shards)
-    cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", shards)
-    data = ["--data", f"{shards}/{{000000..000011}}.tar"]
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, *data)
-    ended = cluster.wait(job)
-    cluster.call("on", "node2", "umount", shards)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2")
-    error = f"superclip run on node2: --data: there is no file {shards}/000000.tar on this node"
-    assert [one["error"].partition(";")[0] for one in attempts(run)] == [error] * 3
-    assert state(run)["error"].endswith("; 3 starts in a row failed before a slice was trained")
-
-
-def test_ranks_that_fail_because_a_node_is_lost_leave_the_job_to_slurm(cluster, work, recipe):
-    run = work / "runs/silent"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run)
-    wait_for_epoch(cluster, run, 1)
-    # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
-    cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-    cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the state")
-    assert state(run)["error"] == "lost contact with node2"
-    assert cluster.job(job)["JobState"] == "RUNNING"
-    cluster.call("scancel", job)
-    assert cluster.wait(job)["JobState"] == "CANCELLED"
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, recipe):
@@ -240,10 +224,10 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     run = work / "runs/failing %j"  # which sbatch would read in its own way
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "setup")
     assert cluster.wait(job)["JobState"] == "FAILED"
-    assert state(run)["state"] == "failed"
-    assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
-    output = (run / f"slurm-{job}.out").read_text()
-    first = output[output.index("Traceback") :]
+    assert (state(run)["state"], state(run)["error"]) == (
+        "failed", "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked",
+    )  # fmt: skip
+    first = (run / f"slurm-{job}.out").read_text().partition("Traceback")[2]
     assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
 
 
@@ -297,23 +281,17 @@ def test_a_study_chooses_trains_and_reports_and_goes_on_where_a_part_of_it_is_do
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are accumulated."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
-    copy = shutil.copytree(SLURM, work / "my scripts")
-    nodes = ["--nodes=2", "--gpus-per-node=4"]
-    for limit, batch_size, accum_freq in (([], 2048, 1), (["--gpu-batch-max", "512"], 512, 4)):
-        plan = json.loads(cluster.call("superclip", "plan", name, *nodes, *limit, "--json"))
-        assert (plan["world_size"], plan["batch_size"], plan["accum_freq"]) == (8, batch_size, accum_freq)
-        assert plan["global_batch_size"] == 16_384
-        assert plan["steps"] == 512_000_000 // 16_384
-        arguments = [name, shards, *limit, "--dry-run"]
-        job = cluster.call("sbatch", "--parsable", *nodes, copy / "train.sbatch", *arguments, cwd=work).strip()
-        assert cluster.wait(job)["JobState"] == "COMPLETED"
-        summary, steps, command = (work / f"slurm-{job}.out").read_text().splitlines()
-        assert summary == (
-            f"2 × 4 processes: {batch_size} samples each × 8 × {accum_freq} accumulated = 16384 samples per step"
-        )
-        assert steps.startswith("31250 steps")
-        assert f"--batch-size {batch_size} --accum-freq {accum_freq} " in command
-        assert f"--train-data '{shards}'" in command
+    script = shutil.copytree(SLURM, work / "my scripts") / "train.sbatch"
+    options = ["--gpu-batch-max", "512", "--dry-run"]
+    job = cluster.call(
+        "sbatch", "--parsable", "--nodes=2", "--gpus-per-node=4", script, name, shards, *options, cwd=work
+    )
+    assert cluster.wait(job.strip())["JobState"] == "COMPLETED"
+    summary, steps, command = (work / f"slurm-{job.strip()}.out").read_text().splitlines()
+    assert summary == "2 × 4 processes: 512 samples each × 8 × 4 accumulated = 16384 samples per step"
+    assert steps.startswith("31250 steps")
+    assert "--batch-size 512 --accum-freq 4 " in command
+    assert f"--train-data '{shards}'" in command
 
 
 def test_frequencies_are_counted_in_parts_and_added_up(cluster, work, recipe):

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 from support.tiny_run import write_recipe
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.checkpoint import holds_numbers
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs import launcher, progress
+from openclip_superclip.runs import node, progress
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
+from openclip_superclip.runs.node import NodeTraining
 from openclip_superclip.runs.plan import make_run, on_machines
-from openclip_superclip.runs.process import HARDWARE, Failure, Heartbeat, first_failure, kind_of
+from openclip_superclip.runs.process import HARDWARE, Failure, _rank_failure, first_failure, kind_of
 from openclip_superclip.runs.progress import AddedText, Progress, TooManyUnreadable, UnreadableData
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import Rehearsal, _resumed
@@ -234,7 +233,7 @@ RUN = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4,
 def start(folder: RunFolder, job: str | None = None) -> None:
     """Begins a start of a run in the folder's records."""
     folder.path.mkdir(exist_ok=True)
-    folder.start(RUN, Placement(job=job), [], "local-0", [])
+    folder.start(RUN, Placement(job=job), [], "local-0")
 
 
 def test_a_run_is_what_its_description_holds(tmp_path):
@@ -321,55 +320,34 @@ def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path)
     assert first_failure(tmp_path).who == "rank 5"
 
 
-@pytest.mark.parametrize(("exit_codes", "said"), [
-    ({0: -signal.SIGTERM, 1: -signal.SIGKILL}, "rank 1 on {host}: it was ended from outside: Signal 9 (SIGKILL)"),
-    ({0: 3}, "rank 0 on {host}: it ended with exit code 3"),
-    ({2: -signal.SIGABRT, 3: -signal.SIGTERM}, "rank 2 on {host}: it was ended by Signal 6 (SIGABRT)"),
+@pytest.mark.parametrize(("exit_code", "message", "kind"), [
+    (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", HARDWARE),
+    (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", HARDWARE),
+    (-signal.SIGTERM, "it was ended by Signal 15 (SIGTERM)", ""),
+    (3, "it ended with exit code 3", ""),
 ])  # fmt: skip
-def test_the_launcher_names_the_rank_that_ended_first_where_none_could_tell(exit_codes, said):
-    seen = {rank: ProcessFailure(rank, 1, code, error_file="none") for rank, code in exit_codes.items()}
-    first = launcher.first_failure(seen)
-    assert f"{first.who}: {first.message}" == said.format(host=socket.gethostname())
+def test_a_rank_that_could_not_say_why_it_failed_is_named_with_its_exit_code(tmp_path, exit_code, message, kind):
+    failure = _rank_failure(tmp_path, 2, exit_code)
+    assert (failure.who, failure.message) == (f"rank 2 on {socket.gethostname()}", message)
+    assert (failure.kind, failure.is_cause) == (kind, exit_code == -signal.SIGKILL)
+    said = Failure("rank 2 on node1", "ZeroDivisionError: division by zero", "Traceback …", timestamp=1.5)
+    said.write(tmp_path / "rank_2.error.json")
+    assert _rank_failure(tmp_path, 2, 1) == said
 
 
-def test_the_launcher_takes_the_words_of_a_rank_that_has_left_any(tmp_path):
-    told = Failure("rank 1 on node1", "ZeroDivisionError: division by zero", "Traceback …", timestamp=1.5)
-    told.write(tmp_path / "rank_1.error.json")
-    seen = {0: ProcessFailure(0, 1, 1, "none"), 1: ProcessFailure(1, 2, 1, str(tmp_path / "rank_1.error.json"))}
-    assert seen[1].message == told.message  # torch reads the file too
-    assert launcher.first_failure(seen) == told
-
-
-def test_a_node_goes_on_where_it_cannot_write_its_heartbeat(tmp_path):
-    Heartbeat(tmp_path / "on a full disk", 1, 2).beat()
-
-
-def test_a_node_of_which_nothing_is_heard_is_lost_and_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(Heartbeat, "PATIENCE", 3)
-    monkeypatch.setattr(Heartbeat, "PERIOD", 0.1)
-    nodes = [Heartbeat(tmp_path, node, 5) for node in range(5)]
-    for node in nodes:
-        node.beat()
-    nodes[3].beat(Heartbeat.ENDED)
-    failing = threading.Thread(target=nodes[1].lost_nodes, args=[Heartbeat.FAILED])  # until node 0 has ended
-    failing.start()
-    alive = threading.Thread(target=lambda: [nodes[4].beat() or time.sleep(0.05) for _ in range(200)])
-    alive.start()
-    assert nodes[0].lost_nodes(Heartbeat.FAILED) == [2]
-    nodes[4].beat()
-    assert nodes[4].says(Heartbeat.FAILED)
-    nodes[0].beat(Heartbeat.ENDED)
-    failing.join()
-    alive.join()
-
-
-def test_only_the_first_node_reads_all_heartbeats(tmp_path, monkeypatch):
-    nodes, read = [Heartbeat(tmp_path, node, 128) for node in range(128)], []
-    text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda path, *rest: read.append(path) or text(path, *rest))
-    for node in nodes:
-        node.beat()
-    assert len(read) == 127 + 127
+def test_a_node_that_does_not_end_with_the_others_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "SILENCE", 1)
+    nodes = [
+        NodeTraining(run_of(tmp_path, samples=192), Placement(4, number, "17"), RunFolder(tmp_path))
+        for number in range(4)
+    ]
+    nodes[0].logs.mkdir(parents=True)
+    for ended in (nodes[1], nodes[3]):
+        ended._file("ended").touch()
+    assert nodes[0]._silent_nodes() == "node 2"
+    assert nodes[2]._orders() == node.END
+    nodes[2]._file("ended").touch()
+    assert nodes[0]._silent_nodes() == ""
 
 
 @pytest.mark.parametrize("content", ["", '{"state": "runn', "[]"])
@@ -430,14 +408,14 @@ def write_unreadable(folder: Path, start: str, rank: int, lines: list[dict]) -> 
 def test_shards_that_one_node_alone_cannot_read_are_that_nodes_fault(tmp_path):
     run = on_machines(run_of(tmp_path), 2, 2)
     shards = [f"{Path(run.data).parent}/{number:06}.tar" for number in range(12)]
-    for start, bad, node in (("a", {2: 0, 3: 1}, 1), ("b", {0: 0, 3: 1}, None), ("c", {0: 0, 1: 1}, None)):
+    for start, bad, only in (("a", {2: 0, 3: 1}, 1), ("b", {0: 0, 3: 1}, None), ("c", {0: 0, 1: 1}, None)):
         for rank, shard in bad.items():
             write_unreadable(tmp_path, start, rank, [{"shard": shards[shard], "why": "Stale file handle", "epoch": 0}])
         unreadable = UnreadableData(run, tmp_path, start)
         unreadable.look()
         with pytest.raises(TooManyUnreadable, match="2 of the 4 shards of slice 1 cannot be read"):
             unreadable.check()
-        assert unreadable.only_node() == node
+        assert unreadable.only_node() == only
 
 
 def test_a_look_at_what_many_ranks_could_not_read_takes_a_moment_and_no_line_is_read_twice(tmp_path, monkeypatch):
@@ -536,7 +514,7 @@ def test_progress_tells_speed_and_end(tmp_path, monkeypatch):
 
 def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, monkeypatch):
     stopped, failed, again = None, 1, 75
-    for node, codes, expected in (
+    for number, codes, expected in (
         (0, [0, stopped, 0], 0),
         (0, [0, failed], failed),
         (0, [0, again], again),
@@ -544,7 +522,7 @@ def test_a_rehearsal_that_fails_where_it_is_to_be_stopped_has_failed(tmp_path, m
     ):
         left = iter(codes)
         monkeypatch.setattr(Rehearsal, "_train", lambda *_, left=left, **__: next(left))
-        assert Rehearsal(None, Placement(node=node), tmp_path).train() == expected
+        assert Rehearsal(None, Placement(node=number), tmp_path).train() == expected
         assert not list(left)
     monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: 0)
     with pytest.raises(InputError, match="--steps: training was to be stopped"):
