@@ -23,6 +23,7 @@ KEPT = (
 STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
 SPEED = re.compile(r"([\d.e+-]+)/s, ")
+WAITING = re.compile(r"Data \(t\): ([\d.]+)")  # seconds
 END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
 
 
@@ -95,7 +96,8 @@ def training_folder(run: Path, options: dict) -> Path | None:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns the points of a run's curve: samples seen in all, samples of an epoch, every loss, samples a second.
+    """Returns the points of a run's curve: samples seen in all and of an epoch, losses, seconds of waiting for data,
+    samples a second.
 
     Steps that were trained again, by a run that resumed from an earlier checkpoint, count as they were last. A line
     that a crash has cut is left out.
@@ -109,10 +111,11 @@ def read_log(log: Path) -> list[dict]:
         samples = epoch * of_epoch + seen
         while points and points[-1]["samples"] >= samples:
             points.pop()
-        speed = SPEED.search(line)
+        speed, waiting = SPEED.search(line), WAITING.search(line)
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append({
             "samples": samples, **losses, "epoch_samples": of_epoch,
+            "data_seconds": float(waiting[1]) if waiting else None,
             "samples_per_second": float(speed[1]) if speed else None,
         })  # fmt: skip
     return points

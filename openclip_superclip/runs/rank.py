@@ -16,7 +16,6 @@ from collections import deque
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..environment import end_with_parent
@@ -87,10 +86,6 @@ def _train(start: Start, rank: int) -> None:
         raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
 
 
-REPEATS = 5  # of the sum that is measured
-REDUCED = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of one sum over the ranks
-
-
 def measures_file(logs: Path, rank: int) -> Path:
     return logs / f"rank_{rank}.measures.json"
 
@@ -111,9 +106,7 @@ def measured(start: Start, rank: int) -> int:
     finally:
         torch.save = save
     if not code:
-        write_json(
-            measures_file(start.logs, rank), {"memory": _memory(), "checkpoints": saved, "all_reduce": _all_reduce()}
-        )
+        write_json(measures_file(start.logs, rank), {"memory": _memory(), "checkpoints": saved})
     return code
 
 
@@ -124,22 +117,6 @@ def _memory() -> dict:
         return {"of": "GPU", "name": card.name, "peak": torch.cuda.max_memory_reserved(), "total": card.total_memory}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"of": "process", "name": None, "peak": peak, "total": None}
-
-
-def _all_reduce() -> dict | None:
-    """Returns bytes and seconds of sums over the ranks; None where there is one rank, or Horovod."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return None
-    device = "cuda" if torch.cuda.is_initialized() else "cpu"
-    numbers = torch.zeros(REDUCED[device] // 4, device=device)
-    seconds = []
-    for _ in range(REPEATS + 1):  # the first is not counted
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(numbers)
-        numbers[0].item()  # waits for a GPU
-        seconds.append(time.perf_counter() - start)
-    return {"bytes": numbers.nbytes, "seconds": seconds[1:]}
 
 
 class NonFiniteLoss(Exception):

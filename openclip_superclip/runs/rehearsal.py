@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -19,7 +18,7 @@ from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..pages import bytes_text
-from .cost import GPU, count_model
+from .cost import GPU
 from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
@@ -28,6 +27,10 @@ from .rank import measures_file
 from .run import Run
 from .slurm import Placement
 
+SLICES = 2  # that are trained: it is stopped in the second
+UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
+WAITS = 0.1  # of the time for data: more is reported as what limits the run
+ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
 OTHER_SIZE = 0.12  # of a GPU's memory: CUDA tells up to 7 % more than the data sheet, and the next size is a fifth more
 IRRELEVANT = (  # options of the training that change no step's time
@@ -96,11 +99,6 @@ def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_secon
     return {"hours": hours, "gpu_hours": {name: number * run.world_size for name, number in hours.items()}}
 
 
-WAITS = 0.1  # of the time for data: more is told as what limits the run
-SUMS = 0.2  # of a step's time for the gradients' sum
-ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
-
-
 class Rehearsal:
     """A rehearsal of `plan`, as rehearsed_run gives it, in a folder of its own that all nodes see.
 
@@ -130,32 +128,38 @@ class Rehearsal:
     def differences(self) -> dict:
         """Returns in how many logged losses, and by how much, the resumed training differs from the undisturbed one.
 
-        `repeats` tells whether it was equal up to where it was stopped, in losses and weights.
+        `repeats` says whether it was equal up to where it was stopped, in losses and weights.
         """
-        ours, theirs = (self._losses(name) for name in (DISTURBED, UNDISTURBED))
-        pairs = [(ours.get(step), losses) for step, losses in theirs.items()]
-        different = [pair for pair in pairs if pair[0] != pair[1]]
-        largest = max(
-            (abs(a - b) for one, other in different if one for a, b in zip(one, other, strict=True)), default=0
+        ours, theirs = (
+            {
+                point["samples"]: [value for name, value in point.items() if name.endswith("loss")]
+                for point in self._points(name)
+            }
+            for name in (DISTURBED, UNDISTURBED)
         )
-        missing = sum(one is None for one, _ in pairs)
-        repeats = all(ours.get(step) == losses for step, losses in theirs.items() if step[0] == 0)
+        trained = {samples: (ours[samples], losses) for samples, losses in theirs.items() if samples in ours}
+        gaps = {
+            samples: max((abs(a - b) for a, b in zip(*pair, strict=True)), default=0)
+            for samples, pair in trained.items()
+        }
+        first_slice = [gap for samples, gap in gaps.items() if samples <= self.run.slice_samples]
         return {
-            "steps": len(pairs), "different": len(different), "missing": missing, "largest": largest,
-            "equal_weights": self._equal_weights(SLICES), "repeats": repeats and self._equal_weights(1),
+            "steps": len(theirs), "different": sum(map(bool, gaps.values())), "missing": len(theirs) - len(trained),
+            "largest": max(gaps.values(), default=0), "equal_weights": self._equal_weights(SLICES),
+            "repeats": not any(first_slice) and self._equal_weights(1),
         }  # fmt: skip
 
     def speeds(self) -> list[tuple[float, float]]:
-        """Returns samples a second and the share of time that waited for data of each step of the undisturbed training.
+        """Returns samples a second and the fraction of time spent waiting for data, of the undisturbed steps.
 
         The first quarter of each slice, in which workers and GPUs warm up, is left out.
         """
-        found = []
-        for match in self._steps(UNDISTURBED):
-            step = int(match["samples"]) // self.run.global_batch_size
-            if step > self.run.slice_steps // 4:
-                speed = float(match["speed"])
-                found.append((speed, min(1.0, float(match["data"]) * speed / self.run.global_batch_size)))
+        found, batch = [], self.run.global_batch_size
+        for point in self._points(UNDISTURBED):
+            step = point["samples"] % point["epoch_samples"] or point["epoch_samples"]
+            if step > self.run.slice_steps // 4 * batch:
+                speed = point["samples_per_second"]
+                found.append((speed, min(1.0, point["data_seconds"] * speed / batch)))
         return found
 
     def remove_checkpoints(self) -> None:
@@ -183,18 +187,8 @@ class Rehearsal:
                     raise
                 return None
 
-    def _steps(self, name: str) -> Iterator[re.Match]:
-        text = (self._path(name) / "out.log").read_text(errors="replace")
-        return filter(None, map(STEP.search, text.splitlines()))
-
-    def _losses(self, name: str) -> dict[tuple[int, int], list[float]]:
-        """Returns the losses of each step as they were logged last: a slice that was stopped is trained again."""
-        return {
-            (int(match["epoch"]), int(match["samples"])): [
-                float(value) for value in re.findall(r"[Ll]oss: ([-\d.e+na]+)", match["losses"])
-            ]
-            for match in self._steps(name)
-        }
+    def _points(self, name: str) -> list[dict]:
+        return run_outputs.read_log(self._path(name) / "out.log")
 
     def _equal_weights(self, epoch: int) -> bool:
         file = f"checkpoints/epoch_{epoch}.pt"
@@ -203,15 +197,17 @@ class Rehearsal:
 
 
 def report(run: Run, rehearsal: Rehearsal) -> dict:
-    """Returns what rehearsal.json holds; `plan` is that of the whole run. Raises OSError where a rank left nothing."""
+    """Returns what rehearsal.json holds; `run` is the whole one. Raises OSError if a rank left nothing."""
     logs = rehearsal.logs[UNDISTURBED]
     ranks = [json.loads(measures_file(logs, rank).read_text()) for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
-    low, median, high = (speeds[round(share * (len(speeds) - 1))] for share in (0.1, 0.5, 0.9))
+    low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))
+    speed = {"low": low, "median": median, "high": high}
     checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
-    sums = ranks[0]["all_reduce"]
-    told = {
+    memory = max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"])
+    waiting = None if run.accum_freq > 1 else statistics.fmean(waiting for _, waiting in steps)
+    return {
         "recipe": run.recipe.name,
         "model": run.recipe.model,
         "device": run.device,
@@ -220,106 +216,76 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         )},
         "options": speed_options(run),
         "rehearsed_steps": len(steps),
-        "samples_per_second": {"low": low, "median": median, "high": high},
-        "waiting_for_data": None if run.accum_freq > 1 else statistics.fmean(share for _, share in steps),
-        "memory": max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"]),
-        "all_reduce_bytes_per_second": sums["bytes"] / statistics.median(sums["seconds"]) if sums else None,
+        "samples_per_second": speed,
+        "waiting_for_data": waiting,
+        "memory": memory,
         "checkpoint": {**checkpoint, "at_most": run.max_checkpoints},
         "disk_free": shutil.disk_usage(rehearsal.folder).free,
         "resumed": rehearsal.differences(),
+        **whole_hours(run, speed, checkpoint["seconds"]),
+        "limit": _limit(run, waiting or 0, memory),
     }  # fmt: skip
-    told |= whole_hours(run, told["samples_per_second"], checkpoint["seconds"])
-    return told | {"limit": _limit(run, told)}
 
 
-def _limit(run: Run, told: dict) -> str:
+def _limit(run: Run, waiting: float, memory: dict) -> str:
     """Returns what limits the run, and what to change."""
-    seconds = run.global_batch_size / told["samples_per_second"]["median"]
-    waiting, memory = told["waiting_for_data"] or 0, told["memory"]
     if waiting > WAITS:
         return (
             f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {run.workers} "
-            "where there are CPUs for them, or faster storage"
+            "if there are CPUs for them, or faster storage"
         )
-    if told["all_reduce_bytes_per_second"]:
-        share = 4 * count_model(run)["parameters"] / told["all_reduce_bytes_per_second"] / seconds
-        if share > SUMS:
-            return (
-                f"the sums over the ranks: those of the gradients take as long as {share:.0%} of a step; fewer nodes, "
-                "or a larger batch on each GPU, make them fewer"
-            )
     if run.accum_freq > 1 and memory["total"] and memory["peak"] < ROOM * memory["total"]:
         return (
             f"accumulation: a GPU's memory is filled to {memory['peak'] / memory['total']:.0%}; try --gpu-batch-max "
             f"{2 * run.batch_size}"
         )
-    return "computing: neither data nor sums over the ranks hold it up"
+    return "computing: the data does not hold it up"
 
 
-def report_text(told: dict) -> str:
+def report_text(summary: dict) -> str:
     """Returns a report on one screen."""
-    speed, hours, memory, resumed = (told[name] for name in ("samples_per_second", "hours", "memory", "resumed"))
-    checkpoint = told["checkpoint"]
-    needed = checkpoint["at_most"] * checkpoint["bytes"]
+    speed, hours, memory, checkpoint = (
+        summary[name] for name in ("samples_per_second", "hours", "memory", "checkpoint")
+    )
+    needed, waiting = checkpoint["at_most"] * checkpoint["bytes"], summary["waiting_for_data"]
     of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
-    waiting, sums = told["waiting_for_data"], told["all_reduce_bytes_per_second"]
     lines = {
         "speed": f"{speed['median']:,.4g} samples/s, {speed['low']:,.4g} to {speed['high']:,.4g} in 8 of 10 steps",
-        "data": "not known: OpenCLIP cannot tell it with --accum-freq" if waiting is None
-        else f"{waiting:.1%} of the time is spent waiting for it",
+        "data": "not known with --accum-freq" if waiting is None else f"{waiting:.1%} of the time waits for it",
         "memory": f"{bytes_text(memory['peak'])}{of} at the peak of a {memory['of']}",
-        "sums": f"{bytes_text(round(sums))}/s summed over {told['world_size']} ranks" if sums else "one rank",
         "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; {checkpoint['at_most']} at "
-        f"most are {bytes_text(needed)}, and {bytes_text(told['disk_free'])} are free",
-        "resumed": _resumed(resumed, told["device"]),
+        f"most are {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
+        "resumed": f"NOT as it was: {other}" if (other := other_training(summary)) else _resumed(summary),
         "whole run": f"{hours['median']:,.3g} hours ({hours['low']:,.3g} to {hours['high']:,.3g}), "
-        f"{told['gpu_hours']['median']:,.3g} {'GPU' if told['device'] == 'cuda' else 'process'}-hours",
-        "limit": told["limit"],
+        f"{summary['gpu_hours']['median']:,.3g} {'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
+        "limit": summary["limit"],
     }  # fmt: skip
-    if needed > told["disk_free"]:
+    if needed > summary["disk_free"]:
         lines["warning"] = "the disk will be full before the run ends"
-    return "\n".join([f"rehearsal of {told['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
+    return "\n".join([f"rehearsal of {summary['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
 
 
-def other_training(told: dict) -> str:
-    """Returns in what the resumed training differs from the undisturbed one where that is an error, "" elsewhere.
+def other_training(summary: dict) -> str:
+    """Returns in what the resumed training differs from the undisturbed one if that is an error, "" otherwise.
 
     A GPU whose kernels do not repeat their sums shows that before the training is stopped, and proves nothing then.
     """
-    resumed = told["resumed"]
+    resumed = summary["resumed"]
     if resumed["missing"]:
         return f"{resumed['missing']} of {resumed['steps']} steps were not trained again"
-    differ = _differ(resumed)
-    return "" if told["device"] == "cuda" and not resumed["repeats"] else differ
+    return "" if summary["device"] == "cuda" and not resumed["repeats"] else _differences(resumed)
 
 
-def _differ(resumed: dict) -> str:
-    """Returns in what losses and weights differ, "" where they are equal."""
+def _differences(resumed: dict) -> str:
     steps, different = resumed["steps"], resumed["different"]
     losses = f"other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most" if different else ""
     return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
 
 
-def _resumed(resumed: dict, device: str) -> str:
-    if resumed["missing"]:
-        return f"NOT as it was: {resumed['missing']} of {resumed['steps']} steps were not trained again"
-    differ = _differ(resumed)
-    if not differ:
-        return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
-    if resumed["repeats"]:
-        return f"NOT as it was: {differ}"
-    kernels = " (kernels of a GPU that do not repeat their sums)" if device == "cuda" else ""
-    return f"{differ}; they differ before SIGUSR1 as well: two equal trainings do not agree here{kernels}"
-
-
-SLICES = 2  # that are trained: it is stopped in the second
-
-
-UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
-STEP = re.compile(
-    r"Train Epoch: (?P<epoch>\d+) \[ *(?P<samples>\d+)/.*Data \(t\): (?P<data>[\d.]+) Batch \(t\): [\d.]+, "
-    r"(?P<speed>[\d.e+]+)/s,.*Logit Scale: [\d.]+ (?P<losses>.*)"
-)
+def _resumed(summary: dict) -> str:
+    if differences := _differences(summary["resumed"]):
+        return f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels do not repeat their sums"
+    return f"after SIGUSR1, with equal losses in all {summary['resumed']['steps']} steps and equal weights"
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:
