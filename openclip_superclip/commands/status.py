@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import read_json
@@ -16,28 +15,32 @@ from ..runs.slurm import QueuedJob, my_jobs
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of them is a run's
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
-SUBMITTED, NOT_STARTED, UNREADABLE = "submitted", "not started", "unreadable"
 SILENT = 6 * PERIOD  # seconds without a heartbeat that are reported
 FOLDERS = ("runs", "studies")  # where the commands put runs
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 EACH = 10  # seconds between two looks
 
 
-class RunStatus(NamedTuple):
-    """One run, in words."""
-
-    run: Path
-    state: str
-    progress: str
-    speed: str  # samples a second
-    end: str  # when it is expected
-    job: str  # SLURM's number and state
-    note: str  # an error, or what holds it up
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more is to come of it by itself."""
-        return self.state.startswith((RUNNING, SUBMITTED)) or bool(self.job)
+def main(argv: list[str]) -> int:
+    """Prints the table, again and again with --watch; returns the exit code."""
+    options = _parse(argv)
+    folders = options.runs or [folder for folder in map(Path, FOLDERS) if folder.is_dir()]
+    if not folders:
+        raise InputError(f"there is no folder {' or '.join(FOLDERS)} here; give the folders of your runs")
+    while True:
+        queue = my_jobs() or {}
+        rows, notes, is_open = [], [], False
+        for run in find_runs(folders):
+            row, note, more_to_come = run_status(run, queue)
+            rows.append([str(run), *row])
+            notes += [f"{run}: {' '.join(note.split())}"] if note else []
+            is_open |= more_to_come
+        if options.watch and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")
+        print("\n".join([markdown_table(HEADS, rows), *notes]), flush=True)
+        if not options.watch or not is_open:
+            return 0
+        time.sleep(EACH)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
@@ -53,33 +56,40 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> RunStatus:
-    """Returns how a run is going; `queue` is from `my_jobs`."""
-    values = current_state(run)
-    submitted = read_json(run / "submitted.json", default={}).get("job")
-    number = values.get("job") if values.get("job") in queue else submitted
-    job = queue.get(number)
-    state = values.get("state") or (UNREADABLE if (run / "state.json").exists() else SUBMITTED if job else NOT_STARTED)
-    refused = values.get("refused")
-    note = f"the start at {refused['since']} was refused: {refused['error']}" if refused else values.get("error") or ""
-    silent = seconds_since(values.get("heartbeat")) if state == RUNNING else 0
-    return RunStatus(
-        run,
-        f"{state}, silent for {silent:.0f} s" if silent > SILENT else state,
-        _progress(values),
-        f"{values['samples_per_second']:,.0f}" if state == RUNNING and values.get("samples_per_second") else "",
-        _clock(values.get("expected_end")) if state == RUNNING else "",
-        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
-        "state.json is not a JSON object; the next start writes it anew" if state == UNREADABLE else note,
-    )
-
-
-def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
     if any((folder / name).exists() for name in FILES):
         yield folder
-    elif deep:
+    elif depth:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from _runs_in(inner, deep - 1)
+            yield from _runs_in(inner, depth - 1)
+
+
+def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str, bool]:
+    """Returns a run's row of the table, an error or what holds it up, and whether more is to come of it by itself.
+
+    Args:
+        queue: from `my_jobs`.
+    """
+    values = current_state(run)
+    job = queue.get(values.get("job")) or queue.get(read_json(run / "submitted.json", default={}).get("job"))
+    is_broken = not values and (run / "state.json").exists()
+    state = values.get("state") or ("unreadable" if is_broken else "submitted" if job else "not started")
+    is_running = state == RUNNING
+    silent = seconds_since(values.get("heartbeat")) if is_running else 0
+    if is_broken:
+        note = "state.json is not a JSON object; the next start writes it anew"
+    elif refused := values.get("refused"):
+        note = f"the start at {refused['since']} was refused: {refused['error']}"
+    else:
+        note = values.get("error") or ""
+    row = [
+        f"{state}, silent for {silent:.0f} s" if silent > SILENT else state,
+        _progress(values),
+        f"{values['samples_per_second']:,.0f}" if is_running and values.get("samples_per_second") else "",
+        _clock(values.get("expected_end")) if is_running else "",
+        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
+    ]
+    return row, note, is_running or job is not None
 
 
 def _progress(values: dict) -> str:
@@ -97,23 +107,6 @@ def _clock(time: str | None) -> str:
     return f"{end:%H:%M}" if end.date() == datetime.now().date() else f"{end:%Y-%m-%d %H:%M}"
 
 
-def main(argv: list[str]) -> int:
-    """Prints the table, again and again with --watch; returns the exit code."""
-    options = _parse(argv)
-    folders = options.runs or [folder for folder in map(Path, FOLDERS) if folder.is_dir()]
-    if not folders:
-        raise InputError(f"there is no folder {' or '.join(FOLDERS)} here; give the folders of your runs")
-    while True:
-        queue = my_jobs() or {}
-        found = [run_status(run, queue) for run in find_runs(folders)]
-        if options.watch and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        print(_text(found), flush=True)
-        if not options.watch or not any(status.is_open for status in found):
-            return 0
-        time.sleep(EACH)
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip status",
@@ -127,9 +120,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="look every ten seconds, as long as a run trains or waits")
     return parser.parse_args(argv)
-
-
-def _text(found: list[RunStatus]) -> str:
-    rows = [[str(one.run), one.state, one.progress, one.speed, one.end, one.job] for one in found]
-    notes = [f"{one.run}: {' '.join(one.note.split())}" for one in found if one.note]
-    return "\n".join([markdown_table(HEADS, rows), *notes])

@@ -1,12 +1,11 @@
 """The folder of a run: OpenCLIP's logs and checkpoints, the records of what was run and how it is going, a lock."""
 
 import fcntl
-import functools
 import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..checkpoints.resume import DEPENDS_ON
 from ..checkpoints.run_outputs import checkpoints, is_complete, newest
 from ..environment import versions
 from ..errors import InputError
-from ..files import PACKAGE, make_folder, read_json, write_json, write_text
+from ..files import make_folder, read_json, write_json, write_text
 from .recipe import WORDS, Recipe, read_recipe
 from .run import NUM_KEPT, Run
 from .slurm import Placement, hosts, my_jobs
@@ -63,18 +62,6 @@ def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[st
     return {name: environment[name] for name in sorted(names)}
 
 
-def git_commit() -> str | None:
-    """Returns the commit of the checkout that this package runs from, with "-dirty" if files differ from it."""
-    checkout = PACKAGE.parent
-    if not (checkout / ".git").exists():
-        return None
-    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 class RunFolder:
     """RUN/, which is --logs PARENT --name NAME for OpenCLIP.
 
@@ -105,11 +92,11 @@ class RunFolder:
         return max(len(self.record().get("attempts", [])), len(list(self.path.glob("ranks/local-*"))))
 
     @contextmanager
-    def lock(self, placement: Placement) -> Iterator[Callable[[], None]]:
-        """Holds the folder for one process, as `lock.lock` does."""
+    def lock(self, placement: Placement) -> Iterator[None]:
+        """Holds the folder for one process, as `lock` does."""
         make_folder(self.path, "--out")
-        with lock(self.path / "lock", placement) as check:
-            yield check
+        with lock(self.path / "lock", placement):
+            yield
 
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError if the folder holds a run of another recipe, or a job that will train it waits."""
@@ -169,7 +156,7 @@ class RunFolder:
         }  # fmt: skip
         write_json(self.path / "run.json", {
             "command": ["superclip", "train", *arguments], "cwd": os.getcwd(), "plan": run.as_dict(),
-            "data_check": None, "set": run.set, "versions": versions(*DEPENDS_ON), "git": git_commit(),
+            "data_check": None, "set": run.set, "versions": versions(*DEPENDS_ON),
             "hosts": hosts(), "environment": recorded_environment(), "changes": before.get("changes", []),
             "attempts": [*attempts, attempt],
         })  # fmt: skip
@@ -249,93 +236,63 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-class Locked(InputError):
-    """The folder belongs to another process."""
-
-
 @contextmanager
-def lock(
-    path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out"
-) -> Iterator[Callable[[], None]]:
-    """Holds the lock, whose file names its owner; raises Locked, naming the owner, if another one is alive.
+def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out") -> Iterator[None]:
+    """Holds the lock, whose file names its owner; raises InputError, naming the owner, if another one is alive.
 
     A process on this machine also holds a second file with flock, which the kernel releases when the process ends. Not
     every file system has flock, or shows it to other machines, so SLURM is asked for the owner's job.
-
-    Yields a function that raises Locked if another machine took the lock in the same instant.
 
     Args:
         path: of the lock's file.
         folder, flag: what is locked, by default the file's folder, and the flag that names it.
     """
-    refusal = functools.partial(_refusal, path, folder or path.parent, flag)
     with open(f"{path}.flock", "a") as held:
+        owner = read_json(path, default={})
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_locked = True
+            state = _state_of(owner, placement, is_locked=True)
         except BlockingIOError:
-            raise Locked(refusal(_owner(path), "which runs")) from None
+            state = "which runs"
         except OSError:  # a file system without flock
-            is_locked = False
-        _check_owner(_owner(path), placement, is_locked, refusal)
-        owner = {
+            state = _state_of(owner, placement, is_locked=False)
+        if state:
+            job = f"job {owner['job']}, " if owner.get("job") else ""
+            who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "a new process"
+            raise InputError(
+                f"{folder or path.parent} belongs to another run: {who} ({state}); wait for it, end it, or give {flag} "
+                f"another folder; if it is surely gone, remove {path}*"
+            )
+        ours = {
             "job": placement.job, "restarts": placement.restarts, "host": socket.gethostname(), "pid": os.getpid(),
-            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "since": _now(),
         }  # fmt: skip
-        write_json(path, owner)
-
-        def check():
-            if _owner(path) != owner:
-                raise Locked(refusal(_owner(path), "which started in the same second"))
-
+        write_json(path, ours)
         try:
-            yield check
+            yield
         finally:
-            if _owner(path) == owner:
+            if read_json(path, default={}) == ours:
                 path.unlink(missing_ok=True)
 
 
-def _check_owner(owner: dict | None, placement: Placement, locked: bool, refusal: Callable[..., str]) -> None:
-    """Raises Locked if the owner that the file names may be alive, though nothing here holds it locked."""
-    if owner is None:
-        return
-    same_job = owner["job"] is not None and owner["job"] == placement.job
-    if same_job and owner["restarts"] < placement.restarts:  # SLURM ended that start before it made this one
-        return
+def _state_of(owner: dict, placement: Placement, is_locked: bool) -> str:
+    """Returns in what state the lock's owner may be alive, though nothing here holds it; "" if it is gone."""
+    same_job = owner and owner["job"] is not None and owner["job"] == placement.job
+    if not owner or (same_job and owner["restarts"] < placement.restarts):  # SLURM ended that start before this one
+        return ""
     if owner["host"] == socket.gethostname():
-        if not locked and Path(f"/proc/{owner['pid']}").exists():
-            raise Locked(refusal(owner, "which runs"))
-    elif owner["job"] is None:
-        raise Locked(refusal(owner, "another machine, where nothing can be asked"))
-    elif same_job:
-        raise Locked(refusal(owner, "another step of this job"))
-    elif _job_lives(owner["job"]) is not False:
-        raise Locked(refusal(owner, "which SLURM still knows, or cannot be asked about"))
+        return "which runs" if not is_locked and Path(f"/proc/{owner['pid']}").exists() else ""
+    if owner["job"] is None:
+        return "another machine, where nothing can be asked"
+    if same_job:
+        return "another step of this job"
+    return "" if _has_ended(owner["job"]) else "which SLURM still knows, or cannot be asked about"
 
 
-def _refusal(path: Path, folder: Path, flag: str, owner: dict | None, state: str) -> str:
-    if owner is None:
-        who = "a process that has just started"
-    else:
-        job = f"job {owner['job']}, " if owner["job"] else ""
-        who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}"
-    return (
-        f"{folder} belongs to another run: {who} ({state}); wait for it, end it, or give {flag} another folder; "
-        f"if it is surely gone, remove {path}*"
-    )
-
-
-def _job_lives(job: str) -> bool | None:
-    """Returns whether SLURM has the job in its queue, None if it cannot be asked."""
+def _has_ended(job: str) -> bool:
+    """Returns whether SLURM says that it has no such job."""
     try:
         asked = subprocess.run(["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True)
     except OSError:
-        return None
-    if asked.returncode == 0:
-        return bool(asked.stdout.strip())
-    return False if "Invalid job id" in asked.stderr else None
-
-
-def _owner(path: Path) -> dict | None:
-    """Returns the owner that the lock's file names, None if there is none."""
-    return read_json(path, default={}) or None
+        return False
+    return not asked.stdout.strip() if asked.returncode == 0 else "Invalid job id" in asked.stderr

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..openclip.train import check_command
 from ..pages import bytes_text
 from .cost import count_model
-from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, Locked, RunFolder
+from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder
 from .process import (
     EXIT_REQUEUE,
     HARDWARE,
@@ -93,12 +93,14 @@ class NodeTraining:
         try:
             return self._first_node()
         finally:
-            if self.folder.state().get("state") != FINISHED:
-                self._order(OVER)
+            self._order(OVER)
+
+    def _is_finished(self) -> bool:
+        return self.folder.state().get("state") == FINISHED
 
     def _other_node(self) -> int:
         """Trains with the ranks of this node, and returns the exit code."""
-        if self.folder.state().get("state") == FINISHED:
+        if self._is_finished():
             return 0
         self.logs.mkdir(parents=True, exist_ok=True)
         text = "superclip run: ended, for other ranks have failed"
@@ -122,16 +124,16 @@ class NodeTraining:
             if time.monotonic() > deadline:
                 return EXIT_REQUEUE
             time.sleep(0.5)
-        return 1
+        return 0 if self._is_finished() else 1
 
     def _first_node(self) -> int:
         """Checks, trains, keeps the folder in order, and returns the exit code."""
         folder = self.folder
-        with folder.lock(self.placement) as check_lock:
+        with folder.lock(self.placement):
             try:
                 if not self.accept_changes:
                     folder.check_recipe(self.run.recipe)
-                if folder.state().get("state") == FINISHED:
+                if self._is_finished():
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 changed = self._changes()
@@ -148,13 +150,14 @@ class NodeTraining:
                 folder.check_progress(self.placement.job, STARTS_WITHOUT_A_SLICE)
                 self._check_disk()
                 folder.note(data_check=self._check_data())
-                check_lock()
                 return self._end(self._train())
-            except Locked:
-                raise
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))
-                return self._wait_for_slurm(lost)
+                print(f"superclip run: {lost}; waiting for SLURM to requeue the job", file=sys.stderr, flush=True)
+                ask_job("requeue")
+                with contextlib.suppress(Stopped):
+                    time.sleep(SLURM_NOTICES)
+                return EXIT_REQUEUE
             except Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
@@ -243,7 +246,9 @@ class NodeTraining:
             if orders == DUMP and not dumped:
                 dump_stacks(self.logs, self.start.ranks)
                 dumped = True
-            if orders in (END, OVER) or (is_first and self.placement.num_nodes > 1 and node_failed(self.logs)):
+            if is_first and self.placement.num_nodes > 1 and node_failed(self.logs):
+                raise OthersFailed
+            if orders == END or (orders == OVER and not self._is_finished()):
                 raise OthersFailed
             each_second()
 
@@ -252,7 +257,7 @@ class NodeTraining:
         if is_first:
             self._order("")  # NFS shows a change within seconds, and a new file within a minute
         with self.staging or contextlib.nullcontext():
-            while self.staging and not self.staging.is_ready():
+            while self.staging and not self.staging.first.is_set():
                 tick()
                 time.sleep(0.5)
             failure = run_ranks(self.start, tick)
@@ -297,18 +302,6 @@ class NodeTraining:
     def _host(self, node: int) -> str:
         names = hosts()
         return names[node] if len(names) == self.placement.num_nodes else f"node {node}"
-
-    def _wait_for_slurm(self, lost: NodeLost) -> int:
-        """Waits until SLURM ends the job, which it then requeues without the lost node.
-
-        Returns the code that has the job script do so, if SLURM does not: if `superclip run` alone was lost, srun ends
-        the others.
-        """
-        print(f"superclip run: {lost}; waiting for SLURM to requeue the job", file=sys.stderr, flush=True)
-        ask_job("requeue")
-        with contextlib.suppress(Stopped):
-            time.sleep(SLURM_NOTICES)
-        return EXIT_REQUEUE
 
     def _end(self, failure: Failure | None) -> int:
         folder = self.folder

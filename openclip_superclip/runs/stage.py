@@ -49,7 +49,6 @@ class StagedShards:
 COPIES = 4  # that are made at a time
 CHUNK = 8 << 20  # bytes
 WITHOUT = "leave --stage out (--stage '' if a site's file holds it)"
-NUM_NAMED = 3  # shards that cannot be copied
 
 
 def check_stage(run: Run) -> None:
@@ -78,15 +77,13 @@ class Staging:
         self.run, self.placement, self.checkpoints = run, placement, folder.checkpoints
         self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
         digest = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
-        self.folder = (
-            self.disk / f"superclip-{digest}-{this_host()}"
-        )  # another of each run, and of a node that shares it
+        self.folder = self.disk / f"superclip-{digest}-{this_host()}"  # nodes may share a disk
         self.staged = StagedShards(self.folder)
         self.names = expand(run.data)
-        self.first = threading.Event()  # set once the first slice is there
+        self.first = threading.Event()  # set once the slice that is trained first has been copied
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._keep_ahead, daemon=True)
-        self.not_copied: set[str] = set()
+        self.has_failed = False
 
     def __enter__(self) -> "Staging":
         """Makes room, checks the disk, and begins to copy; InputError where the disk is not there or too small."""
@@ -106,10 +103,6 @@ class Staging:
         self.stop.set()
         self.thread.join()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def is_ready(self) -> bool:
-        """Returns whether the slice that is trained first has been copied."""
-        return self.first.is_set()
 
     def _keep_ahead(self) -> None:
         """Copies the slice that is trained and the next one, and then another whenever one is trained."""
@@ -184,19 +177,12 @@ class Staging:
             shutil.copystat(shard, part)
             os.replace(part, copy)
         except OSError as error:
-            self._report(shard, error.strerror or str(error))
+            if not self.has_failed:
+                print(
+                    f"superclip run: --stage: {shard} is read from its own place, for copying failed "
+                    f"({error.strerror or error}); others are not reported", file=sys.stderr, flush=True,
+                )  # fmt: skip
+            self.has_failed = True
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-
-    def _report(self, shard: str, why: str) -> None:
-        if shard in self.not_copied:
-            return
-        self.not_copied.add(shard)
-        if len(self.not_copied) <= NUM_NAMED:
-            more = "; others are not reported" if len(self.not_copied) == NUM_NAMED else ""
-            print(
-                f"superclip run: --stage: {shard} is read from its own place, for copying failed ({why}){more}",
-                file=sys.stderr,
-                flush=True,
-            )

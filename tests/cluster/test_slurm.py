@@ -200,7 +200,7 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
 
 def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
     assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])  # its own ranks' of two slices
-    assert "not copied" not in troubled["output"]
+    assert "copying failed" not in troubled["output"]
     assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
 
 

@@ -177,15 +177,6 @@ def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
         pass
 
 
-def test_a_lock_that_was_lost_after_all_is_noticed(tmp_path):
-    with lock(tmp_path / "lock", Placement(job="17")) as check:
-        check()
-        write_owner(tmp_path / "lock", job="18")
-        with pytest.raises(InputError, match=r"job 18, .* \(which started in the same second\)"):
-            check()
-    assert json.loads((tmp_path / "lock").read_text())["job"] == "18"
-
-
 def write_checkpoints(folder: Path, *epochs: int) -> Path:
     folder.mkdir()
     for epoch in epochs:
