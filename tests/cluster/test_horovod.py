@@ -32,8 +32,6 @@ SLURM = Path(__file__).parents[2] / "slurm"
 
 EQUAL = {  # what trains the same under Horovod
     "a table": "--superclip",
-    "a table, evaluated": "--superclip --val-data {csv}",
-    "synthetic data": "--superclip --dataset-type synthetic --train-num-samples 64",
     "the released recipe": "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16",
     "clipped gradients in amp": "--superclip --precision amp --grad-clip-norm 1",
     "shards, mixed captions": "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt",
@@ -44,11 +42,8 @@ REFUSED = {  # flags: what the error says
     "--superclip --siglip": "OpenCLIP's SigLIP loss",
     "--superclip --accum-freq 2": "--accum-freq 2",
     "--superclip --precision bf16": "--precision bf16",
-    "--superclip --precision pure_bf16": "--precision pure_bf16",
     "--superclip --grad-clip-norm 1": "drift apart",
-    "--superclip --grad-clip-norm 1 --precision amp_bf16": "drift apart",
     "--superclip --use-bn-sync": "--use-bn-sync",
-    "{scenes} --accum-freq 2": "--accum-freq 2",
 }
 
 GRADIENT_SCALES = [({}, 0.5), ({"gather_with_grad": True}, 1.0), ({"local_loss": True, "gather_with_grad": True}, 1.0)]
@@ -119,14 +114,10 @@ def scenes(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def flags_of(csv_data, shards, scenes, small_model, train_flags):
+def flags_of(shards, scenes, small_model, train_flags):
     """A function that returns the flags of a short run, given those that it is about."""
     webdataset = "--dataset-type webdataset --train-num-samples 64 --train-data"
-    data = {
-        "csv": csv_data,
-        "shards": f"{webdataset} {shards}",
-        "scenes": f"{webdataset} {scenes} --superclip-slices 2",
-    }
+    data = {"shards": f"{webdataset} {shards}", "scenes": f"{webdataset} {scenes} --superclip-slices 2"}
 
     def flags(text: str) -> list[str]:
         short = ["--model", small_model, "--batch-size", "10", "--precision", "fp32", *WHOLE_PICTURES]
@@ -155,7 +146,6 @@ def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
         "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
         "of ddp": ("superclip_train", 2, f"--horovod --superclip --resume {folder}/logs/ddp/checkpoints/epoch_1.pt"),
         "lost": ("superclip_train_as_a_task_of_srun", 1, "--horovod --superclip"),
-        "alone": ("superclip_train", 1, "--horovod --superclip"),
         "stock": ("stock_train_under_horovod", 2, "--horovod {shards} --name stock"),
         "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
     }
@@ -228,12 +218,6 @@ def test_a_run_under_horovod_resumes_to_the_weights_of_one_that_never_stopped(ru
         torch.testing.assert_close(resumed[part], unbroken[part], rtol=0, atol=0)
 
 
-def test_one_process_trains_under_horovod(runs):
-    (run,) = runs["alone"]
-    assert run.returncode == 0, run.output[-2000:]
-    assert len(run.values("Class_loss")) == 6
-
-
 def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_digit(runs):
     for name in ("stock", "without our flags"):
         assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
@@ -288,16 +272,8 @@ def test_horovodrun_trains_the_demos_recipe_on_every_sample_once_as_ddp_does(hor
     plan = make_run(recipe, gpus_per_node=2, data=shards, device="cpu")
     ddp = run_ranks(superclip_train, *plan.openclip_arguments(), "--name", "ddp", world_size=2, cwd=tmp_path)
     assert [run.returncode for run in ddp] == [0, 0], ddp[0].output[-2000:]
-    train = [
-        sys.executable,
-        "-m",
-        "openclip_superclip",
-        "train",
-        *plan.openclip_arguments(),
-        "--horovod",
-        "--name",
-        "horovod",
-    ]
+    train = [sys.executable, "-m", "openclip_superclip", "train", *plan.openclip_arguments()]
+    train += ["--horovod", "--name", "horovod"]
     horovod.horovodrun(train, tmp_path)
     ours, theirs = (load(tmp_path / "logs" / name)["state_dict"] for name in ("horovod", "ddp"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

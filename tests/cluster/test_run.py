@@ -169,26 +169,19 @@ def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_e
     assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
-def test_a_finished_run_is_left_alone(undisturbed, recipe):
+def test_a_finished_run_is_left_alone_and_its_folder_stands_for_the_recipe(undisturbed, capsys):
     before = (undisturbed / "run.json").read_bytes()
-    code, output = end(recipe, undisturbed)
-    assert code == 0
-    assert output.endswith("is finished: nothing is left to train\n")
-    assert (undisturbed / "run.json").read_bytes() == before
-
-
-def test_a_runs_folder_resumes_the_run_and_takes_no_options_of_its_own(undisturbed, recipe, capsys):
     assert main(["run", str(undisturbed)]) == 0
-    assert "is finished: nothing is left to train" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
+    assert (undisturbed / "run.json").read_bytes() == before
     assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
     assert f"--set: {undisturbed} is a run, whose description.json holds its options" in capsys.readouterr().err
 
 
-def test_a_folder_takes_no_other_recipe(undisturbed, recipe):
-    code, output = end(recipe, undisturbed, "--device", "cpu", "--set", "lr=0.5")
-    assert code == 1
+def test_a_folder_takes_no_other_recipe(undisturbed, recipe, capsys):
+    assert main(["run", str(recipe), "--out", str(undisturbed), "--device", "cpu", "--set", "lr=0.5"]) == 1
     differences = "lr is 0.001 there and 0.5 here, wd is 0.1 there and 0.2 here; give --out another folder"
-    assert differences in output
+    assert differences in capsys.readouterr().err
     assert differences in state(undisturbed)["refused"]["error"]
     assert state(undisturbed)["state"] == "finished"
 
@@ -216,14 +209,15 @@ def troubled(recipe) -> dict:
     shards.rename(recipe.parent / "shards")
     signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
-    seen["after Ctrl-C"] = (process.wait(300), state(run))
+    seen["after Ctrl-C"] = (process.wait(300), state(run)["state"], state(run)["error"])
     assert_no_rank_is_left(run)
 
     process = start_in_slice(recipe, run, 1, *staged)
     process.kill()
     assert_no_rank_is_left(run)
     assert list(disk.rglob("*.tar"))  # which the next start takes, or removes
-    seen["after kill -9"] = (process.wait(), current_state(run))
+    left = current_state(run)
+    seen["after kill -9"] = (process.wait(), left["state"], left["error"])
 
     process = start_in_slice(recipe, run, 2, *staged)
     before, logs = num_begun(run), num_logs(run)
@@ -240,7 +234,8 @@ def troubled(recipe) -> dict:
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
     os.truncate(newest, newest.stat().st_size // 2)
     seen["cut"] = newest.name
-    seen["last"] = (*end(recipe, run, *staged), state(run))
+    code, _ = end(recipe, run, *staged)
+    seen["last"] = (code, state(run)["state"], state(run)["restarts"])
     return seen
 
 
@@ -250,31 +245,25 @@ def test_a_second_start_on_the_same_folder_is_refused_and_names_the_first(troubl
     assert f"belongs to another run: process {troubled['first process']} on {os.uname().nodename} since " in said
 
 
-def test_ctrl_c_ends_every_process_and_leaves_the_run_to_be_resumed(troubled):
-    code, left = troubled["after Ctrl-C"]
-    assert code == 128 + signal.SIGINT
-    assert (left["state"], left["error"]) == ("preempted", "stopped by SIGINT")
-
-
-def test_the_ranks_end_with_a_launcher_that_is_killed_and_its_lock_is_taken_over(troubled):
-    code, left = troubled["after kill -9"]
-    assert code == -signal.SIGKILL
-    assert left["state"] == "lost"
-    assert re.match(
-        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", left["error"]
-    )
-    assert troubled["last"][2]["restarts"] == 4
-    starts = json.loads((troubled["run"] / "run.json").read_text())["attempts"]
-    assert [one["state"] for one in starts] == ["preempted", "lost", "preempted", "preempted", "finished"]
-
-
-def test_a_killed_rank_is_told_and_the_run_starts_again(troubled):
+def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, undisturbed):
+    run, host = troubled["run"], os.uname().nodename
+    assert troubled["after Ctrl-C"] == (128 + signal.SIGINT, "preempted", "stopped by SIGINT")
+    code, lost, error = troubled["after kill -9"]
+    assert (code, lost) == (-signal.SIGKILL, "lost")
+    assert re.match(r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", error)
     output = troubled["after a rank was killed"]
-    said = f"rank 1 on {os.uname().nodename}"
-    assert f"{said} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
+    assert f"rank 1 on {host} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
     assert "superclip run: starts again from the last checkpoint\n" in output
-    starts = json.loads((troubled["run"] / "run.json").read_text())["attempts"]
-    assert (starts[2]["state"], starts[2]["error"].partition(": ")[0]) == ("preempted", said)
+    starts = json.loads((run / "run.json").read_text())["attempts"]
+    assert [one["state"] for one in starts] == ["preempted", "lost", "preempted", "preempted", "finished"]
+    assert troubled["last"] == (0, "finished", 4)
+    cut, log = troubled["cut"], (run / "out.log").read_text()
+    assert (run / "checkpoints" / f"{cut}.damaged").exists()
+    assert f"{cut} is damaged and was set aside as {cut}.damaged" in log
+    epoch = int(re.search(r"\d+", cut)[0])
+    assert f"checkpoints/epoch_{epoch - 1}.pt' (epoch {epoch - 1})" in log.rpartition(".damaged")[2]
+    assert_equal_weights(run, undisturbed)
+    assert not list(troubled["disk"].iterdir())
 
 
 def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(recipe, monkeypatch):
@@ -301,22 +290,6 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     assert state(run)["restarts"] == 1
 
 
-def test_a_checkpoint_that_was_cut_is_set_aside_and_the_one_before_is_used(troubled):
-    cut, log = troubled["cut"], (troubled["run"] / "out.log").read_text()
-    assert (troubled["run"] / "checkpoints" / f"{cut}.damaged").exists()
-    assert f"{cut} is damaged and was set aside as {cut}.damaged" in log
-    epoch = int(re.search(r"\d+", cut)[0])
-    assert f"checkpoints/epoch_{epoch - 1}.pt' (epoch {epoch - 1})" in log.rpartition(".damaged")[2]
-
-
-def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, undisturbed):
-    code, _, left = troubled["last"]
-    assert code == 0
-    assert left["state"] == "finished"
-    assert_equal_weights(troubled["run"], undisturbed)
-    assert not list(troubled["disk"].iterdir())
-
-
 def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
     run = recipe.parent / "failing"
     code, output = end(recipe, run, PYTHONPATH=str(write_failing_plugin(recipe.parent / "plugin")))
@@ -328,31 +301,16 @@ def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
     assert_no_rank_is_left(run)
 
 
-@pytest.fixture(scope="module")
-def ruined(recipe) -> Path:
-    """A run whose loss is no number from within its fifth slice on."""
-    return end_without_loss(recipe, 67)
-
-
-def end_without_loss(recipe: Path, step: int) -> Path:
-    """Runs it until its loss is no number in that step, and returns its folder."""
-    run = recipe.parent / f"no number in step {step}"
-    plugin = write_disturbed_loss(recipe.parent / f"plugin {step}", step, "value * float('nan')")
-    code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
+def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began_unless_changes_are_accepted(
+    recipe,
+):
+    ruined = recipe.parent / "no number"
+    plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")  # the last step of a slice
+    code, output = end(recipe, ruined, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
-    assert (state(run)["state"], state(run)["error"]) == ("failed", f"loss is nan since step {step}")
-    assert f"loss is nan since step {step}\n" in output  # a rank may have ended within a line of its log
-    last = (step - 1) // 16
-    assert state(run)["epoch"] == last
-    assert list(checkpoints(run / "checkpoints")) == [2, 3, 4][: last - 1]
-    return run
-
-
-def test_a_loss_that_is_no_number_ends_the_run_within_the_slice_and_leaves_the_checkpoints_before_it(ruined, recipe):
-    end_without_loss(recipe, 64)  # the last of a slice
-
-
-def test_a_run_goes_on_with_nothing_else_than_it_began_with_unless_that_is_accepted(ruined, recipe):
+    assert (state(ruined)["state"], state(ruined)["error"]) == ("failed", "loss is nan since step 64")
+    assert "loss is nan since step 64\n" in output  # a rank may have ended within a line of its log
+    assert list(checkpoints(ruined / "checkpoints")) == [2, 3]
     half = f"{recipe.parent}/shards/{{000000..000005}}.tar"
     code, output = end(recipe, ruined, "--device", "cpu", "--data", half)
     assert code == 1
@@ -362,7 +320,7 @@ def test_a_run_goes_on_with_nothing_else_than_it_began_with_unless_that_is_accep
     code, output = end(as_run, ruined, "--device", "cpu")
     assert code == 1
     assert "--lr was 0.001 and is 0.002; resume with those, " in output
-    assert state(ruined)["error"] == "loss is nan since step 67"  # nothing was written
+    assert state(ruined)["error"] == "loss is nan since step 64"  # nothing was written
     code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes")
     assert code == 0, output
     record = json.loads((ruined / "run.json").read_text())

@@ -48,18 +48,9 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     monkeypatch.chdir("/")
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     study = [
-        "datacomp_batch_size",
-        "--slurm",
-        "--device",
-        "cuda",
-        "--nodes",
-        "2",
-        "--gpus-per-node",
-        "8",
-        "--jobs",
-        "2",
-    ]
-    study += ["--set", "flags.imagenet-val=/imagenet/val", "--out", "runs/figure 4", "--dry-run"]
+        "datacomp_batch_size", "--slurm", "--device", "cuda", "--nodes", "2", "--gpus-per-node", "8", "--jobs", "2",
+        "--set", "flags.imagenet-val=/imagenet/val", "--out", "runs/figure 4", "--dry-run",
+    ]  # fmt: skip
     container = ["--container-image", "/images/superclip.sqsh", "--mounts", "/data,/scratch:/scratch"]
     assert main(["study", *study, *container]) == 0
     assert filled(capsys.readouterr().out) == (GOLDEN / "study_in_pyxis.sh").read_text()
@@ -160,22 +151,17 @@ def dry_run(arguments: list[str], capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_an_option_of_sbatch_may_have_its_dashes(capsys):
+def test_an_option_of_sbatch_may_have_its_dashes_and_a_percent_sign_in_a_folder_is_no_pattern(capsys):
     for given in (["--sbatch", "exclude=node7"], ["--sbatch=--exclude=node7"]):
         assert "\n#SBATCH --exclude=node7\n" in dry_run(given, capsys)
     assert "\n#SBATCH --overcommit\n" in dry_run(["--sbatch", "overcommit"], capsys)
+    assert "#SBATCH '--output=runs/50%% of it/slurm-%j.out'\n" in dry_run(["--out", "runs/50% of it"], capsys)
 
 
 def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
     monkeypatch.chdir("/usr")
-    elsewhere = [
-        "--out",
-        "/runs/b16",
-        "--data",
-        "/data/a/{00000000..00140146}.tar",
-        "--set",
-        "flags.val-data=/val/0.tar",
-    ]
+    data, val = ["--data", "/data/a/{00000000..00140146}.tar"], ["--set", "flags.val-data=/val/0.tar"]
+    elsewhere = ["--out", "/runs/b16", *data, *val]
     image = ["--container-image", "/images/superclip.sqsh"]
     mounts = "/usr:/usr,/runs/b16:/runs/b16,/data/a:/data/a,/val:/val"
     assert f"--container-mounts={mounts} " in dry_run([*image, *elsewhere], capsys)
@@ -184,10 +170,6 @@ def test_a_container_sees_what_the_run_reads_and_writes(capsys, monkeypatch):
     assert f"--container-mounts={mounts}" in dry_run([*image, *elsewhere, "--mounts", "/scratch:/data"], capsys)
     bound = "apptainer exec --nv --pwd /usr --bind /usr,/data/datacomp1b x.sif"
     assert bound in dry_run(["--apptainer", "x.sif", "--out", "runs/b16"], capsys)
-
-
-def test_a_percent_sign_in_a_folder_is_no_pattern_of_sbatchs(capsys):
-    assert "#SBATCH '--output=runs/50%% of it/slurm-%j.out'\n" in dry_run(["--out", "runs/50% of it"], capsys)
 
 
 def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch, capsys):
@@ -201,20 +183,16 @@ def test_the_sites_file_holds_defaults_that_flags_replace(tmp_path, monkeypatch,
     )
     monkeypatch.delenv("SUPERCLIP_SITE")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    told = dry_run(["--out", "run"], capsys)
-    assert "/nvme:/nvme" in told
-    assert "/nvme" not in dry_run(["--stage", "", "--out", "run"], capsys)
-    for option in ("--partition=gpu", "--account=vision", "--gpus-per-node=a100:4", "--exclude=node7", "/scratch"):
-        assert option in told
-    assert "\nsource run/setup.sh || {" in told
-    told = dry_run(
-        ["--account", "speech", "--partition", "", "--apptainer", "x.sif", "--sbatch", "exclude=node1"], capsys
-    )
-    assert "--account=speech" in told
-    assert "--exclude=node1\n" in told
-    assert "apptainer exec" in told
-    assert "#SBATCH --partition" not in told
-    assert "sqsh" not in told
+    script = dry_run(["--out", "run"], capsys)
+    for option in ("--partition=gpu", "--account=vision", "--gpus-per-node=a100:4", "--exclude=node7", "/nvme:/nvme"):
+        assert option in script
+    assert "\nsource run/setup.sh || {" in script
+    others = ["--account", "speech", "--partition=", "--apptainer", "x.sif", "--sbatch", "exclude=node1", "--stage="]
+    script = dry_run([*others, "--out", "run"], capsys)
+    for option in ("--account=speech", "--exclude=node1\n", "apptainer exec"):
+        assert option in script
+    for option in ("#SBATCH --partition", "sqsh", "/nvme"):
+        assert option not in script
 
 
 @pytest.mark.parametrize(("text", "said"), [

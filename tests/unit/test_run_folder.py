@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
@@ -26,7 +27,8 @@ from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, curren
 from openclip_superclip.runs.node import NodeTraining
 from openclip_superclip.runs.plan import make_run, on_machines
 from openclip_superclip.runs.process import HARDWARE, Failure, _rank_failure, first_failure, kind_of
-from openclip_superclip.runs.progress import AddedText, Progress, TooManyUnreadable, UnreadableData
+from openclip_superclip.runs.progress import AddedText, Progress, TooManyUnreadable, UnreadableData, read_steps
+from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import Rehearsal, _resumed, other_training
 from openclip_superclip.runs.run import Run, Settings, Start
@@ -301,6 +303,16 @@ def test_no_secret_is_recorded():
     kept = {"NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "1", "MASTER_PORT": "1"}
     left_out = {"SLURM_JWT": "x", "HF_TOKEN": "x", "TORCH_API_KEY": "x", "HOME": "/root", "WANDB_API_KEY": "x"}
     assert recorded_environment(kept | left_out) == dict(sorted(kept.items()))
+
+
+def test_a_loss_that_is_no_number_ends_a_rank_before_a_checkpoint(tmp_path):
+    values = iter([1.0, 1.0, math.nan])
+    monitor = LossMonitor(lambda: {"loss": torch.tensor(next(values))}, lambda: 2, 16, 1, tmp_path / "steps")
+    monitor()
+    monitor()
+    with pytest.raises(NonFiniteLoss, match="loss is nan since step 35"):
+        monitor()
+    assert read_steps(tmp_path / "steps") == 34
 
 
 def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path):
