@@ -218,7 +218,7 @@ class RunFolder:
 
     def _write_state(self, state: str, job: str | None, error: str | None = None) -> None:
         values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": self.num_starts() - 1}
-        values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "note": None, "expected_end": None}
+        values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "expected_end": None}
         before = {name: value for name, value in self.state().items() if name != "refused"}
         write_json(self.path / "state.json", {**before, **values})
 

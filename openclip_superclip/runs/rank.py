@@ -12,13 +12,12 @@ import resource
 import sys
 import time
 import traceback
-from collections import deque
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..environment import end_with_parent
+from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
@@ -100,11 +99,8 @@ def measured(start: Start, rank: int) -> int:
         if isinstance(file, str | os.PathLike):
             saved.append({"seconds": time.perf_counter() - start, "bytes": os.path.getsize(file)})
 
-    torch.save = timed_save
-    try:
+    with replaced(torch, save=timed_save):
         code = train(start.arguments)
-    finally:
-        torch.save = save
     if not code:
         write_json(measures_file(start.logs, rank), {"memory": _memory(), "checkpoints": saved})
     return code
@@ -199,33 +195,34 @@ class LossMonitor:
         self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = loss, epoch, steps_per_epoch, accum_freq
         self.file = None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
         self.of_epoch, self.calls = None, 0
-        self.seen = deque()  # of each loss that was not yet looked at: its step, its value, and the copy's end
+        self.pending = None  # the loss that was not yet looked at: its step, its value, and the copy's end
 
     def __call__(self, *args, **kwargs):
         losses = self.loss(*args, **kwargs)
         epoch = self.epoch()
         if epoch != self.of_epoch:
             self.of_epoch, self.calls = epoch, 0
-        before = self.calls // self.accum_freq
+        step = epoch * self.steps_per_epoch + self.calls // self.accum_freq
         self.calls += 1
-        self._tell(epoch * self.steps_per_epoch + before)
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
+                os.pwrite(self.file, f"{step:>20}".encode(), 0)
+        self._check_pending()
         total = sum(losses.values()) if isinstance(losses, dict) else losses
-        self.seen.append((epoch * self.steps_per_epoch + before + 1, *_on_its_way(total.detach())))
-        self._look(everything=self.calls == self.steps_per_epoch * self.accum_freq)
+        self.pending = step + 1, *_on_its_way(total.detach())
+        if not total.is_cuda or self.calls == self.steps_per_epoch * self.accum_freq:
+            self._check_pending()
         return losses
 
-    def _look(self, everything: bool) -> None:
-        while self.seen and (everything or len(self.seen) > 1 or self.seen[0][2] is None):
-            step, value, copied = self.seen.popleft()
-            if copied is not None:
-                copied.synchronize()
-            if not math.isfinite(value.item()):
-                raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
-
-    def _tell(self, num_steps: int) -> None:
-        if self.file is not None:
-            with contextlib.suppress(OSError):  # on a full disk, of which the rank that fills it tells
-                os.pwrite(self.file, f"{num_steps:>20}".encode(), 0)
+    def _check_pending(self) -> None:
+        if self.pending is None:
+            return
+        step, value, copied = self.pending
+        self.pending = None
+        if copied is not None:
+            copied.synchronize()
+        if not math.isfinite(value.item()):
+            raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
 
 
 def _on_its_way(value: Tensor) -> tuple[Tensor, object]:

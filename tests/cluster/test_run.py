@@ -130,7 +130,7 @@ def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
     assert datetime.fromisoformat(told.pop("since")) <= datetime.fromisoformat(told.pop("heartbeat"))
     assert told == {
         "state": "finished", "job": None, "error": None, "restarts": 0, "epoch": 6, "slices": 6, "step": 96,
-        "steps": 96, "note": None, "expected_end": None, "unreadable": {"shards": 0, "samples": 0},
+        "steps": 96, "expected_end": None, "unreadable": {"shards": 0, "samples": 0},
     }  # fmt: skip
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
