@@ -54,6 +54,8 @@ def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
 def test_a_node_alone_counts_its_starts_for_a_shell_makes_several_within_a_step():
     placement = find_placement(IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"})
     assert (placement.name_of_start(0), placement.name_of_start(1)) == ("local-0", "local-1")
+    alone = find_placement({})
+    assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
 
 
 def test_a_port_that_is_taken_is_noticed():
@@ -62,11 +64,6 @@ def test_a_port_that_is_taken_is_noticed():
         assert find_placement(IN_A_STEP | {"MASTER_PORT": port}).port_is_taken()
         assert not find_placement({}).port_is_taken()
     assert not find_placement(IN_A_STEP | {"MASTER_PORT": port}).port_is_taken()
-
-
-def test_a_process_outside_slurm_is_alone():
-    alone = find_placement({})
-    assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
 
 
 @pytest.mark.parametrize(("environment", "said"), [
@@ -83,63 +80,36 @@ def write_owner(path: Path, **owner) -> None:
     path.write_text(json.dumps({"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon", **owner}))
 
 
-@pytest.fixture
-def slurm_that_knows(tmp_path, monkeypatch):
-    """Makes squeue answer as SLURM's does for a job that it has in its queue, and for one that it has not."""
-
-    def install(job: str) -> None:
-        squeue = tmp_path / "bin" / "squeue"
-        squeue.parent.mkdir()
+@pytest.mark.parametrize(("owner", "placement", "queue", "refusal"), [
+    ({"job": "17"}, {"job": "17", "restarts": 1}, "", ""),  # it was put back into the queue
+    ({"job": "17", "restarts": 1}, {"job": "17", "restarts": 1}, "", "another step of this job"),
+    ({"job": "17"}, {"job": "18"}, "17", "belongs to another run: job 17, process 1 on elsewhere"),
+    ({"job": "17"}, {"job": "18"}, "16", ""),  # it has ended
+    ({"job": "17"}, {"job": "18"}, None, "or cannot be asked about.*if it is surely gone, remove"),
+    ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),  # of a process that died; the number is in use
+])  # fmt: skip
+def test_a_lock_is_taken_over_from_what_is_gone_and_respected_otherwise(
+    owner, placement, queue, refusal, tmp_path, monkeypatch
+):
+    squeue, path = tmp_path / "bin" / "squeue", tmp_path / "lock"
+    squeue.parent.mkdir()
+    if queue is not None:
         squeue.write_text(
-            "#!/bin/bash\n"
-            f'[ "${{@: -1}}" = {job} ] && echo RUNNING && exit\n'
+            f'#!/bin/bash\n[ "${{@: -1}}" = "{queue}" ] && echo RUNNING && exit\n'
             "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
         )
         squeue.chmod(0o755)
-        monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
-
-    return install
-
-
-def test_a_job_that_was_put_back_into_the_queue_takes_its_lock_over(tmp_path):
-    write_owner(tmp_path / "lock", job="17")
-    with lock(tmp_path / "lock", Placement(job="17", restarts=1)):
-        assert json.loads((tmp_path / "lock").read_text())["restarts"] == 1
-    assert not (tmp_path / "lock").exists()
-
-
-def test_another_step_of_the_same_job_is_refused(tmp_path):
-    write_owner(tmp_path / "lock", job="17", restarts=1)
-    with (
-        pytest.raises(InputError, match="job 17, process 1 on elsewhere"),
-        lock(tmp_path / "lock", Placement(job="17", restarts=1)),
-    ):
-        pass
-
-
-def test_a_second_job_is_refused_while_the_first_is_in_the_queue(tmp_path, slurm_that_knows):
-    slurm_that_knows("17")
-    write_owner(tmp_path / "lock", job="17")
-    with (
-        pytest.raises(InputError, match="belongs to another run: job 17, "),
-        lock(tmp_path / "lock", Placement(job="18")),
-    ):
-        pass
-    assert json.loads((tmp_path / "lock").read_text())["job"] == "17"
-
-
-def test_the_lock_of_a_job_that_has_ended_is_taken_over(tmp_path, slurm_that_knows):
-    slurm_that_knows("16")
-    write_owner(tmp_path / "lock", job="17")
-    with lock(tmp_path / "lock", Placement(job="18")):
-        assert json.loads((tmp_path / "lock").read_text())["job"] == "18"
-
-
-def test_where_nothing_can_be_asked_a_lock_is_respected(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    write_owner(tmp_path / "lock", job="17")
-    with pytest.raises(InputError, match="if it is surely gone, remove"), lock(tmp_path / "lock", Placement(job="18")):
-        pass
+    monkeypatch.setenv("PATH", f"{squeue.parent}:/bin")
+    write_owner(path, **owner)
+    before = path.read_text()
+    if refusal:
+        with pytest.raises(InputError, match=refusal), lock(path, Placement(**placement)):
+            pass
+        assert path.read_text() == before
+    else:
+        with lock(path, Placement(**placement)):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert not path.exists()
 
 
 def test_without_flock_a_killed_process_leaves_a_lock_that_its_requeued_job_takes(tmp_path, monkeypatch):
@@ -155,12 +125,6 @@ def test_without_flock_a_killed_process_leaves_a_lock_that_its_requeued_job_take
         (tmp_path / "lock").write_text(json.dumps({**json.loads(owner), "pid": number}))
         with lock(tmp_path / "lock", Placement(job="17", restarts=1)):
             pass
-
-
-def test_the_lock_of_a_process_that_has_died_here_is_taken_over(tmp_path):
-    write_owner(tmp_path / "lock", host=socket.gethostname(), pid=os.getpid())  # the number is in use again
-    with lock(tmp_path / "lock", Placement()):
-        pass
 
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
@@ -284,9 +248,12 @@ def test_a_job_that_never_gets_through_a_slice_is_not_started_for_ever(tmp_path)
         begin("19")
 
 
-def test_a_folder_that_openclip_would_not_look_into_is_refused():
+def test_a_folder_that_openclip_would_not_look_into_or_that_is_a_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"--out is runs/a\[1\]; expected a path without"):
         RunFolder(Path("runs/a[1]"))
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
+        RunFolder(tmp_path / "run").write(RUN)
 
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
@@ -435,12 +402,6 @@ def test_a_look_at_what_many_ranks_could_not_read_takes_a_moment_and_no_line_is_
     monkeypatch.setattr(progress, "open", lambda *arguments: opened.append(arguments), raising=False)
     assert unreadable.look()["samples"] == 100_000
     assert opened == []
-
-
-def test_a_folder_that_is_a_file_is_told(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
-        RunFolder(tmp_path / "run").write(RUN)
 
 
 def test_a_run_that_was_killed_is_not_told_as_running_for_ever(tmp_path):
