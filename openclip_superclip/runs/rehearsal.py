@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import torch
 from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
+from ..files import read_json
 from ..pages import bytes_text
 from .cost import GPU
 from .folder import RunFolder
@@ -32,7 +32,9 @@ UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal'
 WAITS = 0.1  # of the time for data: more is reported as what limits the run
 ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
-OTHER_SIZE = 0.12  # of a GPU's memory: CUDA tells up to 7 % more than the data sheet, and the next size is a fifth more
+OTHER_SIZE = (
+    0.12  # of a GPU's memory: CUDA reports up to 7 % more than the data sheet; the next size is a fifth more
+)
 IRRELEVANT = (  # options of the training that change no step's time
     "--lr", "--warmup", "--lr-scheduler", "--lr-cooldown-end", "--lr-cooldown-power", "--epochs-cooldown", "--beta1",
     "--beta2", "--eps", "--wd", "--seed", "--epochs", "--train-num-samples", "--log-every-n-steps", "--val-data",
@@ -57,17 +59,15 @@ def speed_options(run: Run) -> dict[str, str]:
 def read_rehearsal(file: str, run: Run, gpu: GPU | None = None) -> dict:
     """Returns what rehearsal.json holds, its hours those of `plan`.
 
-    InputError where it is none, or of another model, batch, precision, data, GPU, number of ranks, or whatever else
-    changes the speed; where `gpu` is None any GPU is taken.
+    InputError if it is none, or of another model, batch, precision, data, GPU, number of ranks, or whatever else
+    changes the speed; if `gpu` is None any GPU is taken.
     """
+    summary = read_json(Path(file), flag="--rehearsal")
     try:
-        told = json.loads(Path(file).read_text())
-        found = dict(told["options"])
-        told |= whole_hours(run, told["samples_per_second"], told["checkpoint"]["seconds"])
-        told["memory"]["peak"], told["memory"]["of"], told["limit"]
-        card, size = told["memory"]["name"], told["memory"]["total"]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--rehearsal: {file} cannot be read ({error.strerror or error})") from None
+        found = dict(summary["options"])
+        summary |= whole_hours(run, summary["samples_per_second"], summary["checkpoint"]["seconds"])
+        summary["memory"]["peak"], summary["memory"]["of"], summary["limit"]
+        card, size = summary["memory"]["name"], summary["memory"]["total"]
     except (ValueError, TypeError, KeyError, ZeroDivisionError):
         raise InputError(f"--rehearsal: {file} is no rehearsal.json that superclip rehearse wrote") from None
     ours = speed_options(run)
@@ -83,7 +83,7 @@ def read_rehearsal(file: str, run: Run, gpu: GPU | None = None) -> dict:
             )
     if gpu and not _is(gpu, card, size):
         raise InputError(f"--rehearsal: {file} was measured on {card}, and --gpu is {gpu.name}: rehearse on that")
-    return told
+    return summary
 
 
 def _is(gpu: GPU, card: str | None, size: int | None) -> bool:
@@ -117,7 +117,7 @@ class Rehearsal:
         if code := self._train(UNDISTURBED, 0):
             return code
         code = self._train(DISTURBED, 1, stopped=True)
-        if code and self.placement.node == 0:  # on others it is told of the first one's ranks that were stopped
+        if code and self.placement.node == 0:  # on others because the first one's ranks were stopped
             return code
         if code == 0:
             raise InputError(
@@ -130,21 +130,15 @@ class Rehearsal:
 
         `repeats` says whether it was equal up to where it was stopped, in losses and weights.
         """
-        ours, theirs = (
-            {
-                point["samples"]: [value for name, value in point.items() if name.endswith("loss")]
-                for point in self._points(name)
-            }
-            for name in (DISTURBED, UNDISTURBED)
-        )
-        trained = {samples: (ours[samples], losses) for samples, losses in theirs.items() if samples in ours}
+        ours, theirs = self._losses(DISTURBED), self._losses(UNDISTURBED)
         gaps = {
-            samples: max((abs(a - b) for a, b in zip(*pair, strict=True)), default=0)
-            for samples, pair in trained.items()
+            samples: max((abs(a - b) for a, b in zip(ours[samples], theirs[samples], strict=True)), default=0)
+            for samples in theirs
+            if samples in ours
         }
         first_slice = [gap for samples, gap in gaps.items() if samples <= self.run.slice_samples]
         return {
-            "steps": len(theirs), "different": sum(map(bool, gaps.values())), "missing": len(theirs) - len(trained),
+            "steps": len(theirs), "different": sum(map(bool, gaps.values())), "missing": len(theirs) - len(gaps),
             "largest": max(gaps.values(), default=0), "equal_weights": self._equal_weights(SLICES),
             "repeats": not any(first_slice) and self._equal_weights(1),
         }  # fmt: skip
@@ -190,6 +184,13 @@ class Rehearsal:
     def _points(self, name: str) -> list[dict]:
         return run_outputs.read_log(self._path(name) / "out.log")
 
+    def _losses(self, name: str) -> dict[int, list[float]]:
+        """Returns the losses by the samples that were seen."""
+        return {
+            point["samples"]: [value for key, value in point.items() if key.endswith("loss")]
+            for point in self._points(name)
+        }
+
     def _equal_weights(self, epoch: int) -> bool:
         file = f"checkpoints/epoch_{epoch}.pt"
         ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (DISTURBED, UNDISTURBED))
@@ -197,9 +198,9 @@ class Rehearsal:
 
 
 def report(run: Run, rehearsal: Rehearsal) -> dict:
-    """Returns what rehearsal.json holds; `run` is the whole one. Raises OSError if a rank left nothing."""
+    """Returns what rehearsal.json holds; `run` is the whole one."""
     logs = rehearsal.logs[UNDISTURBED]
-    ranks = [json.loads(measures_file(logs, rank).read_text()) for rank in range(run.world_size)]
+    ranks = [read_json(measures_file(logs, rank)) for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
     low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))

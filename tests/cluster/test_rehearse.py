@@ -93,7 +93,7 @@ def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
         (["--gpus-per-node", "2", "--set", "flags.grad-checkpointing=true"], "measured without --grad-checkpointing,"),
         (["--gpus-per-node", "2", "--gpu-batch-max", "1"], "--batch-size 2, and the plan is with --batch-size 1"),
         (["--gpus-per-node", "2", "--data", f"{data}/{{000000..000005}}.tar"], "measured with --train-data"),
-        (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "is no rehearsal.json that superclip"),
+        (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "cannot be read"),
         (["--gpus-per-node", "2", "--rehearsal", "nowhere.json"], "nowhere.json cannot be read"),
         (["--gpus-per-node", "2", "--samples-per-second", "3"], "leave --samples-per-second out"),
     ):
