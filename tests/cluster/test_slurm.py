@@ -191,7 +191,7 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
 def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(troubled):
     output, port = troubled["output"], troubled["port"]
     assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
-    assert "train.sbatch: scontrol requeue failed; trying again\ntrain.sbatch: requeued, to resume" in output
+    assert "train.sbatch: scontrol requeue failed; trying again\n" in output
     assert output.count("train.sbatch: starting again on the same nodes") == 1
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [json.loads(start.read_text())["master_port"] for start in starts]
