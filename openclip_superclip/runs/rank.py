@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoints import run_outputs
+from ..checkpoints.checkpoint import holds_numbers
 from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
@@ -83,6 +85,9 @@ def _train(start: Start, rank: int) -> None:
         sys.stderr.flush()
         lines = (start.logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
         raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
+    last = run_outputs.checkpoints(start.logs.parents[1] / "checkpoints").get(start.run.num_slices)
+    if rank == 0 and last and not holds_numbers(last):
+        raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 
 
 def measures_file(logs: Path, rank: int) -> Path:

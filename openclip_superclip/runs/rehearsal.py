@@ -32,9 +32,7 @@ UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal'
 WAITS = 0.1  # of the time for data: more is reported as what limits the run
 ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
-OTHER_SIZE = (
-    0.12  # of a GPU's memory: CUDA reports up to 7 % more than the data sheet; the next size is a fifth more
-)
+OTHER_SIZE = 0.12  # of a GPU's memory: CUDA reports up to 7 % more than the data sheet; the next size is a fifth more
 IRRELEVANT = (  # options of the training that change no step's time
     "--lr", "--warmup", "--lr-scheduler", "--lr-cooldown-end", "--lr-cooldown-power", "--epochs-cooldown", "--beta1",
     "--beta2", "--eps", "--wd", "--seed", "--epochs", "--train-num-samples", "--log-every-n-steps", "--val-data",

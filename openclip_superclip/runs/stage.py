@@ -67,7 +67,7 @@ class Staging:
     """The copies of one node's shards: within `with` they are made, and removed in the end.
 
     A node holds the slice that it trains and the next one, of each the shards that its own ranks read. Copies of a
-    start that was killed are used if size and time are the shard's, and removed otherwise.
+    start that was killed are removed.
 
     Args:
         stage: the folder on the node's disk, variables of the environment in it: $TMPDIR.
@@ -92,10 +92,9 @@ class Staging:
                 f"--stage is {self.disk} on {this_host()}; expected a folder there that can be written to, such as "
                 "/local or $TMPDIR in quotes"
             )
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.epoch = run_outputs.newest(self.checkpoints)
-        ahead = [shard for epoch in (self.epoch, self.epoch + 1) for shard in self._shards(epoch)]
-        self._keep_only(ahead)
-        self._check_disk(ahead)
+        self._check_disk()
         self.thread.start()
         return self
 
@@ -117,7 +116,9 @@ class Staging:
                 if self.stop.wait(1):
                     return
                 self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
-            self._keep_only([shard for one in range(self.epoch, epoch + 1) for shard in self._shards(one)])
+            wanted = {self.staged.copy_of(shard) for one in range(self.epoch, epoch) for shard in self._shards(one)}
+            for copy in [path for path in self.folder.rglob("*") if path.is_file() and path not in wanted]:
+                copy.unlink(missing_ok=True)
             with ThreadPoolExecutor(COPIES) as pool:
                 list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
             self.first.set()
@@ -135,23 +136,9 @@ class Staging:
             if place % run.world_size // run.gpus_per_node == of_node
         ]  # fmt: skip
 
-    def _keep_only(self, shards: list[str]) -> None:
-        """Removes everything but whole copies of these shards."""
-        kept = {self.staged.copy_of(shard): shard for shard in shards}
-        for file in [path for path in self.folder.rglob("*") if not path.is_dir()]:
-            if file not in kept or not self._is_whole(kept[file]):
-                file.unlink(missing_ok=True)
-
-    def _is_whole(self, shard: str) -> bool:
-        """Returns whether there is a copy of the shard's size and time."""
-        with contextlib.suppress(OSError):
-            theirs, ours = os.stat(shard), self.staged.copy_of(shard).stat()
-            return (theirs.st_size, theirs.st_mtime_ns) == (ours.st_size, ours.st_mtime_ns)
-        return False
-
-    def _check_disk(self, shards: list[str]) -> None:
+    def _check_disk(self) -> None:
         needed = 0
-        for shard in {shard for shard in shards if not self._is_whole(shard)}:
+        for shard in {*self._shards(self.epoch), *self._shards(self.epoch + 1)}:
             with contextlib.suppress(OSError):  # reported when it is to be copied
                 needed += os.stat(shard).st_size
         free = shutil.disk_usage(self.disk).free
@@ -165,7 +152,7 @@ class Staging:
         """Copies a shard under another name, which is exchanged for its own once it is whole."""
         copy = self.staged.copy_of(shard)
         part = copy.with_name(f"{copy.name}.part")
-        if self.stop.is_set() or self._is_whole(shard):
+        if self.stop.is_set() or copy.exists():
             return
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +161,6 @@ class Staging:
                     to.write(chunk)
                     if self.stop.is_set():
                         return
-            shutil.copystat(shard, part)
             os.replace(part, copy)
         except OSError as error:
             if not self.has_failed:
