@@ -112,7 +112,7 @@ class NodeTraining:
             text = describe(failure, self.logs)
         except OthersFailed:
             pass
-        except InputError as error:  # about this node's disk
+        except (InputError, OSError) as error:  # about this node's disk
             failure_here("superclip run", str(error)).write(self._file("error.json"))
             text = f"error: {error}"
         finally:
