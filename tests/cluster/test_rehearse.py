@@ -95,7 +95,6 @@ def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
         (["--gpus-per-node", "2", "--data", f"{data}/{{000000..000005}}.tar"], "measured with --train-data"),
         (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "cannot be read"),
         (["--gpus-per-node", "2", "--rehearsal", "nowhere.json"], "nowhere.json cannot be read"),
-        (["--gpus-per-node", "2", "--samples-per-second", "3"], "leave --samples-per-second out"),
     ):
         assert main([*command, *arguments]) == 1
         assert said in capsys.readouterr().err
