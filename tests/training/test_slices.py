@@ -230,9 +230,8 @@ def state(folder: Path, epoch: int) -> list[bytes]:
 
 
 RESUMED = {
-    "FLIP, two ranks": ("--workers 1 --force-patch-dropout 0.5", 2),
-    "SuperFLIP": ("--workers 0 --superclip --force-patch-dropout 0.5", 1),
-    "SuperCLIP, two ranks": ("--workers 1 --superclip", 2),
+    "FLIP": ("--workers 0 --force-patch-dropout 0.5", 1),
+    "SuperFLIP, two ranks": ("--workers 1 --superclip --force-patch-dropout 0.5", 2),
 }
 
 
