@@ -191,7 +191,7 @@ def test_two_ranks_give_every_sample_its_captions(kind, data, train):
 
 
 @both_types
-def test_a_resumed_run_draws_as_one_that_never_stopped_and_each_epoch_anew(kind, data, train, tmp_path):
+def test_a_resumed_run_draws_as_one_that_never_stopped_and_each_epoch_differs(kind, data, train, tmp_path):
     flags = [*data[kind], "--superclip-captions", "mixed:0.5"]
     whole = seen(train(*flags, "--epochs", "2", "--save-frequency", "1", cwd=tmp_path)[0], "class")
     epochs = [sorted(whole[:NUM_SAMPLES]), sorted(whole[NUM_SAMPLES:])]
@@ -203,7 +203,7 @@ def test_a_resumed_run_draws_as_one_that_never_stopped_and_each_epoch_anew(kind,
 
 @pytest.fixture
 def tokens_of():
-    """Makes CaptionTokens, WebDataset's unless told otherwise."""
+    """Makes CaptionTokens, WebDataset's by default."""
 
     def tokens_of(captions: str, seed=0, rank=0, epoch=0, tokenizer=None, **config) -> CaptionTokens:
         return CaptionTokens(
@@ -231,7 +231,7 @@ def test_the_fraction_of_short_captions_is_within_binomial_bounds(share, tokens_
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}], ids=["seed", "rank", "epoch", "worker"])
-def test_seed_rank_epoch_and_worker_each_draw_anew_and_independently(other, tokens_of, monkeypatch):
+def test_seed_rank_epoch_and_worker_each_draw_independently(other, tokens_of, monkeypatch):
     reader, anew = tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other)
     first = [not reader.captions(sample).are_long for sample in samples(2000)]
     if not other:

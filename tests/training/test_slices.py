@@ -32,7 +32,7 @@ SLICES = 3
 
 
 def write_shards(folder: Path, sizes: list[int]) -> str:
-    """Writes shards of so many pictures of noise, whose captions number them, and returns --train-data."""
+    """Writes shards of so many images of noise, whose captions number them, and returns --train-data."""
     rng = np.random.default_rng(0)
     captions = iter(caption_names(sizes))
     for shard, size in enumerate(sizes):
@@ -78,7 +78,7 @@ def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_sha
 
 
 def pipeline(*argv: str, epochs: range) -> int:
-    """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions, and pictures' digests."""
+    """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions, and images' digests."""
     args = unpatched.parse_args([*argv])
     unpatched.install(args)
     args.rank, args.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -89,8 +89,8 @@ def pipeline(*argv: str, epochs: range) -> int:
         data["train"].set_epoch(epoch)
         given[epoch] = [
             (caption, hashlib.md5(picture.numpy().tobytes()).hexdigest())
-            for pictures, captions in data["train"].dataloader
-            for picture, caption in zip(pictures, captions, strict=True)
+            for images, captions in data["train"].dataloader
+            for picture, caption in zip(images, captions, strict=True)
         ]
     Path(f"given-{args.rank}.json").write_text(json.dumps(given))
     return 0
@@ -98,7 +98,7 @@ def pipeline(*argv: str, epochs: range) -> int:
 
 @pytest.fixture
 def read(tmp_path):
-    """Returns what each epoch gave all ranks, the first rank's first: lists of captions and pictures."""
+    """Returns what each epoch gave all ranks, the first rank's first: lists of captions and images."""
 
     def read(*argv, epochs, world_size=1):
         cwd = tmp_path / str(len([*tmp_path.iterdir()]))
@@ -359,7 +359,7 @@ def test_a_refused_resume_renames_no_checkpoint(began, train_data, train_flags, 
     assert [path.name for path in sorted(cut.parent.iterdir())] == ["epoch_2.pt", "epoch_3.pt.damaged"]
 
 
-def test_files_and_models_are_compared_by_their_content_wherever_they_lie(
+def test_files_and_models_are_compared_by_their_content_not_by_their_path(
     train_data, train_flags, tiny_model, parse_args, tmp_path
 ):
     args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
@@ -433,9 +433,7 @@ def test_too_few_shards_for_the_ranks_are_refused_and_the_run_is_not_begun(train
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_for_ever(
-    train_flags, train_data, tmp_path
-):
+def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_forever(train_flags, train_data, tmp_path):
     argv = [*train_flags, *slice_flags(train_data, slices=12), "--batch-size", "5", "--workers", "1"]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert run.returncode == 1

@@ -174,7 +174,7 @@ def test_a_wrong_formula_errs_by_more_than_rounding(wrong, sizes, gamma):
 
 @cases(precision=PRECISIONS)
 @pytest.mark.parametrize("function", [class_loss, plain_class_loss])
-def test_losses_are_float32_whatever_the_precision(precision, function):
+def test_losses_are_float32_at_every_precision(precision, function):
     dtype, autocast = precision
     leaves, tokens, idf = problem(dtype=dtype)
     losses, *gradients = losses_and_gradients(function, leaves, tokens, idf, autocast=autocast)

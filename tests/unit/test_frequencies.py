@@ -1,4 +1,4 @@
-"""Word frequencies of a data set: the counts, the weights that follow, and what a wrong file is told."""
+"""Word frequencies of a data set: the counts, the weights that follow, and the errors of wrong files."""
 
 import csv
 import io

@@ -194,7 +194,7 @@ def test_a_call_that_was_killed_goes_on_and_the_shards_are_the_same(kept, table,
         assert (out / shard.relative_to(table)).read_bytes() == shard.read_bytes()
 
 
-def test_where_no_pair_is_left_the_list_that_is_named_says_why(tmp_path, capsys):
+def test_if_no_pair_is_left_the_list_gives_the_reasons(tmp_path, capsys):
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs/a.png").write_text("no image")
     (tmp_path / "pairs/a.txt").write_text("a cat")

@@ -118,7 +118,7 @@ def test_what_cannot_be_trained_is_refused_by_run_and_study_before_anything_is_w
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_study_is_refused_where_its_validation_table_cannot_be_measured(folder, tmp_path):
+def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, tmp_path):
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
     with pytest.raises(InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})

@@ -88,7 +88,7 @@ def test_counts_stay_exact_beyond_what_a_float_can_hold():
     assert statistics.num_captions.item() == 2**60 + 2
 
 
-def test_idf_tells_apart_counts_that_float32_cannot():
+def test_idf_distinguishes_counts_that_are_equal_in_float32():
     statistics = TokenStatistics(2)
     statistics.document_frequency.fill_(10**12)
     statistics.num_captions.fill_(10**12 + 10**7)
