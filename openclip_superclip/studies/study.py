@@ -135,69 +135,44 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def folder_name(text: str) -> str:
-    """Returns an arm or a cell as a part of a folder's name: letters, digits, points and dashes."""
+    """Returns a value as a part of a folder's name: letters, digits, points and dashes."""
     return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).lower()
 
 
-def _unclear_arm(study) -> str | None:
-    folders: dict[str, object] = {}
-    for arm in study.arms:
-        if folders.setdefault(folder_name(str(arm)), arm) is not arm or not isinstance(arm, str):
-            return repr(arm)
+def _are_cells(cells) -> bool:
+    values = list(cells.values()) if isinstance(cells, dict) else [None, None]
+    fields = values[0].values() if values and isinstance(values[0], dict) else []
+    are_values = not values or (isinstance(values[0], list | dict) and values[0])
+    return len(values) <= 1 and are_values and all(isinstance(one, dict) for one in fields)
 
 
-def _are_cells(cells: dict) -> bool:
-    for values in cells.values():
-        fields = values.values() if isinstance(values, dict) else []
-        if not isinstance(values, list | dict) or not values or not all(isinstance(one, dict) for one in fields):
-            return False
-    return len(cells) <= 1
-
-
-def _can_tune(choose: dict) -> bool:
-    rates, seeds = choose.get("lr"), choose.get("seeds")
-    if set(choose) != {"lr", "seeds"} or not isinstance(rates, list) or type(seeds) is not int or seeds < 1:
+def _can_tune(choose) -> bool:
+    if not isinstance(choose, dict) or (choose and set(choose) != {"lr", "seeds"}):
         return False
-    try:
-        numbers = {float(rate) for rate in rates}
-    except (TypeError, ValueError):
-        return False
-    return 0 < len(numbers) == len(rates) and min(numbers) > 0
+    rates, seeds = choose.get("lr", [1.0]), choose.get("seeds", 1)
+    are_rates = isinstance(rates, list) and all(isinstance(rate, int | float) and rate > 0 for rate in rates)
+    return are_rates and 0 < len(set(rates)) == len(rates) and type(seeds) is int and seeds > 0
+
+
+def _wrong_arm(study) -> str | None:
+    for arm, values in study.arms.items():
+        like, samples = values.get(LIKE), f"{values.get('samples', '')}"
+        if like is not None and (like not in [*study.arms] or LIKE in study.arms[like]):
+            return f"arm '{arm}' is like '{like}'; expected an arm that is like no other"
+        if samples.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", samples):
+            return f"arm '{arm}' has samples {samples!r}; expected a number, or a percentage such as 110%"
 
 
 def _set_twice(study) -> str | None:
     """Returns which field is given in two places, so that one of them would have no effect."""
-    places = {"cells": study.cells, "set": study.set}
-    places |= {f"the arm '{arm}'": values for arm, values in study.arms.items()}
-    cells = next(iter(study.cells.values()), None)
-    places |= {f"the cell {cell}": fields for cell, fields in cells.items()} if isinstance(cells, dict) else {}
-    for place, fields in places.items():
+    for place, fields in {"cells": study.cells, "set": study.set, **study.arms}.items():
+        place = f"the arm '{place}'" if place in study.arms else place
         if "seed" in fields:
             return f"{place} sets seed; give `seeds` and `first_seed` instead"
-        for field in study.cells if place != "cells" else ():
-            if field in fields:
-                return f"{place} sets {field}, which the cells vary"
-        if study.choose and "lr" in fields and not place.startswith("the arm"):
+        if place != "cells" and any(field in fields for field in study.cells):
+            return f"{place} sets {next(iter(study.cells))}, which the cells vary"
+        if study.choose and "lr" in fields and place in ("cells", "set"):
             return f"{place} sets lr, which is tuned"
-
-
-def _wrong_pair(study) -> list:
-    pairs = [pair for pair in study.compare if isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]]
-    return [pair for pair in study.compare if pair not in pairs or not all(arm in [*study.arms] for arm in pair)]
-
-
-def _like_none(study) -> str | None:
-    for arm, values in study.arms.items():
-        other = values.get(LIKE)
-        if other is not None and (not isinstance(other, str) or LIKE in study.arms.get(other, [LIKE])):
-            return f"arm '{arm}' is like '{other}'"
-
-
-def _wrong_percentage(study) -> str | None:
-    for arm, values in study.arms.items():
-        samples = f"{values.get('samples', '')}"
-        if samples.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", samples):
-            return f"arm '{arm}' has samples {samples!r}"
 
 
 SEEDS = Rule(
@@ -205,63 +180,50 @@ SEEDS = Rule(
     f"{TUNING_SEEDS - 1}: those above tune learning rates",
     lambda study: study.first_seed + study.seeds > TUNING_SEEDS,
 )
+VALID = {  # fields: what is expected of them
+    "question": ("a question", lambda study: isinstance(study.question, str)),
+    "recipe": ("a file or a shipped name", lambda study: isinstance(study.recipe, str)),
+    "measures": (f"one of {', '.join(MEASURES)}", lambda study: study.measures in [*MEASURES]),
+    "seeds": ("a number of seeds, 1 or more", lambda study: type(study.seeds) is int and study.seeds > 0),
+    "first_seed": ("a number, 0 or more", lambda study: type(study.first_seed) is int and study.first_seed >= 0),
+    "arms": (
+        "two arms or more, each a mapping of a recipe's fields",
+        lambda study: (
+            isinstance(study.arms, dict)
+            and len(study.arms) > 1
+            and all(isinstance(arm, dict) for arm in study.arms.values())
+        ),
+    ),
+    "set": ("fields of the recipe and their values", lambda study: isinstance(study.set, dict)),
+    "cells": (
+        "one field of the recipe and its values, or a mapping of more fields for each value",
+        lambda study: _are_cells(study.cells),
+    ),
+    "choose": ("lr: a list of distinct rates, and seeds: their number", lambda study: _can_tune(study.choose)),
+    "compare": (
+        "pairs [arm, baseline] of the arms",
+        lambda study: (
+            isinstance(study.compare, list)
+            and all(isinstance(pair, list) and len(pair) == 2 for pair in study.compare)
+            and all(arm in [*study.arms] for pair in study.compare for arm in pair)
+        ),
+    ),
+}
 RULES = [
     *(
-        Rule(
-            f"{{path}}: {field} is {{{field}!r}}; expected {expected}",
-            lambda study, field=field, kind=kind: not isinstance(getattr(study, field), kind),
-        )
-        for field, kind, expected in (
-            ("question", str, "a question"),
-            ("primary", str, "the measure that answers it"),
-            ("recipe", str, "a file or a shipped name"),
-            ("measures", str, f"one of {', '.join(MEASURES)}"),
-            ("compare", list, "[arm, baseline], several"),
-            ("arms", dict, "two arms or more, each a mapping of a recipe's fields"),
-            ("cells", dict, "one field of the recipe and its values"),
-            ("set", dict, "fields of the recipe and their values"),
-            ("choose", dict, "lr: values, and seeds: their number"),
-        )
-    ),
-    Rule(
-        "{path}: arms is {arms}; expected two arms or more, each a mapping of fields",
-        lambda study: len(study.arms) < 2 or not all(isinstance(arm, dict) for arm in study.arms.values()),
-    ),
-    Rule("{path}: an arm is {found}; expected a name whose letters and digits no other arm has", _unclear_arm),
-    Rule(
-        "{path}: seeds is {seeds!r}; expected a number of seeds, 1 or more",
-        lambda study: type(study.seeds) is not int or study.seeds < 1,
-    ),
-    Rule(
-        "{path}: first_seed is {first_seed!r}; expected a number, 0 or more",
-        lambda study: type(study.first_seed) is not int or study.first_seed < 0,
+        Rule(f"{{path}}: {field} is {{{field}!r}}; expected {expected}", lambda study, valid=valid: not valid(study))
+        for field, (expected, valid) in VALID.items()
     ),
     SEEDS,
     Rule(
-        f"{{path}}: measures is {{measures!r}}; expected one of {', '.join(MEASURES)}",
-        lambda study: study.measures not in MEASURES,
-    ),
-    Rule(
         "{path}: primary is {primary!r}; {measures} measures {found}",
-        lambda study: ", ".join(MEASURES[study.measures]) if study.primary not in MEASURES[study.measures] else None,
+        lambda study: study.primary not in MEASURES[study.measures] and ", ".join(MEASURES[study.measures]),
     ),
     Rule(
         "{path}: choose is {choose}; dense-scenes has no split to tune on: give the arms an lr",
         lambda study: study.choose and study.measures == "dense-scenes",
     ),
-    Rule(
-        "{path}: cells is {cells}; expected one field of the recipe and its values, or a mapping of more fields for "
-        "each value",
-        lambda study: not _are_cells(study.cells),
-    ),
-    Rule("{path}: {found}", _set_twice),
-    Rule(
-        "{path}: choose is {choose}; expected lr: a list of distinct rates, and seeds: their number",
-        lambda study: study.choose and not _can_tune(study.choose),
-    ),
-    Rule("{path}: compare holds {found[0]}; expected pairs [arm, baseline] of the arms", _wrong_pair),
-    Rule("{path}: {found}; expected an arm that is like no other", _like_none),
-    Rule("{path}: {found}; expected a number, or a percentage such as 110%", _wrong_percentage),
+    Rule("{path}: {found}", lambda study: _wrong_arm(study) or _set_twice(study)),
 ]
 
 
@@ -294,7 +256,7 @@ def read_study(path_or_name: str) -> Study:
 
 
 def _check_recipes(study: Study, path: Path) -> None:
-    """Raises InputError for impossible recipes, and for arms or cells whose training is equal."""
+    """Raises InputError for impossible recipes, and for arms whose training is equal."""
     recipes: dict[tuple, dict] = {}
     for arm in study.arms:
         for cell in study.cell_values:
@@ -308,10 +270,6 @@ def _check_recipes(study: Study, path: Path) -> None:
         same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)
         if same and (not study.choose or ("lr" in study.arms[arm]) == ("lr" in study.arms[baseline])):
             raise InputError(f"{path}: the arms '{arm}' and '{baseline}' train the same: expected a field that differs")
-    for place, cell in enumerate(study.cell_values):
-        for other in study.cell_values[:place]:
-            if all(recipes[arm, other] == recipes[arm, cell] for arm in study.arms):
-                raise InputError(f"{path}: cells holds {study.cell_field} {cell} twice")
 
 
 @dataclasses.dataclass(frozen=True)

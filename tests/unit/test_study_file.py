@@ -56,13 +56,6 @@ def test_every_shipped_study_can_be_read_and_called_and_names_its_primary_measur
             assert (trained.model, trained.shards) == (f"local-dir:demo/{data.model}", shards)
 
 
-def test_the_fields_of_all_runs_may_be_numbers(tmp_path):
-    call = study_call(
-        write_study(tmp_path, set={"wd": 0.1, "flags.grad-checkpointing": True}), None, None, "cpu", None, None, {}
-    )
-    assert call.study.settings("SuperCLIP") == {"wd": "0.1", "flags.grad-checkpointing": "true"}
-
-
 def test_the_batch_size_study_trains_the_shipped_recipes():
     study = read_study("datacomp_batch_size")
     assert study.cell_values == [1024 * 2**n for n in range(6)]
@@ -75,9 +68,16 @@ def test_the_batch_size_study_trains_the_shipped_recipes():
             }
 
 
-def test_an_arm_takes_the_fields_of_the_arm_that_it_is_like(tmp_path):
-    study = read_study(write_study(tmp_path, cells={"global_batch_size": [16, 32]}))
-    assert study.settings("CLIP longer", 16) == {"method": "clip", "global_batch_size": "16", "samples": "45056"}
+def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(tmp_path):
+    cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
+    everywhere = {"wd": 0.1, "flags.grad-checkpointing": True}
+    study = read_study(write_study(tmp_path, cells=cells, set=everywhere))
+    texts = {"wd": "0.1", "flags.grad-checkpointing": "true"}
+    assert study.cell_values == [16, 32]
+    assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
+    assert study.settings("CLIP longer", 32) == {
+        **texts, "global_batch_size": "32", "method": "clip", "samples": "45056",
+    }  # fmt: skip
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
 
 
@@ -87,14 +87,6 @@ def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, s
     study = read_study(write_study(tmp_path, arms=arms))
     settings = study.settings("CLIP, equal time", None, set_)
     assert settings == {"method": "clip", "samples": str(samples)}
-
-
-def test_every_run_of_a_cell_has_its_fields_and_those_of_all_runs(tmp_path):
-    cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
-    study = read_study(write_study(tmp_path, cells=cells, set={"wd": 0.1}))
-    assert study.cell_values == [16, 32]
-    assert study.settings("SuperCLIP", 16) == {"wd": "0.1", "global_batch_size": "16", "warmup": "256"}
-    assert study.settings("CLIP", 32) == {"wd": "0.1", "global_batch_size": "32", "method": "clip"}
 
 
 def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
@@ -107,63 +99,40 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
     assert name({"wd": "0.1", "flags.val-num-samples": "8"}, {"wd"}) == "superclip_val-num-samples-8_seed0"
 
 
-REFUSED = {
-    "arms of one folder": ({"arms": {"a b": {}, "A-B": {}}}, "an arm is 'A-B'"),
-    "an arm that is a number": ({"arms": {1: {}, "B": {}}}, "an arm is 1"),
-    "no share of samples": ({"arms": {"CLIP": {}, "B": {"samples": "-5%"}}}, "'B' has samples '-5%'"),
-    "no rates to choose from": ({"choose": {"lr": [], "seeds": 1}}, "choose is"),
-    "no seeds to choose by": ({"choose": {"lr": [1e-3], "seeds": "all"}}, "choose is"),
-    "arms": ({"arms": {"CLIP": {}}}, "two arms or more"),
-    "an arm like none": ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like 'A'"),
-    "a field that no recipe has": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "there is no field 'rate'"),
-    "a value that cannot be": ({"arms": {"CLIP": {}, "B": {"lr": -1}}}, "lr is -1"),
-    "a placebo that is none": ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
-    "seeds": ({"seeds": 0}, "seeds is 0"),
-    "a primary measure that is not measured": (
-        {"primary": "imagenet"},
-        "primary is 'imagenet'; demo measures zero_shot",
-    ),
-    "measures": ({"measures": "taste"}, "measures is 'taste'"),
-    "cells": ({"cells": {"lr": []}}, "cells is"),
-    "fields of a cell": ({"cells": {"lr": {1e-3: 128}}}, "cells is"),
-    "fields of all runs": ({"set": [1]}, "set is [1]"),
-    "choose": ({"choose": {"lr": [1e-3]}}, "choose is"),
-    "compare": ({"compare": [["SuperCLIP", "BLIP"]]}, "compare holds"),
-    "an arm with itself": ({"compare": [["CLIP", "CLIP"]]}, "compare holds"),
-    "an arm with a list": ({"compare": [["CLIP", ["SuperCLIP"]]]}, "compare holds"),
-    "a list of measures": ({"measures": ["demo"]}, "measures is ['demo']"),
-    "a recipe that is none": ({"recipe": [1]}, "recipe is [1]"),
-    "an arm like several": ({"arms": {"CLIP": {}, "B": {"like": ["CLIP"]}}}, "'B' is like '['CLIP']'"),
-    "a question that is none": ({"question": None}, "question is None"),
-    "arms that are the same": ({"arms": {"CLIP": {}, "SuperCLIP": {}}}, "'SuperCLIP' and 'CLIP' train the same"),
-    "cells that are the same": ({"cells": {"wd": ["0.2", "0.20"]}}, "cells holds wd 0.20 twice"),
-    "rates that are the same": ({"choose": {"lr": [1e-3, "0.001"], "seeds": 1}}, "choose is"),
-    "rates that are none": ({"choose": {"lr": ["fast"], "seeds": 1}}, "choose is"),
-    "seeds as cells": ({"cells": {"seed": [0, 1]}}, "cells sets seed; give `seeds` and `first_seed` instead"),
-    "a seed of an arm": ({"arms": {"CLIP": {}, "B": {"seed": 5}}}, "the arm 'B' sets seed"),
-    "a cell's field of an arm": (
-        {"cells": {"wd": [0, 1]}, "arms": {"CLIP": {}, "B": {"wd": 1}}},
-        "the arm 'B' sets wd, which the cells vary",
-    ),
-    "cells of what is chosen": (
-        {"cells": {"lr": [1e-3, 2e-3]}, "choose": {"lr": [1e-3], "seeds": 1}},
-        "cells sets lr, which is tuned",
-    ),
-    "the arm of an error": ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no"),
-    "a field that no study has": ({"placebo": True}, "there is no field 'placebo'"),
-    "another recipe": ({"recipe": "nowhere"}, "there is no file and no recipe 'nowhere'"),
-}
+REFUSED = [
+    ({"arms": {"CLIP": {}}}, "two arms or more"), ({"seeds": 0}, "seeds is 0"), ({"question": None}, "question is"),
+    ({"arms": {"CLIP": {}, "B": {"samples": "-5%"}}}, "'B' has samples '-5%'"),
+    ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like 'A'"),
+    ({"arms": {"CLIP": {}, "B": {"like": ["CLIP"]}}}, "'B' is like '['CLIP']'"),
+    ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
+    ({"arms": {"CLIP": {}, "B": {"lr": -1}}}, "lr is -1"),
+    ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
+    ({"arms": {"CLIP": {}, "SuperCLIP": {}}}, "'SuperCLIP' and 'CLIP' train the same"),
+    ({"arms": {"CLIP": {}, "B": {"seed": 5}}}, "the arm 'B' sets seed"),
+    ({"primary": "imagenet"}, "primary is 'imagenet'; demo measures zero_shot"),
+    ({"measures": "taste"}, "measures is 'taste'"), ({"measures": ["demo"]}, "measures is ['demo']"),
+    ({"set": [1]}, "set is [1]"), ({"recipe": [1]}, "recipe is [1]"),
+    ({"cells": {"lr": []}}, "cells is"), ({"cells": {"lr": {1e-3: 128}}}, "cells is"),
+    ({"cells": {"seed": [0, 1]}}, "cells sets seed; give `seeds` and `first_seed` instead"),
+    ({"cells": {"wd": [0, 1]}, "arms": {"CLIP": {}, "B": {"wd": 1}}}, "the arm 'B' sets wd, which the cells vary"),
+    ({"cells": {"lr": [1e-3, 2e-3]}, "choose": {"lr": [1e-3], "seeds": 1}}, "cells sets lr, which is tuned"),
+    ({"choose": {"lr": [1e-3]}}, "choose is"), ({"choose": {"lr": [], "seeds": 1}}, "choose is"),
+    ({"choose": {"lr": [1e-3], "seeds": "all"}}, "choose is"), ({"choose": {"lr": ["fast"], "seeds": 1}}, "choose is"),
+    ({"choose": {"lr": [1e-3, 1e-3], "seeds": 1}}, "choose is"),
+    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"), ({"compare": [["CLIP", ["SuperCLIP"]]]}, "compare is"),
+    ({"placebo": True}, "there is no field 'placebo'"), ({"recipe": "nowhere"}, "no file and no recipe 'nowhere'"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("values", "told"), REFUSED.values(), ids=REFUSED)
-def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, told, tmp_path, capsys):
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda one: str(one)[:40])
+def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, message, tmp_path, capsys):
     assert main(["study", write_study(tmp_path, **values), "--out", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("argv", "told"), [
+@pytest.mark.parametrize(("argv", "message"), [
     (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
     (["one_batch", "--set", "lr=1e-3"], "it is tuned over"),
     (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
@@ -178,11 +147,11 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
-def test_a_command_that_cannot_be_is_refused_in_one_line(argv, told, tmp_path, capsys, monkeypatch):
+def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["study", *argv]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
     assert not [*tmp_path.iterdir()]
 
 
@@ -204,13 +173,10 @@ def test_the_interval_is_that_of_students_paired_test(values):
     assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
 
 
-def test_one_seed_has_no_interval_and_excludes_nothing():
+def test_one_seed_has_no_interval_and_equal_differences_exclude_zero_unless_they_are_zero():
     assert PairedDifference([5.0]).interval is None
     assert not PairedDifference([5.0]).excludes_zero
     assert str(PairedDifference([5.0])) == "+5.0"
-
-
-def test_equal_differences_exclude_zero_unless_they_are_zero():
     assert PairedDifference([2.0, 2.0]).excludes_zero
     assert not PairedDifference([0.0, 0.0]).excludes_zero
 
@@ -245,10 +211,13 @@ def study(tmp_path):
     return read_study(write_study(tmp_path, arms={"A": {"method": "clip"}, "B": {}}))
 
 
-def test_differences_are_paired_by_seed_whatever_the_order_of_the_records(study):
-    found = records(A=[50, 60, 70], B=[53, 62, 74])
-    results = StudyResults(study, found[::-1])
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(study, tmp_path):
+    results = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
+    results.write(tmp_path, {"versions": {}})
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
+    assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
+    assert Image.open(tmp_path / "study.png").size[0] > 500
 
 
 def test_a_run_that_lacks_a_measure_is_named(study):
@@ -266,6 +235,8 @@ def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excl
     assert lines[2] == "| % | A | B | B − A |"
     assert lines[4] == "| zero shot (primary) | 60.0 ± 10.0 | 63.0 ± 10.5 | +3.0 [+0.5, +5.5] |"
     assert "B − A: above zero in zero shot; not told from zero in probe." in text
+    assert "scores near chance" not in text
+    assert "scores near chance" in StudyResults(study, records(A=[1, 2], B=[1.5, 2.5])).tables()
 
 
 def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):
@@ -301,63 +272,44 @@ def test_a_copied_run_is_named_and_is_no_seed_of_its_own(study):
     assert results.difference("B", "A", None, "zero_shot").values == [3, 4]
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a finished run, with a checkpoint."""
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    torch.save({"epoch": 1}, tmp_path / "a/checkpoints/epoch_1.pt")
+    return tmp_path / "a"
+
+
+def measure(folder) -> dict:
+    return measured(StudyRun("A", None, 0, "recipe", (), folder), "demo", folder, threading.Event())
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"measures": {"zero_shot": "high"}}'])
-def test_what_was_measured_is_measured_again_where_its_file_is_damaged_or_another_runs(damage, tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
-    (tmp_path / "cpu_seconds.json").write_text(damage)
-    run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
+def test_a_run_is_measured_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
+    (trained / "cpu_seconds.json").write_text(damage)
     monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
-    first = measured(run, *arguments)
-    (tmp_path / "demo-test.json").write_text(damage)
-    assert measured(run, *arguments) == first == json.loads((tmp_path / "demo-test.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
+    first = measure(trained)
+    (trained / "demo-test.json").write_text(damage)
+    assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
+    assert read_scores(trained).values == {"demo zero shot": 41.5}  # as a report shows it
+    copy = shutil.copytree(trained, trained.with_name("b"))
+    assert measure(copy)["run"] == "b"
+    (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished and lacks its last checkpoint, epoch_2.pt: put it back, or"):
-        measured(run, *arguments)
+        measure(trained)
 
 
-def test_a_damaged_checkpoint_is_told_and_another_error_is_not_blamed_on_it(tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").mkdir()
-    weights = tmp_path / "checkpoints/epoch_1.pt"
-    torch.save({"epoch": 1}, weights)
-
+def test_a_damaged_checkpoint_is_named_and_another_error_is_not_blamed_on_it(trained, monkeypatch):
     def out_of_memory(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("openclip_superclip.studies.measures._measure", out_of_memory)
-    run, arguments = StudyRun("A", None, 0, "recipe", (), tmp_path), ("demo", tmp_path, threading.Event())
     with pytest.raises(RuntimeError, match="out of memory"):
-        measured(run, *arguments)
+        measure(trained)
+    weights = trained / "checkpoints/epoch_1.pt"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(
-        InputError, match=r"epoch_1.pt cannot be read \(out of memory\): remove .*, and the same command"
-    ):
-        measured(run, *arguments)
-
-
-def test_a_copy_of_a_run_with_its_measures_is_told_by_its_own_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "a" / "checkpoints/epoch_1.pt").write_bytes(b"weights")
-    arguments = ("demo", tmp_path, threading.Event())
-    measured(StudyRun("A", None, 0, "recipe", (), tmp_path / "a"), *arguments)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert measured(StudyRun("A", None, 1, "recipe", (), tmp_path / "b"), *arguments)["run"] == "b"
-
-
-def test_numbers_are_numbers_in_the_csv_and_the_figure_is_drawn(study, tmp_path):
-    StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])).write(tmp_path, {"versions": {}})
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
-    assert [float(row["zero_shot"]) for row in rows] == [50, 60, 70, 53, 62, 74]
-    assert Image.open(tmp_path / "study.png").size[0] > 500
-
-
-def test_a_report_shows_what_the_study_has_measured_of_a_run(tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/epoch_1.pt").write_bytes(b"weights")
-    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
-    measured(StudyRun("A", None, 0, "recipe", (), tmp_path), "demo", tmp_path, threading.Event())
-    assert read_scores(tmp_path).values == {"demo zero shot": 41.5}
+    with pytest.raises(InputError, match=r"epoch_1.pt cannot be read \(out of memory\): remove .*, and the same"):
+        measure(trained)
 
 
 # The model
@@ -384,19 +336,6 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsy
     assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
     assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("score", "warned"), [(1.2, True), (40.0, False)])
-def test_scores_near_chance_are_pointed_out(score, warned):
-    study = read_study("vit")
-    records = [
-        {"arm": arm, "cell": None, "seed": seed, "run": f"{arm}{seed}", "checkpoint": f"{arm}{seed}",
-         "cpu_seconds": 1.0, "measures": dict.fromkeys(MEASURES["demo"], score)}
-        for arm in study.arms for seed in (10, 11)
-    ]  # fmt: skip
-    text = StudyResults(study, records).tables()
-    assert ("scores near chance" in text) == warned
-    assert "mean ± standard deviation over 2" in text.lower()
 
 
 def test_the_time_that_is_left_is_printed_once_after_a_minute(monkeypatch, capsys):
