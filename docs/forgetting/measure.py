@@ -90,7 +90,7 @@ class ZeroShot:
         """Returns zero-shot accuracy (of 100 names) on old drawings and on new ones, in percent."""
         network, _, tokenizer = open_trained(weights, self.model)
         with evaluating(network):
-            classifier = name_classifier(network, tokenizer, "cpu")
+            classifier = name_classifier(network, tokenizer)
             return [
                 fraction_found(network.encode_image(pictures, normalize=True) @ classifier, labels)
                 for pictures, labels in self.sets

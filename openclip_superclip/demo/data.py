@@ -132,9 +132,7 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
     return model, write_shards(place, num_samples, data.seed, SHARD_SIZE, kind, designers=data.designers)
 
 
-def write_evaluation_data(
-    folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000, seed: int = 0
-) -> dict[str, Path]:
+def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> dict[str, Path]:
     """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they are there; returns their folders by name.
 
     demo_objects: scenes of one object with the number of its name, `test` and, for the linear probe, `train`.
@@ -144,7 +142,7 @@ def write_evaluation_data(
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
     record = folder / "scenes.txt"  # written last
-    facts = f"version {VERSION}, seed {seed}: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
+    facts = f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
     if record.is_file() and record.read_text() == facts:
         return {"demo_objects": objects, "demo_scenes": groups}
     if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {objects, groups}):
@@ -156,9 +154,9 @@ def write_evaluation_data(
     }.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, f"{text}\n")
-    _write_split(objects / "test", scenes(num_scenes, seed, "test", num_objects=(1,)), with_captions=False)
-    _write_split(objects / "train", scenes(num_probe_scenes, seed, "train", num_objects=(1,)), with_captions=False)
-    _write_split(groups / "test", different_scenes(num_scenes, seed, "test"), with_captions=True)
+    _write_split(objects / "test", scenes(num_scenes, split="test", num_objects=(1,)), with_captions=False)
+    _write_split(objects / "train", scenes(num_probe_scenes, num_objects=(1,)), with_captions=False)
+    _write_split(groups / "test", different_scenes(num_scenes, 0, "test"), with_captions=True)
     write_text(record, facts)
     return {"demo_objects": objects, "demo_scenes": groups}
 

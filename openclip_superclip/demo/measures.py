@@ -23,13 +23,12 @@ def measure(
     tokenizer: Callable,
     split: str = "test",
     seed: int = 0,
-    device: str | torch.device = "cpu",
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
     designers: Sequence[str] = DESIGNERS,
     trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """Returns the model's measures on scenes of a split by some designers, in percent; `device` is where the model is.
+    """Returns the measures of a model, which is on the CPU, on scenes of a split by some designers, in percent.
 
     zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
     image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
@@ -42,20 +41,18 @@ def measure(
     probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
     names = names_of(designers)
     with evaluating(model):
-        classifier = name_classifier(model, tokenizer, device, names)  # [D, N]
-        single_features = scene_features(model, preprocess, singles, device)  # [S, D]
-        group_features = scene_features(model, preprocess, groups, device)
-        probe_features = scene_features(model, preprocess, probe_scenes, device)
-        captions = [scene.captions["long"] for scene in groups]
-        caption_features = encode_in_batches(model.encode_text, tokenizer, captions, device)
-    retrieval = retrieval_metrics(group_features, caption_features, logit_scale=1.0)  # a scale changes no rank
+        classifier = name_classifier(model, tokenizer, names)  # [D, N]
+        single_features, group_features, probe_features = (
+            scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
+        )  # [S, D]
+        caption_features = encode(model.encode_text, tokenizer, [scene.captions["long"] for scene in groups])
+    group_labels = object_labels(groups, names)
     probe = fit_probe(probe_features, object_labels(probe_scenes, names))
     return {
         "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, names)),
-        "image_to_text_R@1": 100 * float(retrieval["image_to_text_R@1"]),
-        "text_to_image_R@1": 100 * float(retrieval["text_to_image_R@1"]),
-        "tagging": fraction_found(group_features @ classifier, object_labels(groups, names)),
-        "linear_probe": fraction_found(probe(group_features), object_labels(groups, names)),
+        **_retrieval(group_features, caption_features),
+        "tagging": fraction_found(group_features @ classifier, group_labels),
+        "linear_probe": fraction_found(probe(group_features), group_labels),
     }
 
 
@@ -65,7 +62,6 @@ def measure_natural(
     tokenizer: Callable,
     split: str = "test",
     seed: int = 0,
-    device: str | torch.device = "cpu",
     scenes_per_concept: int = 5,
     num_scenes: int = 1000,
     num_probe_scenes: int = 3000,
@@ -92,51 +88,44 @@ def measure_natural(
     ]
     groups = different(num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean")
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
+    phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
     with evaluating(model):
-        names, phrases = (
-            build_zero_shot_classifier(model, tokenizer, texts, templates, device=device).float().cpu()
-            for texts, templates in (
-                (world.names, natural.TEMPLATES),
-                ([f"{colour} {concept.name}" for concept, colour in pairs], natural.TEMPLATES[:1]),
-            )
-        )  # [D, N], [D, P]
+        classifier = name_classifier(model, tokenizer, world.names, natural.TEMPLATES)  # [D, N]
+        of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
         single_features, new_features, group_features, probe_features = (
-            scene_features(model, preprocess, shown, device) for shown in (singles, new, groups, probe_scenes)
-        )
-        texts = {
-            kind: encode_in_batches(model.encode_text, tokenizer, [one.captions[kind] for one in groups], device)
+            scene_features(model, preprocess, shown) for shown in (singles, new, groups, probe_scenes)
+        )  # [S, D]
+        clean, long = (
+            encode(model.encode_text, tokenizer, [scene.captions[kind] for scene in groups])
             for kind in ("clean", "long")
-        }
-    retrieval = {kind: retrieval_metrics(group_features, text, logit_scale=1.0) for kind, text in texts.items()}
+        )
     group_labels = object_labels(groups, world.names)
     probe = fit_probe(probe_features, object_labels(probe_scenes, world.names))
-    scores = [
-        fraction_found(single_features @ names, object_labels(singles, world.names)),
-        fraction_found(new_features @ phrases, torch.eye(len(pairs))[is_new]),
-        *(
-            100 * float(found[f"{way}_R@1"])
-            for found in retrieval.values()
-            for way in ("image_to_text", "text_to_image")
-        ),
-        fraction_found(group_features @ names, group_labels),
-        fraction_found(probe(group_features), group_labels),
-    ]
-    return dict(zip(natural.MEASURES, scores, strict=True))
+    return {
+        "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, world.names)),
+        "new_combinations": fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new]),
+        **_retrieval(group_features, clean),
+        **_retrieval(group_features, long, "long_text"),
+        "tagging": fraction_found(group_features @ classifier, group_labels),
+        "linear_probe": fraction_found(probe(group_features), group_labels),
+    }
+
+
+def _retrieval(image_features: Tensor, text_features: Tensor, text: str = "text") -> dict[str, float]:
+    found = retrieval_metrics(image_features, text_features, logit_scale=1.0)  # a scale changes no rank
+    return {
+        f"image_to_{text}_R@1": 100 * float(found["image_to_text_R@1"]),
+        f"{text}_to_image_R@1": 100 * float(found["text_to_image_R@1"]),
+    }
 
 
 def describe(
-    model: nn.Module,
-    preprocess: Callable,
-    tokenizer: Callable,
-    num: int = 6,
-    split: str = "test",
-    seed: int = 0,
-    device: str | torch.device = "cpu",
+    model: nn.Module, preprocess: Callable, tokenizer: Callable, num: int = 6, split: str = "test"
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
     """Returns a few scenes of two objects or more: each image, its k objects and the k names most similar to it."""
-    groups = different_scenes(num, seed, split)
+    groups = different_scenes(num, 0, split)
     with evaluating(model):
-        scores = scene_features(model, preprocess, groups, device) @ name_classifier(model, tokenizer, device)  # [S, N]
+        scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
     ranked = scores.argsort(dim=1, descending=True).tolist()
     return [
         (scene.image, scene.objects, [NAMES[name] for name in names[: len(scene.objects)]])
@@ -192,24 +181,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def name_classifier(
-    model: nn.Module, tokenizer: Callable, device: str | torch.device, names: Sequence[str] = NAMES
+    model: nn.Module, tokenizer: Callable, names: Sequence[str] = NAMES, templates: Sequence[str] = ("{}",)
 ) -> Tensor:
-    """Returns OpenCLIP's zero-shot classifier of the plain names, without prompts, as in the captions. [D, N]"""
-    return build_zero_shot_classifier(model, tokenizer, names, ["{}"], device=device).float().cpu()
+    """Returns OpenCLIP's zero-shot classifier of the names, by default without prompts, as in the captions. [D, N]"""
+    return build_zero_shot_classifier(model, tokenizer, names, templates).float()
 
 
-def scene_features(
-    model: nn.Module, preprocess: Callable, shown: Sequence[Scene], device: str | torch.device
-) -> Tensor:
+def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
     """Returns the scenes' normalised image features. [S, D]"""
 
     def stack(batch: Sequence[Scene]) -> Tensor:
         return torch.stack([preprocess(scene.image) for scene in batch])
 
-    return encode_in_batches(model.encode_image, stack, shown, device)
+    return encode(model.encode_image, stack, shown)
 
 
-def encode_in_batches(encode: Callable, prepare: Callable, items: Sequence, device: str | torch.device) -> Tensor:
-    """Returns the items' normalised features, float32, on the CPU. [S, D]"""
+def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:
+    """Returns the items' normalised features, float32. [S, D]"""
     batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
-    return torch.cat([encode(prepare(batch).to(device), normalize=True).float().cpu() for batch in batches])
+    return torch.cat([encoder(prepare(batch), normalize=True).float() for batch in batches])

@@ -57,7 +57,7 @@ def tiny(tmp_path_factory):
 
 
 class Oracle(nn.Module):
-    """Encodes a picture, and a caption, as the set of names that it holds."""
+    """Encodes an image, and a caption, as the set of names that it holds."""
 
     def __init__(self, known):
         super().__init__()
@@ -73,11 +73,6 @@ class Oracle(nn.Module):
         return F.normalize(image, dim=-1)
 
     encode_text = encode_image
-
-
-def test_both_designers_drew_the_same_100_names():
-    assert len(NAMES) == 100
-    assert all(set(NAMES) <= set(drawings(designer)) for designer in DESIGNERS)
 
 
 def test_every_drawing_is_64_pixels_and_every_archive_has_its_licence():
@@ -105,33 +100,23 @@ def test_the_scenes_are_those_of_the_published_studies(designers, digest):
     assert found.hexdigest()[:16] == digest
 
 
-def test_no_two_names_share_a_word():
-    words = [word for name in NAMES for word in name.split()]
-    assert len(words) == len(set(words))
-
-
-def test_the_longest_caption_fits_the_context_of_the_demo_model():
-    encode = open_clip.SimpleTokenizer().encode
-    longest = sorted(NAMES, key=lambda name: len(encode(name)))[-4:]
-    assert len(encode(", ".join(longest))) + len(["start", "end"]) <= CONTEXT_LENGTH
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_scene_can_be_made_alone(split):
-    for index, scene in enumerate(scenes(20, seed=3, split=split, first_index=5), start=5):
-        alone = make_scene(3, index, split)
-        assert (alone.image.tobytes(), alone[1:]) == (scene.image.tobytes(), scene[1:])
-
-
-def test_scenes_of_other_seeds_splits_and_indices_differ():
+def test_scenes_of_other_seeds_splits_and_indices_differ_and_each_can_be_made_alone():
     keys = [(0, 0, "train"), (1, 0, "train"), (0, 1, "train"), (0, 0, "tune"), (0, 0, "test")]
     assert len({make_scene(*key, num_objects=(1,)).image.tobytes() for key in keys}) == len(keys)
+    scene, alone = list(scenes(4, seed=3, split="tune"))[3], make_scene(3, 3, "tune")
+    assert (alone.image.tobytes(), alone[1:]) == (scene.image.tobytes(), scene[1:])
 
 
-def test_scenes_show_one_to_four_different_objects_equally_often():
-    counts = [len(set(scene.objects)) for scene in scenes(1000)]
-    assert counts == [len(scene.objects) for scene in scenes(1000)]
-    assert all(200 < counts.count(num) < 300 for num in (1, 2, 3, 4))
+def test_each_draw_shows_100_objects_equally_often_one_to_four_at_a_time():
+    first, second = (list(scenes(1000, designers=designers)) for designers in (DESIGNERS, SECOND_DESIGNERS))
+    for shown, designers in ((first, DESIGNERS), (second, SECOND_DESIGNERS)):
+        names = names_of(designers)
+        assert {name for scene in shown for name in scene.objects} == set(names) == drawn_by(designers)
+        assert len(names) == 100
+        counts = [len(set(scene.objects)) for scene in shown]
+        assert counts == [len(scene.objects) for scene in shown]
+        assert all(200 < counts.count(num) < 300 for num in (1, 2, 3, 4))
+    assert not set(names_of(SECOND_DESIGNERS)) & set(NAMES)
 
 
 def test_captions_name_the_objects_all_of_them_one_of_them_or_some_of_them():
@@ -153,15 +138,7 @@ def test_no_set_of_objects_is_in_two_splits():
     }
     assert all(split_of(list(objects)) == split for split in SPLITS for objects in held[split])
     assert len(frozenset().union(*held.values())) == sum(len(sets) for sets in held.values())
-
-
-def test_one_pair_in_ten_is_held_out_for_each_of_tune_and_test():
-    pairs = [split_of((one, other)) for place, one in enumerate(NAMES) for other in NAMES[:place]]
-    assert all(0.08 < pairs.count(split) / len(pairs) < 0.12 for split in ("tune", "test"))
-
-
-def test_the_scenes_for_retrieval_are_all_different():
-    groups = different_scenes(1000, seed=0, split="test")
+    groups = different_scenes(1000, seed=0, split="test")  # for retrieval: no two alike
     assert len({frozenset(scene.objects) for scene in groups}) == 1000
     assert min(len(scene.objects) for scene in groups) == 2
 
@@ -174,26 +151,15 @@ def test_shards_of_one_seed_are_the_same_bytes_and_of_another_seed_are_not(tmp_p
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
 
 
-def test_a_folder_that_holds_the_data_set_is_left_as_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"num_samples": 6}, {"seed": 1}, {"caption": "short"}])
+def test_a_folder_that_holds_the_data_set_is_not_changed_and_another_is_refused(tmp_path, change, monkeypatch):
     pattern = write_shards(tmp_path, 5, seed=0)
+    before = contents(tmp_path)
     monkeypatch.setattr(scenes_module, "make_scene", None)
     assert write_shards(tmp_path, 5, seed=0) == pattern == f"{tmp_path}/{{000000..000000}}.tar"
-
-
-@pytest.mark.parametrize("change", [{"num_samples": 6}, {"seed": 1}, {"caption": "short"}, {"split": "test"}])
-def test_a_folder_that_holds_another_data_set_is_refused(tmp_path, change):
-    write_shards(tmp_path, 5, seed=0)
-    before = contents(tmp_path)
     with pytest.raises(ValueError, match="another data set"):
         write_shards(tmp_path, **{"num_samples": 5, "seed": 0, **change})
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("wrong", [{"caption": "medium"}, {"split": "val"}, {"num_samples": 0}])
-def test_what_cannot_be_written_is_refused_before_a_file_exists(tmp_path, wrong):
-    with pytest.raises(ValueError, match="expected"):
-        write_shards(tmp_path / "shards", **{"num_samples": 5, "seed": 0, **wrong})
-    assert not (tmp_path / "shards").exists()
 
 
 def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_completes_it(tmp_path, monkeypatch):
@@ -214,38 +180,24 @@ def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_complete
 
 
 @pytest.mark.parametrize("caption", ["long", "short", "raw"])
-@pytest.mark.parametrize("num_samples", [1, 30])
-def test_openclip_reads_the_shards_pictures_and_captions(tmp_path, tiny, caption, num_samples):
+def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny, caption):
     _, preprocess, tokenizer = tiny
-    pattern = write_shards(tmp_path, num_samples, seed=0, samples_per_shard=20, caption=caption)
-    args = SimpleNamespace(val_data=pattern, val_num_samples=num_samples, batch_size=8, workers=0)
+    pattern = write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption=caption)
+    args = SimpleNamespace(val_data=pattern, val_num_samples=30, batch_size=8, workers=0)
     batches = list(get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader)
     images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
-    expected = list(scenes(num_samples))
+    expected = list(scenes(30))
     assert torch.equal(images, torch.stack([preprocess(scene.image) for scene in expected]))
     assert torch.equal(texts, tokenizer([scene.captions[caption] for scene in expected]))
 
 
-def test_openclip_trains_on_the_shards_in_full_batches(tmp_path, tiny):
-    _, preprocess, tokenizer = tiny
-    args = SimpleNamespace(
-        train_data=write_shards(tmp_path, 32, seed=0, samples_per_shard=16),
-        train_num_samples=32,
-        train_data_upsampling_factors=None,
-        batch_size=8,
-        workers=0,
-        world_size=1,
-        seed=0,
-    )
-    data = get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
-    assert [len(images) for images, _ in data.dataloader] == [8, 8, 8, 8]
-
-
 @pytest.mark.parametrize(
-    ("scores", "share"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)], ids=["all", "half", "none"]
+    ("scores", "fraction"),
+    [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)],
+    ids=["all", "half", "none"],
 )
-def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, share):
-    assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == share
+def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, fraction):
+    assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == fraction
 
 
 def test_a_model_that_knows_the_objects_measures_100():
@@ -259,9 +211,11 @@ def test_a_model_that_knows_the_objects_measures_100():
         assert sorted(names) == sorted(predicted)
 
 
-def test_an_untrained_model_measures_chance_and_the_same_twice(tiny):
-    first, second = (measure(*tiny, num_scenes=300, num_probe_scenes=100) for _ in range(2))
-    assert first == second
+def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, monkeypatch):
+    first = measure(*tiny, num_scenes=300, num_probe_scenes=100)
+    monkeypatch.setattr(measures_module, "BATCH_SIZE", 100)
+    second = measure(*tiny, num_scenes=300, num_probe_scenes=100)
+    assert first == pytest.approx(second, abs=1)
     assert first["zero_shot"] < 4  # chance: 1
     assert max(first["image_to_text_R@1"], first["text_to_image_R@1"]) < 2  # chance: 0.33
     assert first["tagging"] < 6  # chance: 3
@@ -282,12 +236,6 @@ def test_measuring_gives_every_module_its_mode_back(tiny, monkeypatch):
     assert [module.training for module in model.modules()] == before
 
 
-def test_batches_do_not_change_the_measures(tiny, monkeypatch):
-    whole = [predicted for *_, predicted in describe(*tiny, num=10)]
-    monkeypatch.setattr(measures_module, "BATCH_SIZE", 3)
-    assert [predicted for *_, predicted in describe(*tiny, num=10)] == whole
-
-
 def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
     drawn = set(drawings("fluent")) & set(NAMES)
     assert set(NAMES) - drawn == {"leafless tree"}
@@ -299,12 +247,4 @@ def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same
         if seen.objects == unseen.objects:  # all but those without a drawing
             assert seen.captions == unseen.captions
             assert seen.image.tobytes() != unseen.image.tobytes()
-    assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), 0, UNSEEN_DESIGNERS))
-
-
-def test_the_second_draws_scenes_show_another_100_objects():
-    names = names_of(SECOND_DESIGNERS)
-    assert len(set(names)) == 100
-    assert not set(names) & set(NAMES)
-    assert drawn_by(SECOND_DESIGNERS) == set(names)
-    assert {name for scene in scenes(500, designers=SECOND_DESIGNERS) for name in scene.objects} == set(names)
+    assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), UNSEEN_DESIGNERS))

@@ -147,7 +147,7 @@ def test_a_model_that_knows_objects_and_colours_finds_them(monkeypatch):
 
     monkeypatch.setattr(World, "scene", noted)
     oracle = Oracle(world, known)
-    sizes = {"scenes_per_concept": 1, "num_scenes": 100, "num_probe_scenes": 400}
+    sizes = {"scenes_per_concept": 1, "num_scenes": 50, "num_probe_scenes": 300}
     found = measure_natural(oracle, oracle.preprocess, oracle.tokenizer, **sizes)
     assert found["zero_shot"] > 95
     assert found["new_combinations"] > 95
