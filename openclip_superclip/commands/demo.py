@@ -19,44 +19,6 @@ from ..studies.training import run_study
 BATCH_SIZE = 32  # of the demo's recipe
 
 
-def run_demo(out: Path, seeds: int | None, samples: int | None, jobs: int) -> str:
-    """Trains and measures CLIP and SuperCLIP by paired seeds into `out`, draws demo.png, and returns the results' text.
-
-    The data is written below `out` too.
-
-    Args:
-        seeds, samples: the study's if None.
-        jobs: runs at a time.
-    """
-    set_ = {} if samples is None else {"samples": str(samples)}
-    results = run_study(study_call("demo", out, seeds, "cpu", None, None, set_, scenes=out), jobs)
-    scores = {
-        arm: {measure: results.spread(arm, None, measure).values for measure in results.measures}
-        for arm in results.study.arms
-    }
-    title = f"superclip demo: scenes composed of real drawings, {results.study.seeds} paired seed(s)"
-    draw_demo(out / "demo.png", scores, _predictions(results, out), title)
-    note = ""
-    if results.study.seeds == 1:
-        note = "\n\nOne seed shows that it runs, and is no result: superclip demo trains four."
-    return f"{results.tables()}{note}\n\n{out}/demo.png, study.csv, study.json and runs/ hold the rest."
-
-
-def _predictions(results: StudyResults, out: Path) -> list[tuple]:
-    """Returns a few scenes with their objects and what the models of the first seed predict."""
-    from ..checkpoints.run_outputs import checkpoints
-
-    described = {}
-    for record in results.records:
-        if record["seed"] == results.study.first_seed:
-            *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-            described[record["arm"]] = describe(*open_trained(weights, f"local-dir:{out / SCENES.model}"))
-    return [
-        (image, objects, {"CLIP": predicted, "SuperCLIP": ours[2]})
-        for (image, objects, predicted), ours in zip(described["CLIP"], described["SuperCLIP"], strict=True)
-    ]
-
-
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table, and writes demo.png, study.* and the runs; returns the exit code."""
     options = _parse(argv)
@@ -66,14 +28,42 @@ def main(argv: list[str]) -> int:
     require("superclip demo", "report", "matplotlib", "scipy")
     from ..runs.process import Stopped, stopped_by_signals
 
+    out, seeds = options.out, 1 if options.quick else options.seeds
+    set_ = {} if options.samples is None else {"samples": str(options.samples)}
     try:
         with stopped_by_signals():
-            results = run_demo(options.out, 1 if options.quick else options.seeds, options.samples, options.jobs)
+            call = study_call("demo", out, seeds, "cpu", None, None, set_, scenes=out)
+            results = run_study(call, options.jobs)
+            _draw(results, out)
     except Stopped as stop:
         print(f"superclip demo: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
-    print(f"\n{results}")
+    print(f"\n{results.tables()}")
+    if results.study.seeds == 1:
+        print("\nOne seed shows that it runs, and is no result: superclip demo trains four.")
+    print(f"\n{out}/demo.png, study.csv, study.json and runs/ hold the rest.")
     return 0
+
+
+def _draw(results: StudyResults, out: Path) -> None:
+    """Draws demo.png: the scores, their differences, and what the models of the first seed predict for some scenes."""
+    from ..checkpoints.run_outputs import checkpoints
+
+    scores = {
+        arm: {measure: results.spread(arm, None, measure).values for measure in results.measures}
+        for arm in results.study.arms
+    }
+    described = {}
+    for record in results.records:
+        if record["seed"] == results.study.first_seed:
+            *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
+            described[record["arm"]] = describe(*open_trained(weights, f"local-dir:{out / SCENES.model}"))
+    images = [
+        (image, objects, {"CLIP": predicted, "SuperCLIP": ours[2]})
+        for (image, objects, predicted), ours in zip(described["CLIP"], described["SuperCLIP"], strict=True)
+    ]
+    title = f"superclip demo: scenes composed of real drawings, {results.study.seeds} paired seed(s)"
+    draw_demo(out / "demo.png", scores, images, title)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -84,18 +74,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "held-out scenes with its 95 % interval. It is the study 'demo' of superclip study.",
         epilog="example: superclip demo --quick",
     )
-    parser.add_argument("--quick", action="store_true", help="one seed: a few minutes, but no result")
-    parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
-    parser.add_argument("--samples", type=int, metavar="N", help="samples of each run (default: 40960)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
-    parser.add_argument(
-        "--write-evaluation", type=Path, metavar="DIR",
-        help="train nothing: write the held-out scenes as data sets for superclip evaluate",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes"
-    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one seed: a few minutes, but no result")
+    add("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
+    add("--samples", type=int, metavar="N", help="samples of each run (default: 40960)")
+    add("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
+    add("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    about = "train nothing: write the held-out scenes as data sets for superclip evaluate"
+    add("--write-evaluation", type=Path, metavar="DIR", help=about)
+    add("--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
     if options.quick and options.seeds not in (None, 1):

@@ -56,14 +56,14 @@ def main(argv: list[str]) -> int:
     from ..studies.training import StudyTraining, run_study, tune_rates
 
     if options.dry_run:
-        print(StudyTraining(call, options.jobs or 1, trains=False).summary())
+        print(StudyTraining(call).summary())
         return 0
     try:
         with stopped_by_signals():
             if options.only == "choose":
                 summary = tune_rates(call)
             else:
-                summary = run_study(call, options.jobs or 1, trains=options.only is None).tables()
+                summary = run_study(call, 0 if options.only else options.jobs or 1).tables()
                 files = "study.png, study.csv, study.json and the folders of the runs"
                 summary += f"\n\n{call.out}/{files} hold the rest."
     except Stopped as stop:
@@ -81,30 +81,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "resumes a study that was stopped or submitted to SLURM.",
         epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
     )
-    parser.add_argument("study", nargs="?", metavar="STUDY", help="a file, or a name that --list shows")
-    parser.add_argument("--list", action="store_true", help="the shipped studies and their questions")
-    parser.add_argument("--seeds", type=int, metavar="N", help="paired seeds (default: the study's)")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)"
-    )
+    add = parser.add_argument
+    add("study", nargs="?", metavar="STUDY", help="a file, or a name that --list shows")
+    add("--list", action="store_true", help="the shipped studies and their questions")
+    add("--seeds", type=int, metavar="N", help="paired seeds (default: the study's)")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)")
     add_device(parser)
     add_data_options(parser, "the study's")
-    parser.add_argument(
-        "--val-data",
-        metavar="DATA",
-        help="shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        metavar="DIR",
-        help="folder of the runs, which studies of one recipe may share (default: OUT/runs)",
-    )
-    parser.add_argument(
-        "--only", choices=("choose", "report"),
-        help="train nothing: tune the learning rates by finished trials, or report finished runs",
-    )  # fmt: skip
+    about = "shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes"
+    add("--val-data", metavar="DATA", help=about)
+    add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
+    about = "folder of the runs, which studies of one recipe may share (default: OUT/runs)"
+    add("--runs", type=Path, metavar="DIR", help=about)
+    about = "train nothing: tune the learning rates by finished trials, or report finished runs"
+    add("--only", choices=("choose", "report"), help=about)
     add_settings(parser, *RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")

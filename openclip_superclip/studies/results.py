@@ -181,7 +181,7 @@ class StudyResults:
 def _excludes_zero(found: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
     if len(next(iter(found.values())).values) < 2:
-        return "one seed tells nothing"
+        return "one seed shows nothing"
     above = [m for m, difference in found.items() if difference.excludes_zero and difference.mean > 0]
     below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
     neither = [m for m in found if m not in above + below]

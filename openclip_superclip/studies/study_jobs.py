@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import make_folder, write_json, write_text
+from ..files import make_folder, write_json
 from ..runs.folder import RunFolder, lock
 from ..runs.slurm import SlurmJob, SlurmRequest, cancel, find_placement, folders_of, my_jobs, paths_of
 from .study import StudyCall
 from .study_run import StudyRun
 from .training import JOBS, MACHINES, RUNS_LIST, StudyTraining, prepared_training, submitted_jobs
 
-ABOUT = "# What `superclip study --slurm` has submitted; the same command submits what is left of the study."
 TRIALS, CHOOSE, RUNS, REPORT = "trials", "choose", "runs", "report"  # its jobs, in this order
 
 
@@ -60,9 +59,14 @@ class StudySubmission:
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes nothing."""
-        training = StudyTraining(self.call, jobs=1, trains=False)
+        training = StudyTraining(self.call)
         stages = self._stages(training, self._check(training, reads_data=False))
-        return "\n".join([self._shell(stages), *(f"# {stage.job.file}\n{stage.job.text}" for stage in stages)])
+        lines, before = [], None
+        for stage in stages:
+            *start, file = stage.job.command(stage.dependency(before))
+            lines.append(f"{stage.name}=$({' '.join(start)} {shlex.quote(file)})")
+            before = f"${{{stage.name}%%;*}}"
+        return "\n".join([*lines, "", *(f"# {stage.job.file}\n{stage.job.text}" for stage in stages)])
 
     def submit(self, checks_data: bool) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained.
@@ -72,16 +76,24 @@ class StudySubmission:
         out = self.call.out
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
-            training = prepared_training(self.call, jobs=1, trains=False)
+            training = prepared_training(self.call)
             stages = self._stages(training, self._check(training, checks_data))
             if not stages:
                 return f"nothing was submitted: what is left of {out} is in the queue, as squeue --me shows"
             self.request.keep_setup(out)
-            write_text(out / "jobs.sh", self._shell(stages))
             write_json(out / MACHINES, {**self.machines, "settings": dataclasses.asdict(self.call.settings)})
-            return self._submitted(stages, training)
+            numbers = self._submitted(stages, training)
+        each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
+        does = {
+            TRIALS: f"trains {{}} trials, {each}", CHOOSE: "tunes the learning rates by them",
+            RUNS: f"trains {{}} runs, {each}", REPORT: f"measures, and writes {out}/study.md",
+        }  # fmt: skip
+        lines = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
+        status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
+        return "\n".join([*lines, status, f"  scancel {' '.join(numbers.values())}"])
 
-    def _submitted(self, stages: list[Stage], training: StudyTraining) -> str:
+    def _submitted(self, stages: list[Stage], training: StudyTraining) -> dict[str, str]:
+        """Submits the jobs and returns their numbers."""
         queue, numbers = my_jobs() or {}, {}
         replaced = {stage.name for stage in stages} & {CHOOSE, REPORT}
         for name, number in submitted_jobs(self.call.out).items():  # which would find the new runs unfinished
@@ -93,14 +105,7 @@ class StudySubmission:
             for task, run in enumerate(stage.runs):
                 RunFolder(run.folder).note_submission(f"{numbers[stage.name]}_{task}")
             write_json(self.call.out / JOBS, numbers)
-        each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-        does = {
-            TRIALS: f"trains {{}} trials, {each}", CHOOSE: "tunes the learning rates by them",
-            RUNS: f"trains {{}} runs, {each}", REPORT: f"measures, and writes {self.call.out}/study.md",
-        }  # fmt: skip
-        lines = [f"job {numbers[stage.name]} {does[stage.name].format(stage.num_runs)}" for stage in stages]
-        status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
-        return "\n".join([*lines, status, f"  scancel {' '.join(numbers.values())}"])
+        return numbers
 
     def _stages(self, training: StudyTraining, paths: list[Path]) -> list[Stage]:
         """Returns the jobs of what is left; none if all of that is in the queue.
@@ -182,12 +187,3 @@ class StudySubmission:
                 plan.check_shards()
         read = [path for plan in different.values() for path in paths_of(plan)]
         return list(dict.fromkeys([call.runs_in, *folders_of([call.arguments[1]]), *read]))
-
-    @staticmethod
-    def _shell(stages: list[Stage]) -> str:
-        lines, before = ["#!/bin/bash", ABOUT], None
-        for stage in stages:
-            *start, file = stage.job.command(stage.dependency(before))
-            lines.append(f"{stage.name}=$({' '.join(start)} {shlex.quote(file)})")
-            before = f"${{{stage.name}%%;*}}"
-        return "\n".join(lines) + "\n"

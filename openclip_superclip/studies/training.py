@@ -41,21 +41,11 @@ class StudyTraining:
     """A study in a folder, with its runs, its tuned learning rates in OUT/chosen.json and their trials.
 
     A run's folder is named after the fields in which its recipe differs from the study's, so that studies of one
-    recipe share runs.
-
-    Args:
-        jobs: runs at a time.
-        trains: whether unfinished runs are trained here; otherwise InputError names them.
+    recipe share runs. `jobs` are trained at a time, or none: then InputError names those that are not finished.
     """
 
-    def __init__(self, call: StudyCall, jobs: int, trains: bool = True):
-        self.call, self.study, self.jobs, self.trains = call, call.study, jobs, trains
-        self.settings = call.settings
-
-    def run(self) -> tuple[list[dict], dict]:
-        """Returns the records of all runs, and the tuned learning rates; InputError if a run fails."""
-        chosen = self.tune()
-        return self._records(self.runs(chosen)), chosen
+    def __init__(self, call: StudyCall, jobs: int = 0):
+        self.call, self.study, self.jobs, self.settings = call, call.study, jobs, call.settings
 
     def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a study of fewer seeds."""
@@ -120,7 +110,7 @@ class StudyTraining:
         if not trials:
             return {}
         scores: dict = {}
-        records = self._records(trials)
+        records = self.records(trials)
         check_measures(self.study, records)
         for one in records:
             rates = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
@@ -141,18 +131,18 @@ class StudyTraining:
         found = all(chosen.get(arm, {}).get(str(cell)) in rates for arm, cell in cells)
         return chosen if found and all(run.is_finished for run in self.trials()) else None
 
-    def _records(self, runs: list[StudyRun]) -> list[dict]:
+    def records(self, runs: list[StudyRun]) -> list[dict]:
         """Trains and measures runs, `jobs` at a time, under one bar of all their samples; equal runs are one."""
         for run in runs:  # all, before the first trains
             self.check_folder(run)
         different, stop = {run.folder: run for run in runs}, threading.Event()
-        if not self.trains:
+        if not self.jobs:
             _check_finished(list(different.values()))
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
                 raise InputError("stopped")
-            if self.trains:
+            if self.jobs:
                 run.train(self.call.device, self.call.data, stop, self.settings)
             measures = self.study.measures if run.split == "test" else self.study.tuning_measures
             return measured(run, measures, self.call.scenes, stop)
@@ -160,17 +150,17 @@ class StudyTraining:
         total = sum(run.recipe.samples for run in different.values())
         with (
             tqdm(total=total, desc=self.study.name, unit=" samples", unit_scale=True) as progress,
-            ThreadPoolExecutor(self.jobs) as pool,
+            ThreadPoolExecutor(self.jobs or 1) as pool,
         ):
             futures = {folder: pool.submit(one, run) for folder, run in different.items()}
-            estimated = False
+            estimate = _estimate(progress)
             try:
                 while not all(future.done() for future in futures.values()):
                     failed = next((f for f in futures.values() if f.done() and f.exception()), None)
                     if failed:
                         raise failed.exception()
                     _update(progress, different.values())
-                    estimated = estimated or _estimate(progress)
+                    next(estimate)
                     stop.wait(1)
                 _update(progress, different.values())
             except BaseException:
@@ -208,32 +198,32 @@ def _update(progress: tqdm, runs: Sequence[StudyRun]) -> None:
     progress.update(max(0, seen - progress.n))
 
 
-def _estimate(progress: tqdm) -> bool:
-    """Prints once how long the rest takes, a minute after the first samples; returns whether it did."""
-    started, first = getattr(progress, "first", None) or (time.monotonic(), progress.n)
-    if progress.n > first and time.monotonic() - started >= ESTIMATE_AFTER:
-        speed = (progress.n - first) / (time.monotonic() - started)
-        left = (progress.total - progress.n) / speed
-        duration = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.0f} minutes"
-        progress.write(f"{progress.desc}: about {duration} left, at {speed:,.0f} samples/s", file=sys.stderr)
-        return True
-    if progress.n > 0:
-        progress.first = started, first
-    return False
+def _estimate(progress: tqdm) -> Iterator[None]:
+    """Prints once, at the first step that is a minute after the first samples, how long the rest takes."""
+    while progress.n == 0:
+        yield
+    started, first = time.monotonic(), progress.n
+    while progress.n == first or time.monotonic() - started < ESTIMATE_AFTER:
+        yield
+    speed = (progress.n - first) / (time.monotonic() - started)
+    left = (progress.total - progress.n) / speed
+    duration = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.0f} minutes"
+    progress.write(f"{progress.desc}: about {duration} left, at {speed:,.0f} samples/s", file=sys.stderr)
+    yield from itertools.repeat(None)
 
 
-def run_study(call: StudyCall, jobs: int, trains: bool = True) -> StudyResults:
+def run_study(call: StudyCall, jobs: int) -> StudyResults:
     """Trains and measures what is missing, writes the results into the study's folder, and returns them.
 
     Args:
-        jobs: runs at a time.
-        trains: whether unfinished runs are trained here; otherwise InputError names them.
+        jobs: runs at a time; 0 to train nothing: InputError if a run is not finished.
     """
-    if not trains and call.runs_flag == "--runs" and not call.runs_in.is_dir():
+    if not jobs and call.runs_flag == "--runs" and not call.runs_in.is_dir():
         raise InputError(f"--runs: there is no folder {call.runs_in}")
     with _locked(call):
-        records, chosen = prepared_training(call, jobs, trains).run()
-        results = StudyResults(call.study, records, chosen)
+        training = prepared_training(call, jobs)
+        chosen = training.tune()
+        results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
         cpu_info = Path("/proc/cpuinfo")
         model = re.search(r"^model name\s*: (.*)$", cpu_info.read_text() if cpu_info.exists() else "", re.MULTILINE)
         provenance = {
@@ -252,7 +242,7 @@ def tune_rates(call: StudyCall) -> str:
     The descriptions of the runs are written into their folders, and these into OUT/runs.list, for jobs to train.
     """
     with _locked(call):
-        training = prepared_training(call, 1, trains=False)
+        training = prepared_training(call)
         chosen = training.tune()
         machines = read_json(call.out / MACHINES, default={})
         training.settings = Settings(**machines.pop("settings", {}))
@@ -287,7 +277,7 @@ def submitted_jobs(out: Path) -> dict[str, str]:
     return found
 
 
-def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyTraining:
+def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:
     """Returns the study's training, after writing the data that it trains and measures on."""
     study = call.study
     if study.is_of_scenes:
@@ -304,4 +294,4 @@ def prepared_training(call: StudyCall, jobs: int, trains: bool = True) -> StudyT
 
         write_dense_scenes(call.scenes / DENSE_SCENES)
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
-    return StudyTraining(call, jobs, trains)
+    return StudyTraining(call, jobs)

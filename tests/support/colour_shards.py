@@ -1,4 +1,4 @@
-"""A data set for classification that is separable: noisy pictures of three colours, in CLIP_benchmark's layout."""
+"""A data set for classification that is separable: noisy images of three colours, in CLIP_benchmark's layout."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
-    """Writes 48 pictures a split and returns the folder."""
+    """Writes 48 images a split and returns the folder."""
     rng = np.random.default_rng(0)
     for split in splits:
         (folder / split).mkdir(parents=True)

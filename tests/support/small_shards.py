@@ -1,4 +1,4 @@
-"""Shards of a few pictures of noise, each with a caption."""
+"""Shards of a few images of noise, each with a caption."""
 
 import io
 from pathlib import Path
@@ -23,8 +23,8 @@ def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
     for shard in range(num_shards):
         with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
             for sample in range(SHARD_SIZE):
-                picture = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(picture, "png")
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(image, "png")
                 caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
-                tar.write({"__key__": f"{shard:06}{sample:03}", "png": picture.getvalue(), "txt": caption})
+                tar.write({"__key__": f"{shard:06}{sample:03}", "png": image.getvalue(), "txt": caption})
     return pattern

@@ -89,11 +89,10 @@ class Trainer:
                 write_weights(self.models[tower])
         return self.models[tower]
 
-    def train(self, function, command: dict, *flags: str, first: tuple = (), ranks: int | None = None) -> tuple:
-        """Returns the runs of the ranks and the folder they ran in."""
-        ranks = ranks or command["ranks"]
-        folder = self.folder / f"{next(self.numbers)}"
-        folder.mkdir()
+    def train(self, function, command: dict, *flags: str, first: tuple = (), resumed: Path | None = None) -> tuple:
+        """Returns the runs of the ranks and the folder they ran in, by default a new one."""
+        ranks, folder = command["ranks"], resumed or self.folder / f"{next(self.numbers)}"
+        folder.mkdir(exist_ok=True)
         accumulated = int(re.search(r"--accum-freq (\d)", command["stock"])[1])
         argv = [*self.train_flags, "--model", self.model(command["tower"])]
         argv += ["--batch-size", str(16 // ranks // accumulated), *" ".join(flags).format(**self.places).split()]
@@ -110,7 +109,7 @@ def trainer(tmp_path_factory, train_flags, csv_data, shards) -> Trainer:
 
 
 def refused(runs: list[Run], folder: Path) -> bool:
-    """Tells whether a command was refused, which must be one line and leave nothing behind."""
+    """Whether a command was refused, which must be one line and leave nothing behind."""
     if all(run.returncode == 0 for run in runs):
         return False
     assert all(run.returncode not in (0, None) for run in runs), "some ranks trained and some did not"
@@ -123,7 +122,7 @@ def refused(runs: list[Run], folder: Path) -> bool:
 
 
 def stock_fails(trainer: Trainer, command: dict) -> bool:
-    """Tells whether stock OpenCLIP itself cannot train a command: then it is not ours to train, nor to refuse."""
+    """Whether stock OpenCLIP itself cannot train a command: then it is not ours to train, nor to refuse."""
     stock = command["stock"].replace("--superclip-slices 2", "")
     runs, _ = trainer.train(in_one_order(stock_train_on_cpu_ranks), command, stock)
     return any(run.returncode != 0 for run in runs)
@@ -161,16 +160,10 @@ def test_a_resumed_run_is_an_unbroken_one(command, epoch, trainer):
         event("the newest checkpoint alone")
         return
     event("resumed")
-    resumed_folder = trainer.folder / f"{next(trainer.numbers)}"
-    shutil.copytree(folder, resumed_folder)
-    checkpoints = resumed_folder / "logs/run/checkpoints"
+    resumed_folder = shutil.copytree(folder, trainer.folder / f"{next(trainer.numbers)}")
     for later in range(epoch + 1, 5):
-        (checkpoints / f"epoch_{later}.pt").unlink()
-    accumulated = int(re.search(r"--accum-freq (\d)", command["stock"])[1])
-    argv = [*trainer.train_flags, "--model", trainer.model(command["tower"])]
-    argv += ["--batch-size", str(16 // command["ranks"] // accumulated), "--resume", "latest"]
-    argv += " ".join(flags).format(**trainer.places).split()
-    resumed = run_ranks(superclip_train, *argv, world_size=command["ranks"], cwd=resumed_folder)
+        (resumed_folder / f"logs/run/checkpoints/epoch_{later}.pt").unlink()
+    resumed, _ = trainer.train(superclip_train, command, *flags, "--resume latest", resumed=resumed_folder)
     assert [run.returncode for run in resumed] == [0] * command["ranks"], resumed[0].output[-3000:]
     ends = [torch.load(f / "logs/run/checkpoints/epoch_4.pt", weights_only=False) for f in (folder, resumed_folder)]
     for part in ("state_dict", "optimizer"):
