@@ -449,7 +449,7 @@ def test_the_scores_of_a_run_whose_checkpoints_were_all_measured_are_drawn_over_
     assert found.scores["imagenet_zero_shot"] == pytest.approx(49.5)
 
 
-def test_a_curve_of_the_papers_has_one_entry_in_the_legend_wherever_its_points_are_from(tmp_path):
+def test_a_curve_of_the_papers_has_one_entry_in_the_legend_and_batch_sizes_are_the_ticks(tmp_path):
     retrieval = {("mscoco_captions", "zeroshot_retrieval"): {"image_retrieval_recall@1": 0.3}}
     runs = [
         read_run(recipe_run(tmp_path / batch, f"datacomp1b/clip_vit-b-16_512m_bs{batch}", imagenet(50, 70) | retrieval))
@@ -460,6 +460,7 @@ def test_a_curve_of_the_papers_has_one_entry_in_the_legend_wherever_its_points_a
     for axes, key in zip(grid.flat, ("imagenet_zero_shot", "coco_text_to_image_r1"), strict=True):
         draw_scores(axes, comparison, key)
     legend(figure, grid, ncols=2)
+    assert [text.get_text() for text in grid[0][0].get_xticklabels()] == ["1K", "2K", "4K", "8K", "16K", "32K"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CLIP", "CLIP, the paper"]
     pyplot.close(figure)
 
