@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,9 +195,11 @@ def _draw_losses(comparison: Comparison, file: str) -> Figure | None:
 
 
 def _draw_loss(axes: Axes, comparison: Comparison, batch_size: int, loss: str) -> None:
-    for series, run in _of_batch_size(comparison, batch_size):
-        points = np.array([(point["samples"], point[loss]) for point in run.points if loss in point])
-        if len(points):
+    for (series, size), runs in comparison.groups.items():
+        for run in runs if size == batch_size else ():
+            points = np.array([(point["samples"], point[loss]) for point in run.points if loss in point])
+            if not len(points):
+                continue
             step = math.ceil(len(points) / MOST_POINTS)
             parts = [points[start : start + step].mean(axis=0) for start in range(0, len(points), step)]
             x, y = zip(*parts, strict=True)
@@ -206,11 +208,6 @@ def _draw_loss(axes: Axes, comparison: Comparison, batch_size: int, loss: str) -
                 axes.plot(x[-1], y[-1], "x", color="black", markersize=7, label="ended early")
     _samples_axis(axes)
     axes.margins(x=0.02)
-
-
-def _of_batch_size(comparison: Comparison, batch_size: int) -> Iterator[tuple[Series, ReportedRun]]:
-    for (series, size), runs in comparison.groups.items():
-        yield from ((series, run) for run in runs if size == batch_size)
 
 
 def draw_study(results) -> bytes:

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -45,8 +44,7 @@ class StudyResults:
 
     def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
         """Returns the differences at the seeds that both arms have."""
-        ours, theirs = (self._scores(name, cell, measure) for name in (arm, baseline))
-        return PairedDifference([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+        return PairedDifference(list(self._differences(arm, baseline, cell, measure).values()))
 
     def over_cells(self, arm: str, baseline: str, measure: str) -> dict[str, PairedDifference]:
         """Returns, at the seeds that all cells have, the mean of each seed's differences over the cells.
@@ -54,15 +52,14 @@ class StudyResults:
         If the cells are numbers above 0, also the slope of each seed's differences over their binary logarithm.
         """
         cells = self.study.cell_values
-        seeds = set.intersection(*(set(self._scores(name, c, measure)) for name in (arm, baseline) for c in cells))
-        scores = {(r["arm"], r["cell"], r["seed"]): r["measures"][measure] for r in self.records}
-        rows = [[scores[arm, c, seed] - scores[baseline, c, seed] for c in cells] for seed in sorted(seeds)]
-        found = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
+        by_cell = [self._differences(arm, baseline, cell, measure) for cell in cells]
+        rows = [[found[seed] for found in by_cell] for seed in sorted(set.intersection(*map(set, by_cell)))]
+        over = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
         if len(cells) > 1 and all(isinstance(cell, (int, float)) and cell > 0 for cell in cells):
             places = [math.log2(cell) for cell in cells]
             slopes = [statistics.linear_regression(places, row).slope for row in rows]
-            found["per doubling"] = PairedDifference(slopes)
-        return found
+            over["per doubling"] = PairedDifference(slopes)
+        return over
 
     def tables(self) -> str:
         """Returns a table for each cell and one over the cells in Markdown, and what excludes zero in words."""
@@ -133,29 +130,26 @@ class StudyResults:
         """Writes study.json, study.csv (a row for each run), study.md and study.png."""
         from .figures import draw_study
 
+        study, measures = self.study, self.measures
+        differences = [
+            {"arm": arm, "baseline": baseline, "cell": cell, "measure": measure,
+             **self.difference(arm, baseline, cell, measure).record()}
+            for arm, baseline in study.pairs for cell in study.cell_values for measure in measures
+        ]  # fmt: skip
+        over_cells = [
+            {"arm": arm, "baseline": baseline, "measure": measure, "over": kind, **found.record()}
+            for arm, baseline in (study.pairs if study.cells else ()) for measure in measures
+            for kind, found in self.over_cells(arm, baseline, measure).items()
+        ]  # fmt: skip
         content = {
-            "question": self.study.question, "primary": self.study.primary, **provenance, "chosen": self.chosen,
-            "differences": list(self._difference_records()), "over_cells": list(self._records_over_cells()),
-            "runs": self.records,
+            "question": study.question, "primary": study.primary, **provenance, "chosen": self.chosen,
+            "differences": differences, "over_cells": over_cells, "runs": self.records,
         }  # fmt: skip
         write_json(out / "study.json", content)
         write_text(out / "study.csv", self.csv())
         write_text(out / "study.md", self.tables() + "\n")
         with whole_file(out / "study.png") as file:
             file.write(draw_study(self))
-
-    def _difference_records(self) -> Iterator[dict]:
-        for arm, baseline in self.study.pairs:
-            for cell in self.study.cell_values:
-                for measure in self.measures:
-                    found = self.difference(arm, baseline, cell, measure)
-                    yield {"arm": arm, "baseline": baseline, "cell": cell, "measure": measure, **found.record()}
-
-    def _records_over_cells(self) -> Iterator[dict]:
-        for arm, baseline in self.study.pairs if self.study.cells else ():
-            for measure in self.measures:
-                for kind, found in self.over_cells(arm, baseline, measure).items():
-                    yield {"arm": arm, "baseline": baseline, "measure": measure, "over": kind, **found.record()}
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""
@@ -176,6 +170,10 @@ class StudyResults:
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
         """Returns an arm's scores in a cell, by seed."""
         return {record["seed"]: record["measures"][measure] for record in self._of(arm, cell)}
+
+    def _differences(self, arm: str, baseline: str, cell, measure: str) -> dict[int, float]:
+        ours, theirs = (self._scores(name, cell, measure) for name in (arm, baseline))
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
 def _excludes_zero(found: dict[str, PairedDifference]) -> str:
