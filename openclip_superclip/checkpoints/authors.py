@@ -1,7 +1,6 @@
 """The checkpoints of SuperCLIP's authors under our names."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,15 +79,10 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     return ours
 
 
-class Import(NamedTuple):
-    """What was written."""
-
-    num_captions: int
-    warnings: list[str]
-
-
-def import_checkpoint(file: Path, model: str, out: Path, global_batch: int, overwrite: bool = False) -> Import:
-    """Writes the folder `out`, complete or not at all.
+def import_checkpoint(
+    file: Path, model: str, out: Path, global_batch: int, overwrite: bool = False
+) -> tuple[int, list[str]]:
+    """Writes the folder `out`, complete or not at all; returns the number of captions counted, and warnings.
 
     Args:
         file: the authors'.
@@ -115,7 +109,7 @@ def import_checkpoint(file: Path, model: str, out: Path, global_batch: int, over
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         write_model(folder, architecture, plain, weights)
-    return Import(weights[NUM_CAPTIONS].item(), _batch_warnings(theirs["cap_fq"].double().flatten(), global_batch))
+    return weights[NUM_CAPTIONS].item(), _batch_warnings(theirs["cap_fq"].double().flatten(), global_batch)
 
 
 def _batch_warnings(cap_fq: Tensor, global_batch: int) -> list[str]:

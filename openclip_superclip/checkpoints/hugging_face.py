@@ -142,8 +142,6 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     cfg = model.visual.preprocess_cfg
     size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
     square = {"height": size, "width": size}
-    if cfg["interpolation"] not in RESAMPLING:
-        raise InputError(f"--format hf: CLIPImageProcessor has no interpolation '{cfg['interpolation']}'")
     if cfg["resize_mode"] not in ("shortest", "squash"):
         raise InputError(f"--format hf: CLIPImageProcessor cannot resize the {cfg['resize_mode']} edge")
     squash = cfg["resize_mode"] == "squash"

@@ -35,11 +35,13 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.authors import import_checkpoint
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
-    written = import_checkpoint(options.checkpoint, options.model, options.out, options.global_batch, options.overwrite)
-    for warning in written.warnings:
+    num_captions, warnings = import_checkpoint(
+        options.checkpoint, options.model, options.out, options.global_batch, options.overwrite
+    )
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(
-        f"{options.out}: {options.model} with its class head and the counts of {written.num_captions:,} captions\n"
+        f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"
         f"train on:      superclip train --superclip --model local-dir:{options.out} …\n"
         f"to plain CLIP: superclip export {options.out} --out FOLDER"
     )

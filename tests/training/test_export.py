@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -218,14 +217,11 @@ def test_the_model_card_of_plain_weights_claims_no_recipe_and_no_class_loss():
         assert claim not in card({})
 
 
-def test_nothing_that_a_file_records_of_its_run_is_markup_on_the_card():
+def test_the_model_card_names_the_base_model_and_nothing_that_a_file_records_is_markup_on_it():
     record = {"seed": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/home/me/a.tar::/b/c.tar"}
-    assert "<script>" not in card(record) and "\n# A heading" not in card(record)
-    assert "- data: a.tar::c.tar\n" in card(record)
-
-
-def test_released_weights_are_named_as_the_base_model():
-    text = card({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"})
+    text = card({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", **record})
+    assert "<script>" not in text and "\n# A heading" not in text
+    assert "- data: a.tar::c.tar\n" in text
     assert "base_model: laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in text
     assert "- base model: ViT-B-32, laion2b_s34b_b79k" in text
 
@@ -398,20 +394,15 @@ class RunsCode:
 
 CHANGES = {  # a file: the tensor that is changed in it, and how
     "nan.pt": ("visual.proj", lambda t: t.index_fill(0, torch.tensor(1), float("nan"))),
-    "infinity.pt": ("logit_scale", lambda t: t + float("inf")),
     "int32.pt": ("visual.proj", lambda t: t.int()),
     "complex.pt": ("visual.proj", lambda t: t.to(torch.complex64)),
-    "sparse.pt": ("visual.proj", lambda t: t.to_sparse()),
     "meta.pt": ("visual.proj", lambda t: t.to("meta")),
-    "quantized.pt": ("visual.proj", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)),
-    "negative.pt": ("statistics.num_captions", lambda t: t - 2000),
     "most.pt": ("statistics.num_captions", lambda t: torch.full_like(t, 2**63 - 1)),
     "floating.pt": ("statistics.document_frequency", lambda t: t.float()),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
 }
 CONFIGURATIONS = {  # a file: its text, or what is changed in the small model's
     "cut.json": '{"embed_dim": 32,',
-    "list.json": "[1, 2]",
     "number.json": '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}',
     "unknown.json": '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}',
     "nearest.json": {"preprocess_cfg": {"interpolation": "nearest"}},
@@ -436,13 +427,10 @@ def small(tmp_path_factory):
     (folder / "novelty.json").write_text(json.dumps(config))
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
-    (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("no checkpoint at all")
     torch.save(weights | {"module.visual.proj": weights["visual.proj"] + 1}, folder / "both.pt")
     torch.save([1, 2], folder / "list.pt")
-    torch.save({"epoch": 1}, folder / "epoch.pt")
     torch.save({"state_dict": RunsCode()}, folder / "code.pt")
-    (folder / "code.bin").write_bytes(pickle.dumps(RunsCode()))
     save_file({"a": torch.ones(1000)}, folder / "whole.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:500])
     shutil.copytree(folder / "model", folder / "imported")
@@ -458,18 +446,13 @@ def small(tmp_path_factory):
 
 REFUSED = {  # after --model local-dir:model --out out: what the one line says
     "nan.pt": "visual.proj holds NaN or infinity (32 of 512",
-    "infinity.pt": "logit_scale holds NaN or infinity",
     "int32.pt": "visual.proj is torch.int32, expected torch.float32",
     "complex.pt": "visual.proj is complex64",
-    "sparse.pt": "visual.proj is float32, sparse_coo",
     "meta.pt": "on meta; expected a dense tensor",
-    "quantized.pt": "visual.proj is qint8",
-    "negative.pt": "statistics.num_captions is -766",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "floating.pt": "expected int64",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
     "plain.pt --model cut.json": "--model: cut.json cannot be read",
-    "plain.pt --model list.json": "--model: list.json cannot be read (it holds no JSON object)",
     "plain.pt --model number.json": "its text_cfg is missing or wrong",
     "plain.pt --model unknown.json": "OpenCLIP cannot build unknown",
     "plain.pt --model nearest.json": "--model: OpenCLIP cannot prepare images with the preprocess_cfg of nearest",
@@ -479,15 +462,12 @@ REFUSED = {  # after --model local-dir:model --out out: what the one line says
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
-    "empty.pt": "truncated, corrupt, or no checkpoint",
     "text.pt": "holds no weights as torch saves them",
     "cut.safetensors": "truncated, corrupt, or no checkpoint",
     "whole.safetensors": "does not match",
     "both.pt": "both.pt contains visual.proj twice",
     "list.pt": "expected tensors under their names",
-    "epoch.pt": "expected tensors under their names",
     "code.pt": ".mkdir, and nothing but weights is ever loaded",
-    "code.bin": "nothing but weights is ever loaded",
     "nowhere.pt": "there is no file",
     "folder": "holds no weights",
     "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",

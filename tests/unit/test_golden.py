@@ -53,22 +53,11 @@ def assert_counts_equal(statistics, golden, global_batch):
 
 
 @BOTH
-def test_losses_of_one_process_equal_the_authors(function):
+def test_losses_gradients_and_counts_of_one_process_equal_the_authors(function):
     golden = load_file(GOLDEN / "class_loss.safetensors")
-    losses, _, _ = replay(golden, function)
+    losses, gradients, statistics = replay(golden, function)
     torch.testing.assert_close(losses, golden["class_loss"], atol=1e-6, rtol=0)
-
-
-@BOTH
-def test_gradients_of_one_process_equal_the_authors(function):
-    golden = load_file(GOLDEN / "class_loss.safetensors")
-    _, gradients, _ = replay(golden, function)
     torch.testing.assert_close(gradients, golden["logits_grad"], atol=1e-7, rtol=0)
-
-
-def test_counts_of_one_process_equal_the_authors():
-    golden = load_file(GOLDEN / "class_loss.safetensors")
-    _, _, statistics = replay(golden, class_loss)
     assert_counts_equal(statistics, golden, global_batch=6)
 
 
@@ -123,41 +112,20 @@ def reference_model(model_class):
     return model, load_file(GOLDEN / "reference_tiny.io.safetensors")
 
 
-MODELS = pytest.mark.parametrize("model_class", [SuperCLIP, SuperCustomTextCLIP])
-
-
-@MODELS
+@pytest.mark.parametrize("model_class", [SuperCLIP, SuperCustomTextCLIP])
 @torch.no_grad()
-def test_the_authors_checkpoint_computes_their_features(model_class):
+def test_the_authors_checkpoint_computes_their_features_class_logits_and_losses(model_class):
     model, golden = reference_model(model_class)
     outputs = model(golden["image"], golden["text"])
     assert outputs.keys() == {"image_features", "text_features", "logit_scale"}
-    for name in ("image_features", "text_features"):
-        torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs["logit_scale"].view(1), golden["logit_scale"], atol=1e-5, rtol=0)
-
-
-@MODELS
-@torch.no_grad()
-def test_the_authors_checkpoint_computes_their_features_in_training(model_class):
-    model, golden = reference_model(model_class)
-    outputs = model.train()(golden["image"], golden["text"])
-    for name in ("image_features", "text_features"):
-        torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
-
-
-@MODELS
-@torch.no_grad()
-def test_the_authors_checkpoint_computes_their_class_logits(model_class):
-    model, golden = reference_model(model_class)
     _, patch_mean = encode_image(model.visual, model.patch_tokens, golden["image"])
-    torch.testing.assert_close(model.class_head.logits(patch_mean), golden["class_logits"], atol=1e-5, rtol=0)
-
-
-@MODELS
-@torch.no_grad()
-def test_the_authors_checkpoint_gives_the_class_losses_of_their_logits(model_class):
-    model, golden = reference_model(model_class)
-    losses = model.train()(golden["image"], golden["text"])["class_losses"]
-    expected = through_identity(plain_class_loss, golden["class_logits"], golden["text"], model.statistics.idf())
-    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
+    trained = model.train()(golden["image"], golden["text"])
+    losses = through_identity(plain_class_loss, golden["class_logits"], golden["text"], model.statistics.idf())
+    for found, expected in (
+        (outputs["image_features"], golden["image_features"]), (outputs["text_features"], golden["text_features"]),
+        (outputs["logit_scale"].view(1), golden["logit_scale"]),
+        (model.class_head.logits(patch_mean), golden["class_logits"]),
+        (trained["image_features"], golden["image_features"]), (trained["text_features"], golden["text_features"]),
+        (trained["class_losses"], losses),
+    ):  # fmt: skip
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
