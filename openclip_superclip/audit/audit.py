@@ -20,7 +20,7 @@ from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json, write_text
 from ..pages import csv_text
 from ..rules import Rule, check
-from ..words.tagger import no_head_advice, open_checkpoint
+from ..words.tagger import NO_HEAD, open_checkpoint
 from .keep import KEYS, select, write_kept
 from .page import write_page
 from .pairs import WHOLE, AuditedFiles, AuditedPair, AuditedShards, Part, read_in_batches
@@ -193,8 +193,8 @@ class Audit:
 
 RULES = [
     Rule(
-        "--by {by} needs a class head, and {model.path} holds none ({found}): give --by clip-score",
-        lambda audit: not audit.has_head and audit.by != "clip-score" and no_head_advice(audit.model.path),
+        f"--by {{by}} needs a class head, and {{model.path}} holds none ({NO_HEAD}): give --by clip-score",
+        lambda audit: not audit.has_head and audit.by != "clip-score",
     ),
     Rule(
         "{data.given} holds {data.num_units:,} {data.unit}; expected at most as many parts (--part, processes of "

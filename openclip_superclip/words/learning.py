@@ -177,8 +177,6 @@ def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
     """Returns the courses of the runs in folders, with names that differ; InputError if one has none."""
     courses = []
     for run, name in zip(runs, run_names(runs), strict=True):
-        if not run.is_dir():
-            raise InputError(f"--course: there is no folder {run}; expected the folder of a run")
         files = find_course(run)
         if files is None:
             raise InputError(

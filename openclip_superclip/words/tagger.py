@@ -26,6 +26,7 @@ FULL_BAR = 0.2  # score of a full bar: scaled by the best word of each image, 0.
 NUM_CANDIDATES = 512  # words that may be among an image's
 MIN_PEAK = 0.25  # of a word's score, at the patch with the highest score, if its tokens are seen together
 TOP = 10  # words per image, without --words
+NO_HEAD = "train with --superclip, and export with --with-head"
 SHORTEST = 1024  # pixels of an image's shorter side that are kept: more than models and heat maps need
 
 
@@ -120,22 +121,12 @@ def read_model(path: Path) -> Checkpoint:
         raise InputError(f"--model: {error}") from error
 
 
-def no_head_advice(path: Path) -> str:
-    """Returns what to do about a model without a class head."""
-    return "export its checkpoint with --with-head" if path.is_dir() else "its run was trained without --superclip"
-
-
 def open_with_head(path: Path, architecture: str | None = None, device: str | None = None) -> Opened:
-    """Returns the model in a file or folder; InputError if it has no class head.
-
-    Args:
-        architecture: the OpenCLIP model's name, if nothing beside the weights records it.
-        device: None for the GPU if there is one.
-    """
+    """Returns the model in a file or folder, as `open_checkpoint` does; InputError if it has no class head."""
     device = check_device(device)
     checkpoint = read_model(path)
     if not checkpoint.head():
-        raise InputError(f"--model: {path} holds no class head, which sees the words: {no_head_advice(path)}")
+        raise InputError(f"--model: {path} holds no class head, which sees the words: {NO_HEAD}")
     return open_checkpoint(checkpoint, architecture, device)
 
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from support import GOLDEN, WORDS
 from support.browser import dumped, needs_browser, num_pixels_outside
 from support.coloured_squares import COLOURS, CORNERS, squares
-from support.models import VOCAB_SIZE, write_model
+from support.models import MODELS, write_model
 from tokenizers import Tokenizer as PlainTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
@@ -40,17 +40,8 @@ from openclip_superclip.words.lexicon import Lexicon, lexicon, open_lexicon
 from openclip_superclip.words.server import MAX_BYTES, MAX_UPLOADS, bind, loopback_names, serve, words_app
 from openclip_superclip.words.tagger import FULL_BAR, Shares, Tagger, open_with_head
 
-COCA = {
-    "vision": {"attn_pooler_queries": 5, "attn_pooler_heads": 2, "attentional_pool": True, "output_tokens": True},
-    "text": {"embed_cls": True, "layers": 1}, "custom_text": True,
-    "multimodal_cfg": {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
-}  # fmt: skip
-TOWERS = {
-    "oblong ViT": {"vision": {"image_size": [32, 48], "layers": 1}},
-    "ResNet": {"vision": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}},
-    "timm ConvNeXt": {"vision": {"timm_model_name": "test_convnext", "image_size": 64}},
-    "CoCa": COCA,
-}
+TOWERS = {"oblong": {"vision": {"image_size": [32, 48]}}}
+TOWERS |= {name: MODELS[name] for name in ("resnet", "timm-convnext", "coca")}
 
 
 def words(*argv) -> int:
@@ -131,12 +122,7 @@ def test_run_checkpoint_and_export_print_the_same_table_with_the_score_that_the_
 
 @pytest.mark.parametrize("config", TOWERS.values(), ids=TOWERS.keys())
 def test_every_tower_has_patches_whose_mean_is_what_the_head_was_trained_on(config, tmp_path, image, capsys):
-    name = write_model(tmp_path / "model", **{"text": {"layers": 1}, **config})
-    if "timm_model_name" in config["vision"]:  # which takes no layers
-        file = tmp_path / "model/open_clip_config.json"
-        settings = json.loads(file.read_text())
-        settings["model_cfg"]["vision_cfg"] = config["vision"]
-        file.write_text(json.dumps(settings))
+    name = write_model(tmp_path / "model", **config)
     torch.manual_seed(0)
     model, _, preprocess = superclip.create_model_and_transforms(name)
     torch.save(model.state_dict(), tmp_path / "model/open_clip_pytorch_model.bin")
@@ -357,7 +343,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
         ("nowhere.png --model model", "there is no image nowhere.png"),
         ("text.pt --model model --words red", "none of the 1 images could be read"),
         ("image.png --model nowhere", "--model: there is no file or folder nowhere"),
-        ("image.png --model plain --heatmap", "--model: plain holds no class head, which sees the words: export "),
+        ("image.png --model plain --heatmap", "--model: plain holds no class head, which sees the words: train with"),
         ("image.png --model for-transformers", "for-transformers is for transformers; export the checkpoint"),
         ("image.png --model lone.pt", "--architecture: nothing beside lone.pt says what model it is"),
         ("image.png --model lone.pt --architecture ViT-B-32", "lone.pt does not match ViT-B-32"),
@@ -376,8 +362,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
         ("image.png --course x", "image.png does nothing with --course"),
         ("--course x --model x", "--model does nothing with --course"),
         ("--course a b c", "--course has 3 runs; expected one, or two"),
-        ("--course nowhere", "--course: there is no folder nowhere"),
-        ("--course empty", "holds no words/epoch_N.safetensors"),
+        ("--course nowhere", "nowhere holds no words/epoch_N.safetensors"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(argv, reason, models, capsys, monkeypatch):
