@@ -1,5 +1,6 @@
 """What reports and pages share: templates, tables, figures, names of runs, numbers of bytes."""
 
+import base64
 import csv
 import io
 import itertools
@@ -7,8 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def html_template(file: Path, **filters: Callable) -> Template:
@@ -29,6 +34,17 @@ def pyplot() -> ModuleType:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def data_url(image: "bytes | Image", longest: int | None = None) -> str:
+    """Returns a PNG's content or an image, reduced to `longest` pixels and as JPEG, as a data: URL."""
+    if isinstance(image, bytes):
+        return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    if longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    image.save(file := io.BytesIO(), "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,9 +1,7 @@
 """report.html of an audit: the scores, where to cut, the worst pairs with their doubtful words."""
 
-import base64
 import contextlib
 import heapq
-import io
 import itertools
 import tarfile
 from collections import defaultdict
@@ -15,7 +13,7 @@ import numpy as np
 from ..data.images import load_image
 from ..data.shards import BROKEN, IMAGES, is_remote
 from ..files import whole_file
-from ..pages import html_template
+from ..pages import data_url, html_template
 from .pairs import AuditedFiles, AuditedShards, numbered_members
 from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
@@ -133,9 +131,4 @@ def _images(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict[t
 def _thumbnail(source: str | bytes) -> str:
     """Returns a small image as a data: URL; "" if it cannot be read any more."""
     image = load_image(source, THUMBNAIL).image
-    if image is None:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url(image, THUMBNAIL) if image else ""

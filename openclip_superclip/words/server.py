@@ -1,9 +1,7 @@
 """The page of `superclip words --serve`: drop an image, see its words, and where."""
 
 import asyncio
-import base64
 import contextlib
-import io
 import ipaddress
 import re
 import socket
@@ -24,7 +22,7 @@ from starlette.types import ASGIApp
 
 from ..data.images import as_seen, open_image, unreadable
 from ..errors import InputError, listed, reason
-from ..pages import html_template
+from ..pages import data_url, html_template
 from .heat_map import as_model_sees
 from .lexicon import lexicon
 from .tagger import FULL_BAR, SHORTEST, Tagger
@@ -175,10 +173,8 @@ def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: l
                 raise _Refused(f"the model's tokenizer has no tokens for {listed(typed)}")
         words = tagger.tag(image)
         shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
-    file = io.BytesIO()
-    Image.fromarray(shown).save(file, "JPEG", quality=88)
     return {
-        "image": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "image": data_url(Image.fromarray(shown)),
         "words": [seen._asdict() | {"map": seen.map.tolist()} for seen in words],
     }
 

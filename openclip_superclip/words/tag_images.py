@@ -1,19 +1,15 @@
 """Tags images one after the other: tables, lines of JSON, heat maps and a contact sheet."""
 
-import base64
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from ..data.images import load_image
 from ..errors import InputError
 from ..files import whole_file
-from ..pages import html_template, markdown_table
+from ..pages import data_url, html_template, markdown_table
 from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -101,19 +97,7 @@ def _tagged(path: Path, tagger: Tagger, heatmap: Path | None) -> TaggedImage:
 
         draw(heatmap, image, words, tagger.opened.preprocess_cfg)
         return TaggedImage(path, words, heatmap=heatmap)
-    return TaggedImage(path, words, thumbnail=_thumbnail(image))
-
-
-def _thumbnail(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return _inline(file.getvalue(), "jpeg")
-
-
-def _inline(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return TaggedImage(path, words, thumbnail=data_url(image, THUMBNAIL))
 
 
 class WordsFolder:
@@ -144,7 +128,7 @@ class WordsFolder:
         """Writes all files, and yields each image with its words, in order."""
         template = html_template(
             Path(__file__).with_name("contact_sheet.html"), page_name=_page_name,
-            heat_map=lambda tagged: _inline(tagged.heatmap.read_bytes(), "png"),
+            heat_map=lambda tagged: data_url(tagged.heatmap.read_bytes()),
         )  # fmt: skip
         num_pages, images = -(-len(self.paths) // PER_PAGE), self._images()
         for page in range(num_pages):
@@ -189,7 +173,7 @@ def _read_line(line: bytes) -> TaggedImage:
     words = [Seen(**word) for word in record["words"]]
     if "heatmap" in record:
         return TaggedImage(path, words, heatmap=Path(record["heatmap"]))
-    return TaggedImage(path, words, thumbnail=_thumbnail(load_image(path, THUMBNAIL).image))
+    return TaggedImage(path, words, thumbnail=data_url(load_image(path, THUMBNAIL).image, THUMBNAIL))
 
 
 def _state(path: Path) -> list:
