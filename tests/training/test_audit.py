@@ -207,7 +207,6 @@ def wrong(work) -> Path:
     (work / "full" / "letter.txt").write_text("dear reader")
     (work / "run-without-checkpoint" / "checkpoints").mkdir(parents=True)
     (work / "text.tar").write_text("no tar")
-    torch.save({"state_dict": {}}, work / "nothing.pt")
     return work
 
 
@@ -221,7 +220,6 @@ def wrong(work) -> Path:
     ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
     ("pairs.csv --out text.tar", "--out: text.tar cannot be written"),
     ("pairs.csv --model run-without-checkpoint", "run-without-checkpoint is a run without a checkpoint"),
-    ("pairs.csv --model nothing.pt", "nothing.pt is no checkpoint of a model"),
     ("pairs.csv --model nowhere", "--model: there is no file or folder nowhere"),
     ("pairs.csv --part 1/200", "pairs.csv holds 96 pairs; expected at most as many parts"),
     ("{0..1}.tar --part 1/3", "{0..1}.tar holds 2 shards; expected at most as many parts"),
