@@ -56,7 +56,7 @@ def train(argv: list[str]) -> int:
 
 def _explained(error: Exception) -> str | None:
     """Returns one line on an error of a run that began in this process, None if its traceback should be printed."""
-    if not _begun:
+    if not _begun or not _begun[0].is_dir():  # another rank may have removed it
         return None
     if shutil.disk_usage(_begun[0]).free < FULL_DISK:
         return f"the disk of {_begun[0]} is full ({reason(error)}): free space, and continue with --resume latest"
@@ -119,10 +119,12 @@ def note_begin(logs: str, name: str | None) -> None:
 
 def remove_unstarted_run() -> None:
     """Removes the folder of a run that has not trained a step, as OpenCLIP refuses a name that has a log."""
-    logging.disable(logging.CRITICAL)  # torch would log, as it ends, what it had compiled
     for folder in _begun:
+        logging.disable(logging.CRITICAL)  # torch would log, as it ends, what it had compiled
         if not _has_started(folder):
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds other runs
+                folder.parent.rmdir()
     _begun.clear()
 
 
