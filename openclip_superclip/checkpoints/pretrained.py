@@ -112,6 +112,6 @@ def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
-        return holds_head(read_checkpoint(source).weights)
+        return not is_torchscript(source) and holds_head(read_checkpoint(source).weights)
     except InputError:  # OpenCLIP reports what is wrong with it
         return False
