@@ -166,7 +166,7 @@ def skip_unreadable_rows(file: Path, epoch) -> None:
                 except InputError:
                     raise
                 except Exception as error:  # a broken file raises anything
-                    image = table.images[table.kept[row] if isinstance(table, _Table) else row]
+                    image = table.images[getattr(table, "kept", range(len(table)))[row]]
                     unreadable.sample(open_clip_train.data.log_and_continue, OSError(f"{image}: {reason(error)}"))
             raise InputError("--train-data: no image of the table can be read")
 
