@@ -23,18 +23,23 @@ RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --device of a command that computes on this machine; `device_here` decides if it is not given."""
+    """Adds --device of a command that trains on this machine; `device_here` decides if it is not given."""
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
 
 
 def device_here(device: str | None) -> str:
-    """Returns the device of --device: by default the GPU if there is one, which is printed."""
+    """Returns the device of --device, by default the GPU if there is one."""
     if device is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        print(f"superclip: --device {device}", file=sys.stderr)
     return device
+
+
+def print_device(options: argparse.Namespace, device: str) -> None:
+    """Prints what trains if --device is not given; called once nothing is refused any more."""
+    if options.device is None:
+        print(f"superclip: trains with --device {device}", file=sys.stderr)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
@@ -118,6 +123,7 @@ def opened_run(
             recipe, placement.num_nodes, options.nproc or placement.num_processes(device), options.data,
             options.gpu_batch_max, options.workers, device, run_settings(options), set_,
         )  # fmt: skip
+        print_device(options, device)
         return run, RunFolder(options.out or Path("runs") / recipe.name)
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):

@@ -19,6 +19,7 @@ from .options import (
     flag_of,
     given_run_settings,
     given_slurm_options,
+    print_device,
     run_settings,
     slurm_request,
     with_sites_stage,
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
         options.study, options.out, options.seeds, device, options.data, options.val_data,
         all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
+    print_device(options, device)
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
         from ..studies.study_jobs import StudySubmission
