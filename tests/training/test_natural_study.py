@@ -1,6 +1,5 @@
 """A study of the data set `natural` writes a data set for each seed and measures each run on that of its seed."""
 
-import functools
 import json
 import logging
 
@@ -31,7 +30,7 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
         return few(*args, seed=seed, **options, **sizes)
 
     few = measures.measure_natural
-    monkeypatch.setattr(measures, "measure_natural", functools.wraps(few)(measure_few))
+    monkeypatch.setattr(measures, "measure_natural", measure_few)
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
     with open("few.yaml", "w") as file:
         YAML().dump({

@@ -204,20 +204,19 @@ def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_h
 
 
 @pytest.mark.slow
-def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_begins_anew(tmp_path, csv_data):
+def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again(tmp_path, csv_data, study_here):
     recipe = write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes")
     arms = {"CLIP": {"method": "clip"}, "head detached": {"superclip.placebo": "detached-head"}}
     values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1}
     with open(tmp_path / "which.yaml", "w") as file:
         YAML().dump({**values, "measures": "validation", "arms": arms}, file)
-    done = study(tmp_path)
-    assert done.returncode == 0, done.stderr
+    study_here(tmp_path)
     clip, detached = (tmp_path / "out/runs" / name for name in ("clip_seed0", "superclip_placebo-detached-head_seed0"))
     assert all(weights(detached, 2)[name].equal(tensor) for name, tensor in weights(clip, 2).items())
     before = weights(clip, 2)
     (clip / "checkpoints/epoch_2.pt").unlink()  # as if stopped after the first pass, whose order would come again
     (clip / "state.json").write_text(json.dumps({"state": "preempted", "epoch": 1}))
-    assert study(tmp_path).returncode == 0
+    study_here(tmp_path)
     assert all(weights(clip, 2)[name].equal(tensor) for name, tensor in before.items())
 
 
