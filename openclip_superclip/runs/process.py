@@ -100,15 +100,16 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:
-    """Ends processes: those that do not end within seconds after SIGTERM are killed."""
-    for process in processes:
-        process.terminate()
+    """Ends ranks and their data loaders: those that do not end within seconds after SIGTERM are killed."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + EXIT_PATIENCE
-    for process in processes:
+    for process in running:
         try:
             process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
