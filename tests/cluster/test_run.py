@@ -1,5 +1,6 @@
 """`superclip run`: the folder that it leaves, and what it survives on one machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -92,16 +93,12 @@ def signal_ranks(run: Path, number: int) -> None:
 
 def ranks(run: Path) -> list[int]:
     """The processes that train into a folder, in the order of their ranks."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
-        except OSError:  # it has ended
-            continue
-        rank = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
-        if rank and b"openclip_superclip.runs.rank" in command and str(run).encode() in command:
-            found[int(rank[1])] = int(path.name)
-    return [found[rank] for rank in sorted(found)]
+    alive = []
+    for file in sorted(run.glob("ranks/*/rank_*.pid")):
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or is about to write its number
+            if str(run).encode() in Path(f"/proc/{int(file.read_text())}/cmdline").read_bytes():
+                alive.append(int(file.read_text()))
+    return alive
 
 
 def assert_no_rank_is_left(run: Path) -> None:

@@ -69,15 +69,8 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """Returns what SLURM knows of a job, of an array's first task if it is one."""
+        """Returns what SLURM knows of a job."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", number)))
-
-    def tasks(self, number: str) -> dict[str, str]:
-        """Returns the state of every task of an array."""
-        records = self.call("scontrol", "show", "job", number).split("\n\n")
-        return dict(
-            re.search(r"ArrayTaskId=(\S+).*JobState=(\S+)", r, flags=re.DOTALL).groups() for r in records if r.strip()
-        )
 
     def wait_until(self, condition: Callable[[], bool], run: Path, what: str) -> None:
         """Returns when the condition holds; an AssertionError, with its output, when the run's job has ended first."""
