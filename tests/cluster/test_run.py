@@ -213,8 +213,8 @@ def troubled(recipe) -> dict:
     process.kill()
     assert_no_rank_is_left(run)
     assert list(disk.rglob("*.tar"))  # which the next start takes, or removes
-    left = current_state(run)
-    seen["after kill -9"] = (process.wait(), left["state"], left["error"])
+    code, left = process.wait(), current_state(run)
+    seen["after kill -9"] = (code, left["state"], left.get("error"))
 
     process = start_in_slice(recipe, run, 2, *staged)
     before, logs = num_begun(run), num_logs(run)
