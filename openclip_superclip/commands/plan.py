@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
         rehearsed = read_rehearsal(options.rehearsal, run, gpu)
     speed = rehearsed["samples_per_second"]["median"] if rehearsed else options.samples_per_second
-    cost = estimate_cost(run, gpu.tflops if gpu else A100_TFLOPS, speed)
+    cost = estimate_cost(run, (gpu and gpu.tflops) or A100_TFLOPS, speed)
     memory = estimate_memory(run, gpu)
     checked = run.check_data(full=options.check, jobs=options.jobs) if reads_data else None
     if options.json:
@@ -70,7 +70,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--gpu", metavar="TYPE",
-        help="refuse a batch that it cannot hold: A100-40, A100-80, H100-80, H200, L40S-48, or bytes such as 24GB",
+        help="refuse a batch that it cannot hold, and take its speed: A100-40, A100-80, H100-80, H200, L40S-48, "
+        "RTX4090-24, or bytes such as 24GB, with an A100's speed",
     )  # fmt: skip
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--samples-per-second", type=float, metavar="S", help="measured, of all GPUs together")

@@ -42,7 +42,6 @@ def main(argv: list[str]) -> int:
         options.study, options.out, options.seeds, device, options.data, options.val_data,
         all_settings(options), options.runs, settings=options.settings,
     )  # fmt: skip
-    print_device(options, device)
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
         from ..studies.study_jobs import StudySubmission
@@ -60,6 +59,8 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(StudyTraining(call).summary())
         return 0
+    if options.only is None:
+        print_device(options, device)
     try:
         with stopped_by_signals():
             if options.only == "choose":

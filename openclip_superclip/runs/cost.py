@@ -39,12 +39,12 @@ class GPU(NamedTuple):
 
     name: str
     bytes: int
-    tflops: float = A100_TFLOPS  # in bfloat16, dense
+    tflops: float | None = None  # in bfloat16, dense; None for a GPU of which only the memory is given
 
 
 GPUS = [
-    GPU("A100-40", 40 * 10**9, 312), GPU("L40S-48", 48 * 10**9, 362), GPU("A100-80", 80 * 10**9, 312),
-    GPU("H100-80", 80 * 10**9, 989), GPU("H200", 141 * 10**9, 989),
+    GPU("RTX4090-24", 24 * 10**9, 165), GPU("A100-40", 40 * 10**9, 312), GPU("L40S-48", 48 * 10**9, 362),
+    GPU("A100-80", 80 * 10**9, 312), GPU("H100-80", 80 * 10**9, 989), GPU("H200", 141 * 10**9, 989),
 ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def read_rehearsal(file: str, run: Run, gpu: GPU | None = None) -> dict:
 def _is(gpu: GPU, card: str | None, size: int | None) -> bool:
     """Returns whether a card, as CUDA names it, is of a type, or of the bytes that stand for one."""
     kind = gpu.name.partition("-")[0].lower() if gpu.tflops else ""
-    return card is not None and kind in card.lower() and abs(size / gpu.bytes - 1) < OTHER_SIZE
+    return card is not None and kind in card.lower().replace(" ", "") and abs(size / gpu.bytes - 1) < OTHER_SIZE
 
 
 def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:

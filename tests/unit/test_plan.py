@@ -241,7 +241,8 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
     )
-    read_rehearsal(str(file), longer, find_gpu("A100-80"))
+    for gpu in ("A100-80", "80GB"):
+        read_rehearsal(str(file), longer, find_gpu(gpu))
     for gpu in ("A100-40", "H100-80", "24GB"):
         with pytest.raises(InputError, match=r"was measured on NVIDIA A100-SXM4-80GB, and --gpu is .*: rehearse on"):
             read_rehearsal(str(file), longer, find_gpu(gpu))
@@ -261,7 +262,7 @@ def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkey
     assert two["gradients"] == 2 * alone["gradients"] == pytest.approx(alone["optimizer"], rel=0.01)
     assert two["peak"] > alone["peak"] + alone["gradients"]
     assert less["peak"] < 0.95 * alone["peak"]
-    assert alone["held_by"] == ["A100-40", "L40S-48", "A100-80", "H100-80", "H200"]
+    assert alone["held_by"] == ["RTX4090-24", "A100-40", "L40S-48", "A100-80", "H100-80", "H200"]
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
@@ -277,7 +278,7 @@ def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkey
     (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
     (["--data", "x/{0..9.tar"], "unbalanced braces"),
-    (["--gpu", "A100"], "--gpu is A100; expected one of A100-40, L40S-48, A100-80, H100-80, H200, or the bytes"),
+    (["--gpu", "A100"], "expected one of RTX4090-24, A100-40, L40S-48, A100-80, H100-80, H200, or the bytes of its"),
     (["--gpu", "H200", "--device", "cpu"], "--gpu does nothing with --device cpu"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
     (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; expected fewer --set slices"),
