@@ -1,61 +1,14 @@
-"""SuperCLIP's answers to OpenCLIP's hooks; with openclip/checks.py, all that reads OpenCLIP's parsed options."""
+"""SuperCLIP's answers to OpenCLIP's hooks."""
 
-import functools
 import logging
 from argparse import Namespace
 from pathlib import Path
 
-from .config import Config, DataConfig, add_options, config_from, data_config_from, options_of
+from .config import add_options, options_of
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
-from .openclip.checks import check_command_line, head_to_leave_out
-
-
-class CommandLine:
-    """A parsed command line of OpenCLIP's training, read once.
-
-    Args:
-        args: as OpenCLIP has parsed them.
-    """
-
-    def __init__(self, args: Namespace):
-        self.args = args
-        self.config: Config | None = config_from(vars(args))  # None without --superclip
-        self.data: DataConfig = data_config_from(vars(args))
-
-    @property
-    def records_words(self) -> bool:
-        logs = self.args.logs
-        return self.config.word_course == "on" and bool(logs) and logs.lower() != "none"
-
-    @functools.cached_property
-    def reads_table(self) -> bool:
-        from .data.tables import is_table
-
-        return is_table(self.args.train_data, self.args.dataset_type)
-
-    @functools.cached_property
-    def separates_words(self) -> bool:
-        """Whether each loss has tokens of its own: those of another caption, or none for a missing one."""
-        from .data.tables import Columns, has_empty_captions
-
-        if self.config.captions == "dual" or not self.args.train_data or not self.reads_table:
-            return self.config.captions == "dual"
-        columns = Columns(self.args.csv_separator, self.args.csv_img_key, self.args.csv_caption_key)
-        found = has_empty_captions(self.args.train_data, columns)
-        if found and self.args.distill_model is not None:
-            raise InputError(
-                f"--train-data: {self.args.train_data} has rows without a caption, which --superclip cannot train with "
-                "--distill-model: remove these rows, as superclip shards does"
-            )
-        return found
-
-    @functools.cached_property
-    def tokenizer(self):
-        from open_clip import get_tokenizer
-
-        args = self.args
-        return get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+from .openclip.checks import check_command_line
+from .openclip.options import CommandLine
 
 
 class Plugin:
@@ -77,14 +30,13 @@ class Plugin:
     @hookimpl
     def open_clip_check_options(self, args):
         handlers = logging.root.handlers[:]  # OpenCLIP logs as it is asked, and would then print each line twice
-        only_options = getattr(args, "only_options", False)  # on a machine without the model and the data
         try:
             self.given = CommandLine(args)
             config, data = self.given.config, self.given.data
-            check_command_line(args, config, data, only_options)
-            if not only_options:
-                self.leaves_head_out = head_to_leave_out(args, config is not None)
-                if config is not None or data.slices is not None:
+            check_command_line(self.given)
+            if not self.given.only_options:
+                self.leaves_head_out = self.given.leaves_head_out
+                if self.given.is_ours:
                     from .openclip.train import note_begin, remove_unstarted_run
 
                     note_begin(args.logs, args.name)
@@ -93,7 +45,7 @@ class Plugin:
             raise SystemExit(f"error: {error}") from None
         finally:
             logging.root.handlers[:] = handlers
-        if only_options:
+        if self.given.only_options:
             return
         if data.slices is not None and args.train_data:
             from .method.ranks import fix_buckets

@@ -7,13 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..checkpoints.resume import Resumed, check_kind, resumed_checkpoint
-from ..config import Config, DataConfig, is_idf_file
+from ..checkpoints.resume import check_kind, resumed_checkpoint
+from ..config import Config, is_idf_file
 from ..data.shards import expand, is_remote
 from ..environment import check_horovod
 from ..errors import InputError
 from ..rules import Rule, at_least, check
 from . import current, with_model_defaults
+from .options import CommandLine
 
 WITH_HEAD = [  # of OpenCLIP's options, and `config`
     Rule(
@@ -86,68 +87,26 @@ FILES = [  # with a flag of ours: of what must be on this machine
 ]
 
 
-def check_command_line(args, config: Config | None, data: DataConfig, only_options: bool) -> None:
-    """Raises InputError, with what to do instead, for a command that cannot train.
-
-    Args:
-        args: as OpenCLIP has parsed them.
-        config: None without --superclip; stock OpenCLIP is then refused only what it would end with anyway.
-        data: of which slices is None without --superclip-slices.
-        only_options: whether neither the model nor the data need be on this machine.
-    """
-    slices = data.slices
-    ours = config is not None or slices is not None
-    if getattr(args, "horovod", False):
-        _check_horovod(args, ours)
-    if not only_options:
-        _check_models(args, config is not None)
-    resumed = _check_resume(args, config is not None, data)
-    if config is not None:
-        check(WITH_HEAD, argparse.Namespace(**vars(args), config=config))
-        _check_idf_file(args, config)
-    if ours:
-        current().check_options(args, config.captions if config is not None else None, slices)
-        at_least(args, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
-        check(OPTIONS, args)
-    if only_options:
-        return
-    if ours:
-        check(FILES, args)
-        warnings = [*_check_training_data(args, config, slices), *_check_validation_data(args)]
-    else:
-        warnings = _check_stock_tables(args)
-    if config is None:
-        warnings += _ignored_weights(args)
-    if os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
-        resumed.set_damaged_aside()
-        for line in warnings:
-            print(f"superclip: {line}", file=sys.stderr, flush=True)
-
-
-def head_to_leave_out(args, with_head: bool) -> bool:
-    """Returns whether a model without a class head, student or teacher, is to load weights that hold one."""
-    from ..checkpoints.pretrained import starts_with_head
-
-    return (not with_head and starts_with_head(args.model, args.pretrained)) or starts_with_head(
-        args.distill_model, args.distill_pretrained
-    )
-
-
-def _check_horovod(args, ours: bool) -> None:
+def _check_horovod(given: CommandLine) -> None:
     """Raises InputError for what --horovod cannot train. With a flag of ours it is to train as torchrun does."""
+    if not getattr(given.args, "horovod", False):
+        return
     check_horovod()
-    if ours:
+    if given.is_ours:
         from .horovod import fix_horovod, refuse_broken
 
-        refuse_broken(vars(args))
+        refuse_broken(vars(given.args))
         fix_horovod()
 
 
-def _check_models(args, with_head: bool) -> None:
+def _check_models(given: CommandLine) -> None:
     """Raises InputError for a model or weights that are not there or cannot be."""
     from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
     from .factory import check_model, check_vocabulary
 
+    if given.only_options:
+        return
+    args, with_head = given.args, given.config is not None
     check_model(args.model, args.pretrained)
     if args.pretrained and ":" not in args.model and not os.path.isfile(args.pretrained):
         released_file(f"{args.model}:{args.pretrained}", "--pretrained", args.cache_dir)
@@ -171,57 +130,81 @@ def _has_openclips_text_tower(model_name: str) -> bool:
     return "hf_model_name" not in get_model_config(model_name)["text_cfg"]
 
 
-def _check_resume(args, with_head: bool, data: DataConfig) -> Resumed:
-    """Returns what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
+def _check_resume(given: CommandLine) -> None:
+    """Notes what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
 
     That is for a run of the other kind, of other slices, and, of those that are cut into slices, one that began with
     anything else.
     """
-    slices = data.slices
+    args, ours, slices = given.args, given.is_ours, given.data.slices
     if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
-        return Resumed(None)
+        return
     from open_clip_train.distributed import is_using_distributed
 
     from ..checkpoints.resume import beginning, check_beginning
     from ..checkpoints.run_outputs import read_run_record
     from .horovod import launched_size
 
-    ours = with_head or slices is not None
     resumed = resumed_checkpoint(args.resume, os.path.join(args.logs, args.name or ""), args.save_most_recent)
+    if ours:
+        given.resumed = resumed
     file = resumed.file
     if file is None or (resumed.damaged and not ours):
-        return resumed if ours else Resumed(None)
+        return
     with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
     has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
-    check_kind(file, with_head, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
+    check_kind(file, given.config is not None, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
     was_sliced = "superclip_slices" in read_run_record(Path(file), None).options
-    if args.train_data and (slices is not None or was_sliced) and not data.accept_changes:
+    if args.train_data and (slices is not None or was_sliced) and not given.data.accept_changes:
         now = beginning(with_model_defaults(vars(args)), launched_size())
         check_beginning(Path(file).parent.parent, now, "--superclip-accept-changes")
-    return resumed if ours else Resumed(None)
 
 
-def _check_idf_file(args, config: Config) -> None:
+def _check_options(given: CommandLine) -> None:
+    """Raises InputError for options that cannot go together, or with a flag of ours."""
+    args, config = given.args, given.config
+    if config is not None:
+        check(WITH_HEAD, argparse.Namespace(**vars(args), config=config))
+        _check_idf_file(given)
+    if given.is_ours:
+        current().check_options(args, config.captions if config is not None else None, given.data.slices)
+        at_least(args, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
+        check(OPTIONS, args)
+
+
+def _check_idf_file(given: CommandLine) -> None:
     """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    args, config = given.args, given.config
     if not is_idf_file(config.idf):
         return
-    from open_clip import get_tokenizer
-
     from ..data.captions import check_counted_captions
     from ..data.frequencies import read_frequencies
-    from ..data.tables import is_table
 
-    tokenizer = get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
     frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
-    frequencies.check(tokenizer, what)
-    table = is_table(args.train_data, args.dataset_type)
+    frequencies.check(given.tokenizer, what)
+    table = given.reads_table
     command = ["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model]
     if table:
         command += ["--csv-separator", args.csv_separator, "--csv-img-key", args.csv_img_key]
         command += ["--csv-caption-key", args.csv_caption_key]
     check_counted_captions(
-        frequencies.captions, config, tokenizer.context_length, what=what, command=shlex.join(command), table=table
+        frequencies.captions,
+        config,
+        given.tokenizer.context_length,
+        what=what,
+        command=shlex.join(command),
+        table=table,
     )
+
+
+def _check_data(given: CommandLine) -> list[str]:
+    """Returns warnings about the data; InputError if it cannot be trained or measured on."""
+    if given.only_options:
+        return []
+    if not given.is_ours:
+        return _check_stock_tables(given)
+    check(FILES, given.args)
+    return [*_check_training_data(given), *_check_validation_data(given)]
 
 
 def _wrong_factors(train_data: str | None, factors: str | None) -> int | None:
@@ -245,8 +228,9 @@ def _missing_validation(val_data: str | None, dataset_type: str) -> str | None:
     return next((part for part in local if not any(map(os.path.exists, expand(part, "--val-data")))), None)
 
 
-def _check_training_data(args, config: Config | None, slices: int | None) -> list[str]:
+def _check_training_data(given: CommandLine) -> list[str]:
     """Returns warnings about the training data; InputError if this many ranks could not train on it."""
+    args, config, slices = given.args, given.config, given.data.slices
     synthetic = args.dataset_type == "synthetic"
     if not args.train_data and not synthetic:
         return []
@@ -274,37 +258,38 @@ def _check_training_data(args, config: Config | None, slices: int | None) -> lis
     if data_kind == "table":
         max_decoded = MAX_DECODED if launched_rank() == 0 else 0
         return check_table(
-            args.train_data, _columns(args), config or Config(), args.batch_size, launched_size(),
+            args.train_data, given.columns, config or Config(), args.batch_size, launched_size(),
             max_decoded=max_decoded,
         )  # fmt: skip
     fork_workers(args.workers)
     long_caption = config.long_caption_key if config is not None else ""
-    caption = _caption_member(args)
+    caption = _caption_member(given)
     return check_training_shards(args.train_data, sliced, long_caption, caption) if caption else []
 
 
-def _check_validation_data(args) -> list[str]:
+def _check_validation_data(given: CommandLine) -> list[str]:
     """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
     from ..data.inspection import START, inspect
     from ..data.tables import check_table, kind
 
+    args = given.args
     if not args.val_data or args.dataset_type == "synthetic":
         return []
     if kind(args.val_data, args.dataset_type, "--val-data") == "table":
-        return check_table(args.val_data, _columns(args), Config(), 1, 1, "--val-data")
-    caption = _caption_member(args)
+        return check_table(args.val_data, given.columns, Config(), 1, 1, "--val-data")
+    caption = _caption_member(given)
     return inspect(args.val_data, "--val-data", "", START, caption=caption).warnings() if caption else []
 
 
-def _caption_member(args) -> str:
+def _caption_member(given: CommandLine) -> str:
     """Returns the member of a sample's caption; "" if OpenCLIP 4 reads other images, several members or a JSON."""
-    image, text, json = (getattr(args, name, None) for name in ("image_key", "text_key", "json_text_key"))
+    image, text, json = (getattr(given.args, name, None) for name in ("image_key", "text_key", "json_text_key"))
     if image not in (None, "jpg;png;jpeg;webp") or json or ";" in (text or ""):
         return ""
     return text or "txt"
 
 
-def _check_stock_tables(args) -> list[str]:
+def _check_stock_tables(given: CommandLine) -> list[str]:
     """Returns warnings about the tables of a run without a flag of ours.
 
     Raises InputError if OpenCLIP would end with a traceback: at a column or an image that is not there.
@@ -312,11 +297,11 @@ def _check_stock_tables(args) -> list[str]:
     from ..data.tables import MAX_DECODED, is_table, read_table
     from .horovod import launched_rank, launched_size
 
-    warnings = []
+    args, warnings = given.args, []
     for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
         if not is_table(path, args.dataset_type) or is_remote(path):
             continue
-        table = read_table(path, _columns(args), Config(), flag, MAX_DECODED if launched_rank() == 0 else 0)
+        table = read_table(path, given.columns, Config(), flag, MAX_DECODED if launched_rank() == 0 else 0)
         table.check_images(flag)
         warnings += table.warnings(flag)
         if flag == "--train-data" and table.num_rows < launched_size() * args.batch_size:
@@ -324,17 +309,31 @@ def _check_stock_tables(args) -> list[str]:
     return warnings
 
 
-def _ignored_weights(args) -> list[str]:
+def _check_ignored_weights(given: CommandLine) -> list[str]:
     """Returns a line if stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
     from ..checkpoints.model_files import instead_of_passing_over
 
+    args = given.args
+    if given.config is not None or given.only_options:
+        return []
     instead = instead_of_passing_over(args.model) if args.pretrained else None
     if instead is None:
         return []
     return [f"--pretrained: OpenCLIP passes over {args.pretrained} beside --model {args.model}: give --model {instead}"]
 
 
-def _columns(args):
-    from ..data.tables import Columns
+CHECKS = (  # in this order; each raises InputError or returns warnings
+    _check_horovod, _check_models, _check_resume, _check_options, _check_data, _check_ignored_weights,
+)  # fmt: skip
 
-    return Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+
+def check_command_line(given: CommandLine) -> None:
+    """Raises InputError, with what to do instead, for a command that cannot train, and prints warnings on one rank.
+
+    Without a flag of ours, only what OpenCLIP would end with anyway is refused.
+    """
+    warnings = [line for one in CHECKS for line in one(given) or []]
+    if not given.only_options and os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":
+        given.resumed.set_damaged_aside()
+        for line in warnings:
+            print(f"superclip: {line}", file=sys.stderr, flush=True)
