@@ -117,7 +117,8 @@ def opened(exports, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("opened")
     sources = {name: write_model(folder / "sources" / name, **MODELS[name]) for name in KINDS}
-    sources |= {"ViT-S-32-alt": "ViT-S-32-alt", "tower": write_hf_text_model(folder / "sources" / "tower")}
+    sources["OpenCLIP's vocabulary"] = write_model(folder / "sources" / "vit", text={"vocab_size": 49408, "width": 12})
+    sources["tower"] = write_hf_text_model(folder / "sources" / "tower")
     stock = {}
     for name, model in sources.items():
         weights = random_weights(model)
@@ -142,7 +143,7 @@ def assert_same_features(model, image, text, image_features, text_features):
     assert torch.equal(model.encode_text(text), text_features)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "ViT-S-32-alt", "tower"])
+@pytest.mark.parametrize("name", [*KINDS, "OpenCLIP's vocabulary", "tower"])
 def test_stock_openclip_opens_an_export_with_bit_equal_features_and_its_own_tokens(name, opened):
     model, tokens = opened[0][name]
     assert torch.equal(opened[1][name][1], tokens)
