@@ -60,7 +60,7 @@ def test_the_commands_of_a_study_are(monkeypatch, capsys):
     printed = capsys.readouterr().out
     submits = printed.partition("\n\n")[0].replace("studies/one_batch/", "")
     waits = "--kill-on-invalid-dep=yes"
-    assert submits.splitlines()[2:] == [
+    assert submits.splitlines() == [
         "trials=$(sbatch --parsable trials.sh)",
         f"choose=$(sbatch --parsable --dependency=afterany:${{trials%%;*}} {waits} choose.sh)",
         f"runs=$(sbatch --parsable --dependency=afterok:${{choose%%;*}} {waits} runs.sh)",

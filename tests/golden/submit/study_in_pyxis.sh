@@ -1,5 +1,3 @@
-#!/bin/bash
-# What `superclip study --slurm` has submitted; the same command submits what is left of the study.
 runs=$(sbatch --parsable 'runs/figure 4/runs.sh')
 report=$(sbatch --parsable --dependency=afterany:${runs%%;*} --kill-on-invalid-dep=yes 'runs/figure 4/report.sh')
 
