@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 
 from openclip_superclip.audit.scorer import PairScore, PairScorer, Seen, WordSupport, words_of
 from openclip_superclip.audit.store import WordTable, mean_of_ranks
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, scenes
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
 from openclip_superclip.environment import versions
 from openclip_superclip.pages import markdown_table
 from openclip_superclip.studies.statistics import PairedDifference, Spread
@@ -115,7 +115,8 @@ def measure(
     Args:
         seed: of the scenes and the errors, the same for all models of one seed.
     """
-    shown = list(scenes(num_scenes, 0, "test", first_index=seed * num_scenes, designers=designers))
+    numbers = range(seed * num_scenes, (seed + 1) * num_scenes)
+    shown = [make_scene(0, number, "test", designers=designers) for number in numbers]
     seen = _see(scorer, preprocess, shown)
     rng = np.random.default_rng((seed, num_scenes))
     found = _of_pairs(scorer, seen, plant_swaps(shown, rng), "swapped")
