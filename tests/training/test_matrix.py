@@ -1,5 +1,6 @@
 """Everything that OpenCLIP can train, through real steps of `superclip train`; what cannot be trained is refused."""
 
+import functools
 import importlib
 import math
 import re
@@ -107,6 +108,12 @@ def _write_hf_model(folder: Path) -> str:
     return write_model(folder, text=text)
 
 
+def train_traced(*argv: str) -> int:
+    """`train_and_compose_losses` with the graphs of --torchcompile, but not compiled to machine code."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    return train_and_compose_losses(*argv)
+
+
 @pytest.mark.parametrize(("model", "flags", "world_size"), [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS])
 def test_it_trains_with_the_losses_that_one_composes_by_hand(
     model, flags, world_size, models, teacher, shards, train_flags, tmp_path
@@ -115,7 +122,8 @@ def test_it_trains_with_the_losses_that_one_composes_by_hand(
     argv = ["--model", models[model], "--batch-size", batch_size, "--precision", "fp32", "--logs", "none"]
     flags = [flag.format(teacher=teacher, shards=shards) for flag in flags.split()]
     argv = [*train_flags, *argv, "--superclip", *flags]
-    runs = run_ranks(train_and_compose_losses, *argv, world_size=world_size, cwd=tmp_path)
+    train = train_traced if "--torchcompile" in flags else train_and_compose_losses
+    runs = run_ranks(train, *argv, world_size=world_size, cwd=tmp_path)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
     by_hand = composed_losses(runs[0])
     assert by_hand.keys() >= {"contrastive_loss", "class_loss"}
