@@ -1,4 +1,4 @@
-"""superclip words: the words that the class head sees in images, and where; and when a run learned them."""
+"""superclip words: names the words that a class head sees in images, and shows when a run learned them."""
 
 import argparse
 import json
@@ -11,14 +11,14 @@ from ..files import make_folder
 from ..rules import Rule, at_least, check
 
 SKIPPED = 3  # exit code if some images could not be read
-USELESS = {  # options that do nothing with another one
+USELESS = {  # options that have no effect in another mode
     "course": ("images", "serve", "model", "architecture", "words", "top", "heatmap", "device", "host", "port"),
     "serve": ("images", "heatmap", "json", "out"),
 }
 
 
 def _useless(given: argparse.Namespace) -> str:
-    """Returns the first option that does nothing with the others, "" if there is none."""
+    """Returns a message about the first option that has no effect, or "" if there is none."""
     for mode, names in USELESS.items():
         name = next((name for name in names if getattr(given, name) not in (None, False, [])), None)
         if getattr(given, mode) and name:
@@ -45,7 +45,7 @@ RULES = [
 
 
 def main(argv: list[str]) -> int:
-    """Prints or writes the words of each image; returns the exit code, 3 if images were skipped."""
+    """Runs the command and returns its exit code, which is SKIPPED if some images could not be read."""
     options = _parse(argv)
     if options.course:
         return _course(options)
@@ -102,7 +102,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _course(options: argparse.Namespace) -> int:
-    """Prints and writes when the runs learned their words; returns the exit code."""
+    """Prints and writes when the runs learned their words. Returns the exit code."""
     require("--course", "report", "matplotlib")
     from ..words.learning import NAME, course_record, course_text, read_word_courses, write_word_courses
 
@@ -120,7 +120,7 @@ def _course(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    """Answers browsers until Ctrl-C; returns the exit code."""
+    """Serves the page until Ctrl-C. Returns the exit code."""
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     from ..words.server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
 
@@ -137,7 +137,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _tagger(options: argparse.Namespace):
-    """Returns the tagger of --model for --words."""
+    """Returns a tagger with the model of --model and the words of --words."""
     from ..words.lexicon import chosen_lexicon
     from ..words.tagger import Tagger, open_with_head
 
@@ -154,7 +154,7 @@ def _tagger(options: argparse.Namespace):
 
 
 def _tag(options: argparse.Namespace) -> int:
-    """Prints the words of each image or writes their folder; returns the exit code."""
+    """Prints the words of each image, or writes them to a folder. Returns the exit code."""
     from tqdm import tqdm
 
     from ..words.tag_images import WordsFolder, find_images, tag_images

@@ -1,4 +1,4 @@
-"""The figure of `superclip words --heatmap`: an image, and where the head sees each word in it."""
+"""Draws the heat maps of `superclip words --heatmap`."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from ..files import whole_file
 from ..pages import pyplot
 from .tagger import Seen
 
-SIDE = 448  # pixels of a drawn image: finer than most models see it
+SIDE = 448  # pixels of a drawn image: higher than the resolution of most models
 COLUMNS = 6
-FAINTEST = 0.1  # of the brightest word's peak: fainter words are not scaled to full light
+FAINTEST = 0.1  # fraction of the highest peak: words with lower peaks are not scaled to full brightness
 
 
 def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: PreprocessCfg) -> None:
-    """Draws the image as the model sees it (its crop) and once per word, lit where the head sees the word.
+    """Draws the image as cropped for the model, and one heat map per word.
 
-    The light of a word is its score at every patch, interpolated, relative to its peak.
+    A heat map's brightness is the word's score at each patch, relative to its peak and interpolated.
     """
     plt = pyplot()
     shown = as_model_sees(image, preprocess_cfg)  # [H, W, 3]
@@ -40,7 +40,7 @@ def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: 
     grey = shown.mean(axis=2, keepdims=True)
     for panel, seen in zip(panels[1:], words, strict=False):
         heat = F.interpolate(seen.map[None, None], shown.shape[:2], mode="bilinear")[0, 0].numpy()
-        light = (heat / max(seen.peak, FAINTEST * brightest, 1e-12)).clip(0, 1)[..., None]  # 1: in colours; 0: dark
+        light = (heat / max(seen.peak, FAINTEST * brightest, 1e-12)).clip(0, 1)[..., None]  # 1: colour, 0: dark
         glow = plt.get_cmap("inferno")(0.05 + 0.9 * light[..., 0])[..., :3]
         panel.imshow((0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + shown * light))
         panel.set_title(f"{seen.word}\n{seen.score:.1%}, at best {seen.peak:.0%}", fontsize=10)
@@ -50,7 +50,7 @@ def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: 
 
 
 def as_model_sees(image: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
-    """Returns the part of an image that preprocessing keeps, finer and in its own colours: [H, W, 3], 0 to 1."""
+    """Returns the image after the model's resizing and cropping, at a higher resolution: [H, W, 3] in [0, 1]."""
     size = preprocess_cfg.size if isinstance(preprocess_cfg.size, tuple | list) else (preprocess_cfg.size,) * 2
     finer = math.ceil(SIDE / max(size))
     config = replace(

@@ -1,4 +1,4 @@
-"""When a run learned each word, in bands by how many captions contain it."""
+"""When a run learned each word, summarized in bands of word frequency."""
 
 import io
 import re
@@ -19,10 +19,10 @@ from ..pages import csv_text, markdown_table, pyplot, run_names
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"
 ADVICE = "copy it again, or move it away to show the other epochs"
-KNOWN = 4.0  # lift from which a word is known
-FORGOTTEN = KNOWN / 2  # lift below which a word that was known is forgotten
-NUM_LOOKED_AT = 20  # captions with a word after which its lift is evaluated
-BANDS = {  # lowest fraction of the captions that contain a word, and the band's colour
+KNOWN = 4.0  # lift at and above which a word is known
+FORGOTTEN = KNOWN / 2  # lift below which a previously known word is forgotten
+NUM_LOOKED_AT = 20  # a word's lift is evaluated whenever this many more captions contain it
+BANDS = {  # minimum fraction of captions that contain the word, and the band's colour
     "10 % or more": (1e-1, "#3b0f70"), "1 to 10 %": (1e-2, "#8c2981"), "0.1 to 1 %": (1e-3, "#de4968"),
     "0.01 to 0.1 %": (1e-4, "#fe9f6d"), "less than 0.01 %": (0.0, "#e8c500"),
 }  # fmt: skip
@@ -33,11 +33,11 @@ class CourseFiles(NamedTuple):
 
     run: Path
     vocabulary: str  # a hash of the tokenizer's vocabulary
-    texts: list[str]  # of the tokens
+    texts: list[str]  # the text of each token
     epochs: list[int]
 
     def read(self, epoch: int) -> EpochWords:
-        """Returns the record of an epoch; InputError if its file is damaged or belongs to another tokenizer."""
+        """Returns the record of an epoch. Raises InputError if its file is damaged or of another tokenizer."""
         path = self.run / FOLDER / f"epoch_{epoch}.safetensors"
         try:
             with safe_open(path, "pt") as file:
@@ -56,10 +56,11 @@ class CourseFiles(NamedTuple):
 
 
 def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> None:
-    """Writes the file of an epoch, counted from 1, and tokens.json if it is missing or does not fit.
+    """Writes the file of an epoch, and tokens.json if it is missing or of another tokenizer.
 
     Args:
-        tokenizer: OpenCLIP's.
+        epoch: counted from 1.
+        tokenizer: OpenCLIP's tokenizer.
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +70,12 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
         write_json(folder / TOKENS, {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))})
     tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
     with whole_file(folder / f"epoch_{epoch}.safetensors") as file:
-        file.write(save(tensors, {"vocabulary": identity.vocabulary}))  # several entries would be in random order
+        # A single metadata entry, because safetensors writes several in random order.
+        file.write(save(tensors, {"vocabulary": identity.vocabulary}))
 
 
 def find_course(run: Path) -> CourseFiles | None:
-    """Returns the word files of the run in a folder, None if it has none; InputError if tokens.json is damaged."""
+    """Returns the word files in a run's folder, or None if there are none. Raises InputError for a bad tokens.json."""
     found = (re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name) for path in (run / FOLDER).glob("epoch_*"))
     epochs = sorted(int(match[1]) for match in found if match)
     if not epochs:
@@ -88,45 +90,45 @@ def find_course(run: Path) -> CourseFiles | None:
 class WordCourse(NamedTuple):
     """How a run learned its words, over its E recorded epochs.
 
-    An epoch that is not recorded, before the last one that is, counts as many captions as the next recorded one.
-    A word's lift is its mean probability in images whose caption contains it, divided by its mean probability in other
-    images: 1 if the head knows nothing about it. It is evaluated at the end of each epoch by which another
-    NUM_LOOKED_AT captions contain the word.
+    A word's lift is its mean probability for images whose caption contains it, divided by its mean probability for all
+    other images; it is 1 if the head has learned nothing about the word. The lift is evaluated at the end of an epoch,
+    once NUM_LOOKED_AT captions have contained the word since the last evaluation. A missing epoch is assumed to have as
+    many captions as the next recorded one.
     """
 
     name: str
-    texts: list[str]  # of the V tokens
+    texts: list[str]  # [V], the text of each token
     epochs: list[int]
-    missing: list[int]  # epochs before the last that are not recorded
-    samples: list[int]  # [E], captions trained on by the end of each
-    num_captions: int  # observed in the recorded epochs
-    captions: Tensor  # int64 [V], of those, that contain the token
+    missing: list[int]  # unrecorded epochs before the last recorded one
+    samples: list[int]  # [E], captions trained on by the end of each epoch
+    num_captions: int  # captions observed in the recorded epochs
+    captions: Tensor  # int64 [V], observed captions that contain the token
     band: Tensor  # int64 [V], index in BANDS; -1 for tokens in too few captions
-    learned: Tensor  # int64 [V], index in epochs of the first with a lift of KNOWN or more; -1 for none
-    lift: Tensor  # float64 [V], the last one; NaN if there is none
-    known: Tensor  # float64 [BANDS, E], fraction of a band's words whose lift is KNOWN or more; NaN for empty bands
+    learned: Tensor  # int64 [V], index of the first epoch with a lift of at least KNOWN; -1 if there is none
+    lift: Tensor  # float64 [V], last evaluated lift; NaN if never evaluated
+    known: Tensor  # float64 [BANDS, E], fraction of a band's words with a lift of at least KNOWN; NaN for empty bands
     median_lift: Tensor  # float64 [BANDS, E]
 
     @property
     def is_forgotten(self) -> Tensor:
-        """Whether each token was known and is not any more, bool [V]."""
+        """Whether each token was known once and no longer is, bool [V]."""
         return (self.learned >= 0) & (self.lift < FORGOTTEN)
 
     @property
     def warning(self) -> str:
-        """Names the epochs that are not recorded; "" if there are none."""
+        """A warning that names the unrecorded epochs; "" if there are none."""
         if not self.missing:
             return ""
         epochs = listed(self.missing)
         return f"{self.name}: no words are recorded for epoch {epochs}: each counts as the next recorded one"
 
     def learned_after(self, token: int) -> int | None:
-        """Returns how many captions were trained on when the token was first known; None if it never was."""
+        """Returns the number of captions trained on before the token was first known, or None if it never was."""
         epoch = int(self.learned[token])
         return self.samples[epoch] if epoch >= 0 else None
 
     def state(self, token: int) -> str:
-        """Returns whether a token is learned, forgotten, not yet learned, or too rare to tell."""
+        """Returns the state of a token: learned, forgotten, not yet learned, or too rare to tell."""
         if self.band[token] < 0:
             return "too rare to tell"
         if self.learned[token] < 0:
@@ -135,7 +137,10 @@ class WordCourse(NamedTuple):
 
 
 def word_course(name: str, files: CourseFiles) -> WordCourse:
-    """Returns how a run learned its words, without punctuation; its files are read twice, one by one."""
+    """Returns how a run learned its words, ignoring punctuation.
+
+    Reads the files twice, one at a time, because the bands depend on all epochs.
+    """
     is_word = torch.tensor([any(map(str.isalnum, text)) for text in files.texts])
 
     def read(epoch: int) -> EpochWords:
@@ -152,16 +157,16 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
 
-    sums = torch.zeros(4, len(totals), dtype=torch.float64)  # since the last evaluation of each word
+    sums = torch.zeros(4, len(totals), dtype=torch.float64)  # accumulated since each word's last evaluation
     lift, learned = torch.full_like(sums[0], torch.nan), torch.full_like(totals, -1)
     known, median_lift = [], []
     for index, words in enumerate(map(read, files.epochs)):
         captions, others = words.captions.double(), (words.num_captions - words.captions).double()
         probabilities = words.share_where_label.double() * captions, words.share_where_not.double() * others
         sums += torch.stack([captions, others, *(values.nan_to_num(0.0) for values in probabilities)])
-        captions, others, where_label, where_not = sums
+        captions, others, with_word, without_word = sums
         is_due = captions >= NUM_LOOKED_AT
-        lift = torch.where(is_due, (where_label / captions) / (where_not / others), lift)
+        lift = torch.where(is_due, (with_word / captions) / (without_word / others), lift)
         sums[:, is_due] = 0.0
         is_known = lift >= KNOWN
         learned[is_known & (learned < 0)] = index
@@ -174,7 +179,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
 
 
 def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
-    """Returns the courses of the runs in folders, with names that differ; InputError if one has none."""
+    """Returns the word course of each run, under unique names. Raises InputError for a run without word files."""
     courses = []
     for run, name in zip(runs, run_names(runs), strict=True):
         files = find_course(run)
@@ -192,14 +197,14 @@ class BandSummary(NamedTuple):
 
     band: str
     words: int
-    learned: int  # and not forgotten
+    learned: int  # excluding forgotten words
     forgotten: int
     not_yet: int
-    half_known_after: int | None  # captions trained on when half of them were first known
+    half_known_after: int | None  # captions trained on when half of the words were first known
 
 
 def band_summaries(course: WordCourse) -> list[BandSummary]:
-    """Returns a summary of each band that has words, from frequent to rare."""
+    """Returns a summary of each non-empty band, most frequent words first."""
     summaries = []
     for index in course.band[course.band >= 0].unique().tolist():
         words = course.band == index
@@ -238,7 +243,7 @@ def course_text(course: WordCourse) -> str:
 
 
 def course_record(course: WordCourse) -> dict:
-    """Returns the bands of a run's words and their curves, for JSON."""
+    """Returns the bands of a run's words and their curves as a JSON-serializable dict."""
 
     def numbers(curves: Tensor, band: str) -> list[float | None]:
         curve = curves[list(BANDS).index(band)].tolist()
@@ -255,7 +260,7 @@ def course_record(course: WordCourse) -> dict:
 
 
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
-    """Writes word_course.csv, one row per run and word; .json, the bands' curves; and .png, a figure of them."""
+    """Writes word_course.csv (one row per run and word), .json (the curves of each band) and .png (a plot of them)."""
     rows = [["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
@@ -271,7 +276,7 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
 
 
 def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
-    """Returns a PNG with a column per run: the known fraction of each band's words, and below it their median lift."""
+    """Returns a PNG with one column per run: each band's fraction of known words above, its median lift below."""
     plt = pyplot()
     figure, grid = plt.subplots(
         2, len(courses), figsize=(max(5.5, 4.4 * len(courses)), 5.6), squeeze=False, sharex="col", sharey="row",

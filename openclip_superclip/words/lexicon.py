@@ -1,4 +1,4 @@
-"""Words and the tokens that spell them."""
+"""Maps words to the tokens that spell them."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from ..data.captions import END_OF_WORD
 from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
 
-SHORTEST = 3  # letters: shorter tokens are nearly always the end of a longer word
+SHORTEST = 3  # letters: shorter tokens are almost always the end of a longer word
 CHUNK = 4096  # words tokenized at once
 
 
@@ -28,10 +28,10 @@ class Lexicon(NamedTuple):
 
 
 def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the whole words of the tokenizer and those of CLIP's vocabulary.
+    """Returns the words that are single tokens of the tokenizer, plus the words of CLIP's vocabulary.
 
-    The latter serve as a dictionary of some 32 thousand words that occur in captions on the web: other tokenizers may
-    spell them in several tokens.
+    CLIP's vocabulary serves as a dictionary of about 32,000 words that occur in web captions. Other tokenizers may
+    split these words into several tokens.
     """
     if isinstance(tokenizer, SimpleTokenizer):
         spelled = _words_of_clip(tokenizer, vocab_size)
@@ -46,7 +46,7 @@ def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
 
 
 def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the words and phrases of --words: a list with commas, or a file with one per line."""
+    """Returns the words and phrases of --words, a comma-separated list or a file with one per line."""
     if os.path.isfile(flag):
         try:
             lines = Path(flag).read_text("utf-8-sig").splitlines()
@@ -63,14 +63,14 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     unknown = [word for word in words if word not in chosen.words]
     if unknown:
         raise InputError(f"--words: the model's tokenizer has no tokens for {listed(unknown)}")
-    first = {}  # words that differ in case only, which the tokenizer ignores, are one word
+    first = {}  # the tokenizer ignores case: keep one spelling of each word
     for word, ids in zip(chosen.words, chosen.tokens.tolist(), strict=True):
         first.setdefault((word.casefold(), *ids), word)
     return lexicon(list(first.values()), tokenizer, vocab_size)
 
 
 def lexicon(words: list[str], tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the words and phrases that the tokenizer can spell."""
+    """Returns the words and phrases that the tokenizer has tokens for."""
     return _table(dict(zip(words, _spell(words, tokenizer, vocab_size), strict=True)), vocab_size)
 
 
@@ -82,21 +82,21 @@ def _table(spelled: dict[str, list[int]], vocab_size: int) -> Lexicon:
 
 
 def _spell(words: list[str], tokenizer: Callable, vocab_size: int) -> list[list[int]]:
-    """Returns each word's ids, each id once, as the class loss counts them; [] if a part of the word is unknown."""
+    """Returns the distinct token ids of each word, as the class loss counts them; [] if a part of it is unknown."""
     special, unknown = set(special_token_ids(tokenizer)), set()
     if isinstance(tokenizer, SimpleTokenizer):
         rows = map(tokenizer.encode, words)
     else:
         chunks = (tokenizer(words[start : start + CHUNK]).tolist() for start in range(0, len(words), CHUNK))
         rows = itertools.chain.from_iterable(chunks)
-        inner = tokenizer.tokenizer  # some use the id of unknown text for the end of a text, too
+        inner = tokenizer.tokenizer  # some tokenizers use the unknown token as the end token, too
         unknown = {inner.unk_token_id} - {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id}
     ids = ([] if unknown.intersection(row) else [id for id in dict.fromkeys(row) if id not in special] for row in rows)
     return [word if max(word, default=0) < vocab_size else [] for word in ids]
 
 
 def _words_of_clip(tokenizer: SimpleTokenizer, vocab_size: int | None = None) -> dict[str, list[int]]:
-    """Returns the words that are a single token of OpenCLIP's own tokenizer, with that token."""
+    """Returns the words that are a single token of OpenCLIP's own tokenizer, each with its id."""
     ids = [id for text, id in tokenizer.encoder.items() if text.endswith(END_OF_WORD)]
     words = {tokenizer.decode([id]).strip(): [id] for id in ids if vocab_size is None or id < vocab_size}
     return {word: ids for word, ids in words.items() if _is_word(word)}

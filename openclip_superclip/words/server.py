@@ -1,4 +1,4 @@
-"""The page of `superclip words --serve`: drop an image, see its words, and where."""
+"""The web page of `superclip words --serve`, which shows the words in an image and their locations."""
 
 import asyncio
 import contextlib
@@ -29,9 +29,9 @@ from .tagger import FULL_BAR, SHORTEST, Tagger
 
 LOOPBACK = "127.0.0.1"
 MAX_BYTES = 20 * 2**20  # of an upload
-MAX_PIXELS = 50_000_000  # of an image before it is decoded: a small file may hold many
-MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # at a time, and for each: uploads are held in memory
-MAX_WORDS, MAX_LETTERS = 20, 100  # of the typed words
+MAX_PIXELS = 50_000_000  # checked before decoding: a small file can decode to a huge image
+MAX_UPLOADS, UPLOAD_SECONDS = 4, 60  # concurrent uploads, which are held in memory, and timeout of each
+MAX_WORDS, MAX_LETTERS = 20, 100  # words that a user may type, and letters of each
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -39,10 +39,9 @@ POLICY = (
 
 
 class _OwnPage(BaseHTTPMiddleware):
-    """Refuses requests under other names and from other sites.
+    """Refuses requests with an unexpected Host header (DNS rebinding) and requests from other sites (CSRF).
 
-    Another site may have a name that resolves to this machine, and any page can send a POST here. Starlette's
-    TrustedHostMiddleware accepts IPv6 addresses in its latest versions only.
+    Starlette's TrustedHostMiddleware supports IPv6 addresses only in recent versions.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] | None):
@@ -54,14 +53,14 @@ class _OwnPage(BaseHTTPMiddleware):
         name = re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", host)
         if self.names is not None and (name is None or name[1] not in self.names):
             return PlainTextResponse("Invalid host header", 400)
-        is_own = origin is None or urlsplit(origin).netloc.lower() == host  # no browser sends none with a POST
+        is_own = origin is None or urlsplit(origin).netloc.lower() == host  # browsers always send Origin with a POST
         if not is_own or request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return PlainTextResponse("Requests from other sites are refused", 403)
         return await call_next(request)
 
 
 class _Refused(Exception):
-    """An upload that the page cannot show: a message for the page and an HTTP status."""
+    """A request that cannot be answered, with a message for the page and an HTTP status."""
 
     def __init__(self, reason: str, status: int = 422):
         super().__init__(reason)
@@ -69,11 +68,11 @@ class _Refused(Exception):
 
 
 def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Starlette:
-    """Returns the application. It writes nothing, and keeps an image only until it has answered.
+    """Returns the application, which writes no files and discards each image after its response.
 
     Args:
-        model: its name on the page, without the folders above it.
-        names: the accepted host names, from `loopback_names`; None accepts any.
+        model: the name of the model, shown on the page.
+        names: accepted host names, from `loopback_names`; None accepts any.
     """
     html = html_template(Path(__file__).with_name("words_page.html")).render(
         model=model, max_megabytes=MAX_BYTES >> 20, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
@@ -107,8 +106,8 @@ def words_app(tagger: Tagger, model: str, names: Collection[str] | None) -> Star
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; InputError if the address is not this machine's or the port is taken."""
-    if not 0 <= port < 2**16:  # the resolver would take another one
+    """Returns a listening socket. Raises InputError if the address is not local or the port is in use."""
+    if not 0 <= port < 2**16:  # getaddrinfo wraps larger numbers around
         raise InputError(f"--port is {port}; expected 0 to 65,535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -122,7 +121,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
-    """Returns the host names of the page if only this machine can reach it; None if others can, too.
+    """Returns the host names of a loopback address, or None if other machines can reach the page.
 
     Args:
         host: the value of --host.
@@ -134,7 +133,7 @@ def loopback_names(host: str, listening: socket.socket) -> set[str] | None:
 
 
 def shown_host(host: str) -> str:
-    """Returns a host as written in a URL: IPv6 addresses in brackets."""
+    """Returns a host as written in a URL, with brackets around IPv6 addresses."""
     return f"[{host}]".lower() if ":" in host else host.lower()
 
 
@@ -157,7 +156,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _typed(text: str) -> list[str]:
-    """Returns the typed words, which are never a file's name, as --words may be."""
+    """Returns the typed words. Unlike --words, they never name a file."""
     words = list(dict.fromkeys(" ".join(word.split()) for word in text.split(",") if word.strip()))
     if len(words) > MAX_WORDS or any(len(word) > MAX_LETTERS for word in words):
         raise _Refused(f"expected at most {MAX_WORDS} words of at most {MAX_LETTERS} letters")
@@ -165,7 +164,7 @@ def _typed(text: str) -> list[str]:
 
 
 def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: list[str]) -> dict:
-    with one_at_a_time:  # images are large, and so are the logits at every patch
+    with one_at_a_time:  # images and the logits of all patches take much memory
         image, opened = _image(data), tagger.opened
         if typed:
             tagger = Tagger(opened, lexicon(typed, opened.tokenizer, len(opened.token_weights)))
@@ -180,7 +179,7 @@ def _answer(tagger: Tagger, one_at_a_time: threading.Lock, data: bytes, typed: l
 
 
 def _image(data: bytes) -> Image.Image:
-    """Returns the image in the content of a file; refuses one too large or too oblong before it is decoded."""
+    """Returns the image in a file's content, refusing images that are too large or too elongated before decoding."""
     try:
         with open_image(data) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""Tags images one after the other: tables, lines of JSON, heat maps and a contact sheet."""
+"""Tags many images and writes tables, JSON Lines, heat maps and a contact sheet."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from ..pages import data_url, html_template, markdown_table
 from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-HEAT_MAP = ".words.png"  # the end of a heat map's name
+HEAT_MAP = ".words.png"  # suffix of heat map files
 LINES = "words.jsonl"
-PER_PAGE = 200  # images
+PER_PAGE = 200  # images per page of the contact sheet
 THUMBNAIL = 240  # pixels
 
 
 def find_images(arguments: Iterable[Path]) -> list[Path]:
-    """Returns the files, and those in the folders, by name; InputError if there are none.
+    """Returns the given files, and the images in the given folders sorted by name, without heat maps.
 
-    Heat maps in folders are left out.
+    Raises InputError for a path that does not exist and for a folder without images.
     """
     found = []
     for argument in arguments:
@@ -40,24 +40,24 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
 
 
 class TaggedImage(NamedTuple):
-    """An image and its words, or why it could not be read."""
+    """An image and its words, or the reason why it could not be read."""
 
     path: Path
-    words: list[Seen] | None
-    reason: str = ""  # why it could not be read
+    words: list[Seen] | None  # None if the image could not be read
+    reason: str = ""
     heatmap: Path | None = None
-    thumbnail: str = ""  # a data: URL, on pages without heat maps
+    thumbnail: str = ""  # a data: URL; empty if there is a heat map
 
     def record(self) -> dict:
-        """Returns its words for JSON."""
+        """Returns the words or the error as a JSON-serializable dict."""
         if self.words is None:
             return {"image": str(self.path), "error": self.reason}
         words = [{"word": seen.word, "score": round(seen.score, 6), "peak": round(seen.peak, 6)} for seen in self.words]
         return {"image": str(self.path), "words": words} | ({"heatmap": str(self.heatmap)} if self.heatmap else {})
 
     def table(self) -> str:
-        """Returns the words in Markdown."""
-        name = " ".join(str(self.path).encode(errors="replace").decode().split())  # file names are bytes
+        """Returns the words as a Markdown table."""
+        name = " ".join(str(self.path).encode(errors="replace").decode().split())  # file names may not be valid UTF-8
         if self.words is None:
             return f"{name} is skipped, it cannot be read: {self.reason}"
         rows = [[seen.word, f"{seen.score:.1%}", f"{seen.peak:.1%}"] for seen in self.words]
@@ -69,15 +69,15 @@ def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = No
     """Yields each image with its words, in order.
 
     Args:
-        heatmaps: a folder to draw heat maps into; None for no heat maps.
+        heatmaps: folder for heat maps; None to draw none.
     """
     for path, name in zip(paths, _heat_map_names(paths), strict=True):
         yield _tagged(path, tagger, heatmaps / name if heatmaps else None)
 
 
 def _heat_map_names(paths: Sequence[Path]) -> list[str]:
-    """Returns a name for each image's heat map, with a number if another image has the same stem."""
-    names: dict[str, None] = {}  # in order
+    """Returns a unique file name for each image's heat map, numbered if several images have the same stem."""
+    names: dict[str, None] = {}  # an ordered set
     for path in paths:
         number, name = 1, f"{path.stem}{HEAT_MAP}"
         while name in names:
@@ -101,15 +101,15 @@ def _tagged(path: Path, tagger: Tagger, heatmap: Path | None) -> TaggedImage:
 
 
 class WordsFolder:
-    """The contact sheet, in pages, and the lines of JSON of many images, in a folder.
+    """A folder with the words of many images as JSON Lines and a contact sheet.
 
-    Lines are written image by image to a file of which the name depends on the model, the settings and the images, so
-    that another call with the same ones continues it.
+    Each image's line is appended to a temporary file whose name is a hash of the model, the settings and the images, so
+    the same command resumes after an interruption.
 
     Args:
-        out: the folder, which exists.
-        model: its file or folder.
-        heatmap: whether heat maps are drawn into the folder.
+        out: an existing folder.
+        model: file or folder of the model.
+        heatmap: whether to draw heat maps into the folder.
 
     Attributes:
         earlier: the lines of images that an earlier call has tagged.
@@ -122,10 +122,10 @@ class WordsFolder:
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self.lines = out / f"{LINES}.{digest[:12]}.part"
         lines = self.lines.read_bytes().splitlines(keepends=True) if self.lines.exists() else []
-        self.earlier = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut
+        self.earlier = [line for line in lines if line.endswith(b"\n")]  # the last line may be incomplete
 
     def write(self) -> Iterator[TaggedImage]:
-        """Writes all files, and yields each image with its words, in order."""
+        """Writes all files and yields each image with its words, in order."""
         template = html_template(
             Path(__file__).with_name("contact_sheet.html"), page_name=_page_name,
             heat_map=lambda tagged: data_url(tagged.heatmap.read_bytes()),
@@ -144,14 +144,14 @@ class WordsFolder:
                 full_bar=FULL_BAR,
             )  # fmt: skip
             with whole_file(self.out / _page_name(page)) as sheet:
-                sheet.writelines(part.encode("utf-8", "replace") for part in parts)  # file names are bytes
+                sheet.writelines(part.encode("utf-8", "replace") for part in parts)  # see TaggedImage.table
         self.lines.rename(self.out / LINES)
         unused = {*self.out.glob("index_*.html"), *self.out.glob(f"{LINES}.*.part")}
         for old in unused - {self.out / _page_name(page) for page in range(num_pages)}:
             old.unlink()
 
     def _images(self) -> Iterator[TaggedImage]:
-        """Yields the images of an earlier call, and tags the others."""
+        """Yields the images that an earlier call has tagged, then tags the rest."""
         with whole_file(self.lines) as lines:
             lines.writelines(self.earlier)
         with self.lines.open("ab") as lines:
@@ -165,7 +165,7 @@ class WordsFolder:
 
 
 def _read_line(line: bytes) -> TaggedImage:
-    """Returns the image of a line of JSON."""
+    """Parses a line of JSON."""
     record = json.loads(line)
     path = Path(record["image"])
     if "error" in record:
@@ -177,11 +177,11 @@ def _read_line(line: bytes) -> TaggedImage:
 
 
 def _state(path: Path) -> list:
-    """Returns name, size and time of a file, which change with it."""
+    """Returns the path, size and modification time of a file, to detect changes."""
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
 def _page_name(page: int) -> str:
-    """Returns the file of a page of the contact sheet, counted from 0."""
+    """Returns the file name of a page of the contact sheet, counted from 0."""
     return f"index_{page + 1}.html" if page else "index.html"

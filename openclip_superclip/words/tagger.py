@@ -1,4 +1,4 @@
-"""A model with a class head as a tagger: the words that it sees in images, with their scores and places."""
+"""Tags images with the words that a model's class head predicts, their scores and their locations."""
 
 import logging
 from collections.abc import Callable
@@ -22,21 +22,22 @@ from ..method.token_statistics import special_token_ids
 from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, open_lexicon
 
-FULL_BAR = 0.2  # score of a full bar: scaled by the best word of each image, 0.6 % would look certain
-NUM_CANDIDATES = 512  # words that may be among an image's
-MIN_PEAK = 0.25  # of a word's score, at the patch with the highest score, if its tokens are seen together
+FULL_BAR = 0.2  # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
+NUM_CANDIDATES = 512  # highest words of an image that are considered
+MIN_PEAK = 0.25  # minimum score at a word's best patch, relative to its score for the whole image
 TOP = 10  # words per image, without --words
 NO_HEAD = "train with --superclip, and export with --with-head"
-SHORTEST = 1024  # pixels of an image's shorter side that are kept: more than models and heat maps need
+SHORTEST = 1024  # pixels: images are reduced to this shorter side, which is enough for models and heat maps
 
 
 class Shares:
-    """The probability of each word, from the probabilities of tokens.
+    """Computes the probability of each word from the probabilities of tokens.
 
-    The head was trained to predict ŷ, which divides 1 among the caption's tokens in proportion to their IDF weights w:
-    p = softmax(logits) estimates it. A word's score is p of its token or, for a word of several tokens c,
-    min(p_c / w_c) · Σ w_c: Σ p_c if they are in the proportion that the word gives them; the rest belongs to other
-    words. A token of weight 0 (one that every caption contains) carries no information, and is left out.
+    The head is trained to predict ŷ, the distribution of the caption's tokens in proportion to their IDF weights w;
+    p = softmax(logits) estimates it. The score of a word with one token is p of that token. The score of a word with
+    several tokens c is min(p_c / w_c) · Σ w_c. This is Σ p_c if the tokens occur in the word's own proportions;
+    probability in excess of these is attributed to other words. Tokens of weight 0, which every caption contains, carry
+    no information and are ignored.
 
     Args:
         weights: w [V].
@@ -50,26 +51,26 @@ class Shares:
         self.totals = self.weights[self.tokens].sum(dim=1)  # [N]
 
     def of(self, probabilities: Tensor, words: Tensor | list[int] | slice = slice(None)) -> Tensor:
-        """Returns the scores of words, [..., V] to [..., N]."""
+        """Returns the scores of words [..., N], given the probabilities of tokens [..., V]."""
         tokens = self.tokens[words]
         per_weight = probabilities[..., tokens.clamp_max(self.blank - 1)] / self.weights[tokens]  # [..., N, L]
         least = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
         return (least * self.totals[words]).nan_to_num(nan=0.0)
 
     def highest(self, probabilities: Tensor, top: int) -> dict[int, float]:
-        """Returns the `top` words of probabilities [V] with their scores, each word as if it were alone."""
+        """Returns the `top` words of probabilities [V] with their scores, each scored independently."""
         scores, words = self.of(probabilities).topk(min(top, len(self.totals)))
         return dict(zip(words.tolist(), scores.tolist(), strict=True))
 
     def divide(self, probabilities: Tensor, at_patches: Tensor, top: int) -> dict[int, float]:
-        """Returns the `top` words with their scores if words divide the tokens: each token counts for one word only.
+        """Returns the `top` words with their scores, counting the probability of each token only once.
 
-        The highest score comes first and, among those within a factor of two of it, the word with the most tokens:
-        little of "hamburger" is left for "burger". Tokens form a word only if they are seen together: "melon" and
-        "rose" in one image do not make "melrose".
+        Words are selected greedily. Among the words whose score is at least half of the highest one, the word with the
+        most tokens is selected, and its score is subtracted from its tokens: "hamburger" leaves little for "burger".
+        The tokens of a word must peak together: "melon" and "rose" in different places do not make "melrose".
 
         Args:
-            probabilities: [V], of the mean patch token.
+            probabilities: [V], for the mean patch token.
             at_patches: [patches, V].
         """
         _, candidates = self.of(probabilities).topk(min(NUM_CANDIDATES, len(self.totals)))
@@ -92,20 +93,20 @@ class Shares:
 
 
 class Opened(NamedTuple):
-    """A model for evaluation, with its class head if it has one."""
+    """A model in evaluation mode, with its class head if it has one."""
 
     model: nn.Module
     tokenizer: Callable
     preprocess_cfg: PreprocessCfg
-    token_weights: Tensor | None  # [V], the weight of each token as a label, its IDF; None without a head
+    token_weights: Tensor | None  # [V], IDF weight of each token; None without a head
 
     def preprocess(self) -> Callable:
-        """Returns the transform from an image to the model's input."""
+        """Returns the transform from a PIL image to the model's input."""
         return image_transform_v2(self.preprocess_cfg, is_train=False)
 
 
 def read_model(path: Path) -> Checkpoint:
-    """Returns the checkpoint in the file or folder of --model, the last one of a run's folder; InputError if none."""
+    """Returns the checkpoint of --model, the latest one if it is a run's folder. Raises InputError if there is none."""
     if not path.exists():
         raise InputError(f"--model: there is no file or folder {path}")
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
@@ -122,7 +123,7 @@ def read_model(path: Path) -> Checkpoint:
 
 
 def open_with_head(path: Path, architecture: str | None = None, device: str | None = None) -> Opened:
-    """Returns the model in a file or folder, as `open_checkpoint` does; InputError if it has no class head."""
+    """Opens the model in a file or folder with `open_checkpoint`. Raises InputError if it has no class head."""
     device = check_device(device)
     checkpoint = read_model(path)
     if not checkpoint.head():
@@ -131,12 +132,12 @@ def open_with_head(path: Path, architecture: str | None = None, device: str | No
 
 
 def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, device: str = "cpu") -> Opened:
-    """Returns the model of a checkpoint, with its class head if it has one; InputError if it cannot be built.
+    """Returns the model of a checkpoint, with its class head if it has one. Raises InputError if it cannot be built.
 
     Args:
-        architecture: the OpenCLIP model's name, if nothing beside the weights records it.
+        architecture: name of the OpenCLIP model, if it is not recorded with the weights.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns about a model without weights: they are loaded below
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights, which are loaded below
     path, record, has_head = checkpoint.path, run_behind(checkpoint), bool(checkpoint.head())
     found = architecture_of(path, record.options, architecture, flag="--architecture")
     fitted, weights = fit(found, checkpoint.weights)
@@ -161,18 +162,18 @@ class Seen(NamedTuple):
     """A word in an image."""
 
     word: str
-    score: float  # its fraction of the caption's IDF-weighted words, 0 to 1
-    peak: float  # the same at the patch where it is highest
-    map: Tensor | None = None  # [h, w], the same at every patch; None for words of an earlier call
+    score: float  # its predicted fraction of the caption's IDF-weighted words, 0 to 1
+    peak: float  # the score at the best patch
+    map: Tensor | None = None  # [h, w], the score at each patch; None if read from a file
 
 
 class Tagger:
-    """Names the words in images (see `Shares` for the scores).
+    """Tags images with words; `Shares` defines the scores.
 
     Args:
-        chosen: the words to look for; None for every word of the model's lexicon, which then divide the tokens between
-            them.
-        top: words per image; None for 10 of the lexicon's, or all of `chosen`.
+        chosen: words to score, independently of each other; None for all words of the model's lexicon, with each token
+            counted only once.
+        top: maximum number of words per image; the default is 10, or all of `chosen`.
     """
 
     def __init__(self, opened: Opened, chosen: Lexicon | None = None, top: int | None = None):
@@ -184,7 +185,7 @@ class Tagger:
 
     @torch.inference_mode()
     def tag(self, image: Image.Image) -> list[Seen]:
-        """Returns the words of an image, the highest score first."""
+        """Returns the words of an image, highest score first."""
         model, head = self.opened.model, self.opened.model.class_head
         inputs = self.preprocess(image)[None].to(head.weight.device)
         (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()  # [W, h, w]
