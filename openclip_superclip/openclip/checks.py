@@ -101,11 +101,11 @@ def _check_horovod(given: CommandLine) -> None:
 
 def _check_models(given: CommandLine) -> None:
     """Raises InputError for a model or weights that are not there or cannot be."""
+    if given.only_options:
+        return
     from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
     from .factory import check_model, check_vocabulary
 
-    if given.only_options:
-        return
     args, with_head = given.args, given.config is not None
     check_model(args.model, args.pretrained)
     if args.pretrained and ":" not in args.model and not os.path.isfile(args.pretrained):
@@ -311,11 +311,11 @@ def _check_stock_tables(given: CommandLine) -> list[str]:
 
 def _check_ignored_weights(given: CommandLine) -> list[str]:
     """Returns a line if stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
-    from ..checkpoints.model_files import instead_of_passing_over
-
     args = given.args
     if given.config is not None or given.only_options:
         return []
+    from ..checkpoints.model_files import instead_of_passing_over
+
     instead = instead_of_passing_over(args.model) if args.pretrained else None
     if instead is None:
         return []
