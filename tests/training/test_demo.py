@@ -77,7 +77,7 @@ def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, tmp_path):
     wait_until(lambda: not processes_in(out), 120, "the runs to end")
 
 
-@pytest.mark.parametrize("command", [["demo"], ["benchmark"], ["report", "run"]])
+@pytest.mark.parametrize("command", [["demo"], ["report", "run"]])
 def test_without_matplotlib_the_extra_to_install_is_named(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     find_spec = importlib.util.find_spec
