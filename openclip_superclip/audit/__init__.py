@@ -1,3 +1,3 @@
-"""Audit of a data set: scores for each pair and for each word of its caption, and the pairs to keep."""
+"""Audits a data set: scores each pair and each word of its caption, and selects the pairs to keep."""
 
-SORTED_BY = ("support", "class-loss", "clip-score", "both")  # of --by: the scores that sort the pairs
+SORTED_BY = ("support", "class-loss", "clip-score", "both")  # choices of --by: the score that sorts the pairs

@@ -1,4 +1,4 @@
-"""An audit: scores the pairs of a data set into a folder, writes the page and the summary, and keeps the best pairs."""
+"""Scores the pairs of a data set, writes the page and the summary, and selects the best pairs."""
 
 import contextlib
 import hashlib
@@ -28,24 +28,24 @@ from .scorer import PairScore, PairScorer
 from .store import SCORES, ScoredPairs, UnfinishedScores, merge_scores, read_scores
 
 RECORD, PAGE, LEFT_OUT, SUMMARY = "audit.json", "report.html", "left_out.csv", "summary.json"
-NUM_WORDS = 20  # in the summary
+NUM_WORDS = 20  # words in the summary
 IDENTITY = {"content of the data": "data", "columns": "columns", "content of the model": "model", "parts": "parts"}
 
 
 @dataclass
 class Audit:
-    """One audit of one data set by one model, in a folder; nothing is written into it before the model is built.
+    """An audit of one data set with one model, in a folder. Writes no files before the model is built.
 
-    Raises InputError for a model without the head that `by` needs, and for a folder that holds something else: files
-    that are no audit, or an audit of other data, by another model or in other parts.
+    Raises InputError if `by` needs a class head and the model has none, and if the folder contains other files or an
+    audit of other data, with another model or in another number of parts.
 
     Args:
-        by: the score that sorts the pairs, one of SORTED_BY; "" for the best one that the model has.
-        part: the part to score; None to score all, or to join parts that were scored before.
-        keep: the fraction of the pairs to keep, None to leave the files of kept pairs alone.
-        write_shards: whether to write the kept samples.
-        architecture: the OpenCLIP model's name, if nothing beside the weights records it.
-        threads: that decode images.
+        by: the score that sorts the pairs, one of SORTED_BY; "" for the default, which depends on the model.
+        part: the part to score; None to score all pairs, or to join parts that are already scored.
+        keep: fraction of the pairs to keep; None to leave the files of kept pairs unchanged.
+        write_shards: whether to write shards of the kept samples.
+        architecture: name of the OpenCLIP model, if it is not recorded with the weights.
+        threads: number of threads that decode images.
     """
 
     data: AuditedFiles | AuditedShards
@@ -75,10 +75,10 @@ class Audit:
         self._check_folder()
 
     def _check_folder(self) -> dict | None:
-        """Returns the record of this audit, None if there is none yet; InputError for another audit's."""
-        files, record = list(self.out.iterdir()), self.out / RECORD  # files first: scores come after their record
+        """Returns the record of this audit, or None if there is none yet. Raises InputError for another audit."""
+        files, record = list(self.out.iterdir()), self.out / RECORD  # list first: scores are written after the record
         if not record.exists():
-            if any(not path.name.startswith(f"{RECORD}.") for path in files):  # which another process is writing
+            if any(not path.name.startswith(f"{RECORD}.") for path in files):  # another process is writing the record
                 raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
             return None
         found = read_json(record, flag="--out", advice="give another name")
@@ -91,13 +91,13 @@ class Audit:
         return found
 
     def file_of(self, part: Part) -> Path:
-        """Returns the file of a part's finished scores."""
+        """Returns the path of a part's finished scores."""
         if part.of == 1:
             return self.scores
         return self.out / f"scores-{part.number:0{len(str(part.of))}}-of-{part.of}.jsonl"
 
     def score(self) -> int:
-        """Scores the pairs that no earlier call has scored, and returns how many pairs were scored before."""
+        """Scores the remaining pairs, and returns the number of pairs that earlier calls have scored."""
         part = self.part or WHOLE
         file = self.file_of(part)
         if self.scores.exists() or file.exists() or (self.part is None and self.num_parts > 1):
@@ -118,7 +118,7 @@ class Audit:
         return earlier
 
     def _batches(self, part: Part, after: tuple[int, int], scorer: PairScorer) -> Iterator[list[dict]]:
-        """Yields the lines of the pairs of a part that come after a place."""
+        """Yields batches of records for the pairs of a part, starting after the given place."""
         preprocess, pairs = scorer.opened.preprocess(), self.data.pairs(part, after)
         for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
             good = [pair for pair in batch if not pair.problem]
@@ -129,7 +129,7 @@ class Audit:
             yield [_record(pair, None if pair.problem else next(found)) for pair in batch]
 
     def join(self) -> None:
-        """Joins the scores of the parts; InputError if one is unfinished."""
+        """Joins the scores of the parts. Raises InputError if a part is unfinished."""
         if self.scores.exists():
             return
         files = [self.file_of(Part(number, self.num_parts)) for number in range(1, self.num_parts + 1)]
@@ -141,13 +141,12 @@ class Audit:
         merge_scores(files, self.scores)
 
     def finish(self, num_worst: int, unreadable_max: float) -> str:
-        """Joins the parts, writes the page, the summary and the kept pairs, and returns the summary's text.
-
-        Raises InputError if a part is unfinished, and if more than a fraction `unreadable_max` of the pairs or of the
-        shards cannot be read, after writing all files.
+        """Joins the parts, writes the page, the summary and the kept pairs, and returns the summary as text.
 
         Args:
-            num_worst: pairs on the page.
+            num_worst: number of pairs on the page.
+            unreadable_max: maximum fraction of pairs, and of shards, that may be unreadable. If it is exceeded, raises
+                InputError after writing all files.
         """
         self.join()
         scored = ScoredPairs(self.scores, of_shards=isinstance(self.data, AuditedShards))
@@ -175,7 +174,7 @@ class Audit:
             files = write_kept(self.out, self.data, self.scores, kept, self.write_shards)
             summary["kept"] = {"by": self.by, "share": self.keep, "pairs": int(kept.sum())}
             lines.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
-        elif (self.out / KEYS).exists():  # of an earlier call
+        elif (self.out / KEYS).exists():  # written by an earlier call
             summary["kept"] = read_json(self.out / SUMMARY, default={}).get("kept")
         write_json(self.out / SUMMARY, summary)
         lines.append(f"worst by {self.by} first: {self.out / PAGE}; every pair: {self.scores}")
@@ -213,7 +212,7 @@ RULES = [
 
 
 def _model_digest(model: Checkpoint, architecture: str | None) -> str:
-    """Returns an identity of a model: its architecture, how its words are weighted, its weights and head."""
+    """Returns a hash of a model's architecture, weights, class head and use of IDF."""
     options = run_behind(model).options
     found = architecture_of(model.path, options, architecture, flag="--architecture")
     facts = [found.model_cfg, found.preprocess_cfg, options.get("superclip_idf") == "off"]
@@ -225,7 +224,7 @@ def _model_digest(model: Checkpoint, architecture: str | None) -> str:
 
 
 def _summary(scored: ScoredPairs, num_scored: int) -> dict:
-    """Returns the numbers of an audit, for JSON."""
+    """Returns the summary as a JSON-serializable dict."""
     found, rows = {}, scored.words.rows()
     for name in SCORES:
         values = scored.finite(name)
@@ -244,7 +243,7 @@ def _summary(scored: ScoredPairs, num_scored: int) -> dict:
 
 
 def _summary_lines(scored: ScoredPairs, num_scored: int, left_out: Path) -> list[str]:
-    """Returns the numbers of an audit, for people."""
+    """Returns the lines of the printed summary."""
     lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"]
     if scored.problems:
         problems = ", ".join(f"{number:,} × {problem}" for problem, number in scored.problems.most_common())
@@ -264,7 +263,7 @@ def _summary_lines(scored: ScoredPairs, num_scored: int, left_out: Path) -> list
 
 
 def _record(pair: AuditedPair, score: PairScore | None) -> dict:
-    """Returns a pair's line."""
+    """Returns the record of a pair for scores.jsonl."""
     record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
     record |= {"uid": pair.uid} if pair.uid else {}
     if score is None:

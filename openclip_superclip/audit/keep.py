@@ -1,4 +1,4 @@
-"""What --keep writes: the keys of the best pairs, and the rows or shards that hold them."""
+"""Writes the files of --keep: the keys of the best pairs, and their rows or shards."""
 
 import contextlib
 import itertools
@@ -21,9 +21,9 @@ ROWS_AT_ONCE = 10_000
 
 
 def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns which pairs are kept, bool [N]: the best `fraction` of those with a score, at least one.
+    """Returns a mask of the pairs to keep, bool [N]: the best `fraction` of the scored pairs, and at least one.
 
-    Of equal ones the first are kept.
+    Ties are resolved in favour of earlier pairs.
     """
     num_scored = int(np.isfinite(goodness).sum())
     kept = np.zeros(len(goodness), dtype=bool)
@@ -34,11 +34,11 @@ def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
 def write_kept(
     out: Path, data: AuditedFiles | AuditedShards, scores: Path, kept: np.ndarray, write_shards: bool
 ) -> list[str]:
-    """Writes the files of the kept pairs, and returns their names.
+    """Writes the files of the kept pairs, replacing those of an earlier call, and returns their names.
 
-    kept.txt has one key per line: the path of the image, or the sample's key. For a table, kept.csv has its rows; for a
-    folder, paths and captions. For shards, kept.npy has the uids in DataComp's format if every sample has one, and with
-    `write_shards` the folder kept has the samples, in shards of the same names. Replaces the files of an earlier call.
+    kept.txt contains one key per line, the image path or the sample's key. For a table, kept.csv contains the kept
+    rows; for a folder, paths and captions. For shards, kept.npy contains the uids in DataComp's format if every sample
+    has one. With `write_shards`, the folder `kept` contains the samples in shards of the same names.
     """
     (out / UIDS).unlink(missing_ok=True)
     if (out / SHARDS).exists():
@@ -65,7 +65,7 @@ def _of_kept(scores: Path, kept: np.ndarray) -> Iterator[dict]:
 
 
 def _table(data: AuditedFiles, scores: Path, kept: np.ndarray) -> Iterator[bytes]:
-    """Yields the kept rows of a table with all of their columns, or the paths and captions of a folder."""
+    """Yields the kept rows of a table with all columns, or the paths and captions of a folder, as CSV."""
     if not data.is_table:
         rows = ((record["key"], record["caption"]) for record in _of_kept(scores, kept))
         yield csv_text([("image", "caption"), *rows]).encode("utf-8", "replace")
@@ -82,7 +82,7 @@ def _table(data: AuditedFiles, scores: Path, kept: np.ndarray) -> Iterator[bytes
 
 
 def _write_shards(out: Path, data: AuditedShards, scores: Path, kept: np.ndarray) -> str:
-    """Copies the kept samples, byte for byte, into shards of the same names; returns their pattern."""
+    """Copies the kept samples unchanged into shards of the same names, and returns their brace pattern."""
     sizes: dict[str, int] = {}
     names = [os.path.basename(shard) for shard in data.shards]
     if len(set(names)) < len(names):
@@ -94,7 +94,7 @@ def _write_shards(out: Path, data: AuditedShards, scores: Path, kept: np.ndarray
             with (
                 tarfile.open(data.shards[index]) as source,
                 tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as target,
-                contextlib.suppress(EOFError, tarfile.TarError),  # after the kept samples, which could be read
+                contextlib.suppress(EOFError, tarfile.TarError),  # damage after the last kept sample
             ):
                 for number, _, member in numbered_members(source):
                     if number > max(numbers):

@@ -1,4 +1,4 @@
-"""report.html of an audit: the scores, where to cut, the worst pairs with their doubtful words."""
+"""Writes report.html: histograms of the scores, cut-offs, and the worst pairs with their doubtful words."""
 
 import contextlib
 import heapq
@@ -19,9 +19,9 @@ from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
-MAX_LETTERS = 600  # of a caption on the page
+MAX_LETTERS = 600  # longer captions are truncated
 DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C])
-KEEP = (0.95, 0.9, 0.8, 0.7, 0.5)  # fractions whose cut-off is shown
+KEEP = (0.95, 0.9, 0.8, 0.7, 0.5)  # fractions for which the page shows the cut-off
 NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20
 TITLES = {
     "class_loss": "class loss (nats; lower is better)",
@@ -34,12 +34,12 @@ def write_page(
     file: Path, data: AuditedFiles | AuditedShards, model: Path, scored: ScoredPairs, scores: Path,
     goodness: np.ndarray, by: str, num_worst: int,
 ) -> None:  # fmt: skip
-    """Writes the page, one file without scripts that loads no other.
+    """Writes the page as a single file without scripts or external resources.
 
     Args:
-        scores: the file of scores, which is read again for the pairs that are shown.
-        goodness: [N], sorts the pairs; −∞ for pairs without that score.
-        num_worst: pairs to show.
+        scores: the file of scores, from which the records of the worst pairs are read.
+        goodness: float64 [N], higher for better pairs; −∞ for pairs without a score.
+        num_worst: number of pairs to show.
     """
     numbers = np.flatnonzero(np.isfinite(goodness)).tolist()
     numbers = heapq.nsmallest(num_worst, numbers, key=lambda number: goodness[number])
@@ -63,7 +63,7 @@ def write_page(
 
 
 def _histogram(title: str, values: np.ndarray) -> dict:
-    """Returns the bars between the lowest and the highest value, their heights in percent."""
+    """Returns the title, the bars (heights in percent), the range and the median of a histogram."""
     numbers, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
     bars = [
         {"height": 100 * number / max(1, numbers.max()), "number": number, "low": low, "high": high}
@@ -73,7 +73,7 @@ def _histogram(title: str, values: np.ndarray) -> dict:
 
 
 def cut_offs(scored: ScoredPairs, goodness: np.ndarray) -> list[dict]:
-    """Returns how many pairs some fractions leave out, and the scores of the last pair that they keep."""
+    """Returns, for each fraction in KEEP, the number of pairs left out and the scores of the last pair kept."""
     order = np.flatnonzero(np.isfinite(goodness))
     order = order[np.argsort(-goodness[order], kind="stable")]
     rows = []
@@ -87,7 +87,7 @@ def cut_offs(scored: ScoredPairs, goodness: np.ndarray) -> list[dict]:
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
-    """Yields the caption in pieces, each doubtful word with its scores; function words are never marked."""
+    """Yields the caption in pieces, doubtful words with their scores. Function words are never marked."""
     words = {word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS}
     end, caption = 0, _shown(record["caption"])
     for match in WORD.finditer(caption):
@@ -100,7 +100,7 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
 
 
 def _shown(caption: str) -> str:
-    """Returns a caption for the page: cut, and without characters that change the direction of what follows."""
+    """Returns a caption for the page: truncated, and without Unicode characters that change the text direction."""
     caption = caption.translate(DIRECTIONS)
     return caption if len(caption) <= MAX_LETTERS else f"{caption[:MAX_LETTERS]} … ({len(caption):,} letters)"
 
@@ -110,7 +110,7 @@ def _percent(fraction: float) -> str:
 
 
 def _images(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict[tuple, str]:
-    """Returns thumbnails by the pairs' places, as data: URLs; none for images that are not on this machine."""
+    """Returns thumbnails of local images as data: URLs, by place of the pair."""
     found, by_shard = {}, defaultdict(set)
     for record in worst:
         shard, number = record["place"]
@@ -129,6 +129,6 @@ def _images(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict[t
 
 
 def _thumbnail(source: str | bytes) -> str:
-    """Returns a small image as a data: URL; "" if it cannot be read any more."""
+    """Returns a thumbnail as a data: URL, or "" if the image can no longer be read."""
     image = load_image(source, THUMBNAIL).image
     return data_url(image, THUMBNAIL) if image else ""

@@ -1,4 +1,4 @@
-"""The audited data, pair by pair and always in the same order: a table, a folder or shards."""
+"""Reads the pairs of a table, a folder or shards in a fixed order."""
 
 import hashlib
 import itertools
@@ -21,26 +21,26 @@ from ..data.shards import BROKEN, IMAGES, expand, is_remote, read_members, refus
 from ..data.tables import Columns, is_table
 from ..errors import InputError
 
-AHEAD = 2  # batches
-NO_CAPTION, NO_IMAGE = "no caption", "no image"  # never were pairs, and do not count as unreadable
+AHEAD = 2  # batches to prefetch
+NO_CAPTION, NO_IMAGE = "no caption", "no image"  # incomplete pairs, which do not count as unreadable
 
 
 class AuditedPair(NamedTuple):
-    """A pair of the data, or the problem in its place."""
+    """A pair, or the reason why it cannot be scored."""
 
-    place: tuple[int, int]  # shard and sample, or 0 and row: the order of the data
-    where: str  # the shard, the row or the file
+    place: tuple[int, int]  # (shard, sample) or (0, row), in the order of the data
+    where: str  # shard, row or file, for messages
     key: str  # the sample's key, or the image's path
     caption: str
-    image: str | bytes | Tensor | None  # its path or content; preprocessed [3, H, W]; None with a problem
+    image: str | bytes | Tensor | None  # path or content; [3, H, W] after reading; None if unreadable
     problem: str = ""
-    uid: str = ""  # DataComp's, if the sample has one
+    uid: str = ""  # DataComp's uid, if the sample has one
 
 
 def read_in_batches(
     pairs: Iterator[AuditedPair], preprocess: Callable, batch_size: int, threads: int
 ) -> Iterator[list[AuditedPair]]:
-    """Yields the pairs in order with preprocessed images, in full batches except for the last."""
+    """Yields batches of pairs, in order, with preprocessed images. Only the last batch may be smaller."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
         while batch := list(itertools.islice(pairs, batch_size)):
@@ -70,7 +70,7 @@ class Part(NamedTuple):
     of: int
 
     def holds(self, index: int) -> bool:
-        """Returns whether the pair or shard of that index belongs to the part."""
+        """Returns whether the pair or shard at an index belongs to the part."""
         return index % self.of == self.number - 1
 
 
@@ -81,8 +81,8 @@ class AuditedFiles:
     """The rows of a table, or the images of a folder with captions beside them.
 
     Attributes:
-        digest: an identity of the data: captions; names, sizes and times of the images.
-        num_units: of which a part has some.
+        digest: a hash of the captions, and of the names, sizes and modification times of the images.
+        num_units: number of pairs, which are divided among parts.
     """
 
     unit = "pairs"
@@ -108,11 +108,11 @@ class AuditedFiles:
             )
 
     def num_of(self, part: Part) -> int:
-        """Returns the number of pairs of a part."""
+        """Returns the number of pairs in a part."""
         return len(range(part.number - 1, self.num_units, part.of))
 
     def pairs(self, part: Part, after: tuple[int, int] = (0, -1)) -> Iterator[AuditedPair]:
-        """Yields the pairs of a part that come after a place."""
+        """Yields the pairs of a part after the given place."""
         for row, pair in enumerate(self._pairs()):
             if row > after[1] and part.holds(row):
                 problem = _problem(pair.image, pair.caption)
@@ -128,8 +128,8 @@ class AuditedShards:
     """The samples of WebDataset shards.
 
     Attributes:
-        digest: an identity of the data: names, sizes and times of the shards.
-        num_units: of which a part has some.
+        digest: a hash of the names, sizes and modification times of the shards.
+        num_units: number of shards, which are divided among parts.
     """
 
     unit, columns = "shards", ()
@@ -144,20 +144,20 @@ class AuditedShards:
         self.digest = hashlib.sha256(states.encode("utf-8", "replace")).hexdigest()
 
     def num_of(self, part: Part) -> int | None:
-        """Returns the number of pairs of a part, None if it is not known."""
+        """Returns the number of pairs in a part, or None if it is unknown."""
         shards = [shard for index, shard in enumerate(self.shards) if part.holds(index)]
         listed = listed_samples(shards)
         return sum(listed.values()) if len(listed) == len(shards) else None
 
     def pairs(self, part: Part, after: tuple[int, int] = (0, -1)) -> Iterator[AuditedPair]:
-        """Yields the pairs of a part that come after a place, and for a shard that is cut one with the problem."""
+        """Yields the pairs of a part after the given place, and one pair with the problem for each damaged shard."""
         for index, shard in enumerate(self.shards):
             if part.holds(index) and index >= after[0]:
                 yield from (pair for pair in _pairs_of_shard(index, shard) if pair.place > tuple(after))
 
 
 def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
-    """Returns the data that DATA names; InputError for anything else, before anything is loaded."""
+    """Returns the data set named by DATA. Raises InputError for an unsupported one."""
     is_data_set = any(os.path.exists(os.path.join(given, f"dataset_{name}.json")) for name in ("info", "dict"))
     if is_table(given) or (os.path.isdir(given) and not is_data_set):
         return AuditedFiles(given, columns)
@@ -176,7 +176,7 @@ def _problem(image: str | bytes, caption: str) -> str:
 
 
 def _state(path: str) -> str:
-    """Returns the size and the time of a file; "" if there is none, as for URLs."""
+    """Returns the size and modification time of a file, or "" if it does not exist, as for URLs."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):
@@ -197,7 +197,7 @@ def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:
 
 
 def _uid(content: bytes) -> str:
-    """Returns DataComp's uid, 32 hexadecimal digits, from the JSON of a sample; "" if there is none."""
+    """Returns DataComp's uid, 32 hexadecimal digits, from a sample's JSON, or "" if there is none."""
     if b'"uid"' not in content:
         return ""
     try:
@@ -208,10 +208,10 @@ def _uid(content: bytes) -> str:
 
 
 def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, tarfile.TarInfo]]:
-    """Yields the members of a shard with their samples' numbers and their extensions, grouped as OpenCLIP does."""
+    """Yields sample number, extension and header of each file in a shard, grouped into samples as in OpenCLIP."""
     number, key, extensions = -1, None, set()
     for member in tar:
-        tar.members.clear()  # tarfile keeps every header that it has read
+        tar.members.clear()  # otherwise tarfile keeps every header in memory
         prefix, extension = base_plus_ext(member.name)
         if not member.isfile() or prefix is None:
             continue

@@ -1,4 +1,4 @@
-"""How well an image supports each word of a caption: the head's probability, compared with the expected one."""
+"""Scores how well an image supports each word of its caption, by predicted and expected probability."""
 
 import itertools
 import math
@@ -17,12 +17,12 @@ from ..words.tagger import Opened, Shares
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
-MAX_GATHERED = 2**24  # probabilities that are looked up at once
-LEAST = 1e-12  # probability: logarithms of smaller ones mean nothing
+MAX_GATHERED = 2**24  # maximum number of probabilities in one gather
+LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 
 
 def words_of(caption: str) -> list[str]:
-    """Returns the different words of a caption in their order; words that differ in case only are the same."""
+    """Returns the distinct words of a caption, ignoring case, in order of appearance."""
     first: dict[str, str] = {}
     for word in WORD.findall(caption):
         first.setdefault(word.casefold(), word)
@@ -33,24 +33,24 @@ class WordSupport(NamedTuple):
     """A word of a caption."""
 
     word: str  # in lower case
-    share: float  # the head's probability of the word for this image
-    expected: float  # its probability if nothing is known about the image
-    support: float  # log2(share / expected): 0 says nothing, below 0 the image speaks against the word
+    share: float  # probability of the word given the image
+    expected: float  # probability of the word without knowledge of the image
+    support: float  # log2(share / expected): negative if the image is evidence against the word
 
 
 class CaptionSupport:
-    """Looks up the words of captions in the head's probabilities for their images.
+    """Computes the support of each word of a caption from the class head's probabilities for the image.
 
-    The head is trained to predict the IDF-weighted words of a caption, in which token t has the weight w_t. In the
-    training data, token t has the fraction df_t · w_t / Σ df · w of the total weight: that is its expected probability
-    if nothing is known about the image, and it comes with the checkpoint. A rare word has a low probability and a low
-    expectation, so being rare does not lower its support. Words of several tokens are scored as in `Shares`.
+    The head is trained to predict the IDF-weighted tokens of a caption. Over the training data, token t has the
+    fraction e_t = df_t · w_t / Σ df · w of the total weight. This is its expected probability without knowledge of the
+    image, computed from the counts in the checkpoint. Rare words have both a low probability and a low expected
+    probability, so rarity alone does not lower their support. Words of several tokens are scored as in `Shares`.
 
-    Words that occur in no training caption, or in all of them, have no support, and neither have words beyond the
+    Support is undefined for words that no training caption or every training caption contains, and for words beyond the
     context length of the text tower.
 
     Args:
-        tokenizer: OpenCLIP's.
+        tokenizer: OpenCLIP's tokenizer.
         weights: w [V], the IDF weights of training.
         document_frequency: int64 [V], df.
     """
@@ -68,11 +68,11 @@ class CaptionSupport:
         self.offered_expected = self.offered.of(self.expected)  # [N]
 
     def words(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns the words of each caption that have support, in their order.
+        """Returns the words of each caption for which support is defined, in order of appearance.
 
         Args:
-            probabilities: [B, V], for the images.
-            tokens: [B, L], of the captions.
+            probabilities: [B, V], given the images.
+            tokens: [B, L], the tokenized captions.
         """
         words = [words_of(caption) for caption in captions]
         spelled = self._on_device(lexicon(sorted(set().union(*words)), self.tokenizer, len(self.weights)))
@@ -89,9 +89,9 @@ class CaptionSupport:
         return found
 
     def missing(self, probabilities: Tensor, tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns for each image the most probable words that its caption, tokens [B, L], lacks.
+        """Returns the most probable words that each caption, given as tokens [B, L], does not contain.
 
-        These are words of the lexicon that the head has learned and that are more probable than expected.
+        Only words that the head has learned and that are more probable than expected are returned.
         """
         if not self.lexicon.words:
             return [[] for _ in tokens]
@@ -121,12 +121,11 @@ class CaptionSupport:
 
 
 def word_support(word: str, share: float, expected: float) -> WordSupport:
-    """Returns a word with its support."""
     return WordSupport(word, share, expected, math.log2(max(share, LEAST) / max(expected, LEAST)))
 
 
 def _present(tokens: Tensor, vocab_size: int, blank: bool = True) -> Tensor:
-    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]; the last column is for the blank."""
+    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]. The last column, the padding, is `blank`."""
     present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
     present.scatter_(1, tokens, True)
     present[:, -1] = blank
@@ -137,27 +136,27 @@ class Seen(NamedTuple):
     """A model's outputs for images."""
 
     image_features: Tensor  # [B, E], normalized
-    log_probabilities: Tensor | None  # [B, V], the head's; None without a head
+    log_probabilities: Tensor | None  # [B, V]; None without a head
 
 
 class PairScore(NamedTuple):
-    """The scores of a pair. All but the CLIP score are None or empty without a head."""
+    """The scores of a pair. Without a class head, all but the CLIP score are None or empty."""
 
-    clip_score: float | None  # cosine of the image and text features; None if it was not requested
-    class_loss: float | None = None  # None for a caption without a word that the head counts
-    support: float | None = None  # 1 if the head predicts exactly this caption, 0 if the image says nothing about it
+    clip_score: float | None  # cosine similarity; None if not requested
+    class_loss: float | None = None  # None if all tokens of the caption have weight 0
+    support: float | None = None  # see PairScorer; None if the head has learned none of the tokens
     words: Sequence[WordSupport] = ()
-    offered: Sequence[WordSupport] = ()  # words that the caption lacks
+    offered: Sequence[WordSupport] = ()  # suggested words that the caption does not contain
 
 
 class PairScorer:
-    """Scores pairs with one model; word by word if it has a class head.
+    """Scores pairs with a model, word by word if it has a class head.
 
-    The class loss is the training loss, with the IDF weights w from the checkpoint's counts: −Σ ŷ_t log p_t with
-    p = softmax(logits) and ŷ_t = w_t / Σ w over the caption's tokens. It grows with the number and rarity of words. The
-    support of a pair does not: Σ ŷ_t log(p_t / e_t) over Σ ŷ_t log(ŷ_t / e_t), where e_t is the expected probability
-    (`CaptionSupport`), over the tokens that the head has learned. It is 1 if the head predicts exactly this caption, 0
-    if the image says nothing about it, and below 0 if the image speaks against it.
+    The class loss is the training loss −Σ ŷ_t log p_t, where p = softmax(logits), ŷ_t = w_t / Σ w over the caption's
+    tokens, and w are the IDF weights from the checkpoint's counts. It increases with the number and rarity of words.
+    The support of a pair is normalized for both. It is Σ ŷ_t log(p_t / e_t) / Σ ŷ_t log(ŷ_t / e_t) over the tokens that
+    the head has learned, where e_t is the expected probability (see `CaptionSupport`). It is 1 if the head predicts
+    exactly this caption, 0 if the image is uninformative, and negative if the image is evidence against the caption.
     """
 
     def __init__(self, opened: Opened):
@@ -186,10 +185,10 @@ class PairScorer:
 
     @torch.inference_mode()
     def score(self, seen: Seen, captions: Sequence[str], clip_score: bool = True) -> list[PairScore]:
-        """Returns the scores of images with captions, one for each.
+        """Returns the scores of each image with its caption.
 
         Args:
-            clip_score: whether to compute it, which needs the text tower.
+            clip_score: whether to compute the CLIP score, which requires the text tower.
         """
         tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
         cosines = [None] * len(captions)
@@ -206,7 +205,7 @@ class PairScorer:
         return [PairScore(cosine, _number(loss), _number(support), *more) for cosine, loss, support, *more in rows]
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class losses and supports, float32 [B]; NaN if a caption has no word for them."""
+        """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
         weighed, learned = labels * self.weights, labels * self.weights * self.captions.known
         target = F.normalize(weighed, p=1, dim=1)

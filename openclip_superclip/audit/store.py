@@ -1,4 +1,4 @@
-"""The scores of an audit on disk: one line of JSON per pair, in the order of the data; an interrupted call resumes."""
+"""Stores the scores of an audit as JSON Lines, in the order of the data, so that an interrupted call can resume."""
 
 import contextlib
 import fcntl
@@ -21,8 +21,8 @@ from ..files import whole_file
 from .pairs import NO_CAPTION, NO_IMAGE
 
 SCORES = ("class_loss", "support", "clip_score")
-Z = 1.96  # of the 95 % interval
-# Words that no image shows: their low support says nothing about the pair.
+Z = 1.96  # 95 % confidence interval
+# Words that images do not show, so their support is not informative.
 FUNCTION_WORDS = frozenset(
     """a an the this that these those and or but nor of in on at by for from to into onto over under up down with
     without as is are was were be been being it its he she his her they their them we our you your i my me him us who
@@ -31,18 +31,18 @@ FUNCTION_WORDS = frozenset(
 
 
 class UnfinishedScores:
-    """Writes FILE.part batch by batch, and renames it to FILE once all are there.
+    """Writes FILE.part batch by batch, and renames it to FILE when it is complete.
 
-    The lines of an earlier call are kept up to its last complete batch, so that batches consist of the same pairs, with
-    the same scores, as without an interruption. InputError if another call is writing the file.
+    Keeps the lines of an interrupted call up to its last complete batch, so that the batches, and therefore the scores,
+    are the same as without the interruption. Raises InputError if another process is writing the file.
 
     Args:
         file: the finished file.
-        batch_size: lines of a batch; the last one may have fewer.
+        batch_size: lines per batch; the last batch may be smaller.
 
     Attributes:
-        last: the place of the last pair that is there; (0, -1) if there is none.
-        num_lines: lines that are there.
+        last: place of the last pair written; (0, -1) if there is none.
+        num_lines: number of lines written.
     """
 
     def __init__(self, file: Path, batch_size: int):
@@ -62,24 +62,23 @@ class UnfinishedScores:
         self.opened.truncate()
 
     def add(self, records: Sequence[dict]) -> None:
-        """Writes a batch."""
         lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
         self.opened.write(lines.encode("utf-8", "replace"))
         self.opened.flush()
         self.num_lines += len(records)
 
     def finish(self) -> None:
-        """Gives the file its name."""
+        """Renames FILE.part to FILE."""
         os.fsync(self.opened.fileno())
         os.replace(self.part, self.file)
 
     def close(self) -> None:
-        """Closes the file, finished or not, so that another call can write it."""
+        """Closes the file and releases its lock."""
         self.opened.close()
 
 
 def _place(line: bytes) -> tuple[int, int] | None:
-    """Returns the place of a line's pair; None if the line is cut or damaged."""
+    """Returns the place of a line's pair, or None if the line is incomplete or damaged."""
     try:
         return tuple(json.loads(line)["place"]) if line.endswith(b"\n") else None
     except (ValueError, TypeError, KeyError):
@@ -99,7 +98,7 @@ def read_scores(file: Path) -> Iterator[dict]:
 
 
 def merge_scores(parts: Sequence[Path], out: Path) -> None:
-    """Writes the lines of all parts to one file, in the order of the data, and removes the parts."""
+    """Merges the parts into one file, in the order of the data, and removes them."""
     with contextlib.ExitStack() as stack, whole_file(out) as file:
         opened = [stack.enter_context(open(part, "rb")) for part in parts]
         file.writelines(heapq.merge(*opened, key=_place))
@@ -108,13 +107,14 @@ def merge_scores(parts: Sequence[Path], out: Path) -> None:
 
 
 class ScoredPairs:
-    """The scores of a finished file, in twelve bytes per pair.
+    """The scores of a finished file. Uses twelve bytes of memory per pair.
 
     Attributes:
-        scores: by name, float32 [N] each, NaN if a pair has none.
-        words: the words of the captions, and how often they are doubtful.
-        problems: the number of pairs by problem.
-        num_unreadable, num_unreadable_shards: pairs whose image cannot be read, and shards.
+        scores: the scores by name, float32 [N] each; NaN for pairs without a score.
+        words: counts of the captions' words, and of how often they are doubtful.
+        problems: number of pairs by problem.
+        num_unreadable: number of pairs with an unreadable image.
+        num_unreadable_shards: number of shards that cannot be read completely.
 
     Args:
         of_shards: whether the pairs are samples of shards.
@@ -140,7 +140,7 @@ class ScoredPairs:
         return len(self.scores["clip_score"])
 
     def finite(self, name: str) -> np.ndarray:
-        """Returns the scores of that name without the pairs that have none."""
+        """Returns the finite scores of that name."""
         return self.scores[name][np.isfinite(self.scores[name])]
 
     @property
@@ -150,21 +150,21 @@ class ScoredPairs:
 
     @property
     def doubtful(self) -> float | None:
-        """The fraction of pairs with support below 0: the image speaks against the caption. None without support."""
+        """The fraction of pairs with negative support, among those with support; None if there are none."""
         support = self.finite("support")
         return float((support < 0).mean()) if len(support) else None
 
     @property
     def suggested_keep(self) -> float | None:
-        """A starting point for --keep: the fraction with support of 0 or more; None if that is nearly none or all."""
+        """A starting point for --keep: the fraction of pairs with support of at least 0. None if it is extreme."""
         return 1 - self.doubtful if self.doubtful and 0.005 < self.doubtful < 0.9 else None
 
     def goodness(self, by: str) -> np.ndarray:
-        """Returns a number per pair, float64 [N], higher for better pairs; −∞ for pairs without that score.
+        """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for pairs without a score.
 
         Args:
-            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score, or the latter's rank
-                alone if a caption has no word that the head has learned.
+            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score. For pairs without
+                support, it is the rank by CLIP score.
         """
         if by == "both":
             values = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])
@@ -174,9 +174,9 @@ class ScoredPairs:
 
 
 def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean of the ranks by several scores [N] in any units, float64 [N].
+    """Returns the mean rank of each pair over several scores [N], float64 [N].
 
-    Ranks are fractions, 1 for the highest. Missing scores (NaN) do not count; NaN for pairs without any.
+    Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN if all are missing.
     """
     return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()
 
@@ -185,8 +185,8 @@ class WordRow(NamedTuple):
     """A word of the audited captions."""
 
     word: str
-    num_captions: int  # with the word
-    num_doubted: int  # of them, those in which its support is below 0
+    num_captions: int  # captions that contain the word
+    num_doubted: int  # captions in which its support is negative
 
     @property
     def fraction(self) -> float:
@@ -194,20 +194,20 @@ class WordRow(NamedTuple):
 
     @property
     def at_least(self) -> float:
-        """The lower end of the fraction's 95 % interval (Wilson): a word that occurs once proves little."""
+        """The lower bound of the fraction's 95 % Wilson interval, which is small for words in few captions."""
         n, p = self.num_captions, self.fraction
         centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
         return (centre - half) / (1 + Z**2 / n)
 
 
 class WordTable:
-    """Counts words and doubts; its size depends on the number of different words, not of pairs."""
+    """Counts how often each word occurs and how often it is doubtful."""
 
     def __init__(self):
         self.counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, words: Iterable[tuple[str, float]]) -> None:
-        """Adds the words of a caption, each with its support; function words do not count."""
+        """Adds the words of a caption, each with its support. Function words are ignored."""
         for word, support in words:
             if word not in FUNCTION_WORDS:
                 counts = self.counts[word]
@@ -215,6 +215,6 @@ class WordTable:
                 counts[1] += support < 0
 
     def rows(self) -> list[WordRow]:
-        """Returns the words, those first that are doubtful in the highest fraction of captions, with certainty."""
+        """Returns the words, sorted by the lower bound of the fraction of captions in which they are doubtful."""
         rows = [WordRow(word, *counts) for word, counts in self.counts.items()]
         return sorted(rows, key=lambda row: (-row.at_least, -row.num_captions, row.word))

@@ -1,4 +1,4 @@
-"""superclip audit: scores the pairs of a data set, word by word, and keeps the best ones."""
+"""superclip audit: scores the pairs of a data set, word by word, and selects the best ones."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from .options import add_columns, columns_of
 
 
 def _part(options: argparse.Namespace) -> tuple[int, int] | None:
-    """Returns number and count of --part I/N; None if there is no such part."""
+    """Parses --part I/N. Returns None if it is invalid."""
     found = re.fullmatch(r"(\d+)/(\d+)", options.part or "")
     number, of = map(int, found.groups()) if found else (0, 0)
     return (number, of) if 1 <= number <= of else None
@@ -48,8 +48,8 @@ RULES = [
 
 
 def main(argv: list[str]) -> int:
-    """Scores the pairs, writes the page and the kept pairs, prints the summary, and returns the exit code."""
-    argv = argv[1:] if argv[:1] == ["--"] else argv  # torchrun needs it, and passes it on
+    """Runs the audit, prints the summary, and returns the exit code."""
+    argv = argv[1:] if argv[:1] == ["--"] else argv  # torchrun requires "--" and passes it on
     options = _parse(argv)
     from ..evaluation.features import EvaluationRanks
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _audit(options: argparse.Namespace, ranks) -> str:
-    """Returns the summary; of no use on all ranks but the first."""
+    """Runs the audit and returns the summary, which is only meaningful on the first rank."""
     from ..audit.audit import Audit
     from ..audit.pairs import Part, open_data
     from ..environment import check_device
