@@ -1,4 +1,4 @@
-"""A training sample's tokens: of its short caption, its long one, one of both by chance, or both for one loss each."""
+"""Tokens of training samples: the short caption, the long caption, a random one of the two, or one for each loss."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ END_OF_WORD = "</w>"
 
 
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
-    """Returns a text for each token id below `vocab_size` of an OpenCLIP tokenizer; a part of a word has a hyphen."""
+    """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
     if isinstance(tokenizer, SimpleTokenizer):
         known = {id: _of_clip(tokenizer, text, id) for text, id in tokenizer.encoder.items()}
     else:
@@ -37,16 +37,16 @@ def _of_clip(tokenizer: SimpleTokenizer, text: str, id: int) -> str:
 
 def _of_others(token: str | None) -> str:
     token = token or ""
-    if token[:1] in "▁Ġ":  # where SentencePiece and byte-level BPE begin a word
+    if token[:1] in "▁Ġ":  # SentencePiece's and byte-level BPE's mark of the start of a word
         return token[1:] or token
     return f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
 
 
-CLEANINGS = ("canonicalize", "lower", "whitespace")  # OpenCLIP's, of a text before it is cut into tokens
+CLEANINGS = ("canonicalize", "lower", "whitespace")  # OpenCLIP's text cleaning before tokenization
 
 
 class TokenizerIdentity(NamedTuple):
-    """A name to show, of class, source and cleaning, and a hash of the vocabulary: tokens and their ids."""
+    """A display name (class, source and cleaning) and a hash of the vocabulary."""
 
     name: str
     vocabulary: str
@@ -64,7 +64,7 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 
 
 def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
-    """Returns whether class, cleaning and vocabulary are the same, wherever the files lie."""
+    """Returns whether class, cleaning and vocabulary are equal; the location of the files does not matter."""
 
     def contents(identity):
         kind, *rest = identity.name.split()
@@ -73,7 +73,7 @@ def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
     return contents(one) == contents(other)
 
 
-NUM_WITHOUT = 10_000  # samples, about a shard's: if none of the first ones has a long caption, none ever will
+NUM_WITHOUT = 10_000  # samples, about one shard: without a long caption in these, the data is assumed to have none
 
 
 class Captions(NamedTuple):
@@ -81,24 +81,25 @@ class Captions(NamedTuple):
 
     contrastive: str  # what the text tower reads
     words: str  # the class loss's labels; "" for a caption that is empty or, in a table, missing
-    are_long: bool  # whether the words are the long caption's
+    are_long: bool  # whether `words` is the long caption
 
 
 class CaptionTokens:
-    """Makes the tokens of training samples, in the workers of the data loader.
+    """Tokenizes training samples in the workers of the data loader.
 
     A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table. The text tower
-    always reads what stock OpenCLIP would give it: of a short caption that is missing in a table, the text 'nan'. The
-    class loss sees no word there. pandas takes empty cells, NA, None, null and the like for missing.
+    always gets the same text as in stock OpenCLIP: 'nan' if a table has no short caption. The class loss gets no words
+    then. pandas treats empty cells, NA, None, null and the like as missing.
 
     Args:
-        caption_key, sample_key: the short caption in the sample, and what names the sample.
-        seed: with the epoch, the sample and the worker it decides the draw of the mode *mixed*.
-        rank: of this process; None if a sample is read once an epoch, whoever reads it.
-        epoch: `get_value()` is the current one, in the workers as well.
-        batch_size: of this process.
-        found_long: whether the data is known to hold a long caption; if not, 10,000 samples without one end the run.
-        separate_words: whether each loss has tokens of its own: in the mode *dual*, and if a table lacks captions.
+        caption_key, sample_key: keys of the short caption and of the sample's name.
+        seed: seeds the random choice of the mode *mixed*, with the epoch, the sample and the worker.
+        rank: the rank of this process; None if each sample is read once per epoch, on any rank.
+        epoch: an object whose `get_value()` returns the current epoch, in the workers as well.
+        batch_size: the batch size of this process.
+        found_long: whether the data is known to have long captions; if not, the run fails after 10,000 samples without
+            one.
+        separate_words: whether each loss has its own tokens: in the mode *dual*, and if a table lacks captions.
     """
 
     def __init__(
@@ -124,10 +125,10 @@ class CaptionTokens:
         self.counts = CaptionCounts(config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
-        """Returns the tokens [L], or with `separate_words` the text tower's and the class loss's, [L + words' length].
+        """Returns the tokens [L], or with `separate_words` the text tower's tokens followed by the class loss's.
 
-        None is a sample to leave out. Raises InputError for a missing long caption if --superclip-missing-long is
-        error, and if all are missing.
+        Returns None for a sample to skip. Raises InputError for a missing long caption if --superclip-missing-long is
+        error, or if all long captions are missing.
         """
         captions = self.captions(sample)
         if captions is None:
@@ -139,7 +140,7 @@ class CaptionTokens:
         return torch.cat([self.tokenizer([captions.contrastive])[0], words])
 
     def captions(self, sample: dict) -> Captions | None:
-        """Returns the sample's captions as the mode asks; None if it is to be left out."""
+        """Returns the sample's captions according to the mode, or None to skip the sample."""
         key = sample.get(self.sample_key)
         read = self._read(sample)
         if read is None:
@@ -157,14 +158,14 @@ class CaptionTokens:
         return of_short if self._draw(f"{key}\0{short}") < self.config.short_share else Captions(long, long, True)
 
     def keeps(self, sample: dict) -> bool:
-        """Returns whether a sample is trained on. A table asks it of each row, once, and leaves the others out."""
+        """Returns whether a sample is used for training. Called once for each row of a table."""
         read = self._read(sample)
         return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError if a pass over a worker's shards kept too few samples for a batch.
 
-        OpenCLIP would pass over them again, forever.
+        OpenCLIP would read the same shards in an endless loop.
         """
         if num_kept >= self.batch_size:
             return
@@ -179,15 +180,15 @@ class CaptionTokens:
         )
 
     def _read(self, sample: dict) -> tuple[str, str, str] | None:
-        """Returns the short caption as stock OpenCLIP reads it, its words and the long caption; either may be "".
+        """Returns the short caption as stock OpenCLIP reads it, its words and the long caption.
 
-        None if one cannot be read.
+        Words and long caption may be "". Returns None if a caption cannot be read.
         """
         try:
             short = sample[self.caption_key]
             stock = short.decode("utf-8") if isinstance(short, bytes) else str(short)
             long = long_caption(sample, key) if (key := self.config.long_caption_key) else ""
-        except ValueError as error:  # not UTF-8, not JSON: OpenCLIP warns of such members and goes on
+        except ValueError as error:  # not UTF-8 or not JSON: OpenCLIP warns and continues
             key = sample.get(self.sample_key)
             logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
             return None
@@ -206,9 +207,9 @@ class CaptionTokens:
             )
 
     def _draw(self, name: str) -> float:
-        """Returns a number in [0, 1) that depends on nothing but its arguments, so that a resumed run draws it again.
+        """Returns a number in [0, 1) that is the same in a resumed run.
 
-        WebDataset may give several workers, or one epoch several times, the same sample: each worker draws for itself.
+        Several workers may read the same sample in WebDataset: each worker draws its own number.
         """
         worker = get_worker_info()
         place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
@@ -216,11 +217,11 @@ class CaptionTokens:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
 
     def _tokens(self, caption: str, length: int, is_long: bool) -> Tensor:
-        """Returns the tokens [length] of a caption, and counts whether a long one was cut."""
+        """Returns the tokens [length] of a caption, and counts truncated long captions."""
         tokens = self.tokenizer([caption], context_length=length)[0]
         if is_long:
             cut = False
-            if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three of its own
+            if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three special tokens
                 longer = self.tokenizer([caption], context_length=length + 1)[0]
                 cut = self._num_words(longer) > self._num_words(tokens)
             self.counts.add_long(cut, length)
@@ -230,12 +231,12 @@ class CaptionTokens:
         return int((~torch.isin(tokens, self.special)).sum())
 
 
-FIRST_REPORT = 1000  # samples; then at ten, a hundred and a thousand times as many, and so on
+FIRST_REPORT = 1000  # samples; the next reports follow at 10, 100, 1000 times as many
 HANDLED = {"use-short": "the short one was used", "skip": "they were left out", "error": ""}
 
 
 class CaptionNumbers(NamedTuple):
-    """Samples that were read, those without a long caption, long captions, and those that were cut at `length`."""
+    """Numbers of samples, of missing long captions, of long captions, and of those truncated at `length` tokens."""
 
     samples: int
     missing: int
@@ -245,15 +246,15 @@ class CaptionNumbers(NamedTuple):
 
 
 class CaptionCounts:
-    """How many samples the workers of this rank read, how many had no long caption, and how many of these were cut."""
+    """Counts the samples, missing long captions and truncated long captions of all workers of this rank."""
 
     def __init__(self, missing_long: str):
         self._handled = HANDLED[missing_long]
-        self._counts = Array("q", len(CaptionNumbers._fields))  # shared by the workers
+        self._counts = Array("q", len(CaptionNumbers._fields))  # shared between workers
         Finalize(None, self.report, exitpriority=10)  # runs at the end of a forked process too, unlike atexit
 
     def so_far(self) -> CaptionNumbers:
-        """Returns the numbers of all workers."""
+        """Returns the counts of all workers."""
         return CaptionNumbers(*self._counts)
 
     def add_sample(self, missing: bool) -> None:
@@ -271,7 +272,7 @@ class CaptionCounts:
             self._counts[4] = length
 
     def report(self) -> None:
-        """Logs the counts so far, if there are any."""
+        """Logs the counts so far."""
         found = self.so_far()
         if not found.samples:
             return
@@ -284,7 +285,7 @@ class CaptionCounts:
 
 
 def counted_captions(config: Config, context_length: int) -> str:
-    """Returns what the class loss is given, as files of counts describe it: `mixed:0.8 json:re_caption, 77 tokens`."""
+    """Returns the class loss's captions as recorded in frequency files, e.g. `mixed:0.8 json:re_caption, 77 tokens`."""
     mode, place = _mode(config), caption_place(config.long_caption_key)
     return f"{mode} {place if mode != 'short' else ''}".strip() + f", {config.long_context or context_length} tokens"
 
@@ -297,9 +298,9 @@ def _mode(config: Config) -> str:
 def check_counted_captions(
     counted: str, config: Config, context_length: int, *, what: str, command: str, table: bool
 ) -> None:
-    """Raises InputError if the captions `counted`, or how many of their tokens, are not those of a run.
+    """Raises InputError if the `counted` captions or their number of tokens differ from the run's.
 
-    The message shows the `command` that counts them, with flags. Columns of a table may have other names than members.
+    The message shows the `command` that counts the right ones. Names of long captions are not compared for a table.
     """
     given = counted_captions(config, context_length)
     (there, _, there_tokens), (wanted, _, tokens) = counted.rpartition(", "), given.rpartition(", ")

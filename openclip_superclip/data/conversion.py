@@ -24,25 +24,25 @@ from .shards import contract, is_empty, work_on
 from .tables import Columns, is_table, rows_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-NUM_SHARDS = 32  # of the training split, so that workers and slices can share them
+NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
 SMALLEST, LARGEST = 16, 10_000  # pairs of a shard
-VALIDATION_SIZE = 1000  # pairs of a shard of the validation split
+VALIDATION_SIZE = 1000  # pairs per shard of the validation split
 SPLITS = ("train", "val")
 NO_CAPTION = "no caption"
 
 
 class Keys(NamedTuple):
-    """The columns of a table or data set, or the fields of a JSON, that hold what belongs to a pair."""
+    """The columns of a table or data set, or the fields of a JSON, that make up a pair."""
 
     columns: Columns
-    label: str = ""  # of a class; "" if there is none
-    long: str = ""  # of a second, longer caption
+    label: str = ""  # the class; "" if there is none
+    long: str = ""  # a second, longer caption
 
 
 class Pair(NamedTuple):
-    """An image, by its file or its row, and its words; a caption that is missing is ""."""
+    """An image, by its file or row, and its texts; a missing caption is ""."""
 
-    where: str  # for people: "row 3"
+    where: str  # for messages: "row 3"
     image: str
     caption: str
     label: str = ""
@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 
 
 class Source(NamedTuple):
-    """All pairs, and what reads an image's file, as bytes."""
+    """All pairs, and a function that returns an image file as bytes."""
 
     pairs: list[Pair]
     read: Callable[[str], bytes] = lambda image: Path(image).read_bytes()
@@ -60,7 +60,7 @@ def read_source(path: str, keys: Keys, images: Path | None) -> Source:
     """Returns the pairs of a table, a folder, COCO's JSON or a Hugging Face data set; InputError if there are none.
 
     Args:
-        images: the folder of the images that COCO's JSON names; beside it if None.
+        images: the folder of the images in COCO's JSON; by default the folder of the JSON.
     """
     place = Path(path)
     if is_table(path):
@@ -82,7 +82,7 @@ def read_source(path: str, keys: Keys, images: Path | None) -> Source:
 
 
 def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
-    """Yields the rows of a table; InputError, which names `flag`, if it cannot be read as it is meant."""
+    """Yields the rows of a table; InputError, which names `flag`, if it cannot be read."""
     for number, row in enumerate(rows_of(path, keys.columns, flag), 1):
         if number == 1:
             _check_keys({"--label-key": keys.label, "--long-key": keys.long}, path, row)
@@ -90,7 +90,7 @@ def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair
 
 
 def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
-    """Yields the images below a folder that have a .txt or .json beside them."""
+    """Yields the images below a folder that have a .txt or .json file of the same name."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         there = set(files)
@@ -106,7 +106,7 @@ def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
 
 
 def _of_coco(file: Path, images: Path) -> Iterator[Pair]:
-    """Yields a pair for each caption of a JSON with `images` and `annotations`, as COCO's captions are."""
+    """Yields a pair for each caption of a JSON in COCO's format, with `images` and `annotations`."""
     content = read_json(file)
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -155,7 +155,7 @@ def _check_keys(keys: dict[str, str], source: str | Path, names: Sequence) -> No
 
 
 def _words(row: dict, keys: Keys) -> tuple[str, str, str]:
-    """Returns the caption, the label and the long caption of a row; "" for one that is missing."""
+    """Returns the caption, the label and the long caption of a row; "" if missing."""
     return tuple(_word(row.get(key)) if key else "" for key in (keys.columns.caption, keys.label, keys.long))
 
 
@@ -164,10 +164,10 @@ def _word(value) -> str:
 
 
 def stored_image(data: bytes) -> dict[str, bytes]:
-    """Returns an image's file under the extension by which OpenCLIP finds it in a shard.
+    """Returns an image's extension in a shard and its content.
 
-    A file that OpenCLIP does not read, or reads otherwise than people see it, is written again: one of another format,
-    with more than eight bits a channel, or rotated by its EXIF data. Raises what Pillow raises for a broken file.
+    Images that OpenCLIP cannot read or would show incorrectly are re-encoded: other formats, more than eight bits per
+    channel, or a rotation in the EXIF data. Raises Pillow's errors for a broken file.
     """
     with open_image(data) as image:
         image.load()
@@ -186,14 +186,14 @@ def stored_image(data: bytes) -> dict[str, bytes]:
 class Writing(NamedTuple):
     """How pairs become shards."""
 
-    val_share: float  # fraction of the images that are for validation
-    shard_size: int | None  # pairs; None for what makes NUM_SHARDS of the training split, within bounds
+    val_share: float  # fraction of the images for validation
+    shard_size: int | None  # pairs per shard; by default so many that the training split has about NUM_SHARDS shards
     seed: int
     jobs: int
 
 
 class Written(NamedTuple):
-    """What was written: for each split its pattern and its pairs; the pairs left out; the data sets to evaluate on."""
+    """The written shards: pattern and number of pairs of each split, skipped pairs, and evaluation data sets."""
 
     patterns: dict[str, str]
     sizes: dict[str, int]
@@ -202,16 +202,17 @@ class Written(NamedTuple):
 
 
 def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
-    """Writes OUT/train, OUT/val and OUT/evaluation; a call that was stopped resumes with the same arguments.
+    """Writes OUT/train, OUT/val and OUT/evaluation.
 
-    An image with all its captions is in one split, drawn by a hash of its name; a shard's pairs are a sample of all. A
-    pair without a caption or with an image that cannot be decoded is left out and listed in OUT/left_out.csv. Raises
-    InputError if OUT holds shards of other pairs, and if nothing is left of a split.
+    Call again with the same arguments to resume an interrupted call. All captions of an image are in the same split,
+    chosen by a hash of the image's name. Pairs are shuffled over the shards. Pairs without a caption or with an
+    unreadable image are skipped and listed in OUT/left_out.csv. Raises InputError if OUT contains shards of other
+    pairs, or if a split is empty.
     """
     make_folder(out, "OUT")
     _claim(source, out, writing)
     shards = {(split, n): rows for split in SPLITS for n, rows in enumerate(_shards(source, writing, split))}
-    done = out / "done"  # a record for each shard, until all exist
+    done = out / "done"  # one record per shard, removed when all exist
     for folder in (done, *(out / split for split in SPLITS)):
         folder.mkdir(exist_ok=True)
     labels = {label: number for number, label in enumerate(sorted({p.label for p in source.pairs if p.label}))}
@@ -246,13 +247,13 @@ def write_pair_shards(source: Source, out: Path, writing: Writing) -> Written:
 
 
 def reasons(left_out: list[tuple[Pair, str]]) -> str:
-    """Returns how many pairs were left out and why, for people."""
+    """Returns a message on how many pairs were skipped and why."""
     counts = Counter(reason.partition(" (")[0] for _, reason in left_out)
     return ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common())
 
 
 def _claim(source: Source, out: Path, writing: Writing) -> None:
-    """Raises InputError if the folder holds shards of other pairs or of another split."""
+    """Raises InputError if the folder contains shards of other pairs or of another split."""
     pairs = hashlib.sha256(json.dumps(source.pairs).encode()).hexdigest()
     facts = {"pairs": pairs, "val_share": writing.val_share, "shard_size": writing.shard_size, "seed": writing.seed}
     record = out / "shards.json"
@@ -268,7 +269,7 @@ def _claim(source: Source, out: Path, writing: Writing) -> None:
 
 
 def _shards(source: Source, writing: Writing, split: str) -> list[list[int]]:
-    """Returns the pairs of a split by their numbers, in an order that depends on the seed alone, shard by shard."""
+    """Returns the indices of a split's pairs for each shard, shuffled by the seed."""
     rows = [n for n, pair in enumerate(source.pairs) if (_draw(pair.image) < writing.val_share) == (split == "val")]
     rows.sort(key=lambda row: hashlib.blake2b(f"{writing.seed}\0{row}".encode(), digest_size=8).digest())
     wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
@@ -277,7 +278,7 @@ def _shards(source: Source, writing: Writing, split: str) -> list[list[int]]:
 
 
 def _draw(image: str) -> float:
-    """Returns a number in [0, 1) that the image's name decides, so that more images change no split."""
+    """Returns a number in [0, 1) from the image's name, so that added images do not change the split of others."""
     return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=7).digest(), "big") / 2**56
 
 
@@ -288,7 +289,7 @@ def _record(done: Path, split: str, number: int) -> Path:
 def _write_shard(
     source: Source, out: Path, labels: dict[str, int], shard: tuple[tuple[str, int], Sequence[int]]
 ) -> int:
-    """Writes one shard and its record, and returns how many pairs it was to hold."""
+    """Writes one shard and its record, and returns its number of pairs, skipped ones included."""
     (split, number), rows = shard
     left_out, num_pairs = [], 0
     with whole_file(out / split / f"{number:06}.tar") as file, TarWriter(file, mtime=0) as writer:
@@ -296,7 +297,7 @@ def _write_shard(
             pair = source.pairs[row]
             try:
                 image = stored_image(source.read(pair.image)) if pair.caption else {}
-            except Exception as error:  # a broken file raises anything
+            except Exception as error:  # a broken file can raise any exception
                 left_out.append((row, unreadable(error)))
                 continue
             if not image:
@@ -315,8 +316,9 @@ def _write_evaluation(
 ) -> list[str]:
     """Writes the validation pairs in CLIP_benchmark's layout, and returns the names of the data sets.
 
-    `retrieval` holds an image once with all its captions, a line each; `labels`, if there are some, an image with the
-    number of its class, and links to the training shards for the linear probe, if all their pairs have a class.
+    `retrieval` contains each image once with all its captions, one per line. `labels` is written if there are classes:
+    each image with its class index, and links to the training shards for the linear probe if all their pairs have a
+    class.
     """
     by_image: dict[str, list[Pair]] = {}
     for pair in pairs:

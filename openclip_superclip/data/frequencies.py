@@ -34,11 +34,11 @@ SECONDS_BETWEEN_PARTS = 30
 
 @dataclass(frozen=True)
 class Frequencies(DocumentFrequency):
-    """Counts of captions and what they were counted of; captions without any token are not among them."""
+    """Numbers of captions per token, and what was counted; captions without any token are not counted."""
 
     tokenizer: str
-    vocabulary: str  # a fingerprint of tokens and their ids
-    captions: str  # as --superclip-captions, and where the long one was
+    vocabulary: str  # a hash of the tokens and their ids
+    captions: str  # --superclip-captions and the key of the long caption
     ignored_tokens: tuple[int, ...]
     shards: tuple[str, ...] = field(default=(), repr=False)
 
@@ -54,7 +54,7 @@ class Frequencies(DocumentFrequency):
         return TokenizerIdentity(self.tokenizer, self.vocabulary)
 
     def plus(self, document_frequency: Tensor, num_captions: int, shards: Iterable[str]) -> "Frequencies":
-        """Returns these counts and those of more shards."""
+        """Returns the sum of these counts and those of more shards."""
         return replace(
             self,
             document_frequency=self.document_frequency + document_frequency,
@@ -63,7 +63,7 @@ class Frequencies(DocumentFrequency):
         )
 
     def check(self, tokenizer, what: str) -> None:
-        """Raises InputError if the counts are of another tokenizer's tokens, or of no caption."""
+        """Raises InputError if the counts are of another tokenizer, or of no caption."""
         if not same_tokenizer(self.identity, tokenizer_identity(tokenizer)):
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
@@ -92,7 +92,7 @@ class Frequencies(DocumentFrequency):
 
 
 def read_frequencies(path: str | Path) -> Frequencies:
-    """Returns the counts in a file of `superclip frequencies`; InputError if it is none."""
+    """Returns the counts in a file that `superclip frequencies` wrote; InputError for any other file."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -116,7 +116,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
 
 
 def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
-    """Returns the sum of counts of different shards; InputError if two were counted otherwise or share a shard."""
+    """Returns the sum of counts of different shards; InputError if their settings differ or they share a shard."""
     total, *others = parts
     for other, name in zip(others, names[1:], strict=True):
         if not same_tokenizer(total.identity, other.identity):
@@ -134,11 +134,11 @@ def merge(parts: list[Frequencies], names: list[str]) -> Frequencies:
 
 
 class Counting:
-    """What is counted: the captions that the class loss would be given, in the tokens that it would see.
+    """What to count: the class loss's captions and their tokens.
 
     Args:
-        columns: of a table, which is counted as a shard is; None for shards.
-        member: of a shard's samples, the short caption.
+        columns: the columns of a table, which is counted like a shard; None for shards.
+        member: the extension of the short caption in a shard's samples.
     """
 
     def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None, member: str = "txt"):
@@ -161,14 +161,14 @@ class Counting:
                 yield captions.words
 
     def count(self, captions: Iterator[str]) -> tuple[Tensor, int]:
-        """Returns how many of the captions hold each token (int64 [V]), and how many hold any."""
+        """Returns how many captions contain each token (int64 [V]), and how many contain any."""
         statistics = TokenStatistics(len(self.nothing.document_frequency), special_token_ids(self.tokenizer))
         while batch := list(itertools.islice(captions, BATCH)):
             statistics.update(self.tokenizer(batch))
         return statistics.document_frequency, int(statistics.num_captions)
 
     def check_long_captions(self, shard: str) -> None:
-        """Raises InputError if samples were read and none of them had a long caption; `shard` is one of theirs."""
+        """Raises InputError if none of the samples had a long caption; `shard` is one of their shards."""
         counts = self.reader.counts.so_far()
         if not counts.missing or counts.missing < counts.samples:
             return
@@ -184,10 +184,10 @@ class Counting:
 
 
 class Counted(NamedTuple):
-    """The counts of one shard. It holds few of the tokens, so what goes back to the parent is small."""
+    """The counts of one shard, sparse so that little is sent to the parent process."""
 
     shard: str
-    tokens: Tensor  # int64 [K], those that it holds
+    tokens: Tensor  # int64 [K], the token ids that occur
     document_frequency: Tensor  # int64 [K]
     num_captions: int
     error: str
@@ -208,9 +208,9 @@ def _count_shard(counting: Counting, shard: str) -> Counted:
 
 
 def count_shards(counting: Counting, shards: list[str], workers: int, out: Path) -> tuple[Frequencies, list[str]]:
-    """Returns the counts of all shards, which it writes to `out`, and the shards that could not be read to their end.
+    """Writes the counts of all shards to `out`; returns them, and the shards that could not be read completely.
 
-    The counts so far are kept in a file beside `out` that is replaced twice a minute; the next call resumes from it.
+    The counts so far are saved twice a minute in a file beside `out`; the next call resumes from it.
     """
     if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
         others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
@@ -254,7 +254,7 @@ def count_shards(counting: Counting, shards: list[str], workers: int, out: Path)
 
 
 def _earlier(part: Path, nothing: Frequencies, shards: list[str]) -> Frequencies:
-    """Returns what an interrupted call has counted; InputError if that was another count."""
+    """Returns the counts of an interrupted call; InputError if its settings were different."""
     if not part.exists():
         return nothing
     earlier = read_frequencies(part)

@@ -1,4 +1,4 @@
-"""Images: opened safely, checked, and shown as people see them: upright, in eight bits of RGB, on white."""
+"""Opens images safely, checks them, and converts them for display: upright, 8-bit RGB, on white."""
 
 import io
 import os
@@ -15,22 +15,22 @@ from tqdm import tqdm
 
 from ..errors import reason
 
-# Formats of one image and no code: EPS would start Ghostscript, and an icon is decoded at all of its sizes.
+# Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded at every size.
 FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
-MAX_ASPECT = 100  # longer side by shorter: preprocessing enlarges the shorter side, and the longer one with it
-NUM_THREADS = 8  # Pillow decodes outside Python's lock
+MAX_ASPECT = 100  # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
+NUM_THREADS = 8  # Pillow decodes without holding the GIL
 
 
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
-    """Returns an image with its header read, given its file or content.
+    """Opens an image from its file or content, reading only the header.
 
-    Raises OSError, ValueError or what else Pillow raises for a file that is no image of FORMATS, and ValueError for
-    one so oblong that its preprocessing would fill the memory.
+    Raises OSError, ValueError or another of Pillow's errors for a file that is not an image in one of FORMATS, and
+    ValueError for an aspect ratio so large that preprocessing would run out of memory.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses twice as many pixels
         Image.init()
-        formats = tuple(FORMATS & Image.OPEN.keys())  # Pillow may be built without some
+        formats = tuple(FORMATS & Image.OPEN.keys())  # Pillow may be built without some of them
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -42,30 +42,30 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
 
 
 def unreadable(error: Exception) -> str:
-    """Returns why an image cannot be read, given what was raised."""
+    """Returns why an image cannot be read, from the exception."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return f"no readable image ({re.sub(r' ?<[^<>]* object at 0x[0-9a-f]+>', '', reason(error))})"
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Returns whether an image has more than eight bits a channel, which OpenCLIP cuts off: most become white."""
+    """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values, mostly to white."""
     return image.mode.startswith(("I", "F"))
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Returns whether an image is to be turned or mirrored before it is shown, which OpenCLIP does not do."""
+    """Returns whether the EXIF data rotates or mirrors the image; OpenCLIP ignores it."""
     return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 def as_seen(image: Image.Image, shortest: int | None = None) -> Image.Image:
-    """Returns an opened image as people see it: upright, in eight bits of RGB, on white where it is transparent.
+    """Converts an opened image for display: upright, 8-bit RGB, transparent pixels on white.
 
     Args:
-        shortest: pixels of a side that are enough: an image with twice as many each way is reduced.
+        shortest: the side in pixels that is large enough; images of twice that size are reduced.
     """
     if shortest:
-        image.draft(None, (shortest, shortest))  # a JPEG is decoded smaller
+        image.draft(None, (shortest, shortest))  # a JPEG is decoded at a smaller size
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
     factor = min(image.size) // shortest if shortest else 1
@@ -79,7 +79,7 @@ def as_seen(image: Image.Image, shortest: int | None = None) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Returns an image of 16 or 32 bits in 8, one of a palette in its colours; others as they are."""
+    """Converts 16-bit and 32-bit images to 8 bits and palettes to colours; returns other images unchanged."""
     if image.mode in ("1", "P", "PA"):
         return image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     if not is_deep(image):
@@ -87,14 +87,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.nan_to_num(np.asarray(image))
     if image.mode.startswith("I;16") or image.format == "PNG":
         white = 65535
-    else:  # numbers of any scale: the smallest that holds them
+    else:  # values of any scale: the smallest range that contains them
         white = next((scale for scale in (1, 255, 65535) if pixels.max() <= scale), pixels.max())
         white = max(white, 255) if image.mode == "I" else white
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
 class LoadedImage(NamedTuple):
-    """An image as people see it, with its file, or the reason why it cannot be read."""
+    """An image for display and its file, or the reason why it cannot be read."""
 
     path: Path
     image: Image.Image | None
@@ -111,7 +111,7 @@ def load_image(path: Path | BinaryIO, shortest: int) -> LoadedImage:
 
 
 class ImageReport(NamedTuple):
-    """What the check of an image found; `problem` is why it cannot be read, "" if it can."""
+    """The result of checking an image; `problem` is why it cannot be read, or ""."""
 
     problem: str = ""
     is_deep: bool = False
@@ -119,7 +119,7 @@ class ImageReport(NamedTuple):
 
 
 def check_image(source: str | bytes) -> ImageReport:
-    """Returns what is found in an image, given its path or its content, which is decoded; URLs are not read."""
+    """Decodes an image from its path or content and returns a report; URLs are not read."""
     if isinstance(source, str) and ("://" in source or not os.path.exists(source)):
         return ImageReport("" if "://" in source else "no such file")
     try:
@@ -131,7 +131,7 @@ def check_image(source: str | bytes) -> ImageReport:
 
 
 def check_images(sources: Sequence[str], threads: int = NUM_THREADS, quiet: bool = True) -> list[ImageReport]:
-    """Returns a report on each image; with a progress bar on a terminal unless `quiet`."""
+    """Returns a report on each image; shows a progress bar on a terminal unless `quiet`."""
     with ThreadPoolExecutor(threads) as pool:
         reports = pool.map(check_image, sources)
         disable = True if quiet else None
@@ -139,7 +139,7 @@ def check_images(sources: Sequence[str], threads: int = NUM_THREADS, quiet: bool
 
 
 def depth_and_rotation_warnings(reports: Sequence[ImageReport], flag: str) -> list[str]:
-    """Returns a line on images that OpenCLIP would read otherwise than people see them, or nothing."""
+    """Returns a warning on images that OpenCLIP reads differently from image viewers, or nothing."""
     num_deep, num_rotated = sum(report.is_deep for report in reports), sum(report.is_rotated for report in reports)
     if not num_deep and not num_rotated:
         return []

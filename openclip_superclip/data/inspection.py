@@ -1,6 +1,6 @@
-"""The one inspection of shards: are they there and readable, what do they hold, and are they enough for a run?
+"""Inspection of shards: existence, readability, contents, and whether they suffice for a run.
 
-Training, `superclip plan`, slices, audit and frequencies share it.
+Used by training, `superclip plan`, slices, audit and frequencies.
 """
 
 import contextlib
@@ -34,29 +34,29 @@ from .shards import (
 )  # fmt: skip
 from .slices import SlicedTraining, Split, equal_sizes, more_than_a_slice
 
-NUM_DECODED = 8  # images of a shard, and more until one of them can be read
-NUM_MORE = 3  # shards, before a broken first and last one are taken for all
+NUM_DECODED = 8  # images decoded per shard, and more until one can be read
+NUM_MORE = 3  # shards to try before all are assumed to be broken
 NUM_LOOKED_FOR = 1000  # shards, before training starts
-NUM_THREADS = 32  # that ask a network's file system for sizes
-START, ENDS, ALL = "start", "ends", "all"  # how much is read
-TOLERANCE = 0.02  # of a number of samples: data sets that are downloaded at different times differ
+NUM_THREADS = 32  # that query file sizes, for network file systems
+START, ENDS, ALL = "start", "ends", "all"  # how much to read
+TOLERANCE = 0.02  # of the number of samples: downloads of the same data set at different times differ
 
 
 class ShardReport(NamedTuple):
-    """What a shard holds; `problem` is why training would find nothing in it, or not all, "" if there is none."""
+    """The contents of a shard; `problem` is why training could not read all of it, or ""."""
 
     shard: str
     num_samples: int  # with image and caption, up to where it can be read
-    num_long: int  # of them, with a long caption
+    num_long: int  # samples with a long caption
     members: str  # of all samples
     problem: str
-    images: list[ImageReport]  # of those that were decoded
+    images: list[ImageReport]  # decoded images
 
 
 def inspect_shard(shard: str, place: str = "", until_found: bool = False, caption: str = "txt") -> ShardReport:
-    """Reads a local shard and decodes a few of its images; `place` is of the long caption, `caption` of the short one.
+    """Reads a local shard and decodes a few of its images, given the keys of the long and the short caption.
 
-    With `until_found` it stops after a few samples, once a caption, an image and a long caption were read.
+    With `until_found` it stops after a few samples, once a caption, an image and a long caption have been read.
     """
     members, images, problem = {}, [], ""
     num_samples = num_long = 0
@@ -76,7 +76,7 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
                 images.append(check_image(next(sample[image] for image in IMAGES if image in sample)))
                 is_readable = is_readable or not images[-1].problem
             else:
-                wanted.difference_update(IMAGES)  # the next samples come without
+                wanted.difference_update(IMAGES)  # the next samples have no images
                 if until_found and has_caption and (num_long or not place):
                     break
     except BROKEN as error:
@@ -93,30 +93,30 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
 
 @dataclass
 class Inspection:
-    """What is known of the shards of a pattern."""
+    """A report on the shards of a pattern."""
 
     flag: str
     pattern: str
     long_caption: str
     depth: str  # START, ENDS or ALL
     shards: list[str]
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of those that were looked for and exist
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each checked shard that exists
     missing: list[str] = field(default_factory=list)  # of those that were looked for
     reports: list[ShardReport] = field(default_factory=list)  # of those that were read
 
     @functools.cached_property
     def listed(self) -> dict[str, int]:
-        """The samples of the shards that the sizes.json beside them list."""
+        """The numbers of samples of the shards that are listed in a sizes.json beside them."""
         return listed_samples(self.shards, self.flag)
 
     @property
     def num_listed(self) -> int | None:
-        """The samples of all shards, if all are listed."""
+        """The total number of samples, if all shards are listed."""
         return sum(self.listed.values()) if len(self.listed) == len(self.shards) else None
 
     @property
     def num_counted(self) -> int | None:
-        """The samples of all shards, if all were read."""
+        """The total number of samples, if all shards were read."""
         return sum(report.num_samples for report in self.reports) if self.depth == ALL and self.reports else None
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class Inspection:
         return {shard: found[shard] for shard in self.shards if shard in found}
 
     def warnings(self) -> list[str]:
-        """Returns lines on what training goes on without, or reads otherwise than people see it."""
+        """Returns warnings on samples that training skips, and on images that OpenCLIP reads incorrectly."""
         if num_remote := sum(map(is_remote, self.shards)):
             line = f"{num_remote:,} of {len(self.shards):,} shards are URLs or pipes"
             return [f"{line}: that they exist and what they hold is not checked"] * (self.depth != START)
@@ -152,16 +152,16 @@ class Inspection:
 def inspect(
     pattern: str, flag: str, long_caption: str, depth: str, jobs: int | None = None, caption: str = "txt"
 ) -> Inspection:
-    """Returns what is known of the shards of a pattern; URLs and pipes are left to OpenCLIP.
+    """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
 
-    Raises InputError if none of a source's shards exists, or none of those that are read has something to train on.
+    Raises InputError if no shard of a source exists, or if the inspected shards contain no training samples.
 
     Args:
-        long_caption: where the long caption is; "" if none is read.
-        depth: START reads the beginnings of the first and the last shard, ENDS both whole, ALL all shards whole; if the
-            first and the last are broken, the first two read a few more.
-        jobs: processes that read all shards; None for one a core.
-        caption: the member of the short caption.
+        long_caption: the key of the long caption; "" if it is not used.
+        depth: START reads the beginnings of the first and the last shard, ENDS reads both completely, and ALL reads all
+            shards completely. START and ENDS read a few more if the first and the last shard are broken.
+        jobs: number of processes for ALL; by default one per core.
+        caption: the extension of the short caption.
     """
     found = Inspection(flag, pattern, long_caption, depth, expand(pattern, flag))
     refuse_other_patterns(found.shards[0], flag)
@@ -198,7 +198,7 @@ def inspect(
 
 
 def _file_sizes(shards: list[str]) -> dict[str, int | None]:
-    """Returns the bytes of each, None for one that does not exist."""
+    """Returns the size of each file in bytes, or None if it does not exist."""
 
     def size(shard: str) -> int | None:
         with contextlib.suppress(OSError):
@@ -211,7 +211,7 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
 
 
 def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
-    """Returns the samples of the shards that the sizes.json beside them list; InputError if one cannot be read."""
+    """Returns the numbers of samples in the sizes.json files beside the shards; InputError if one cannot be read."""
     listed = {}
     for folder, names in itertools.groupby(shards, key=lambda shard: Path(shard).parent):
         if (folder / "sizes.json").exists():
@@ -223,7 +223,7 @@ def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
 
 
 def total_samples(shards: list[str]) -> int | None:
-    """Returns the samples of all shards as OpenCLIP finds them in a file beside the first, None if it does not."""
+    """Returns the total number of samples from OpenCLIP's size file beside the first shard, or None."""
     folder = Path(shards[0]).parent
     with contextlib.suppress(OSError, KeyError, ValueError, TypeError):
         if (folder / "sizes.json").exists():
@@ -242,9 +242,9 @@ def check_data(
     long_caption: str = "",
     jobs: int | None = None,
 ) -> dict:
-    """Returns what is known of the shards of --data, for JSON; InputError if training could not start.
+    """Returns a report on the shards of --data, for JSON; InputError if training could not start.
 
-    With `full` all shards are read, in `jobs` processes, otherwise only the first and the last.
+    With `full` all shards are read, in `jobs` processes; otherwise only the first and the last.
     """
     split.check()
     found = inspect(pattern, split.flag, long_caption, ALL if full else ENDS, jobs)
@@ -287,7 +287,7 @@ def _wrong_list(found: Inspection) -> list[str]:
 
 
 def _sizes(found: Inspection, expected: int | None) -> list[int]:
-    """Returns the samples of each shard: as counted, as listed, or equally many of those expected; [] if unknown."""
+    """Returns the number of samples of each shard: counted, listed, or an equal part of the expected total, or []."""
     known = {report.shard: report.num_samples for report in found.reports} if found.num_counted else found.listed
     if not known and expected:
         known = dict(zip(found.shards, equal_sizes(expected, len(found.shards)), strict=True))
@@ -296,7 +296,7 @@ def _sizes(found: Inspection, expected: int | None) -> list[int]:
 
 
 def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str, caption: str) -> list[str]:
-    """Returns warnings about the shards of --train-data; InputError if OpenCLIP could not train on them."""
+    """Returns warnings about the shards of --train-data; InputError if OpenCLIP cannot train on them."""
     sliced.check()
     found = inspect(train_data, "--train-data", long_caption, START, caption=caption)
     if sliced.slice_samples is None and sliced.total is None:

@@ -1,4 +1,4 @@
-"""WebDataset shards: their names and patterns, their samples as OpenCLIP groups them, and processes to read many."""
+"""WebDataset shards: names and patterns, samples as OpenCLIP groups them, and parallel reading."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from ..errors import InputError, reason
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
-    """Returns the names of a pattern or of several joined by `::`; InputError for braces that do not match."""
+    """Expands one or several patterns joined by `::`; InputError for unbalanced braces."""
     try:
         return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
     except ValueError as error:
@@ -31,7 +31,7 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
 
 
 def refuse_other_patterns(first: str, flag: str = "--data") -> None:
-    """Raises InputError if the first file is a folder or holds a *, neither of which OpenCLIP expands."""
+    """Raises InputError if the first file is a folder or contains a *: OpenCLIP expands neither."""
     if is_remote(first):
         return
     if os.path.isdir(first):
@@ -41,14 +41,14 @@ def refuse_other_patterns(first: str, flag: str = "--data") -> None:
 
 
 def is_remote(shard: str) -> bool:
-    """Returns whether a shard is a URL or the output of a command, not a file."""
+    """Returns whether a shard is a URL or a command's output instead of a file."""
     return "://" in shard or shard.startswith("pipe:")
 
 
 def contract(names: Sequence[str]) -> str:
-    """Returns a pattern of these names in this order; neighbours that differ by a number, counting up, join a brace."""
+    """Returns a pattern that expands to these names in this order, with consecutive numbers in braces."""
     split = (re.fullmatch(r"(.*?)(\d*)(\D*)", name, flags=re.DOTALL).groups() for name in names)
-    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))  # what surrounds the last number
+    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))  # the text around the last number
     return "::".join(before + _braces(number for _, number, _ in group) + after for (before, after), group in groups)
 
 
@@ -65,14 +65,14 @@ def _braces(numbers: Iterable[str]) -> str:
 
 
 IMAGES = ("png", "jpg", "jpeg", "webp")  # the members that OpenCLIP trains on
-BROKEN = (OSError, EOFError, tarfile.TarError)  # what reading a shard raises
+BROKEN = (OSError, EOFError, tarfile.TarError)  # exceptions raised for an unreadable shard
 
 
 def why_broken(error: Exception) -> str:
-    """Returns why a shard cannot be read to its end, given one of BROKEN."""
+    """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists all that it has tried
+    return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists every format it tried
 
 
 def is_trained(sample: dict, caption: str = "txt") -> bool:
@@ -84,9 +84,9 @@ def read_captions(shard: str, long_caption: str = "", caption: str = "txt") -> I
     """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b"".
 
     Args:
-        shard: a file, of which only captions are read, or a URL or pipe, which is read whole.
-        long_caption: where the long caption is, a member or `json:FIELD`.
-        caption: the member of the short one.
+        shard: a file, of which only captions are read, or a URL or pipe, which is read completely.
+        long_caption: the key of the long caption, an extension or `json:FIELD`.
+        caption: the extension of the short caption.
     """
     yield from (
         sample for sample in read_members(shard, {caption, caption_member(long_caption)}) if is_trained(sample, caption)
@@ -94,12 +94,12 @@ def read_captions(shard: str, long_caption: str = "", caption: str = "txt") -> I
 
 
 def caption_place(long_caption: str) -> str:
-    """Returns `json:FIELD` as it is, and the name of a member as WebDataset gives it."""
+    """Returns `json:FIELD` unchanged, and an extension in WebDataset's spelling."""
     return long_caption if long_caption.startswith("json:") else long_caption.lower().lstrip(".")
 
 
 def caption_member(long_caption: str) -> str:
-    """Returns the member that holds the long caption at a place."""
+    """Returns the extension of the member that contains the long caption."""
     return caption_place(long_caption).partition(":")[0]
 
 
@@ -111,7 +111,7 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
     sample: dict = {}
     with _open(shard) as tar:
         for member in tar:
-            tar.members.clear()  # tarfile keeps every header it has read
+            tar.members.clear()  # otherwise tarfile keeps every header in memory
             name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
             if not member.isfile() or name is None:
                 continue
@@ -123,7 +123,7 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
             sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
         if not is_remote(shard):
             tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile has taken broken data for the end
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops silently at broken data
                 raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
     if sample:
         yield sample
@@ -138,14 +138,14 @@ def _open(shard: str) -> tarfile.TarFile:
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-_of_this_process: dict[str, Callable] = {}  # a fork inherits what cannot be sent: a data set, what reads it
+_of_this_process: dict[str, Callable] = {}  # a fork inherits what cannot be pickled: a data set and its reader
 
 
 def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str) -> Iterator[Result]:
-    """Yields `work(item)` of each item, in order, from so many processes; when it is closed, all have ended.
+    """Yields `work(item)` of each item, in order, computed in parallel processes.
 
-    `work` may be a function that cannot be sent to a process. Raises InputError, naming the `flag` that sets the number
-    of workers, if one is killed, as the kernel does if memory is short.
+    Closing the generator ends the processes. `work` need not be picklable. Raises InputError, naming the `flag` that
+    sets the number of workers, if a worker is killed, for example for lack of memory.
     """
     num_workers = min(num_workers, len(items))
     if num_workers < 1:
@@ -168,7 +168,7 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
 
 def _begin(work: Callable) -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     _of_this_process["work"] = work
 
 
@@ -177,7 +177,7 @@ def _work(item):
 
 
 def long_caption(sample: dict, place: str) -> str:
-    """Returns the caption at `place`, a member, a column or `json:a.b`, a field of the JSON; "" if there is none."""
+    """Returns the caption at `place`, an extension, a column or a JSON field `json:a.b`; "" if missing."""
     if not place.startswith("json:"):
         return _text(sample.get(place, sample.get(caption_place(place))))
     value = sample.get("json")
@@ -189,7 +189,7 @@ def long_caption(sample: dict, place: str) -> str:
 
 
 def has_long_caption(sample: dict, place: str) -> bool:
-    """Returns whether there is a long caption at `place`; one that cannot be read is none."""
+    """Returns whether there is a readable long caption at `place`."""
     try:
         return bool(long_caption(sample, place))
     except ValueError:
@@ -197,12 +197,12 @@ def has_long_caption(sample: dict, place: str) -> bool:
 
 
 def is_empty(value) -> bool:
-    """Returns whether a cell or member holds no caption; pandas' empty cell is no word 'nan'."""
+    """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the word 'nan'."""
     return isinstance(value, float | str | bytes) and not _text(value)
 
 
 def _text(value) -> str:
-    """Returns the caption without blanks around it; a number's digits; "" for anything else, such as an empty cell."""
+    """Returns a stripped string, or a number as text; "" for anything else, such as an empty cell."""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell

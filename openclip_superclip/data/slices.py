@@ -1,16 +1,16 @@
-"""A pass over the data in slices: which shards an epoch reads, how many of their samples, and what cannot be sliced.
+"""A pass over the data in slices: which shards and how many samples an epoch reads, and checks of the arguments.
 
-OpenCLIP's epoch e is slice e mod K of pass e div K. A pass has an order of its own over all shards, drawn from the
-seed, and slice s is every K-th shard of it from s on: the K slices of a pass hold each shard once. Nothing but the
-epoch and the seed decides this, so ranks and workers may change from one slice to the next.
+OpenCLIP's epoch e is slice e mod K of pass e div K. Each pass shuffles all shards by the seed, and slice s takes every
+K-th shard starting at s, so that the K slices of a pass contain each shard once. The shards depend only on the epoch
+and the seed, so the numbers of ranks and workers may change from one slice to the next.
 
-OpenCLIP then deals a slice's shards out, to ranks and then to workers, and has every worker give as many full batches:
-ceil(ceil(--train-num-samples / (batch × ranks)) / workers). Each sample of the slice is read exactly once if the
-slice's shards divide by ranks × workers and are of one size, and a worker's shards fill these batches. Otherwise a
-worker that holds more leaves out what its shuffle brings last, and one that holds less leaves out what does not fill
-its last batch and starts over on its own shards; `reads` counts both. With --accum-freq A, OpenCLIP also makes no step
-of a rank's last batches if their number does not divide by A. Every pass deals the shards out again, so that no
-sample is left out for good.
+OpenCLIP then splits a slice's shards among ranks and then workers, and every worker yields the same number of full
+batches: ceil(ceil(--train-num-samples / (batch × ranks)) / workers). Each sample of the slice is read exactly once if
+the slice's shards divide by ranks × workers and are of one size, and a worker's shards fill these batches. Otherwise a
+worker with more samples skips the last ones of its shuffled order, and a worker with fewer drops its last incomplete
+batch and starts over on its own shards; `reads` counts both. With --accum-freq A, OpenCLIP also drops a rank's last
+batches if their number is not divisible by A. Every pass splits the shards differently, so that no sample is skipped
+forever.
 """
 
 import itertools
@@ -23,26 +23,26 @@ from typing import NamedTuple
 
 from ..errors import InputError
 
-TOLERANCE = 0.02  # of a slice's samples, which may be read twice or left out without a warning
+TOLERANCE = 0.02  # fraction of a slice's samples that may be read twice or skipped without a warning
 
 
 def shard_order(num_shards: int, seed: int, pass_: int) -> list[int]:
-    """Returns the permutation of range(num_shards) that is the order of a pass: sorted by a hash, on any machine."""
+    """Returns the order of a pass, a permutation of range(num_shards): sorted by a hash, equal on all machines."""
     return sorted(range(num_shards), key=lambda shard: (blake2b(f"{seed}\0{pass_}\0{shard}".encode()).digest(), shard))
 
 
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
-    """Returns the indices of the shards that `epoch` reads, in the order in which ranks and workers divide them."""
+    """Returns the indices of the shards that `epoch` reads, in the order in which they are split among ranks."""
     return shard_order(num_shards, seed, epoch // slices)[epoch % slices :: slices]
 
 
 def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:
-    """Returns whether so many samples an epoch, in full batches, are more than a slice of `total` samples holds."""
+    """Returns whether this many samples per epoch, in full batches, are more than a slice of `total` samples has."""
     return -(-num_samples // global_batch_size) > -(-total // (slices * global_batch_size))
 
 
 def too_few(held: int, batch_size: int) -> str:
-    """Returns the error for the case that the shards of a data-loading worker hold too few samples."""
+    """Returns the error message for a data-loading worker whose shards contain less than one batch."""
     return (
         f"--superclip-slices: the shards that a worker reads of a slice hold {held:,} samples, and --batch-size is "
         f"{batch_size:,}; expected a full batch or more: give fewer slices or --workers, or a smaller --batch-size"
@@ -50,10 +50,10 @@ def too_few(held: int, batch_size: int) -> str:
 
 
 class Reads(NamedTuple):
-    """What an epoch reads of its slice, over all ranks and workers.
+    """Numbers of samples that an epoch reads, over all ranks and workers.
 
-    `held` samples lie in the slice. `once` are read before a worker starts over, each of another sample; `again` are
-    read afterwards. `held - once` are left out, but for those that come up again.
+    The slice has `held` samples. `once` are read before any worker starts over, all different; `again` are read after
+    that. `held - once` are skipped, except for those that are read again.
     """
 
     held: int
@@ -72,9 +72,9 @@ def reads(
     world_size: int = 1,
     workers: int = 1,
 ) -> Reads:
-    """Returns what `epoch` reads of shards that hold so many samples each; `num_samples` is --train-num-samples.
+    """Returns what `epoch` reads, given the sizes of the shards; `num_samples` is --train-num-samples.
 
-    Raises InputError if a worker's shards fill no batch.
+    Raises InputError if a worker's shards have less than one batch.
     """
     workers = max(1, workers)
     batches = math.ceil(math.ceil(num_samples / (batch_size * world_size)) / workers)
@@ -92,7 +92,7 @@ def reads(
 
 @dataclass(frozen=True)
 class Split:
-    """How a run splits its shards: every worker of every rank needs a shard of each slice."""
+    """How a run splits its shards. Every worker of every rank needs at least one shard of each slice."""
 
     num_shards: int
     world_size: int
@@ -104,7 +104,7 @@ class Split:
     slices_flag: str = "--set slices="
 
     def check(self) -> None:
-        """Raises InputError, with what to change, if a worker would have no shard of a slice."""
+        """Raises InputError, with a suggestion, if a worker would have no shard."""
         readers = self.world_size * max(1, self.workers)
         if self.num_shards >= self.slices * readers:
             return
@@ -120,13 +120,13 @@ class Split:
         )
 
     def check_shares(self, sizes: Sequence[int]) -> list[str]:
-        """Returns a warning if the workers' shares of a slice are too small or uneven to be read once each.
+        """Returns a warning if some samples would be read twice or skipped because the workers' shards are uneven.
 
-        What a slice holds beyond the samples that are trained of it is left out in any case, and not counted here.
-        Raises InputError if a share fills no batch.
+        Samples of a slice beyond --train-num-samples are always skipped and not counted here. Raises InputError if a
+        worker has less than one batch.
 
         Args:
-            sizes: samples of each shard.
+            sizes: the number of samples of each shard.
         """
         sliced = {"num_samples": self.slice_samples, "batch_size": self.batch_size}
         held, once, again = reads(sizes, self.slices, 0, 0, **sliced, world_size=self.world_size, workers=self.workers)
@@ -143,16 +143,16 @@ class Split:
 
 @dataclass(frozen=True)
 class SlicedTraining(Split):
-    """OpenCLIP's arguments that decide whether shards can be trained on, in slices if that is asked for."""
+    """OpenCLIP's arguments that decide whether it can train on the shards, in slices if requested."""
 
     dataset_type: str = "auto"
-    kind: str = "shards"  # as `tables.kind` returns it
-    resampled: bool = False  # whether a worker draws its shards from all of them
+    kind: str = "shards"  # returned by `tables.kind`
+    resampled: bool = False  # whether every worker samples from all shards
     is_sliced: bool = False
-    total: int | None = None  # samples of all shards, if a file beside them lists these
+    total: int | None = None  # total number of samples, if listed in a file beside the shards
 
     def check(self) -> None:
-        """Raises InputError if training cannot pass over the data as asked."""
+        """Raises InputError if training cannot read the data in slices."""
         if self.is_sliced and self.kind != "shards":
             raise InputError(
                 f"--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {self.dataset_type}: "
@@ -177,24 +177,23 @@ class SlicedTraining(Split):
 
 
 def equal_sizes(num_samples: int, num_shards: int) -> list[int]:
-    """Returns the samples of each shard if nothing but their total is known."""
+    """Divides the total number of samples equally among the shards."""
     return [num_samples * (i + 1) // num_shards - num_samples * i // num_shards for i in range(num_shards)]
 
 
 class DataOrder:
-    """The stages that stand for OpenCLIP's two shuffles; what they draw follows from (seed, epoch, rank, worker).
+    """The stages that replace OpenCLIP's two shuffles, seeded by (seed, epoch, rank, worker).
 
-    So does all else that a data-loading process draws: its generators are seeded as an epoch starts, those of torch
-    (random crops), of Python and of NumPy. The training process's, which drop patches (FLIP) and more, are seeded as it
-    starts an epoch; with --workers 0 both are one process and take turns.
+    At the start of each epoch, the generators of torch, Python and NumPy are seeded in every data-loading process
+    (random crops) and in the training process (patch dropout). With --workers 0 both are the same process.
 
     Args:
-        slices: epochs to a pass.
-        seed: with which a resumed run must be given again.
-        rank: of this process.
-        batch_size: of a rank.
+        slices: number of epochs per pass.
+        seed: the seed; a resumed run must use the same.
+        rank: the rank of this process.
+        batch_size: the batch size per rank.
         epoch: OpenCLIP's shared epoch.
-        shuffle_sizes: of the buffer that shuffles samples, and how many fill it before the first leaves.
+        shuffle_sizes: size and initial size of the buffer that shuffles samples.
     """
 
     def __init__(self, slices: int, seed: int, rank: int, batch_size: int, epoch, shuffle_sizes: tuple[int, int]):
@@ -204,18 +203,18 @@ class DataOrder:
         self._seed_training_process()
 
     def shards(self, shards: Iterable[dict]) -> Iterator[dict]:
-        """Yields those of all shards that the epoch reads."""
+        """Yields the shards of the epoch's slice."""
         shards = list(shards)
         for index in slice_of(len(shards), self.slices, self.seed, self.epoch.get_value()):
             yield shards[index]
 
     def samples(self, samples: Iterator[dict]) -> Iterator[dict]:
-        """Returns the samples of the worker's shards, shuffled in a buffer of the size of OpenCLIP's."""
+        """Returns the samples of the worker's shards, shuffled in a buffer of OpenCLIP's size."""
         from torch.utils.data import get_worker_info
         from webdataset.filters import _shuffle
 
         epoch = self.epoch.get_value()
-        if epoch != self._seeded:  # else the worker's shards have ended within the epoch: it draws on
+        if epoch != self._seeded:  # otherwise the worker starts over within the epoch, with the same generators
             self._seeded = epoch
             worker = get_worker_info()
             self._seed_process(f"worker {worker.id if worker else 0}", epoch)
@@ -226,7 +225,7 @@ class DataOrder:
         )
 
     def _at_least_a_batch(self, samples: Iterator[dict]) -> Iterator[dict]:
-        """Yields the samples; InputError if they fill no batch, for which OpenCLIP would start over forever."""
+        """Yields the samples; InputError for less than one batch, for which OpenCLIP would loop forever."""
         number = 0
         for number, sample in enumerate(samples, start=1):  # noqa: B007
             yield sample
@@ -234,7 +233,7 @@ class DataOrder:
             raise InputError(too_few(number, self.batch_size))
 
     def _seed_training_process(self) -> None:
-        """Makes the shared epoch seed the training process whenever OpenCLIP, which is about to start one, sets it."""
+        """Seeds the training process whenever OpenCLIP sets the shared epoch, just before the epoch starts."""
         import torch
 
         set_value, starts = self.epoch.set_value, itertools.count()
@@ -242,7 +241,7 @@ class DataOrder:
         def set_value_and_seed(epoch: int) -> None:
             set_value(epoch)
             self._seed_process("training", epoch)
-            if next(starts) > 0:  # the first time, torch's data loader is about to draw a seed for its workers
+            if next(starts) > 0:  # in the first epoch, torch's data loader draws a seed for its workers
                 torch.empty((), dtype=torch.int64).random_()
 
         self.epoch.set_value = set_value_and_seed

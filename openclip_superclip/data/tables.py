@@ -1,4 +1,4 @@
-"""Tables of images and captions: which data is one, how its columns are named, what it holds, whether it can train."""
+"""Tables of images and captions: detection, columns, contents, and checks before training."""
 
 import contextlib
 import csv
@@ -13,11 +13,11 @@ from ..errors import InputError, listed, reason
 from .images import NUM_THREADS, ImageReport, check_images, depth_and_rotation_warnings
 from .shards import has_long_caption, is_empty, is_remote
 
-SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # as a shell takes them
-NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, and what most tables call the same
+SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
+NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
 ROWS_AT_ONCE = 10_000
-MAX_DECODED = 20_000  # rows of a table whose images are all decoded
-NUM_DECODED = 2_000  # evenly spread images of a longer one
+MAX_DECODED = 20_000  # rows; all images of smaller tables are decoded
+NUM_DECODED = 2_000  # images of larger tables, evenly spaced
 NUM_SHOWN = 5  # bad rows that an error names
 
 
@@ -32,7 +32,7 @@ class Columns(NamedTuple):
 def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
     """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
 
-    If neither name nor type decides it, returns "", or raises InputError with the `flag` that gives the data.
+    If neither the name nor the type decides, returns "" or, given the `flag` of the data, raises InputError.
     """
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
@@ -48,10 +48,10 @@ def is_table(data: str | None, dataset_type: str = "auto") -> bool:
 
 
 def detect_columns(path: str, separator: str | None, image: str | None, caption: str | None, flag: str) -> Columns:
-    """Returns the columns of a table, those that are None by its header; InputError if the table cannot be read.
+    """Returns the columns of a table, detected from the header if None; InputError if the table cannot be read.
 
-    The separator is the one that occurs most often in the header, and the columns are (filepath, title) if the header
-    holds them, and (image, caption) otherwise.
+    The separator is the most frequent one in the header. The columns are (filepath, title) if the header contains one
+    of them, and (image, caption) otherwise.
     """
     header = ""
     if not is_remote(path):
@@ -71,30 +71,30 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
 class BadImage(NamedTuple):
     """An image of a table that cannot be read."""
 
-    row: int  # from 1 on, below the header
+    row: int  # counted from 1, without the header
     image: str
     problem: str
 
 
 @dataclass
 class TableReport:
-    """What a table holds."""
+    """A report on the contents of a table."""
 
     path: str
     columns: Columns
-    names: list[str] = field(default_factory=list)  # of all of its columns
+    names: list[str] = field(default_factory=list)  # of all columns
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
     bad: list[BadImage] = field(default_factory=list)
-    images: list[ImageReport] = field(default_factory=list)  # of those that were decoded
+    images: list[ImageReport] = field(default_factory=list)  # of the decoded images
 
     def num_trained(self, config: Config) -> int:
-        """Returns the rows that are trained on: those with a long caption alone if the others are skipped."""
+        """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
         return self.num_long if config.long_caption_key and config.missing_long == "skip" else self.num_rows
 
     def warnings(self, flag: str) -> list[str]:
-        """Returns lines on empty captions and on images that OpenCLIP reads otherwise than people see them."""
+        """Returns warnings on empty captions and on images that OpenCLIP reads differently from image viewers."""
         empty = (
             f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} have no caption: the text tower "
             "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
@@ -103,7 +103,7 @@ class TableReport:
         return [empty] * bool(self.num_empty) + depth_and_rotation_warnings(self.images, flag)
 
     def check_images(self, flag: str) -> None:
-        """Raises InputError, naming the first bad rows, if images cannot be read."""
+        """Raises InputError, with the first bad rows, if images cannot be read."""
         if not self.bad:
             return
         shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in self.bad[:NUM_SHOWN])
@@ -125,9 +125,9 @@ def check_table(
     flag: str = "--train-data",
     max_decoded: int | None = MAX_DECODED,
 ) -> list[str]:
-    """Returns warnings about the table at `path`, lines for people; a URL is left to OpenCLIP.
+    """Returns warnings about the table at `path`; a URL is not checked.
 
-    Raises InputError, naming `flag`, if it lacks a column, captions, rows for a batch on every rank, or images.
+    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one batch per rank.
     """
     if is_remote(path):
         return []
@@ -159,9 +159,9 @@ def read_table(
     threads: int = NUM_THREADS,
     quiet: bool = True,
 ) -> TableReport:
-    """Returns what a whole table holds; InputError if OpenCLIP could not read it as it is meant.
+    """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
 
-    All images of a table of up to `max_decoded` rows are decoded, NUM_DECODED of a longer one; None decodes all.
+    All images are decoded if the table has at most `max_decoded` rows, otherwise NUM_DECODED of them; None decodes all.
     """
     place, table, images = config.long_caption_key, TableReport(path, columns), []
     for rows in _chunks(path, columns, flag):
@@ -185,7 +185,7 @@ def read_table(
 
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
-    """Returns whether a caption of a table is missing, which OpenCLIP reads as the word 'nan'."""
+    """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
     import pandas as pd
 
     captions = pd.read_csv(path, sep=columns.separator, usecols=[columns.caption])[columns.caption]
@@ -193,21 +193,21 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
 
 
 def rows_of(path: str, columns: Columns, flag: str) -> Iterator[dict]:
-    """Yields the rows of a table by the names of its columns; InputError if it cannot be read as it is meant."""
+    """Yields the rows of a table as dicts; InputError if it cannot be read correctly."""
     for rows in _chunks(path, columns, flag):
         yield from rows.to_dict("records")
 
 
 def _chunks(path: str, columns: Columns, flag: str) -> Iterator:
-    """Yields the rows of a table as pandas' tables, after a look at its header."""
-    import pandas as pd  # as OpenCLIP reads it: any separator, encoding and compression that pandas reads
+    """Yields the rows of a table as data frames, after checking the header."""
+    import pandas as pd  # as in OpenCLIP: any separator, encoding and compression that pandas supports
 
     with _readable(path, flag):
         names = [str(name) for name in pd.read_csv(path, sep=columns.separator, nrows=0)]
         _check_header(path, names, columns)
         with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE) as chunks:
             for rows in chunks:
-                if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus values for names of rows
+                if not isinstance(rows.index, pd.RangeIndex):  # pandas takes extra values for row names
                     raise InputError(
                         f"{flag}: rows of {path} hold more values than its {len(rows.columns)} columns; expected "
                         f"quotes around a value that holds {columns.separator!r}"
@@ -229,7 +229,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError if a column is missing, with the separator that fits if the header is one column."""
+    """Raises InputError if a column is missing, suggesting another separator if the header has only one column."""
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue
