@@ -1,4 +1,4 @@
-"""The class head, and weights with and without one, loaded by models with and without one."""
+"""The class head, and loading weights with or without a head into models with or without one."""
 
 import logging
 
@@ -14,13 +14,14 @@ from .loss import class_loss
 class ClassHead(nn.Module):
     """LayerNorm and a linear map from the tower's width to the vocabulary (paper, section 3).
 
-    It keeps the vocabulary logits to itself: called with captions it returns one loss each. Gains and biases are 1-d,
-    so OpenCLIP does not decay them.
+    Called with captions, it returns one loss per caption and never materializes all logits. Gains and biases are 1-d,
+    so OpenCLIP does not apply weight decay to them.
 
     Args:
         width: W, the width of its input.
         vocab_size: V, the number of token ids.
-        reads: its input, one of HEAD_INPUTS. All but the paper's is a buffer, and so is recorded in checkpoints.
+        reads: its input, one of HEAD_INPUTS. Inputs other than the paper's are recorded in a buffer, and so in
+            checkpoints.
     """
 
     def __init__(self, width: int, vocab_size: int, reads: str = "patches"):
@@ -37,7 +38,7 @@ class ClassHead(nn.Module):
         return class_loss(self._normalise(head_input), self.weight, self.bias, tokens, idf, scale)
 
     def logits(self, head_input: Tensor) -> Tensor:
-        """Returns the vocabulary logits of what the head reads, or of patch tokens: [..., W] to [..., V]."""
+        """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to [..., V]."""
         features = self._normalise(head_input)
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
@@ -47,7 +48,7 @@ class ClassHead(nn.Module):
 
 
 def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
-    """Returns what the class head in a model's weights reads; InputError if that is none of HEAD_INPUTS."""
+    """Returns the input of the class head in a model's weights; InputError if it is not one of HEAD_INPUTS."""
     recorded = weights.get(f"{prefix}class_head.input")
     if recorded is None:
         return "patches"
@@ -63,7 +64,7 @@ FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with
 
 
 def without_class_head(model_class: type) -> type:
-    """Returns the class, of the same name, whose models leave a class head out of the weights that they load."""
+    """Returns a subclass of the same name whose models ignore a class head in the weights that they load."""
 
     def __init__(self, *args, **kwargs):
         model_class.__init__(self, *args, **kwargs)
@@ -81,7 +82,7 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
 
 
 def keep_fresh_head(module, state_dict, prefix, *_) -> None:
-    """Lets weights without a head load: the model's head and statistics stay as they are. The log says which it is."""
+    """Allows loading weights without a head, which keeps the model's head and statistics, and logs what was loaded."""
     _read_names(state_dict)
     ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
     stored_head, module.stored_head = module.stored_head or {}, None
@@ -109,7 +110,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
 
 
 def _read_names(state_dict) -> None:
-    """Takes torch.compile's prefix off the names; InputError for weights of the authors' code."""
+    """Removes torch.compile's prefix from the names; InputError for weights of the authors' code."""
     for name in [name for name in state_dict if "_orig_mod." in name]:
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
     if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
@@ -120,9 +121,9 @@ def _read_names(state_dict) -> None:
 
 
 def _check_special_tokens(module, num_captions: int, document_frequency: Tensor) -> None:
-    """Raises InputError if special tokens are words now but were none when these counts were made.
+    """Raises InputError if special tokens count as words now but did not when these counts were made.
 
-    Every caption contains the start token or the like: counted, it would have been counted in all.
+    Every caption contains a special token, so its count would equal the number of captions.
     """
     if module.statistics.num_ignored == 0 and document_frequency.max() < num_captions:
         raise InputError(

@@ -17,7 +17,7 @@ FLOAT16_SCALE = 16.0
 
 
 def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
-    """Returns the class loss of each caption, float32 [B], in the words of its definition (paper, section 3).
+    """Returns the class loss of each caption, float32 [B], computed directly from its definition (paper, section 3).
 
     Args:
         features: [B, W], the head's normalised input.
@@ -43,9 +43,10 @@ def class_loss(
 ) -> Tensor:
     """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
 
-    Differentiable in the first three. The captions are taken in chunks; each chunk's logits are made once, and loss and
-    gradients formed from them there and then, so that the backward only scales. It is fastest if the gradient of the
-    losses is one number for all captions, as a mean's is; otherwise the backward goes through the chunks again.
+    Differentiable in the first three. The captions are processed in chunks: each chunk's logits are computed once, and
+    loss and gradients are computed from them immediately, so that the backward pass only scales the gradients. This
+    requires that all losses have the same upstream gradient, as with a mean; otherwise the backward pass computes the
+    chunks again.
 
     Args:
         features: [B, W], the head's normalised input.
@@ -53,8 +54,8 @@ def class_loss(
         bias: [V].
         tokens: [B, L], the captions' token ids; a repeated id counts once.
         idf: [V], the weight of each token as a label; 0 leaves a token out.
-        scale: a number, or a tensor with one element, that multiplies every loss.
-        chunk_size: captions a chunk; by default as many as fill CHUNK_BYTES with logits.
+        scale: a factor of every loss, a number or a tensor with one element.
+        chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
@@ -63,15 +64,15 @@ def class_loss(
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     inputs = features, weight, bias
     if not torch.is_grad_enabled():
-        inputs = [x.detach() for x in inputs]  # an autograd function hears of its inputs' needs, not of no_grad
+        inputs = [x.detach() for x in inputs]  # needs_input_grad does not depend on no_grad
     with torch.autocast(device, enabled=False):
         return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
 
 
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the labels [B, L], their parts of the target [B, L] (sum 1 a row) and what multiplies the row [B].
+    """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row factors [B].
 
-    A caption whose weights are all 0 has the target 0 and the factor 0: no loss and no gradient.
+    A caption whose weights are all 0 has target 0 and factor 0: no loss and no gradient.
     """
     labels, _ = tokens.long().sort(dim=1)
     weights = idf.float()[labels]
@@ -94,7 +95,7 @@ class _ChunkedClassLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):  # upstream [B]
-        gradients, ctx.gradients = ctx.gradients, None  # handed over below: a second backward makes its own
+        gradients, ctx.gradients = ctx.gradients, None  # returned below; a second backward pass computes its own
         if gradients is None or not _is_uniform(upstream):
             features, weight, bias, labels, target, row_scale = ctx.saved_tensors
             _, gradients = _losses_and_gradients(
@@ -107,18 +108,18 @@ class _ChunkedClassLoss(torch.autograd.Function):
 
 
 def _is_uniform(upstream: Tensor) -> bool:
-    """Returns whether all captions have the same gradient; free for an expanded scalar, which is what a mean gives."""
+    """Returns whether all captions have the same gradient; immediate for an expanded scalar, as from a mean."""
     if len(upstream) <= 1:
         return len(upstream) == 1
     return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
 
 
 def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
-    """Returns the losses, float32 [B], and their sum's gradients by features, weight and bias (None if not needed)."""
+    """Returns the losses, float32 [B], and the gradients of their sum (None if not needed) for the three inputs."""
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
-    # On a CPU, pages touched for the first time cost as much as the softmax: there every chunk uses the same ones.
+    # On a CPU, first-touch page faults cost as much as the softmax: all chunks share one buffer.
     in_place = features.device.type == "cpu" and compute_dtype == torch.float32
     buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None  # [C, V]
     losses = features.new_empty(len(features), dtype=torch.float32)
@@ -156,7 +157,7 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """Adds left @ right to the float32 `total`, which holds nothing yet if it is the first."""
+    """Adds left @ right to the float32 `total`, which is uninitialized for the first product."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if first else 1, out=total)
     elif first:
@@ -166,7 +167,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
 
 
 class SuperCLIPLoss(nn.Module):
-    """Adds `class_loss` = weight * mean of the class losses to what an OpenCLIP loss returns (paper, section 3).
+    """Adds `class_loss` = weight * mean of the class losses to the output of an OpenCLIP loss (paper, section 3).
 
     Args:
         contrastive: OpenCLIP's loss: ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss.
@@ -185,12 +186,12 @@ class SuperCLIPLoss(nn.Module):
         self.gradient_scale = gradient_scale
 
     def forward(self, *, class_losses: Tensor | None = None, output_dict: bool = False, **outputs: Tensor):
-        """Returns the weighted losses, a dict or a tuple as `output_dict` says.
+        """Returns the weighted losses, a dict or a tuple according to `output_dict`.
 
         Args:
             class_losses: [B], from the model in training mode. Without them InputError is raised, unless this module is
                 in evaluation mode: then there is no class_loss.
-            outputs: what else the model returned; passed to the OpenCLIP loss.
+            outputs: the model's other outputs, passed to the OpenCLIP loss.
         """
         if class_losses is None and self.training:
             raise InputError(

@@ -19,24 +19,24 @@ from .token_statistics import DocumentFrequency, EpochWords, FixedIDF, TokenStat
 
 
 class _WithClassHead:
-    """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to what training returns.
+    """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to its training outputs.
 
-    In evaluation mode, or given an image or a text alone, the model is OpenCLIP's: the head is not used. State-dict
-    keys are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two load and keep the new head.
+    The head is not used in evaluation mode, or if only an image or a text is given. State-dict keys are OpenCLIP's,
+    `class_head.*` and `statistics.*`; weights without the latter two can be loaded and leave the head unchanged.
 
     Args:
-        superclip: options of the head: `idf` ("online", "off" or the name of what counted `frequencies`),
-            `frequencies` (of a whole data set), `ignored_tokens` (ids that are no words), `accum_freq` (OpenCLIP's
-            --accum-freq), `head_warmup` (captions during which the head learns alone), `head_input` (one of
-            HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether training records how well each word is
-            known, for `take_epoch_words`), `text_length` (in training the text tower reads so many tokens, the class
-            loss the rest), `stored_head` (head and counts that an export keeps beside the weights: the first weights
-            that load without a head take them) and `load` (is called with the model, to load the weights to start
-            from).
-        All other arguments are the OpenCLIP model's.
+        superclip: options of the head: `idf` ("online", "off" or the name of the file of `frequencies`), `frequencies`
+            (of a whole data set), `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's --accum-freq),
+            `head_warmup` (number of captions during which the class loss trains only the head), `head_input` (one of
+            HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether to record how well the head predicts each
+            word, for `take_epoch_words`), `text_length` (number of leading tokens for the text tower in training; the
+            rest are for the class loss), `stored_head` (head and counts of an export, used when weights without a head
+            are loaded for the first time) and `load` (called with the model to load initial weights).
+
+    Other arguments are passed to the OpenCLIP model.
     """
 
-    reads_tower_tokens = False  # whether the OpenCLIP model can take the tokens of a tower with output_tokens
+    reads_tower_tokens = False  # whether the OpenCLIP model supports towers with output_tokens
 
     def __init__(self, *args, superclip: dict, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,7 +64,7 @@ class _WithClassHead:
         for name, value, known in (("head_input", head_input, HEAD_INPUTS), ("placebo", placebo, PLACEBOS)):
             if value not in known:
                 raise InputError(f"{name} is '{value}'; expected one of {', '.join(known)}")
-        self.output_dict = True  # a tuple has no place for the class losses
+        self.output_dict = True  # the class losses need a dict
         if not self.reads_tower_tokens:
             self.visual.output_tokens = False
         vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
@@ -80,22 +80,21 @@ class _WithClassHead:
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
         self.word_knowledge = WordKnowledge(self.statistics.counted) if word_course else None
         self.fixed_idf = FixedIDF(frequencies, self.statistics.counted) if frequencies is not None else None
-        # Every rank adds the same counts itself; a broadcast from rank 0 would only cost time.
+        # All ranks have the same counts: DDP need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf.", "class_head."))
         ]
         self._checked_idf = False
-        self._waiting = deque(maxlen=accum_freq)  # micro-batches counted but not yet trained on
+        self._waiting = deque(maxlen=accum_freq)  # micro-batches that are counted but not yet trained on
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
         logging.info(self._summary())
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over ranks is the loss.
 
-        With --accum-freq above 1, OpenCLIP passes every micro-batch through twice, first without gradients. The first
-        pass counts the captions, so that each gradient sees the IDF of the whole batch, and leaves zeros for losses;
-        the second puts the losses in their place, so that the last of them sees all. What is left over at an epoch's
-        end is counted, though OpenCLIP does not train on it.
+        With --accum-freq above 1, OpenCLIP runs every micro-batch twice, first without gradients. The first run counts
+        the captions, so that all gradients use the IDF of the whole batch, and returns zeros; the second run returns
+        the losses. Micro-batches left over at the end of an epoch are counted although OpenCLIP does not train on them.
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
@@ -103,7 +102,7 @@ class _WithClassHead:
         if self.text_length is not None:  # two captions, one for each loss
             text, words = text[:, : self.text_length], text[:, self.text_length :]
         counts = torch.is_grad_enabled() == (self.accum_freq == 1)
-        update = self.statistics.begin(words) if counts else None  # on its way while the towers run
+        update = self.statistics.begin(words) if counts else None  # overlaps with the towers
         reading = Reading(self.patch_tokens, self.class_head.reads)
         outputs = self._encode(image, text, reading)
         head_input = reading.vector
@@ -113,12 +112,12 @@ class _WithClassHead:
             head_input = head_input.detach()
         elif self.placebo == "class-loss-only":
             features = outputs["image_features"]
-            outputs["image_features"] = features.detach() + 0 * features  # DDP wants a gradient for each parameter
+            outputs["image_features"] = features.detach() + 0 * features  # DDP needs a gradient for each parameter
         outputs["class_losses"] = self._class_losses(head_input, words, update, outputs)
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Locks the vision tower as OpenCLIP does; InputError if nothing below the head would learn from it."""
+        """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only the head."""
         super().lock_image_tower(unlocked_groups, freeze_bn_stats)
         beyond_head = ("proj", "head.", *(("attn_pool",) if self.class_head.reads == "patches" else ()))
         below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)]
@@ -129,7 +128,7 @@ class _WithClassHead:
             )
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
-        """Returns OpenCLIP's outputs; `reading` takes what the head reads."""
+        """Returns OpenCLIP's outputs; `reading` receives the head's input."""
         image_features = self.visual(image, reading)
         outputs = super().forward(None, text)
         outputs["image_features"] = F.normalize(image_features, dim=-1)
@@ -154,7 +153,7 @@ class _WithClassHead:
             idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
         if self.idf == "online" and not self._checked_idf:
             self._check_idf(idf)
-        if self.head_warmup:  # chosen on the device: reading the count back would stall it, and DDP wants one graph
+        if self.head_warmup:  # selected on the device: no synchronization, and the same graph for DDP
             warming_up = self.statistics.num_captions <= self.head_warmup
             head_input = torch.where(warming_up, head_input.detach(), head_input)
         if self.placebo == "constant-target":
@@ -180,7 +179,7 @@ class _WithClassHead:
         return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
 
     def _check_idf(self, idf: Tensor) -> None:
-        """Warns if the captions of the first batch, two or more, are all alike: no word weighs anything then."""
+        """Warns if all captions of the first batch are equal: all IDF weights are 0 then."""
         self._checked_idf = bool(self.statistics.num_captions > 1)
         if self._checked_idf and not (idf * (self.statistics.document_frequency > 0)).any():
             logging.warning(
@@ -215,7 +214,7 @@ class SuperCoCa(_WithClassHead, CoCa):
     reads_tower_tokens = True
 
     def _add_head(self, **options) -> None:
-        # OpenCLIP leaves it as the memory was, which may be NaN: nothing calls its `init_parameters`.
+        # OpenCLIP never calls `init_parameters`: the memory is uninitialized and may contain NaN.
         torch.nn.init.normal_(self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5)
         super()._add_head(**options)
 
@@ -225,9 +224,9 @@ class SuperCoCa(_WithClassHead, CoCa):
 
 
 def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
-    """Returns what the model, wrapped or not, has observed of its words since the last call; None if nothing.
+    """Returns the word statistics of a model, wrapped or not, since the last call; None if there are none.
 
-    Collective, as `WordKnowledge.take`.
+    Collective, like `WordKnowledge.take`.
     """
     with_head = next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
     if with_head is None or with_head.word_knowledge is None:

@@ -1,4 +1,4 @@
-"""What the class head reads of OpenCLIP's vision towers, through the towers' own `forward_intermediates`."""
+"""The class head's input from OpenCLIP's vision towers, through their own `forward_intermediates`."""
 
 from typing import NamedTuple
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-NEVER_NORMALISED = ("Hiera", "HieraDet")  # timm's towers that give their features as they are, and assert it
+NEVER_NORMALISED = ("Hiera", "HieraDet")  # timm's towers without a final norm, which they assert
 
 
 class PatchTokens(NamedTuple):
     """The patch tokens of a vision tower."""
 
-    width: int  # W, channels of a patch token
+    width: int  # W, the number of channels
     layout: str  # OpenCLIP's output_fmt: NLC for token towers, NCHW for convolutional ones
-    has_final_norm: bool  # whether the tower's last LayerNorm fits its patch tokens
+    has_final_norm: bool  # whether the tower's last LayerNorm applies to patch tokens
     description: str
 
 
 def patch_tokens(visual: nn.Module) -> PatchTokens:
     """Returns how to read the patch tokens of an OpenCLIP vision tower; InputError if it has none."""
     if isinstance(visual, VisionTransformer):
-        # An attentional pooler comes before the last norm, which then fits the pooled tokens: [B, queries, E].
+        # An attentional pooler comes before the last norm, which then applies to pooled tokens: [B, queries, E].
         pooled_before_norm = visual.attn_pool is not None and visual.attn_pool_contrastive is None
         norm = "before the attentional pooler" if pooled_before_norm else "after the final LayerNorm"
         return PatchTokens(visual.transformer.width, "NLC", not pooled_before_norm, f"ViT patch tokens {norm}")
@@ -45,7 +45,7 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
 
 
 def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
-    """Returns the width of what the class head reads, one of HEAD_INPUTS; InputError if the tower does not have it."""
+    """Returns the width of the class head's input, one of HEAD_INPUTS; InputError if the tower does not have it."""
     if head_input == "patches":
         return tokens.width
     if isinstance(visual, VisionTransformer) and not (visual.attn_pool is None and visual.pool_type == "none"):
@@ -68,13 +68,13 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
 def encode_image(
     visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str = "patches"
 ) -> tuple[Tensor, Tensor]:
-    """Returns the image features [B, E], exactly `visual(image)`, and what the class head reads, float32 [B, W]."""
+    """Returns the image features [B, E], exactly `visual(image)`, and the class head's input, float32 [B, W]."""
     features, _, vector = _read(visual, tokens, image, head_input)
     return features, vector
 
 
 def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
-    """Returns the patch tokens where they are in the image, [B, W, h, w]; their mean is `encode_image`'s."""
+    """Returns the patch tokens as a feature map, [B, W, h, w]; their mean is `encode_image`'s."""
     output = visual.forward_intermediates(
         image,
         indices=1,
@@ -86,9 +86,9 @@ def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
 
 
 def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str) -> Tensor:
-    """Returns what the class head reads at each patch, [B, W, h, w]; the mean is what it reads of the whole image.
+    """Returns the class head's input at each patch, [B, W, h, w]; the mean is its input for the whole image.
 
-    For "pooled" that is the one vector, h = w = 1.
+    For "pooled" there is a single vector, h = w = 1.
     """
     if head_input == "patches":
         return patch_map(visual, tokens, image)
@@ -98,9 +98,9 @@ def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_i
 
 
 class Reading:
-    """Given to a tower that `make_readable` has changed, with the image: takes what the class head reads.
+    """Receives the class head's input when passed, with the image, to a tower changed by `make_readable`.
 
-    It is a plain object, not a list or dict, so that wrappers of the tower such as FSDP's pass on this very one.
+    A plain object instead of a list or dict, because wrappers such as FSDP would copy these.
     """
 
     def __init__(self, tokens: PatchTokens, head_input: str):
@@ -109,7 +109,7 @@ class Reading:
 
 
 class _Readable:
-    """A vision tower whose call can also take a `Reading`. The output is the tower's own, for hooks and wrappers."""
+    """A vision tower that also accepts a `Reading`. The output is unchanged, for hooks and wrappers."""
 
     def forward(self, image: Tensor, reading: Reading | None = None):
         if reading is None:
@@ -140,10 +140,10 @@ def make_readable(visual: nn.Module) -> None:
 
 
 def _read(visual, tokens: PatchTokens, image, head_input: str) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] if the tower has them, and what the head reads.
+    """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] if the tower has them, and the head's input.
 
-    The image features come last of all: FSDP gathers the tower's weights when their gradient enters the tower, and
-    autograd takes the latest results first.
+    The image features are computed last because FSDP gathers the tower's weights when their gradient enters the tower,
+    and autograd starts with the latest results.
     """
     if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
         return _read_vit(visual, tokens, image, head_input)
@@ -181,7 +181,7 @@ def _read_timm(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> t
 
 
 def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Tensor]:
-    """Reads patches of images in their own shapes, as OpenCLIP 4's NaFlex gives them: padding enters no mean."""
+    """Supports the patches of OpenCLIP 4's NaFlex, with images of different shapes: the mean excludes padding."""
     trunk = visual.trunk
     read = trunk.forward_features(image["patches"], patch_coord=image["patch_coord"], patch_valid=image["patch_valid"])
     tokens, valid = read["patches"], read["patch_valid"]  # [B, prefix + N, W], [B, N]
@@ -194,7 +194,7 @@ def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Te
 
 
 def _head_input(head_input: str, pooled: Tensor, patch_mean: Tensor) -> Tensor:
-    """Returns what the head reads, float32 [B, W]; some poolers give one query, [B, 1, W]."""
+    """Returns the head's input, float32 [B, W]; some poolers return one query, [B, 1, W]."""
     if head_input == "patches":
         return patch_mean
     pooled = pooled.reshape(len(pooled), -1).float()

@@ -1,8 +1,8 @@
-"""Sums over the ranks, and DistributedDataParallel whose gradient buckets stay as they are.
+"""Sums over the ranks, and DistributedDataParallel with fixed gradient buckets.
 
-torch rebuilds the buckets after the first step of a process, in the order in which its gradients came. How a sum over
-three ranks or more is rounded depends on where in a bucket a gradient is: the first step of a resumed run would differ
-in its last bits from the same step of an uninterrupted run.
+torch rebuilds the buckets after the first step of a process, in the order in which the gradients were computed. With
+three or more ranks, rounding depends on the position of a gradient in its bucket: the first step of a resumed run would
+differ in the last bits from that of an uninterrupted run.
 """
 
 import sys
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Returns how many ranks train together, 1 for a process alone."""
+    """Returns the number of ranks, 1 for a single process."""
     horovod = _horovod()
     if horovod is not None:
         return horovod.size()
@@ -22,7 +22,7 @@ def world_size() -> int:
 
 
 def begin_sum(tensor: Tensor, name: str):
-    """Starts to sum `tensor` over the ranks, in place; returns an object whose `wait()` returns when it is done.
+    """Starts an in-place sum of `tensor` over the ranks; returns an object whose `wait()` blocks until it is done.
 
     Collective. `name` distinguishes it from other sums in progress.
     """
@@ -34,13 +34,13 @@ def begin_sum(tensor: Tensor, name: str):
 
 
 def _horovod():
-    """Returns horovod.torch if it has been started; OpenCLIP imports it if it is installed."""
+    """Returns horovod.torch if it is initialized; OpenCLIP imports it if it is installed."""
     horovod = sys.modules.get("horovod.torch")
     return horovod if horovod is not None and horovod.is_initialized() else None
 
 
 def fix_buckets() -> None:
-    """Makes torch's DistributedDataParallel keep its first buckets from now on."""
+    """Makes torch's DistributedDataParallel keep its initial buckets."""
     ddp = torch.nn.parallel.DistributedDataParallel
     if not hasattr(ddp, "has_fixed_buckets"):
         torch.nn.parallel.DistributedDataParallel = _with_fixed_buckets(ddp)
@@ -52,12 +52,12 @@ def _with_fixed_buckets(ddp: type) -> type:
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            # As if every gradient had come once, in the order of the parameters: torch makes its final buckets.
+            # As if every gradient were ready, in parameter order: torch builds its final buckets now.
             self.reducer._push_all_rebuilt_params()
             self.reducer._rebuild_buckets()
 
         def _build_params_for_reducer(self):
             parameters, are_sparse = super()._build_params_for_reducer()
-            return parameters[::-1], are_sparse[::-1]  # the last gradients come first: sums start during the backward
+            return parameters[::-1], are_sparse[::-1]  # last gradients first: sums overlap with the backward
 
     return DistributedDataParallel

@@ -1,4 +1,4 @@
-"""Models that have shapes alone: their FLOPs, and the memory of a training step."""
+"""Models without weights, to count FLOPs and the memory of a training step."""
 
 import weakref
 from types import MappingProxyType
@@ -27,14 +27,14 @@ def model_without_weights(
     context_length: int | None = None,
     **model_kwargs,
 ):
-    """Returns an OpenCLIP model without weights, as training starts it.
+    """Returns an OpenCLIP model without weights, configured as for training.
 
     Args:
-        patch_dropout: the fraction of the patch tokens that training leaves out, as --force-patch-dropout says.
-        device: where its tensors would be.
-        superclip: options of the class head; None leaves the head out.
-        image_size, context_length: as --force-image-size and --force-context-length say.
-        model_kwargs: more arguments of the model's class.
+        patch_dropout: the fraction of patch tokens to drop, as in --force-patch-dropout.
+        device: the device of its tensors.
+        superclip: options of the class head; None for no head.
+        image_size, context_length: as in --force-image-size and --force-context-length.
+        model_kwargs: further arguments of the model's class.
     """
     model_cfg = open_clip.get_model_config(model_name)
     if patch_dropout:
@@ -54,7 +54,7 @@ def model_without_weights(
 def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: float = 0.0) -> dict[str, float]:
     """Returns GMACs of one pair through `vision`, `text` and `head` of an OpenCLIP model, forward.
 
-    Counted without weights. The paper's figures leave out attention's own products, as does `with_attention=False`.
+    `with_attention=False` excludes attention's own matrix products, as the paper does.
     """
     model = model_without_weights(model_name, patch_dropout)
     image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
@@ -78,15 +78,15 @@ def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: flo
 
 
 def head_share(gmacs: dict[str, float]) -> float:
-    """Returns the head's GMACs over those of the two towers."""
+    """Returns the ratio of the head's GMACs to those of both towers."""
     return gmacs["head"] / (gmacs["vision"] + gmacs["text"])
 
 
 class MemoryTrace:
-    """Within it tensors have no data; `bytes` is what the live ones would occupy, `peak` the maximum so far.
+    """A context in which tensors have no data; `bytes` is the size of live tensors, `peak` its maximum so far.
 
-    Memory of allocators, kernel workspaces and libraries is not included. A value read back from a tensor is 1.
-    Storages are tracked through torch's dispatch, as in torch's own, private tracker (torch.distributed._tools).
+    Allocator overhead, kernel workspaces and libraries are not included. Reading a value from a tensor returns 1.
+    Storages are tracked through torch's dispatch, as in torch's private tracker (torch.distributed._tools).
     """
 
     def __init__(self):
@@ -104,7 +104,7 @@ class MemoryTrace:
 
 
 class _Storages(TorchDispatchMode):
-    """Follows the storages of every operator's results."""
+    """Tracks the storages of all operators' results."""
 
     def __init__(self, trace: MemoryTrace):
         super().__init__()

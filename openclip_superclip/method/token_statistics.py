@@ -1,4 +1,4 @@
-"""How many captions hold each token, the IDF weights that follow, and how well the class head knows each word."""
+"""Document frequencies of the tokens, their IDF weights, and how well the class head predicts each word."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ SAMPLE = 64  # captions of each batch and rank whose words are observed
 def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
     """Returns the weights max(0, log(|D| / (1 + df))), float32 [V] (paper, eq. 4).
 
-    A token that every caption holds would have a weight just below 0.
+    Without the maximum, a token in every caption would have a weight just below 0.
 
     Args:
-        document_frequency: int64 [V], captions that hold the token.
-        num_captions: |D|; online, the captions seen so far and one more, so that no weight falls below 0.
+        document_frequency: int64 [V], number of captions that contain the token.
+        num_captions: |D|; online, the number of captions so far plus one, so that no weight is negative.
     """
     on_mps = document_frequency.device.type == "mps"
     ratio = num_captions / (document_frequency + 1).to(torch.float32 if on_mps else torch.float64)
@@ -29,16 +29,16 @@ def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """How many captions hold each token, int64 [V], and how many captions there are."""
+    """Number of captions that contain each token, int64 [V], and total number of captions."""
 
     document_frequency: Tensor = field(repr=False)
     num_captions: int
 
 
 class FixedIDF(nn.Module):
-    """The weights of the words over a whole data set, float32 [V]: those of `counted` tokens, 0 for the others.
+    """IDF weights over a whole data set, float32 [V]: 0 for tokens that are not `counted`.
 
-    The buffer holds counts: no cast of the model touches them. It is not saved, the file is read at every start.
+    The buffer is int64, so that casts of the model do not change it. It is not saved: the file is read at every start.
     """
 
     def __init__(self, frequencies: DocumentFrequency, counted: Tensor):
@@ -60,21 +60,21 @@ class FixedIDF(nn.Module):
 
 
 class Update(NamedTuple):
-    """Counts of one batch on their way to every rank."""
+    """The counts of one batch, while they are summed over the ranks."""
 
     message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
     work: object  # the running sum over the ranks, or None
 
 
 class TokenStatistics(nn.Module):
-    """Counts, for each token of the vocabulary, the captions that hold it (document frequency), over all ranks.
+    """Counts the captions that contain each token of the vocabulary (document frequency), over all ranks.
 
-    The counts are int64 buffers: they are saved with the model, no cast of the model touches them, and they stay exact.
-    Ids in `ignored_tokens` are never counted and have weight 0; a caption of nothing else is not counted either.
+    The counts are int64 buffers: they are saved with the model, exact, and unchanged by casts of the model. Ids in
+    `ignored_tokens` are not counted and have weight 0; captions that contain only such ids are not counted.
 
     Args:
         vocab_size: V, the number of token ids.
-        ignored_tokens: ids that are no words, such as start, end and padding.
+        ignored_tokens: ids that are not words, such as start, end and padding.
     """
 
     def __init__(self, vocab_size: int, ignored_tokens: Iterable[int] = ()):
@@ -90,16 +90,16 @@ class TokenStatistics(nn.Module):
         self._checked_ids = False
 
     def update(self, tokens: Tensor) -> Tensor:
-        """Adds a batch of captions, tokens [B, L], and returns how many captions it holds on all ranks (int64 scalar).
+        """Adds a batch of captions, tokens [B, L], and returns the number of captions on all ranks (int64 scalar).
 
-        Collective where torch.distributed or Horovod runs: every rank calls it, with a batch of any size of its own.
-        Raises InputError for an id outside the vocabulary.
+        Collective with torch.distributed or Horovod: every rank must call it; batch sizes may differ. Raises InputError
+        for an id outside the vocabulary.
         """
         return self.finish(self.begin(tokens))
 
     @torch.compiler.disable
     def begin(self, tokens: Tensor) -> Update:
-        """Counts tokens [B, L] here and starts their sum over the ranks; `finish` adds it."""
+        """Counts tokens [B, L] on this rank and starts the sum over the ranks; `finish` adds it."""
         self._check_ids(tokens)
         tokens, _ = tokens.long().sort(dim=1)
         counts = self.counted[tokens]  # [B, L]
@@ -113,7 +113,7 @@ class TokenStatistics(nn.Module):
 
     @torch.compiler.disable
     def finish(self, update: Update) -> Tensor:
-        """Adds the counts of all ranks and returns how many captions the batch holds on all of them (int64 scalar)."""
+        """Adds the counts of all ranks and returns the number of captions on all ranks (int64 scalar)."""
         if update.work is not None:
             update.work.wait()
         self.document_frequency += update.message[:-2]
@@ -123,14 +123,14 @@ class TokenStatistics(nn.Module):
     def idf(self) -> Tensor:
         """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper, eq. 4, online form).
 
-        The authors' code keeps running means in float64; on integer counts they reduce to this.
+        Equals the authors' running means in float64, computed from integer counts.
         """
         return idf(self.document_frequency, self.num_captions + 1) * self.counted
 
     def _check_ids(self, tokens: Tensor) -> None:
         """Raises InputError for an id outside the vocabulary.
 
-        Reading a value back from an accelerator would stall it, so there only the first batch is looked at.
+        On accelerators only the first batch is checked, to avoid synchronization.
         """
         if self._checked_ids and tokens.device.type != "cpu":
             return
@@ -147,31 +147,32 @@ class TokenStatistics(nn.Module):
 def special_token_ids(tokenizer) -> tuple[int, ...]:
     """Returns the ids that an OpenCLIP tokenizer adds to every caption: start, end, padding and the like.
 
-    0 is always among them: OpenCLIP's own tokenizer pads with it (there it is also the token "!"), and so does
-    OpenCLIP's wrapper of Hugging Face tokenizers where it strips the separator.
+    0 is always included: OpenCLIP's own tokenizer pads with it (there it is also the token "!"), and so does OpenCLIP's
+    wrapper of Hugging Face tokenizers if it strips the separator.
     """
-    inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrappers keep theirs here
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrappers
     return tuple(sorted({0, *inner.all_special_ids}))
 
 
 class EpochWords(NamedTuple):
-    """What the observed captions of an epoch show of every token; a share is its part of the head's softmax."""
+    """Statistics of every token over the observed captions of an epoch; a share is its softmax probability."""
 
-    captions: Tensor  # int64 [V], observed captions that contain it
-    share_where_label: Tensor  # float32 [V], the mean over the images of those; NaN if there is none
-    share_where_not: Tensor  # float32 [V], the mean over all other images; NaN if there is none
-    num_captions: int  # observed, without those that contain no word
-    num_trained: int  # captions trained on, counted in the same way
+    captions: Tensor  # int64 [V], observed captions that contain the token
+    share_where_label: Tensor  # float32 [V], mean probability over their images; NaN if there are none
+    share_where_not: Tensor  # float32 [V], mean probability over all other images; NaN if there are none
+    num_captions: int  # observed captions that contain a word
+    num_trained: int  # captions of the epoch that contain a word
 
 
 class WordKnowledge:
     """Sums the head's probabilities over the steps of an epoch, on the device.
 
-    The sums are no buffers of the model: they are not saved, no cast of the model reaches them, and a run that resumes
-    at the start of an epoch needs none. They are float64: a rare word's 1e-8 would be lost in a large float32 sum.
+    The sums are not buffers of the model: they are not saved, which is not needed as runs resume at the start of an
+    epoch, and casts of the model do not change them. They are float64 because a rare word's 1e-8 would be lost in a
+    large float32 sum.
 
     Args:
-        counted: bool [V], the tokens that are words.
+        counted: bool [V], whether each token is a word.
     """
 
     def __init__(self, counted: Tensor):
@@ -193,9 +194,9 @@ class WordKnowledge:
         self.sums = sums if self.sums is None else self.sums.add_(sums)
 
     def take(self, device: torch.device) -> EpochWords | None:
-        """Returns the means over all ranks since the last call, and starts again; None if no caption was observed.
+        """Returns the means over all ranks since the last call and resets the sums; None if no caption was observed.
 
-        Collective if several ranks train together: each calls it, at the end of an epoch, with its model's device.
+        Collective: each rank must call it, at the end of an epoch, with its model's device.
         """
         sums, self.sums = self.sums, None
         if sums is None:
