@@ -1,11 +1,11 @@
-"""Checkpoints: what is in them, of which kind they are, and the formats that they are exported to."""
+"""Reads, checks, averages, imports and exports checkpoints."""
 
 from pathlib import Path
 
 WEIGHTS_NAMES = {"openclip": "open_clip_model.safetensors", "torch": "open_clip_pytorch_model.bin"}  # by --format
-HEAD_NAME = "superclip_head.safetensors"  # class head and counts, beside an exported model
+HEAD_NAME = "superclip_head.safetensors"  # class head and token statistics, saved next to an exported model
 
-SHARDED, RECORD_BESIDE = ".metadata", "_metadata_extra.pt"  # in a folder of OpenCLIP 4's --fsdp-checkpoint sharded
+SHARDED, RECORD_BESIDE = ".metadata", "_metadata_extra.pt"  # files written by OpenCLIP 4's --fsdp-checkpoint sharded
 
 
 def is_sharded(path: Path) -> bool:

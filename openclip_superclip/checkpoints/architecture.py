@@ -1,4 +1,4 @@
-"""Architectures: which model a checkpoint is of, its configuration and preprocessing, without weights."""
+"""Finds the architecture of a checkpoint: its model configuration and preprocessing."""
 
 import copy
 import json
@@ -25,20 +25,20 @@ from .run_outputs import training_folder
 
 
 class Architecture(NamedTuple):
-    """A model without its weights."""
+    """The configuration of a model, without weights."""
 
-    name: str  # as --model says it; OpenCLIP finds the tokenizer under it
+    name: str  # value of --model, by which OpenCLIP finds the tokenizer
     model_cfg: dict
     preprocess_cfg: dict
 
     def on_meta(self) -> nn.Module:
-        """Returns OpenCLIP's model with shapes and no memory."""
+        """Returns OpenCLIP's model on the meta device."""
         return self.on("meta")
 
     def on(self, device: str, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model with random weights; InputError if OpenCLIP cannot build it.
+        """Returns OpenCLIP's model with random weights. Raises InputError if OpenCLIP cannot build it.
 
-        If the plugin's hooks are active, `superclip=…` gives it a class head.
+        If the plugin's hooks are active, the argument `superclip` adds a class head.
         """
         with tempfile.TemporaryDirectory() as folder, torch.device(device):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
@@ -49,22 +49,22 @@ class Architecture(NamedTuple):
                 )
             except InputError:
                 raise
-            except Exception as error:  # a configuration of nonsense raises anything
+            except Exception as error:  # an invalid configuration can raise anything
                 raise InputError(f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})") from error
         _check_preprocessing(model, self.name)
         return model
 
     def tokenizer(self):
-        """Returns OpenCLIP's tokenizer for it; InputError if there is none."""
+        """Returns OpenCLIP's tokenizer for the model. Raises InputError if it cannot be opened."""
         try:
             return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
-        except Exception as error:  # a Hugging Face tokenizer raises anything
+        except Exception as error:  # Hugging Face tokenizers can raise anything
             raise InputError(
                 f"--model: {self.name} has no tokenizer that OpenCLIP opens ({reason(error)[:200]})"
             ) from error
 
     def with_options(self, options: dict) -> "Architecture":
-        """Returns it as OpenCLIP's trainer would change it for `options` of the command line, by their names."""
+        """Returns the architecture after the changes that OpenCLIP's trainer makes for command-line `options`."""
         model_cfg, preprocess_cfg = copy.deepcopy(self.model_cfg), dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
@@ -82,7 +82,7 @@ class Architecture(NamedTuple):
 
 
 def _convert_to_naflex(model_cfg: dict) -> None:
-    """Makes the vision tower one that takes images of any shape, as OpenCLIP 4's --use-naflex does."""
+    """Converts the vision tower to NaFlex (any image shape), like OpenCLIP 4's --use-naflex."""
     try:
         from open_clip.naflex_convert import apply_naflex_vision_config
     except ImportError:
@@ -94,9 +94,14 @@ def _convert_to_naflex(model_cfg: dict) -> None:
 
 
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:
-    """Returns what a --model names: a built-in name, local-dir:, hf-hub:, or a JSON file of a configuration.
+    """Returns the architecture of a built-in model, local-dir:FOLDER, hf-hub:REPO or a JSON configuration file.
 
-    With the tag of released weights the preprocessing is theirs. Raises InputError for a model that there is not.
+    Raises InputError if there is no such model.
+
+    Args:
+        model: value of --model.
+        tag: tag of released weights, which determine the preprocessing.
+        flag: name of the option, for error messages.
     """
     if model.endswith(HF_CONFIG_NAME):
         model = f"local-dir:{Path(model).parent}"
@@ -108,7 +113,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     know_model(None)
     try:
         model_cfg = open_clip.get_model_config(model)
-    except Exception as error:  # of files, of JSON, of the hub
+    except Exception as error:  # file, JSON and hub errors
         raise InputError(f"{flag}: {model} has no readable configuration ({reason(error)[:200]})") from error
     if model_cfg is None:
         raise InputError(
@@ -121,11 +126,11 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
 
 
 def _check_preprocessing(model: nn.Module, name: str) -> None:
-    """Raises InputError for preprocessing that OpenCLIP cannot do; OpenCLIP fails only at the first image."""
+    """Raises InputError for invalid preprocessing, which OpenCLIP itself reports only at the first image."""
     try:
         preprocess_cfg = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
         open_clip.transform.image_transform_v2(preprocess_cfg, is_train=False)(Image.new("RGB", (8, 8)))
-    except Exception as error:  # of asserts, of torchvision
+    except Exception as error:  # assertions and torchvision errors
         raise InputError(
             f"--model: OpenCLIP cannot prepare images with the preprocess_cfg of {name} ({reason(error)[:200]})"
         ) from error
@@ -144,17 +149,20 @@ def _preprocess_cfg(model: str, tag: str) -> dict:
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
-    """Returns both with what OpenCLIP lets differ made equal: the text tower's place, the scale's and bias's shapes."""
+    """Returns both, adapted to each other if they differ in ways that OpenCLIP accepts.
+
+    These are whether the text tower is a module of its own, and the shapes of logit_scale and logit_bias.
+    """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     if "multimodal_cfg" not in model_cfg:
-        model_cfg["vision_cfg"].pop("output_tokens", None)  # stock CLIP cannot take them, and the head does not
+        model_cfg["vision_cfg"].pop("output_tokens", None)  # unsupported by stock CLIP, and unused by the head
     separate_text = any(name.startswith("text.") for name in weights)
     if separate_text:
         model_cfg["custom_text"] = True
     elif model_cfg.get("custom_text"):
         weights = convert_to_custom_text_state_dict(weights)
     if "logit_bias" in weights:
-        model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's own start; the weights replace it
+        model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's default; the weights replace it
     scales = {name: weights[name] for name in ("logit_scale", "logit_bias") if name in weights}
     scalars = {name: tensor.reshape(()) for name, tensor in scales.items() if tensor.numel() == 1}
     return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
@@ -163,13 +171,13 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
 def architecture_of(
     checkpoint: Path, run_options: dict, model: str | None = None, flag: str = "--model"
 ) -> Architecture:
-    """Returns the architecture of a checkpoint's weights, changed as the run's own options changed it.
+    """Returns the architecture of a checkpoint, with the changes made by the run's options.
 
     Args:
         checkpoint: a file of weights or a folder.
-        run_options: of the training command, empty if they are unknown.
-        model: its name, if the user gives one.
-        flag: the option that names it.
+        run_options: options of the training command; empty if unknown.
+        model: value of `flag`, if the user gives one.
+        flag: name of the option, for error messages.
     """
     if model is None and (checkpoint / HF_CONFIG_NAME).is_file():
         model = f"local-dir:{checkpoint}"
@@ -180,7 +188,7 @@ def architecture_of(
 
 
 def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:
-    """Returns the run's own --model; a relative path starts in the folder in which the run was trained."""
+    """Returns the run's --model, with relative paths resolved against the working directory of the training."""
     model = run_options.get("model")
     schema, place = parse_model_name(model) if model else (None, None)
     is_file = schema is None and bool(model) and model.endswith(".json")
@@ -197,10 +205,10 @@ def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None
 
 
 def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
-    """Returns, on the meta device, the class head and counts that fit OpenCLIP's `model`.
+    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device.
 
     Args:
-        head_input: what the head reads, one of HEAD_INPUTS.
+        head_input: input of the head, one of HEAD_INPUTS.
     """
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     width = head_width(model.visual, patch_tokens(model.visual), head_input)

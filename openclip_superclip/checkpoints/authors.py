@@ -1,4 +1,4 @@
-"""The checkpoints of SuperCLIP's authors under our names."""
+"""Imports checkpoints of the SuperCLIP authors' code."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from .architecture import expected_head, fit, read_architecture
 from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
 
-LARGEST = 2**17  # global batches that are tried
-RAREST = 64  # tokens that test a batch first: their counts are small, and rounded little
-NEAR = 0.02  # distance from an integer of a count of rounded fractions
+LARGEST = 2**17  # largest global batch that is tried
+RAREST = 64  # rarest tokens, which are tested first: their small counts have small rounding errors
+NEAR = 0.02  # tolerance for whole counts
 HEAD_NAMES = {
     "text_decoder.ln_mlp.weight": "class_head.ln.weight",
     "text_decoder.ln_mlp.bias": "class_head.ln.bias",
@@ -21,15 +21,15 @@ HEAD_NAMES = {
     "text_decoder.text_projection.bias": "class_head.bias",
 }
 STATISTICS = ("cap_fq", "num_samples")
-FLOAT32 = 2**-24  # the relative rounding of each fraction
+FLOAT32 = 2**-24  # relative rounding error of each fraction
 
 
 def whole_counts(cap_fq: Tensor, batches: Tensor) -> Tensor:
-    """Returns for each global batch [N] whether it gives whole counts, bool [N].
+    """Returns whether each global batch size implies whole counts, bool [N].
 
     Args:
-        cap_fq: running means, float64 [V]; those whose counts float32 rounds too far are left out.
-        batches: integers [N].
+        cap_fq: running means, float64 [V]. Means with too large a rounding error are ignored.
+        batches: global batch sizes, integers [N].
     """
     means = cap_fq[(cap_fq > 0) & (cap_fq * batches.max() * FLOAT32 < NEAR / 2)]
     counts = means * batches[:, None]
@@ -37,9 +37,9 @@ def whole_counts(cap_fq: Tensor, batches: Tensor) -> Tensor:
 
 
 def fitting_batch(cap_fq: Tensor) -> int | None:
-    """Returns the smallest global batch up to LARGEST that gives whole counts of means, float64 [V]; None without.
+    """Returns the smallest global batch size up to LARGEST that implies whole counts, or None if there is none.
 
-    Every multiple of the right batch gives whole counts too.
+    Every multiple of the correct size implies whole counts, too.
     """
     rarest = cap_fq[cap_fq > 0].sort().values[:RAREST]
     if not len(rarest) or rarest[0] * LARGEST * FLOAT32 >= NEAR / 2:
@@ -49,15 +49,14 @@ def fitting_batch(cap_fq: Tensor) -> int | None:
 
 
 def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
-    """Returns the authors' weights under OpenCLIP's names and those of the class head and the token statistics.
+    """Returns the authors' weights under the names of OpenCLIP and of this package.
 
-    `cap_fq` adds up, over the steps, the fraction of the global batch's captions that contain each token, and
-    `num_samples` counts steps: times the global batch these are counts. Each fraction was rounded to float32 before it
-    was added in float64. That is exact if the global batch is a power of two; otherwise rounding restores every count
-    below 8 million, and changes an IDF weight by less than 1e-7.
+    `cap_fq` is the sum over steps of the fraction of the global batch's captions that contain each token, and
+    `num_samples` is the number of steps. Multiplied by the global batch size, these are counts. Each fraction was
+    rounded to float32 before it was added in float64. This is exact if the global batch size is a power of two.
+    Otherwise rounding to integers restores all counts below 8 million, and changes IDF weights by less than 1e-7.
 
-    Raises InputError, with the names, for a head that is missing, incomplete or has hidden layers, and for means that
-    no run can have counted.
+    Raises InputError if the head is missing, incomplete or has hidden layers, or if the statistics are impossible.
     """
     missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
     if missing:
@@ -82,13 +81,17 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
 def import_checkpoint(
     file: Path, model: str, out: Path, global_batch: int, overwrite: bool = False
 ) -> tuple[int, list[str]]:
-    """Writes the folder `out`, complete or not at all; returns the number of captions counted, and warnings.
+    """Writes the folder `out`, which is never left incomplete.
 
     Args:
-        file: the authors'.
-        model: its configuration, as --model names it.
-        out: the folder; with `overwrite` it is replaced as a whole.
-        global_batch: captions of a step on all GPUs.
+        file: a checkpoint of the authors' code.
+        model: name or JSON file of its configuration.
+        out: the folder to write.
+        global_batch: captions per step over all GPUs.
+        overwrite: whether to replace an existing folder.
+
+    Returns:
+        The number of captions counted, and warnings.
     """
     check_folder_out(out, overwrite, [file])
     architecture = read_architecture(model)
@@ -101,7 +104,7 @@ def import_checkpoint(
         raise InputError(f"{file}: {error}") from error
     model_cfg = architecture.model_cfg
     if not (model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]):
-        # OpenCLIP's CLIP holds the text tower's parts itself
+        # OpenCLIP's CLIP has no separate module for the text tower
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     architecture, weights = fit(architecture, weights)
     plain = architecture.on_meta()

@@ -1,4 +1,4 @@
-"""Averages of checkpoints, and interpolation between released and fine-tuned weights."""
+"""Averages checkpoints, and interpolates between released and fine-tuned weights."""
 
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from .run_outputs import options_to_keep
 
 
 def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str, Tensor]:
-    """Returns the mean of the checkpoints' weights, taken in float64, each in its own type.
+    """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original types.
 
-    Integers are not averaged: they are those of the checkpoint that has seen most captions, or the last. With
-    `add_counts` the captions' counts are added: right for separate runs, wrong for steps of one run, each of which
-    includes the earlier ones' counts.
+    Integers are not averaged, but copied from the checkpoint that has seen most captions, or from the last one.
+
+    Args:
+        checkpoints: two or more checkpoints of one model.
+        add_counts: whether to add up the token statistics. This is right for separate runs, but wrong for checkpoints
+            of one run, because each includes the counts of earlier ones.
     """
     first, *others = checkpoints
     if add_counts:
@@ -39,7 +42,7 @@ def average(checkpoints: list[Checkpoint], add_counts: bool = False) -> dict[str
 
 
 def _refuse_twice(checkpoints: list[Checkpoint]) -> None:
-    """Raises InputError for a checkpoint that is given twice: its captions would be counted twice."""
+    """Raises InputError if a checkpoint is given twice, because its captions would be counted twice."""
     seen: dict[str, Path] = {}
     for checkpoint in checkpoints:
         file = file_of_weights(checkpoint.path)
@@ -53,7 +56,7 @@ def _refuse_twice(checkpoints: list[Checkpoint]) -> None:
 
 
 def _check_fit(one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises InputError unless weights of two checkpoints match, and their class heads read the same."""
+    """Raises InputError unless the weights of two checkpoints match and their class heads have the same input."""
     check_match(found, expected, str(one.path), str(other.path))
     reads, expected_reads = head_input_of(found), head_input_of(expected)
     if reads != expected_reads:
@@ -63,10 +66,10 @@ def _check_fit(one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], exp
 
 
 def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
-    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), taken in float64.
+    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in float64.
 
-    Integers, and a class head that only the tuned weights have, are the tuned ones'. A head that only the released
-    weights have is left out.
+    Integers are copied from the tuned weights, and so is a class head that the released weights lack. A class head that
+    only the released weights have is dropped.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"--alpha is {alpha}; expected 0 (released) to 1 (tuned)")
@@ -85,7 +88,7 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
 
 
 def options_of_all(checkpoints: list[Checkpoint]) -> dict:
-    """Returns the options to record of a mean: the first checkpoint's model, and what all agree on."""
+    """Returns the options to record for a mean: the first checkpoint's model, and superclip options that all share."""
     first, *others = map(options_to_keep, checkpoints)
     return {
         name: value

@@ -1,4 +1,4 @@
-"""Checkpoints: the weights in a file or folder, memory-mapped, their checks, and how they are written."""
+"""Reads, checks and writes the weights of checkpoints."""
 
 import json
 import pickle
@@ -20,17 +20,17 @@ from ..files import NotWritten
 from . import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
 from .run_outputs import latest_checkpoints
 
-NUM_SHOWN = 3  # mismatches: enough to see what kind they are
+NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
-MAX_CAPTIONS = 2**53  # more than any run can have seen; the sum of a thousand such counts is still an int64
+MAX_CAPTIONS = 2**53  # more than any run can see; the sum of a thousand such counts still fits in int64
 HEAD_PREFIXES = ("class_head.", "statistics.")
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
-OPTIONS = "superclip_options"  # in a file of ours: the record of the run, as JSON or as an attribute
-TRAINING_ONLY = "training_only_"  # prefix of what other plugins keep for a resume
+OPTIONS = "superclip_options"  # the options of the run in files of this package: JSON metadata or an attribute
+TRAINING_ONLY = "training_only_"  # prefix of tensors that plugins store only to resume training
 
 
 def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
-    """Raises InputError, with the first mismatches, unless names, shapes and kinds of numbers are those of `model`."""
+    """Raises InputError with the first mismatches of names, shapes and number types, if there are any."""
     mismatches = []
     for name in sorted(weights.keys() | expected.keys()):
         tensor, other = weights.get(name), expected.get(name)
@@ -48,7 +48,7 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
 
 def _check_kinds(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError, with the name, for a tensor of other than plain numbers: sparse, quantized, complex."""
+    """Raises InputError for sparse, quantized, complex and meta tensors."""
     for name, tensor in weights.items():
         if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}".replace("torch.", "")
@@ -56,7 +56,7 @@ def _check_kinds(weights: dict[str, Tensor], what: str) -> None:
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError, with the name, for weights that are NaN or infinite and for counts that cannot be."""
+    """Raises InputError for non-finite weights and for impossible counts."""
     for name, tensor in weights.items():
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
@@ -69,12 +69,12 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Returns whether a tensor contains neither NaN nor infinity, without copying it."""
+    """Returns whether all values are finite, without allocating a mask."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    if tensor.element_size() == 1:  # torch has no minimum of float8
+    if tensor.element_size() == 1:  # aminmax does not support float8
         tensor = tensor.float()
-    return all(bound.isfinite() for bound in tensor.aminmax())  # one NaN makes the minimum NaN
+    return all(bound.isfinite() for bound in tensor.aminmax())  # NaN propagates to both bounds
 
 
 def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
@@ -92,31 +92,31 @@ def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
-    """Writes tensors to a file of safetensors or, by its suffix, of torch; OSError if the disk does not take them.
+    """Writes weights with safetensors or torch.save, depending on the suffix. Raises OSError if writing fails.
 
     Args:
-        weights: by name.
-        file: what is written.
-        options: what is known of the run, under the names of its command line; `read_checkpoint` returns them.
+        weights: tensors by name.
+        file: file to write.
+        options: options of the run to store in the file, from which `read_checkpoint` returns them.
     """
     options = dict(sorted((options or {}).items()))
     try:
         if file.suffix == ".safetensors":
-            # One entry alone: safetensors writes several in random order. Only transformers looks for the format.
+            # A single entry, because safetensors writes several in random order. Only transformers reads "format".
             metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
             save_file(_apart(weights), file, metadata=metadata)
-            file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
+            file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
         else:
             state = OrderedDict((name, _alone(tensor)) for name, tensor in _apart(weights).items())
-            if options:  # an attribute, like torch's own metadata of a state dict
+            if options:  # an attribute, like the _metadata of torch's state dicts
                 setattr(state, OPTIONS, options)
             torch.save(state, file)
-    except (SafetensorError, RuntimeError) as error:  # torch's for a full disk
+    except (SafetensorError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise NotWritten(str(error)) from error
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tied weights as separate copies: safetensors allows one name for one memory."""
+    """Returns tied weights as separate copies, because safetensors rejects shared memory."""
     seen, apart = set(), {}
     for name, tensor in weights.items():
         tied = tensor.data_ptr() in seen and tensor.numel() > 0
@@ -126,40 +126,41 @@ def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Returns a tensor with memory of its own: torch writes all of what is behind one, which may be a mapped file."""
+    """Returns a tensor with its own storage: torch.save writes whole storages, which may be a memory-mapped file."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 class Checkpoint(NamedTuple):
-    """Weights under OpenCLIP's names and, in a checkpoint of the trainer, the epochs behind them."""
+    """Weights under OpenCLIP's names, and facts about the file."""
 
     path: Path
     weights: dict[str, Tensor]
-    epoch: int | None = None
-    of_ddp: bool = False  # its names begin with `module.`: the run's ranks were torch.distributed's
-    of_tasks: bool = False  # OpenCLIP 4 wrote it, whose optimizer has other groups of parameters than OpenCLIP 3's
-    head_beside: bool = False  # the class head comes from a file of its own, as an export keeps it
-    options: dict = {}  # of the run, from the file itself  # noqa: RUF012
+    epoch: int | None = None  # completed epochs; None if the file is not one of the trainer
+    of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
+    of_tasks: bool = False  # written by OpenCLIP 4, whose optimizer has other parameter groups than OpenCLIP 3
+    head_beside: bool = False  # the class head was read from the separate file of an export
+    options: dict = {}  # options of the run, from the file itself  # noqa: RUF012
 
     def without_head(self) -> dict[str, Tensor]:
-        """The weights that are OpenCLIP's."""
+        """Returns the weights of the OpenCLIP model."""
         return {name: tensor for name, tensor in self.weights.items() if not name.startswith(HEAD_PREFIXES)}
 
     def head(self) -> dict[str, Tensor]:
-        """The class head and the token statistics; empty for a plain model."""
+        """Returns the class head and the token statistics; empty for a plain model."""
         return {name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)}
 
 
 def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
-    """Returns the content of a checkpoint; InputError, in one line, for a file that is not one.
+    """Reads a checkpoint. Raises InputError if the file is not one.
 
-    Takes what OpenCLIP takes: files of torch (the trainer's, with or without `module.`, or weights alone), safetensors,
-    TorchScript archives, folders with one of them, and OpenCLIP 4's sharded checkpoints. The class head that an export
-    keeps beside its weights is included. Files are memory-mapped, except shards. No pickle runs code.
+    Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or weights only),
+    safetensors, TorchScript archives, folders that contain one of these, and OpenCLIP 4's sharded checkpoints. Includes
+    the class head that an export saves in a separate file. Files are memory-mapped, except for sharded checkpoints.
+    Never runs code from a pickle.
 
     Args:
         path: a file or folder.
-        of_authors: whether to accept a file of SuperCLIP's authors, as only `superclip import` does.
+        of_authors: whether to accept a checkpoint of the SuperCLIP authors' code, for `superclip import`.
     """
     file = file_of_weights(Path(path))
     content, options = (_load_sharded(file.parent), {}) if is_sharded(Path(path)) else _load(file)
@@ -193,7 +194,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
 
 
 def holds_numbers(path: Path) -> bool:
-    """Returns whether a checkpoint can be read and no weight in it is NaN or infinite."""
+    """Returns whether a checkpoint can be read and all of its weights are finite."""
     try:
         return all(map(is_finite, read_checkpoint(path).weights.values()))
     except InputError:
@@ -201,12 +202,12 @@ def holds_numbers(path: Path) -> bool:
 
 
 def holds_head(names: Iterable[str]) -> bool:
-    """Returns whether weights of these names include a class head."""
+    """Returns whether the names include those of a class head."""
     return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
-    """Returns the class head and counts that an export keeps in a file of their own, and the run's options there."""
+    """Returns the class head and token statistics in the separate file of an export, and the options in it."""
     head, options = _load(file)
     if not all(name.startswith(HEAD_PREFIXES) for name in head):
         raise InputError(f"{file} holds more than a class head; export the checkpoint again, with --with-head")
@@ -215,7 +216,7 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _load_sharded(folder: Path) -> dict:
-    """Returns the weights in a sharded checkpoint and its run's record, as `torch.load` returns both from a file."""
+    """Returns the content of a sharded checkpoint in the format of an unsharded one."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
 
@@ -232,19 +233,19 @@ def _load_sharded(folder: Path) -> dict:
         reader = dcp.FileSystemReader(folder)
         reader.read_metadata = lambda *_, **__: metadata
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that it loads in one process
+            warnings.simplefilter("ignore")  # torch warns about loading in a single process
             dcp.load(tensors, storage_reader=reader)
-    except Exception as error:  # what is corrupt raises anything
+    except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{folder} cannot be read as a sharded checkpoint: {_problem(error)}") from error
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    for name in ("logit_scale", "logit_bias"):  # FSDP makes a vector of a number; elsewhere it is a number
+    for name in ("logit_scale", "logit_bias"):  # FSDP stores scalars as vectors
         if name in weights and weights[name].shape == (1,):
             weights[name] = weights[name].squeeze(0)
     return {**content, "state_dict": weights}
 
 
 class _SafeMetadata(pickle.Unpickler):
-    """Unpickles a sharded checkpoint's description of its tensors, and nothing else."""
+    """Unpickles the metadata of a sharded checkpoint and rejects all other classes."""
 
     NAMES = (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
@@ -266,21 +267,21 @@ def is_torchscript(path: str | Path) -> bool:
     """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
     if not zipfile.is_zipfile(path):
         return False
-    try:  # the test of torch.load: Python never unpickles such an archive
+    try:  # the same test as in torch.load
         return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError:
         return False
 
 
 def file_of_weights(path: Path) -> Path:
-    """Returns the file of the weights, in a folder the one that OpenCLIP chooses; InputError if there is none.
+    """Returns the file that contains the weights. Raises InputError if there is none.
 
-    For a sharded checkpoint it is the description of its tensors.
+    In a folder, this is the file that OpenCLIP selects; in a sharded checkpoint, its metadata file.
     """
     if is_sharded(path):
         return path / SHARDED
     if path.is_dir():
-        from open_clip.factory import _find_checkpoint_in_dir  # OpenCLIP's own choice among the files of a folder
+        from open_clip.factory import _find_checkpoint_in_dir
 
         found = _find_checkpoint_in_dir(path)
         if found is None:
@@ -294,7 +295,7 @@ def file_of_weights(path: Path) -> Path:
 
 
 def _load(file: Path) -> tuple[object, dict]:
-    """Returns the content of a file, and the run's options that it records."""
+    """Returns the content of a file, and the options of the run stored in it."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
@@ -305,10 +306,10 @@ def _load(file: Path) -> tuple[object, dict]:
             numbers = ("input_resolution", "context_length", "vocab_size")
             content, options = {name: tensor for name, tensor in state.items() if name not in numbers}, {}
         else:
-            mapped = zipfile.is_zipfile(file)  # torch's format of before 1.6 cannot be
+            mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 does not support mmap
             content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
             options = getattr(content, OPTIONS, {})
-    except Exception as error:  # a corrupt pickle raises anything
+    except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
     if not isinstance(options, dict):
         raise InputError(f"{file} cannot be read: it is corrupt (its {OPTIONS} are no options)")
@@ -324,10 +325,10 @@ def _problem(error: Exception) -> str:
 
 
 def save_files(tokenizer, folder: Path) -> None:
-    """Writes a tokenizer or processor of transformers'; OSError if the disk does not take it."""
+    """Writes a transformers tokenizer or processor. Raises OSError if writing fails."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise NotWritten(str(error)) from error  # the tokenizers' library says no more than this
+        raise NotWritten(str(error)) from error  # the tokenizers library raises plain Exception

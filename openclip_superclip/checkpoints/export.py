@@ -1,4 +1,4 @@
-"""Exports: a checkpoint as plain CLIP in a folder of its own, with preprocessing, tokenizer and model card."""
+"""Exports a checkpoint as plain CLIP to a folder with preprocessing, tokenizer and model card."""
 
 import copy
 import json
@@ -24,10 +24,10 @@ from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
 from .run_outputs import RunRecord, run_behind
 
-# As SimpleTokenizer splits a clean text: words, digits one by one, and everything else that is together.
+# How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 PADDING = "<padding_of_text>"
-RECIPE = {  # options of the run, under OpenCLIP's names, and their labels on the card
+RECIPE = {  # options of the run, by OpenCLIP's names, with their labels on the model card
     "epochs": "epochs",
     "train_num_samples": "samples an epoch",
     "lr": "learning rate",
@@ -53,12 +53,12 @@ processor = CLIPProcessor.from_pretrained("{place}", backend="pil")  # resizes a
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
-    """Returns transformers' tokenizer with the same ids, except that of padding, which `save_tokenizer` makes 0."""
+    """Returns a transformers tokenizer with the same ids, except for padding, whose id `save_tokenizer` sets to 0."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
-    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]  # not the empty line at a file's end
+    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]  # skips the empty last line of the file
     bpe = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
@@ -76,10 +76,10 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
 
 
 def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Writes a tokenizer of transformers'; one of `as_hugging_face` pads with 0, as OpenCLIP's does.
+    """Writes a transformers tokenizer. A tokenizer made by `as_hugging_face` pads with 0, like OpenCLIP's.
 
-    0 is also the token "!" inside words: the file names it twice. A tokenizer loaded from such a file saves only one
-    of the two names, in the merges too.
+    0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded from such a file
+    saves only one of them, even in the merges.
     """
     save_files(tokenizer, folder)
     if tokenizer.pad_token != PADDING:
@@ -95,13 +95,13 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of an export's model card; what is unknown is left out."""
+    """The content of an export's model card, which omits unknown facts."""
 
     name: str
     run: RunRecord  # empty for a checkpoint without a run's folder
-    num_captions: int | None  # seen with the class loss; None if nothing counted them
+    num_captions: int | None  # captions seen with the class loss; None if they were not counted
     head_beside: bool
-    license: str  # an identifier of the hub
+    license: str  # a license identifier of the Hugging Face hub
     library: str  # open_clip or transformers
     usage: str  # code that opens the model
     model: str  # the architecture's name
@@ -150,7 +150,7 @@ def _list(facts: dict) -> str:
 
 
 def _plain(value) -> str:
-    """Returns a value as one line of plain text in Markdown; of a file or folder, the name alone."""
+    """Returns a value as one line of escaped Markdown. Absolute paths are reduced to their last component."""
     text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", " ".join(str(value).split()))
     return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
 
@@ -164,13 +164,13 @@ def write_model(
     repo: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """Writes configuration, weights and tokenizer so that OpenCLIP opens `folder` as local-dir:.
+    """Writes configuration, weights and tokenizer to `folder`, for OpenCLIP's local-dir:.
 
     Args:
-        model: `architecture.on_meta()`, which has the preprocessing.
-        weights_name: OpenCLIP's name of the weights' file; its suffix decides the format.
-        repo: of the hub, where the folder will be; OpenCLIP looks there for the tokenizer.
-        out: the folder's later name, if it will be renamed.
+        model: `architecture.on_meta()`, which provides the preprocessing.
+        weights_name: file name of the weights, one that OpenCLIP looks for; its suffix determines the format.
+        repo: Hugging Face repository to which the folder will be uploaded; OpenCLIP loads the tokenizer from it.
+        out: final name of the folder, if it will be renamed.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -180,7 +180,7 @@ def write_model(
         from transformers import AutoConfig
 
         AutoConfig.from_pretrained(tower).save_pretrained(folder)
-        text_cfg["hf_model_name"] = repo or str((out or folder).resolve())  # OpenCLIP reads it by this name alone
+        text_cfg["hf_model_name"] = repo or str((out or folder).resolve())  # OpenCLIP looks nowhere else
     if text_cfg.get("hf_tokenizer_name"):
         save_tokenizer(tokenizer.tokenizer, folder)
         text_cfg["hf_tokenizer_name"] = repo or text_cfg["hf_tokenizer_name"]
@@ -199,7 +199,7 @@ def write_model(
 
 
 class Export(NamedTuple):
-    """What was written."""
+    """The result of an export."""
 
     model: str
     usage: str  # code that opens it
@@ -216,16 +216,17 @@ def export(
     repo: str | None = None,
     overwrite: bool = False,
 ) -> Export:
-    """Writes the folder `out`, complete or not at all.
+    """Writes the folder `out`, which is never left incomplete.
 
     Args:
         file: a checkpoint of a run, a file of weights, or a folder.
-        out: the folder; with `overwrite` it is replaced as a whole.
-        model: OpenCLIP's name or a JSON file, if nothing beside the checkpoint names it.
-        format: of WEIGHTS_NAMES, or "hf" for transformers.
-        with_head: whether the class head and the counts are kept beside the model.
-        license: for the model card.
-        repo: of the hub, where the folder will be.
+        out: the folder to write.
+        model: name of an OpenCLIP model or a JSON file, if it is not recorded with the checkpoint.
+        format: a key of WEIGHTS_NAMES, or "hf" for transformers.
+        with_head: whether to save the class head and the token statistics next to the model.
+        license: license for the model card.
+        repo: Hugging Face repository to which the folder will be uploaded.
+        overwrite: whether to replace an existing folder.
     """
     check_folder_out(out, overwrite, [file])
     checkpoint = read_checkpoint(file)
@@ -252,7 +253,7 @@ def export(
         usage = usage.replace("{place}", place)
         if with_head:
             kept = {name: run.options[name] for name in ("superclip_idf",) if name in run.options}
-            save_weights(head, folder / HEAD_NAME, kept)  # what the class head alone needs
+            save_weights(head, folder / HEAD_NAME, kept)  # the option that the class head needs
         num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
         card = Card(name, run, num_captions, with_head, license, library, usage.format(place=repo or name), found.name)

@@ -1,4 +1,4 @@
-"""OpenCLIP's ViT models as the CLIPModel of transformers."""
+"""Exports OpenCLIP's ViT models as transformers' CLIPModel."""
 
 import dataclasses
 import re
@@ -14,16 +14,16 @@ from ..errors import InputError
 from .architecture import Architecture
 from .checkpoint import check_match, save_files, save_weights
 
-# Options that CLIPModel has, or that do not matter once a model is trained. All others must have their defaults.
+# Options that CLIPModel supports, or that have no effect after training. All others must have their default values.
 EXPRESSED = {
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
-    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # the latter as clip_config checks
+    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # clip_config checks tokenizer_kwargs
 }
-RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # as PIL numbers them, and as OpenCLIP reads them in evaluation
+RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's constants, as OpenCLIP uses them in evaluation
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", *TOWERS}
-RENAMED = [  # OpenCLIP's names, in order, and transformers'
+RENAMED = [  # from OpenCLIP's names to transformers', applied in this order
     (r"^text\.", ""),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
@@ -46,9 +46,9 @@ TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
 def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes what CLIPModel, CLIPVisionModel and CLIPProcessor open with `from_pretrained`.
+    """Writes a folder for `from_pretrained` of CLIPModel, CLIPVisionModel and CLIPProcessor.
 
-    Raises InputError, by name, for an architecture that CLIPModel cannot express.
+    Raises InputError for an architecture that CLIPModel does not support.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -63,7 +63,7 @@ def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module,
 
 
 def clip_config(architecture: Architecture) -> dict:
-    """Returns the arguments of transformers' CLIPConfig; InputError, by name, for an option that it does not have."""
+    """Returns the arguments of transformers' CLIPConfig. Raises InputError for options that it does not support."""
     model_cfg = architecture.model_cfg
     wrong = sorted(model_cfg.keys() - WHOLE_MODEL)
     for tower, config_class in TOWERS.items():
@@ -116,13 +116,13 @@ def clip_config(architecture: Architecture) -> dict:
             "max_position_embeddings": text.context_length,
             "pad_token_id": text.pad_id,
             "bos_token_id": None,
-            "eos_token_id": 2,  # transformers then reads the text off the highest id, as OpenCLIP and OpenAI do
+            "eos_token_id": 2,  # makes transformers pool at the highest id, like OpenCLIP and OpenAI
         },
     }  # fmt: skip
 
 
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns OpenCLIP's weights under transformers' names; its in-projections are split in three."""
+    """Returns OpenCLIP's weights under transformers' names, with in_proj split into q, k and v."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in RENAMED:
@@ -154,19 +154,19 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_std=list(cfg["std"]),
     )
     save_files(CLIPProcessor(image_processor, _tokenizer(architecture)), folder)
-    save_files(image_processor, folder)  # under the name by which LLaVA-style projects look for it
+    save_files(image_processor, folder)  # preprocessor_config.json, which LLaVA-style projects read
 
 
-# What OpenCLIP's tokenizer cleans with ftfy and html.unescape (twice), but for mojibake and rare entities.
+# Approximates the text cleaning of OpenCLIP's tokenizer (ftfy, html.unescape twice), except mojibake and rare entities.
 ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&apos;": "'", "&nbsp;": " "}
 AMPERSAND = "&(amp;)+"
-COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and letters of full width
+COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and full-width characters
 QUOTES = {"[\u2018\u2019\u201a\u201b]": "'", "[\u201c\u201d\u201e\u201f]": '"'}
 CONTROL = r"[\x00-\x08\x0e-\x1f\x7f\ufeff]"
 
 
 def _tokenizer(architecture: Architecture):
-    """Returns a fast tokenizer of transformers', whose file has all rules; CLIPTokenizer would clean otherwise."""
+    """Returns a fast tokenizer of transformers that stores all cleaning rules; CLIPTokenizer cleans differently."""
     from tokenizers import Regex, normalizers
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Models that OpenCLIP does not bring: the small ones that ship here, and a JSON file that --model names."""
+"""Registers models with OpenCLIP: the small ones of this package, and JSON files given as --model."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ CONFIGURATIONS = PACKAGE / "model_configs"
 
 
 def know_model(model: str | None, flag: str = "--model") -> None:
-    """Makes OpenCLIP know the small models that ship, and `model` under its own name if it is a JSON file.
+    """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
 
-    Raises InputError for a file that is not there or is no configuration of a model. A configuration is OpenCLIP's
-    (embed_dim, vision_cfg, text_cfg), alone or under `model_cfg` as in an open_clip_config.json.
+    The file contains OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg), either at the top level or under
+    `model_cfg` as in open_clip_config.json. Raises InputError if the file does not exist or is invalid.
     """
     from open_clip import factory
 
-    known = factory._MODEL_CONFIGS  # add_model_config names a model after its file's stem alone, and the path is lost
+    known = factory._MODEL_CONFIGS  # add_model_config would drop the path of the file from the name
     for file in CONFIGURATIONS.glob("*.json"):
         known.setdefault(file.stem, json.loads(file.read_text()))
     if model and model.endswith(".json") and ":" not in model:
@@ -27,11 +27,11 @@ def know_model(model: str | None, flag: str = "--model") -> None:
                 f"{flag}: {model} holds a preprocess_cfg, which training reads in a folder alone: name it "
                 "open_clip_config.json and give local-dir:FOLDER"
             )
-        known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP asks for either
+        known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
-    """Returns a file's model_cfg and preprocess_cfg; InputError, which names `flag`, if it has none."""
+    """Returns the model_cfg and preprocess_cfg of a JSON file. Raises InputError if it is invalid."""
     content = read_json(file, flag=flag)
     outer = "model_cfg" in content
     model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
@@ -40,7 +40,7 @@ def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
-    """Raises InputError for what is no configuration of a model."""
+    """Raises InputError if the configuration is invalid."""
     expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     cfg = model_cfg if isinstance(model_cfg, dict) else {}
     wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
@@ -53,9 +53,9 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
 
 
 def instead_of_passing_over(model: str) -> str | None:
-    """Returns the --model with which stock OpenCLIP reads --pretrained, None if it does with `model` itself.
+    """Returns a --model for which stock OpenCLIP uses --pretrained, or None if it does so for `model` itself.
 
-    With local-dir: and hf-hub: it ignores the flag and takes the weights that are there, or random ones.
+    For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder, or random ones.
     """
     schema, _, place = model.partition(":")
     instead = {"local-dir": f"{place}/open_clip_config.json", "hf-hub": "a file, its open_clip_config.json"}

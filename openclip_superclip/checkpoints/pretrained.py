@@ -1,4 +1,4 @@
-"""The weights that a run starts from: their checks, how to load them, and whether they contain a class head."""
+"""Checks and loads the weights that a run starts from, with their class head if they contain one."""
 
 import functools
 import logging
@@ -17,9 +17,9 @@ from .checkpoint import file_of_weights, holds_head, is_torchscript, read_checkp
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
-    """Returns the file behind MODEL:TAG, which OpenCLIP downloads or has in its cache; a path stays as it is.
+    """Returns the file of MODEL:TAG, which OpenCLIP downloads if it is not cached. Returns an existing path unchanged.
 
-    Raises InputError, naming `flag`, for weights that OpenCLIP does not know or cannot get.
+    Raises InputError if OpenCLIP has no such weights or cannot download them.
     """
     if Path(released).exists():
         return released
@@ -33,9 +33,9 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
 
 
 def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
-    """Returns the head and counts in a file beside the weights that --model and --pretrained name; None without one."""
+    """Returns the class head and token statistics saved next to the weights of a model, or None if there are none."""
     schema, place = parse_model_name(model)
-    if pretrained and Path(pretrained).is_file():  # it comes before the weights in a folder
+    if pretrained and Path(pretrained).is_file():  # --pretrained takes precedence over the weights in a folder
         exported = Path(pretrained).name in WEIGHTS_NAMES.values()
         file = Path(pretrained).with_name(HEAD_NAME) if exported else None
     elif schema == "hf-hub":
@@ -49,7 +49,7 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None
 
 
 def check_pretrained(model: str, pretrained: str | None) -> None:
-    """Raises InputError for released weights beside local-dir: or hf-hub:, with which OpenCLIP ignores --pretrained."""
+    """Raises InputError for a pretrained tag with local-dir: or hf-hub:, for which OpenCLIP ignores --pretrained."""
     if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
         raise InputError(
             f"--pretrained {pretrained} cannot go with --model {model}: expected a file of weights, or leave it out "
@@ -58,7 +58,7 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
 
 
 def check_weights_file(pretrained: str | None) -> None:
-    """Raises InputError if --pretrained is a file without weights that can be read."""
+    """Raises InputError if --pretrained is a file from which no weights can be read."""
     if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
         try:
             read_checkpoint(pretrained)
@@ -67,7 +67,7 @@ def check_weights_file(pretrained: str | None) -> None:
 
 
 def check_teacher(model: str, pretrained: str | None) -> None:
-    """Raises InputError for a teacher in local-dir: with random weights: OpenCLIP loads those in the folder alone."""
+    """Raises InputError if OpenCLIP would ignore --distill-pretrained, or if a local-dir: teacher has no weights."""
     schema, place = parse_model_name(model)
     if schema != "local-dir":
         return
@@ -83,16 +83,20 @@ def check_teacher(model: str, pretrained: str | None) -> None:
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
-    """Returns arguments of OpenCLIP's factory for --pretrained, and what loads the file if OpenCLIP would ignore it.
+    """Returns how to load --pretrained.
 
     Raises InputError as `check_pretrained` does.
+
+    Returns:
+        Arguments for OpenCLIP's factory, and a function that loads the file into the model if OpenCLIP would ignore
+        --pretrained, else None.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
         return {}, None
     if pretrained.endswith(".npz"):
-        logging.info(FRESH_HEAD)  # OpenCLIP copies these weights in one by one, without load_state_dict
-    # torch refuses these archives as weights, and loads them as code of its own, without Python's pickles.
+        logging.info(FRESH_HEAD)  # otherwise logged by load_state_dict, which OpenCLIP does not call for .npz
+    # torch.load rejects TorchScript archives with weights_only=True. It reads them without Python's unpickler.
     options = {"weights_only": False} if is_torchscript(pretrained) else {}
     if not parse_model_name(model)[0]:
         return options, None
@@ -106,12 +110,12 @@ def _load(model, *, file: str, options: dict) -> None:
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:
-    """Returns whether the weights of a model, those of --pretrained or of its own folder, contain a class head."""
+    """Returns whether the weights of --pretrained, or of a local-dir: model, contain a class head."""
     schema, place = parse_model_name(model) if model else (None, None)
     source = place if schema == "local-dir" else pretrained
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
         return not is_torchscript(source) and holds_head(read_checkpoint(source).weights)
-    except InputError:  # OpenCLIP reports what is wrong with it
+    except InputError:  # OpenCLIP reports the error
         return False

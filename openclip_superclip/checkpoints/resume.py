@@ -1,4 +1,4 @@
-"""Which checkpoint --resume takes, and whether this run can resume it; checked before anything is loaded."""
+"""Selects the checkpoint for --resume, and checks that this run can resume from it before anything is loaded."""
 
 import contextlib
 import hashlib
@@ -21,20 +21,20 @@ from .model_files import instead_of_passing_over, know_model
 from .run_outputs import is_complete, latest_checkpoints, read_run_record
 
 NAME = "began_with.json"
-LATEST = "epoch_latest"  # the name of what --save-most-recent writes
-NUM_MEASURED = 16  # shards, spread over the list
+LATEST = "epoch_latest"  # the checkpoint of --save-most-recent
+NUM_MEASURED = 16  # maximum number of shards whose sizes are recorded
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
-# Options on which no weight depends, by name or prefix; all others are compared. The batch and the shards are compared
-# by what they mean, not as they were written.
+# Options that do not affect the weights, by name or by prefix ending in "_". All others are compared. The global batch
+# and the shards are compared separately.
 HARMLESS = (
     "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_", "ddp_static_graph",
     "debug", "delete_previous_checkpoint", "device", "dist_", "grad_checkpointing", "help", "imagenet_", "log_", "logs",
     "name", "no_set_device_rank", "remote_sync", "remote_sync_", "report_to", "resume", "save_", "val_", "workers",
     "wandb", "wandb_", "zeroshot_frequency", "audio_zeroshot_", "trace", "torchscript", "train_loss_ema_samples",
     "fsdp_checkpoint", "superclip_word_course", "superclip_accept_changes",
-    # what OpenCLIP, or this package, adds to the parsed options while it starts
+    # added to the parsed options by OpenCLIP or this package
     "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
     "trackio", "train_sz", "variable_text", "only_options",
 )  # fmt: skip
@@ -42,7 +42,7 @@ DIGEST = "sha256:"
 
 
 def beginning(options: dict, world_size: int) -> dict:
-    """Returns the record of a run on `world_size` ranks, given OpenCLIP's parsed options with the model's defaults."""
+    """Returns the record of a run, given OpenCLIP's parsed options (including the model's defaults)."""
     config = config_from(options)
     given = options | (options_of(config) if config is not None else {})
     return _record(given | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
@@ -50,7 +50,7 @@ def beginning(options: dict, world_size: int) -> dict:
 
 def _record(options: dict) -> dict:
     kept = {name: _content(name, value) for name, value in sorted(options.items()) if not _is_harmless(name)}
-    if kept.get("lr_scheduler") == "const":  # which may be trained on for as long as one likes
+    if kept.get("lr_scheduler") == "const":  # a constant schedule does not depend on the number of epochs
         del kept["epochs"]
     factors = [options.get(name) for name in ("batch_size", "accum_freq", "world_size")]
     record = {
@@ -67,8 +67,8 @@ def _is_harmless(name: str) -> bool:
 
 
 def _content(name: str, value):
-    """Returns what an option means: for a file or a model's folder its digest, so that it may be moved."""
-    if isinstance(value, list | tuple) and len(value) == 1:  # as OpenCLIP reads --force-image-size 224
+    """Returns the value to compare: for files and model folders a digest, so that they may be moved."""
+    if isinstance(value, list | tuple) and len(value) == 1:  # --force-image-size 224 is parsed as a list
         return value[0]
     if not isinstance(value, str) or not value:
         return value
@@ -83,7 +83,7 @@ def _content(name: str, value):
 
 
 def _model_digest(model: str) -> str:
-    """Returns a digest of a model's configuration, tokenizer aside; `model` itself if its file is not there."""
+    """Returns a digest of a model's configuration without its tokenizer, or `model` if it cannot be read."""
     import open_clip
 
     try:
@@ -96,7 +96,7 @@ def _model_digest(model: str) -> str:
 
 
 def _identity(shards: list[str]) -> dict:
-    """Returns what distinguishes a list of shards: relative names, and the sizes of a few that are files."""
+    """Returns the number of shards, a hash of their relative names, and the sizes of a few local ones."""
     names = shards
     if not any(map(is_remote, shards)):
         paths = [os.path.abspath(shard) for shard in shards]
@@ -110,7 +110,7 @@ def _identity(shards: list[str]) -> dict:
 
 
 def read_beginning(folder: Path) -> dict | None:
-    """Returns the record in a run's folder, or one made of OpenCLIP's params.txt; None if there is neither."""
+    """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
     record = read_json(folder / NAME, default={})
     parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
     if all(isinstance(record.get(name), part) for name, part in parts.items()) and "sha256" in record["shards"]:
@@ -120,12 +120,12 @@ def read_beginning(folder: Path) -> dict | None:
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """Returns a line for each difference between what a run began with and what it would resume with."""
+    """Returns a line for each difference between the record of a run's start and that of its resumption."""
     was, given = before["options"], now["options"]
     compared = [name for name in was if name in given and not _is_harmless(name)]
     lines = [
         f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
-        for name in dict.fromkeys([*compared, "superclip_slices"])  # which is not recorded unless it is given
+        for name in dict.fromkeys([*compared, "superclip_slices"])  # recorded only if given
         if was.get(name) != given.get(name)
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
@@ -153,13 +153,13 @@ def _shown(value) -> str:
 
 
 def changes_since_beginning(folder: Path, now: dict) -> list[str]:
-    """Returns the differences from what the run in `folder` began with, none if that was not recorded."""
+    """Returns the differences from the recorded start of the run in `folder`; none if there is no record."""
     before = read_beginning(folder)
     return differences(before, now) if before is not None else []
 
 
 def check_beginning(folder: Path, now: dict, accept: str) -> None:
-    """Raises InputError, naming every difference and the flag `accept`, if the run in `folder` began otherwise."""
+    """Raises InputError if there are differences from the start of the run; the flag `accept` would accept them."""
     if lines := changes_since_beginning(folder, now):
         raise InputError(
             f"{folder} began with other things: {'; '.join(lines)}; resume with those, train into another folder, or "
@@ -168,10 +168,10 @@ def check_beginning(folder: Path, now: dict, accept: str) -> None:
 
 
 def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
-    """Records what a run begins with; if it resumes, notes the differences from its record, and returns them."""
+    """Records the start of a run or, if it resumes, the changes since then, which are returned."""
     before = read_beginning(folder) if resumes else None
     lines = differences(before, now) if before is not None else []
-    if before is None or lines or not before["versions"]:  # else it is recorded
+    if before is None or lines or not before["versions"]:  # else the record is up to date
         changes = (before or {}).get("changes", [])
         if lines:
             changes = [*changes, {"when": datetime.now().astimezone().isoformat(timespec="seconds"), "changed": lines}]
@@ -180,13 +180,13 @@ def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
 
 
 class Resumed(NamedTuple):
-    """The checkpoint that --resume takes, None if there is none, and the newer ones that are damaged."""
+    """The checkpoint to resume from, or None, and newer ones that are damaged."""
 
     file: str | None
     damaged: tuple[str, ...] = ()
 
     def set_damaged_aside(self) -> None:
-        """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` takes the right one."""
+        """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the right one."""
         resumes = f"resumes from {os.path.normpath(self.file)}" if self.file else "starts from the beginning"
         for path in self.damaged:
             os.rename(path, f"{path}.damaged")
@@ -195,19 +195,19 @@ class Resumed(NamedTuple):
             print(line, file=sys.stderr, flush=True)
             if Path(path).stem == LATEST and self.file:
                 copy = shutil.copytree if os.path.isdir(self.file) else shutil.copyfile
-                copy(self.file, f"{path}.part")  # a name that --resume latest does not see
+                copy(self.file, f"{path}.part")  # a suffix that --resume latest ignores
                 os.replace(f"{path}.part", path)
 
 
 def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool) -> Resumed:
-    """Returns the checkpoint that --resume takes; a remote one is left to OpenCLIP.
+    """Returns the checkpoint to resume from. Remote checkpoints are left to OpenCLIP.
 
     Raises InputError for a file that does not exist.
 
     Args:
-        resume: the flag's value.
+        resume: value of --resume.
         run_folder: LOGS/NAME.
-        save_most_recent: OpenCLIP's flag.
+        save_most_recent: value of --save-most-recent.
     """
     if not resume or "://" in resume:
         return Resumed(None)
@@ -225,15 +225,16 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
 
 
 def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, has_tasks: bool | None = None) -> None:
-    """Raises InputError, with what to do instead, if `file` is of a run of the other kind: plain or --superclip.
+    """Raises InputError if a run of this kind cannot resume from `file`.
 
-    A file that cannot be read is left to stock OpenCLIP in a run without the head.
+    Without --superclip, unreadable files are left to OpenCLIP.
 
     Args:
-        with_head: whether --superclip trains.
-        with_ddp: whether the ranks are torch.distributed's; None for a single process, which reads either's names.
-        model: as --model names it.
-        has_tasks: whether OpenCLIP 4 resumes it; None to leave that to OpenCLIP.
+        file: the checkpoint.
+        with_head: whether the run uses --superclip.
+        with_ddp: whether the run uses torch.distributed; None for a single process, which can resume from both kinds.
+        model: value of --model.
+        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
     from .checkpoint import read_checkpoint
 
@@ -256,7 +257,7 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         kind = f"of {ranks}, whose names of weights are others: resume it with those"
     else:
         return
-    # Without --superclip, OpenCLIP ignores --pretrained beside a folder's own weights.
+    # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
     instead = None if with_head else instead_of_passing_over(model)
     start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
     raise InputError(f"--resume: {file} is of a run {kind}; to start from its weights, give {start}")

@@ -1,4 +1,4 @@
-"""What OpenCLIP's trainer leaves in a run's folder: options, measures, its log, and the checkpoints of its epochs."""
+"""Reads the files that OpenCLIP's trainer writes to a run's folder: options, metrics, log and checkpoints."""
 
 import ast
 import contextlib
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..files import read_json
 from . import RECORD_BESIDE, is_sharded
 
-# Options that a mean of checkpoints and an export's head keep: those that define the model, and how it was trained.
+# Options to record in averaged checkpoints and exported heads, because they define the model.
 KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
@@ -28,21 +28,21 @@ END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the to
 
 
 class RunRecord(NamedTuple):
-    """Both empty for a checkpoint without a run's folder."""
+    """The options and metrics of a run; both are empty for a checkpoint outside a run's folder."""
 
-    options: dict  # of params.txt, under the names of the parsed command line
-    measures: dict[str, float]  # of results.jsonl, of the checkpoint's epoch
+    options: dict  # from params.txt, by attribute name of the parsed command line
+    measures: dict[str, float]  # from results.jsonl, for the checkpoint's epoch
 
 
 def run_behind(checkpoint) -> RunRecord:
-    """Returns what the file of a Checkpoint records of its run, or what OpenCLIP's trainer wrote beside it."""
+    """Returns the run's record from the checkpoint itself, else from the run's folder."""
     if checkpoint.options:
         return RunRecord(checkpoint.options, {})
     return read_run_record(checkpoint.path, checkpoint.epoch)
 
 
 def options_to_keep(checkpoint) -> dict:
-    """Returns the options of a Checkpoint that another file is to record, the model's folder by its absolute path."""
+    """Returns the options to record in files made from a Checkpoint, with an absolute path to the model."""
     options = {name: value for name, value in run_behind(checkpoint).options.items() if name in KEPT}
     model = str(options.get("model", ""))
     if (checkpoint.path / "open_clip_config.json").is_file():
@@ -67,14 +67,14 @@ def read_run_record(checkpoint: Path, epoch: int | None) -> RunRecord:
 def _value(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # most options are words
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # a plain string
         return text
 
 
 def _measures(results: Path, epoch: int | None) -> dict[str, float]:
     measures = {}
     for line in results.read_text(errors="replace").splitlines() if results.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line that a crash has cut
+        with contextlib.suppress(ValueError):  # a line truncated by a crash
             row = json.loads(line)
             if isinstance(row, dict) and row.get("epoch") == epoch:
                 measures |= {name: value for name, value in row.items() if isinstance(value, float)}
@@ -82,9 +82,9 @@ def _measures(results: Path, epoch: int | None) -> dict[str, float]:
 
 
 def training_folder(run: Path, options: dict) -> Path | None:
-    """Returns the folder in which a run was trained, to which its relative paths refer; None if it is unknown.
+    """Returns the working directory of a run's training, to resolve its relative paths, or None if it is unknown.
 
-    `superclip run` has recorded it; otherwise --logs and --name lead from there to the run's folder.
+    `superclip run` records it. Otherwise it is derived from --logs, --name and the location of the run's folder.
     """
     recorded = read_json(run / "run.json", default={}).get("cwd")
     if isinstance(recorded, str):
@@ -96,11 +96,9 @@ def training_folder(run: Path, options: dict) -> Path | None:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns the points of a run's curve: samples seen in all and of an epoch, losses, seconds of waiting for data,
-    samples a second.
+    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples per second.
 
-    Steps that were trained again, by a run that resumed from an earlier checkpoint, count as they were last. A line
-    that a crash has cut is left out.
+    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are ignored.
     """
     points = []
     for line in log.read_text(errors="replace").splitlines():
@@ -122,20 +120,20 @@ def read_log(log: Path) -> list[dict]:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Returns the checkpoints in a run's folder `checkpoints`, epoch: file or sharded folder, oldest first."""
+    """Returns the checkpoints in a run's folder `checkpoints` by epoch, oldest first."""
     names = ((re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name), path) for path in folder.glob("epoch_*"))
     return dict(sorted((int(name[1]), path) for name, path in names if name and (name[2] or is_sharded(path))))
 
 
 def newest(folder: Path) -> int:
-    """Returns the epoch of the newest complete checkpoint, 0 if there is none."""
+    """Returns the epoch of the newest complete checkpoint, or 0 if there is none."""
     return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
 
 
 def latest_checkpoints(folder: str | Path) -> list[str]:
-    """Returns the checkpoints of a folder as OpenCLIP's `--resume latest` prefers them, best first."""
+    """Returns the checkpoints of a folder, newest first in the order of OpenCLIP's `--resume latest`."""
 
-    def natural_key(path: str) -> list[str | int]:  # epoch_10 is after epoch_9
+    def natural_key(path: str) -> list[str | int]:  # sorts epoch_10 after epoch_9
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
 
     sharded = [str(path) for path in Path(folder).glob("epoch_*") if is_sharded(path)]
@@ -143,38 +141,40 @@ def latest_checkpoints(folder: str | Path) -> list[str]:
 
 
 def is_complete(path: str | Path) -> bool:
-    """Returns whether a checkpoint was written to its end: torch.save's zip archive ends with its list of contents.
+    """Returns whether a checkpoint is complete.
 
-    The last file of a sharded one is the record of its epoch.
+    The zip archives of torch.save end with a table of contents. The last file of a sharded checkpoint, which records
+    the epoch, is such an archive too.
     """
     try:
         with zipfile.ZipFile(Path(path) / RECORD_BESIDE if is_sharded(Path(path)) else path):
             return True
-    except Exception:  # zipfile has many for what is not one
+    except Exception:  # zipfile raises various errors for other files
         return False
 
 
 def is_whole(path: Path) -> bool:
-    """Returns whether a checkpoint is complete and all its checksums are right: reads all of it.
+    """Returns whether a checkpoint is complete and its checksums are correct, which requires reading the whole file.
 
-    A sharded one has no checksums.
+    Sharded checkpoints have no checksums.
     """
     if not is_complete(path) or is_sharded(path):
         return is_complete(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # the archive is damaged
+    except Exception:  # damaged archives raise various errors
         return False
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
-    """Renames the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` finds that one.
+    """Renames or removes the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` uses that one.
 
     Args:
-        suffix: of the new names; None removes the files.
+        suffix: suffix for the new names; None removes the checkpoints.
 
-    Returns the new names, or what was removed, newest first.
+    Returns:
+        The new names or the removed checkpoints, newest first.
     """
     bad = []
     for path in reversed(checkpoints(folder).values()):

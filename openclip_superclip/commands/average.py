@@ -1,4 +1,4 @@
-"""superclip average: the mean of several checkpoints."""
+"""superclip average: averages several checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from ..errors import InputError
 
 
 def main(argv: list[str]) -> int:
-    """Writes the mean, prints what it is, and returns the exit code."""
+    """Writes the mean and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model. The captions' counts are "
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds --out and --overwrite for a file of weights."""
+    """Adds the options --out and --overwrite."""
     parser.add_argument(
         "--out", type=Path, required=True,
         help=".pt or .safetensors file to write, for --pretrained or superclip export",

@@ -1,4 +1,4 @@
-"""superclip export: a checkpoint becomes plain CLIP, for OpenCLIP or transformers without this package."""
+"""superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without this package."""
 
 import argparse
 import logging
@@ -10,11 +10,11 @@ from ..errors import InputError, reason
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder, prints how to open it, and returns the exit code."""
+    """Runs the export, prints how to open the folder, and returns the exit code."""
     options = _parse(argv)
     from ..checkpoints.export import export
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
     written = export(
         options.checkpoint, options.out, options.model, options.format, options.with_head, options.license,
         options.push, options.overwrite,
@@ -61,6 +61,6 @@ def _push(folder: Path, repo: str) -> None:
     try:
         url = HfApi().create_repo(repo, exist_ok=True)
         HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="superclip export")
-    except (OSError, ValueError) as error:  # the client's own errors are among them
+    except (OSError, ValueError) as error:  # include the client's own errors
         raise InputError(f"--push: {repo} did not take {folder}, which is complete here ({reason(error)})") from error
     print(f"{folder} is at {url}")

@@ -1,4 +1,4 @@
-"""superclip import: a checkpoint of SuperCLIP's authors becomes a folder that --superclip opens."""
+"""superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for --superclip."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder, prints what it contains and how to use it, and returns the exit code."""
+    """Runs the import, prints how to use the folder, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     at_least(options, global_batch=1)
     from ..checkpoints.authors import import_checkpoint
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
     num_captions, warnings = import_checkpoint(
         options.checkpoint, options.model, options.out, options.global_batch, options.overwrite
     )

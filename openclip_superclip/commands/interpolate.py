@@ -1,4 +1,4 @@
-"""superclip interpolate: between released and fine-tuned weights, the usual remedy for forgetting."""
+"""superclip interpolate: interpolates between released and fine-tuned weights, to reduce forgetting."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from .average import add_output
 
 
 def main(argv: list[str]) -> int:
-    """Writes the weights in between, prints what they are, and returns the exit code."""
+    """Writes the interpolated weights and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip interpolate",
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). A class head that RELEASED lacks is TUNED's.",
