@@ -1,1 +1,1 @@
-"""What the class head costs: time, memory and FLOPs, beside what it is compared with."""
+"""The cost of the class head: time, memory and FLOPs, compared with alternatives."""

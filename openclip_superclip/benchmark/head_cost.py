@@ -1,4 +1,4 @@
-"""What the class head costs on this machine: the loss beside other ways to compute it, and the whole training step."""
+"""The cost of the class head on this machine: the loss, alternative implementations, and the training step."""
 
 import argparse
 import functools
@@ -33,17 +33,17 @@ from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..pages import markdown_table
 
-PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs, attention's products left out
+PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs without attention's products
 AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
 
 
 def measure_head_cost(options: argparse.Namespace) -> dict:
-    """Measures, writes benchmark.json and returns what it holds: seconds, bytes and GMACs.
+    """Measures, writes benchmark.json and returns its content: seconds, bytes and GMACs.
 
-    Raises InputError for a model that OpenCLIP lacks, a device that is not here, and sizes that do not fit.
+    Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
 
     Args:
-        options: those of the command.
+        options: the options of the command.
     """
     know_model(options.model)
     if options.model not in open_clip.list_models():
@@ -97,7 +97,7 @@ def _device_name(device: str) -> str:
 
 
 class Inputs(NamedTuple):
-    """A batch as the head sees it."""
+    """The head's input for a batch."""
 
     features: Tensor  # [B, W]
     weight: Tensor  # [V, W]
@@ -107,7 +107,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> Inputs:
-    """Returns random inputs of the given sizes; captions of 3 to 30 words, as web captions have, then padding."""
+    """Returns random inputs of the given sizes; captions have 3 to 30 words, like web captions, and padding."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocab_size, (batch, context_length), generator=generator)
     lengths = torch.randint(3, 31, (batch, 1), generator=generator)
@@ -122,7 +122,7 @@ def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_le
 
 @torch.no_grad()
 def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes the matrix products that every way needs: logits, gradient of input, gradient of weight."""
+    """Computes the matrix products of every implementation: logits, gradient of input, gradient of weight."""
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     features, weight = features.to(dtype), weight.to(dtype)
@@ -132,7 +132,7 @@ def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, id
 
 
 def _dense(*inputs: Tensor) -> None:
-    """Computes loss and gradients by the definition, on dense [B, V] targets, as the authors' formula is written."""
+    """Computes loss and gradients by the definition, on dense [B, V] targets, as in the authors' formula."""
     plain_class_loss(*inputs).mean().backward()
 
 
@@ -153,7 +153,7 @@ def _ours(*inputs: Tensor) -> None:
 
 
 def _recorded(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes the same, and records how well each word is known, as training does by default."""
+    """Computes the same, and records how well each word is predicted, as training does by default."""
     _ours(features, weight, bias, tokens, idf)
     head = types.SimpleNamespace(logits=lambda features: F.linear(features.to(weight.dtype), weight, bias))
     WordKnowledge(idf > 0).observe(head, features, tokens)
@@ -169,7 +169,7 @@ CONTENDERS: dict[str, Callable[..., None]] = {
 
 
 def compute(name: str, inputs: Inputs, autocast: torch.dtype | None = None) -> None:
-    """Runs a contender on fresh gradients, under autocast if a dtype is given."""
+    """Runs a contender with cleared gradients, under autocast if a dtype is given."""
     for leaf in inputs[:3]:
         leaf.grad = None
     with torch.autocast(inputs.features.device.type, dtype=autocast, enabled=autocast is not None):
@@ -183,7 +183,7 @@ def _prepared_head(name: str, batch: int, width: int, vocab_size: int, device: s
 def make_step(
     model_name: str, with_head: bool, batch: int, device: str, precision: str, grad_checkpointing: bool
 ) -> Callable[..., None]:
-    """Returns a call of one step on random images and captions: forward, loss, backward, AdamW.
+    """Returns a function that makes one step on random images and captions: forward, loss, backward, AdamW.
 
     Its argument is the number of pairs, by default the whole batch.
     """
@@ -210,7 +210,7 @@ def make_step(
 
 
 def _in_turns(calls: dict[str, Callable[[], None]], repeats: int, device: str, desc: str) -> dict[str, list[float]]:
-    """Returns seconds of each call, `repeats` of them, taken in turns after one call that is not counted."""
+    """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     seconds = {name: [] for name in calls}
     for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
@@ -225,9 +225,9 @@ def _in_turns(calls: dict[str, Callable[[], None]], repeats: int, device: str, d
 
 
 def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str) -> int:
-    """Returns the bytes that the call `function(*args)` returns adds at its peak to what `function` has made.
+    """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory before the call.
 
-    On the CPU both run in a fresh process, whose peak is read; on CUDA it is the allocator's.
+    On the CPU both run in a fresh process; on CUDA the allocator's peak is used.
     """
     if device.startswith("cuda"):
         call = function(*args)
@@ -240,7 +240,7 @@ def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         try:
             return executor.submit(_peak_here, torch.get_num_threads(), function, *args).result()
-        except BrokenProcessPool as error:  # the kernel has killed it
+        except BrokenProcessPool as error:  # killed by the kernel
             raise InputError("too little memory here: give a smaller --head-batch or --vocab") from error
 
 
@@ -255,7 +255,7 @@ def _peak_here(num_threads: int, function: Callable, *args) -> int:
 
 
 def _peak() -> int:
-    """Returns the most bytes that this process has held."""
+    """Returns the peak memory of this process in bytes."""
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -263,7 +263,7 @@ def _peak() -> int:
 
 
 def head_cost_tables(report: dict) -> str:
-    """Returns a benchmark's tables in Markdown, each under a line that says what was measured."""
+    """Returns a benchmark's tables in Markdown, each with a caption."""
     parts = [_loss_table(report), _gmacs_table(report)]
     if "step_seconds" in report:
         medians = {name: statistics.median(seconds) for name, seconds in report["step_seconds"].items()}

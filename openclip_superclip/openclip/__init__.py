@@ -8,7 +8,7 @@ from types import ModuleType
 
 @functools.cache
 def current() -> ModuleType:
-    """Returns the module for the installed OpenCLIP, which is not imported: v4 if it has tasks, else v3."""
+    """Returns the module for the installed OpenCLIP, without importing it: v4 if it has tasks, else v3."""
     from . import v3, v4
 
     package = importlib.util.find_spec("open_clip")
@@ -17,14 +17,14 @@ def current() -> ModuleType:
 
 
 def with_model_defaults(options: dict) -> dict:
-    """Returns OpenCLIP's parsed options with what it sets by the model's name once it has parsed: lr, betas and eps."""
+    """Returns OpenCLIP's parsed options with its defaults of lr, betas and eps for the model."""
     from open_clip_train.params import get_default_params
 
     return get_default_params(options["model"]) | {name: value for name, value in options.items() if value is not None}
 
 
 def autocast(precision: str, device_type: str):
-    """Returns the context manager, yet to be called, in which OpenCLIP trains with a --precision."""
+    """Returns a function that makes the autocast context of an OpenCLIP --precision."""
     from open_clip_train.precision import get_autocast
 
     return get_autocast(precision, device_type=device_type)

@@ -1,4 +1,4 @@
-"""What OpenCLIP's command line must satisfy; checked before anything is loaded or written."""
+"""Checks of OpenCLIP's command line, before anything is loaded or written."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ from ..rules import Rule, at_least, check
 from . import current, with_model_defaults
 from .options import CommandLine
 
-WITH_HEAD = [  # of OpenCLIP's options, and `config`
+WITH_HEAD = [  # rules on OpenCLIP's options and `config`
     Rule(
         "{found} cannot carry the class head: leave it out, --torchcompile works",
         lambda o: next((f"--{name}" for name in ("torchscript", "trace") if getattr(o, name, False)), None),
@@ -40,7 +40,7 @@ WITH_HEAD = [  # of OpenCLIP's options, and `config`
         lambda o: o.config.captions == "dual" and o.distill_model is not None,
     ),
 ]
-OPTIONS = [  # with a flag of ours: of OpenCLIP's options
+OPTIONS = [  # rules on OpenCLIP's options, if a flag of ours is given
     Rule("--lr is {lr}; expected a finite number, 0 or more", lambda o: o.lr is not None and not 0 <= o.lr < math.inf),
     Rule(
         "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use more GPUs",
@@ -75,7 +75,7 @@ HAS_DATA = Rule(
     "--train-data is missing: expected a table or a pattern of shards to train on",
     lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
 )
-FILES = [  # with a flag of ours: of what must be on this machine
+FILES = [  # rules on local files, if a flag of ours is given
     HAS_DATA,
     Rule("--imagenet-val: there is no folder {imagenet_val}", lambda o: _is_no_folder(o.imagenet_val)),
     Rule("--imagenet-v2: there is no folder {imagenet_v2}", lambda o: _is_no_folder(o.imagenet_v2)),
@@ -88,7 +88,7 @@ FILES = [  # with a flag of ours: of what must be on this machine
 
 
 def _check_horovod(given: CommandLine) -> None:
-    """Raises InputError for what --horovod cannot train. With a flag of ours it is to train as torchrun does."""
+    """Raises InputError for options that --horovod does not support, and fixes Horovod if a flag of ours is given."""
     if not getattr(given.args, "horovod", False):
         return
     check_horovod()
@@ -100,7 +100,7 @@ def _check_horovod(given: CommandLine) -> None:
 
 
 def _check_models(given: CommandLine) -> None:
-    """Raises InputError for a model or weights that are not there or cannot be."""
+    """Raises InputError for a missing or unsupported model or weights."""
     if given.only_options:
         return
     from ..checkpoints.pretrained import check_pretrained, check_teacher, check_weights_file, released_file
@@ -121,7 +121,7 @@ def _check_models(given: CommandLine) -> None:
 
 
 def _has_openclips_text_tower(model_name: str) -> bool:
-    """Returns whether a model's text tower is none of Hugging Face's; False for one on a hub, which is not read."""
+    """Returns whether a model's text tower is OpenCLIP's own; False for models on a hub, which are not read."""
     from open_clip import get_model_config
     from open_clip.factory import parse_model_name
 
@@ -131,10 +131,10 @@ def _has_openclips_text_tower(model_name: str) -> bool:
 
 
 def _check_resume(given: CommandLine) -> None:
-    """Notes what --resume takes; InputError if it cannot work and its file is known before OpenCLIP starts.
+    """Finds the checkpoint of --resume; InputError if it does not fit, if it is known before OpenCLIP starts.
 
-    That is for a run of the other kind, of other slices, and, of those that are cut into slices, one that began with
-    anything else.
+    A checkpoint does not fit with or without a class head, with other slices, or, for a run in slices, with other
+    options than at its beginning.
     """
     args, ours, slices = given.args, given.is_ours, given.data.slices
     if not args.resume or (args.resume == "latest" and (args.name is None or args.remote_sync is not None)):
@@ -152,7 +152,7 @@ def _check_resume(given: CommandLine) -> None:
     if file is None or (resumed.damaged and not ours):
         return
     with_ddp = False if getattr(args, "horovod", False) else is_using_distributed() or None
-    has_tasks = current().HAS_TASKS  # and the names of a checkpoint do not depend on the ranks
+    has_tasks = current().HAS_TASKS  # then the names in a checkpoint do not depend on the ranks
     check_kind(file, given.config is not None, None if has_tasks else with_ddp, args.model, has_tasks if ours else None)
     was_sliced = "superclip_slices" in read_run_record(Path(file), None).options
     if args.train_data and (slices is not None or was_sliced) and not given.data.accept_changes:
@@ -161,7 +161,7 @@ def _check_resume(given: CommandLine) -> None:
 
 
 def _check_options(given: CommandLine) -> None:
-    """Raises InputError for options that cannot go together, or with a flag of ours."""
+    """Raises InputError for options that cannot be combined with each other or with a flag of ours."""
     args, config = given.args, given.config
     if config is not None:
         check(WITH_HEAD, argparse.Namespace(**vars(args), config=config))
@@ -173,7 +173,7 @@ def _check_options(given: CommandLine) -> None:
 
 
 def _check_idf_file(given: CommandLine) -> None:
-    """Raises InputError for word frequencies of another tokenizer's tokens, or of other captions than the run's."""
+    """Raises InputError for word frequencies of another tokenizer or of other captions than the run's."""
     args, config = given.args, given.config
     if not is_idf_file(config.idf):
         return
@@ -198,7 +198,7 @@ def _check_idf_file(given: CommandLine) -> None:
 
 
 def _check_data(given: CommandLine) -> list[str]:
-    """Returns warnings about the data; InputError if it cannot be trained or measured on."""
+    """Returns warnings about the data; InputError if it cannot be used."""
     if given.only_options:
         return []
     if not given.is_ours:
@@ -208,7 +208,7 @@ def _check_data(given: CommandLine) -> list[str]:
 
 
 def _wrong_factors(train_data: str | None, factors: str | None) -> int | None:
-    """Returns how many upsampling factors there should be, if there are others or one is no number."""
+    """Returns the expected number of upsampling factors if theirs differs or one is not a number."""
     expected = len((train_data or "").split("::"))
     try:
         return expected if factors and len([*map(float, factors.split("::"))]) != expected else None
@@ -221,7 +221,7 @@ def _is_no_folder(path: str | None) -> bool:
 
 
 def _missing_validation(val_data: str | None, dataset_type: str) -> str | None:
-    """Returns the first part of --val-data of which nothing is there."""
+    """Returns the first part of --val-data without any existing file."""
     if not val_data or dataset_type == "synthetic":
         return None
     local = [part for part in val_data.split("::") if not is_remote(part)]
@@ -229,7 +229,7 @@ def _missing_validation(val_data: str | None, dataset_type: str) -> str | None:
 
 
 def _check_training_data(given: CommandLine) -> list[str]:
-    """Returns warnings about the training data; InputError if this many ranks could not train on it."""
+    """Returns warnings about the training data; InputError if the ranks could not train on it."""
     args, config, slices = given.args, given.config, given.data.slices
     synthetic = args.dataset_type == "synthetic"
     if not args.train_data and not synthetic:
@@ -268,7 +268,7 @@ def _check_training_data(given: CommandLine) -> list[str]:
 
 
 def _check_validation_data(given: CommandLine) -> list[str]:
-    """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
+    """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
     from ..data.inspection import START, inspect
     from ..data.tables import check_table, kind
 
@@ -282,7 +282,7 @@ def _check_validation_data(given: CommandLine) -> list[str]:
 
 
 def _caption_member(given: CommandLine) -> str:
-    """Returns the member of a sample's caption; "" if OpenCLIP 4 reads other images, several members or a JSON."""
+    """Returns the extension of the captions; "" if OpenCLIP 4 reads other image keys, several captions or a JSON."""
     image, text, json = (getattr(given.args, name, None) for name in ("image_key", "text_key", "json_text_key"))
     if image not in (None, "jpg;png;jpeg;webp") or json or ";" in (text or ""):
         return ""
@@ -292,7 +292,7 @@ def _caption_member(given: CommandLine) -> str:
 def _check_stock_tables(given: CommandLine) -> list[str]:
     """Returns warnings about the tables of a run without a flag of ours.
 
-    Raises InputError if OpenCLIP would end with a traceback: at a column or an image that is not there.
+    Raises InputError for a missing column or image, where OpenCLIP would end with a traceback.
     """
     from ..data.tables import MAX_DECODED, is_table, read_table
     from .horovod import launched_rank, launched_size
@@ -310,7 +310,7 @@ def _check_stock_tables(given: CommandLine) -> list[str]:
 
 
 def _check_ignored_weights(given: CommandLine) -> list[str]:
-    """Returns a line if stock OpenCLIP would start from other weights than --pretrained names, or nothing."""
+    """Returns a warning if stock OpenCLIP would not load the weights of --pretrained."""
     args = given.args
     if given.config is not None or given.only_options:
         return []
@@ -328,9 +328,9 @@ CHECKS = (  # in this order; each raises InputError or returns warnings
 
 
 def check_command_line(given: CommandLine) -> None:
-    """Raises InputError, with what to do instead, for a command that cannot train, and prints warnings on one rank.
+    """Raises InputError, with a suggestion, for a command that cannot train, and prints warnings on one rank.
 
-    Without a flag of ours, only what OpenCLIP would end with anyway is refused.
+    Without a flag of ours, it only fails if OpenCLIP would fail as well.
     """
     warnings = [line for one in CHECKS for line in one(given) or []]
     if not given.only_options and os.environ.get("HOROVOD_RANK", os.environ.get("RANK", "0")) == "0":

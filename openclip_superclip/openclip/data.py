@@ -1,4 +1,4 @@
-"""OpenCLIP's training data with the plugins' order and tokens, and a record of samples that cannot be read."""
+"""OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot be read."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from . import current
 
 
 def with_plugins_data(get_dataset_fn):
-    """Returns OpenCLIP's `get_dataset_fn` whose functions ask the plugins about data to train on."""
+    """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
 
     @functools.wraps(get_dataset_fn)
     def get_plugins_dataset_fn(data_path, dataset_type):
@@ -53,7 +53,7 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         tokenizer = _Tokenized(tokenizer)
     with _exchanged(**instead):
         data = made(tokenizer)
-    data.shared_epoch = shared_epoch  # a table has none of its own
+    data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
 
 
@@ -61,7 +61,7 @@ _read_row = CsvDataset.__getitem__  # OpenCLIP's own
 
 
 class _Tokenized:
-    """A tokenizer whose captions are tokens already; OpenCLIP takes those of the first caption."""
+    """A tokenizer for captions that are already tokens; OpenCLIP uses those of the first caption."""
 
     def __init__(self, tokenizer):
         self.context_length = getattr(tokenizer, "context_length", None)
@@ -75,7 +75,7 @@ class _Table(CsvDataset):
     """OpenCLIP's table of images and captions, with the plugins' tokens for text."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
-        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a function that can be pickled
+        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a picklable function
         table = pd.read_csv(input_filename, sep=sep)
         self.columns = {name: table[name].tolist() for name in table}
         self.caption_tokens = caption_tokens
@@ -97,7 +97,7 @@ class _Table(CsvDataset):
 
 @contextlib.contextmanager
 def _exchanged(**values):
-    """Within it, OpenCLIP's data module holds these values."""
+    """A context with these values in OpenCLIP's data module."""
     before = {name: getattr(open_clip_train.data, name) for name in values}
     try:
         vars(open_clip_train.data).update(values)
@@ -107,14 +107,14 @@ def _exchanged(**values):
 
 
 def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
-    """Makes this process and its data-loading workers add a line of JSON to `file` for everything that is skipped.
+    """Makes this process and its data-loading workers append a line of JSON to `file` for everything skipped.
 
-    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}. A
-    tar file that ends in the middle of a member is listed too; otherwise, tarfile takes broken data for its end.
+    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}.
+    Truncated tar files are listed too, which tarfile would otherwise ignore.
 
     Args:
         epoch: OpenCLIP's shared epoch.
-        name: returns the name of a shard that was read elsewhere.
+        name: returns the original name of a shard, given the one that was read.
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data
@@ -127,7 +127,7 @@ def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None
 
 
 class _Unreadable:
-    """Writes the lines; its methods are webdataset's handlers of exceptions, around OpenCLIP's."""
+    """Writes the lines; its methods are webdataset's exception handlers, which wrap OpenCLIP's."""
 
     def __init__(self, file: Path, epoch, name: Callable[[str], str]):
         self.file, self.epoch, self.name = file, epoch, name
@@ -136,7 +136,7 @@ class _Unreadable:
     def shard(self, handler, error: Exception) -> bool:
         shard = error.args[-1] if error.args else None
         key = (self.epoch.get_value(), shard)
-        if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added its name
+        if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added the name
             self.listed.add(key)
             self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
         return handler(error)
@@ -149,13 +149,13 @@ class _Unreadable:
         line = json.dumps({"epoch": self.epoch.get_value(), **values}) + "\n"
         file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(file, line.encode())  # at once: workers write to one file
+            os.write(file, line.encode())  # unbuffered: all workers write to one file
         finally:
             os.close(file)
 
 
 def skip_unreadable_rows(file: Path, epoch) -> None:
-    """Makes a table give the next row instead of one whose image cannot be read, which is listed in `file`."""
+    """Makes a table return the next row instead of one with an unreadable image, which is listed in `file`."""
     unreadable = _Unreadable(file, epoch, str)
 
     def or_next(read_row):
@@ -165,7 +165,7 @@ def skip_unreadable_rows(file: Path, epoch) -> None:
                     return read_row(table, row)
                 except InputError:
                     raise
-                except Exception as error:  # a broken file raises anything
+                except Exception as error:  # a broken file can raise any exception
                     image = table.images[getattr(table, "kept", range(len(table)))[row]]
                     unreadable.sample(open_clip_train.data.log_and_continue, OSError(f"{image}: {reason(error)}"))
             raise InputError("--train-data: no image of the table can be read")
@@ -176,7 +176,7 @@ def skip_unreadable_rows(file: Path, epoch) -> None:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A member's header; a broken one raises ReadError, and does not count as the end of the file."""
+    """A member's header; a broken one raises ReadError instead of ending the file."""
 
     @classmethod
     def fromtarfile(cls, tar):

@@ -1,4 +1,4 @@
-"""Models with a class head for training loops of one's own, made by OpenCLIP's factory."""
+"""Models with a class head, made by OpenCLIP's factory, for custom training loops."""
 
 import difflib
 import os
@@ -26,14 +26,14 @@ def create_model_and_transforms(
     head_input: str = "patches",
     **kwargs,
 ):
-    """Returns OpenCLIP's (model, preprocess_train, preprocess_val), the model with a class head.
+    """Returns OpenCLIP's (model, preprocess_train, preprocess_val) with a class head on the model.
 
     Args:
         model_name: as for `open_clip.create_model_and_transforms`, like `pretrained` and the keywords not listed here.
         pretrained: a tag or a file, or None.
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
-        head_warmup: captions during which the class loss trains the head alone.
+        head_warmup: number of captions during which the class loss trains only the head.
         head_input: what the head reads: "patches", their mean as in the paper; "pooled", the vector before the
             projection; or "both", their sum.
     """
@@ -67,7 +67,7 @@ def head_options(
 ) -> dict:
     """Returns the model's `superclip` argument, `options` included.
 
-    The tokenizer decides which ids are no words and, with `separate_words`, where those of the text tower end.
+    The tokenizer determines which ids are not words and, with `separate_words`, the length of the text tower's tokens.
     """
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
@@ -85,12 +85,12 @@ def head_options(
 
 
 def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str, str] = ("--model", "--pretrained")):
-    """Raises InputError for a model or weights that OpenCLIP does not find; what lies on a hub is left to it."""
+    """Raises InputError for a model or weights that OpenCLIP does not find; hubs are not checked."""
     know_model(model_name, flags[0])
     schema, place = parse_model_name(model_name)
     if schema == "hf-hub":
         return
-    name = model_name if schema else place.replace("/", "-")  # as OpenCLIP looks it up
+    name = model_name if schema else place.replace("/", "-")  # OpenCLIP's own lookup
     try:
         known = open_clip.get_model_config(name) is not None
     except (OSError, ValueError, KeyError) as error:
@@ -118,9 +118,9 @@ OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the co
 
 
 def check_vocabulary(model_name: str, cache_dir: str | None = None, context_length: int | None = None) -> None:
-    """Raises InputError for a model of another kind, or if tokens of every caption are beyond its vocabulary.
+    """Raises InputError for an unsupported kind of model, or if the tokenizer exceeds its vocabulary.
 
-    Hubs and towers of Hugging Face, which have a configuration of their own, are left to the first batch.
+    Hubs and Hugging Face towers, which have their own configuration, are checked at the first batch.
     """
     if parse_model_name(model_name)[0] == "hf-hub":
         return

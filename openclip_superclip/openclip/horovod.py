@@ -1,7 +1,7 @@
-"""Fixes for OpenCLIP's --horovod, so that it trains as torchrun does; what cannot be fixed is refused with a reason.
+"""Fixes for OpenCLIP's --horovod, so that it trains as with torchrun; other problems are errors with a reason.
 
-Four functions of Horovod are replaced, and nothing of OpenCLIP. One of them also starts a process group, from which
-the data loaders get their rank: WebDataset then splits the shards, and tables and synthetic data have samplers.
+Four functions of Horovod are replaced, and none of OpenCLIP. One of them also starts a process group, from which the
+data loaders get their rank: WebDataset then splits the shards, and tables and synthetic data use distributed samplers.
 """
 
 import argparse
@@ -38,12 +38,12 @@ BROKEN = [  # of OpenCLIP's options
 
 
 def refuse_broken(options: dict) -> None:
-    """Raises InputError, with what to do instead, for an OpenCLIP option that does not work with --horovod."""
+    """Raises InputError, with a suggestion, for an OpenCLIP option that does not work with --horovod."""
     check(BROKEN, argparse.Namespace(**options))
 
 
 def fix_horovod() -> None:
-    """Replaces the functions of Horovod that keep OpenCLIP from training as it does with torch.distributed."""
+    """Replaces the functions of Horovod that make training differ from torch.distributed."""
     import horovod.torch as hvd
 
     for name, fixed in FIXED.items():
@@ -53,15 +53,15 @@ def fix_horovod() -> None:
 
 
 def _init(init, *args, **options) -> None:
-    """Starts Horovod, and then torch.distributed's process group of the same ranks."""
+    """Starts Horovod, and then a torch.distributed process group of the same ranks."""
     init(*args, **options)
     start_process_group()
 
 
 def _allgather(allgather, tensor, *args, **options):
-    """Gathers bfloat16 as well, and returns the sum of the ranks' gradients, as torch.distributed does, not the mean.
+    """Also gathers bfloat16, and sums the ranks' gradients, as torch.distributed does, instead of averaging.
 
-    Horovod's optimizer then takes the mean of a sum; otherwise the gathered features' part would be 1 / size of it.
+    Horovod's optimizer averages once more; otherwise the gradient of gathered features would be scaled by 1 / size.
     """
     import horovod.torch as hvd
     import torch
@@ -74,15 +74,15 @@ def _allgather(allgather, tensor, *args, **options):
 
 
 def _broadcast_object(broadcast_object, obj, root_rank=0, name="object", **options):
-    """Broadcasts under one name, not that of the object's type: OpenCLIP's `--resume latest` would wait forever.
+    """Broadcasts under one name instead of the object's type, as OpenCLIP's `--resume latest` would deadlock.
 
-    There rank 0 has found a file, and the others have None.
+    There rank 0 passes a file name, and the others pass None.
     """
     return broadcast_object(obj, root_rank, name, **options)
 
 
 def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **options):
-    """Ignores a fresh optimizer, for which Horovod makes a step: that decays weights, and counts for Adam."""
+    """Skips a fresh optimizer: Horovod would make a step, which decays weights and advances Adam's counter."""
     if optimizer.state:
         broadcast_optimizer_state(optimizer, *args, **options)
 
@@ -96,9 +96,9 @@ FIXED = {
 
 
 def start_process_group() -> None:
-    """Starts torch.distributed's gloo group of Horovod's ranks. Collective; Horovod has been started.
+    """Starts a gloo process group of Horovod's ranks.
 
-    Raises InputError where they do not reach one another.
+    Collective, after Horovod's start. Raises InputError if the ranks cannot connect.
     """
     import horovod.torch as hvd
     import torch.distributed as dist
@@ -125,7 +125,7 @@ def start_process_group() -> None:
 
 
 def _own_address(interface: str | None) -> str:
-    """Returns the address at which other machines reach this one: that of the interface, if it has one."""
+    """Returns the address at which other machines reach this one: the interface's, if given."""
     import psutil
 
     addresses = psutil.net_if_addrs().get(interface, [])
@@ -133,13 +133,13 @@ def _own_address(interface: str | None) -> str:
 
 
 STARTED_BY_MPI = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-_kept_open = []  # what the other ranks find at rank 0, for as long as the process lives
+_kept_open = []  # the rendezvous server of rank 0, kept alive with the process
 
 
 def join_ranks() -> None:
-    """Sets Horovod's variables where this process is one of several that neither horovodrun nor MPI will join.
+    """Sets Horovod's variables if neither horovodrun nor MPI started the processes.
 
-    Collective among them. Raises InputError where they do not find one another.
+    Collective. Raises InputError if the ranks cannot connect.
     """
     check_horovod()
     import horovod.torch as hvd
@@ -157,20 +157,20 @@ def join_ranks() -> None:
 
 
 def launched_rank() -> int:
-    """Returns which of the ranks that were started this one is."""
+    """Returns the rank of this process, from the launcher."""
     return int(os.environ.get("HOROVOD_RANK", _started_as()[0]))
 
 
 def launched_size() -> int:
-    """Returns how many ranks were started, this one among them."""
+    """Returns the number of ranks, from the launcher."""
     return int(os.environ.get("HOROVOD_SIZE", _started_as()[1]))
 
 
 def _started_as() -> tuple[int, int]:
-    """Returns rank and number of ranks, as torchrun, mpirun or srun set them."""
+    """Returns rank and number of ranks from the variables of torchrun, mpirun or srun."""
     from open_clip_train.distributed import world_info_from_env
 
-    if "OMPI_COMM_WORLD_RANK" in os.environ and "RANK" not in os.environ:  # SLURM's would be those of mpirun's daemons
+    if "OMPI_COMM_WORLD_RANK" in os.environ and "RANK" not in os.environ:  # SLURM's variables are wrong here
         return int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
     _, rank, size = world_info_from_env()
     return rank, size
@@ -203,7 +203,7 @@ def _meet(rank: int, size: int) -> dict[str, str]:
 
 
 def _start_rendezvous(hosts: list[str]) -> int:
-    """Starts the server where Horovod's ranks find one another, and returns its port."""
+    """Starts Horovod's rendezvous server and returns its port."""
     from horovod.runner.http.http_server import RendezvousServer
 
     server = RendezvousServer()

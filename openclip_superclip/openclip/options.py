@@ -12,7 +12,7 @@ class CommandLine:
     """A parsed command line of OpenCLIP's training, read once.
 
     Args:
-        args: as OpenCLIP has parsed them.
+        args: OpenCLIP's parsed arguments.
     """
 
     def __init__(self, args: Namespace):
@@ -20,16 +20,16 @@ class CommandLine:
         self.config: Config | None = config_from(vars(args))  # None without --superclip
         self.data: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
-        self.resumed = Resumed(None)  # the checkpoint that --resume takes
+        self.resumed = Resumed(None)  # the checkpoint of --resume
 
     @property
     def is_ours(self) -> bool:
-        """Whether it has a flag of ours; without one, training is stock OpenCLIP's."""
+        """Whether a flag of ours is given; otherwise training is stock OpenCLIP's."""
         return self.config is not None or self.data.slices is not None
 
     @functools.cached_property
     def leaves_head_out(self) -> bool:
-        """Whether a model without a class head, student or teacher, is to load weights that hold one."""
+        """Whether a model without a class head, student or teacher, loads weights with one."""
         from ..checkpoints.pretrained import starts_with_head
 
         args = self.args
@@ -56,7 +56,7 @@ class CommandLine:
 
     @functools.cached_property
     def separates_words(self) -> bool:
-        """Whether each loss has tokens of its own: those of another caption, or none for a missing one."""
+        """Whether each loss has its own tokens: of another caption, or none for a missing caption."""
         from ..data.tables import has_empty_captions
 
         if self.config.captions == "dual" or not self.args.train_data or not self.reads_table:

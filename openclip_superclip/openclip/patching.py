@@ -1,8 +1,8 @@
-"""Patches and unpatches an OpenCLIP on disk: atomic file by file, and idempotent.
+"""Applies and reverts patches of OpenCLIP on disk: atomic per file, and idempotent.
 
-A patch is a git diff: its headers name, by blob id, what each file holds before and after. These ids give the state of
-every file, so an interrupted run is completed or undone without a journal. A wheel also keeps, in its metadata, the
-patch that was applied, so that another version of this package can undo it.
+A patch is a git diff, whose headers contain the blob ids of each file before and after. These ids determine the state
+of every file, so that an interrupted run can be completed or reverted without a journal. The applied patch is stored in
+a wheel's metadata, so that another version of this package can revert it.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
 NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
 MISSING, EDITED = "missing", "edited, or of another commit"
 KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
-NO_FILE = "0" * 40  # git's id of no blob
-CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py, whichever version wrote it
+NO_FILE = "0" * 40  # git's id of a missing file
+CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py of any version
 
-Contents = Mapping[str, bytes | None]  # path below the root: what the file holds, None for no file
+Contents = Mapping[str, bytes | None]  # path relative to the root: content, None for no file
 
 
 class Installation(NamedTuple):
@@ -53,7 +53,7 @@ class Installation(NamedTuple):
 
 
 def find_installation(source: Path | None = None) -> Installation:
-    """Returns the OpenCLIP in `source` or, without one, that which Python would import; imports nothing of it."""
+    """Returns the OpenCLIP in `source` or, by default, the installed one, without importing it."""
     if source is None:
         package = importlib.util.find_spec("open_clip")
         if package is None or package.origin is None:
@@ -72,7 +72,7 @@ def find_installation(source: Path | None = None) -> Installation:
 
 
 def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
-    """Returns the RECORD of a wheel without lines for `paths`, and with them, so that pip removes these files too."""
+    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls these files too."""
     lines = record.splitlines(keepends=True)
     rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
     end = b"\r\n" if b"\r\n" in rest else b"\n"
@@ -82,7 +82,7 @@ def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
 def patches() -> dict[str, bytes]:
     """Returns the patch for each release of OpenCLIP, from the files in patches/.
 
-    A file's first lines name the releases that it is for, and the blob ids of files that differ from its diffs' own:
+    The first lines of a file list its releases, and the blob ids that differ from those in its diffs:
 
         release 3.3.0
         release 3.2.0
@@ -104,14 +104,14 @@ def _with_ids(diff: bytes, ids: Mapping[str, str]) -> bytes:
 
 
 def blob_id(content: bytes | None) -> str:
-    """Returns git's name for a file that holds `content`."""
+    """Returns git's blob id of `content`."""
     if content is None:
         return NO_FILE
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class Patch:
-    """A git diff with full blob ids; `before` and `after` map each path to the id of what it holds then."""
+    """A git diff with full blob ids; `before` and `after` map each path to its blob id."""
 
     def __init__(self, text: bytes):
         self.text = text
@@ -135,7 +135,7 @@ class Patch:
 
 
 def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
-    """Makes of a hunk's one side the other, wherever in the file it lies: releases differ in lines before it."""
+    """Replaces one side of a hunk by the other at any position in the file, as line numbers differ between releases."""
     old = [change.line for change in changes if change.old is not None]
     new = [change.line for change in changes if change.new is not None]
     if reverse:
@@ -146,7 +146,7 @@ def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
 
 
 class Status:
-    """What is known of an OpenCLIP: `state`, of the whole, and `files`, the state of each that a patch changes."""
+    """The state of an OpenCLIP, and of each file that a patch changes."""
 
     def __init__(self, openclip: Installation):
         known = patches()
@@ -172,10 +172,10 @@ class Status:
         self.state = next((state for state, ids in ids_of.items() if ids == self.ids), MODIFIED)
         hooks = "open_clip/hooks.py"
         if hooks in self.unknown and CONTRACT in self.contents[hooks]:
-            self.state = OTHER  # by hand or in a checkout, where it is unknown what else that version changed
+            self.state = OTHER  # edited, or in a checkout patched by another version
 
     def originals(self) -> Contents:
-        """Returns what the release holds in the files; all of them must be in a known state."""
+        """Returns the release's content of the files; all of them must be in a known state."""
         originals = dict(self.contents)
         for patch in (self.applied, self.ours):
             for path in patch.diffs:
@@ -185,7 +185,7 @@ class Status:
 
 
 def apply(openclip: Installation) -> dict[str, str]:
-    """Makes the files what our patch makes of the release. Returns what was done to each, nothing if all was so."""
+    """Applies our patch. Returns what was done to each file, nothing if it was already applied."""
     status = _known_status(openclip)
     undone = revert(openclip) if status.applied.text != status.ours.text else {}
     steps = _steps(openclip, _known_status(openclip))
@@ -193,7 +193,7 @@ def apply(openclip: Installation) -> dict[str, str]:
 
 
 def revert(openclip: Installation) -> dict[str, str]:
-    """Makes the files what they are in the release. Returns what was done to each, nothing if all was so."""
+    """Restores the release's files. Returns what was done to each file, nothing if there was no patch."""
     steps = _steps(openclip, _known_status(openclip))
     done = _write(openclip, {path: before for path, (before, _) in reversed(steps.items())})
     for path, (before, _) in steps.items():
@@ -218,8 +218,8 @@ def _known_status(openclip: Installation) -> Status:
 def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | None, bytes | None]]:
     """Returns each file's content without and with the applied patch, in the order in which to apply it.
 
-    RECORD first: pip then removes everything else that was written. Added files last: without open_clip/hooks.py, a
-    patched file refuses to run.
+    RECORD comes first, so that pip removes all other written files. Added files come last: without open_clip/hooks.py,
+    a patched file refuses to run.
     """
     patch, info = status.applied, openclip.dist_info
     originals = {path: content for path, content in status.originals().items() if path in patch.diffs}
@@ -234,9 +234,9 @@ def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | No
 
 
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
-    """Makes the files hold `contents`, in this order, and returns what was done to those that did not.
+    """Writes `contents` in this order, and returns what was done to each changed file.
 
-    Raises InputError, before the first file has changed, if one cannot be written.
+    Raises InputError before any change if a file cannot be written.
     """
     parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
     held = {path: openclip.read(path) for path in contents}
@@ -259,6 +259,6 @@ def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
         raise InputError(f"cannot write {openclip.root / path}: {error.strerror}; {so_far}") from None
     finally:
         for part in parts.values():
-            if part.exists():  # also what a killed run left behind
+            if part.exists():  # including those of a killed run
                 part.unlink()
     return done

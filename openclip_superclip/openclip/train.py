@@ -1,4 +1,4 @@
-"""`superclip train`, and the same command line checked without data and without loading anything."""
+"""`superclip train`, and a check of its command line without data or models."""
 
 import argparse
 import contextlib
@@ -22,19 +22,19 @@ from .horovod import join_ranks
 
 
 def register_plugin(plugin: object) -> None:
-    """Adds a plugin of this process's to those that are installed."""
+    """Registers a plugin in this process, in addition to the installed ones."""
     if unpatched.is_patched():
         asked = importlib.import_module("open_clip.hooks")
     else:
         asked = hooks
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
-    with contextlib.suppress(RuntimeError):  # one cannot be loaded: training reports it
+    with contextlib.suppress(RuntimeError):  # a plugin cannot be loaded; training reports it
         asked.plugin_manager().register(plugin)
 
 
 def train(argv: list[str]) -> int:
-    """Trains as `python -m open_clip_train.main` would and returns its exit code, 1 if OpenCLIP gives up."""
-    if argv[:1] == ["--"]:  # torchrun needs it to leave flags such as --logs alone, and passes it on
+    """Trains like `python -m open_clip_train.main` and returns the exit code, 1 if OpenCLIP fails."""
+    if argv[:1] == ["--"]:  # torchrun needs it so as not to parse flags such as --logs, and passes it on
         argv = argv[1:]
     result = -1
     try:
@@ -47,15 +47,15 @@ def train(argv: list[str]) -> int:
             raise
         print(f"error: {line}", file=sys.stderr)
     finally:
-        if result is not None:  # OpenCLIP returns -1 if it refuses
+        if result is not None:  # OpenCLIP returns -1 on errors
             remove_unstarted_run()
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
-            logging.getLogger(name).setLevel(logging.WARNING)  # torch.compile's would print statistics at the end
+            logging.getLogger(name).setLevel(logging.WARNING)  # otherwise torch.compile prints statistics at exit
     return 0 if result is None else 1
 
 
 def _explained(error: Exception) -> str | None:
-    """Returns one line on an error of a run that began in this process, None if its traceback should be printed."""
+    """Returns a one-line message for an error of a run in this process, or None to print the traceback."""
     if not _begun or not _begun[0].is_dir():  # another rank may have removed it
         return None
     if shutil.disk_usage(_begun[0]).free < FULL_DISK:
@@ -73,7 +73,7 @@ def _train(argv: list[str]):
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     try:
         hooks.plugin_manager()
-    except RuntimeError as error:  # a plugin that cannot be loaded, named
+    except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
     if patched:
         from open_clip_train.main import main
@@ -97,15 +97,15 @@ def _train(argv: list[str]):
     return main(argv)
 
 
-FULL_DISK = 4 << 20  # bytes free
+FULL_DISK = 4 << 20  # free bytes
 _begun: list[Path] = []  # the run's folder, if it was empty before
 
 
 def note_begin(logs: str, name: str | None) -> None:
-    """Notes that a run is about to begin in its folder, which is created; InputError if it cannot be written to.
+    """Creates the folder of a run that is about to start; InputError if it is not writable.
 
     Args:
-        name: None if OpenCLIP names the run after the time.
+        name: None if OpenCLIP names the run by the time.
     """
     folder = Path(logs, name or "")
     try:
@@ -118,12 +118,12 @@ def note_begin(logs: str, name: str | None) -> None:
 
 
 def remove_unstarted_run() -> None:
-    """Removes the folder of a run that has not trained a step, as OpenCLIP refuses a name that has a log."""
+    """Removes the folder of a run without a training step, because OpenCLIP refuses a name that has a log."""
     for folder in _begun:
-        logging.disable(logging.CRITICAL)  # torch would log, as it ends, what it had compiled
+        logging.disable(logging.CRITICAL)  # torch would log compilation statistics at exit
         if not _has_started(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds other runs
+            with contextlib.suppress(OSError):  # it contains other runs
                 folder.parent.rmdir()
     _begun.clear()
 
@@ -134,7 +134,7 @@ def _has_started(folder: Path) -> bool:
 
 
 class _Parsed(Exception):
-    """Carries the parser that OpenCLIP has filled out of its function."""
+    """Passes OpenCLIP's complete parser out of its function."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser
@@ -146,7 +146,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def check_command(argv: list[str]) -> argparse.Namespace:
-    """Returns the arguments of `superclip train` as parsed; InputError if OpenCLIP or a plugin refuses them.
+    """Returns the parsed arguments of `superclip train`; InputError if OpenCLIP or a plugin rejects them.
 
     The training data is not checked.
     """
@@ -154,7 +154,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
         sys.modules.setdefault("open_clip.hooks", hooks)  # where plugins import `hookimpl` from
     hook = hooks.plugin_manager().hook
     parser = _openclip_parser()
-    if "--superclip" not in parser._option_string_actions:  # a patched OpenCLIP has asked for them itself
+    if "--superclip" not in parser._option_string_actions:  # a patched OpenCLIP has added them itself
         hook.open_clip_add_options(parser=parser)
     said = io.StringIO()
     try:
@@ -162,7 +162,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
             args = argparse.ArgumentParser.parse_args(parser, argv)
     except SystemExit:
         raise InputError(f"flags: OpenCLIP refuses them: {said.getvalue().rpartition('error: ')[2].strip()}") from None
-    except (SyntaxError, ValueError) as error:  # of NAME=VALUE, such as aug-cfg's, which OpenCLIP reads as Python
+    except (SyntaxError, ValueError) as error:  # for NAME=VALUE, such as in --aug-cfg, which OpenCLIP parses as Python
         raise InputError(f"flags: OpenCLIP cannot read a NAME=VALUE among them ({error})") from None
     args.only_options = True
     try:

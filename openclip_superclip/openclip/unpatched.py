@@ -1,7 +1,7 @@
-"""Makes an unpatched OpenCLIP call the hooks, by replacing a short list of its names.
+"""Makes an unpatched OpenCLIP call the hooks by replacing a few of its functions.
 
-The calls are those that a patch would write into OpenCLIP; a patched OpenCLIP is left alone. What differs between the
-generations of OpenCLIP is in v3.py and v4.py.
+The calls are the same as in the patch; a patched OpenCLIP is not changed. Code for only one generation of OpenCLIP is
+in v3.py and v4.py.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from .patching import INSTALL, find_installation
 
 PATCHED_IN_TRAINING = ("data", "main", "params")  # and open_clip/factory.py
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
-_FACTORY = threading.RLock()  # who holds it may replace the factory's names
-_ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that a second command replaces nothing twice
+_FACTORY = threading.RLock()  # held while the factory's names are replaced
+_ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 # The names that every generation has, and what replaces them.
 REPLACED = {
@@ -40,12 +40,12 @@ REPLACED = {
 
 
 def replaced() -> dict[str, str]:
-    """Returns every name of the installed OpenCLIP that is replaced, and what replaces it."""
+    """Returns all replaced names of the installed OpenCLIP and their replacements."""
     return REPLACED | current().REPLACED
 
 
 def is_patched() -> bool:
-    """Tells, without importing it, whether the installed OpenCLIP calls the hooks; InputError where half of it does."""
+    """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError if only a part does."""
     package = importlib.util.find_spec("open_clip")
     if package is None:
         raise InputError(f"OpenCLIP is not installed: {INSTALL}")
@@ -61,7 +61,7 @@ def is_patched() -> bool:
 
 
 def check_release() -> None:
-    """Raises InputError, without importing it, for an OpenCLIP of before 3.0."""
+    """Raises InputError, without importing it, for an OpenCLIP older than 3.0."""
     version = find_installation().version
     if int(version.partition(".")[0]) < 3:
         raise InputError(f"open_clip_torch {version} is too old: expected 3.0 or later, {INSTALL}")
@@ -84,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self):
         super().__init__(prog="superclip train")
 
-    def error(self, message):  # without the usage: OpenCLIP's fills the screen
+    def error(self, message):  # without OpenCLIP's long usage
         self.exit(2, f"error: {message} (superclip train --help lists every flag)\n")
 
 
@@ -103,7 +103,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def tell_mistakes_in_one_line() -> None:
-    """Makes a patched OpenCLIP's command line, which asks the plugins itself, report a mistake without the usage."""
+    """Makes a patched OpenCLIP report command-line errors without the usage."""
     _with_parser(_Parser)
 
 
@@ -115,8 +115,8 @@ def _with_parser(parser_class: type) -> types.ModuleType:
 
 
 def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train with `args`, asking the plugins for model arguments, model class and loss."""
-    student = iter([args])  # the first model made; a second is the teacher of a distillation
+    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss."""
+    student = iter([args])  # the first model; a second one is the teacher of a distillation
 
     def with_model_kwargs(create):
         @functools.wraps(create)
@@ -142,7 +142,7 @@ def install(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def plugins_model_class():
-    """Within it, OpenCLIP's factory asks the plugins for the model class. One thread at a time."""
+    """A context in which OpenCLIP's factory calls the plugins for the model class. One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
     with _FACTORY:
         before = {name: getattr(factory, name, None) for name in MODEL_CLASSES}
@@ -157,7 +157,7 @@ def plugins_model_class():
 
 
 class _ModelSelector:
-    """Stands for a model class in OpenCLIP's factory: called, it makes the class that the plugins select."""
+    """Replaces a model class in OpenCLIP's factory; a call creates a model of the class that the plugins select."""
 
     def __init__(self, model_class: type):
         self.model_class = model_class
@@ -179,7 +179,7 @@ def _with_cpu_ranks(ddp: type) -> type:
 
 
 def _check_names() -> None:
-    """Raises InputError, which names all that is missing, for an OpenCLIP without a name that is to be replaced."""
+    """Raises InputError, with all missing names, if OpenCLIP lacks a name to replace."""
     missing = []
     for path in replaced():
         module, _, name = path.rpartition(".")
@@ -193,7 +193,7 @@ def _check_names() -> None:
 
 
 def _replace(path: str, make) -> types.ModuleType:
-    """Replaces what is at the dotted `path` by `make(of it)` and returns the module that holds it."""
+    """Replaces the object at the dotted `path` by `make(object)` and returns its module."""
     module_name, _, name = path.rpartition(".")
     module = importlib.import_module(module_name)
     setattr(module, name, make(_ORIGINALS.setdefault(path, getattr(module, name))))
@@ -201,9 +201,9 @@ def _replace(path: str, make) -> types.ModuleType:
 
 
 def fork_workers(workers: int) -> None:
-    """Makes the workers of a WebDataset start by fork, not by Python's default: OpenCLIP's cannot be pickled.
+    """Makes WebDataset workers start by fork, because OpenCLIP's pipeline cannot be pickled.
 
-    Raises InputError if the process has chosen another way, or the machine has no fork.
+    Raises InputError if another start method is set, or if the machine has no fork.
     """
     if workers < 1:
         return

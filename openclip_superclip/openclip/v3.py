@@ -1,4 +1,4 @@
-"""OpenCLIP 3: the training loop is given the loss; batches are tuples; samples are decoded before they are renamed."""
+"""OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded before renaming."""
 
 import functools
 import inspect
@@ -9,17 +9,17 @@ from ..errors import InputError
 TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 HAS_TASKS = False
 
-# The names that only this generation has, and what replaces them.
+# Names of this generation only, and their replacements.
 REPLACED = {
     "open_clip_train.main.create_loss": "the plugins' loss, if one has an answer",
     "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
 }
 
-PASSED_ON = {}  # names of OpenCLIP's data module that must leave the plugins' tokens alone
+PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
 
 
 def with_plugins_loss(create):
-    """Returns OpenCLIP's `create_loss` that asks the plugins first."""
+    """Returns an OpenCLIP `create_loss` that calls the plugins first."""
 
     @functools.wraps(create)
     def create_loss(args):
@@ -30,12 +30,12 @@ def with_plugins_loss(create):
 
 
 def _epoch_of(given: dict) -> dict:
-    """Returns the hook's arguments, given those of `train_one_epoch`."""
+    """Returns the hook's arguments from those of `train_one_epoch`."""
     return {name: given[name] for name in ("args", "model", "epoch")}
 
 
 def with_epoch_end(train, epoch_of=_epoch_of):
-    """Returns OpenCLIP's `train_one_epoch` that calls the plugins after an epoch's last step."""
+    """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
     signature = inspect.signature(train)
 
     @functools.wraps(train)
@@ -54,7 +54,7 @@ WRAPPERS = {
 
 
 def _at_least_a_batch(samples, batch_size: int):
-    """Yields the samples of a pass; InputError for less than a batch, as OpenCLIP would start over forever."""
+    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever."""
     number = 0
     for number, sample in enumerate(samples, start=1):  # noqa: B007
         yield sample
@@ -66,9 +66,9 @@ def _at_least_a_batch(samples, batch_size: int):
 
 
 class WebDataset:
-    """The webdataset package, but with the plugins' shuffle of samples, and with their tokens for text.
+    """The webdataset package with the plugins' shuffle of samples and their tokens for text.
 
-    The tokens are made when a sample's members get their final names.
+    Samples are tokenized when their members are renamed.
     """
 
     def __init__(self, args, order, caption_tokens):
@@ -93,11 +93,11 @@ class WebDataset:
         return lambda samples: batched(_at_least_a_batch(samples, batch_size))
 
     def names(self, names: dict[str, str]) -> dict[str, str]:
-        """Returns the names of a sample that has tokens, given OpenCLIP's."""
+        """Returns the member names of a tokenized sample, from OpenCLIP's."""
         return names
 
     def with_caption(self, sample: dict) -> dict | None:
-        """Returns the sample with the caption that OpenCLIP takes as `txt`; None if OpenCLIP leaves it out."""
+        """Returns the sample with OpenCLIP's caption as `txt`; None if OpenCLIP skips it."""
         return sample
 
     def _with_tokens(self, samples):
@@ -112,7 +112,7 @@ class WebDataset:
 
 
 def check_options(args, captions: str | None, slices: int | None) -> None:
-    """Refuses nothing: what this generation cannot train with our flags, the others cannot either."""
+    """Does nothing: this generation supports all of its options with our flags."""
 
 
 def row_with_tokens(row: tuple, tokens) -> tuple:
@@ -121,7 +121,7 @@ def row_with_tokens(row: tuple, tokens) -> tuple:
 
 
 def shuffle_sizes() -> tuple[int, int]:
-    """Returns the size of OpenCLIP's shuffle buffer of samples, and how many fill it before the first leaves."""
+    """Returns size and initial size of OpenCLIP's shuffle buffer of samples."""
     import open_clip_train.data as data
 
     return data._SAMPLE_SHUFFLE_SIZE, data._SAMPLE_SHUFFLE_INITIAL

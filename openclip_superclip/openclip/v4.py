@@ -1,4 +1,4 @@
-"""OpenCLIP 4, its main branch: a task holds model and loss; batches are dicts; images are decoded last."""
+"""OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are decoded last."""
 
 import functools
 
@@ -20,7 +20,7 @@ REPLACED = {
 
 
 def with_plugins_task(create):
-    """Returns OpenCLIP's `create_task` whose task trains with the plugins' loss, if one has an answer."""
+    """Returns an OpenCLIP `create_task` whose task uses the plugins' loss, if any."""
 
     @functools.wraps(create)
     def create_task(args, *task_args, **kwargs):
@@ -36,7 +36,7 @@ def with_plugins_task(create):
 
 
 def _pass_every_output(task) -> None:
-    """Makes CoCa's task give its loss all that the model returns, of which it picks five outputs by name."""
+    """Makes CoCa's task pass all model outputs to its loss, instead of five by name."""
     if not hasattr(task, "_build_loss_inputs"):
         return
     build = task._build_loss_inputs
@@ -49,7 +49,7 @@ def _pass_every_output(task) -> None:
 
 
 def _epoch_of(given: dict) -> dict:
-    """Returns the hook's arguments, given those of `train_one_epoch`."""
+    """Returns the hook's arguments from those of `train_one_epoch`."""
     state = given["state"]
     return {"args": given["args"], "model": state.task.trainable_module, "epoch": state.epoch}
 
@@ -67,7 +67,7 @@ PASSED_ON = {
 
 
 class WebDataset(v3.WebDataset):
-    """The same, for samples that are still as their shard holds them: `txt` is the caption that OpenCLIP takes."""
+    """The same for samples before decoding: `txt` is OpenCLIP's caption."""
 
     def __init__(self, args, order, caption_tokens):
         import open_clip_train.data as data
@@ -94,7 +94,7 @@ class WebDataset(v3.WebDataset):
 
 
 def check_options(args, captions: str | None, slices: int | None) -> None:
-    """Raises InputError, with what to do instead, for a flag of this generation that one of ours cannot go with.
+    """Raises InputError, with a suggestion, for a flag of this generation that one of ours does not support.
 
     `captions` is --superclip-captions, None without --superclip, and `slices` is --superclip-slices.
     """
@@ -122,7 +122,7 @@ def row_with_tokens(row: dict, tokens) -> dict:
 
 
 def shuffle_sizes() -> tuple[int, int]:
-    """Returns the size of OpenCLIP's shuffle buffer of samples, and how many fill it before the first leaves."""
+    """Returns size and initial size of OpenCLIP's shuffle buffer of samples."""
     from open_clip_train.data import wds_shuffle_sizes
 
     return wds_shuffle_sizes()[2:]
