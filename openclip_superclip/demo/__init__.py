@@ -1,1 +1,1 @@
-"""The demo: a small data set composed of real drawings, and what a model trained on it has learned."""
+"""The demo: a small data set composed of emoji drawings, and measures of models trained on it."""

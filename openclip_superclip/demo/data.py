@@ -1,4 +1,4 @@
-"""What the demo and the shipped studies train on and measure: small models, shards of scenes and evaluation data."""
+"""Writes the small models, training shards and evaluation data of the demo and of the shipped studies."""
 
 import gzip
 import itertools
@@ -27,8 +27,8 @@ from .scenes import (
     write_shards,
 )
 
-CONTEXT = 18  # tokens: four names of two words and the commas between them
-NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes that end a word, start and end
+CONTEXT = 18  # tokens: enough for four names of two words, separated by commas
+NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end tokens
 RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
 VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
 SMALL_VIT = {**VIT, "image_size": 48}  # scenes are resized
@@ -37,16 +37,16 @@ SMALL_VIT = {**VIT, "image_size": 48}  # scenes are resized
 def write_model(
     folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET, context_length: int = CONTEXT
 ) -> str:
-    """Writes the model's configuration and vocabulary and returns the --model that opens it.
+    """Writes a model's configuration and vocabulary, and returns the value of --model that opens it.
 
-    By default OpenCLIP's ModifiedResNet with one block per stage and width 12, at 64 px; beside it a text tower of two
-    layers and width 64. Captions become the same tokens as with CLIP's tokenizer: the vocabulary holds the bytes and
-    the merges that `names` need. So the head is as small a part of a step as beside the paper's models.
+    The default is OpenCLIP's ModifiedResNet with one block per stage and width 12, at 64 px. The text tower has two
+    layers of width 64. The vocabulary contains only the bytes and the merges that `names` need, and gives the same
+    tokens as CLIP's tokenizer. This keeps the head's fraction of the training time as small as in the paper's models.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
     merges = needed_merges(names)
-    with whole_file(vocabulary) as file:  # the first line is a comment
+    with whole_file(vocabulary) as file:  # the tokenizer skips the first line
         file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
     text_cfg = {
         "context_length": context_length,
@@ -62,7 +62,7 @@ def write_model(
 
 
 def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the merges of CLIP's vocabulary that its tokenizer uses for the names, in its order."""
+    """Returns the merges that CLIP's tokenizer uses for the names, in the order of its vocabulary."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
@@ -82,18 +82,18 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     return sorted(needed, key=ranks.get)
 
 
-NUM_SHARDS, SHARD_SIZE = 20, 1024  # a pass; ten slices of two shards, which batches of 16 to 256 divide
+NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batch sizes of 16 to 256
 
 
 class TrainingData(NamedTuple):
-    """A model and the scenes that it is trained on, by their places below the demo's folder."""
+    """A model and its training scenes. Paths are relative to the demo's folder."""
 
-    folder: str  # with {seed} in it: the data set `natural`, another one for each seed
+    folder: str  # contains {seed} for the data set `natural`, which differs for each seed
     model: str = "model"
-    caption: str = "long"  # all objects of a scene, or one (short)
+    caption: str = "long"  # "long" names all objects of a scene, "short" one of them
     designers: Sequence[str] = DESIGNERS
     seed: int = 0
-    vision: Mapping[str, object] = RESNET  # of the model's configuration
+    vision: Mapping[str, object] = RESNET  # vision_cfg of the model's configuration
 
     @property
     def shards(self) -> str:
@@ -116,10 +116,10 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
 
 
 def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
-    """Writes both below `folder`, and returns the --model and the --train-data that open them.
+    """Writes the model and the shards below `folder`, and returns the values of --model and --train-data.
 
     Args:
-        seeds: those that the data set `natural` is written for; the others have one data set.
+        seeds: seeds for which to write the data set `natural`; ignored for the other data sets.
     """
     num_samples = NUM_SHARDS * SHARD_SIZE
     if data.is_natural:
@@ -133,12 +133,12 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
 
 
 def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> dict[str, Path]:
-    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they are there; returns their folders by name.
+    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they exist, and returns their folders by name.
 
-    demo_objects: scenes of one object with the number of its name, `test` and, for the linear probe, `train`.
-    demo_scenes: different scenes of two objects or more, with their long captions, for retrieval.
+    demo_objects: scenes of one object, labelled with the index of its name; splits `test` and `train` (linear probe).
+    demo_scenes: scenes of at least two objects, all different, with long captions, for retrieval.
 
-    The test scenes are those that the demo measures on. Raises InputError for a folder that holds something else.
+    The test scenes are the same as in the demo. Raises InputError if the folder contains other files.
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
     record = folder / "scenes.txt"  # written last
@@ -162,7 +162,7 @@ def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes
 
 
 def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> None:
-    """Writes one shard of images with captions, or with the number of the one object's name."""
+    """Writes one shard of images with captions, or with the index of the single object's name."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):

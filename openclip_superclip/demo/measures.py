@@ -1,4 +1,4 @@
-"""What a model has learned of the demo's scenes: zero-shot, retrieval, tagging and linear-probe measures."""
+"""Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear probe."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +28,13 @@ def measure(
     designers: Sequence[str] = DESIGNERS,
     trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """Returns the measures of a model, which is on the CPU, on scenes of a split by some designers, in percent.
+    """Returns the measures of a model on scenes of a split, in percent. The model must be on the CPU.
 
-    zero_shot: one-object scenes whose object is, of all names, the most similar (top-1).
-    image_to_text_R@1, text_to_image_R@1: scenes of two objects or more, no two alike, and their long captions.
-    tagging: the fraction of such a scene's k objects that are among the k most similar names.
+    zero_shot: top-1 accuracy on scenes with one object, over all names.
+    image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at least two objects.
+    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
     linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes by the
-        designers `trained_on`, who drew the same objects.
+        designers `trained_on`.
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
@@ -66,15 +66,17 @@ def measure_natural(
     num_scenes: int = 1000,
     num_probe_scenes: int = 3000,
 ) -> dict[str, float]:
-    """Returns a model's measures on a seed's held-out scenes, in percent.
+    """Returns a model's measures on the held-out scenes of a seed, in percent.
 
-    zero_shot: scenes of one object by the unseen designer, as many of each concept: the name is, of all, the most
-        similar (top-1). With split "tune", which learning rates are tuned on, by the training designers.
-    new_combinations: one object in a colour in which training never shows it: colour and name are right, of all pairs.
-    image_to_text_R@1 and its reverse: scenes of two objects or more whose sets training never shows, with short
-        captions that are right; image_to_long_text_R@1 and its reverse: with captions that name everything.
-    tagging: the fraction of such a scene's k objects among the k most similar names.
-    linear_probe: the same for a linear classifier of frozen image features, fitted to training scenes.
+    zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for each concept. The split
+        "tune", for tuning learning rates, uses the training designers instead.
+    new_combinations: top-1 accuracy over all pairs of a colour and a name, on scenes with one object in a colour in
+        which training never shows it.
+    image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets of at least two
+        objects that training never shows.
+    image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
+    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
+    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes.
     """
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
@@ -112,7 +114,7 @@ def measure_natural(
 
 
 def _retrieval(image_features: Tensor, text_features: Tensor, text: str = "text") -> dict[str, float]:
-    found = retrieval_metrics(image_features, text_features, logit_scale=1.0)  # a scale changes no rank
+    found = retrieval_metrics(image_features, text_features, logit_scale=1.0)  # the scale does not affect ranks
     return {
         f"image_to_{text}_R@1": 100 * float(found["image_to_text_R@1"]),
         f"{text}_to_image_R@1": 100 * float(found["text_to_image_R@1"]),
@@ -122,7 +124,7 @@ def _retrieval(image_features: Tensor, text_features: Tensor, text: str = "text"
 def describe(
     model: nn.Module, preprocess: Callable, tokenizer: Callable, num: int = 6, split: str = "test"
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
-    """Returns a few scenes of two objects or more: each image, its k objects and the k names most similar to it."""
+    """Returns a few scenes with at least two objects: the image, its k objects and the k most similar names."""
     groups = different_scenes(num, 0, split)
     with evaluating(model):
         scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
@@ -134,12 +136,12 @@ def describe(
 
 
 def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:
-    """Returns 1 if a scene shows the object of that name, else 0. [S, N]"""
+    """Returns 1 for each scene and name of an object in it, else 0, float32 [S, N]."""
     return torch.tensor([[float(name in scene.objects) for name in names] for scene in shown])
 
 
 def fraction_found(scores: Tensor, labels: Tensor) -> float:
-    """Returns the fraction of a scene's k objects among its k best scores [S, N], mean over the scenes, in percent."""
+    """Returns the mean fraction of a scene's k objects that are among its k highest scores [S, N], in percent."""
     labels = labels.double()
     num_objects = labels.sum(dim=1, keepdim=True)  # [S, 1]
     by_rank = labels.gather(1, scores.argsort(dim=1, descending=True))  # [S, N]
@@ -148,9 +150,9 @@ def fraction_found(scores: Tensor, labels: Tensor) -> float:
 
 
 def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> Callable[[Tensor], Tensor]:
-    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted from zero by L-BFGS: nothing in it is random."""
+    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by L-BFGS from zero."""
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
-    inputs = (features - mean) / std  # L-BFGS is slow on inputs that differ by little, as normalised features do
+    inputs = (features - mean) / std  # L-BFGS converges slowly on features with a small variance
     weight = torch.zeros(labels.shape[1], features.shape[1], requires_grad=True)  # [N, D]
     bias = torch.zeros(labels.shape[1], requires_grad=True)  # [N]
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
@@ -169,7 +171,7 @@ def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> C
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts the model in evaluation mode, without gradients, and afterwards each module in its mode before."""
+    """Sets evaluation mode and disables gradients; restores the mode of each module on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -183,12 +185,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def name_classifier(
     model: nn.Module, tokenizer: Callable, names: Sequence[str] = NAMES, templates: Sequence[str] = ("{}",)
 ) -> Tensor:
-    """Returns OpenCLIP's zero-shot classifier of the names, by default without prompts, as in the captions. [D, N]"""
+    """Returns OpenCLIP's zero-shot classifier of the names, [D, N]. By default, the prompts are the plain names."""
     return build_zero_shot_classifier(model, tokenizer, names, templates).float()
 
 
 def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
-    """Returns the scenes' normalised image features. [S, D]"""
+    """Returns the normalized image features of the scenes, [S, D]."""
 
     def stack(batch: Sequence[Scene]) -> Tensor:
         return torch.stack([preprocess(scene.image) for scene in batch])
@@ -197,6 +199,6 @@ def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene
 
 
 def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:
-    """Returns the items' normalised features, float32. [S, D]"""
+    """Returns the normalized features of the items, float32 [S, D]."""
     batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     return torch.cat([encoder(prepare(batch), normalize=True).float() for batch in batches])

@@ -1,7 +1,7 @@
-"""The data set `natural`: drawings with names that people gave them, a long tail of concepts, and careless captions.
+"""The data set `natural`: drawings with human-made names, a long tail of concepts, and noisy captions.
 
-Each seed is a data set of its own, with other concepts, frequencies, training scenes and test scenes. All random
-numbers are integers, so a seed gives the same scenes on every processor.
+Each seed defines a separate data set with its own concepts, frequencies, training scenes and test scenes. All random
+numbers are integers, so that a seed gives the same scenes on every processor.
 """
 
 import functools
@@ -20,18 +20,18 @@ from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile,
 
 TRAINING_DESIGNERS = ("google", "twitter", "emojione")
 UNSEEN_DESIGNERS = ("fluent",)
-NUM_CONCEPTS = 300  # of a seed, of all that the four designers drew
+NUM_CONCEPTS = 300  # concepts per seed, drawn from those that all four designers drew
 VERSION = 1  # raise it if the same seed gives other scenes
 
 COLOURS = {
     "red": (215, 40, 40), "orange": (240, 140, 30), "yellow": (240, 215, 50), "green": (50, 160, 70),
     "blue": (50, 90, 210), "purple": (140, 60, 180), "pink": (245, 130, 180), "gray": (120, 120, 120),
 }  # fmt: skip
-SIZES = {"small": range(19, 24), "large": range(28, 33)}  # pixels, in a quarter of the image
-SIZES_ALONE = {"small": range(32, 41), "large": range(48, 61)}  # of a scene's only object
+SIZES = {"small": range(19, 24), "large": range(28, 33)}  # pixels, for an object in a quarter of the image
+SIZES_ALONE = {"small": range(32, 41), "large": range(48, 61)}  # pixels, for a scene's only object
 PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right", "in the middle")
-NUM_OBJECTS = (1, 1, 1, 2, 2, 3)  # of a scene, equally likely
-CONTEXT = 28  # tokens: nearly all captions
+NUM_OBJECTS = (1, 1, 1, 2, 2, 3)  # objects per scene, equally likely
+CONTEXT = 28  # tokens: nearly all captions fit
 MIDDLE = PLACES.index("in the middle")
 DETERMINERS = ("a", "the", "one", "this")
 FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "{} on a card")
@@ -40,12 +40,12 @@ MEASURES = (
     "zero_shot", "new_combinations", "image_to_text_R@1", "text_to_image_R@1", "image_to_long_text_R@1",
     "long_text_to_image_R@1", "tagging", "linear_probe",
 )  # fmt: skip
-TEMPLATES = ("a {}", "the {}", "a drawing of a {}")  # of zero-shot classification
+TEMPLATES = ("a {}", "the {}", "a drawing of a {}")  # for zero-shot classification
 UNKNOWN = "something"  # in captions that name no object
 
 
 class Concept(NamedTuple):
-    """An object by its drawings' file name, its name, and other words for it (Unicode CLDR)."""
+    """An object: file name of its drawings, name, and keywords (from Unicode CLDR)."""
 
     object: str
     name: str
@@ -53,12 +53,12 @@ class Concept(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """A concept as a scene shows it; without a colour, in the drawing's own colours."""
+    """A concept in a scene. If `colour` is None, the drawing is not recoloured."""
 
     concept: Concept
     size: str
     colour: str | None
-    place: int  # of PLACES: a quarter, as CORNERS, or the middle for a scene's only object
+    place: int  # index in PLACES: a quarter in the order of CORNERS, or the middle for a single object
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def all_concepts() -> tuple[Concept, ...]:
 
 
 def vocabulary() -> list[str]:
-    """Returns all words of all captions of all seeds."""
+    """Returns all words that captions may contain, for all seeds."""
     concepts = all_concepts()
     phrases = [*DETERMINERS, *FRAMES, *LINKS, *PLACES, *SIZES, *COLOURS, *TEMPLATES, UNKNOWN, "an"]
     phrases += [word for concept in concepts for word in (concept.name, *concept.keywords)]
@@ -76,7 +76,7 @@ def vocabulary() -> list[str]:
 
 
 class World:
-    """The concepts of a seed, the most frequent first, and its scenes."""
+    """The concepts of a seed, most frequent first, and its scenes."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -84,11 +84,11 @@ class World:
         random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
         self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
-        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))  # Zipf's law, as Mandelbrot has it
+        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))  # Zipf-Mandelbrot law
         self.cumulative = list(itertools.accumulate(weights))
 
     def is_new(self, concept: Concept, colour: str) -> bool:
-        """Returns whether training never shows the concept in the colour: one combination in ten."""
+        """Returns whether training never shows the concept in this colour, which holds for one in ten combinations."""
         return zlib.crc32(f"{self.seed} {colour} {concept.name}".encode()) % 10 == 0
 
     def scene(
@@ -100,11 +100,14 @@ class World:
         concept: Concept | None = None,
         colour: str | None = None,
     ) -> Scene:
-        """Returns a scene of a split: 64 by 64 pixels, with a "short" and a "long" caption; "clean" is a short caption
-        that is right and names something.
+        """Returns a scene of 64 by 64 pixels with a "short", a "long" and a "clean" caption.
 
-        No set of two or more objects is in two splits. `concept` and `colour` are those of a single object; without
-        `colour`, none is drawn that is new to training.
+        A clean caption is a short one that is correct and names at least one object. A set of two or more objects
+        occurs in one split only.
+
+        Args:
+            concept: the concept of a scene with a single object; None for random concepts.
+            colour: the colour of the single object; None for a random one, among those that training shows.
         """
         rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
         count = num_objects[rng.randrange(len(num_objects))]
@@ -137,7 +140,7 @@ class World:
         return rng.choice(known) if known and not rng.randrange(3) else None
 
     def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
-        """Returns a caption that names two thirds of the objects; one in five also holds words that do not apply."""
+        """Returns a caption that names each object with probability 2/3. One caption in five names a wrong one."""
         named = [thing for thing in things if rng.randrange(3)]
         if clean and not named:
             named = [rng.choice(things)]
@@ -147,7 +150,7 @@ class World:
             (wrong,) = self._draw(rng, 1)
             while wrong in [thing.concept for thing in things]:
                 (wrong,) = self._draw(rng, 1)
-            place = rng.randrange(len(mentions) + 1)  # beside what is named, or instead of it
+            place = rng.randrange(len(mentions) + 1)  # in addition to a correct mention, or instead of it
             phrase = _mention(
                 rng, Thing(wrong, rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.randrange(len(PLACES)))
             )
@@ -159,7 +162,7 @@ class World:
 
 
 def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
-    """Returns a phrase for a thing: with `full` its name, size and colour, else some of them or a keyword."""
+    """Returns a phrase with name, size and colour if `full`, else with a random subset, or a keyword as the name."""
     concept = thing.concept
     word = rng.choice(concept.keywords) if concept.keywords and not rng.randrange(5) and not full else concept.name
     words = [rng.choice(DETERMINERS)]
@@ -179,7 +182,7 @@ def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
 
 
 def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
-    """Draws a thing into its quarter: one designer's drawing, scaled, turned, perhaps mirrored, and recoloured."""
+    """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and recoloured."""
     alone = thing.place == MIDDLE
     size = rng.choice((SIZES_ALONE if alone else SIZES)[thing.size])
     drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)
@@ -194,7 +197,7 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
 
 
 def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Returns the drawing, half in its own colours and half in shades of another."""
+    """Returns the drawing blended equally with shades of a colour."""
     pixels = np.asarray(drawing).astype(np.int32)
     shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
     shades = np.minimum(np.array(colour) * shade // 255, 255)
@@ -203,9 +206,9 @@ def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: int) -> str:
-    """Writes the training scenes of a seed as shards and returns their brace pattern.
+    """Writes the training scenes of a seed as shards, unless they exist, and returns their brace pattern.
 
-    A sample's `txt` is its short caption, its `long.txt` the long one. A folder that already holds them is not changed.
+    The `txt` of a sample is its short caption, and `long.txt` is its long caption.
     """
     world = World(seed)
     dataset = {"natural": VERSION, "seed": seed, "num_samples": num_samples, "samples_per_shard": samples_per_shard}

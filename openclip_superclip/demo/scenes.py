@@ -1,4 +1,4 @@
-"""Scenes composed of emoji, their captions, and the WebDataset shards that OpenCLIP trains on."""
+"""Composes scenes of emoji with captions, and writes them as WebDataset shards."""
 
 import csv
 import functools
@@ -23,41 +23,41 @@ from ..files import whole_file, write_text
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
-UNSEEN_DESIGNERS = ("fluent",)  # in no training scene; they drew all objects but one
-SECOND = "second/"  # before a designer: another 100 objects
+UNSEEN_DESIGNERS = ("fluent",)  # not in training scenes; they drew all objects except one
+SECOND = "second/"  # prefix of a designer: use another 100 objects
 SECOND_DESIGNERS = (f"{SECOND}google", f"{SECOND}twitter")
 
 
 @functools.cache
 def emoji() -> list[dict[str, str]]:
-    """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2: which 100 it is of), name, keywords."""
+    """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2, the set of 100 objects), name, keywords."""
     with (TILES / "emoji.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 @functools.cache
 def drawings(designer: str) -> dict[str, bytes]:
-    """Returns a designer's drawings, PNG, by object."""
+    """Returns a designer's drawings as PNG bytes, by object."""
     with zipfile.ZipFile(TILES / f"{designer.removeprefix(SECOND)}.zip") as archive:
         return {Path(name).stem.replace("-", " "): archive.read(name) for name in archive.namelist()}
 
 
 @functools.cache
 def names_of(designers: tuple[str, ...]) -> list[str]:
-    """Returns the 100 objects that scenes of these designers show."""
+    """Returns the names of the 100 objects in scenes of these designers."""
     draw = "2" if designers[0].startswith(SECOND) else "1"
     return sorted(row["object"] for row in emoji() if row["demo"] == draw)
 
 
 NAMES = names_of(DESIGNERS)
 SPLITS = ("train", "tune", "test")
-VERSION = 1  # of the scenes: raise it when the same seed gives other bytes
+VERSION = 1  # of the scenes: increase it if the same seed gives different bytes
 IMAGE_SIZE, QUADRANT = 64, 32
 CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
 class Layer(NamedTuple):
-    """An object's name, its drawing as pasted, RGBA, and the position of its top left corner."""
+    """An object's name, its transformed RGBA drawing, and the position of the drawing's top left corner."""
 
     name: str
     drawing: Image.Image
@@ -66,7 +66,7 @@ class Layer(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """An image, the names of its objects, its captions by kind, and its layers from the lowest to the highest."""
+    """An image, the names of its objects, its captions by kind, and its layers from bottom to top."""
 
     image: Image.Image
     objects: list[str]
@@ -75,16 +75,16 @@ class Scene(NamedTuple):
 
 
 def split_of(objects: Sequence[str]) -> str:
-    """Returns the split of a set of two or more objects: one set in ten is "tune", one in ten "test".
+    """Returns the split of a set of two or more objects: 10 % of the sets are "tune", 10 % are "test".
 
-    Single objects are in all splits, with other drawings, positions and backgrounds.
+    Single objects occur in all splits, with different drawings, positions and backgrounds.
     """
     return {0: "tune", 1: "test"}.get(zlib.crc32(", ".join(sorted(objects)).encode()) % 10, "train")
 
 
 @functools.lru_cache(maxsize=10_000)
 def tile(designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    """Returns the drawing of an emoji, RGBA, `size` pixels wide and high."""
+    """Returns an RGBA drawing of `size` by `size` pixels."""
     with Image.open(io.BytesIO(drawings(designer)[name])) as image:
         return image.convert("RGBA").resize((size, size), resample)
 
@@ -96,10 +96,10 @@ def make_scene(
     num_objects: Sequence[int] = range(1, 5),
     designers: Sequence[str] = DESIGNERS,
 ) -> Scene:
-    """Returns scene number `index` of a split: 64 by 64 pixels, RGB. The same arguments give the same scene.
+    """Returns scene number `index` of a split, an RGB image of 64 by 64 pixels. Deterministic in its arguments.
 
-    The number of objects is drawn from `num_objects` (each from 1 to 4). Captions: "long" names all objects, "short"
-    one and "raw" a random subset.
+    The number of objects is drawn from `num_objects` (values from 1 to 4). Captions: "long" names all objects, "short"
+    names one, and "raw" a random subset.
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
@@ -125,7 +125,7 @@ def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
 def draw_image(
     rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS
 ) -> tuple[Image.Image, list[Layer]]:
-    """Returns the objects on a light background, one per quadrant, each by one designer, scaled, rotated, shifted."""
+    """Draws objects on a light background, one per quadrant, each by a random designer, scaled, rotated and shifted."""
     layers = []
     count = len(objects)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
@@ -151,17 +151,17 @@ def scenes(
     num_objects: Sequence[int] = range(1, 5),
     designers: Sequence[str] = DESIGNERS,
 ) -> Iterator[Scene]:
-    """Returns an iterator over the first `num` scenes of a split."""
+    """Iterates over the first `num` scenes of a split."""
     return (make_scene(seed, index, split, num_objects, designers) for index in range(num))
 
 
 def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
-    """Returns the first `num` scenes of a split with two objects or more, no two of them with the same objects."""
+    """Returns the first `num` scenes of a split with at least two objects, and with different sets of objects."""
     return different(num, (make_scene(seed, index, split, range(2, 5), designers) for index in itertools.count()))
 
 
 def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
-    """Returns the first `num` scenes of which no two have the same objects, or the same caption of that kind."""
+    """Returns the first `num` scenes with different sets of objects and, if given, different captions of a kind."""
     found: list[Scene] = []
     seen: set = set()
     for scene in shown:
@@ -182,10 +182,10 @@ def write_shards(
     caption: str = "long",
     designers: Sequence[str] = DESIGNERS,
 ) -> str:
-    """Writes training scenes as WebDataset shards and returns their brace pattern, as `--train-data` takes it.
+    """Writes training scenes as WebDataset shards and returns their brace pattern for `--train-data`.
 
-    A sample holds `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and `json` (objects, captions).
-    The same arguments give the same bytes.
+    A sample contains `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and `json` (objects and
+    captions). The same arguments give the same bytes.
     """
     dataset = {
         "num_samples": num_samples, "seed": seed, "first_index": 0, "samples_per_shard": samples_per_shard,
@@ -197,12 +197,13 @@ def write_shards(
 
 
 def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
-    """Writes scenes as shards, unless the folder holds them already, and returns their brace pattern.
+    """Writes scenes as shards, unless they exist, and returns their brace pattern.
+
+    Raises InputError if the folder contains another data set.
 
     Args:
-        dataset: what the scenes are, with `num_samples` and `samples_per_shard`. Raises InputError if the folder holds
-            another data set.
-        caption: the kind that `txt` holds.
+        dataset: facts that identify the data set, including `num_samples` and `samples_per_shard`.
+        caption: kind of caption for `txt`.
     """
     num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
@@ -223,7 +224,7 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
 
 
 def sample(scene: Scene, caption: str) -> dict:
-    """Returns the files of a scene in a shard, by extension."""
+    """Returns the content of a scene's files in a shard, by extension."""
     png = io.BytesIO()
     scene.image.save(png, "PNG", compress_level=1)
     return {
@@ -242,11 +243,13 @@ DENSE_SPLITS = {"train": "training", "test": "validation"}  # as ADE20k calls th
 
 
 def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: int = 1000) -> list[Path]:
-    """Writes two data sets for `superclip evaluate --suite dense` and returns their folders, unless they are there.
+    """Writes two data sets for `superclip evaluate --suite dense`, unless they exist, and returns their folders.
 
-    demo_masks: images and classes in ADE20k's layout, 1 is the background. demo_depth: the same images and, as 16-bit
-    PNG, their depths in millimetres. Masks are exact, because objects never overlap. All objects count as equally
-    large, so a larger drawing is nearer. The test scenes show sets of objects that no training scene shows.
+    demo_masks: images and classes in ADE20k's layout; class 1 is the background.
+    demo_depth: the same images, with depths in millimetres as 16-bit PNG.
+
+    Masks are exact, because objects never overlap. All objects are assumed to have the same size, so larger drawings
+    are nearer. The sets of objects in test scenes do not occur in training scenes.
     """
     masks, depths = folder / "demo_masks", folder / "demo_depth"
     record = folder / "dense_scenes.txt"  # written last: if it exists, all files do
@@ -274,8 +277,10 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
 
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class of each pixel, uint8 [64, 64], 1 the background and then the names in order, and its depth in
-    millimetres, uint16 [64, 64]. A drawing has the pixels of which it covers half or more."""
+    """Returns the class, uint8 [64, 64], and the depth in millimetres, uint16 [64, 64], of each pixel.
+
+    Class 1 is the background; the names follow in order. A pixel belongs to a drawing if its alpha is at least half.
+    """
     classes = np.ones((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     depth = np.full((IMAGE_SIZE, IMAGE_SIZE), round(1000 * BACKGROUND_DEPTH), np.uint16)
     for layer in scene.layers:
