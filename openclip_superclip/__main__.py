@@ -57,13 +57,13 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; an InputError is printed in one line and is 1.
 
-    So is an output that cannot be written and, without a word, one whose reader has closed it, as `head` does.
+    An unwritable output also returns 1, silently if its reader has closed it, as `head` does.
     """
     try:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()  # what is left, argparse's help too
+            sys.stdout.flush()  # buffered output, including argparse's help
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in FULL and _can_write():
             raise
         print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
     return 1
 
 
@@ -103,7 +103,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _complete() -> int:
-    """Answers the shell, which asks through argcomplete: with names of commands or, after one, with its flags."""
+    """Completes command names and flags for the shell, through argcomplete."""
     import argparse
 
     import argcomplete
@@ -120,7 +120,7 @@ def _complete() -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    """Returns the function of a command, whose module is imported now."""
+    """Imports a command's module and returns its function."""
     if name == "train":
         from .openclip.train import train
 
@@ -130,14 +130,14 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _reader_is_gone() -> bool:
-    """Returns whether what reads our output, `head` say, has closed it."""
+    """Returns whether the reader of our output, such as `head`, has closed it."""
     output = select.poll()
     output.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _can_write() -> bool:
-    """Returns whether our output can be written, by an empty line: the error may be of another file."""
+    """Returns whether our output is writable, by writing to it: the error may be from another file."""
     try:
         print(flush=True)
     except OSError:

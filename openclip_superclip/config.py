@@ -1,4 +1,4 @@
-"""The flags of `--superclip` and of slices: each is declared here, once, with its default, its help and its check."""
+"""The flags of `--superclip` and of slices, each with its default, help and check."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from .rules import Rule, check
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
 HEAD_INPUTS = ("patches", "pooled", "both")
-RECORDED_ALONE = ("word_course",)  # fields on which the weights do not depend
+RECORDED_ALONE = ("word_course",)  # fields that do not affect the weights
 
 
 def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argparse_options):
@@ -23,7 +23,7 @@ def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argpar
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How SuperCLIP trains. Raises InputError, naming the flag, for an impossible value."""
+    """Options of SuperCLIP. Raises InputError, naming the flag, for an invalid value."""
 
     weight: float = _flag(
         "--superclip-weight", 1.0, "λ, what multiplies the class loss; the paper recommends 1 or more", type=float
@@ -104,7 +104,7 @@ class Config:
 
     @property
     def long_caption_key(self) -> str:
-        """The place of the long caption; "" if none is read."""
+        """The key of the long caption; "" if it is not used."""
         return self.long_caption if self.captions != "short" else ""
 
     def __post_init__(self):
@@ -156,7 +156,7 @@ METHOD = [
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """How training passes over its data, with the class loss or without. Raises InputError as Config does."""
+    """Options of the training data, with or without the class loss. Raises InputError like Config."""
 
     slices: int | None = _flag(
         "--superclip-slices",

@@ -1,4 +1,4 @@
-"""What this machine and this Python offer: optional packages, devices, versions."""
+"""Optional packages, devices and versions of this machine and Python."""
 
 import ctypes
 import importlib.util
@@ -50,7 +50,7 @@ def check_device(name: str | None) -> str:
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise InputError(f"--device is {name}, which torch cannot use here: {str(error).splitlines()[0]}") from error
     device = torch.device(name)
-    if device.type == "cuda" and device.index is not None:  # set_device refuses one without an index
+    if device.type == "cuda" and device.index is not None:  # set_device requires an index
         torch.cuda.set_device(device)
     return name
 
@@ -61,12 +61,12 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def progress_file() -> TextIO:
-    """Returns where a progress bar that also counts goes: nowhere, unless standard error is a terminal."""
+    """Returns the stream for a progress bar with counts: standard error if it is a terminal, else a null device."""
     return sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
 
 
 def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
-    """Has the kernel end this process when its parent dies, so that nothing goes on that is given up."""
+    """Makes the kernel end this process when its parent dies."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone
     if prctl:
         prctl(1, int(death_signal))
@@ -74,7 +74,7 @@ def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
 
 @contextmanager
 def replaced(owner: object, **values: object) -> Iterator[None]:
-    """Gives attributes of a module or class other values, and their own back at the end."""
+    """Temporarily replaces attributes of a module or class."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
         setattr(owner, name, value)

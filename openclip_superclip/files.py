@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all; JSON; checks of outputs; the files that ship."""
+"""Atomic writing of files and folders; JSON; checks of outputs; files of the package."""
 
 import errno
 import hashlib
@@ -19,19 +19,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that onl
 
 
 class NotWritten(OSError):
-    """A library could not write a file, and gave no error number."""
+    """A library could not write a file and gave no errno."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name only when it is complete."""
+    """A temporary file to write to, renamed when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with _terminated_as_by_exit():
         try:
             with open(part, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # or a power cut leaves the name with an empty file
+                os.fsync(file.fileno())  # otherwise a power failure may leave an empty file
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -68,11 +68,10 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
 
 @contextmanager
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A path to write a folder or file to, which becomes `out` only when it is complete.
+    """A temporary path for a folder or file, renamed to `out` when it is complete.
 
-    With `overwrite` an old folder is replaced as a whole: nothing of it stays in the new one. Raises InputError if
-    `out` exists, unless `overwrite`, or cannot be written, for example on a full disk; an OSError of other files
-    passes.
+    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` exists, unless `overwrite`,
+    or cannot be written, for example on a full disk. Other files' OSErrors are not caught.
     """
     if os.path.exists(out) and not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
@@ -87,10 +86,10 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
             is_body = False
             if overwrite and part.is_dir() and place.is_dir():
                 _replace_folder(part, place)
-            elif overwrite or part.is_dir():  # a folder replaces none that holds anything
+            elif overwrite or part.is_dir():  # a folder cannot replace a non-empty one
                 os.replace(part, place)
             else:
-                os.link(part, place)  # fails if another process has written the file meanwhile
+                os.link(part, place)  # fails if another process has written the file in the meantime
         except OSError as error:
             if is_body and not _is_of_writing(error, part):
                 raise
@@ -103,14 +102,14 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _is_of_writing(error: OSError, part: Path) -> bool:
-    """Returns whether an error comes from writing to `part` or into it, and not from another file."""
+    """Returns whether an error comes from writing to `part` or a file in it."""
     if isinstance(error.filename, str | bytes | os.PathLike):
         return Path(os.path.realpath(os.fsdecode(error.filename))).is_relative_to(part)
     return isinstance(error, NotWritten) or error.errno in FULL
 
 
 def _replace_folder(new: Path, old: Path) -> None:
-    """Gives `new` the name of `old`, which is removed; the first rename is undone if the second fails."""
+    """Replaces `old` by `new`; undoes the first rename if the second fails."""
     aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
     os.rename(old, aside)
     try:
@@ -122,7 +121,7 @@ def _replace_folder(new: Path, old: Path) -> None:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder for results; InputError, naming `flag`, if nothing can be written to it."""
+    """Creates a folder for results; InputError, naming `flag`, if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -133,9 +132,9 @@ def make_folder(folder: Path, flag: str) -> None:
 
 @contextmanager
 def _terminated_as_by_exit() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP raise SystemExit, so that an incomplete output is removed.
+    """A context in which SIGTERM and SIGHUP raise SystemExit, so that an incomplete output is removed.
 
-    Nothing changes if the process has handlers of its own, or outside the main thread.
+    Has no effect if the process has its own handlers, or outside the main thread.
     """
 
     def end(number, frame):
@@ -161,7 +160,7 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# What export, import and tokenizers write: --overwrite may replace a folder of such files, and no other.
+# Files of export, import and tokenizers: --overwrite may only replace a folder of such files.
 MODEL_FILES = {
     "README.md",
     "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "superclip_head.safetensors",
@@ -172,7 +171,7 @@ MODEL_FILES = {
 
 
 def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError if no folder can be written to `out`, or if --overwrite would delete more than a model.
+    """Raises InputError if `out` is not writable, or if --overwrite would delete more than a model.
 
     Args:
         inputs: files and folders that are read.
@@ -195,7 +194,7 @@ def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None
 
 
 def check_file_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError if no file can be written to `out`, or if it would replace an input."""
+    """Raises InputError if `out` is not writable, or if it would replace an input."""
     place = _checked_place(out, overwrite)
     if place.is_dir():
         raise InputError(f"--out: {out} is a folder; expected the name of a .pt or .safetensors file")

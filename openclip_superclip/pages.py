@@ -1,4 +1,4 @@
-"""What reports and pages share: templates, tables, figures, names of runs, numbers of bytes."""
+"""Helpers of reports and pages: templates, tables, figures, names of runs, numbers of bytes."""
 
 import base64
 import csv
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def html_template(file: Path, **filters: Callable) -> Template:
-    """Returns a template that escapes all that it is given and refuses a name that it is not."""
+    """Returns a template that escapes all values and raises an error for undefined names."""
     environment = Environment(
         loader=FileSystemLoader(file.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
@@ -27,7 +27,7 @@ def html_template(file: Path, **filters: Callable) -> Template:
 
 
 def pyplot() -> ModuleType:
-    """Returns matplotlib.pyplot, which draws into files and needs no screen."""
+    """Returns matplotlib.pyplot with a backend that needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,7 +37,7 @@ def pyplot() -> ModuleType:
 
 
 def data_url(image: "bytes | Image", longest: int | None = None) -> str:
-    """Returns a PNG's content or an image, reduced to `longest` pixels and as JPEG, as a data: URL."""
+    """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest` pixels."""
     if isinstance(image, bytes):
         return f"data:image/png;base64,{base64.b64encode(image).decode()}"
     if longest:
@@ -48,7 +48,7 @@ def data_url(image: "bytes | Image", longest: int | None = None) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns cells of text under their heads in Markdown; a cell may hold a bar or a line break."""
+    """Returns a Markdown table; cells may contain vertical bars and line breaks."""
     lines = []
     for line in (heads, *rows):
         cells = (" ".join(cell.split()).replace("|", "\\|") for cell in line)
@@ -58,14 +58,14 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:
-    """Returns rows, the first of them the heads, as CSV; None is an empty cell."""
+    """Returns rows, starting with the header, as CSV; None is an empty cell."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Returns each folder's name, with as many of those above it as no other folder among them ends in."""
+    """Returns each folder's name, with as many parent folders as needed to make it unique."""
     parts = [run.resolve().parts for run in runs]
     ends = {one: [one[-length:] for length in range(1, len(one) + 1)] for one in parts}
     times = Counter(itertools.chain(*ends.values()))
@@ -73,7 +73,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def bytes_text(number: int) -> str:
-    """Returns a number of bytes for people."""
+    """Returns a number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000 or unit == "TB":
             return f"{number:,.3g} {unit}"

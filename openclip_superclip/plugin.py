@@ -1,4 +1,4 @@
-"""SuperCLIP's answers to OpenCLIP's hooks."""
+"""SuperCLIP's implementation of OpenCLIP's hooks."""
 
 import logging
 from argparse import Namespace
@@ -12,7 +12,7 @@ from .openclip.options import CommandLine
 
 
 class Plugin:
-    """The hooks. It remembers the command line that it checked, and whether a plain model is to load a class head."""
+    """The hooks, with the checked command line, and whether models without a class head load weights with one."""
 
     def __init__(self):
         self.given: CommandLine | None = None
@@ -29,7 +29,7 @@ class Plugin:
 
     @hookimpl
     def open_clip_check_options(self, args):
-        handlers = logging.root.handlers[:]  # OpenCLIP logs as it is asked, and would then print each line twice
+        handlers = logging.root.handlers[:]  # otherwise OpenCLIP would log each line twice
         try:
             self.given = CommandLine(args)
             config, data = self.given.config, self.given.data
@@ -92,7 +92,7 @@ class Plugin:
 
         from .method.loss import SuperCLIPLoss
 
-        # SigLIP exchanges features with gradients; a local loss keeps the scale of its own rows.
+        # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
         return SuperCLIPLoss(loss or create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
 

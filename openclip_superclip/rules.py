@@ -1,4 +1,4 @@
-"""Declarative checks of what a command line, a run or a file must satisfy, as lists of rules with their messages."""
+"""Declarative checks of command lines, runs and files: lists of rules with messages."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that must not be.
+    """A condition that is an error.
 
     Args:
         message: the error, a format string in which `{name}` is an attribute of the facts and `{found}` is what

@@ -1,1 +1,1 @@
-"""Evaluation: checkpoints measured by LAION's CLIP_benchmark on local data sets."""
+"""Evaluation of checkpoints with LAION's CLIP_benchmark on local data sets."""

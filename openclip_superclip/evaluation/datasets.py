@@ -33,14 +33,15 @@ from .suites import SUITES
 
 SEGMENTATION, DEPTH = "segmentation", "depth"
 DENSE = (SEGMENTATION, DEPTH)
-FITTED = ("linear_probe", "few_shot", "knn")  # tasks that fit something to the split train
+FITTED = ("linear_probe", "few_shot", "knn")  # tasks that fit a classifier to the train split
 KINDS = {  # of data, by task
     "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
 }  # fmt: skip
 
 
 class Data(NamedTuple):
-    """A data set in the user's folder: shards in CLIP_benchmark's layout, or the root of one that it has built in."""
+    """A data set in the user's folder: shards in CLIP_benchmark's layout, or the root of one of its built-in data
+    sets."""
 
     name: str
     folder: Path
@@ -48,7 +49,7 @@ class Data(NamedTuple):
     kind: str  # classification, multilabel, retrieval, compositional, segmentation or depth
 
     def build(self, transform: Callable, split: str, task: str):
-        """Returns CLIP_benchmark's data set. Nothing is ever downloaded: a root that lacks files is an error."""
+        """Returns CLIP_benchmark's data set. Missing files are an error; nothing is downloaded."""
         if self.kind in DENSE:
             return DenseSet(self.folder, split, transform)
         if self.name == "winoground" and not self.shards:
@@ -56,7 +57,7 @@ class Data(NamedTuple):
         shards = shards_of(self.folder / split) if self.shards else []
         name = f"wds/{self.name}" if self.shards else self.name
         task = "linear_probe" if task in FITTED else task
-        with _no_downloads(), redirect_stdout(sys.stderr), warnings.catch_warnings():  # it prints
+        with _no_downloads(), redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
             dataset = builder.build_dataset(
                 name, root=str(self.folder), transform=transform, split=split, download=False, task=task
             )
@@ -69,10 +70,10 @@ class Data(NamedTuple):
         return builder.get_dataset_collate_fn(self.name)(samples)
 
     def files_id(self, splits: tuple[str, ...], images_only: bool = False) -> str:
-        """Returns a digest of the names, sizes and times of its files: equal while the data set is the same.
+        """Returns a digest of the names, sizes and times of its files, which changes if the data set does.
 
-        Of shards, the splits count, and the files beside them unless only the images matter; of a data set that
-        CLIP_benchmark has built in, everything below its root.
+        For shards, it covers the splits, and the files beside them unless `images_only`; for CLIP_benchmark's built-in
+        data sets, all files below the root.
         """
         beside = [] if images_only and self.shards else [entry.path for entry in os.scandir(self.folder)]
         folders = [self.folder / split for split in splits] if self.shards else [self.folder]
@@ -83,16 +84,16 @@ class Data(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What the suites evaluate: data sets with the task on each, and those that are missing, with the reason."""
+    """Data sets to evaluate, each with its task, and missing ones, with the reason."""
 
     chosen: list[tuple[Data, str]]
     absent: list[str]
 
 
 def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Selection:
-    """Returns what `suites` evaluate in `folder`: their own data sets or, if there are any, those of `names`.
+    """Returns what `suites` evaluate in `folder`: the data sets in `names`, by default the suites' own.
 
-    Raises InputError for a named data set that is not there, and if nothing is left to evaluate.
+    Raises InputError for a missing data set of `names`, and if there is nothing to evaluate.
     """
     for suite in suites:
         if suite not in SUITES:
@@ -130,7 +131,7 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Select
 
 
 def find_data(folder: Path, name: str) -> Data | None:
-    """Returns the data set of that name, as CLIP_benchmark or its copies of the data sets call it, or None."""
+    """Returns the data set with CLIP_benchmark's name, or with the name of its published copy, or None."""
     name = name.removeprefix("wds/")
     if name.startswith("sugar_crepe/") and (folder / f"{name}.json").is_file():  # the seven share their images
         return Data(name, folder / "sugar_crepe", False, "compositional")
@@ -161,7 +162,7 @@ def _held(folder: Path) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Yields all files below a folder; follows links, but enters no folder twice."""
+    """Yields all files below a folder; follows links, but visits each folder once."""
     entered = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -174,7 +175,7 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _no_downloads() -> Iterator[None]:
-    """Makes CLIP_benchmark raise an error instead of calling wget, which it does even with `download=False`."""
+    """Makes CLIP_benchmark raise an error instead of calling wget, as it does even with `download=False`."""
 
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
@@ -188,7 +189,7 @@ def _no_downloads() -> Iterator[None]:
 
 
 def shards_of(split: Path) -> list[Path]:
-    """Returns a split's shards; InputError if nshards.txt holds no number, or leaves out shards that are there."""
+    """Returns a split's shards; InputError if nshards.txt is not a number, or is smaller than the number of shards."""
     text = (split / "nshards.txt").read_text().strip()
     if not text.isdecimal():
         raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
@@ -202,8 +203,7 @@ def shards_of(split: Path) -> list[Path]:
 class ShardSamples(Dataset):
     """CLIP_benchmark's WebDataset with random access, so that ranks and workers can share its samples.
 
-    Each sample goes through CLIP_benchmark's own pipeline of decoding, transform and label. Only headers are read to
-    find it.
+    Samples are decoded and transformed by CLIP_benchmark's own pipeline. Only tar headers are read to find them.
     """
 
     def __init__(self, dataset: WebDataset, shards: list[Path]):
@@ -213,7 +213,7 @@ class ShardSamples(Dataset):
 
     @functools.cached_property
     def places(self) -> np.ndarray:
-        """Number of the shard, first byte and end of every sample, int64 [N, 3]."""
+        """Index of the shard, first byte and end of every sample, int64 [N, 3]."""
         found = [(number, *place) for number, shard in enumerate(self.shards) for place in _samples_of(shard)]
         return np.array(found, dtype=np.int64).reshape(-1, 3)
 
@@ -232,12 +232,12 @@ class ShardSamples(Dataset):
 
 
 def _samples_of(shard: Path) -> list[tuple[int, int]]:
-    """Returns first byte and end of a shard's samples: consecutive files whose names differ in the extension only."""
+    """Returns first byte and end of a shard's samples: consecutive files that differ only in the extension."""
     found, key = [], None
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                tar.members = []  # or it remembers all that it has seen
+                tar.members = []  # otherwise it keeps all headers in memory
                 prefix = base_plus_ext(member.name)[0] if member.isreg() and not member.name.startswith("__") else None
                 if prefix is None:
                     continue
@@ -256,7 +256,7 @@ ADE_SPLITS, VOC_SPLITS = {"train": "training", "test": "validation"}, {"train": 
 
 
 def dense_kind(folder: Path) -> str | None:
-    """Returns what a folder's pixels are labelled with, None if it holds no such data set."""
+    """Returns the kind of a data set with pixel labels; None for other folders."""
     if (folder / "VOCdevkit" / "VOC2012").is_dir() or (folder / "annotations" / "training").is_dir():
         return SEGMENTATION
     return DEPTH if (folder / "train" / "depths").is_dir() else None

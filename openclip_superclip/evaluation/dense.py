@@ -1,4 +1,4 @@
-"""Segmentation and depth by one linear map of the patch tokens, with a frozen tower or a fine-tuned one."""
+"""Segmentation and depth by a linear layer on the patch tokens, with a frozen or fine-tuned tower."""
 
 import copy
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ from .tasks import SEED, Settings
 BATCH_SIZE = 16
 TOWER_LR = 1e-5
 WEIGHT_DECAY = 1e-4
-MOST_DEPTHS = 200  # training images for the depths' mean and deviation
+MOST_DEPTHS = 200  # training images for mean and standard deviation of the depths
 
 
 class PatchMaps(nn.Module):
-    """A model that returns its patch tokens at their places, [B, W, h, w], instead of image features."""
+    """A model that returns its patch tokens as a feature map, [B, W, h, w], instead of image features."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -48,9 +48,8 @@ def dense_probe(
 ) -> tuple[dict[str, float], dict[str, Outcome]]:
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in metres as `rmse`.
 
-    A batch norm and one linear map of each patch token, resized to the image, fitted by AdamW with a cosine schedule.
-    The scores are over the pixels of all
-    test images at their own sizes.
+    Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a cosine schedule. The
+    scores are over the pixels of all test images at their original sizes.
 
     Args:
         by_split: the patch tokens of the splits, [N, W, h, w], for a frozen tower; {} to fine-tune it.
@@ -67,7 +66,7 @@ def dense_probe(
 
 
 class _Metres(nn.Module):
-    """Scales standardised numbers to depths, by mean and deviation of the first training images'."""
+    """Scales standardised outputs to depths, by mean and standard deviation over the first training images."""
 
     def __init__(self, train: DenseSet):
         super().__init__()
@@ -83,7 +82,7 @@ class _Metres(nn.Module):
 
 
 class _Inputs(Dataset):
-    """The input of the map, or of the tower, for each image, and its labels, at `size` if given."""
+    """The input of the linear layer or the tower for each image, and its labels, at `size` if given."""
 
     def __init__(self, images: DenseSet, features: Features | None, size: tuple[int, int] | None):
         self.images, self.features, self.size = images, features, size
@@ -125,7 +124,7 @@ def _has_label(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Returns the loss over all pixels that have a label; 0 if none has."""
+    """Returns the loss over all labelled pixels; 0 if there are none."""
     known = _has_label(labels, num_classes)
     if not known.any():
         return outputs.sum() * 0
@@ -153,7 +152,7 @@ def _measure(head, maps, test: DenseSet, features: Features | None, settings) ->
 
 
 def _outputs(head, maps, test: DenseSet, features: Features | None, settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the map's outputs [C, H, W] and the labels [H, W] of every test image, at its own size."""
+    """Yields the outputs [C, H, W] and the labels [H, W] of every test image, at its original size."""
     loader = DataLoader(_Inputs(test, features, None), None, num_workers=settings.workers)
     for given, label in tqdm(loader, desc="dense test", unit=" images", leave=False, disable=None):
         given = given[None].to(settings.device)

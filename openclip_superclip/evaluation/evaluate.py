@@ -1,4 +1,4 @@
-"""The evaluation itself: every model on every data set, each result written as soon as it is there."""
+"""Evaluates every model on every data set, and writes each result immediately."""
 
 import functools
 import time
@@ -20,10 +20,10 @@ from .tasks import Settings, evaluate
 
 
 def result_folders(models: list[Evaluated], out: Path | None, sweep: bool) -> list[Path]:
-    """Makes and returns the folder of each model's results: `out`, or one below its run.
+    """Creates and returns the folder of each model's results: `out`, or one below its run.
 
     Args:
-        sweep: whether the models are between released weights and tuned ones, and so not results of the run.
+        sweep: whether the models are interpolated with released weights, and so not results of the run.
     """
     within = Path("evaluation/wise_ft" if sweep else "evaluation")
     folders = [out or (model.run / within if model.run else within) for model in models]
@@ -33,7 +33,7 @@ def result_folders(models: list[Evaluated], out: Path | None, sweep: bool) -> li
 
 
 def write_tables(folders: list[Path]) -> None:
-    """Writes summary.md, the table of all results that a folder holds, into each folder."""
+    """Writes summary.md, the table of all results in a folder, into each folder."""
     for folder in dict.fromkeys(folders):
         if models := read_records(folder):
             write_text(folder / "summary.md", f"{table(models)}\n")
@@ -41,14 +41,14 @@ def write_tables(folders: list[Path]) -> None:
 
 @dataclass
 class Results:
-    """All results of a call, computed or read, and what went wrong."""
+    """All results of a call, computed or read, and its errors."""
 
-    models: list[list[dict]] = field(default_factory=list)  # the results of each model that has any
+    models: list[list[dict]] = field(default_factory=list)  # the results of each model, if there are any
     failures: list[str] = field(default_factory=list)
     num_read: int = 0
 
     def summary(self, selection: Selection, folders: list[Path]) -> str:
-        """Returns the tables and what is missing from them, for people."""
+        """Returns the tables and a list of missing results."""
         parts = [table(self.models), differences(self.models)] if self.models else []
         num_results = sum(map(len, self.models))
         lines = [
@@ -67,13 +67,13 @@ def evaluate_all(
     command: str,
     ranks: EvaluationRanks,
 ) -> Results:
-    """Evaluates all models on every chosen data set; a failure costs no other result.
+    """Evaluates all models on every chosen data set; continues after errors.
 
     The ranks share the images; only the first one computes metrics and has results.
 
     Args:
-        folders: of each model's results; those that are there already and still hold are read.
-        command: is written into the results.
+        folders: the folder of each model's results; existing results that are still valid are read.
+        command: the command line, recorded in the results.
     """
     results, total = Results(), len(models) * len(chosen)
     with tqdm(total=total, desc="evaluate", unit=" results", disable=None if ranks.is_first else True) as progress:
@@ -84,11 +84,11 @@ def evaluate_all(
 
 
 def _evaluate_model(model, folder, chosen, settings, command, progress, ranks, results: Results) -> list[dict]:
-    """Returns the results of a model, and adds to `results` what was read and what went wrong."""
+    """Returns the results of a model, and adds read results and errors to `results`."""
     source = model.source_from(folder)
     planned = []  # (data, task, file, facts)
     for data, task in chosen:
-        part = f"{task}.tuned" if task in DENSE and settings.finetune else task  # frozen beside tuned
+        part = f"{task}.tuned" if task in DENSE and settings.finetune else task  # frozen and fine-tuned
         file = record_file(folder, model.name, data.name, part, source)
         planned.append((data, task, file, _expected(model, source, data, task, settings)))
     found = ranks.of_first([read_record(file, facts) for *_, file, facts in planned])
@@ -100,7 +100,7 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks, r
     try:
         with ranks.together():
             opened = open_model(model, settings.device)
-    except Exception as error:  # weights that cannot be fetched, a model that does not fit the GPU
+    except Exception as error:  # for example a failed download, or out of memory
         results.failures.append(f"{model.given} cannot be opened: {_last_line(error)}")
         return records
     for (data, task, file, facts), record in zip(planned, found, strict=True):
@@ -116,7 +116,7 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, ranks, r
                 record = {**facts, **made, "command": command, "seconds": seconds}
                 write_json(file, record, allow_nan=False)
                 records.append(record | {"file": str(file)})
-        except (Exception, SystemExit) as error:  # a broken data set raises anything, and CLIP_benchmark may exit
+        except (Exception, SystemExit) as error:  # broken data can raise any exception, and CLIP_benchmark may exit
             results.failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_last_line(error)}")
         progress.update()
     return records
@@ -143,7 +143,7 @@ def _features(opened, model, folder, data, task, settings, ranks) -> dict[str, F
 
 
 def _measure(opened: tuple[nn.Module, ...], data, task, settings, by_split, outcomes_at: Path) -> dict:
-    """Returns metrics and intervals, and writes the outcomes from which they are computed."""
+    """Returns metrics and intervals, and writes the outcomes of which they are computed."""
     network, transform, tokenizer = opened
     if task in DENSE:
         train, test = (data.build(whole_image(network), split, task) for split in ("train", "test"))
@@ -157,7 +157,7 @@ def _measure(opened: tuple[nn.Module, ...], data, task, settings, by_split, outc
 
 
 def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Settings) -> dict:
-    """Returns the facts that a result records about its origin."""
+    """Returns the provenance recorded in a result."""
     return {
         "model": model.name,
         "checkpoint": model.given,
@@ -177,6 +177,6 @@ def _expected(model: Evaluated, source: str, data: Data, task: str, settings: Se
 
 
 def _last_line(error: BaseException) -> str:
-    """Returns the last line of an error: before it may be the traceback of a data loader's process."""
+    """Returns the last line of an error, without a data loader's traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:600] if lines else type(error).__name__

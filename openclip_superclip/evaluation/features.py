@@ -1,4 +1,4 @@
-"""Image features, computed once per model and split and cached beside the results, for all measures."""
+"""Image features, computed once per model and split for all measures and cached beside the results."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from ..errors import InputError
 from ..files import whole_output, write_json
 from .datasets import Data
 
-TIMEOUT = timedelta(days=7)  # the other ranks wait while the first one computes what is not shared
+TIMEOUT = timedelta(days=7)  # the other ranks wait while the first one computes the metrics
 
 
 class EvaluationRanks:
-    """This process among those that torchrun has started. All of them make the same calls, in the same order."""
+    """This process among those of torchrun. All of them must make the same calls, in the same order."""
 
     def __init__(self):
         self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -52,11 +52,11 @@ class EvaluationRanks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raises what goes wrong in the block on any rank, on all of them."""
+        """Raises an exception of the block on any rank on all ranks."""
         error = None
         try:
             yield
-        except (Exception, SystemExit) as raised:  # a broken data set raises anything
+        except (Exception, SystemExit) as raised:  # a broken data set can raise any exception
             error = raised
         self.raise_together(error)
 
@@ -85,7 +85,7 @@ class Features(NamedTuple):
     """The features of a split's images, before any normalisation, in the data set's order.
 
     Attributes:
-        images: [N, D], or [N, images, D] if a sample has several; mapped, not read.
+        images: [N, D], or [N, images, D] if a sample has several; memory-mapped.
         targets: labels [N] or [N, classes], or the captions of each sample.
     """
 
@@ -102,7 +102,7 @@ def read_features(folder: Path) -> Features:
 
 
 def finite(features: Tensor, of: str) -> Tensor:
-    """Returns the features; InputError if they are NaN or infinite, because then they rank nothing."""
+    """Returns the features; InputError if they are non-finite."""
     if not torch.isfinite(features).all():
         raise InputError(f"the model's features of {of} are not finite numbers (NaN or infinite)")
     return features
@@ -121,13 +121,13 @@ def cache_features(
 ) -> None:
     """Computes the features of a split, all ranks together, unless they are cached in `folder`.
 
-    Batches go to the ranks in turn and are written in order as they come: the features are those of one rank, to the
-    bit, and memory does not grow with the number of images. An error of any rank is raised on all.
+    Batches are assigned to the ranks in turn and written in order, so that the features equal those of a single rank
+    exactly and memory use does not depend on the number of images. An error of any rank is raised on all.
 
     Args:
         build: returns CLIP_benchmark's data set, with random access or iterable.
-        autocast: makes the context in which the model is called.
-        facts: are written beside the features.
+        autocast: returns the context in which to call the model.
+        facts: a record to write beside the features.
     """
     if ranks.of_first((folder / ABOUT).is_file()):
         return
@@ -154,7 +154,7 @@ def cache_features(
                     shape, dtype, size = list(images.shape[1:]), str(images.dtype).split(".")[1], size + len(images)
                     targets += [some] if isinstance(some, Tensor) else some
                     progress.update(len(images))
-            ended = ranks.of_first(batches[-1:] == [None])  # the last rank is the first without a batch
+            ended = ranks.of_first(batches[-1:] == [None])  # the last rank is the first to run out of batches
         if ranks.is_first:
             if size == 0:
                 raise InputError("it holds no image")
@@ -165,7 +165,7 @@ def cache_features(
 def _encoded(model, data, dataset, batch_size, workers, autocast, ranks) -> Iterator[tuple[Tensor, object]]:
     """Yields (features, targets) of this rank's batches."""
     device = next(model.parameters()).device
-    if isinstance(dataset, IterableDataset):  # in its own order, which several workers would change
+    if isinstance(dataset, IterableDataset):  # several workers would change the order
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=min(workers, 1), collate_fn=data.collate)
         mine = (batch for index, batch in enumerate(loader) if index % ranks.world_size == ranks.rank)
     else:

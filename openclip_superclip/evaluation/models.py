@@ -33,18 +33,18 @@ Plain = tuple[Architecture, dict[str, Tensor]]  # a model without a head, and it
 class Evaluated(NamedTuple):
     """A model to evaluate; its weights are mapped or not even fetched yet."""
 
-    name: str  # RUN/epoch_N, or as the user gave it
+    name: str  # RUN/epoch_N, or the user's argument
     given: str
     weights_id: str  # a digest of architecture, preprocessing and weights
     tokenizer_id: str = ""  # a digest of its files, if they are local
     place: Path | None = None  # its file or folder
     epoch: int | None = None
-    run: Path | None = None  # the folder of the run that wrote it
+    run: Path | None = None  # the folder of its run
     openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
-    plain: Callable[[], Plain] | None = None  # makes the model otherwise
+    plain: Callable[[], Plain] | None = None  # otherwise, a function that creates the model
 
     def source_from(self, folder: Path) -> str:
-        """Returns its place, relative to a folder of results: both may be moved together."""
+        """Returns its path relative to a folder of results, so that both can be moved together."""
         return os.path.relpath(self.place, folder.resolve()) if self.place else self.given
 
 
@@ -53,7 +53,7 @@ def find_models(given: list[str], model: str | None = None) -> list[Evaluated]:
 
     Args:
         given: files, folders, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
-        model: the OpenCLIP model's name, for files and folders that do not say it.
+        model: the OpenCLIP model's name, for files and folders that do not contain it.
     """
     if model and all(map(_says_its_model, given)):
         raise InputError(f"--model is {model}, but {', '.join(given)} says what model it is: leave --model out")
@@ -69,12 +69,12 @@ def checkpoints_of(run: str) -> list[str]:
 
 
 def interpolated_models(tuned: str, released: str, alphas: list[float], model: str | None = None) -> list[Evaluated]:
-    """Returns (1 - α) · released + α · tuned for every α, made when it is opened; InputError if they do not match.
+    """Returns (1 - α) · released + α · tuned for every α, computed lazily; InputError if the weights do not match.
 
     Args:
         tuned: a file or a folder.
         released: a file, a folder or MODEL:TAG of OpenCLIP's.
-        model: as for `find_models`.
+        model: as in `find_models`.
     """
     (end,) = find_models([tuned], model)
     if end.place is None:
@@ -180,6 +180,6 @@ def _hub_id(repo: str) -> str:
     """Returns the commit of a repository of the hub, or its name if neither the hub nor a cache has it."""
     try:
         config = open_clip.pretrained.download_pretrained_from_hf(repo, filename=HF_CONFIG_NAME)
-    except Exception:  # the hub's client raises anything without a network; opening the model reports it
+    except Exception:  # the hub's client can raise any exception; opening the model reports it
         return repo
     return f"{repo}@{Path(config).parent.name}"  # snapshots/COMMIT/open_clip_config.json

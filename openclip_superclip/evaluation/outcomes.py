@@ -1,7 +1,7 @@
-"""The outcome of every test sample, and scores, intervals and differences from them.
+"""Outcomes of test samples, and scores, intervals and differences computed from them.
 
-Every number that is shown of a measure (score, interval, paired difference, McNemar's p-value) comes from the same
-outcomes, so a score cannot be outside its own interval.
+All numbers of a measure (score, interval, paired difference, McNemar's p-value) are computed from the same outcomes, so
+a score cannot be outside its own interval.
 """
 
 import math
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def right(hits: np.ndarray) -> Outcome:
-    """Returns the outcome of a mean of which every sample is one part, right or wrong."""
+    """Returns the outcome of a mean over samples that are right or wrong."""
     return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
 
 
@@ -64,7 +64,7 @@ def estimate(outcome: Outcome, dataset: str) -> Estimate:
 
 
 def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
-    """Returns what `second` is ahead of `first` on the same samples, with the paired 95 % interval.
+    """Returns the difference `second` - `first` on the same samples, with the paired 95 % interval.
 
     For means and mean recalls this is Newcombe's hybrid score interval (1998, method 10): the Wilson limits of both,
     combined with the correlation of their samples. Other measures have the bootstrap over the same resamples.
@@ -76,7 +76,7 @@ def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
 
 
 def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
-    """Returns the mean of estimates: their distances to the limits are combined by squares, or added if `dependent`."""
+    """Returns the mean of estimates; half-widths are combined as root sum of squares, or added if `dependent`."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
     power = 1 if dependent else 2
 
@@ -88,7 +88,7 @@ def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
 
 
 def mcnemar(first: Outcome, second: Outcome) -> float | None:
-    """Returns the p-value of McNemar's exact test that two models are right equally often; None for other measures."""
+    """Returns the p-value of McNemar's exact test of equal accuracy; None for other measures."""
     if first.kind != MEAN or first.of.max() > 1:
         return None
     only_first, only_second = (first.scored > second.scored).sum(), (second.scored > first.scored).sum()
@@ -96,7 +96,7 @@ def mcnemar(first: Outcome, second: Outcome) -> float | None:
 
 
 class _Proportion(NamedTuple):
-    """A proportion, the number of independent samples that would vary as much, and each sample's deviation from it."""
+    """A proportion, its effective sample size, and each sample's deviation from it."""
 
     value: float
     size: float
@@ -175,7 +175,7 @@ def _precisions(counts: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> n
 
 
 def _overlaps(counts: np.ndarray, both: np.ndarray, either: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a class that a resample does not show
+    with np.errstate(invalid="ignore"):  # a class without samples in a resample
         return np.nanmean(counts @ both / (counts @ either), axis=1)
 
 
@@ -198,7 +198,7 @@ def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
-    """Returns outcomes by measure, none if there is no such file; InputError if it is broken."""
+    """Returns outcomes by measure, {} if the file does not exist; InputError if it is broken."""
     if not file.is_file():
         return {}
     try:

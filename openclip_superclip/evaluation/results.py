@@ -1,4 +1,4 @@
-"""The files of results, and their table: a row per measure, a column per model, with the paper's names."""
+"""Result files, and their table: a row per measure and a column per model, with the paper's names."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ MUST_AGREE = ("model", "source", "dataset", "task", "weights", "tokenizer", "dat
 
 
 def file_name(words: Sequence[str], identity: Sequence | dict) -> str:
-    """Returns words as a file name that ends in a digest of `identity`, because words lose what no name can hold."""
+    """Returns a file name from words and a digest of `identity`, as special characters are removed from the words."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return ".".join([*(re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in words), digest])
 
@@ -34,7 +34,7 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
 
 
 def read_record(file: Path, expected: dict) -> dict | None:
-    """Returns a result, with its file, if it is there and agrees in all that it depends on, else None."""
+    """Returns an existing result, with its file, if all of its inputs are unchanged, else None."""
     record = _read(file)
     return record | {"file": str(file)} if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
 
@@ -83,18 +83,18 @@ ORDER = [*THE_38, *RETRIEVAL, *SUITES["compositional"][1]]
 
 
 class Part(NamedTuple):
-    """What a data set adds to a model's score: the mean of these measures of a result."""
+    """A data set's contribution to a model's score: the mean of these measures of a result."""
 
     record: dict
     measures: list[str]
 
     def outcomes(self) -> list[Outcome]:
-        """Returns the outcomes of the measures, fewer if they were not kept."""
+        """Returns the stored outcomes of the measures."""
         kept = read_outcomes(Path(self.record["file"]).with_suffix(".outcomes.npz"))
         return [kept[name] for name in self.measures if name in kept]
 
 
-Score = list[Part]  # one part, or those of an average
+Score = list[Part]  # one part, or all parts of an average
 
 
 def table(models: list[list[dict]]) -> str:
@@ -113,7 +113,7 @@ def differences(models: list[list[dict]]) -> str:
     Accuracies have the p-value of McNemar's test as well. "" if there is nothing to compare.
 
     Args:
-        models: as for `table`.
+        models: as in `table`.
     """
     rows = {label: [_ahead(first, other) for other in others] for label, (first, *others) in _rows(models).items()}
     rows = {label: cells for label, cells in rows.items() if set(cells) - {"–"}}
@@ -143,7 +143,7 @@ def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
 
 
 def _shown(record: dict) -> dict[str, str]:
-    """Returns the measures of a result that the table shows, with the labels of their rows."""
+    """Returns the measures of a result in the table, with their row labels."""
     name = PAPER_NAMES.get(record["dataset"], record["dataset"])
     tuned = " (tower tuned)" if record.get("settings", {}).get("finetune") else ""
     return {
@@ -177,7 +177,7 @@ def _ahead(first: Score | None, other: Score | None) -> str:
 
 
 def _difference(first: Score, other: Score) -> Estimate | None:
-    """Returns the paired difference; None if the outcomes were not kept, or are of other samples."""
+    """Returns the paired difference; None if outcomes are missing or are of different samples."""
     parts = []
     for one, two in zip(first, other, strict=True):
         pairs = list(zip(one.outcomes(), two.outcomes(), strict=False))
@@ -191,7 +191,7 @@ def _difference(first: Score, other: Score) -> Estimate | None:
 
 
 def _names(models: list[list[dict]]) -> list[str]:
-    """Returns each model's name or, if another has the same, what the user gave, else its source."""
+    """Returns each model's name or, if it is not unique, the user's argument, else its source."""
     firsts = [records[0] for records in models]
 
     def name(model: dict) -> str:

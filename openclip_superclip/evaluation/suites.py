@@ -1,4 +1,4 @@
-"""The suites' data sets and the averages over them, without CLIP_benchmark: reports read scores where it is missing."""
+"""The suites' data sets and averages over them; does not need CLIP_benchmark, so that reports work without it."""
 
 import statistics
 
@@ -37,7 +37,7 @@ SUITES = {
     "fewshot": ("few_shot", ["imagenet1k"]),
     "knn": ("knn", ["imagenet1k"]),
     "compositional": ("image_caption_selection", [*SUGAR_CREPE, "winoground"]),
-    "dense": ("dense", ["pascal_voc", "ade20k", "nyuv2"]),  # the data say which task
+    "dense": ("dense", ["pascal_voc", "ade20k", "nyuv2"]),  # the data set determines the task
 }
 
 DATACOMP_BY_CLASS = {"fgvc_aircraft", "vtab/caltech101", "vtab/flowers", "vtab/pets"}  # mean recall of the classes
@@ -50,7 +50,7 @@ def measures(record: dict, by_class: bool = False) -> list[str]:
 
     Args:
         record: as its JSON file holds it, with CLIP_benchmark's names of task and metrics.
-        by_class: whether the mean recall of the classes stands for the accuracy.
+        by_class: whether to use mean per-class recall instead of accuracy.
     """
     metrics, task = record["metrics"], record.get("task")
     if task == "zeroshot_retrieval":
@@ -63,12 +63,12 @@ def measures(record: dict, by_class: bool = False) -> list[str]:
 
 
 def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, list[str]]]]]:
-    """Returns what each average is over, by its row's label: for each model the same data sets' results and measures.
+    """Returns the contents of each average by row label: for each model the same data sets' results and measures.
 
-    They are the data sets that all models share, two at least.
+    These are the data sets that all models have in common, at least two.
 
     Args:
-        models: the results of each, as their JSON files hold them.
+        models: the results of each model, as in their JSON files.
     """
     rows = {}
     for names, by_class, whole, some in (
@@ -84,7 +84,7 @@ def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, list[s
 
 
 def averages(models: list[list[dict]]) -> dict[str, list[float]]:
-    """Returns each average by its row's label, one value a model, over the data sets that all models share."""
+    """Returns each average by row label, one value per model, over the data sets that all models have in common."""
     return {
         label: [
             statistics.mean(statistics.mean(record["metrics"][name] for name in names) for record, names in parts)

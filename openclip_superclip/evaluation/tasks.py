@@ -79,7 +79,7 @@ class Settings(NamedTuple):
 
 
 class _CachedImages(nn.Module):
-    """A model that is given features in place of images; only its texts are computed."""
+    """A model that receives features instead of images, and only encodes texts."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -93,7 +93,7 @@ class _CachedImages(nn.Module):
 
 
 class _Batches:
-    """A data loader for CLIP_benchmark: features in the shape of images of one pixel with D channels."""
+    """A data loader for CLIP_benchmark: features as one-pixel images with D channels."""
 
     def __init__(self, features: Features, batch_size: int, dataset: object):
         self.features, self.batch_size, self.dataset = features, batch_size, dataset
@@ -110,12 +110,12 @@ def evaluate(
     """Returns metrics by name, CLIP_benchmark's under its own and None if it leaves one undefined, and the outcomes of
     those that are shown.
 
-    Raises InputError if a score would mean nothing.
+    Raises InputError if a score would be meaningless.
 
     Args:
         model: on `settings.device`.
-        dataset: the test split, of which only class names and templates are read.
-        by_split: the features of the splits that the task reads.
+        dataset: the test split; only class names and templates are used.
+        by_split: the features of the task's splits.
     """
     test = by_split["test"]
     classes = getattr(dataset, "classes", None)
@@ -128,8 +128,8 @@ def evaluate(
     cached, options = _CachedImages(model), {"device": settings.device, "amp": settings.precision == "amp"}
     batches = {split: _Batches(features, settings.batch_size, dataset) for split, features in by_split.items()}
     torch.manual_seed(SEED)
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints as it goes
-        warnings.filterwarnings("ignore", module="sklearn")  # of classes that a small data set does not show
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
+        warnings.filterwarnings("ignore", module="sklearn")  # on classes without samples in a small data set
         if task == "zeroshot_retrieval":
             metrics, outcomes = _retrieval(cached, tokenizer, batches["test"], options)
         elif task == "image_caption_selection":
@@ -142,7 +142,7 @@ def evaluate(
             check_prompts(dataset.classes, dataset.templates)
             metrics, outcomes = _zero_shot(cached, tokenizer, batches["test"], options)
     values = {name: estimate(outcome, "").value for name, outcome in outcomes.items()}
-    # CLIP_benchmark's number, unless a probe's batches of another order round to another one.
+    # CLIP_benchmark's value, up to rounding in a different batch order.
     metrics |= {k: v for k, v in values.items() if not math.isclose(v, metrics[k], abs_tol=1e-6)}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}, outcomes
 
@@ -171,7 +171,7 @@ def _zero_shot(model, tokenizer, test: _Batches, options: dict) -> tuple[Metrics
 def _retrieval(model, tokenizer, test: _Batches, options: dict) -> tuple[Metrics, Outcomes]:
     """Outcomes are, for each image, how many of its captions find it, and whether it finds one of them."""
     captions = np.array([len(texts) for texts in test.features.targets])
-    ks = [k for k in RECALL_K if k <= len(captions)]  # topk of fewer images is an error
+    ks = [k for k in RECALL_K if k <= len(captions)]  # topk fails with fewer images
     with _recorded(zeroshot_retrieval, "batchify") as calls:
         metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
     image_of_caption, outcomes = np.repeat(np.arange(len(captions)), captions), {}
@@ -192,7 +192,7 @@ def _caption_selection(model, tokenizer, test: _Batches, options: dict) -> tuple
 
 
 def _linear_probe(model, batches: dict[str, _Batches], settings, options: dict) -> tuple[Metrics, Outcomes]:
-    """Without a validation split there is no weight decay, with one the best."""
+    """With a validation split the weight decay is tuned; without one it is 0."""
     val = batches.get(settings.probe_val_split)
     with tempfile.TemporaryDirectory(prefix="superclip-probe-") as folder, _recorded(linear_probe, "infer") as calls:
         metrics = evaluate_probe(
@@ -201,16 +201,15 @@ def _linear_probe(model, batches: dict[str, _Batches], settings, options: dict) 
             seed=SEED, feature_root=folder, val_dataloader=val, normalize=True, **options,
         )  # fmt: skip
     (probe, loader, *rest), _ = calls[-1]
-    in_order = DataLoader(loader.dataset, batch_size=loader.batch_size)  # CLIP_benchmark's is shuffled
+    in_order = DataLoader(loader.dataset, batch_size=loader.batch_size)  # CLIP_benchmark's loader is shuffled
     logits, target = linear_probe.infer(probe, in_order, *rest)
     return metrics, _of_logits(logits.float(), target, "lp_", num_classes=int(target.max()))
 
 
 def evaluate_probe(*args, device: str, **options) -> Metrics:
-    """Returns what CLIP_benchmark's `linear_probe.evaluate` returns, on the CPU as well.
+    """Returns the result of CLIP_benchmark's `linear_probe.evaluate`, also on the CPU.
 
-    It asserts that it runs on a GPU, "else too slow", and moves what it makes there. A data set of some thousand
-    images is not too slow: on the CPU everything stays where it is.
+    CLIP_benchmark asserts that it runs on a GPU, "else too slow". The CPU is fast enough for thousands of images.
     """
     if device == "cuda":
         return linear_probe.evaluate(*args, device=device, **options)
@@ -229,7 +228,7 @@ def evaluate_probe(*args, device: str, **options) -> Metrics:
 
 
 class _AcceptedCPU(str):
-    """The CPU's name, which also equals the one that CLIP_benchmark asserts."""
+    """The CPU's device name, which also equals the name that CLIP_benchmark asserts."""
 
     __hash__ = str.__hash__
 
@@ -254,8 +253,8 @@ def _of_logits(logits: Tensor, target: Tensor, prefix: str, num_classes: int) ->
 def few_shot(by_split: dict[str, Features]) -> tuple[Metrics, Outcomes]:
     """Returns the accuracy of a logistic regression on k images per class, mean over draws, as `fewshot_acc1@k`.
 
-    The features are normalised as CLIP_benchmark's probe normalises them, then standardised over the drawn images;
-    otherwise scikit-learn's defaults. None if a class has fewer images.
+    The features are normalised as in CLIP_benchmark's probe, then standardised over the drawn images; other settings
+    are scikit-learn's defaults. None if a class has fewer images.
     """
     images, labels = _arrays(by_split["train"])
     test, expected = _arrays(by_split["test"])
@@ -283,7 +282,7 @@ def _drawn(labels: np.ndarray, shots: int, draw: int) -> np.ndarray:
 
 
 def nearest_neighbours(by_split: dict[str, Features]) -> tuple[Metrics, Outcomes]:
-    """Returns, as `knn_acc1`, how often the nearest training images vote right; nearer ones weigh more."""
+    """Returns the accuracy of distance-weighted nearest neighbours as `knn_acc1`."""
     images, labels = _arrays(by_split["train"])
     test, expected = _arrays(by_split["test"])
     neighbours = min(NEIGHBOURS, len(labels))
