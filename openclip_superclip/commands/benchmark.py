@@ -1,4 +1,4 @@
-"""superclip benchmark: what the class head costs here, as ratios of what it is compared with."""
+"""superclip benchmark: the cost of the class head on this machine, relative to alternatives."""
 
 import argparse
 from pathlib import Path

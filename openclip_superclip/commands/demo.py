@@ -1,4 +1,4 @@
-"""superclip demo: CLIP and SuperCLIP, trained here by OpenCLIP on real drawings, and the difference by paired seeds."""
+"""superclip demo: trains CLIP and SuperCLIP on real drawings, and compares them by paired seeds."""
 
 import argparse
 import sys
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(results: StudyResults, out: Path) -> None:
-    """Draws demo.png: the scores, their differences, and what the models of the first seed predict for some scenes."""
+    """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
     from ..checkpoints.run_outputs import checkpoints
 
     scores = {
@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _write_data(options: argparse.Namespace) -> str:
-    """Writes what --write-evaluation or --data-only asks for and returns the commands that use it."""
+    """Writes the files of --write-evaluation or --data-only and returns the commands that use them."""
     from ..demo.data import write_evaluation_data, write_training_data
     from ..demo.scenes import write_dense_scenes
 

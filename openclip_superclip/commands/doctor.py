@@ -1,4 +1,4 @@
-"""superclip doctor: what an issue should say about the machine and what is installed on it."""
+"""superclip doctor: information on the machine and its installation for issues."""
 
 import argparse
 import importlib.metadata
@@ -67,7 +67,7 @@ def _openclip() -> str:
 def _torch() -> str:
     try:
         import torch
-    except Exception as error:  # a broken installation raises anything
+    except Exception as error:  # a broken installation can raise any exception
         return f"cannot be imported ({reason(error)})"
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     names = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "no GPU"

@@ -15,7 +15,7 @@ ALPHAS = "0,0.25,0.5,0.75,1"
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates, prints the table and what is missing from it, and returns the exit code: 1 if something failed."""
+    """Evaluates, prints the table and missing results, and returns the exit code: 1 if something failed."""
     argv = argv[1:] if argv[:1] == ["--"] else argv  # torchrun needs it, and passes it on
     options = _parse(argv)
     require("superclip evaluate", "eval", "clip_benchmark", "requests")
@@ -95,7 +95,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _alphas(options: argparse.Namespace) -> list[float]:
-    """Returns the α of the sweep; InputError for flags that do not go together."""
+    """Returns the α values of the sweep; InputError for flags that cannot be combined."""
     if options.wise_ft is None:
         if options.alphas is not None:
             raise InputError("--alphas is for --wise-ft RELEASED, which is not given")
@@ -121,7 +121,7 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.models import checkpoints_of, find_models, interpolated_models
     from ..evaluation.tasks import Settings
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model made for its shapes has no weights
+    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the shape-only model has no weights
     ranks = EvaluationRanks()  # first, because each rank has its GPU
     device = torch.device(check_device(options.device)).type
     precision = options.precision or ("amp" if device == "cuda" else "fp32")

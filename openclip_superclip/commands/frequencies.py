@@ -1,4 +1,4 @@
-"""superclip frequencies: how many captions of a data set hold each token, for --superclip-idf FILE."""
+"""superclip frequencies: counts the captions of a data set that contain each token, for --superclip-idf FILE."""
 
 import argparse
 import re
@@ -14,7 +14,7 @@ NUM_LISTED = 20  # tokens that --show lists at either end
 
 
 def main(argv: list[str]) -> int:
-    """Counts, merges or shows; prints what was done and returns the exit code."""
+    """Counts, merges or shows; prints a summary and returns the exit code."""
     options = _parse(argv)
     if options.show:
         print(_show(options))
@@ -79,7 +79,7 @@ def _count(options: argparse.Namespace) -> str:
     from ..data.frequencies import Counting, count_shards
     from ..data.shards import expand
 
-    torch.set_num_threads(1)  # the workers are forked, and must not meet its thread pool
+    torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     if options.captions == "dual":
         raise InputError("--captions dual: the class loss is given the long captions, count with --captions long")
     know_model(options.tokenizer_of, "--tokenizer-of")

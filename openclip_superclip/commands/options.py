@@ -1,4 +1,4 @@
-"""The options that commands share: recipes, runs, SLURM jobs, tables."""
+"""Options of several commands: recipes, runs, SLURM jobs, tables."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --device of a command that trains on this machine; `device_here` decides if it is not given."""
+    """Adds --device of a command that trains on this machine; `device_here` returns the default."""
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
 
 
@@ -37,16 +37,16 @@ def device_here(device: str | None) -> str:
 
 
 def print_device(options: argparse.Namespace, device: str) -> None:
-    """Prints what trains if --device is not given; called once nothing is refused any more."""
+    """Prints the device if --device is not given; called after all checks."""
     if options.device is None:
         print(f"superclip: trains with --device {device}", file=sys.stderr)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
-    """Adds what makes a plan of a recipe.
+    """Adds the options that turn a recipe into a plan.
 
     Args:
-        here: whether it trains on this machine; other machines are assumed to have GPUs.
+        here: whether to train on this machine; other machines are assumed to have GPUs.
     """
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
     add_data_options(parser, "the recipe's")
@@ -59,7 +59,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
 
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds what replaces the data and the fields of a recipe."""
+    """Adds options that override the data and the fields of a recipe."""
     parser.add_argument(
         "--data", metavar="DATA",
         help="brace pattern of shards to train on, in quotes, or a .csv of images and captions "
@@ -72,27 +72,27 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how a batch is split and loaded on the GPUs."""
+    """Adds options on splitting and loading batches."""
     parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
 
 
 def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:
-    """Adds what `superclip run` and `superclip submit` have in common."""
+    """Adds the common options of `superclip run` and `superclip submit`."""
     add_recipe_options(parser, here)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     add_settings(parser, "engine", *RUN_SETTINGS)
 
 
 def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds options that change nothing of what is trained, by their names in Settings."""
+    """Adds options that do not affect the trained model, by their names in Settings."""
     for name in names:
         about = Settings.__dataclass_fields__[name]
         parser.add_argument(flag_of(name), default=about.default, **about.metadata)
 
 
 def run_settings(options: argparse.Namespace) -> Settings:
-    """Returns the settings that the options give; InputError for an impossible value."""
+    """Returns the settings of the options; InputError for an invalid value."""
     names = [name for name in Settings.__dataclass_fields__ if hasattr(options, name)]
     return Settings(**{name: getattr(options, name) for name in names})
 
@@ -109,7 +109,7 @@ def flag_of(name: str) -> str:
 def opened_run(
     options: argparse.Namespace, parser: argparse.ArgumentParser, placement: "Placement"
 ) -> tuple["Run", "RunFolder"]:
-    """Returns the run of a recipe, or of a run's folder, on the machines that this process is on, and its folder."""
+    """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
     from ..runs.folder import RunFolder
     from ..runs.plan import make_run, on_machines, read_with_table
     from ..runs.run import Run
@@ -137,7 +137,7 @@ def opened_run(
 
 
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
-    """Returns the values of --set, and those of a table's options as such."""
+    """Returns the values of --set, including those of a table's options."""
     for pair in options.set:
         if "=" not in pair:
             raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
@@ -147,7 +147,7 @@ def all_settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
-    """Adds the resource request of a job; the site's file has a value for every option that is not given."""
+    """Adds the options of a job's resource request; defaults are from the site's file."""
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
     parser.add_argument("--nodes", type=int, metavar="N", help="of a run (default: 1)")
     parser.add_argument(
@@ -182,7 +182,7 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
 
 
 def given_slurm_options(options: argparse.Namespace) -> dict:
-    """Returns those of the options of SLURM that were given, by name."""
+    """Returns the given options of SLURM by name."""
     return {name: value for name in REQUEST_OPTIONS if (value := getattr(options, name)) is not None}
 
 
@@ -193,7 +193,7 @@ def with_sites_stage(settings: Settings) -> Settings:
 
 
 def slurm_request(options: argparse.Namespace) -> SlurmRequest:
-    """Returns the request of the options and the site's file; InputError for options that contradict each other."""
+    """Returns the request of the options and the site's file; InputError for contradictory options."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
     given = given_slurm_options(options)
     return SlurmRequest.of(given, options.device or "cuda", options.default_gpus_per_node)
@@ -203,11 +203,11 @@ COLUMN_HELP = ("between the columns of a table", "column of its images", "column
 
 
 def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:
-    """Adds the options that name the columns of a table; what is not given follows from its header.
+    """Adds the options that name the columns of a table; by default they are detected from its header.
 
     Args:
-        of_recipe: whether a recipe may give them.
-        of_json: whether captions may be in JSON files beside the images, too.
+        of_recipe: whether a recipe can set them.
+        of_json: whether captions can also be in JSON files beside the images.
     """
     default = "the recipe's, else from the header" if of_recipe else "from the header"
     for flag, help in zip(COLUMN_FLAGS, COLUMN_HELP, strict=True):
@@ -217,9 +217,9 @@ def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_jso
 
 
 def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
-    """Returns the columns that the options name, the others by the table's header, and prints what was detected.
+    """Returns the columns of the options, by default detected from the table's header, and prints detected ones.
 
-    Without a table they are `image` and `caption`.
+    Without a table, the defaults are `image` and `caption`.
     """
     given = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
     if not is_table(data):

@@ -1,4 +1,4 @@
-"""superclip patch: patches or unpatches OpenCLIP, so that its own training command takes the plugins' flags."""
+"""superclip patch: applies or reverts a patch that makes OpenCLIP's training command accept the plugins' flags."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ ERROR = 2  # argparse's own
 
 
 def main(argv: list[str]) -> int:
-    """Applies, reverts or checks; prints what was done or found, and returns the exit code."""
+    """Applies, reverts or checks; prints the result and returns the exit code."""
     options = _parse(argv)
     try:
         openclip = find_installation(options.source)

@@ -1,4 +1,4 @@
-"""superclip plan: everything that is known of a run before it starts, on one screen."""
+"""superclip plan: the steps, data, hardware and cost of a run before it starts, on one screen."""
 
 import argparse
 import json
@@ -90,7 +90,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def plan_text(run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
-    """Returns everything that is known of a plan; `checked` is None if the data was not read."""
+    """Returns all information on a plan; `checked` is None if the data was not read."""
     recipe = run.recipe
     rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
     accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
@@ -127,7 +127,7 @@ def _wrapped(label: str, text: str) -> str:
 
 
 def paper_text(recipe: Recipe) -> str:
-    """Returns the paper's values of a recipe; "" if it reproduces none."""
+    """Returns the paper's values of a recipe; "" if there are none."""
     if recipe.paper is None:
         return ""
     values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
@@ -135,7 +135,7 @@ def paper_text(recipe: Recipe) -> str:
 
 
 def command_text(run: Run) -> str:
-    """Returns the command for a shell, a few flags per line."""
+    """Returns the shell command with a few flags per line."""
     launcher = "superclip train"
     if run.world_size > 1:
         nodes = "--standalone"
@@ -193,7 +193,7 @@ def _rehearsed(summary: dict) -> str:
 
 
 def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
-    """Returns rows on the data: what was read of it, warnings, and what is bad."""
+    """Returns rows on the data: contents, warnings, and bad files."""
     if checked is None:
         return [("data", f"{run.data}, the recipe's own: not checked; --data SHARDS checks yours")]
     kind = "image" if run.is_table else "shard"

@@ -1,4 +1,4 @@
-"""superclip recipes: a table of all recipes, one whole recipe, or what their fields mean."""
+"""superclip recipes: a table of all recipes, one complete recipe, or a description of the fields."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""superclip rehearse: some minutes of a run on its own machines, and what they say about the whole."""
+"""superclip rehearse: trains a run for a few minutes on its own machines, and estimates the whole run."""
 
 import argparse
 import sys
@@ -12,9 +12,9 @@ STEPS = 100
 
 
 def main(argv: list[str]) -> int:
-    """Rehearses, prints what the whole run will take, writes rehearsal.json; returns 0, or 1 if that failed.
+    """Rehearses, prints an estimate of the whole run, writes rehearsal.json; returns 0, or 1 if it failed.
 
-    It has also failed if the training that was stopped and resumed differs from the undisturbed one.
+    It also fails if a stopped and resumed training differs from an uninterrupted one.
     """
     from ..runs.slurm import ask_job, find_placement
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             then = "a requeued job begins anew" if placement.job else f"remove {folder} to begin anew"
             print(f"superclip rehearse: stopped by {stop}; {then}", file=sys.stderr)
             return stop.exit_code
-        if code != EXIT_REQUEUE or placement.job:  # there is no job script to start it again
+        if code != EXIT_REQUEUE or placement.job:  # there is no job script to restart it
             break
         print("superclip rehearse: begins anew", file=sys.stderr)
     else:

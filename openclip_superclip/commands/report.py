@@ -1,4 +1,4 @@
-"""superclip report: the losses and scores of runs side by side, beside the paper's."""
+"""superclip report: losses and scores of runs side by side, with the paper's."""
 
 import argparse
 from datetime import datetime

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     try:
         with stopped_by_signals():
             code = NodeTraining(run, placement, folder).train()
-            while code == EXIT_REQUEUE and placement.job is None:  # there is no job script to start it again
+            while code == EXIT_REQUEUE and placement.job is None:  # there is no job script to restart it
                 code = NodeTraining(run, placement, folder).train()
             return code
     except Stopped as stop:

@@ -11,7 +11,7 @@ from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    """Writes the shards, prints a summary with what was left out, and returns the exit code."""
+    """Writes the shards, prints a summary with skipped pairs, and returns the exit code."""
     options = _parse(argv)
     from ..data.conversion import Keys, Writing, read_source, reasons, write_pair_shards
 

@@ -1,4 +1,4 @@
-"""superclip status: how runs are going, from their folders and SLURM's queue."""
+"""superclip status: progress of runs, from their folders and SLURM's queue."""
 
 import argparse
 import sys
@@ -13,16 +13,16 @@ from ..pages import markdown_table
 from ..runs.folder import PERIOD, RUNNING, current_state, seconds_since
 from ..runs.slurm import QueuedJob, my_jobs
 
-FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of them is a run's
+FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 SILENT = 6 * PERIOD  # seconds without a heartbeat that are reported
-FOLDERS = ("runs", "studies")  # where the commands put runs
+FOLDERS = ("runs", "studies")  # default folders of runs
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
-EACH = 10  # seconds between two looks
+EACH = 10  # seconds between updates
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table, again and again with --watch; returns the exit code."""
+    """Prints the table, repeatedly with --watch; returns the exit code."""
     options = _parse(argv)
     folders = options.runs or [folder for folder in map(Path, FOLDERS) if folder.is_dir()]
     if not folders:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Returns the folders of runs that are these or lie in them; InputError for what is no folder or holds none."""
+    """Returns the run folders among these folders and inside them; InputError for a path without runs."""
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
@@ -65,7 +65,7 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str, bool]:
-    """Returns a run's row of the table, an error or what holds it up, and whether more is to come of it by itself.
+    """Returns a run's row of the table, its error or reason for waiting, and whether it can still progress by itself.
 
     Args:
         queue: from `my_jobs`.

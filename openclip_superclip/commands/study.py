@@ -1,4 +1,4 @@
-"""superclip study: several methods by paired seeds, and which of their differences exclude zero."""
+"""superclip study: compares methods by paired seeds, and tests their differences."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm
 
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table and writes the results, or submits that; returns the exit code."""
+    """Trains, measures, prints the table and writes the results, or submits a job for it; returns the exit code."""
     options = _parse(argv)
     from ..studies.study import read_study, study_call, study_files
 

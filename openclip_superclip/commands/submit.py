@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def _checked_folder(options: argparse.Namespace, run: "Run") -> "RunFolder":
-    """Returns the run's folder; InputError if it holds another run, or a finished one."""
+    """Returns the run's folder; InputError if it contains another run or a finished one."""
     from ..runs.folder import FINISHED, RunFolder
 
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))

@@ -1,4 +1,4 @@
-"""What a run costs: FLOPs, hours, bytes of checkpoints, and the memory of a step."""
+"""The cost of a run: FLOPs, hours, checkpoint sizes, and the memory of a step."""
 
 import argparse
 import bisect
@@ -35,11 +35,11 @@ RESERVE = 0.1  # of a GPU, assumed: CUDA and its libraries, NCCL, gaps between t
 
 
 class GPU(NamedTuple):
-    """A GPU as its maker's data sheet has it."""
+    """A GPU, from its data sheet."""
 
     name: str
     bytes: int
-    tflops: float | None = None  # in bfloat16, dense; None for a GPU of which only the memory is given
+    tflops: float | None = None  # in bfloat16, dense; None if only the memory is known
 
 
 GPUS = [
@@ -49,7 +49,7 @@ GPUS = [
 
 
 def find_gpu(text: str) -> GPU:
-    """Returns the GPU of a type's name, or of bytes such as 24e9, 24GB, 24GiB; InputError for anything else."""
+    """Returns the GPU by type or memory, such as 24e9, 24GB, 24GiB; InputError for anything else."""
     for gpu in GPUS:
         if gpu.name.lower() == text.lower():
             return gpu
@@ -62,14 +62,14 @@ def find_gpu(text: str) -> GPU:
 
 
 def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
-    """Returns the fractions of its peak that a GPU reaches, as in the published runs of the nearest model in size."""
+    """Returns the range of a GPU's utilization in published runs of the model that is nearest in size."""
     gmacs, passes, slow, fast = min(PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs)))
     low, high = (2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12) for speed in (slow, fast))
     return (low if gpu_tflops == A100_TFLOPS else OTHER_GPU * low), high
 
 
 def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None) -> dict:
-    """Returns the plan's costs, for JSON; `hours` and `gpu_hours` are the slow ends of their ranges.
+    """Returns the plan's costs, for JSON; `hours` and `gpu_hours` are upper ends of their ranges.
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward pass is two forward
     ones, gradient checkpointing and accumulation are one more each, of the towers. The contrastive loss's own products,
@@ -77,7 +77,7 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
 
     Args:
         gpu_tflops: a GPU's peak, in 10^12 FLOPs per second.
-        samples_per_second: of all GPUs together, if it was measured.
+        samples_per_second: measured throughput of all GPUs together.
     """
     counts = count_model(run)
     gmacs = counts.pop("gmacs")
@@ -129,7 +129,7 @@ def count_model(run: Run) -> dict:
 
 
 def _cached(what: str, inputs: dict, count: Callable[[], dict]) -> dict:
-    """Returns `count()`, or what an earlier call with the same inputs, versions and model file returned."""
+    """Returns `count()`, or the cached result for the same inputs, versions and model file."""
     model = Path(inputs["model"].removeprefix("local-dir:"))
     file = model / "open_clip_config.json" if model.is_dir() else model
     config = file.read_text(errors="replace") if file.is_file() else ""
@@ -148,10 +148,10 @@ def _cached(what: str, inputs: dict, count: Callable[[], dict]) -> dict:
 
 
 def estimate_memory(run: Run, gpu: GPU | None = None) -> dict:
-    """Returns the bytes that a rank's tensors take at their peak, and which GPUs hold them, for JSON.
+    """Returns the peak memory of a rank's tensors in bytes, and the GPUs that it fits, for JSON.
 
-    A tenth of a GPU is left for what is not a tensor; that fraction is assumed. Raises InputError, with the largest
-    --gpu-batch-max that fits, if `gpu` cannot hold the batch.
+    A tenth of a GPU's memory is assumed to be used for other purposes than tensors. Raises InputError, with the largest
+    --gpu-batch-max that fits, if the batch does not fit `gpu`.
     """
     memory = _traced_memory(run)
     if "unknown" in memory:
@@ -183,7 +183,7 @@ def _refusal(run: Run, gpu: GPU, peak: int) -> str:
     )
 
 
-TRACED = (  # OpenCLIP's options from which the memory of a step follows
+TRACED = (  # OpenCLIP's options that determine the memory of a step
     "model", "batch_size", "accum_freq", "precision", "device", "grad_checkpointing", "siglip", "local_loss",
     "gather_with_grad", "force_patch_dropout", "force_image_size", "force_context_length", "lock_image",
     "lock_image_unlocked_groups", "lock_image_freeze_bn_stats", "lock_text", "lock_text_unlocked_layers",
@@ -192,7 +192,7 @@ TRACED = (  # OpenCLIP's options from which the memory of a step follows
 
 
 def _traced_memory(run: Run) -> dict:
-    """Returns the bytes of a rank, or under "unknown" why they cannot be traced."""
+    """Returns the memory of a rank in bytes, or under "unknown" why it cannot be traced."""
     args = vars(check_command(run.openclip_arguments()))
     if args["distill_model"] is not None:
         return {"unknown": "a teacher beside the model"}

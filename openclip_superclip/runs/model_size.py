@@ -1,4 +1,4 @@
-"""What a model takes: parameters, multiply-adds, and the memory of a training step."""
+"""The size of a model: parameters, multiply-adds, and the memory of a training step."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from ..method.loss import SuperCLIPLoss
 from ..method.shapes import MemoryTrace, count_gmacs, model_without_weights
 from ..openclip import autocast
 
-HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions that keep the weights in two bytes
+HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of two bytes
 
 
 def count_model(model: str, precision: str, patch_dropout: float, with_head: bool) -> dict:
@@ -50,8 +50,8 @@ def count_model(model: str, precision: str, patch_dropout: float, with_head: boo
 def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> dict[str, int]:
     """Returns the bytes of weights, gradients and optimizer, and the peak of a training step, of one rank.
 
-    AdamW's step, the loss over all ranks' features and, with several ranks, DDP's buckets are included. What is
-    outside torch's tensors is not: CUDA's context, workspaces of its libraries, NCCL's buffers, gaps.
+    AdamW's step, the loss over all ranks' features and, with several ranks, DDP's buckets are included. Memory outside
+    tensors is not: CUDA's context, library workspaces, NCCL's buffers, fragmentation.
 
     Args:
         args: OpenCLIP's options in cost.TRACED.
@@ -61,17 +61,17 @@ def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> di
         weights = trace.bytes
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         buckets = [torch.empty_like(parameter) for parameter in parameters if world_size > 1]
-        optimizer = torch.optim.AdamW(parameters, foreach=args.device != "cpu")  # as torch chooses by itself
+        optimizer = torch.optim.AdamW(parameters, foreach=args.device != "cpu")  # torch's default
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         gradients = trace.bytes - weights  # and DDP's buckets
-        optimizer.step()  # makes the moments
+        optimizer.step()  # creates the moments
         moments = trace.bytes - weights - gradients
         optimizer.zero_grad()
         with _loss(args, world_size, with_head) as loss:
             _forward_and_backward(args, model, loss)
         optimizer.step()
-        del buckets  # which live as long as the training
+        del buckets  # which persist throughout training
         height, width = to_2tuple(model.visual.image_size)
         pair = 3 * height * width * (2 if get_input_dtype(args.precision) else 4) + 8 * model.context_length
         inputs = args.accum_freq * args.batch_size * pair
@@ -81,10 +81,10 @@ def trace_step(args: argparse.Namespace, world_size: int, with_head: bool) -> di
 
 
 def _traced_model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
-    """Returns the model as training sets it up."""
+    """Returns the model as in training."""
     know_model(args.model, "model")
     options = {"accum_freq": args.accum_freq} if with_head else None
-    bias = {"init_logit_bias": -10.0} if args.siglip else {}  # as OpenCLIP's main gives it
+    bias = {"init_logit_bias": -10.0} if args.siglip else {}  # as in OpenCLIP's main
     model = model_without_weights(
         args.model, args.force_patch_dropout or 0.0, "cpu", options, args.force_image_size, args.force_context_length,
         **bias,
@@ -106,10 +106,10 @@ def _traced_model(args: argparse.Namespace, with_head: bool) -> torch.nn.Module:
 
 
 def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss) -> None:
-    """Does what OpenCLIP does in a step, up to the optimizer: with --accum-freq the last of the micro-batches."""
+    """Runs OpenCLIP's step without the optimizer: with --accum-freq, the last micro-batch."""
     in_precision = autocast(args.precision, "cpu")
     image_size = to_2tuple(model.visual.image_size)
-    batches = [  # all of an accumulated batch wait on the device
+    batches = [  # the whole accumulated batch is on the device
         (
             torch.empty(args.batch_size, 3, *image_size, dtype=get_input_dtype(args.precision)),
             torch.zeros(args.batch_size, model.context_length, dtype=torch.long),
@@ -119,7 +119,7 @@ def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss
     waiting = {}
     if args.accum_freq > 1:
         with torch.no_grad(), in_precision():
-            waiting = {name: [value] for name, value in model(*batches[0]).items()}  # of each micro-batch alike
+            waiting = {name: [value] for name, value in model(*batches[0]).items()}  # the same for each micro-batch
             for values in waiting.values():
                 values += [values[0].clone() for _ in batches[2:]]
     with in_precision():
@@ -132,7 +132,7 @@ def _forward_and_backward(args: argparse.Namespace, model: torch.nn.Module, loss
 
 @contextlib.contextmanager
 def _loss(args: argparse.Namespace, world_size: int, with_head: bool) -> Iterator[torch.nn.Module]:
-    """Yields the training loss of rank 0, whose all-gather repeats the rank's own features."""
+    """Yields the training loss of rank 0, with an all-gather that repeats the rank's own features."""
     options = {"distill": False, "horovod": False, "rank": 0, "world_size": 1 if args.siglip else world_size}
     loss = open_clip.create_loss(argparse.Namespace(**{**vars(args), **options}))
 
@@ -142,6 +142,6 @@ def _loss(args: argparse.Namespace, world_size: int, with_head: bool) -> Iterato
             torch.cat([one, *(other.clone() for other in rest)]) for one, rest in zip(features, others, strict=True)
         ]
 
-    chunks = {**class_loss.CHUNK_BYTES, "cpu": class_loss.CHUNK_BYTES[args.device]}  # shapes are followed on the CPU
+    chunks = {**class_loss.CHUNK_BYTES, "cpu": class_loss.CHUNK_BYTES[args.device]}  # shapes are traced on the CPU
     with replaced(open_clip.loss, gather_features=gather_features), replaced(class_loss, CHUNK_BYTES=chunks):
         yield SuperCLIPLoss(loss) if with_head else loss

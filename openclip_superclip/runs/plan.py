@@ -1,4 +1,4 @@
-"""Makes a Run of a recipe and machines: how the batch is split, in how many slices and in which steps."""
+"""Makes a Run from a recipe and machines: batch size per GPU, accumulation, slices and steps."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
 
-MAX_ROUNDING = 1.5  # times the recipe's steps: more is another run
+MAX_ROUNDING = 1.5  # times the recipe's steps; more would be a different run
 
 
 def make_run(
@@ -24,14 +24,14 @@ def make_run(
     settings: Settings = DEFAULTS,
     set_: Mapping[str, str] | None = None,
 ) -> Run:
-    """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError for an impossible split.
+    """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch cannot be split.
 
     Args:
-        data: --train-data, if it is not the recipe's own pattern.
-        gpu_batch_max: samples that a GPU's memory holds; the rest of the batch is accumulated.
-        workers: per rank, if they are not the recipe's.
+        data: --train-data, by default the recipe's pattern.
+        gpu_batch_max: the largest batch size per GPU; larger batches are accumulated.
+        workers: workers per rank, by default the recipe's.
         device: "cuda" or "cpu".
-        settings, set_: are kept with the run.
+        settings, set_: stored with the run.
     """
     workers = recipe.workers if workers is None else workers
     for flag, value, least in (
@@ -76,7 +76,7 @@ def make_run(
 
 
 def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
-    """Returns the run on so many nodes and GPUs."""
+    """Returns the run on other numbers of nodes and GPUs."""
     if (run.nodes, run.gpus_per_node) == (nodes, gpus_per_node):
         return run
     return make_run(
@@ -109,10 +109,10 @@ def divisors(number: int) -> list[int]:
 
 
 def cut(recipe: Recipe) -> tuple[int, int]:
-    """Returns how many slices are trained, and --train-num-samples of each.
+    """Returns the number of slices to train, and --train-num-samples of each.
 
-    The fewest slices that hold the recipe's samples once, and whose steps are the recipe's exactly; if that would take
-    half as many again, the fewest, and the steps of a slice are rounded up.
+    These are the fewest slices with exactly the recipe's number of steps; if that needs 50 % more slices than
+    necessary, the fewest slices, with rounded-up steps.
     """
     steps = math.ceil(recipe.samples / recipe.global_batch_size)
     fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
@@ -124,8 +124,8 @@ def cut(recipe: Recipe) -> tuple[int, int]:
 def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int) -> int:
     """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards.
 
-    OpenCLIP gives every worker of the data loader equally many batches, rounding up; batches that are left over from
-    the accumulation are read, but no step is taken.
+    OpenCLIP gives every data-loading worker the same number of batches, rounding up; batches left over from
+    accumulation are read without a step.
     """
     num_workers = max(1, workers)
     num_batches = math.ceil(num_samples / (batch_size * world_size))
@@ -155,18 +155,18 @@ def _rounding(run: Run) -> list[str]:
 
 
 def read_with_table(name: str, set_: Mapping[str, str], data: str | None) -> Recipe:
-    """Returns the recipe of a file or a shipped name, with what follows from the table if it is trained on one."""
+    """Returns the recipe of a file or a shipped name, completed from the table if its data is one."""
     return read_recipe(name, {**set_, **settings_of_table(name, set_, data)})
 
 
 def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
-    """Returns what a table that is trained on sets: its pairs, one slice per pass, its columns; nothing for shards.
+    """Returns the fields that a table determines: number of pairs, one slice per pass, columns; {} for shards.
 
     Args:
         name: a file or a shipped name of a recipe.
-        data: what is trained on, if it is not the recipe's own.
+        data: the training data, by default the recipe's.
 
-    Raises InputError if the table cannot be read, and if `set_` holds another number of pairs.
+    Raises InputError if the table cannot be read, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
     path = data or recipe.shards

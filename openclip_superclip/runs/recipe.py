@@ -1,4 +1,4 @@
-"""Recipes: their fields, what each may hold, and the shipped ones, which are rows of files with a base."""
+"""Recipes: fields, allowed values, and shipped recipes, which are files with a base and several runs."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ def _number(help: str, least: int, most: float = math.inf) -> dataclasses.Field:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained, on which data and how. A plan adds the nodes and GPUs."""
+    """A model, its data and its training options. A plan adds the nodes and GPUs."""
 
     method: str = _one_of("the objective, and whether the class loss is added", METHODS)
     model: str = _field("OpenCLIP's --model: a name, local-dir:FOLDER, hf-hub:REPO or a JSON file")
@@ -77,7 +77,7 @@ class Recipe:
 
     @staticmethod
     def of(values: dict, file: str, name: str) -> "Recipe":
-        """Returns the recipe of a file's values; InputError, naming file and field, for anything wrong with them."""
+        """Returns the recipe of a file's values; InputError, naming file and field, for invalid values."""
         for field in values:
             if field not in FIELDS:
                 row = "; superclip recipes NAME prints one of its runs as a file" if field in ("base", "runs") else ""
@@ -110,12 +110,12 @@ class Recipe:
 
     @property
     def columns(self) -> Columns:
-        """How OpenCLIP reads the recipe's tables."""
+        """The columns of the recipe's tables."""
         return Columns(*(str(self.flags.get(*flag)) for flag in zip(COLUMN_FLAGS, Columns(), strict=True)))
 
     @property
     def caption_config(self) -> Config:
-        """Which captions are read."""
+        """The captions to read."""
         options = self.superclip or {}
         names = ("captions", "long_caption", "missing_long")
         return Config(**{name: options[name] for name in names if name in options})
@@ -125,8 +125,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.met
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-WORDS = ("chosen", "paper", "note")  # fields that change nothing of the training
-STILL_THE_PAPERS = ("seed", "data_samples")  # changing them keeps the comparison with the paper's values
+WORDS = ("chosen", "paper", "note")  # fields that do not affect training
+STILL_THE_PAPERS = ("seed", "data_samples")  # if changed, the paper's values still apply
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
 # OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that belong to a run.
@@ -144,7 +144,7 @@ def kind_of(field: str) -> type:
 
 
 def _wrong_superclip(recipe: Recipe) -> str:
-    """Returns what is wrong with `superclip`, "" if nothing is; a file of counts need not exist here."""
+    """Returns the error in `superclip`, or ""; a frequency file need not exist here."""
     options = recipe.superclip or {}
     for field, value in options.items():
         if field not in CONFIG_FIELDS:
@@ -261,7 +261,7 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
             values[name][inner] = _parsed(CONFIG_FIELDS.get(inner) if name == "superclip" else None, value)
         else:
             values[name] = _parsed(FIELDS[name], value)
-        if name == "method":  # the class loss comes and goes with it
+        if name == "method":  # depends on the class loss
             if not value.startswith("super"):
                 values.pop("superclip", None)
             elif not values.get("superclip"):
@@ -274,7 +274,7 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
 
 
 def _parsed(field: dataclasses.Field | None, value: str):
-    """Returns what YAML makes of the value, or the value itself if the field is text: a pattern, "1.0"."""
+    """Returns the value parsed as YAML, or unchanged if the field is text: a pattern, "1.0"."""
     if field is not None and field.type is str:
         return value
     try:
@@ -286,7 +286,7 @@ def _parsed(field: dataclasses.Field | None, value: str):
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
     """Returns the recipe of a file, or of a shipped recipe's name with or without its folder.
 
-    Raises InputError, naming file and field, for anything missing, unknown or impossible.
+    Raises InputError, naming file and field, for missing, unknown or invalid values.
 
     Args:
         set_: fields (`lr`, `superclip.weight`) and their new values.
@@ -321,9 +321,9 @@ def find_recipe(name: str) -> str:
 def shipped_recipes() -> dict[str, dict]:
     """Returns the values of every shipped recipe by its full name, FILE/RUN.
 
-    A file holds the fields that its runs share, `base`, and the `runs`, each with its own fields. A run with `like`
-    also takes the fields of that run, except the paper's values. Mappings are merged by key; null removes a field. The
-    base's `superclip` is for the methods with the class loss.
+    A file contains common fields, `base`, and `runs`, each with its own fields. A run with `like` also inherits the
+    fields of that run, except the paper's values. Mappings are merged by key; null removes a field. The base's
+    `superclip` only applies to methods with the class loss.
     """
     recipes = {}
     for file in sorted(shipped_folder("recipes").glob("*.yaml")):
@@ -354,7 +354,7 @@ def _merged(below: dict, above: dict, keep_null: bool = False) -> dict:
 
 
 def read_yaml(file: Path, what: str, empty: bool = False) -> dict:
-    """Returns the mapping in a YAML file, which may be `empty`; InputError, with the line, if there is none."""
+    """Returns the mapping in a YAML file, possibly `empty`; InputError, with the line, for other contents."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text())
         values = {} if values is None and empty else values

@@ -1,6 +1,6 @@
-"""The one description of a run: what is trained, on which machines and in which steps.
+"""The description of a run: recipe, machines and steps.
 
-A plan makes it once, RUN/description.json holds it, and every job, node and rank opens it.
+A plan creates it once and writes RUN/description.json, and every job, node and rank reads it.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from ..rules import Rule, check
 from .recipe import CONFIG_FIELDS, Recipe
 
 DESCRIPTION = "description.json"  # in the run's folder
-NUM_KEPT = 2  # newest checkpoints: the last may still be in a cache when a machine loses power
-NUM_KEPT_LONG = 5  # checkpoints over a whole run, to go back to if training turns out to have gone wrong
+NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
+NUM_KEPT_LONG = 5  # checkpoints over a whole run, to return to if training diverges
 
 
 def _setting(default, help: str, **argparse_options) -> dataclasses.Field:
@@ -25,7 +25,7 @@ def _setting(default, help: str, **argparse_options) -> dataclasses.Field:
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `superclip run` that change nothing of what is trained. InputError for an impossible value."""
+    """Options of `superclip run` that do not affect the trained model. InputError for an invalid value."""
 
     unreadable_max: float = _setting(
         0.01,
@@ -75,7 +75,7 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe on given machines, in the steps that OpenCLIP runs."""
+    """A recipe on given machines, with the steps that OpenCLIP runs."""
 
     recipe: Recipe
     nodes: int
@@ -89,7 +89,7 @@ class Run:
     num_slices: int  # that are trained
     slice_steps: int  # that OpenCLIP runs in a slice
     warnings: list[str] = field(default_factory=list)
-    gpu_batch_max: int | None = None  # samples that a GPU's memory holds, to split the batch on other machines
+    gpu_batch_max: int | None = None  # the largest batch size per GPU, to split the batch on other machines
     settings: Settings = DEFAULTS
     set: dict = field(default_factory=dict)  # values of --set, which the recipe holds too
 
@@ -101,7 +101,7 @@ class Run:
 
     @staticmethod
     def of_json(values: dict, file: str) -> "Run":
-        """Returns the run of what `as_json` has returned; `file` is named in messages."""
+        """Returns the run from the result of `as_json`; `file` is for messages."""
         recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
         return Run(**{**values, "recipe": recipe, "settings": Settings(**values["settings"])})
 
@@ -143,18 +143,18 @@ class Run:
 
     @property
     def kept_every(self) -> int:
-        """A checkpoint of every so many slices is kept, beside the newest and those at the ends of passes."""
+        """The number of slices between kept checkpoints, in addition to the newest and those at the ends of passes."""
         slices = self.num_slices if self.is_table else self.slices_per_pass
         return min(slices, math.ceil(self.num_slices / NUM_KEPT_LONG))
 
     @property
     def max_checkpoints(self) -> int:
-        """The most checkpoints that exist at a time, including the one that is being written."""
+        """The maximum number of checkpoints at a time, including the one being written."""
         num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
         return min(self.num_slices, num_kept + 1)
 
     def keeps(self, epoch: int) -> bool:
-        """Returns whether the checkpoint after so many slices is kept however old it is."""
+        """Returns whether the checkpoint after this number of slices is kept permanently."""
         ends_pass = not self.is_table and epoch % self.slices_per_pass == 0  # every epoch of a table is a pass
         return epoch % self.kept_every == 0 or ends_pass
 
@@ -189,7 +189,7 @@ class Run:
     def check_shards(self) -> list[str]:
         """Returns warnings about the pattern of shards, without reading any file.
 
-        Raises InputError if a worker would have no shard of a slice, or no batch in those that it has.
+        Raises InputError if a worker would have no shard of a slice, or less than one batch.
         """
         from ..data.shards import expand, refuse_other_patterns
         from ..data.slices import equal_sizes
@@ -203,10 +203,10 @@ class Run:
         return split.check_shares(equal_sizes(self.recipe.data_samples, len(shards)))
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
-        """Returns what is known of the data, for JSON; InputError if training could not start.
+        """Returns a report on the data, for JSON; InputError if training could not start.
 
         Args:
-            full: read everything, in `jobs` processes, not only the first and the last shard or the first images.
+            full: read all data, in `jobs` processes, instead of only the first and the last shard or the first images.
         """
         from ..data.inspection import check_data
         from ..data.shards import expand
@@ -245,7 +245,7 @@ class Run:
         return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 
     def check_validation(self) -> list[str]:
-        """Returns warnings about the validation data; InputError if OpenCLIP could not measure on it."""
+        """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
         from ..data.inspection import START, inspect
         from ..data.tables import check_table
 
@@ -271,7 +271,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Start:
-    """What the ranks of one node are started with: LOGS/node_N.json."""
+    """The start parameters of the ranks of one node: LOGS/node_N.json."""
 
     run: Run
     logs: Path
@@ -281,7 +281,7 @@ class Start:
     master_addr: str = "127.0.0.1"
     master_port: int = 0
     staged: str | None = None  # the folder of copied shards
-    measures: bool = False  # whether the ranks measure themselves, for a rehearsal
+    measures: bool = False  # whether the ranks measure time and memory, for a rehearsal
 
     @property
     def file(self) -> Path:
@@ -302,7 +302,7 @@ class Start:
 
 
 def _argument(flag: str, value) -> list[str]:
-    """Returns what the command line holds of a flag: nothing for False, its name alone for True."""
+    """Returns the command-line arguments of a flag: none for False, only its name for True."""
     if isinstance(value, bool):
         return [flag] if value else []
     return [flag, *map(str, value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""SLURM: which of a run's nodes this process is on, the queue, and the scripts of jobs."""
+"""SLURM: the node of this process, the queue, and job scripts."""
 
 import errno
 import os
@@ -27,26 +27,26 @@ class Placement:
 
     num_nodes: int = 1
     node: int = 0
-    job: str | None = None  # SLURM's number, another one for each task of an array
+    job: str | None = None  # SLURM's number, different for each task of an array
     restarts: int = 0  # how often SLURM has requeued the job
     step: str | None = None
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    gpus: int | None = None  # of this node, if SLURM says it
+    gpus: int | None = None  # of this node, if set by SLURM
 
     def name_of_start(self, num_earlier: int) -> str:
-        """Returns the name of this start of a run, the same on all of its nodes, after so many earlier ones.
+        """Returns the name of this start of a run, equal on all nodes, given the number of earlier starts.
 
-        One node counts them: a shell on it may start the run again within the same step.
+        Earlier starts are only counted on a single node, where a shell can start the run again within the same step.
         """
         return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
 
     def port_is_taken(self) -> bool:
-        """Returns whether something on this machine, the run's first, listens where its ranks are to meet."""
-        if self.num_nodes == 1:  # which takes a free one
+        """Returns whether the rendezvous port is already in use on this machine, the run's first."""
+        if self.num_nodes == 1:  # which uses a free port
             return False
         with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: an earlier run may have ended
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like torch: an earlier run may just have ended
             try:
                 free.bind(("", self.master_port))
             except OSError as error:
@@ -54,7 +54,8 @@ class Placement:
         return False
 
     def num_processes(self, device: str) -> int:
-        """Returns how many processes train on this node: one a GPU, and one on CPUs; InputError without a GPU."""
+        """Returns the number of training processes on this node: one per GPU, or one on CPUs; InputError without a
+        GPU."""
         if device == "cpu":
             return 1
         gpus = self.gpus
@@ -68,7 +69,7 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Returns where this process is; InputError if srun does not start one process per node."""
+    """Returns the node of this process; InputError if srun does not start one process per node."""
     job = environment.get("SLURM_JOB_ID")
     if job is None:
         return Placement()
@@ -104,7 +105,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
 
 
 def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> None:
-    """Writes to the job script, if this process has one, how the job goes on: "started", "restart" or "requeue".
+    """Sends the job's next state to the job script, if there is one: "started", "restart" or "requeue".
 
     Args:
         exclude: a host that SLURM should not start the job on again.
@@ -115,7 +116,7 @@ def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.en
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Returns the names of the run's nodes; SLURM's own short form if a container lacks its commands."""
+    """Returns the names of the run's nodes; SLURM's compressed list if a container lacks its commands."""
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return [socket.gethostname()]
@@ -127,12 +128,12 @@ def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 class QueuedJob(NamedTuple):
-    """A job, or a task of an array, that waits or runs."""
+    """A pending or running job, or task of an array."""
 
     number: str  # SLURM_JOB_ID, another one for each task of an array
     task: str  # ARRAY_TASK, as sbatch's number and the task give it; the number if there is no array
     state: str  # PENDING, RUNNING, …
-    reason: str  # why it waits
+    reason: str  # why it is pending
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
@@ -151,7 +152,7 @@ def cancel(job: str) -> None:
     subprocess.run(["scancel", job], capture_output=True)
 
 
-NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are handed on as they are
+NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are passed on unchanged
 SITE_FIELDS = {
     **dict.fromkeys(NAMED, str), "gpus_per_node": int, "gpu_type": str, "cpus_per_node": int, "container_image": str,
     "apptainer": str, "mounts": str, "setup": str, "stage": str, "sbatch": list,
@@ -167,9 +168,9 @@ OTHER_OPTIONS = {  # options of sbatch that the scripts set, and the options tha
 
 
 def read_site() -> dict:
-    """Returns the fields of the site's file, nothing if there is none; InputError for a wrong file or field.
+    """Returns the fields of the site's file, {} if there is none; InputError for an invalid file or field.
 
-    SUPERCLIP_SITE names another file, or none if it is empty.
+    SUPERCLIP_SITE is the path of another file; empty for no file.
     """
     named = os.environ.get("SUPERCLIP_SITE")
     path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "superclip" / "site.yaml"
@@ -192,7 +193,7 @@ def read_site() -> dict:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job's script, and the file that keeps it."""
+    """A job's script and its file."""
 
     file: Path
     text: str
@@ -201,7 +202,7 @@ class SlurmJob:
         """Returns the sbatch command, which prints the job's number.
 
         Args:
-            dependency: sbatch's, afterok:17; a job for which it can never hold ends.
+            dependency: sbatch's --dependency, such as afterok:17; jobs that can never start are cancelled.
         """
         waits = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
         return ["sbatch", "--parsable", *waits, str(self.file)]
@@ -230,14 +231,14 @@ class SlurmRequest:
     container_image: str | None = None  # of pyxis
     apptainer: str | None = None
     mounts: str | None = None  # /data,/scratch:/scratch
-    setup: str = ""  # a file of bash, which the job reads first
+    setup: str = ""  # a bash file that the job sources first
     gpu_type: str | None = None  # SLURM's name of the GPUs
 
     @staticmethod
     def of(given: Mapping, device: str, gpus_per_node: int) -> "SlurmRequest":
-        """Returns the request of the options that are `given`, the others by the site's file.
+        """Returns the request of the `given` options, with the site's file for the others.
 
-        Raises InputError for options that contradict each other.
+        Raises InputError for contradictory options.
         """
         site = read_site()
         if "container_image" in given or "apptainer" in given:
@@ -262,11 +263,11 @@ class SlurmRequest:
         setup = os.path.expanduser(values.pop("setup", ""))
         if setup and not os.path.isfile(setup):
             raise InputError(f"--setup is {setup}; expected a file of bash: module loads, variables")
-        values.pop("stage", None)  # which the run's settings hold
+        values.pop("stage", None)  # which is in the run's settings
         return SlurmRequest(**{**values, "device": device, "sbatch": sbatch, "setup": setup})
 
     def keep_setup(self, folder: Path) -> None:
-        """Copies the file of --setup into the folder, where the job reads it."""
+        """Copies the file of --setup into the folder from which the job sources it."""
         if self.setup:
             make_folder(folder, "--out")
             shutil.copyfile(self.setup, folder / SETUP)
@@ -275,14 +276,14 @@ class SlurmRequest:
         self, file: Path, name: str, runs: Sequence[Path], paths: Iterable[Path], command: str = "run",
         array: str = "", runs_list: Path | None = None,
     ) -> SlurmJob:  # fmt: skip
-        """Returns a job that trains runs: folders that hold their descriptions.
+        """Returns a job that trains runs, given as folders with descriptions.
 
         Args:
-            file: of the script; what the job prints goes into the same folder, which holds the copy of --setup.
-            command: of `superclip`, run or rehearse.
-            paths: what it reads and writes, which a container must see.
+            file: the script; its folder contains the job's output and the copy of --setup.
+            command: run or rehearse.
+            paths: files to read and write, which are mounted in a container.
             array: sbatch's, one task per run.
-            runs_list: a file of folders, one per line, in place of `runs`, that exists once the job starts.
+            runs_list: instead of `runs`, a file with one folder per line, which must exist when the job starts.
         """
         options = self._options(file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j")
         options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else {"exclusive": "", "mem": "0"}
@@ -303,7 +304,8 @@ class SlurmRequest:
         return SlurmJob(file, text)
 
     def command(self, file: Path, name: str, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
-        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, beside a GPU if its partition has them."""
+        """Returns a job that runs `superclip ARGUMENTS` once on a CPU, with a GPU allocated if the partition requires
+        one."""
         options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
         lines = [
             "#!/bin/bash",
@@ -315,7 +317,7 @@ class SlurmRequest:
         return SlurmJob(file, "\n".join(lines) + "\n")
 
     def _options(self, file: Path, name: str, nodes: int, gpus: int, number: str) -> dict[str, str]:
-        """Returns the options of sbatch that every job has."""
+        """Returns the common sbatch options of all jobs."""
         # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's % as well.
         folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
         options = {"job-name": name, "nodes": str(nodes), "time": "24:00:00"}
@@ -340,10 +342,10 @@ class SlurmRequest:
         return [*lines, "container=()", f"superclip={superclip}"]
 
     def _container(self, paths: Iterable[Path]) -> str:
-        """Returns what srun needs before a command: this folder is the container's, and it sees `paths`.
+        """Returns srun's container options: the current folder as working directory, with `paths` mounted.
 
-        Folders of paths that neither this one nor the mounts hold are mounted too. Raises InputError for what the
-        options of containers cannot hold.
+        Folders of paths outside the current folder and the mounts are mounted too. Raises InputError for paths that the
+        options of containers cannot express.
         """
         here, given = Path.cwd(), self.mounts.split(",") if self.mounts else []
         seen = [here, *(Path(mount.split(":")[:2][-1]) for mount in given)]
@@ -373,13 +375,13 @@ def folders_of(values: Iterable[str]) -> list[Path]:
 
 
 def _gpus_of(gres: str) -> int | None:
-    """Returns the number of GPUs that --gres asks for, such as gpu:a100:4; None if it asks for none."""
+    """Returns the number of GPUs in --gres, such as gpu:a100:4; None if there are none."""
     asked = [part.split("(")[0].split(":") for part in gres.split(",") if re.match(r"gpu(:|$)", part)]
     return sum(int(parts[-1]) if parts[-1].isdigit() else 1 for parts in asked) if asked else None
 
 
 def paths_of(run: Run) -> list[Path]:
-    """Returns the folders of the files that a run reads: shards, and what its model and flags name."""
+    """Returns the folders of the files that a run reads: shards, and files of its model and flags."""
     recipe = run.recipe
     named = [recipe.model.removeprefix("local-dir:"), *recipe.flags.values(), *(recipe.superclip or {}).values()]
     files = [value for value in named if isinstance(value, str) and value.startswith(("/", "../"))]
