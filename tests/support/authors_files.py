@@ -1,4 +1,4 @@
-"""The authors' small checkpoint, as it is and altered."""
+"""The authors' small checkpoint, original and modified."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ THEIRS, CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
 
 
 def altered(folder: Path, **changes: torch.Tensor | None) -> Path:
-    """Writes their checkpoint with some names set, or taken away where they are None, and returns its file."""
+    """Writes the checkpoint with some tensors replaced, or removed if None, and returns its file."""
     checkpoint = torch.load(THEIRS, weights_only=True)
     state = checkpoint["state_dict"] | {f"module.{name}": value for name, value in changes.items()}
     checkpoint["state_dict"] = {name: value for name, value in state.items() if value is not None}

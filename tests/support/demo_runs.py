@@ -1,4 +1,4 @@
-"""`superclip demo`, small."""
+"""Small demo runs."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ SMALL = ["demo", "--quick", "--samples", "320"]
 
 
 def link_scenes(out: Path, scenes: Path) -> None:
-    """Makes a demo's folder whose scenes are written already."""
+    """Creates a demo folder with existing scenes."""
     out.mkdir()
     (out / "data").symlink_to(scenes)
 

@@ -1,4 +1,4 @@
-"""Small models of every kind of tower, as --model opens them."""
+"""Small models with all kinds of towers, for --model."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
 
 
 def write_vocabulary(folder: Path) -> Path:
-    """Writes CLIP's vocabulary, cut after the first merges to VOCAB_SIZE tokens, and returns its file."""
+    """Writes CLIP's vocabulary, truncated to VOCAB_SIZE tokens, and returns its file."""
     vocabulary = (folder / "bpe.txt.gz").resolve()
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         lines = file.read().splitlines()
@@ -25,9 +25,9 @@ def write_vocabulary(folder: Path) -> Path:
 
 
 def write_model(folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg) -> str:
-    """Writes a small OpenCLIP model configuration and returns the --model that opens it.
+    """Writes a small OpenCLIP model configuration and returns the value of --model that opens it.
 
-    Its vocabulary is CLIP's, cut to VOCAB_SIZE tokens, unless `text` names a vocab_size or a tokenizer of its own.
+    Its vocabulary is CLIP's, truncated to VOCAB_SIZE tokens, unless `text` contains a vocab_size or a tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = dict(text or {})
@@ -72,9 +72,9 @@ MODELS = {
 
 
 def write_weights(model: str) -> None:
-    """Puts random weights beside a model's configuration."""
+    """Writes random weights next to a model's configuration."""
     torch.manual_seed(1)
     weights = open_clip.create_model(model).state_dict()
-    if "text_decoder.text_projection" in weights:  # which OpenCLIP 3 leaves as the memory was
+    if "text_decoder.text_projection" in weights:  # OpenCLIP 3 leaves it uninitialized
         weights["text_decoder.text_projection"].normal_(std=0.02)
     torch.save(weights, Path(model.removeprefix("local-dir:")) / "pytorch_model.bin")

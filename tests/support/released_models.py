@@ -1,4 +1,4 @@
-"""Random weights of any model, and the places where OpenCLIP finds weights and tokenizers."""
+"""Random weights of any model, in the locations where OpenCLIP finds weights and tokenizers."""
 
 import shutil
 from pathlib import Path
@@ -14,14 +14,14 @@ LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", 
 
 
 def write_random_model(folder: Path) -> list[str]:
-    """Writes a file of random weights, and returns it with the flag that says of what model."""
+    """Writes a file of random weights, and returns it with the flag that names its model."""
     name = write_model(folder / "model")
     torch.save(random_weights(name), folder / "weights.pt")
     return [f"{folder}/weights.pt", "--model", name]
 
 
 def random_weights(model_name: str, **options) -> dict[str, torch.Tensor]:
-    """Weights of a model under their names: normal, small, and different from one tensor to the next."""
+    """Returns small normally distributed weights for a model, different for each tensor."""
     with torch.device("meta"):
         model = open_clip.create_model(model_name, load_weights=False, device="meta", pretrained_text=False, **options)
     pool = torch.randn(2**20 + 997, generator=torch.Generator().manual_seed(len(model_name))) * 0.03
@@ -41,14 +41,14 @@ def _drawn_from(pool, tensor, index, name):
 
 
 def plain_model(model_name: str, weights: dict[str, torch.Tensor], **options) -> torch.nn.Module:
-    """Stock OpenCLIP's model that holds `weights`, in evaluation mode."""
+    """Returns stock OpenCLIP's model with `weights`, in evaluation mode."""
     model = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, **options)
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
 def add_to_cache(cache: Path, repo: str, *files: Path) -> None:
-    """Moves files to where huggingface_hub would have put them after a download, and notes what is not there."""
+    """Moves files into the cache of huggingface_hub, as after a download, and marks missing files as absent."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`superclip audit` with a trained model: what it finds, and that stopped, parted and shared calls equal one."""
+"""`superclip audit` with a trained model. Interrupted, partitioned and distributed audits equal a single one."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def scores(out: Path) -> list[dict]:
 
 
 def assert_equal_scores(out: Path, other: Path) -> None:
-    """Fails if two audits differ by more than the size of a batch changes in a sum."""
+    """Fails if two audits differ by more than the rounding errors that depend on the batch size."""
     for one, two in zip(scores(out), scores(other), strict=True):
         for name in ("class_loss", "support", "clip_score"):
             assert one.pop(name, None) == pytest.approx(two.pop(name, None), abs=1e-4)
@@ -43,7 +43,7 @@ def assert_equal_scores(out: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def work(squares_run, tmp_path_factory) -> Path:
-    """A table, a folder and shards of new images with errors, and the run `run`."""
+    """A table, a folder and shards of unseen images with caption errors, and the run `run`."""
     work = tmp_path_factory.mktemp("audit")
     (work / "run").symlink_to(squares_run)
     shown = write_images(work / "images", NUM, 1)
@@ -70,7 +70,7 @@ def run(work) -> list:
 
 @pytest.fixture(scope="module")
 def audited(work, tmp_path_factory) -> tuple[Path, str]:
-    """The audit of the table and what it printed."""
+    """The audit of the table and its output."""
     out = tmp_path_factory.mktemp("audited") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", printed := io.StringIO())
@@ -79,7 +79,7 @@ def audited(work, tmp_path_factory) -> tuple[Path, str]:
     return out, printed.getvalue()
 
 
-def test_wrong_captions_are_the_worst_their_words_are_marked_and_the_right_ones_offered(work, audited):
+def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_suggested(work, audited):
     out, printed = audited
     records = scores(out)
     assert [record["where"] for record in records] == [f"row {row + 1}" for row in range(NUM)]
@@ -117,7 +117,7 @@ def test_the_page_shows_the_worst_pairs_and_loads_nothing_else(audited):
 
 
 @needs_browser
-def test_the_page_is_as_wide_as_a_phone_whatever_the_captions(work, run, tmp_path):
+def test_the_page_fits_on_a_phone_with_any_captions(work, run, tmp_path):
     captions = ["red " + "x" * 10_000, "\u202eblue\u202c أحمر أزرق", "a red square on the left of a blue square"]
     pairs = [(work / "images" / f"{number}.png", caption) for number, caption in enumerate(captions)]
     write_table(tmp_path / "pairs.csv", pairs)
@@ -125,11 +125,11 @@ def test_the_page_is_as_wide_as_a_phone_whatever_the_captions(work, run, tmp_pat
     assert num_pixels_outside(tmp_path / "out/report.html", 390, tmp_path / "browser") == 0
 
 
-def test_a_call_that_was_killed_goes_on_without_losing_or_repeating_a_pair(work, audited, run, tmp_path, capsys):
+def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited, run, tmp_path, capsys):
     out, whole = tmp_path / "out", (audited[0] / "scores.jsonl").read_bytes()
     out.mkdir()
     (out / "audit.json").write_bytes((audited[0] / "audit.json").read_bytes())
-    (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the midst of a line
+    (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the middle of a line
     assert audit(work / "pairs.csv", *run, "--out", out) == 0
     (number,) = re.findall(r"([\d,]+) pairs were scored before", capsys.readouterr().err)
     assert 0 < int(number) < NUM and int(number) % 16 == 0
@@ -153,7 +153,7 @@ def test_parts_joined_and_two_ranks_equal_one(work, audited, run, tmp_path, caps
     assert (tmp_path / "two" / "report.html").exists()
 
 
-def test_kept_samples_of_shards_are_their_very_bytes(work, run, tmp_path, capsys):
+def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--keep", 0.7, "--by", "support", "--write-shards"]
     assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out, *flags) == 0
@@ -175,14 +175,14 @@ def test_kept_samples_of_shards_are_their_very_bytes(work, run, tmp_path, capsys
     assert {shard: inspect_shard(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
     uids = np.load(out / "kept.npy")
     assert uids.dtype == np.dtype("u8,u8") and uids["f1"].tolist() == list(map(int, keys))
-    assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out) == 0  # what was kept stays, and in the summary
+    assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out) == 0  # kept files and their summary remain
     assert json.loads((out / "summary.json").read_text())["kept"]["pairs"] == 67 and (out / "kept").is_dir()
     assert audit(f"{work}/{{0..1}}.tar", *run, "--out", out, "--keep", 0.9, "--by", "class-loss") == 0
-    assert len((out / "kept.txt").read_text().splitlines()) == 86  # from the scores that are there
-    assert not (out / "kept").exists()  # those of the earlier call
+    assert len((out / "kept.txt").read_text().splitlines()) == 86  # from the existing scores
+    assert not (out / "kept").exists()  # kept shards of the earlier call
 
 
-def test_a_folder_and_a_model_without_a_head_give_clip_scores_alone(work, run, tmp_path, capsys):
+def test_a_model_without_a_head_gives_only_clip_scores_of_a_folder(work, run, tmp_path, capsys):
     plain = tmp_path / "plain"
     assert main(["export", f"{work}/run/checkpoints/epoch_6.pt", "--out", str(plain)]) == 0
     capsys.readouterr()
@@ -200,7 +200,7 @@ def test_a_folder_and_a_model_without_a_head_give_clip_scores_alone(work, run, t
 
 @pytest.fixture(scope="module")
 def wrong(work) -> Path:
-    """Data and folders that an audit cannot take."""
+    """Invalid data and output folders for an audit."""
     (work / "elsewhere.csv").write_text("image;caption\nnix/0.png;red\n")
     (work / "empty").mkdir()
     (work / "full").mkdir()
@@ -238,7 +238,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reaso
     given = [] if "--model" in argv else ["--model", "run"]
     given += [] if "--out" in argv else ["--out", "nowhere"]
     assert audit(*argv.split(), *given) == 1
-    error = capsys.readouterr().err.splitlines()[-1]  # after the columns of the table
+    error = capsys.readouterr().err.splitlines()[-1]  # the line before reports the columns
     assert error.startswith("error: ") and reason in error
     assert not Path("nowhere").exists()
 
@@ -265,7 +265,7 @@ def test_a_folder_of_another_audit_and_data_that_is_mostly_unreadable_are_refuse
     assert audit(work / "0.tar", "--model", tmp_path / "other.pt", "--out", again, *configured) == 0
 
 
-def test_captions_without_a_known_word_are_kept_by_their_clip_score(work, run, tmp_path, capsys):
+def test_captions_without_known_words_are_ranked_by_clip_score(work, run, tmp_path, capsys):
     with TarWriter(str(tmp_path / "0.tar")) as tar:
         for number, caption in enumerate(["...", "red", "!!!", "blue"]):
             Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(file := io.BytesIO(), "PNG")
@@ -274,14 +274,14 @@ def test_captions_without_a_known_word_are_kept_by_their_clip_score(work, run, t
         tar.write({"__key__": "broken", "png": b"no image", "txt": "red"})
     out, flags = tmp_path / "out", [tmp_path / "0.tar", *run, "--out", tmp_path / "out", "--unreadable-max", 0.5]
     assert audit(*flags, "--keep", 0.9) == 0
-    assert scores(out)[-1]["problem"] == "no readable image (cannot identify image file)"  # and no address
+    assert scores(out)[-1]["problem"] == "no readable image (cannot identify image file)"  # without a memory address
     assert "kept: the best 4 by both" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4  # three samples of one key, each its own image
     assert audit(*flags, "--keep", 0.9, "--by", "support") == 0
     assert "2 without a support are neither shown nor kept" in capsys.readouterr().out
     shard = (tmp_path / "0.tar").read_bytes()
-    (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # as long as before
+    (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # the same length
     assert audit(*flags) == 1
     assert "holds an audit with other data" in capsys.readouterr().err
     (out / "audit.json").write_text("{")

@@ -1,4 +1,4 @@
-"""`superclip demo`: what it writes, that it goes on where it stopped, and how it refuses."""
+"""`superclip demo`: its files, resuming after an interruption, and errors."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def demo(tmp_path_factory, demo_scenes):
     return out, run_demo(out)
 
 
-def test_it_prints_and_draws_the_difference_of_both_methods_and_says_that_one_seed_is_no_result(demo):
+def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):
     out, finished = demo
     assert finished.returncode == 0, finished.stderr
     assert (out / "study.md").read_text().strip() in finished.stdout
@@ -43,7 +43,7 @@ def test_only_superclip_has_a_class_loss_in_openclips_log(demo):
     assert not any("class_loss" in point for point in logs["clip"])
 
 
-def test_a_second_call_reads_what_is_finished_and_prints_the_same_table(demo):
+def test_a_second_call_reads_finished_runs_and_prints_the_same_table(demo):
     out, finished = demo
     checkpoints = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*.pt")}
     assert len(checkpoints) == 2

@@ -1,4 +1,4 @@
-"""Exports are plain CLIP: stock OpenCLIP and transformers open them, without this package, and compute the same."""
+"""Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without this package."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from openclip_superclip.errors import InputError
 
 TEXTS = ["a red cat", "a blue dog and a house"]
 KINDS = ["attentional-pool", "custom-block", "resnet", "timm-vit-map", "timm-convnext", "coca"]
-ALWAYS = {"README.md", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json"}  # of a vocabulary of its own
+ALWAYS = {"README.md", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json"}  # for a custom vocabulary
 
 
 def run(*argv) -> int:
@@ -44,7 +44,7 @@ def run(*argv) -> int:
 
 
 def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
-    """A class head and counts, as a checkpoint of a SuperCLIP run holds them."""
+    """The class head and token statistics of a SuperCLIP checkpoint."""
     return {
         "class_head.weight": torch.randn(1, width).repeat(vocab_size, 1),
         "class_head.bias": torch.zeros(vocab_size),
@@ -61,7 +61,7 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def trained(train_flags, shards, tmp_path_factory):
-    """The checkpoint of a run that measured itself, at a size and a preprocessing that the command line gave."""
+    """The checkpoint of a run with evaluation results, and with image size and preprocessing from the command line."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model")
     flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
@@ -77,7 +77,7 @@ def trained(train_flags, shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(trained, tmp_path_factory):
-    """The run's checkpoint in every format; the first without its head."""
+    """Exports of the run's checkpoint in all formats, the first one without the class head."""
     folder = tmp_path_factory.mktemp("exports")
     assert run(trained, "--out", folder / "openclip", "--license", "apache-2.0") == 0
     for format in ("torch", "hf"):
@@ -110,10 +110,10 @@ assert not [name for name in sys.modules if name.startswith("openclip_superclip.
 
 @pytest.fixture(scope="module")
 def opened(exports, tmp_path_factory):
-    """Stock models and their tokens; pixels, tokens and features of their exports, from a process without this package.
+    """Stock models with their tokens, and the pixels, tokens and features of their exports.
 
-    The exports have been moved, and what they were made of is gone; but for the text tower of Hugging Face's, whose
-    place OpenCLIP records.
+    The latter come from a process without this package, after the exports were moved and their sources deleted, except
+    for a Hugging Face text tower, which OpenCLIP finds by its absolute path.
     """
     folder = tmp_path_factory.mktemp("opened")
     sources = {name: write_model(folder / "sources" / name, **MODELS[name]) for name in KINDS}
@@ -176,9 +176,9 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
         save_tokenizer(tokenizer, tmp_path / folder)
         ours = HFTokenizer(str(tmp_path / folder), context_length=12, clean=clean, strip_sep_token=True)
         tokenizer = ours.tokenizer
-        assert tokenizer.pad_token_id == 0  # where OpenCLIP 4 pads
+        assert tokenizer.pad_token_id == 0  # the padding id of OpenCLIP 4
     texts = st.one_of(
-        st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),  # unassigned ones are each library's own
+        st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),  # unassigned characters differ by library
         st.text("abcdestl23 I!!?,.-'éİſK<>_\n\t", max_size=60),
         st.sampled_from(["<start_of_text> x <end_of_text>", "it's I'LL 2024 &amp; 年", ""]),
     )
@@ -194,7 +194,7 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 # The model card
 
 
-def test_the_model_card_says_what_is_known_and_nothing_else(exports, csv_data):
+def test_the_model_card_contains_only_known_facts(exports, csv_data):
     card = (exports / "openclip" / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: open_clip\n")
     for fact in (
@@ -209,7 +209,7 @@ def test_the_model_card_says_what_is_known_and_nothing_else(exports, csv_data):
 
 
 def card(options: dict) -> str:
-    """The card of a model of which only the options of its run are known."""
+    """Returns the card of a model, given the options of its run."""
     return Card("mine", RunRecord(options, {}), None, False, "mit", "open_clip", "", "ViT-B-32").text()
 
 
@@ -218,7 +218,7 @@ def test_the_model_card_of_plain_weights_claims_no_recipe_and_no_class_loss():
         assert claim not in card({})
 
 
-def test_the_model_card_names_the_base_model_and_nothing_that_a_file_records_is_markup_on_it():
+def test_the_model_card_names_the_base_model_and_escapes_recorded_values():
     record = {"seed": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/home/me/a.tar::/b/c.tar"}
     text = card({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", **record})
     assert "<script>" not in text and "\n# A heading" not in text
@@ -227,11 +227,11 @@ def test_the_model_card_names_the_base_model_and_nothing_that_a_file_records_is_
     assert "- base model: ViT-B-32, laion2b_s34b_b79k" in text
 
 
-# The head that an export keeps
+# The class head of an export
 
 
 @pytest.mark.parametrize("format", ["torch", "hf"])
-def test_the_head_stays_beside_the_model_if_asked(format, exports, trained):
+def test_with_head_saves_the_head_next_to_the_model(format, exports, trained):
     state = torch.load(trained, weights_only=True)["state_dict"]
     kept = load_file(exports / format / "superclip_head.safetensors")
     assert kept.keys() == {name for name in state if name.startswith(("class_head.", "statistics."))}
@@ -240,7 +240,7 @@ def test_the_head_stays_beside_the_model_if_asked(format, exports, trained):
     assert "kept beside the model, in `superclip_head.safetensors`" in card and "without it" not in card
 
 
-def test_a_kept_head_and_the_runs_idf_come_along_wherever_the_weights_are_read(small, tmp_path):
+def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path):
     weights = random_weights(f"local-dir:{small}/model") | head_of(16, VOCAB_SIZE)
     save_weights(weights, tmp_path / "run.pt", {"superclip_idf": "off"})
     first, second = tmp_path / "first", tmp_path / "second"
@@ -262,7 +262,7 @@ def test_a_kept_head_and_the_runs_idf_come_along_wherever_the_weights_are_read(s
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_equal_content_gives_equal_bytes(suffix, tmp_path):
-    """safetensors writes several entries of metadata in an order of its own each time."""
+    """safetensors writes several metadata entries in random order."""
     file, contents = tmp_path / f"weights{suffix}", set()
     for order in (1, -1) * 4:
         save_weights({"a": torch.ones(2)}, file, dict([("model", "ViT-B-32"), ("superclip_idf", "off")][::order]))
@@ -291,7 +291,7 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
     hidden = stock.visual.forward_intermediates(inputs["pixel_values"], indices=1, output_fmt="NLC")
     seen = tower(inputs["pixel_values"])
     projected = torch.nn.functional.normalize(seen.pooler_output @ stock.visual.proj, dim=-1)
-    patches = seen.last_hidden_state[:, 1:]  # what LLaVA-style projects read
+    patches = seen.last_hidden_state[:, 1:]  # the input of LLaVA-style projects
     for found, expected in (
         (outputs.image_embeds, image_features), (outputs.text_embeds, text_features), (projected, image_features),
         (patches, hidden["image_intermediates"][-1]), (model.logit_scale, stock.logit_scale),
@@ -300,7 +300,7 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
 
 
 @torch.no_grad()
-def test_custom_text_towers_of_openclips_own_are_expressed_too(tmp_path):
+def test_openclips_custom_text_towers_are_supported(tmp_path):
     model = write_model(tmp_path / "model", custom_text=True, text={"vocab_size": 600})
     weights = random_weights(model)
     torch.save(weights, tmp_path / "plain.pt")
@@ -323,9 +323,9 @@ STRINGS = [
 
 
 def test_the_processor_gives_openclips_pixels_and_tokens(small, tmp_path):
-    """To the pixel with backend="pil": torchvision, the default, resizes tensors and rounds otherwise.
+    """Pixels are equal with backend="pil"; torchvision, the default, resizes tensors with different rounding.
 
-    OpenCLIP rounds half a pixel of the crop's place to the even number, and transformers down.
+    OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds down.
     """
     model = f"local-dir:{small}/model"
     assert run(small / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
@@ -368,7 +368,7 @@ NOT_EXPRESSED = {
 
 
 @pytest.mark.parametrize(("reason", "cfg"), NOT_EXPRESSED.items(), ids=NOT_EXPRESSED)
-def test_what_transformers_cannot_express_is_refused_by_name(reason, cfg, tmp_path):
+def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_path):
     cfg = {**cfg, "text": {"vocab_size": 600, **cfg.get("text", {})}}
     with pytest.raises(InputError) as refused:
         clip_config(read_architecture(write_model(tmp_path, **cfg)))
@@ -385,7 +385,7 @@ def test_an_image_size_of_two_equal_sides_and_random_interpolation_are_written_a
     assert transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out").resample == Image.Resampling.BICUBIC
 
 
-# What is refused, and what a failure leaves behind
+# Errors, and files after a failure
 
 
 class RunsCode:
@@ -393,7 +393,7 @@ class RunsCode:
         return (os.mkdir, ("pwned",))
 
 
-CHANGES = {  # a file: the tensor that is changed in it, and how
+CHANGES = {  # by file: the tensor to change, and how
     "nan.pt": ("visual.proj", lambda t: t.index_fill(0, torch.tensor(1), float("nan"))),
     "int32.pt": ("visual.proj", lambda t: t.int()),
     "complex.pt": ("visual.proj", lambda t: t.to(torch.complex64)),
@@ -402,7 +402,7 @@ CHANGES = {  # a file: the tensor that is changed in it, and how
     "floating.pt": ("statistics.document_frequency", lambda t: t.float()),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
 }
-CONFIGURATIONS = {  # a file: its text, or what is changed in the small model's
+CONFIGURATIONS = {  # by file: its text, or changes to the small model's configuration
     "cut.json": '{"embed_dim": 32,',
     "number.json": '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}',
     "unknown.json": '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}',
@@ -413,7 +413,7 @@ CONFIGURATIONS = {  # a file: its text, or what is changed in the small model's
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with a small model, its weights, and files that cannot be exported; not to be changed."""
+    """A read-only folder with a small model, its weights, and files that cannot be exported."""
     folder = tmp_path_factory.mktemp("small")
     model = write_model(folder / "model", vision={"width": 16, "head_width": 16}, text={"width": 12})
     weights = random_weights(model)
@@ -445,7 +445,7 @@ def small(tmp_path_factory):
     return folder
 
 
-REFUSED = {  # after --model local-dir:model --out out: what the one line says
+REFUSED = {  # arguments after --model local-dir:model --out out, and the error message
     "nan.pt": "visual.proj holds NaN or infinity (32 of 512",
     "int32.pt": "visual.proj is torch.int32, expected torch.float32",
     "complex.pt": "visual.proj is complex64",
@@ -486,9 +486,7 @@ REFUSED = {  # after --model local-dir:model --out out: what the one line says
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(
-    argv, reason, small, capsys, monkeypatch
-):
+def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, reason, small, capsys, monkeypatch):
     monkeypatch.chdir(small)
     before = sorted(small.rglob("*"))
     assert run("--model", "local-dir:model", "--out", "out", *argv.split()) == 1
@@ -499,7 +497,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_nothing_is_written(
     assert sorted(small.rglob("*")) == before
 
 
-def test_a_model_that_nothing_names_is_asked_for(small, tmp_path, capsys):
+def test_an_unknown_model_name_is_requested(small, tmp_path, capsys):
     assert run(small / "plain.pt", "--out", tmp_path / "out") == 1
     assert "nothing beside" in capsys.readouterr().err
 
@@ -511,7 +509,7 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
-    """Nothing of the old export stays beside the new one: not its weights in another format, not its head."""
+    """No files of the old export remain, such as weights in another format or the class head."""
     model = f"local-dir:{small}/model"
     weights = random_weights(model)
     torch.save(weights | head_of(16, VOCAB_SIZE), tmp_path / "run.pt")
@@ -527,7 +525,7 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
 
 
 def export_on_a_full_disk(small, out, format, limit):
-    """No file may grow beyond the limit, which is how a full disk looks from here."""
+    """Simulates a full disk with a limit on the file size."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", out)
@@ -560,7 +558,7 @@ def test_a_termination_leaves_nothing_half_written(small, tmp_path):
     assert not any((tmp_path / "out").iterdir())
 
 
-# The hub
+# The Hugging Face hub
 
 
 def test_push_uploads_the_folder_with_its_text_tower_and_nothing_does_by_default(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""`superclip words`: what the head sees in images and where, the folder and the page, and what is refused."""
+"""`superclip words`: scores and locations of words, the output folder, the web page, and errors."""
 
 import asyncio
 import html
@@ -75,22 +75,22 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two images, one of them upright only by its EXIF, in a folder with one below it, and what is no image."""
+    """A folder with images, one of which is upside down without its EXIF data, and a file that is not an image."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     turned = squares({"green": (0, 1)})
     exif = turned.getexif()
-    exif[0x0112] = 3  # turned by half
+    exif[0x0112] = 3  # rotated by 180°
     turned.save(folder / "below" / "a <b> & 'c'.jpg", quality=95, exif=exif)
     squares({"red": (0, 0)}).convert("P").save(folder / "red.png")
     (folder / "notes.txt").write_text("no image")
     return folder
 
 
-# What is seen
+# Scores and locations
 
 
-def test_the_head_names_the_colours_of_an_image_and_the_quarters_where_they_are(opened):
+def test_the_head_names_the_colours_of_an_image_and_their_quarters(opened):
     tagger = Tagger(opened, top=2)
     for placed in ({"red": (0, 0), "blue": (1, 1)}, {"yellow": (1, 0), "green": (0, 1)}):
         seen = tagger.tag(squares(placed))
@@ -117,7 +117,7 @@ def test_run_checkpoint_and_export_print_the_same_table_with_the_score_that_the_
     assert set(re.findall(r"\| (\w+) \| (\S+) \|", printed[0])) == {
         ("word", "score"), ("red", f"{red:.1%}"), ("blue", f"{blue:.1%}")
     }  # fmt: skip
-    assert "| a\\|b | " in printed[0]  # a bar in a word leaves the table whole
+    assert "| a\\|b | " in printed[0]  # bars in words are escaped
 
 
 @pytest.mark.parametrize("config", TOWERS.values(), ids=TOWERS.keys())
@@ -135,8 +135,8 @@ def test_every_tower_has_patches_whose_mean_is_what_the_head_was_trained_on(conf
     assert {word["word"] for word in json_lines(capsys)[0]["words"]} == {"cat", "moon"}
 
 
-def test_an_import_from_the_authors_opens(tmp_path, image, capsys):
-    """Their tiny model knows 300 tokens: bytes and letters of CLIP's vocabulary, and no word is of these alone."""
+def test_an_imported_checkpoint_of_the_authors_opens(tmp_path, image, capsys):
+    """The authors' tiny model has the first 300 tokens of CLIP's vocabulary, which do not spell any word."""
     config = tmp_path / "authors.json"
     config.write_text((GOLDEN / "reference_tiny.json").read_text())
     assert main(["import", str(GOLDEN / "reference_tiny.pt"), "--model", str(config), "--out", f"{tmp_path}/in"]) == 0
@@ -147,12 +147,12 @@ def test_an_import_from_the_authors_opens(tmp_path, image, capsys):
 # Words and tokens
 
 
-def test_the_lexicon_is_clips_whole_words_and_a_word_of_several_tokens_is_what_its_scarcest_allows():
-    """Its score is Σ p if they are in proportion to their weights; a token that every caption holds is left out."""
+def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_words_score():
+    """Its score is Σ p if they are proportional to the weights. Tokens in every caption are ignored."""
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     every = open_lexicon(tokenizer, 49408)
     assert {"cat", "hamburger", "butterfly"} <= set(every.words) and len(every.words) > 30_000
-    assert every.tokens.tolist() == [tokenizer.encode(word) for word in every.words]  # each one token
+    assert every.tokens.tolist() == [tokenizer.encode(word) for word in every.words]  # single tokens
     p, w = torch.zeros(49408), torch.full((49408,), 2.0)
     (cat,), (red,), (the,) = map(tokenizer.encode, ("cat", "red", "the"))
     p[cat], p[red], p[the] = 0.3, 0.2, 0.0
@@ -163,8 +163,8 @@ def test_the_lexicon_is_clips_whole_words_and_a_word_of_several_tokens_is_what_i
     torch.testing.assert_close(shares.of(torch.stack([p, 0 * p])), torch.tensor([expected, [0.0] * 7]))
 
 
-def test_tokens_join_to_the_longest_word_that_is_seen_in_one_place():
-    """A vocabulary of parts: what hamburger takes is not left to burger, and two places make no melrose."""
+def test_tokens_form_the_longest_word_that_is_seen_in_one_place():
+    """Words of several tokens: "hamburger" leaves nothing for "burger"; tokens in two places are not "melrose"."""
     spelled = {"hamburger": [0, 1, 2], "burger": [1, 2], "melon": [3, 4], "melrose": [3, 5], "rose": [5]}
     tokens = torch.tensor([[*ids, *[6] * (3 - len(ids))] for ids in spelled.values()])
     shares = Shares(Lexicon(list(spelled), tokens, 6), torch.ones(6))
@@ -174,7 +174,7 @@ def test_tokens_join_to_the_longest_word_that_is_seen_in_one_place():
     assert list(found.values()) == pytest.approx([0.45, 0.25, 0.2, 0.1])
 
 
-def test_a_hugging_face_tokenizers_words_are_its_own_and_those_that_it_spells_in_parts(tmp_path):
+def test_a_hugging_face_tokenizer_has_words_of_one_token_and_of_several(tmp_path):
     pieces = ["[PAD]", "[UNK]", "cat", "sun", "##flower", "flower", "ab"]
     inner = PlainTokenizer(WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
     inner.pre_tokenizer = Whitespace()
@@ -185,22 +185,22 @@ def test_a_hugging_face_tokenizers_words_are_its_own_and_those_that_it_spells_in
     assert spelled == {"cat": [2], "sun": [3], "flower": [5], "sunflower": [3, 4]}
 
 
-def test_words_come_from_a_list_or_a_file_with_phrases_once_and_all_are_shown(squares_export, image, tmp_path, capsys):
+def test_words_from_a_list_or_a_file_are_all_shown_without_duplicates(squares_export, image, tmp_path, capsys):
     (tmp_path / "tags.txt").write_text("red\n\nred blue\nmoon \nRED\n")
     many = "red,blue,green,yellow,moon,sun,cat,dog,bird,house,tree,car,boat,rose"
     found = []
     for flags in (["--words", tmp_path / "tags.txt"], ["--words", many], ["--words", many, "--top", 3]):
         assert words(image, "--model", squares_export, "--json", *flags) == 0
         found.append([word["word"] for word in json_lines(capsys)[0]["words"]])
-    assert found[0][0] == "red blue"  # both are there, and a phrase is worth the sum of its words
-    assert sorted(found[0]) == ["moon", "red", "red blue"]  # case is nothing to this tokenizer
+    assert found[0][0] == "red blue"  # the score of a phrase is the sum of its words' scores
+    assert sorted(found[0]) == ["moon", "red", "red blue"]  # this tokenizer ignores case
     assert [len(some) for some in found[1:]] == [14, 3]
 
 
-# What is written
+# Output files
 
 
-def test_a_folder_gives_a_contact_sheet_in_pages_that_stands_alone_and_lines_of_json(
+def test_a_folder_gives_a_self_contained_contact_sheet_in_pages_and_json_lines(
     folder, squares_export, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(tag_images, "PER_PAGE", 2)
@@ -222,12 +222,12 @@ def test_a_folder_gives_a_contact_sheet_in_pages_that_stands_alone_and_lines_of_
     assert not re.search(r"https?:|<script|<link|@import", page)
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 2
     assert '<a href="index_2.html">2</a>' in page
-    score = records[0]["words"][1]["score"]  # bars have one scale on all images
+    score = records[0]["words"][1]["score"]  # bars have the same scale for all images
     assert f'<span style="width:{min(55, 55 * score / FULL_BAR):.0f}%"></span>{100 * score:.1f}%' in page
     assert "cannot be read" in (out / "index_2.html").read_text()
 
 
-def test_a_heat_map_is_lit_where_its_word_is_seen_and_a_second_call_does_not_tag_it(squares_export, tmp_path, capsys):
+def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squares_export, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name / "image.png")
@@ -245,7 +245,7 @@ def test_a_heat_map_is_lit_where_its_word_is_seen_and_a_second_call_does_not_tag
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 2
 
 
-def test_a_call_that_is_stopped_goes_on_with_the_same_command_and_not_after_a_change(
+def test_a_stopped_call_resumes_with_the_same_command_but_not_after_a_change(
     squares_export, opened, tagger, tmp_path, monkeypatch, capsys
 ):
     images = tmp_path / "images"
@@ -266,7 +266,7 @@ def test_a_call_that_is_stopped_goes_on_with_the_same_command_and_not_after_a_ch
         assert words(*argv, tmp_path / "stopped") == 130
     capsys.readouterr()
     (part,) = (tmp_path / "stopped").iterdir()
-    part.write_bytes(part.read_bytes() + b'{"image": "')  # cut by a kill
+    part.write_bytes(part.read_bytes() + b'{"image": "')  # truncated by an interruption
     assert words(*argv, tmp_path / "stopped") == words(*argv, tmp_path / "whole") == 0
     assert "2 images were tagged before" in capsys.readouterr().err
     one, other = (
@@ -281,10 +281,10 @@ def test_a_call_that_is_stopped_goes_on_with_the_same_command_and_not_after_a_ch
     assert len(names) == 3
 
 
-# Images of every kind
+# Image formats
 
 
-def test_grey_of_16_bits_is_as_dark_as_it_is_and_what_is_transparent_is_white(tmp_path):
+def test_16_bit_grey_keeps_its_brightness_and_transparent_pixels_become_white(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(8, axis=0)
     deep = Image.fromarray(ramp.astype(np.uint16) * 257)
     deep.save(tmp_path / "16.png")
@@ -303,11 +303,11 @@ def test_grey_of_16_bits_is_as_dark_as_it_is_and_what_is_transparent_is_white(tm
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_of_a_large_image_no_more_is_held_than_the_model_can_use(suffix, tmp_path):
+def test_large_images_are_decoded_at_a_reduced_size(suffix, tmp_path):
     image = Image.new("RGB", (4200, 3000), COLOURS["blue"])
     image.paste(COLOURS["red"], (0, 0, 4200, 1500))
     exif = image.getexif()
-    exif[0x0112] = 6  # on its side
+    exif[0x0112] = 6  # rotated by 90°
     image.save(tmp_path / f"large.{suffix}", exif=exif)
     read = load_image(tmp_path / f"large.{suffix}", 1024).image
     assert 1024 <= read.width < 2048 and read.width < read.height
@@ -316,12 +316,12 @@ def test_of_a_large_image_no_more_is_held_than_the_model_can_use(suffix, tmp_pat
     assert np.abs(left[:, :-8] - COLOURS["blue"]).max() < 6
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture(scope="module")
 def models(squares_run, squares_export, tmp_path_factory) -> Path:
-    """A folder with an image, the model, and what is none or has no head."""
+    """A folder with an image, a model, and invalid models."""
     folder = tmp_path_factory.mktemp("models")
     squares({"red": (0, 0)}).save(folder / "image.png")
     (folder / "empty").mkdir()
@@ -379,7 +379,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(argv, reason, m
     ("flags", "package", "extra"),
     [(["--serve"], "uvicorn", "[serve]"), (["x.png", "--heatmap"], "matplotlib", "[report]")],
 )
-def test_what_needs_an_extra_says_which_to_install(flags, package, extra, image, monkeypatch, capsys):
+def test_a_missing_package_is_reported_with_the_extra_to_install(flags, package, extra, image, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == package else name)
     flags = [image if flag == "x.png" else flag for flag in flags]
     assert words(*flags, "--model", "x") == 1
@@ -388,7 +388,7 @@ def test_what_needs_an_extra_says_which_to_install(flags, package, extra, image,
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch) -> Path:
-    """The file that Ghostscript leaves if it is started, as Pillow does to read EPS."""
+    """A file that a fake Ghostscript creates if Pillow starts it to read EPS."""
     started, program = tmp_path / "started", tmp_path / "gs"
     program.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
     program.chmod(0o755)
@@ -419,7 +419,7 @@ def test_no_command_and_no_page_opens_a_format_that_runs_code_or_holds_many_imag
     assert not ghostscript.exists()
 
 
-# The page
+# The web page
 
 
 DRIVER = """<script>
@@ -445,7 +445,7 @@ onload = async () => {
 
 
 @needs_browser
-def test_the_page_shows_an_images_words_and_where_and_nothing_of_it_under_an_error(tagger, tmp_path):
+def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, tmp_path):
     good = encoded(squares({"red": (0, 0), "blue": (1, 1)}))
     files = {
         "good": good, "broken": b"no image", "cut": good[: len(good) // 2], "huge": b"x" * (MAX_BYTES + 1),
@@ -503,7 +503,7 @@ def test_no_page_is_wider_than_a_phone(folder, squares_export, tagger, tmp_path)
         ("0.0.0.0", ["elsewhere.example"], []),
     ],
 )
-def test_on_loopback_alone_other_names_are_refused(host, names, others):
+def test_only_on_loopback_other_host_names_are_refused(host, names, others):
     with bind(host, 0) as listening:
         known = loopback_names(host, listening)
     assert (known is None) == (host == "0.0.0.0")
@@ -513,7 +513,7 @@ def test_on_loopback_alone_other_names_are_refused(host, names, others):
 
 
 def request(app, method="GET", path="/", receive=None, **headers) -> tuple[int, bytes]:
-    """Status and body of an application's answer."""
+    """Returns the status and body of an application's response."""
     return asyncio.run(requested(app, method, path, receive, **headers))
 
 
@@ -554,7 +554,7 @@ def test_a_post_from_another_site_is_refused(headers, status, tagger):
     assert request(app, "POST", "/words", body(b"no image"), host="localhost:8000", **headers)[0] == status
 
 
-def test_only_some_uploads_are_read_at_a_time(tagger):
+def test_concurrent_uploads_are_limited(tagger):
     app = words_app(tagger, "a model", None)
 
     async def uploads() -> list[int]:
@@ -575,7 +575,7 @@ def test_only_some_uploads_are_read_at_a_time(tagger):
     assert statuses.count(422) == MAX_UPLOADS
 
 
-def test_serve_says_where_once_the_model_is_there_and_ends_by_ctrl_c(squares_run):
+def test_serve_prints_its_address_after_loading_the_model_and_stops_on_ctrl_c(squares_run):
     command = [
         sys.executable,
         "-m",

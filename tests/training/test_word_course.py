@@ -1,4 +1,4 @@
-"""When a run learned its words: what is recorded, printed, written and reported, and what is refused."""
+"""When a run learned its words: records, summaries, files, reports and errors."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from openclip_superclip.words.learning import CourseFiles, find_course, word_cou
 
 @pytest.fixture(scope="module")
 def run(train_flags, tmp_path_factory):
-    """The folder of a run of three epochs, in bfloat16, and beside it one that has recorded nothing."""
+    """The folder of a run of three epochs in bfloat16, and one of a run without records."""
     folder = tmp_path_factory.mktemp("course")
     argv = [*train_flags, "--epochs", "3", "--precision", "amp_bf16", "--save-frequency", "0", "--superclip"]
     with_words, without = (
@@ -81,7 +81,7 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
     assert "tokens.json cannot be read (it holds no JSON object)" in refused()
 
 
-def test_an_epoch_that_is_missing_is_named_and_counted_and_runs_of_one_name_are_distinguished(run, tmp_path, capsys):
+def test_a_missing_epoch_is_reported_and_counted_and_runs_of_the_same_name_are_distinguished(run, tmp_path, capsys):
     with_all, with_gap = tmp_path / "all/run", tmp_path / "gap/run"
     for copy in (with_all, with_gap):
         shutil.copytree(run, copy)
@@ -109,14 +109,14 @@ def test_an_epoch_that_is_missing_is_named_and_counted_and_runs_of_one_name_are_
     assert ["no words are recorded for epoch 2" in note for note in notes] == [True]
 
 
-def test_what_is_recorded_of_an_epoch_depends_on_its_content_alone_to_the_byte(run, tmp_path):
+def test_equal_epochs_give_equal_bytes(run, tmp_path):
     words, tokenizer = find_course(run).read(2), open_clip.get_tokenizer("ViT-B-32")
     for copy in "abcd":
         write_epoch_words(tmp_path / copy, 2, words, tokenizer)
     (content,) = {(tmp_path / copy / "words/epoch_2.safetensors").read_bytes() for copy in "abcd"}
     assert content
     torch.testing.assert_close(find_course(tmp_path / "a").read(2), words, rtol=0, atol=0, equal_nan=True)
-    path = tmp_path / "a/words/epoch_2.safetensors"  # as version 0.1 wrote it, which observed every caption
+    path = tmp_path / "a/words/epoch_2.safetensors"  # as written by version 0.1, which observed all captions
     with safe_open(path, "pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     assert tensors.pop("num_trained") == tensors["num_captions"] == 64
@@ -127,7 +127,7 @@ def test_what_is_recorded_of_an_epoch_depends_on_its_content_alone_to_the_byte(r
 def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):
     lifts = {"learned": [1, 8, 8, 9], "not yet": [1, 2, 3, 3], "forgotten": [1, 9, 5, 1.5], "rare": [9, 9, 9, 9]}
     lifts[","] = [9, 9, 9, 9]
-    captions = torch.tensor([200, 30, 10, 1, 900])  # an epoch of 1,000; the third is looked at after every second epoch
+    captions = torch.tensor([200, 30, 10, 1, 900])  # of 1,000 per epoch; the third is evaluated every other epoch
 
     def read(_, epoch: int) -> EpochWords:
         where_not = torch.full((5,), 0.01)
@@ -144,7 +144,7 @@ def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeyp
     assert course.learned_after(2) == 2000
     assert course.lift[2] == pytest.approx((5 + 1.5) / 2)
     assert course.band.tolist() == [0, 1, 1, -1, -1]
-    assert course.captions[4] == 0  # a comma is no word
+    assert course.captions[4] == 0  # a comma is not a word
     lifts["forgotten"] = [9, 9, 1, 1]
     forgotten = word_course("run", CourseFiles(None, "", list(lifts), [1, 2, 3, 4]))
     assert forgotten.state(2) == "forgotten"

@@ -1,4 +1,4 @@
-"""superclip audit, by its parts: the scores' formulas against slow plain ones, files that were cut, the page."""
+"""Parts of superclip audit: scores against slow plain formulas, truncated files, and the page."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ COLUMNS = Columns(",", "image", "caption")
 
 @pytest.fixture(scope="module")
 def opened(tiny_model) -> Opened:
-    """A model with a head that nothing has trained, but that has counted captions."""
+    """A model with an untrained class head and counts of captions."""
     torch.manual_seed(0)
     model, _, _ = superclip.create_model_and_transforms(tiny_model)
     tokenizer = open_clip.get_tokenizer(tiny_model)
@@ -62,7 +62,7 @@ def seen(opened, scorer):
 # Scores
 
 
-def test_class_loss_and_clip_score_are_the_trainings_own(opened, scorer, seen):
+def test_class_loss_and_clip_score_equal_those_of_training(opened, scorer, seen):
     images, found = seen
     model, tokens = opened.model, opened.tokenizer(CAPTIONS)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_class_loss_and_clip_score_are_the_trainings_own(opened, scorer, seen):
         assert one.class_loss == (pytest.approx(loss, rel=1e-5) if caption else None)
 
 
-def test_support_is_what_a_slow_plain_version_gives(opened, scorer, seen):
+def test_support_equals_a_slow_plain_version(opened, scorer, seen):
     counts, encoder = opened.model.statistics, opened.tokenizer.encode
     df = counts.document_frequency.tolist()
     n = counts.num_captions.item()
@@ -102,13 +102,13 @@ def test_support_is_what_a_slow_plain_version_gives(opened, scorer, seen):
             assert word.support == pytest.approx(math.log2(p[token] * mass / (df[token] * idf[token])), abs=1e-3)
 
 
-def test_a_word_has_support_where_the_head_has_learned_it_and_once(scorer, seen):
+def test_a_learned_word_has_support_once(scorer, seen):
     words = [[word.word for word in one.words] for one in scorer.score(seen[1], CAPTIONS)]
     assert words == [["a", "red", "cat"], ["dog", "house", "a"], ["tree"], [], ["a", "tree", "and"]]
 
 
-def test_rare_words_are_no_suspects_for_being_rare(scorer, seen):
-    """A head that knows nothing of the image doubts no word, and one that expects just the caption supports it."""
+def test_rarity_does_not_lower_support(scorer, seen):
+    """Support is 0 if the head predicts the expected probabilities, and 1 if it predicts exactly the caption."""
     expected = scorer.captions.expected.clamp_min(1e-30).log().expand(len(CAPTIONS), -1)
     for one in scorer.score(seen[1]._replace(log_probabilities=expected), CAPTIONS):
         assert one.support in (None, pytest.approx(0, abs=1e-4))
@@ -121,35 +121,35 @@ def test_rare_words_are_no_suspects_for_being_rare(scorer, seen):
     ]
 
 
-def test_what_is_offered_is_learned_missing_and_spoken_for(scorer, seen):
+def test_suggested_words_are_learned_missing_and_more_probable_than_expected(scorer, seen):
     probabilities = torch.full_like(seen[1].log_probabilities, 1e-6)
-    for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # of moon nothing was learned
+    for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # "moon" was not learned
         probabilities[:, scorer.opened.tokenizer.encode(word)] = share
     found = scorer.score(seen[1]._replace(log_probabilities=probabilities.log()), CAPTIONS)
     assert [[word.word for word in one.offered] for one in found] == [
         ["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]
-    ]  # fmt: skip  # tree is expected more often than it is seen
+    ]  # fmt: skip  # "tree" is less probable than expected
     assert all(word.support > 0 for one in found for word in one.offered)
 
 
-def test_a_model_without_a_head_gives_the_clip_score_alone(opened, tiny_model):
+def test_a_model_without_a_head_gives_only_the_clip_score(opened, tiny_model):
     plain = Opened(open_clip.create_model(tiny_model).eval(), opened.tokenizer, opened.preprocess_cfg, None)
     (one,) = PairScorer(plain).score(PairScorer(plain).see(torch.randn(1, 3, 32, 32)), ["a cat"])
     assert -1 <= one.clip_score <= 1
     assert (one.class_loss, one.support, one.words, one.offered) == (None, None, (), ())
 
 
-# Ranks, words, choice
+# Ranks, words, selection
 
 
 def test_equal_scores_share_their_mean_rank_and_scores_need_no_common_unit():
     assert mean_of_ranks([np.array([3.0, 1, 3, 2])]).tolist() == [0.875, 0.25, 0.875, 0.5]
     assert mean_of_ranks([np.array([1.0, 2]), np.array([20.0, 10])]).tolist() == [0.75, 0.75]
-    ranks = mean_of_ranks([np.array([1.0, 2, np.nan, np.nan]), np.array([10.0, 30, 20, np.nan])])  # one, or none
+    ranks = mean_of_ranks([np.array([1.0, 2, np.nan, np.nan]), np.array([10.0, 30, 20, np.nan])])
     assert ranks == pytest.approx([(1 / 2 + 1 / 3) / 2, 1, 2 / 3, np.nan], nan_ok=True)
 
 
-def test_words_come_by_what_is_certain_of_their_doubts():
+def test_words_are_sorted_by_the_lower_bound_of_their_doubts():
     table = WordTable()
     for word, num_captions, num_doubted in (("once", 1, 1), ("often", 40, 30), ("seldom", 40, 2)):
         for number in range(num_captions):
@@ -157,12 +157,12 @@ def test_words_come_by_what_is_certain_of_their_doubts():
     assert [row.word for row in table.rows()] == ["often", "once", "seldom"]
     row = table.rows()[0]
     assert (row.num_captions, row.num_doubted) == (40, 30)
-    assert row.at_least == pytest.approx(0.598, abs=1e-3)  # Wilson's, of 30 of 40
+    assert row.at_least == pytest.approx(0.598, abs=1e-3)  # Wilson's bound for 30 of 40
 
 
-def test_a_share_of_those_that_have_a_score_is_kept():
+def test_a_fraction_of_the_scored_pairs_is_kept():
     assert select(np.array([1, -np.inf, 3, 2, 3, 0]), 0.4).tolist() == [False, False, True, False, True, False]
-    assert select(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # one at least
+    assert select(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # at least one
 
 
 def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
@@ -191,7 +191,7 @@ def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
 
 @pytest.fixture
 def pairs(tmp_path) -> Path:
-    """A table with commas, quotes, a line break, blank lines, an empty caption and images that are none."""
+    """A table with commas, quotes, a line break, blank lines, an empty caption and invalid images."""
     Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / "0.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
     rows = ['{p}/0.png,"a cat, a dog"', '{p}/0.png,"two\nlines"', "", "  ", "{p}/nix.png,a dog", "{p}/cut.png,a tree"]
@@ -200,7 +200,7 @@ def pairs(tmp_path) -> Path:
     return tmp_path / "pairs.csv"
 
 
-def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
+def test_a_table_is_read_in_order_and_in_parts_with_its_problems(pairs):
     data = open_data(str(pairs), COLUMNS)
     whole = list(data.pairs(Part(1, 1)))
     assert [pair.caption for pair in whole] == ["a cat, a dog", "two\nlines", "a dog", "a tree", "", 'a "moon"']
@@ -208,7 +208,7 @@ def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
     assert sorted(pair for part in parts for pair in part) == whole
     assert [len(part) for part in parts] == [data.num_of(Part(number, 4)) for number in (1, 2, 3, 4)]
     assert list(data.pairs(Part(2, 4), after=(0, 1))) == parts[1][1:]
-    Image.new("RGB", (1, 20_000)).save(pairs.with_name("nix.png"))  # which a model's size would make a gigabyte
+    Image.new("RGB", (1, 20_000)).save(pairs.with_name("nix.png"))  # a gigabyte after resizing for a model
     whole[2] = whole[2]._replace(image=str(pairs.with_name("nix.png")))
     read = [one for batch in read_in_batches(iter(whole), lambda image: image.load(), 4, 2) for one in batch]
     assert [one.problem.partition(" (")[0] for one in read] == [
@@ -216,7 +216,7 @@ def test_a_table_is_read_in_order_and_in_parts_with_what_is_wrong(pairs):
     ]  # fmt: skip
 
 
-def test_the_kept_rows_of_a_table_are_its_own(pairs, tmp_path, monkeypatch):
+def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(keep, "ROWS_AT_ONCE", 4)
     data = open_data(str(pairs), COLUMNS)
     with open(tmp_path / "scores.jsonl", "w") as file:
@@ -229,12 +229,12 @@ def test_the_kept_rows_of_a_table_are_its_own(pairs, tmp_path, monkeypatch):
     )
     assert (tmp_path / "kept.txt").read_text() == f"{image}\n{cut}\n{image}\n"
     pairs.write_text(f"image\tcaption\tid\n{image}\tNA\t007\n{image}\ta dog\t1\n")
-    data = open_data(str(pairs), Columns("\\t", "image", "caption"))  # a pattern, which pandas takes too
+    data = open_data(str(pairs), Columns("\\t", "image", "caption"))  # pandas accepts regular expressions
     write_kept(tmp_path, data, tmp_path / "scores.jsonl", np.array([True, False]), False)
     assert (tmp_path / "kept.csv").read_text() == f"image\tcaption\tid\n{image}\tNA\t007\n"
 
 
-def test_shards_are_read_with_what_is_wrong_in_them(tmp_path):
+def test_shards_are_read_with_their_problems(tmp_path):
     pattern = write_shards(tmp_path / "shards", 4)
     whole = (tmp_path / "shards/000001.tar").read_bytes()
     (tmp_path / "shards/000001.tar").write_bytes(whole[: len(whole) // 2])
@@ -263,7 +263,7 @@ def records(numbers) -> list[dict]:
     return [{"place": [0, number], "key": str(number), "caption": "a cat"} for number in numbers]
 
 
-def test_a_file_of_scores_that_was_cut_goes_on_from_its_last_whole_batch(tmp_path):
+def test_a_truncated_file_of_scores_resumes_after_its_last_complete_batch(tmp_path):
     file = tmp_path / "scores.jsonl"
     scores = UnfinishedScores(file, 4)
     for start in (0, 4, 8):
@@ -316,7 +316,7 @@ def test_the_page_shows_images_of_16_bits_and_rotated_ones_as_people_see_them(tm
     assert side.size == (20, 60)
 
 
-def test_a_caption_on_the_page_is_cut_and_cannot_change_its_direction():
+def test_a_caption_on_the_page_is_truncated_and_cannot_change_the_text_direction():
     assert _shown("\u202eabc\u2069") == "abc"
     shown = _shown("x" * 10_000)
     assert len(shown) < 700

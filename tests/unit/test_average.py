@@ -1,4 +1,4 @@
-"""Means of checkpoints, and what lies between released weights and fine-tuned ones."""
+"""Averages of checkpoints, and interpolation between released and fine-tuned weights."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def run(*argv) -> int:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Three checkpoints of a small ResNet with a head, which have seen 10, 20 and 30 captions, and a plain one."""
+    """Three checkpoints of a small ResNet with a class head, after 10, 20 and 30 captions, and a plain one."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = write_model(
         folder / "model", vision={"layers": [1, 1, 1, 1], "width": 8}, text={"vocab_size": 500, "layers": 1}
@@ -66,12 +66,12 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
     assert mean["statistics.num_captions"] == 30
 
 
-def test_counts_are_added_if_asked(files, tmp_path):
+def test_add_counts_adds_the_counts(files, tmp_path):
     assert run("average", *(files / f"{n}.pt" for n in (1, 2, 3)), "--out", tmp_path / "sum.pt", "--add-counts") == 0
     merged = state(tmp_path / "sum.pt")
     assert merged["statistics.num_captions"] == 60
     assert (merged["statistics.document_frequency"] == 6).all()
-    assert merged["visual.bn1.num_batches_tracked"] == 3  # no count of captions
+    assert merged["visual.bn1.num_batches_tracked"] == 3  # not a caption count
 
 
 def test_the_average_of_equal_checkpoints_is_that_checkpoint(files, tmp_path):
@@ -86,14 +86,14 @@ def test_an_interpolation_ends_at_both_checkpoints(alpha, end, files, tmp_path):
     assert all(torch.equal(out[k], v) for k, v in expected.items() if v.is_floating_point())
 
 
-def test_a_head_that_the_tuned_weights_lack_is_left_out(files, tmp_path):
+def test_a_head_that_the_tuned_weights_lack_is_dropped(files, tmp_path):
     ends = files / "2.pt", files / "plain.safetensors"
     assert run("interpolate", *ends, "--alpha", 1, "--out", tmp_path / "out.pt") == 0
     assert equal(state(tmp_path / "out.pt"), state(ends[1]))
 
 
-def test_between_released_weights_and_a_tuned_model_the_head_is_the_tuned_ones(files, tmp_path, monkeypatch):
-    """The released weights are named as OpenCLIP names them; here in a cache that a download would have left."""
+def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, monkeypatch):
+    """MODEL:TAG names released weights, here from a cache like that of a download."""
     shutil.copy(files / "plain.safetensors", tmp_path / "open_clip_model.safetensors")
     add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

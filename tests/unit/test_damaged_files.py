@@ -1,6 +1,6 @@
-"""Whatever has happened to a file of weights, a command ends in one line and its exit code, and writes nothing or all.
+"""With a damaged file of weights, a command fails with one error line and leaves no incomplete output.
 
-HYPOTHESIS_EXAMPLES=10000 pytest tests/unit/test_damaged_files.py draws other cases, and more.
+HYPOTHESIS_EXAMPLES=10000 pytest tests/unit/test_damaged_files.py tests more, random cases.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from support.models import write_model
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))  # 0: a short draw, always the same
-COMMANDS = {  # the file that is damaged: what reads it
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))  # 0: a few fixed examples
+COMMANDS = {  # by damaged file: the commands that read it
     "run.pt": [
         "export run.pt --model model/open_clip_config.json --out out",
         "export run.pt --model model/open_clip_config.json --with-head --format torch --out out",
@@ -47,7 +47,7 @@ COMMANDS = {  # the file that is damaged: what reads it
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with a whole file of every kind, all of very small models."""
+    """A folder with one undamaged file of each kind, for very small models."""
     folder = tmp_path_factory.mktemp("whole")
     name = write_model(
         folder / "model", vision={"layers": 1, "width": 8, "head_width": 8}, text={"layers": 1, "width": 6}
@@ -70,7 +70,7 @@ DAMAGES = st.lists(
 
 
 def damaged(content: bytes, damage) -> bytes:
-    """The content with each damage done to it in turn."""
+    """Applies each damage to the content in turn."""
     for kind, here, there, value in damage:
         first, second = sorted((int(here * len(content)), int(there * len(content))))
         start, middle, end = content[:first], content[first:second], content[second:]
@@ -85,7 +85,7 @@ def damaged(content: bytes, damage) -> bytes:
 
 
 def run(command: str) -> tuple[int, str]:
-    """The exit code of a command and what it wrote to the standard error."""
+    """Returns the exit code and the standard error of a command."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = main(command.split())

@@ -62,7 +62,7 @@ def tiny(tmp_path_factory):
 
 
 class Oracle(nn.Module):
-    """Encodes an image, and a text, by the words that it holds; `known` are the texts of images."""
+    """Encodes images and texts by the words in them; `known` contains the texts of images."""
 
     def __init__(self, words, known):
         super().__init__()
@@ -144,7 +144,7 @@ def test_no_set_of_objects_is_in_two_splits():
     }
     assert all(split_of(list(objects)) == split for split in SPLITS for objects in held[split])
     assert len(frozenset().union(*held.values())) == sum(len(sets) for sets in held.values())
-    groups = different_scenes(1000, seed=0, split="test")  # for retrieval: no two alike
+    groups = different_scenes(1000, seed=0, split="test")  # for retrieval: all different
     assert len({frozenset(scene.objects) for scene in groups}) == 1000
     assert min(len(scene.objects) for scene in groups) == 2
 
@@ -168,7 +168,7 @@ def test_a_folder_that_holds_the_data_set_is_not_changed_and_another_is_refused(
     assert contents(tmp_path) == before
 
 
-def test_an_interrupted_write_leaves_whole_shards_only_and_the_next_one_completes_it(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_only_complete_shards_and_the_next_one_resumes(tmp_path, monkeypatch):
     def interrupted(seed, index, split, *more):
         if index == 15:
             raise KeyboardInterrupt
@@ -227,7 +227,7 @@ def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, 
     assert first["tagging"] < 6  # chance: 3
 
 
-def test_measuring_gives_every_module_its_mode_back(tiny, monkeypatch):
+def test_measuring_restores_the_mode_of_every_module(tiny, monkeypatch):
     model, preprocess, tokenizer = tiny
     model.train()
     model.visual.bn1.eval()
@@ -250,7 +250,7 @@ def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same
     assert not set(UNSEEN_DESIGNERS) & set(DESIGNERS)
     for index in range(20):
         seen, unseen = (make_scene(5, index, "test", (1,), designers) for designers in (DESIGNERS, UNSEEN_DESIGNERS))
-        if seen.objects == unseen.objects:  # all but those without a drawing
+        if seen.objects == unseen.objects:  # except those without a drawing
             assert seen.captions == unseen.captions
             assert seen.image.tobytes() != unseen.image.tobytes()
     assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), UNSEEN_DESIGNERS))
@@ -269,7 +269,7 @@ def shown(world):
     return [world.scene("train", index) for index in range(1500)]
 
 
-def test_every_concept_is_drawn_by_all_designers_and_has_a_name_of_its_own():
+def test_every_concept_is_drawn_by_all_designers_and_has_a_unique_name():
     names = [concept.name for concept in all_concepts()]
     assert len(set(names)) == len(names) >= NUM_CONCEPTS
     for designer in (*natural.TRAINING_DESIGNERS, *natural.UNSEEN_DESIGNERS):

@@ -1,4 +1,4 @@
-"""The authors' checkpoints become models of ours that compute what theirs did."""
+"""Imported checkpoints of the authors' code compute the same as the original models."""
 
 import json
 
@@ -20,7 +20,7 @@ def run(*argv) -> int:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["CLIP", "custom text"])
 def imported(request, tmp_path_factory):
-    """The folder of an import into either of OpenCLIP's classes."""
+    """The folder of an import into each of OpenCLIP's two model classes."""
     folder = tmp_path_factory.mktemp("imported")
     config = json.loads(CONFIG.read_text()) | {"custom_text": request.param}
     (folder / "authors-tiny.json").write_text(json.dumps(config))
@@ -44,8 +44,8 @@ def test_features_scale_class_logits_and_counts_equal_the_authors(imported):
 
 
 @pytest.mark.parametrize("global_batch", [6, 16384, 10000])
-def test_float32_means_give_back_every_count(global_batch):
-    """Batches whose captions hold token i with a frequency of its own, averaged as the authors do."""
+def test_float32_means_restore_every_count(global_batch):
+    """Running means over batches, computed like the authors', with a different frequency for each token."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(global_batch + 1, (50, 300), generator=generator)
     means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
@@ -76,8 +76,8 @@ def test_a_global_batch_that_does_not_fit_is_reported_with_the_one_that_does(giv
     assert all(line.startswith("warning: ") and said in line and "{" not in line for line in warnings)
 
 
-def test_training_goes_on_from_an_import(imported):
-    """The authors' vocabulary of 300 takes no captions of the tokenizer's: their own text is fed by hand."""
+def test_training_continues_from_an_import(imported):
+    """Uses the authors' token ids directly, because their vocabulary of 300 tokens does not fit the tokenizer."""
     model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0]
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     before = model.statistics.num_captions.item()
@@ -87,7 +87,7 @@ def test_training_goes_on_from_an_import(imported):
     assert model.statistics.num_captions == before + 4
 
 
-REFUSED = {  # changes of the authors' file, or flags: what the one line says
+REFUSED = {  # changes to the authors' file, or flags, and the error message
     "visual.novelty is [3], expected no such name": {"visual.novelty": torch.ones(3)},
     "visual.proj is missing, expected [64, 32]": {"visual.proj": None},
     "visual.proj is [64, 31], expected [64, 32]": {"visual.proj": torch.ones(64, 31)},
@@ -105,14 +105,12 @@ REFUSED = {  # changes of the authors' file, or flags: what the one line says
     "--model: nowhere.json cannot be read": "--model nowhere.json",
     "local-dir:nowhere has no readable configuration": "--model local-dir:nowhere",
     "--global-batch is 0; expected 1 or more": "--global-batch 0",
-    " more": "--model narrow.json",  # than three mismatches
+    " more": "--model narrow.json",  # more than three mismatches
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
-def test_what_does_not_match_is_refused_in_one_line_and_nothing_is_written(
-    reason, given, tmp_path, capsys, monkeypatch
-):
+def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = json.loads(CONFIG.read_text())
     config["text_cfg"]["width"] = 24

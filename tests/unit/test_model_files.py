@@ -1,4 +1,4 @@
-"""Models that OpenCLIP does not bring: the small ones that ship, and JSON files."""
+"""The small models of this package, and models in JSON files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
 
 @pytest.fixture
 def model_file(tiny_model, tmp_path):
-    """A configuration of a model in a file in another folder."""
+    """A model configuration in another folder."""
     content = json.loads(Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json").read_text())
     file = tmp_path / "models" / "my_model.json"
     file.parent.mkdir()
@@ -29,7 +29,7 @@ def test_a_small_vit_and_a_small_resnet_ship_and_are_known_by_their_names(csv_da
     assert {type(read_architecture(name).model_cfg["vision_cfg"]["layers"]) for name in shipped} == {int, list}
 
 
-def test_a_file_is_a_model_wherever_one_is_named(model_file, csv_data, parse_args, monkeypatch, capsys):
+def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, monkeypatch, capsys):
     monkeypatch.chdir(model_file.parent.parent)
     name = "models/my_model.json"
     assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
@@ -39,7 +39,7 @@ def test_a_file_is_a_model_wherever_one_is_named(model_file, csv_data, parse_arg
     assert main(["plan", "demo/superclip_demo-model_8k_bs64", "--device", "cpu", "--set", f"model={name}"]) == 0
     assert name in capsys.readouterr().out
     run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
-    monkeypatch.chdir("/")  # what a run is of is found from anywhere
+    monkeypatch.chdir("/")  # the run's model is found from any working directory
     found = architecture_of(run, {"model": name, "logs": "logs", "name": "run"})
     assert found.model_cfg["embed_dim"] == 32
 
@@ -52,7 +52,7 @@ def test_a_file_is_a_model_wherever_one_is_named(model_file, csv_data, parse_arg
         ('{"embed_dim": 8}', "{file} is no configuration of a model: its vision_cfg, text_cfg is missing"),
     ],
 )
-def test_a_file_that_is_no_model_is_refused_by_name(content, reason, csv_data, parse_args, tmp_path):
+def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, parse_args, tmp_path):
     file = tmp_path / "my_model.json"
     if content:
         file.write_text(content)
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(content, reason, csv_data, p
     assert "\n" not in str(refusal.value)
 
 
-def test_a_preprocessing_that_training_would_not_read_is_refused(model_file, csv_data, parse_args):
+def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, parse_args):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))
     with pytest.raises(SystemExit, match=r"holds a preprocess_cfg, .* give local-dir:FOLDER$"):

@@ -1,4 +1,4 @@
-"""What training records of each word equals its definition, does not depend on rounding, and is a fixed sample."""
+"""The word records of training follow their definition, do not depend on rounding, and use a fixed sample."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ COUNTED = torch.arange(VOCAB) > 0  # 0 is padding
 def batch(num: int = BATCH, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCAB, (num, LENGTH), generator=generator)
-    tokens[3] = 0  # a caption without a word
-    tokens[4, 1:] = tokens[4, 0]  # of one word
+    tokens[3] = 0  # a caption without words
+    tokens[4, 1:] = tokens[4, 0]  # a caption of one word
     return torch.randn(num, WIDTH, generator=generator), tokens
 
 
@@ -25,7 +25,7 @@ def head(seed: int = 0) -> ClassHead:
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shares_are_the_softmax_where_a_word_is_a_label_and_where_it_is_not(dtype, autocast):
+def test_shares_are_the_softmax_with_and_without_the_word_as_a_label(dtype, autocast):
     model, knowledge = head().to(dtype), WordKnowledge(COUNTED)
     features, tokens = batch()
     with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
@@ -45,7 +45,7 @@ def test_shares_are_the_softmax_where_a_word_is_a_label_and_where_it_is_not(dtyp
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_token_of_every_caption_has_no_share_where_it_is_not_a_label_whatever_the_rounding(seed):
+def test_a_token_in_every_caption_has_no_share_without_the_label_despite_rounding(seed):
     knowledge = WordKnowledge(torch.ones(VOCAB, dtype=torch.bool))
     for step in range(5):
         features, tokens = batch(seed=10 * seed + step)
@@ -80,7 +80,7 @@ def test_observing_forms_no_graph_and_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_share_is_not_lost_in_the_sum_of_an_epoch_of_1e9_captions():
+def test_a_probability_is_not_lost_in_the_sum_over_1e9_captions():
     knowledge, model = WordKnowledge(COUNTED), head()
     knowledge.observe(model, *batch())
     single = knowledge.sums[VOCAB : 2 * VOCAB].clone()
