@@ -67,7 +67,7 @@ def progress_file() -> TextIO:
 
 def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
     """Makes the kernel end this process when its parent dies."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     if prctl:
         prctl(1, int(death_signal))
 

@@ -51,8 +51,8 @@ def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
 def read_json(path: Path, default: dict | None = None, flag: str = "", advice: str = "") -> dict:
     """Returns the JSON object in a file.
 
-    If the file is missing, broken or holds something else, `default` is returned, if given; otherwise InputError names
-    the file, with `flag` before it and `advice` after it.
+    If the file is missing, broken or not a JSON object, returns `default`, if given; otherwise raises InputError with
+    `flag`, the file and `advice`.
     """
     try:
         content = json.loads(path.read_text())

@@ -52,7 +52,7 @@ class Plugin:
 
             fix_buckets()
         if config is not None:
-            vars(args).update(options_of(config))  # for OpenCLIP's params.txt: the run's record holds every value
+            vars(args).update(options_of(config))  # OpenCLIP records all values in params.txt
 
     @hookimpl
     def open_clip_model_kwargs(self, args):

@@ -79,7 +79,7 @@ NUM_WITHOUT = 10_000  # samples, about one shard: without a long caption in thes
 class Captions(NamedTuple):
     """A sample's texts for the two losses."""
 
-    contrastive: str  # what the text tower reads
+    contrastive: str  # for the text tower
     words: str  # the class loss's labels; "" for a caption that is empty or, in a table, missing
     are_long: bool  # whether `words` is the long caption
 

@@ -46,7 +46,7 @@ class ShardReport(NamedTuple):
     """The contents of a shard; `problem` is why training could not read all of it, or ""."""
 
     shard: str
-    num_samples: int  # with image and caption, up to where it can be read
+    num_samples: int  # readable samples with image and caption
     num_long: int  # samples with a long caption
     members: str  # of all samples
     problem: str
@@ -101,8 +101,8 @@ class Inspection:
     depth: str  # START, ENDS or ALL
     shards: list[str]
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each checked shard that exists
-    missing: list[str] = field(default_factory=list)  # of those that were looked for
-    reports: list[ShardReport] = field(default_factory=list)  # of those that were read
+    missing: list[str] = field(default_factory=list)  # checked shards that do not exist
+    reports: list[ShardReport] = field(default_factory=list)  # of the shards that were read
 
     @functools.cached_property
     def listed(self) -> dict[str, int]:

@@ -104,7 +104,7 @@ def caption_member(long_caption: str) -> str:
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
-    """Yields all samples as OpenCLIP groups them, members by extension; bytes if `wanted` holds it, else b"".
+    """Yields all samples as OpenCLIP groups them, as bytes by extension; b"" if not in `wanted`.
 
     Raises one of BROKEN if the shard cannot be read to its end.
     """

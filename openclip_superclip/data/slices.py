@@ -199,7 +199,7 @@ class DataOrder:
     def __init__(self, slices: int, seed: int, rank: int, batch_size: int, epoch, shuffle_sizes: tuple[int, int]):
         self.slices, self.seed, self.rank, self.batch_size, self.epoch = slices, seed, rank, batch_size, epoch
         self.shuffle_sizes = shuffle_sizes
-        self._seeded = None  # the epoch that this process was last seeded for
+        self._seeded = None  # the epoch of the last seeding of this process
         self._seed_training_process()
 
     def shards(self, shards: Iterable[dict]) -> Iterator[dict]:

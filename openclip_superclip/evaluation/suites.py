@@ -49,7 +49,7 @@ def measures(record: dict, by_class: bool = False) -> list[str]:
     R@1; none where it has none.
 
     Args:
-        record: as its JSON file holds it, with CLIP_benchmark's names of task and metrics.
+        record: the content of its JSON file, with CLIP_benchmark's names of task and metrics.
         by_class: whether to use mean per-class recall instead of accuracy.
     """
     metrics, task = record["metrics"], record.get("task")

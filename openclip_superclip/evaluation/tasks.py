@@ -241,7 +241,7 @@ def _of_logits(logits: Tensor, target: Tensor, prefix: str, num_classes: int) ->
         return {"mean_average_precision": Outcome(PRECISION, logits.float().numpy(), target.numpy().astype(np.uint8))}
     labels = target.numpy().astype(np.int32)
     # Equal logits: CLIP_benchmark takes the first of topk for the accuracy, and argmax for the mean recall.
-    k = 5 if num_classes >= 5 else 1  # as it asks for top-5 accuracy
+    k = 5 if num_classes >= 5 else 1  # CLIP_benchmark computes top-5 accuracy
     first = logits.topk(k, 1, True, True)[1][:, 0]
     hits = (logits.argmax(dim=1) == target).numpy().astype(np.uint8)
     return {
@@ -298,8 +298,8 @@ def _arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]]) -> None:
-    """Raises InputError for an empty class name, and for no template or one without {c}, where CLIP_benchmark puts the
-    class name; a dict holds whole texts by class. Warns of equal class names."""
+    """Raises InputError for an empty class name, and for missing templates or one without {c}, the placeholder of the
+    class name; a dict contains complete texts by class. Warns about equal class names."""
     if "" in classes:
         raise InputError(f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name")
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):

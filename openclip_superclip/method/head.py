@@ -103,7 +103,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
             found, expected = list(state_dict[name].shape), list(tensor.shape)
             raise InputError(f"the weights' class head is of another model: {name} is {found}, expected {expected}")
     if not {f"{prefix}statistics.num_captions", f"{prefix}statistics.document_frequency"} <= state_dict.keys():
-        return  # torch names what is missing
+        return  # torch reports the missing keys
     num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
     _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
     logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# Logits held at once. On a CPU a chunk should be large beside the weight's gradient, which every chunk reads and writes
-# once (152 MB at B/16), and small beside what it replaces; an accelerator's matrix products want many rows.
+# Size of a chunk's logits. Every chunk reads and writes the weight's gradient (152 MB at B/16): small chunks are slow,
+# large ones use more memory. Accelerators need many rows for efficient matrix products.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.

@@ -134,7 +134,7 @@ READABLE = {VisionTransformer: _ReadableViT, ModifiedResNet: _ReadableResNet, Ti
 
 
 def make_readable(visual: nn.Module) -> None:
-    """Makes an OpenCLIP vision tower accept a `Reading` beside the image; without one nothing changes."""
+    """Makes an OpenCLIP vision tower accept a `Reading` in addition to the image; without one, nothing changes."""
     kind = type(visual)
     visual.__class__ = READABLE.get(kind) or type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
 

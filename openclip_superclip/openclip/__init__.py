@@ -1,4 +1,4 @@
-"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py hold what differs between generations."""
+"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py are for one generation each."""
 
 import functools
 import importlib.util

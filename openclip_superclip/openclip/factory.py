@@ -34,7 +34,7 @@ def create_model_and_transforms(
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
         head_warmup: number of captions during which the class loss trains only the head.
-        head_input: what the head reads: "patches", their mean as in the paper; "pooled", the vector before the
+        head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector before the
             projection; or "both", their sum.
     """
     know_model(model_name, "model_name")

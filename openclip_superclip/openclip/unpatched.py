@@ -24,7 +24,7 @@ MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 _FACTORY = threading.RLock()  # held while the factory's names are replaced
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
-# The names that every generation has, and what replaces them.
+# Names of all generations, and their replacements.
 REPLACED = {
     "open_clip_train.params.argparse": "a parser that asks the plugins for options and checks",
     "open_clip_train.main.parse_args": "the command line as parsed before anything was loaded",
@@ -172,7 +172,7 @@ class _ModelSelector:
 def _with_cpu_ranks(ddp: type) -> type:
     class DistributedDataParallel(ddp):
         def __init__(self, module, device_ids=None, **kwargs):
-            on_cpu = next(module.parameters()).device.type == "cpu"  # where torch accepts no device_ids
+            on_cpu = next(module.parameters()).device.type == "cpu"  # torch accepts no device_ids there
             super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
 
     return DistributedDataParallel

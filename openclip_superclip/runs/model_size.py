@@ -24,8 +24,8 @@ HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of 
 def count_model(model: str, precision: str, patch_dropout: float, with_head: bool) -> dict:
     """Returns multiply-adds, parameters and the bytes of a checkpoint, for JSON.
 
-    A checkpoint holds the weights, AdamW's two moments of each, and counts. Raises InputError for a model that OpenCLIP
-    does not have.
+    A checkpoint contains the weights, AdamW's two moments of each, and counts. Raises InputError for a model that
+    OpenCLIP does not have.
     """
     folder = model.removeprefix("local-dir:")
     if folder != model and not os.path.isfile(f"{folder}/open_clip_config.json"):

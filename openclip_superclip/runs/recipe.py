@@ -244,7 +244,7 @@ def _typed(field: str, value, file: str):
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
     """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`).
 
-    `chosen` notes that each was given with --set. The paper's values are dropped if the run is no longer the paper's.
+    `chosen` marks each as given with --set. The paper's values are dropped if the run differs from the paper's.
     """
     values = copy.deepcopy(values)
     for key, value in set_.items():

@@ -91,7 +91,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     gpu_batch_max: int | None = None  # the largest batch size per GPU, to split the batch on other machines
     settings: Settings = DEFAULTS
-    set: dict = field(default_factory=dict)  # values of --set, which the recipe holds too
+    set: dict = field(default_factory=dict)  # values of --set, already applied to the recipe
 
     @staticmethod
     def open(folder: Path) -> "Run":

@@ -131,7 +131,7 @@ class QueuedJob(NamedTuple):
     """A pending or running job, or task of an array."""
 
     number: str  # SLURM_JOB_ID, another one for each task of an array
-    task: str  # ARRAY_TASK, as sbatch's number and the task give it; the number if there is no array
+    task: str  # ARRAY_TASK with sbatch's number; the number if there is no array
     state: str  # PENDING, RUNNING, …
     reason: str  # why it is pending
 
