@@ -21,8 +21,7 @@ def listed(names: Iterable, most: int = 12) -> str:
 
 
 def one_line(error: InputError) -> str:
-    """Returns the message; torch re-raises a data loader worker's error with its traceback, which ends in the
-    message."""
+    """Returns the message, without the traceback that torch adds to an error of a data-loading worker."""
     return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
 
 

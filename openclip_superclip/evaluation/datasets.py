@@ -40,8 +40,7 @@ KINDS = {  # of data, by task
 
 
 class Data(NamedTuple):
-    """A data set in the user's folder: shards in CLIP_benchmark's layout, or the root of one of its built-in data
-    sets."""
+    """A data set in the user's folder: shards in CLIP_benchmark's layout, or a root of its built-in data sets."""
 
     name: str
     folder: Path
@@ -292,8 +291,10 @@ class DenseSet(Dataset):
             return self.transform(image.convert("RGB")), index
 
     def label(self, index: int) -> Tensor:
-        """Returns the classes of an image's pixels, int64 [H, W], NO_CLASS for none, or their depths in metres,
-        float32 [H, W], 0 for none; InputError for labels that do not fit."""
+        """Returns the labels of an image's pixels; InputError if they do not match the image.
+
+        These are classes, int64 [H, W], NO_CLASS for none, or depths in metres, float32 [H, W], 0 for none.
+        """
         file = self.labels[index]
         with open_image(self.images[index]) as image, open_image(file) as labels:
             size, values = image.size, np.array(labels)

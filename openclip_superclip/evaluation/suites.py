@@ -45,8 +45,7 @@ DATACOMP = [*DATACOMP_CLASSIFICATION, *RETRIEVAL]
 
 
 def measures(record: dict, by_class: bool = False) -> list[str]:
-    """Returns the measures of a result whose mean is its part in an average: accuracy, mean average precision, or both
-    R@1; none where it has none.
+    """Returns the measures of a result whose mean enters an average: accuracy, mean average precision, or both R@1.
 
     Args:
         record: the content of its JSON file, with CLIP_benchmark's names of task and metrics.

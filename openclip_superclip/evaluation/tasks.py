@@ -1,5 +1,7 @@
-"""Metrics of one model on one data set from its cached features: CLIP_benchmark's, called as its own command line calls
-them, and scikit-learn's of few images and of neighbours. Each comes with the outcome of every test sample."""
+"""Metrics of one model on one data set from its cached features, with the outcome of every test sample.
+
+Most are CLIP_benchmark's, called as by its command line; few-shot and nearest-neighbour accuracies are scikit-learn's.
+"""
 
 import contextlib
 import math
@@ -107,8 +109,7 @@ class _Batches:
 def evaluate(
     model: nn.Module, tokenizer: Callable, dataset: object, task: str, settings: Settings, by_split: dict[str, Features]
 ) -> tuple[Metrics, Outcomes]:
-    """Returns metrics by name, CLIP_benchmark's under its own and None if it leaves one undefined, and the outcomes of
-    those that are shown.
+    """Returns metrics by name, CLIP_benchmark's under its own, and outcomes; undefined metrics are None.
 
     Raises InputError if a score would be meaningless.
 
@@ -298,8 +299,10 @@ def _arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]]) -> None:
-    """Raises InputError for an empty class name, and for missing templates or one without {c}, the placeholder of the
-    class name; a dict contains complete texts by class. Warns about equal class names."""
+    """Raises InputError for an empty class name or unusable templates, and warns about equal class names.
+
+    Templates must contain {c}, the placeholder of the class name; a dict contains complete texts by class.
+    """
     if "" in classes:
         raise InputError(f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name")
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):

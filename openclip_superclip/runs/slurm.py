@@ -54,8 +54,7 @@ class Placement:
         return False
 
     def num_processes(self, device: str) -> int:
-        """Returns the number of training processes on this node: one per GPU, or one on CPUs; InputError without a
-        GPU."""
+        """Returns the number of training processes here: one per GPU, or one on CPUs; InputError without a GPU."""
         if device == "cpu":
             return 1
         gpus = self.gpus
@@ -304,8 +303,7 @@ class SlurmRequest:
         return SlurmJob(file, text)
 
     def command(self, file: Path, name: str, arguments: Sequence[str], paths: Iterable[Path]) -> SlurmJob:
-        """Returns a job that runs `superclip ARGUMENTS` once on a CPU, with a GPU allocated if the partition requires
-        one."""
+        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the partition has GPUs."""
         options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
         lines = [
             "#!/bin/bash",
