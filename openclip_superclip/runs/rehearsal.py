@@ -117,7 +117,7 @@ class Rehearsal:
         code = self._train(DISTURBED, 1, stopped=True)
         if code and self.placement.node == 0:  # on others because the first one's ranks were stopped
             return code
-        if code == 0:
+        if code == 0 or run_outputs.newest(self._path(DISTURBED) / "checkpoints") == SLICES:
             raise InputError(
                 "--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first; give more"
             )

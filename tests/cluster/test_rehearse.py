@@ -60,8 +60,13 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
 
 
 def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
-    twice = "(lambda **f: {n: 2 * v for n, v in loss(**f).items()})"
-    plugin = write_plugin(tmp_path / "plugin", f"return {twice} if args.resume else loss\n")
+    disturbed = (
+        "def disturbed(**features):\n"
+        "    time.sleep(0.1)  # the signal must come before the last step\n"
+        "    return {name: (2 if args.resume else 1) * value for name, value in loss(**features).items()}\n"
+        "return disturbed\n"
+    )
+    plugin = write_plugin(tmp_path / "plugin", disturbed)
     recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
     command = ["rehearse", recipe, *HERE, "--steps", "12", "--out", out]
     assert run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin)) == 1
