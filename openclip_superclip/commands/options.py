@@ -123,7 +123,8 @@ def opened_run(
             recipe, placement.num_nodes, options.nproc or placement.num_processes(device), options.data,
             options.gpu_batch_max, options.workers, device, run_settings(options), set_,
         )  # fmt: skip
-        print_device(options, device)
+        if placement.job is None:
+            print_device(options, device)
         return run, RunFolder(options.out or Path("runs") / recipe.name)
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):

@@ -130,7 +130,6 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-@functools.cache
 def _digest(path: str) -> str:
     """Returns a digest of data: of a table's text, or of the names and sizes of shards."""
     if is_table(path) and Path(path).is_file():

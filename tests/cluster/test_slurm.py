@@ -20,6 +20,7 @@ from support.tiny_run import (
     state,
     write_disturbed_loss,
     write_failing_plugin,
+    write_plugin,
     write_recipe,
 )
 
@@ -124,7 +125,11 @@ def troubled(cluster, work, recipe) -> dict:
         'PATH=${PATH#*:} exec scontrol "$@"\n'
     )
     (shim / "scontrol").chmod(0o755)
-    (work / "shim").write_text(f"PATH='{shim}':$PATH\n")
+    slow = write_plugin(
+        work / "slow",  # each slice takes four seconds: all is noticed within the one in which it happens
+        "def slow_loss(**features):\n    time.sleep(0.25)\n    return loss(**features)\nreturn slow_loss\n",
+    )
+    (work / "shim").write_text(f"PATH='{shim}':$PATH\nexport PYTHONPATH='{slow}'\n")
     # The port of the first start is taken, and node2 lacks the data.
     cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", work / "shards")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
