@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.forked_command import run_superclip
-from support.tiny_run import write_plugin, write_recipe
+from support.tiny_run import write_plugin, write_recipe, write_slow_loss
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.plan import make_run
@@ -25,7 +25,8 @@ def rehearsed(tmp_path_factory) -> dict:
     recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
     out = folder / "out"
     command = ["rehearse", str(recipe), *HERE, "--nproc", "2", "--steps", "12", "--out", str(out)]
-    code = run_superclip(command, folder / "printed", folder)
+    slow = write_slow_loss(folder / "slow", 0.1)
+    code = run_superclip(command, folder / "printed", folder, PYTHONPATH=str(slow))
     printed = (folder / "printed").read_text()
     assert code == 0, printed
     summary = json.loads((out / "rehearsal.json").read_text())

@@ -20,8 +20,8 @@ from support.tiny_run import (
     state,
     write_disturbed_loss,
     write_failing_plugin,
-    write_plugin,
     write_recipe,
+    write_slow_loss,
 )
 
 from openclip_superclip.demo.data import write_evaluation_data
@@ -42,6 +42,14 @@ def work(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(work) -> Path:
     return write_recipe(work, batch=4)  # many steps: time to disturb a run in the midst of them
+
+
+@pytest.fixture(scope="module")
+def slow_steps(work) -> Path:
+    """A setup file: each slice takes four seconds, so that all is noticed within the one in which it happens."""
+    plugin = write_slow_loss(work / "slow", 0.25)
+    (work / "slow steps").write_text(f"export PYTHONPATH='{plugin}'\n")
+    return work / "slow steps"
 
 
 def submit(cluster: Cluster, work: Path, *arguments) -> tuple[str, str]:
@@ -96,9 +104,11 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
-def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(cluster, work, recipe):
+def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(
+    cluster, work, recipe, slow_steps
+):
     folder = work / "runs/rehearsal"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--out", folder)
+    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--setup", slow_steps, "--out", folder)
     wait_for_slice(cluster, folder / "undisturbed", 0, 1)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     ended = cluster.wait(job)
@@ -110,7 +120,7 @@ def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_fail
 
 
 @pytest.fixture(scope="module")
-def troubled(cluster, work, recipe) -> dict:
+def troubled(cluster, work, recipe, slow_steps) -> dict:
     """One job to which everything happens in turn, and what was seen of it."""
     run = work / "runs/troubled"
     seen = {
@@ -125,11 +135,7 @@ def troubled(cluster, work, recipe) -> dict:
         'PATH=${PATH#*:} exec scontrol "$@"\n'
     )
     (shim / "scontrol").chmod(0o755)
-    slow = write_plugin(
-        work / "slow",  # each slice takes four seconds: all is noticed within the one in which it happens
-        "def slow_loss(**features):\n    time.sleep(0.25)\n    return loss(**features)\nreturn slow_loss\n",
-    )
-    (work / "shim").write_text(f"PATH='{shim}':$PATH\nexport PYTHONPATH='{slow}'\n")
+    (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
     # The port of the first start is taken, and node2 lacks the data.
     cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", work / "shards")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]

@@ -67,6 +67,13 @@ def write_plugin(folder: Path, create_loss: str) -> Path:
     return folder
 
 
+def write_slow_loss(folder: Path, seconds: float) -> Path:
+    """Writes a plugin that makes each step take so many seconds more, so that a run can be disturbed in its midst."""
+    return write_plugin(
+        folder, f"def slow(**features):\n    time.sleep({seconds})\n    return loss(**features)\nreturn slow\n"
+    )
+
+
 def write_failing_plugin(folder: Path) -> Path:
     """Writes a plugin that fails on rank 1 once the model is made."""
     fails = "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is cracked')\nreturn loss\n"
