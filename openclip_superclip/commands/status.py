@@ -77,7 +77,7 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     is_running = state == RUNNING
     silent = seconds_since(values.get("heartbeat")) if is_running else 0
     if is_broken:
-        note = "state.json is not a JSON object; the next start writes it anew"
+        note = "state.json is not a JSON object; the next start rewrites it"
     elif refused := values.get("refused"):
         note = f"the start at {refused['since']} was refused: {refused['error']}"
     else:

@@ -47,7 +47,7 @@ class CourseFiles(NamedTuple):
             counts = {name: int(values[name]) for name in ("num_captions", "num_trained")}
             words = EpochWords(**values | counts)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise InputError(f"{path} is no file of words ({reason(error)}): {ADVICE}") from error
+            raise InputError(f"{path} is not a file of words ({reason(error)}): {ADVICE}") from error
         if vocabulary != self.vocabulary or any(tensor.shape != (len(self.texts),) for tensor in words[:3]):
             raise InputError(f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}")
         if words.captions.min() < 0 or not words.num_trained >= words.num_captions >= max(words.captions.max(), 1):

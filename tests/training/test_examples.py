@@ -295,7 +295,9 @@ def test_accumulated_steps_are_those_of_the_large_batch(runs, train):
     (large,), _ = runs("all")
     (accumulated,), _ = train(*ALL, "--batch-size", "8", "--accum-freq", "2")
     for name in ("Contrastive_loss", "Sub_caption_loss", "Class_loss"):
-        assert accumulated.values(name) == pytest.approx(large.values(name), rel=5e-3)
+        ours, theirs = accumulated.values(name), large.values(name)
+        assert ours[:2] == pytest.approx(theirs[:2], rel=2e-4)
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-3)  # AdamW amplifies rounding from step to step
 
 
 def test_two_ranks_train_with_all_three_and_save_the_estimates_of_both(train):

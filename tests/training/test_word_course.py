@@ -67,11 +67,11 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
         return line
 
     (words / "epoch_2.safetensors").write_bytes(b"cut")
-    assert "epoch_2.safetensors is no file of words" in refused()
+    assert "epoch_2.safetensors is not a file of words" in refused()
     for damage, reason in (
         ({"captions": torch.ones(7).long()}, "epoch_2.safetensors belongs to another tokenizer"),
         ({"num_captions": torch.tensor(0)}, "epoch_2.safetensors holds impossible counts"),
-        ({"num_captions": torch.ones(2)}, "epoch_2.safetensors is no file of words"),
+        ({"num_captions": torch.ones(2)}, "epoch_2.safetensors is not a file of words"),
     ):
         with safe_open(run / "words/epoch_2.safetensors", "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()} | damage  # noqa: SIM118

@@ -75,7 +75,7 @@ def test_every_run_is_told_as_what_it_is(runs, capsys):
     assert "runs/bad: loss is nan since step 7\n" in printed
     assert re.search(r"runs/refused: the start at \S+ was refused: --lr was 1 and is 2\n", printed)
     assert "runs/gone: no heartbeat" in printed
-    assert "runs/broken: state.json is not a JSON object; the next start writes it anew" in printed
+    assert "runs/broken: state.json is not a JSON object; the next start rewrites it" in printed
 
 
 def test_only_the_runs_that_are_named_are_told_and_watching_ends_with_them(runs, capsys):
