@@ -163,6 +163,15 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     assert metrics["epochs"] == 1
 
 
+def test_retrieval_among_three_images_has_no_recall_at_5(runs, tmp_path):
+    scenes = write_evaluation_data(tmp_path / "scenes", 3, num_probe_scenes=10)["demo_scenes"]
+    argv = [runs / "export", "--data", scenes.parent, "--datasets", "demo_scenes", "--suite", "retrieval"]
+    assert evaluate(*argv, "--out", tmp_path / "out") == 0
+    (record,) = records(tmp_path / "out").values()
+    recalls = {name for name in record["metrics"] if "recall@" in name}
+    assert recalls == {"image_retrieval_recall@1", "text_retrieval_recall@1"}
+
+
 # The table
 
 
