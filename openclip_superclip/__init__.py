@@ -4,11 +4,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import InputError
-    from .method.loss import SuperCLIPLoss, class_loss, plain_class_loss
-    from .method.model import SuperCLIP, SuperCoCa, SuperCustomTextCLIP
-    from .method.token_statistics import TokenStatistics
-    from .openclip.factory import create_model_and_transforms
+    from .errors import InputError as InputError
+    from .method.loss import SuperCLIPLoss as SuperCLIPLoss
+    from .method.loss import class_loss as class_loss
+    from .method.loss import plain_class_loss as plain_class_loss
+    from .method.model import SuperCLIP as SuperCLIP
+    from .method.model import SuperCoCa as SuperCoCa
+    from .method.model import SuperCustomTextCLIP as SuperCustomTextCLIP
+    from .method.token_statistics import TokenStatistics as TokenStatistics
+    from .openclip.factory import create_model_and_transforms as create_model_and_transforms
 
 __version__ = "0.2.0"
 
@@ -24,18 +28,7 @@ _HOME = {
     "plain_class_loss": "method.loss",
 }
 
-__all__ = [
-    "InputError",
-    "SuperCLIP",
-    "SuperCLIPLoss",
-    "SuperCoCa",
-    "SuperCustomTextCLIP",
-    "TokenStatistics",
-    "__version__",
-    "class_loss",
-    "create_model_and_transforms",
-    "plain_class_loss",
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
-from .files import FULL
 
 GROUPS = {
     "start": {
@@ -20,9 +19,9 @@ GROUPS = {
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
-        "shards": "convert a table, a folder, COCO's JSON or a Hugging Face data set to WebDataset",
+        "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
         "audit": "find pairs whose image does not fit the caption, word by word; choose what to keep",
-        "frequencies": "count the tokens of a data set's captions, for --superclip-idf FILE",
+        "frequencies": "count the captions of a data set that contain each token, for --superclip-idf FILE",
     },
     "weights": {
         "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
@@ -55,31 +54,25 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an InputError is printed in one line and is 1.
-
-    An unwritable output also returns 1, silently if its reader has closed it, as `head` does.
-    """
+    """Runs a command and returns its exit code; an InputError is printed in one line and is 1."""
     try:
         try:
             return _run(argv)
         finally:
             sys.stdout.flush()  # buffered output, including argparse's help
     except BrokenPipeError:
-        if not _reader_is_gone():
+        output = select.poll()
+        output.register(sys.stdout, 0)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
             raise
-    except OSError as error:
-        if error.errno not in FULL and _can_write():
-            raise
-        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
+    # The reader of our output, such as `head`, has closed it. Otherwise Python would report it again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
 def _run(argv: list[str] | None) -> int:
     """Runs a command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if "_ARGCOMPLETE" in os.environ:
-        return _complete()
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -102,23 +95,6 @@ def _run(argv: list[str] | None) -> int:
         return 128 + signal.SIGINT
 
 
-def _complete() -> int:
-    """Completes command names and flags for the shell, through argcomplete."""
-    import argparse
-
-    import argcomplete
-
-    words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
-    if len(words) < 3 or words[1] not in COMMANDS:
-        parser = argparse.ArgumentParser(prog="superclip")
-        parser.add_argument("command", choices=COMMANDS)
-        argcomplete.autocomplete(parser)
-        return 1
-    os.environ["_ARGCOMPLETE"] = "2"  # the words of the command's own parser begin with its name
-    argparse.ArgumentParser.parse_args = lambda parser, *_: argcomplete.autocomplete(parser)
-    return _command(words[1])([])
-
-
 def _command(name: str) -> Callable[[list[str]], int]:
     """Imports a command's module and returns its function."""
     if name == "train":
@@ -127,22 +103,6 @@ def _command(name: str) -> Callable[[list[str]], int]:
         return train
     module = f"{name}_" if keyword.iskeyword(name) else name
     return importlib.import_module(f".commands.{module}", __package__).main
-
-
-def _reader_is_gone() -> bool:
-    """Returns whether the reader of our output, such as `head`, has closed it."""
-    output = select.poll()
-    output.register(sys.stdout, 0)
-    return any(event & select.POLLERR for _, event in output.poll(0))
-
-
-def _can_write() -> bool:
-    """Returns whether our output is writable, by writing to it: the error may be from another file."""
-    try:
-        print(flush=True)
-    except OSError:
-        return False
-    return True
 
 
 def _usage() -> str:

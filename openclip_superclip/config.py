@@ -1,6 +1,7 @@
 """The flags of `--superclip` and of slices, each with its default, help and check."""
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -14,7 +15,7 @@ RECORDED_ALONE = ("word_course",)  # fields that do not affect the weights
 
 
 def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argparse_options):
-    """Declares a flag; `choices` are checked by `_check_choices`, and shown unless there is a metavar."""
+    """Declares a flag; `choices` are shown unless there is a metavar."""
     if choices and "metavar" not in argparse_options:
         argparse_options["metavar"] = f"{{{','.join(choices)}}}"
     metadata = {"flag": flag, "help": help, "choices": choices, "argparse": argparse_options}
@@ -98,9 +99,13 @@ class Config:
     )
 
     @property
-    def short_share(self) -> float | None:
-        """The probability of the short caption; None for dual, which takes both."""
-        return short_share(self.captions)
+    def short_probability(self) -> float | None:
+        """The probability of the short caption; None for "dual", which uses both, and for invalid captions."""
+        if self.captions in ("short", "long"):
+            return float(self.captions == "short")
+        mode, _, probability = self.captions.partition(":")
+        with contextlib.suppress(ValueError):
+            return float(probability) if mode == "mixed" else None
 
     @property
     def long_caption_key(self) -> str:
@@ -108,7 +113,10 @@ class Config:
         return self.long_caption if self.captions != "short" else ""
 
     def __post_init__(self):
-        _check_choices(self)
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                raise InputError(f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}")
         check(METHOD, self)
 
 
@@ -129,7 +137,7 @@ METHOD = [
     Rule(
         "--superclip-captions is '{captions}'; expected short, long, dual, or mixed:P with the short caption's "
         "probability P from 0 to 1",
-        lambda c: c.captions != "dual" and not 0 <= (-1 if c.short_share is None else c.short_share) <= 1,
+        lambda c: c.captions != "dual" and (c.short_probability is None or not 0 <= c.short_probability <= 1),
     ),
     Rule(
         "--superclip-captions {captions} needs --superclip-long-caption: long.txt, json:FIELD or a column",
@@ -190,27 +198,9 @@ SLICES = [
 ]
 
 
-def _check_choices(config) -> None:
-    for field in dataclasses.fields(config):
-        value, choices = getattr(config, field.name), field.metadata["choices"]
-        if choices and value not in choices:
-            raise InputError(f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}")
-
-
 def is_idf_file(idf: str) -> bool:
     """Returns whether --superclip-idf names a file of `superclip frequencies`."""
     return idf not in ("online", "off")
-
-
-def short_share(captions: str) -> float | None:
-    """Returns the probability of the short caption: P of "mixed:P"; None for "dual" and for anything else."""
-    if captions in ("short", "long"):
-        return float(captions == "short")
-    mode, _, share = captions.partition(":")
-    try:
-        return float(share) if mode == "mixed" else None
-    except ValueError:
-        return None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

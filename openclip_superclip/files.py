@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,15 +24,14 @@ class NotWritten(OSError):
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file to write to, renamed when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with _terminated_as_by_exit():
-        try:
-            with open(part, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # otherwise a power failure may leave an empty file
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power failure may leave an empty file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,53 +68,26 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
     With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` exists, unless `overwrite`,
-    or cannot be written, for example on a full disk. Other files' OSErrors are not caught.
+    or cannot be written, for example on a full disk.
     """
-    if os.path.exists(out) and not overwrite:
-        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
+    _check_overwrite(out, overwrite)
     place = Path(os.path.realpath(out))
     part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
-    with _terminated_as_by_exit():
-        is_body = False
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            is_body = True
-            yield part
-            is_body = False
-            if overwrite and part.is_dir() and place.is_dir():
-                _replace_folder(part, place)
-            elif overwrite or part.is_dir():  # a folder cannot replace a non-empty one
-                os.replace(part, place)
-            else:
-                os.link(part, place)  # fails if another process has written the file in the meantime
-        except OSError as error:
-            if is_body and not _is_of_writing(error, part):
-                raise
-            raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
-        finally:
-            if os.path.isdir(part):
-                shutil.rmtree(part)
-            elif os.path.lexists(part):
-                part.unlink()
-
-
-def _is_of_writing(error: OSError, part: Path) -> bool:
-    """Returns whether an error comes from writing to `part` or a file in it."""
-    if isinstance(error.filename, str | bytes | os.PathLike):
-        return Path(os.path.realpath(os.fsdecode(error.filename))).is_relative_to(part)
-    return isinstance(error, NotWritten) or error.errno in FULL
-
-
-def _replace_folder(new: Path, old: Path) -> None:
-    """Replaces `old` by `new`; undoes the first rename if the second fails."""
-    aside = old.with_name(f"{old.name}.{os.getpid()}.old.part")
-    os.rename(old, aside)
+    make_folder(place.parent, "--out")
     try:
-        os.rename(new, old)
-    except BaseException:
-        os.rename(aside, old)
-        raise
-    shutil.rmtree(aside)
+        yield part
+        if overwrite and place.is_dir():
+            shutil.rmtree(place)
+        os.replace(part, place)
+    except OSError as error:
+        if error.errno not in FULL and not isinstance(error, NotWritten):
+            raise
+        raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, flag: str) -> None:
@@ -128,28 +98,6 @@ def make_folder(folder: Path, flag: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror})") from error
-
-
-@contextmanager
-def _terminated_as_by_exit() -> Iterator[None]:
-    """A context in which SIGTERM and SIGHUP raise SystemExit, so that an incomplete output is removed.
-
-    Has no effect if the process has its own handlers, or outside the main thread.
-    """
-
-    def end(number, frame):
-        raise SystemExit(128 + number)
-
-    signals = []
-    if threading.current_thread() is threading.main_thread():
-        signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in signals:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
 
 
 PACKAGE = Path(__file__).parent
@@ -170,47 +118,30 @@ MODEL_FILES = {
 }  # fmt: skip
 
 
-def check_folder_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError if `out` is not writable, or if --overwrite would delete more than a model.
+def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: bool) -> None:
+    """Raises InputError if `out` exists, unless --overwrite may replace it.
 
-    Args:
-        inputs: files and folders that are read.
+    It may not replace inputs, a file by a folder or a folder by a file, and folders of other files than a model's.
     """
-    place = _checked_place(out, overwrite)
-    if not place.exists():
+    _check_overwrite(out, overwrite)
+    if not os.path.exists(out):
         return
-    if not place.is_dir():
-        raise InputError(f"--out: {out} is a file; expected the name of a folder")
-    working_folder = Path.cwd()
-    if place in (working_folder, *working_folder.parents):
-        raise InputError(f"--out: {out} is the working folder, or contains it; give another name")
+    place = Path(os.path.realpath(out))
+    if place.is_dir() != is_folder:
+        expected = "a file; expected the name of a folder" if is_folder else "a folder; expected the name of a file"
+        raise InputError(f"--out: {out} is {expected}")
     for path in inputs:
-        real = Path(os.path.realpath(path))
-        if place in (real, *real.parents):
-            raise InputError(f"--out: {out} contains {path}, which is an input and would be deleted; give another name")
-    foreign = sorted(entry.name for entry in place.iterdir() if entry.is_dir() or not _is_of_a_model(entry.name))
-    if foreign:
-        raise InputError(f"--out: {out} contains {foreign[0]}, which --overwrite would delete; give another name")
+        if Path(os.path.realpath(path)).is_relative_to(place):
+            raise InputError(f"--out: {out} is or contains {path}, which is an input; give another name")
+    for entry in sorted(place.iterdir()) if is_folder else ():
+        is_vocabulary = entry.name.endswith(".txt.gz")
+        if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
+            raise InputError(f"--out: {out} contains {entry.name}, which --overwrite would delete; give another name")
 
 
-def check_file_out(out: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
-    """Raises InputError if `out` is not writable, or if it would replace an input."""
-    place = _checked_place(out, overwrite)
-    if place.is_dir():
-        raise InputError(f"--out: {out} is a folder; expected the name of a .pt or .safetensors file")
-    for path in inputs:
-        if place == Path(os.path.realpath(path)):
-            raise InputError(f"--out: {out} is an input, too, and would be replaced; give another name")
-
-
-def _checked_place(out: Path, overwrite: bool) -> Path:
+def _check_overwrite(out: Path, overwrite: bool) -> None:
     if os.path.exists(out) and not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
-    return Path(os.path.realpath(out))
-
-
-def _is_of_a_model(name: str) -> bool:
-    return name in MODEL_FILES or name.endswith(".txt.gz")  # a vocabulary
 
 
 def file_identity(path: Path) -> str | None:

@@ -158,8 +158,7 @@ class AuditedShards:
 
 def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
     """Returns the data set named by DATA. Raises InputError for an unsupported one."""
-    is_data_set = any(os.path.exists(os.path.join(given, f"dataset_{name}.json")) for name in ("info", "dict"))
-    if is_table(given) or (os.path.isdir(given) and not is_data_set):
+    if is_table(given) or os.path.isdir(given):
         return AuditedFiles(given, columns)
     first = expand(given, "DATA")[0]
     if first.endswith(".tar") or is_remote(first):
@@ -167,7 +166,7 @@ def open_data(given: str, columns: Columns) -> AuditedFiles | AuditedShards:
     missing = "" if os.path.exists(given) else ": there is no such file or folder"
     raise InputError(
         f"DATA is {given}{missing}; expected a table (.csv, .tsv), a folder of images with a .txt beside each, or "
-        "shards (.tar); superclip shards makes shards of COCO's JSON and of Hugging Face data sets"
+        "shards (.tar); superclip shards converts COCO's JSON"
     )
 
 

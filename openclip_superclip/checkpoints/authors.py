@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, listed
-from ..files import check_folder_out, whole_output
+from ..files import check_out, whole_output
 from .architecture import expected_head, fit, read_architecture
 from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
@@ -93,7 +93,7 @@ def import_checkpoint(
     Returns:
         The number of captions counted, and warnings.
     """
-    check_folder_out(out, overwrite, [file])
+    check_out(out, overwrite, [file], is_folder=True)
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights

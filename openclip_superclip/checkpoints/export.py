@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_folder_out, whole_output, write_text
+from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
 from ..pages import markdown_table
 from .architecture import Architecture, architecture_of, expected_head, fit
@@ -228,7 +228,7 @@ def export(
         repo: Hugging Face repository to which the folder will be uploaded.
         overwrite: whether to replace an existing folder.
     """
-    check_folder_out(out, overwrite, [file])
+    check_out(out, overwrite, [file], is_folder=True)
     checkpoint = read_checkpoint(file)
     run, head = run_behind(checkpoint), checkpoint.head()
     if with_head and not head:

@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
         raise InputError(f"one checkpoint was given, {options.checkpoints[0]}; an average needs two or more")
     from ..checkpoints.averaging import average, options_of_all
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
-    from ..files import check_file_out, whole_output
+    from ..files import check_out, whole_output
 
-    check_file_out(options.out, options.overwrite, options.checkpoints)
+    check_out(options.out, options.overwrite, options.checkpoints, is_folder=False)
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints, options.add_counts)
     with whole_output(options.out, options.overwrite) as file:

@@ -15,7 +15,7 @@ from ..errors import InputError, reason
 
 EXTRAS = {  # and a package that each brings
     "report": ("matplotlib", "scipy"), "eval": ("clip_benchmark", "requests"), "serve": ("starlette", "uvicorn"),
-    "data": ("datasets",), "horovod": ("horovod",), "completion": ("argcomplete",),
+    "horovod": ("horovod",),
 }  # fmt: skip
 
 

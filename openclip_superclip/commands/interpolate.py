@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
     from ..checkpoints.pretrained import released_file
     from ..checkpoints.run_outputs import options_to_keep
-    from ..files import check_file_out, whole_output
+    from ..files import check_out, whole_output
 
-    check_file_out(options.out, options.overwrite, [options.released, options.tuned])
+    check_out(options.out, options.overwrite, [options.released, options.tuned], is_folder=False)
     released, tuned = read_checkpoint(released_file(options.released, "RELEASED")), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:

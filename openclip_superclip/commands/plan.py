@@ -207,7 +207,7 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
         facts = [f"{checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"]
         facts += [f"{checked['samples']:,} samples counted"] * checked["full"]
         facts += [f"{checked['samples_listed']:,} samples by sizes.json"] if checked["samples_listed"] else []
-        facts += [f"{'all' if checked['full'] else 'the first and the last'} were read"]
+        facts += ["all were read" if checked["full"] else "the first and the last were opened"]
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in checked["warnings"]]
     bad = checked["bad"]

@@ -13,12 +13,13 @@ from .options import add_columns, columns_of
 def main(argv: list[str]) -> int:
     """Writes the shards, prints a summary with skipped pairs, and returns the exit code."""
     options = _parse(argv)
-    from ..data.conversion import Keys, Writing, read_source, reasons, write_pair_shards
+    from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
-    source = read_source(options.source, keys, options.images)
-    writing = Writing(options.val_share, options.shard_size, options.seed, options.jobs)
-    written, out = write_pair_shards(source, options.out, writing), options.out
+    written = write_pair_shards(
+        read_pairs(options.source, keys, options.images), out := options.out,
+        val_share=options.val_share, shard_size=options.shard_size, seed=options.seed, jobs=options.jobs,
+    )  # fmt: skip
     for split, pattern in written.patterns.items():
         print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
     if written.left_out:
@@ -33,19 +34,16 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip shards",
-        description="Makes WebDataset shards of images and captions: a training and a validation split, each with "
-        "sizes.json, and data sets for superclip evaluate. Rotated images and those of more than eight bits are "
-        "written as they are seen. What cannot be read is listed and left out. A call that was stopped resumes with "
-        "the same command.",
+        description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
+        "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would show rotated or nearly white are "
+        "converted. Pairs that cannot be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
     parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, COCO's captions (.json), or a "
-        "Hugging Face data set on disk",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
+        "source", metavar="SOURCE",
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's captions (.json)",
+    )  # fmt: skip
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder for the shards")
     add_columns(parser, of_json=True)
     parser.add_argument(
         "--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe"
@@ -53,22 +51,23 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="of COCO's images (default: the JSON's folder)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
     parser.add_argument(
         "--val-share", type=float, default=0.1, metavar="FRACTION",
-        help="of the images that are for validation, drawn by a hash of their names (default: %(default)s)",
+        help="fraction of the images for validation, chosen by a hash of their names (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--shard-size", type=int, metavar="N", help="pairs of a shard (default: what makes 32 shards, 16 to 10,000)"
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help="pairs per shard (default: makes 32 shards of 16 to 10,000)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seeds the order (default: %(default)s)")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)"
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
     )
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
     at_least(options, shard_size=1, jobs=1)
-    if options.images is not None and not options.source.endswith(".json"):
-        raise InputError(f"--images is {options.images}; it is for COCO's .json, and SOURCE is {options.source}")
     return options

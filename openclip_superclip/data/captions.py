@@ -155,7 +155,7 @@ class CaptionTokens:
             return None if self.config.missing_long == "skip" else of_short
         if self.config.captions == "dual":
             return Captions(stock, long, are_long=True)
-        return of_short if self._draw(f"{key}\0{short}") < self.config.short_share else Captions(long, long, True)
+        return of_short if self._draw(f"{key}\0{short}") < self.config.short_probability else Captions(long, long, True)
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is used for training. Called once for each row of a table."""
@@ -291,25 +291,23 @@ def counted_captions(config: Config, context_length: int) -> str:
 
 
 def _mode(config: Config) -> str:
-    share = 0 if config.captions == "dual" else config.short_share
-    return {0: "long", 1: "short"}.get(share, f"mixed:{share}")
+    probability = 0 if config.captions == "dual" else config.short_probability
+    return {0: "long", 1: "short"}.get(probability, f"mixed:{probability}")
 
 
-def check_counted_captions(
-    counted: str, config: Config, context_length: int, *, what: str, command: str, table: bool
-) -> None:
+def check_counted_captions(counted: str, config: Config, context_length: int, what: str, is_table: bool) -> None:
     """Raises InputError if the `counted` captions or their number of tokens differ from the run's.
 
-    The message shows the `command` that counts the right ones. Names of long captions are not compared for a table.
+    Names of long captions are not compared for a table.
     """
     given = counted_captions(config, context_length)
     (there, _, there_tokens), (wanted, _, tokens) = counted.rpartition(", "), given.rpartition(", ")
-    if table:
+    if is_table:
         there, wanted = there.split(" ")[0], wanted.split(" ")[0]
     if (there, there_tokens) == (wanted, tokens):
         return
     flags = "" if wanted == "short" else f" --captions {_mode(config)} --long-caption {config.long_caption}"
     raise InputError(
-        f"{what} counts the captions '{counted}', and the class loss is given '{given}': count those with "
-        f"{command}{flags} --context {tokens.split()[0]} --out FILE, or train on the captions that were counted"
+        f"{what} counts the captions '{counted}', and the class loss reads '{given}': count those with superclip "
+        f"frequencies{flags} --context {tokens.split()[0]}, or train on the captions that were counted"
     )

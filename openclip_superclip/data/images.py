@@ -1,7 +1,6 @@
 """Opens images safely, checks them, and converts them for display: upright, 8-bit RGB, on white."""
 
 import io
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -110,41 +109,20 @@ def load_image(path: Path | BinaryIO, shortest: int) -> LoadedImage:
         return LoadedImage(path, None, reason(error))
 
 
-class ImageReport(NamedTuple):
-    """The result of checking an image; `problem` is why it cannot be read, or ""."""
-
-    problem: str = ""
-    is_deep: bool = False
-    is_rotated: bool = False
-
-
-def check_image(source: str | bytes) -> ImageReport:
-    """Decodes an image from its path or content and returns a report; URLs are not read."""
-    if isinstance(source, str) and ("://" in source or not os.path.exists(source)):
-        return ImageReport("" if "://" in source else "no such file")
+def image_problem(source: str | bytes) -> str:
+    """Decodes an image from its path or content, and returns why it cannot be read, or ""; URLs are not read."""
+    if isinstance(source, str) and "://" in source:
+        return ""
     try:
         with open_image(source) as image:
             image.load()
-            return ImageReport("", is_deep(image), is_rotated(image))
     except Exception as error:  # a broken file raises anything
-        return ImageReport(unreadable(error))
+        return unreadable(error)
+    return ""
 
 
-def check_images(sources: Sequence[str], threads: int = NUM_THREADS, quiet: bool = True) -> list[ImageReport]:
-    """Returns a report on each image; shows a progress bar on a terminal unless `quiet`."""
+def image_problems(sources: Sequence[str], threads: int = NUM_THREADS) -> list[str]:
+    """Returns why each image cannot be read, or ""; shows a progress bar on a terminal."""
     with ThreadPoolExecutor(threads) as pool:
-        reports = pool.map(check_image, sources)
-        disable = True if quiet else None
-        return list(tqdm(reports, total=len(sources), desc="reading images", unit=" images", disable=disable))
-
-
-def depth_and_rotation_warnings(reports: Sequence[ImageReport], flag: str) -> list[str]:
-    """Returns a warning on images that OpenCLIP reads differently from image viewers, or nothing."""
-    num_deep, num_rotated = sum(report.is_deep for report in reports), sum(report.is_rotated for report in reports)
-    if not num_deep and not num_rotated:
-        return []
-    return [
-        f"{flag}: of {len(reports):,} images that were decoded, {num_deep:,} have more than eight bits a channel, "
-        f"which OpenCLIP trains as nearly white, and {num_rotated:,} are rotated by their EXIF data, which it "
-        "ignores; superclip shards writes both as they are seen"
-    ]
+        problems = pool.map(image_problem, sources)
+        return list(tqdm(problems, total=len(sources), desc="reading images", unit=" images", disable=None))

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -10,14 +11,13 @@ from typing import NamedTuple
 
 from ..config import Config
 from ..errors import InputError, listed, reason
-from .images import NUM_THREADS, ImageReport, check_images, depth_and_rotation_warnings
+from .images import NUM_THREADS, image_problems
 from .shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
 ROWS_AT_ONCE = 10_000
-MAX_DECODED = 20_000  # rows; all images of smaller tables are decoded
-NUM_DECODED = 2_000  # images of larger tables, evenly spaced
+MAX_DECODED = 10_000  # images that are decoded before training
 NUM_SHOWN = 5  # bad rows that an error names
 
 
@@ -81,26 +81,26 @@ class TableReport:
     """A report on the contents of a table."""
 
     path: str
-    columns: Columns
     names: list[str] = field(default_factory=list)  # of all columns
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
+    num_decoded: int = 0  # images
     bad: list[BadImage] = field(default_factory=list)
-    images: list[ImageReport] = field(default_factory=list)  # of the decoded images
 
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
         return self.num_long if config.long_caption_key and config.missing_long == "skip" else self.num_rows
 
     def warnings(self, flag: str) -> list[str]:
-        """Returns warnings on empty captions and on images that OpenCLIP reads differently from image viewers."""
-        empty = (
+        """Returns a warning if captions are empty."""
+        if not self.num_empty:
+            return []
+        return [
             f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} have no caption: the text tower "
             "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
             "out"
-        )
-        return [empty] * bool(self.num_empty) + depth_and_rotation_warnings(self.images, flag)
+        ]
 
     def check_images(self, flag: str) -> None:
         """Raises InputError, with the first bad rows, if images cannot be read."""
@@ -108,11 +108,9 @@ class TableReport:
             return
         shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in self.bad[:NUM_SHOWN])
         more = "; superclip plan RECIPE --data FILE --check lists all" * (len(self.bad) > NUM_SHOWN)
-        missing = any(bad.problem == "no such file" for bad in self.bad)
-        advice = f"paths are from {os.getcwd()}, where this runs" if missing else "remove or replace them"
         raise InputError(
-            f"{flag}: {len(self.bad):,} of {len(self.images):,} images of {self.path} cannot be read: {shown}{more}; "
-            f"{advice}, and superclip shards leaves such rows out"
+            f"{flag}: {len(self.bad):,} of {self.num_decoded:,} images of {self.path} cannot be read: {shown}{more}; "
+            f"paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
         )
 
 
@@ -123,7 +121,7 @@ def check_table(
     batch_size: int,
     world_size: int,
     flag: str = "--train-data",
-    max_decoded: int | None = MAX_DECODED,
+    max_decoded: int = MAX_DECODED,
 ) -> list[str]:
     """Returns warnings about the table at `path`; a URL is not checked.
 
@@ -151,19 +149,13 @@ def check_table(
 
 
 def read_table(
-    path: str,
-    columns: Columns,
-    config: Config,
-    flag: str,
-    max_decoded: int | None = 0,
-    threads: int = NUM_THREADS,
-    quiet: bool = True,
+    path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0, threads: int = NUM_THREADS
 ) -> TableReport:
     """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
 
-    All images are decoded if the table has at most `max_decoded` rows, otherwise NUM_DECODED of them; None decodes all.
+    At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
-    place, table, images = config.long_caption_key, TableReport(path, columns), []
+    place, table, images = config.long_caption_key, TableReport(path), []
     for rows in _chunks(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
@@ -174,13 +166,11 @@ def read_table(
             images += rows[columns.image].astype(str).tolist()
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    stride = 1 if max_decoded is None or len(images) <= max_decoded else max(1, len(images) // NUM_DECODED)
-    table.images = check_images(images[::stride], threads, quiet)
-    table.bad = [
-        BadImage(number * stride + 1, images[number * stride], report.problem)
-        for number, report in enumerate(table.images)
-        if report.problem
-    ]
+    stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
+    problems = image_problems(images[::stride], threads)
+    table.num_decoded = len(problems)
+    bad = (n for n, problem in enumerate(problems) if problem)
+    table.bad = [BadImage(n * stride + 1, images[n * stride], problems[n]) for n in bad]
     return table
 
 

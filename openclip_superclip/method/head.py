@@ -98,15 +98,9 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
             f"--superclip-head-input is {module.class_head.reads}, and the weights' class head reads {reads}: give "
             f"--superclip-head-input {reads}"
         )
-    for name, tensor in ours.items():
-        if name in state_dict and state_dict[name].shape != tensor.shape:
-            found, expected = list(state_dict[name].shape), list(tensor.shape)
-            raise InputError(f"the weights' class head is of another model: {name} is {found}, expected {expected}")
-    if not {f"{prefix}statistics.num_captions", f"{prefix}statistics.document_frequency"} <= state_dict.keys():
-        return  # torch reports the missing keys
-    num_captions = state_dict[f"{prefix}statistics.num_captions"].item()
-    _check_special_tokens(module, num_captions, state_dict[f"{prefix}statistics.document_frequency"])
-    logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
+    num_captions = state_dict.get(f"{prefix}statistics.num_captions")
+    if num_captions is not None:  # otherwise torch reports the missing key
+        logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
 
 
 def _read_names(state_dict) -> None:
@@ -117,16 +111,4 @@ def _read_names(state_dict) -> None:
         raise InputError(
             "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
             "makes it a folder, which --model local-dir:FOLDER opens"
-        )
-
-
-def _check_special_tokens(module, num_captions: int, document_frequency: Tensor) -> None:
-    """Raises InputError if special tokens count as words now but did not when these counts were made.
-
-    Every caption contains a special token, so its count would equal the number of captions.
-    """
-    if module.statistics.num_ignored == 0 and document_frequency.max() < num_captions:
-        raise InputError(
-            "--superclip-special-tokens: the counts in these weights leave special tokens out, which would then weigh "
-            "most of all words: leave the flag out"
         )

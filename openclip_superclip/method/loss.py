@@ -49,11 +49,7 @@ def class_loss(
     chunks again.
 
     Args:
-        features: [B, W], the head's normalised input.
-        weight: [V, W], one row a token.
-        bias: [V].
-        tokens: [B, L], the captions' token ids; a repeated id counts once.
-        idf: [V], the weight of each token as a label; 0 leaves a token out.
+        features, weight, bias, tokens, idf: as for `plain_class_loss`.
         scale: a factor of every loss, a number or a tensor with one element.
         chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
     """

@@ -84,7 +84,6 @@ class _WithClassHead:
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf.", "class_head."))
         ]
-        self._checked_idf = False
         self._waiting = deque(maxlen=accum_freq)  # micro-batches that are counted but not yet trained on
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
         logging.info(self._summary())
@@ -151,8 +150,6 @@ class _WithClassHead:
             idf = self.fixed_idf()
         else:
             idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
-        if self.idf == "online" and not self._checked_idf:
-            self._check_idf(idf)
         if self.head_warmup:  # selected on the device: no synchronization, and the same graph for DDP
             warming_up = self.statistics.num_captions <= self.head_warmup
             head_input = torch.where(warming_up, head_input.detach(), head_input)
@@ -177,15 +174,6 @@ class _WithClassHead:
         logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
         return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
-
-    def _check_idf(self, idf: Tensor) -> None:
-        """Warns if all captions of the first batch are equal: all IDF weights are 0 then."""
-        self._checked_idf = bool(self.statistics.num_captions > 1)
-        if self._checked_idf and not (idf * (self.statistics.document_frequency > 0)).any():
-            logging.warning(
-                "SuperCLIP: the class loss is 0, as all captions of the first batch contain the same words, whose IDF "
-                "is therefore 0; --superclip-idf off weighs all words equally"
-            )
 
     def _summary(self) -> str:
         patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"

@@ -35,12 +35,13 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
     has_features = hasattr(trunk, "forward_intermediates") and getattr(trunk, "feature_info", None)
     if isinstance(visual, TimmModel) and has_features:
         layout = "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
-        has_final_norm = _name(trunk) not in NEVER_NORMALISED
-        what = f"last features of timm's {_name(trunk)}{'' if has_final_norm else ', not normalised'}"
+        has_final_norm = type(trunk).__name__ not in NEVER_NORMALISED
+        what = f"last features of timm's {type(trunk).__name__}{'' if has_final_norm else ', not normalised'}"
         return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, has_final_norm, what)
+    tower = type(visual if trunk is None else trunk).__name__
     raise InputError(
-        f"--superclip needs a vision tower with patch features; {_name(visual if trunk is None else trunk)} has none "
-        "(no forward_intermediates): use a ViT, ResNet, ConvNeXt or another timm tower that has them"
+        f"--superclip needs a vision tower with patch features; {tower} has none (no "
+        "forward_intermediates): use a ViT, ResNet, ConvNeXt or another timm tower that has them"
     )
 
 
@@ -54,8 +55,8 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
         width = getattr(visual.trunk, "head_hidden_size", None) or visual.trunk.num_features
     else:
         raise InputError(
-            f"--superclip-head-input {head_input}: {_name(visual)} has no pooled vector before the projection, as its "
-            "attention pool projects too: leave the flag out, or use a ViT"
+            f"--superclip-head-input {head_input}: {type(visual).__name__} has no pooled vector before the projection, "
+            "as its attention pool projects too: leave the flag out, or use a ViT"
         )
     if head_input == "both" and width != tokens.width:
         raise InputError(
@@ -118,25 +119,10 @@ class _Readable:
         return (features, pooled_tokens) if getattr(self, "output_tokens", False) else features
 
 
-class _ReadableViT(_Readable, VisionTransformer):
-    pass
-
-
-class _ReadableResNet(_Readable, ModifiedResNet):
-    pass
-
-
-class _ReadableTimm(_Readable, TimmModel):
-    pass
-
-
-READABLE = {VisionTransformer: _ReadableViT, ModifiedResNet: _ReadableResNet, TimmModel: _ReadableTimm}
-
-
 def make_readable(visual: nn.Module) -> None:
     """Makes an OpenCLIP vision tower accept a `Reading` in addition to the image; without one, nothing changes."""
     kind = type(visual)
-    visual.__class__ = READABLE.get(kind) or type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
+    visual.__class__ = type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
 
 
 def _read(visual, tokens: PatchTokens, image, head_input: str) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -203,7 +189,3 @@ def _head_input(head_input: str, pooled: Tensor, patch_mean: Tensor) -> Tensor:
 
 def _mean(patches: Tensor, layout: str) -> Tensor:
     return patches.mean(dim=1 if layout == "NLC" else (2, 3), dtype=torch.float32)
-
-
-def _name(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("_Readable")

@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def _check_options(given: CommandLine) -> None:
 
 def _check_idf_file(given: CommandLine) -> None:
     """Raises InputError for word frequencies of another tokenizer or of other captions than the run's."""
-    args, config = given.args, given.config
+    config = given.config
     if not is_idf_file(config.idf):
         return
     from ..data.captions import check_counted_captions
@@ -182,19 +181,8 @@ def _check_idf_file(given: CommandLine) -> None:
 
     frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
     frequencies.check(given.tokenizer, what)
-    table = given.reads_table
-    command = ["superclip", "frequencies", args.train_data or "DATA", "--tokenizer-of", args.model]
-    if table:
-        command += ["--csv-separator", args.csv_separator, "--csv-img-key", args.csv_img_key]
-        command += ["--csv-caption-key", args.csv_caption_key]
-    check_counted_captions(
-        frequencies.captions,
-        config,
-        given.tokenizer.context_length,
-        what=what,
-        command=shlex.join(command),
-        table=table,
-    )
+    context_length = given.tokenizer.context_length
+    check_counted_captions(frequencies.captions, config, context_length, what, given.reads_table)
 
 
 def _check_data(given: CommandLine) -> list[str]:
@@ -269,7 +257,7 @@ def _check_training_data(given: CommandLine) -> list[str]:
 
 def _check_validation_data(given: CommandLine) -> list[str]:
     """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
-    from ..data.inspection import START, inspect
+    from ..data.inspection import NUM_LOOKED_FOR, inspect
     from ..data.tables import check_table, kind
 
     args = given.args
@@ -278,7 +266,9 @@ def _check_validation_data(given: CommandLine) -> list[str]:
     if kind(args.val_data, args.dataset_type, "--val-data") == "table":
         return check_table(args.val_data, given.columns, Config(), 1, 1, "--val-data")
     caption = _caption_member(given)
-    return inspect(args.val_data, "--val-data", "", START, caption=caption).warnings() if caption else []
+    if not caption:
+        return []
+    return inspect(args.val_data, "--val-data", caption=caption, most=NUM_LOOKED_FOR).warnings
 
 
 def _caption_member(given: CommandLine) -> str:

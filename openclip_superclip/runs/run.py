@@ -240,19 +240,19 @@ class Run:
         max_decoded = 0 if full else MAX_DECODED  # all images are decoded below
         warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", max_decoded)
         if full:
-            table = read_table(self.data, columns, config, "--data", None, jobs or NUM_THREADS, quiet=False)
+            table = read_table(self.data, columns, config, "--data", None, jobs or NUM_THREADS)
             bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
         return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
-        from ..data.inspection import START, inspect
+        from ..data.inspection import NUM_LOOKED_FOR, inspect
         from ..data.tables import check_table
 
         val_data = self.recipe.flags.get("val-data")
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
-        return inspect(val_data, "--val-data", "", START).warnings() if val_data else []
+        return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings if val_data else []
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON and for run.json."""

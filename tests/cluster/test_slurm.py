@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 from ruamel.yaml import YAML
 from support.forked_command import run_superclip
 from support.slurm_cluster import Cluster
@@ -297,22 +296,6 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     assert steps.startswith("31250 steps")
     assert "--batch-size 512 --accum-freq 4 " in command
     assert f"--train-data '{shards}'" in command
-
-
-def test_frequencies_are_counted_in_parts_and_added_up(cluster, work, recipe):
-    model, shards = f"local-dir:{work}/model", f"{work}/shards/{{000000..000011}}.tar"
-    what = [shards, "--tokenizer-of", model]
-    script = ["bash", SLURM / "frequencies.sbatch", "parts.safetensors", 2, *what]
-    printed = cluster.call(*script, cwd=work, SBATCH="--cpus-per-task=1")
-    total = re.fullmatch(r"job \d+ counts in 2 parts; job (\d+) waits for it and writes parts.safetensors\n", printed)[
-        1
-    ]
-    assert cluster.wait(total)["JobState"] == "COMPLETED"
-    cluster.call("superclip", "frequencies", *what, "--out", "whole.safetensors", cwd=work)
-    parts, whole = (safetensors.torch.load_file(work / f"{name}.safetensors") for name in ("parts", "whole"))
-    assert parts.keys() == whole.keys()
-    assert all((parts[name] == whole[name]).all() for name in whole)
-    assert not list(work.glob("*.part*"))
 
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import multiprocessing
 import re
 import types
 from pathlib import Path
@@ -158,32 +157,19 @@ def test_each_mode_gives_each_loss_its_caption(kind, mode, data, train):
     assert len(seen(run, "class")) == 2 * NUM_SAMPLES
 
 
-@pytest.mark.parametrize("flags", ["--accum-freq 2 --force-custom-text", "--siglip --superclip-idf off"])
-def test_dual_trains_beside_other_options(flags, data, train):
-    (run,) = train(*data["csv"], "--superclip-captions", "dual", *flags.split(), "--logs", "none")
-    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
-    assert all(value > 0 for value in run.values("Class_loss")[-1:])
-
-
 def test_dual_counts_the_words_of_the_long_captions_alone_with_workers_too(data, train, model, tmp_path):
     (run,) = train(*data["webdataset"], "--superclip-captions", "dual", "--workers", "2", cwd=tmp_path)
     assert pairs(run) == EXPECTED["dual"]
     weights = torch.load(tmp_path / "logs/run/checkpoints/epoch_1.pt")["state_dict"]
-    counted = weights["statistics.document_frequency"].nonzero().flatten()
-    assert words(open_clip.get_tokenizer(model), counted[:, None]) == sorted(
-        {word for caption in LONG for word in caption.split()}, key=counted_id
-    )
+    counted = weights["statistics.document_frequency"].nonzero()
+    expected = {word for caption in LONG for word in caption.split()}
+    assert set(words(open_clip.get_tokenizer(model), counted)) == expected
     assert weights["statistics.num_captions"] == NUM_SAMPLES
 
 
-def counted_id(word: str) -> int:
-    return open_clip.get_tokenizer("ViT-B-32").encode(word)[0]
-
-
-@both_types
-def test_two_ranks_give_every_sample_its_captions(kind, data, train):
-    runs = train(*data[kind], "--superclip-captions", "dual", "--logs", "none", world_size=2)
-    assert pairs(runs[0]) | pairs(runs[1]) == set(zip(SHORT, LONG, strict=True))
+def test_two_ranks_give_every_sample_its_captions(data, train):
+    runs = train(*data["webdataset"], "--superclip-captions", "dual", "--logs", "none", world_size=2)
+    assert pairs(runs[0]) | pairs(runs[1]) == EXPECTED["dual"]
     assert sum(len(seen(run, "class")) for run in runs) == NUM_SAMPLES
 
 
@@ -264,7 +250,7 @@ def test_the_long_caption_is_found_in_a_member_a_column_or_the_json(sample, plac
 def test_a_field_of_the_json_trains_as_a_member_does(write_shards, train, tmp_path):
     flags = webdataset_flags(write_shards(tmp_path / "json", lambda index: {"json": {"a": {"b": long(index)}}}))
     (run,) = train(*flags, "--superclip-captions", "dual", "--superclip-long-caption", "json:a.b", "--logs", "none")
-    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
+    assert pairs(run) == EXPECTED["dual"]
 
 
 # Missing, long, unreadable
@@ -379,28 +365,9 @@ def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, mo
     assert ours.values("Contrastive_loss") == stock.values("Contrastive_loss")
 
 
-def test_identical_captions_train_a_class_loss_of_0_with_a_warning(train, image, tmp_path):
-    flags = write_table(tmp_path, image, "title", ["a cat"] * 16)
-    (run,) = train(*flags, "--logs", "none")
-    assert run.values("Class_loss") == [0.0, 0.0]
-    assert run.output.count("SuperCLIP: the class loss is 0, as all captions of the first batch contain the same") == 1
-
-
-def test_a_table_trains_with_workers_that_are_not_forked(data, train):
-    def train_with(*argv):
-        multiprocessing.set_start_method("spawn", force=True)
-        return superclip_train(*argv)
-
-    flags = [*data["csv"], "--superclip-captions", "dual", "--workers", "1", "--logs", "none"]
-    (run,) = train(*flags, function=train_with)
-    assert run.returncode == 0, run.output[-3000:]
-    assert f"of {NUM_SAMPLES} samples read, 0 had no long caption" in run.output
-
-
-@pytest.mark.parametrize(("kind", "workers"), [("csv", "0"), ("webdataset", "2")])
-def test_a_missing_long_caption_may_end_the_run(kind, workers, holey, train):
-    flags = ["--superclip-long-caption", "long.txt", "--superclip-missing-long", "error", "--workers", workers]
-    (run,) = train(*holey[kind], *flags, "--superclip-captions", "long", "--logs", "none")
+def test_a_missing_long_caption_may_end_the_run(holey, train):
+    flags = ["--superclip-long-caption", "long.txt", "--superclip-missing-long", "error", "--workers", "2"]
+    (run,) = train(*holey["webdataset"], *flags, "--superclip-captions", "long", "--logs", "none")
     assert run.returncode == 1
     (error,) = run.errors()
     assert "error: --superclip-missing-long: sample " in error
@@ -450,20 +417,10 @@ def test_duals_class_loss_may_read_more_than_the_text_tower_and_cut_captions_are
         assert (reader.counts.so_far().long, reader.counts.so_far().cut) == (1, num_cut)
 
 
-def test_a_longer_class_context_trains_and_the_fraction_that_was_cut_is_logged(data, train):
-    flags = [*data["csv"], "--superclip-captions", "dual", "--superclip-long-context", "4", "--logs", "none"]
-    (run,) = train(*flags)
-    assert set(seen(run, "class")) == {" ".join(caption.split()[:2]) for caption in LONG}
-    assert "12.5% of the long ones were cut at 4 tokens" in run.output
-
-
 @pytest.mark.parametrize("flags", [
     "--superclip-captions dual",
     "--superclip-captions mixed:1.5 --superclip-long-caption long.txt",
-    "--superclip-captions mixed:nan --superclip-long-caption long.txt",
-    "--superclip-captions both --superclip-long-caption long.txt",
     "--superclip-missing-long pass",
-    "--superclip-missing-long error --superclip-captions short",
     "--superclip-long-caption long.txt",
     "--superclip-long-context -1 --superclip-captions dual --superclip-long-caption long.txt",
     "--superclip-captions dual --superclip-long-caption long.txt --dataset-type synthetic",

@@ -26,7 +26,6 @@ from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints import export
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint, save_weights
 from openclip_superclip.checkpoints.export import Card, as_hugging_face, save_tokenizer
@@ -475,12 +474,12 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
     "plain.pt --out nan.pt": "--out: nan.pt exists",
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out plain.pt/out": "--out: plain.pt/out cannot be written",
+    "plain.pt --out plain.pt/out": "plain.pt cannot be written",
     "plain.pt --out model --overwrite": "contains notes.txt, which --overwrite would delete",
     "plain.pt --out link --overwrite": "contains notes.txt, which --overwrite would delete",
-    "imported --out imported --overwrite": "contains imported, which is an input and would be deleted",
-    "imported --out . --overwrite": ". is the working folder, or contains it",
-    "plain.pt --out / --overwrite": "/ is the working folder, or contains it",
+    "imported --out imported --overwrite": "imported is or contains imported, which is an input",
+    "imported --out . --overwrite": ". is or contains imported, which is an input",
+    "plain.pt --out / --overwrite": "/ is or contains plain.pt, which is an input",
     "plain.pt --out model/notes.txt --overwrite": "is a file; expected the name of a folder",
 }
 
@@ -538,23 +537,6 @@ def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path)
     (error,) = failed.errors()
     assert error.startswith(f"error: --out: {tmp_path}/out/x cannot be written")
     assert "Traceback" not in failed.output
-    assert not any((tmp_path / "out").iterdir())
-
-
-def export_and_be_terminated(small, out):
-    save = export.write_model
-
-    def write_and_terminate(*args):
-        save(*args)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    export.write_model = write_and_terminate
-    return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", out)
-
-
-def test_a_termination_leaves_nothing_half_written(small, tmp_path):
-    (ended,) = run_ranks(export_and_be_terminated, small, tmp_path / "out" / "x", cwd=tmp_path)
-    assert ended.returncode == 128 + signal.SIGTERM, ended.output[-3000:]
     assert not any((tmp_path / "out").iterdir())
 
 

@@ -50,32 +50,12 @@ def test_an_unknown_command_is_named_in_one_line_with_the_nearest_and_exits_with
 
 
 @pytest.mark.parametrize("argv", ["--help", "recipes"])
-def test_output_to_a_full_disk_is_one_line_and_a_reader_that_has_gone_is_none(argv):
-    full = f"{sys.executable} -m openclip_superclip {argv} > /dev/full"
-    done = subprocess.run(["bash", "-c", full], capture_output=True)
-    assert (done.returncode, done.stderr) == (1, b"error: the output cannot be written (No space left on device)\n")
+def test_a_reader_that_has_closed_the_output_is_no_error(argv):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen([*SCRIPT, argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as gone:
         gone.stdout.close()
         assert gone.stderr.read() == b""
     assert gone.returncode == 1
-
-
-def complete(line: str, folder: Path) -> list[str]:
-    """What the shell is offered at the end of a line."""
-    answer = folder / "answer"
-    environment = os.environ | {
-        "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE": "1",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n",
-    }  # fmt: skip
-    subprocess.run(MODULE, env=environment, timeout=120, check=False)
-    return [word.strip() for word in answer.read_text().split("\n")]
-
-
-def test_the_shell_completes_commands_and_their_flags(tmp_path):
-    assert set(COMMANDS) <= set(complete("superclip ", tmp_path))
-    assert complete("superclip train --superclip-we", tmp_path) == ["--superclip-weight"]
-    assert complete("superclip import --gl", tmp_path) == ["--global-batch"]
 
 
 def test_doctor_prints_ten_lines(capsys):

@@ -1,4 +1,4 @@
-"""Files: JSON, and outputs that are written whole or not at all; what messages quote."""
+"""Files: JSON, and outputs that are written whole or not at all; texts of messages and tables."""
 
 import errno
 
@@ -7,6 +7,7 @@ import pytest
 from openclip_superclip.environment import require
 from openclip_superclip.errors import InputError, listed, reason
 from openclip_superclip.files import NotWritten, read_json, whole_output
+from openclip_superclip.pages import markdown_table
 
 
 def test_read_json_returns_the_object(tmp_path):
@@ -46,45 +47,34 @@ def test_a_message_lists_the_first_names_and_the_number_of_the_others():
     assert listed([]) == ""
 
 
-def test_an_output_is_blamed_for_its_own_errors_and_for_no_others(tmp_path):
-    out = tmp_path / "out"
-
-    def write(raises):
-        with whole_output(out, overwrite=True) as part:
+@pytest.mark.parametrize(("error", "is_input_error"), [
+    (OSError(errno.ENOSPC, "No space left on device"), True), (NotWritten("the disk is full"), True),
+    (FileNotFoundError(errno.ENOENT, "No such file"), False),
+])  # fmt: skip
+def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_input_error, tmp_path):
+    with pytest.raises(InputError if is_input_error else FileNotFoundError) as raised:  # noqa: SIM117
+        with whole_output(tmp_path / "out", overwrite=True) as part:
             part.mkdir()
-            raises(part)
-
-    def fails_with(error):
-        def fail(_):
             raise error
-
-        return fail
-
-    for ours in (
-        fails_with(OSError(errno.ENOSPC, "No space left on device")), fails_with(NotWritten("the disk is full")),
-        fails_with(OSError(errno.EROFS, "Read-only file system")),
-        lambda part: (part / "no folder" / "file").write_bytes(b""),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=f"--out: {out} cannot be written"):
-            write(ours)
-    for of_others in (
-        lambda _: (tmp_path / "picture.png").read_bytes(), fails_with(OSError(errno.EIO, "Input/output error")),
-        fails_with(FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")),
-    ):  # fmt: skip
-        with pytest.raises(OSError):
-            write(of_others)
+    assert not is_input_error or str(raised.value).startswith(f"--out: {tmp_path}/out cannot be written (")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_of_two_that_write_one_new_output_at_once_the_second_is_refused(is_folder, tmp_path):
+def test_an_output_replaces_another_only_with_overwrite(is_folder, tmp_path):
     out = tmp_path / "out"
 
-    def write(path, text):
-        (path.mkdir(), (path / "file").write_text(text)) if is_folder else path.write_text(text)
+    def write(text, **options):
+        with whole_output(out, **options) as part:
+            (part.mkdir(), (part / text).touch()) if is_folder else part.write_text(text)
 
-    with pytest.raises(InputError, match=f"--out: {out} cannot be written"), whole_output(out, False) as part:
-        write(part, "second")
-        write(out, "first")  # by another process meanwhile
-    assert (out / "file" if is_folder else out).read_text() == "first"
+    write("first", overwrite=False)
+    with pytest.raises(InputError, match=f"--out: {out} exists"):
+        write("second", overwrite=False)
+    write("third", overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["third"] if is_folder else out.read_text() == "third"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():
+    assert markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"

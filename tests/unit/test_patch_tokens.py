@@ -1,7 +1,6 @@
 """Image features are the tower's own to the last bit, and the patch mean is that of the patches alone."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -111,22 +110,6 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
     _, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
     assert patch_mean.dtype == torch.float32
     torch.testing.assert_close(patch_mean, expected)
-
-
-@pytest.mark.parametrize("name", ["tok", "attentional pool", "cascade", "patch dropout"])
-def test_gradient_checkpointing_changes_no_bit_of_a_native_vit(name):
-    visual = native_tower(NATIVE[name]).train()
-
-    def features_mean_and_gradient():
-        visual.zero_grad()
-        features, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
-        (features.square().mean() + patch_mean.square().mean()).backward()
-        return features, patch_mean, visual.conv1.weight.grad.clone()
-
-    plain = features_mean_and_gradient()
-    visual.set_grad_checkpointing()
-    for ours, expected in zip(features_mean_and_gradient(), plain, strict=True):
-        assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize(("vision_cfg", "size", "width"), OTHER.values(), ids=OTHER.keys())
@@ -255,15 +238,6 @@ def test_the_head_of_another_tower_reads_the_vector_before_the_projection_or_is_
     torch.testing.assert_close(visual.head(pooled), features, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_a_timm_tower_whose_classifier_is_the_projection_gives_its_input():
-    visual = tower({"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "avg", "timm_proj": ""}).eval()
-    image = torch.randn(2, 3, 160, 160)
-    features, vector = encode_image(visual, patch_tokens(visual), image, "pooled")
-    assert torch.equal(features, visual(image))
-    torch.testing.assert_close(visual.trunk.head(vector), features)
-
-
 @pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
 @torch.no_grad()
 def test_the_mean_over_the_patches_of_what_the_head_reads_is_what_it_reads_of_the_image(head_input):
@@ -293,8 +267,7 @@ def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(na
     assert torch.equal(seen[0], own)
     assert torch.equal(reading.vector, encode_image(visual, patch_tokens(visual), image)[1])
     visual._forward_hooks.clear()
-    for copied in (copy.deepcopy(visual), pickle.loads(pickle.dumps(visual))):
-        assert torch.equal(copied(image), own)
+    assert torch.equal(copy.deepcopy(visual)(image), own)
 
 
 def test_a_tower_or_a_trunk_without_features_is_refused_by_name():

@@ -6,7 +6,6 @@ import multiprocessing
 import shutil
 import tarfile
 
-import numpy as np
 import pytest
 import webdataset
 from PIL import Image
@@ -26,14 +25,14 @@ REFUSED = {
     "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
     "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
-    "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty"),
+    "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty or not UTF-8"),
     "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
     "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
     "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
     "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
-    "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are unreadable: expected UTF-8"),
+    "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are empty or not UTF-8"),
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
     "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
 }  # fmt: skip
@@ -109,26 +108,20 @@ def test_of_a_table_with_another_separator_the_one_that_fits_is_named(given, tmp
         parse_args(["--superclip", "--train-data", str(tmp_path / "table.csv"), *given])
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, capfd):
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
-    for path in paths:
-        shutil.copy(paths[0], path) if path != paths[0] else Image.effect_noise((16, 16), 9).save(path)
-    grey = tmp_path / "16.png"
-    Image.fromarray(np.full((16, 16), 9000, np.uint16)).save(grey)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.effect_noise((16, 16), 9).save(tmp_path / "side.jpg", exif=exif)
+    Image.effect_noise((16, 16), 9).save(paths[0])
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
     table = tmp_path / "table.csv"
-    table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", grey, tmp_path / "side.jpg", *paths)))
+    table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", *paths)))
     argv = ["--train-data", str(table), "--batch-size", "4", "--csv-caption-key", "a cat"]
     assert parse_args(argv)
-    assert "of 402 images that were decoded, 1 have more than eight bits" in (said := capfd.readouterr().err)
-    assert "1 are rotated" in said
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
     with pytest.raises(SystemExit) as refusal:
         parse_args(argv)
-    first, second = f"row 401 names {paths[398]}: no readable image", f"row 402 names {paths[399]}: no such file"
+    first, second = f"row 399 names {paths[398]}: no readable image", f"row 400 names {paths[399]}: no such file"
     assert first in str(refusal.value) and second in str(refusal.value)
 
 
