@@ -311,14 +311,8 @@ def test_shards_that_keep_less_than_a_batch_for_a_worker_end_the_run_with_the_re
         return {"long.txt": long(index)} if index < 7 or index == 16 else {}
 
     flags = webdataset_flags(write_shards(tmp_path / "few", members))
-    flags += [
-        "--superclip-captions",
-        "long",
-        "--superclip-long-caption",
-        "long.txt",
-        "--superclip-missing-long",
-        "skip",
-    ]
+    flags += ["--superclip-captions", "long", "--superclip-long-caption", "long.txt"]
+    flags += ["--superclip-missing-long", "skip"]
     (run,) = train(*flags, "--workers", "2", "--logs", "none", function=superclip_train)
     assert run.returncode == 1
     (error,) = run.errors()
