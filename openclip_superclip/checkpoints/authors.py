@@ -11,9 +11,6 @@ from .architecture import expected_head, fit, read_architecture
 from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
 
-LARGEST = 2**17  # largest global batch that is tried
-RAREST = 64  # rarest tokens, which are tested first: their small counts have small rounding errors
-NEAR = 0.02  # tolerance for whole counts
 HEAD_NAMES = {
     "text_decoder.ln_mlp.weight": "class_head.ln.weight",
     "text_decoder.ln_mlp.bias": "class_head.ln.bias",
@@ -22,30 +19,7 @@ HEAD_NAMES = {
 }
 STATISTICS = ("cap_fq", "num_samples")
 FLOAT32 = 2**-24  # relative rounding error of each fraction
-
-
-def whole_counts(cap_fq: Tensor, batches: Tensor) -> Tensor:
-    """Returns whether each global batch size implies whole counts, bool [N].
-
-    Args:
-        cap_fq: running means, float64 [V]. Means with too large a rounding error are ignored.
-        batches: global batch sizes, integers [N].
-    """
-    means = cap_fq[(cap_fq > 0) & (cap_fq * batches.max() * FLOAT32 < NEAR / 2)]
-    counts = means * batches[:, None]
-    return ((counts - counts.round()).abs() < NEAR).all(dim=1)
-
-
-def fitting_batch(cap_fq: Tensor) -> int | None:
-    """Returns the smallest global batch size up to LARGEST that implies whole counts, or None if there is none.
-
-    Every multiple of the correct size implies whole counts, too.
-    """
-    rarest = cap_fq[cap_fq > 0].sort().values[:RAREST]
-    if not len(rarest) or rarest[0] * LARGEST * FLOAT32 >= NEAR / 2:
-        return None
-    fitting = torch.cat([part[whole_counts(rarest, part)] for part in torch.arange(1, LARGEST + 1).split(2**14)])
-    return next((batch for batch in fitting.tolist() if whole_counts(cap_fq, torch.tensor([batch]))), None)
+NEAR = 0.02  # tolerance for whole counts
 
 
 def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
@@ -63,7 +37,7 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
         raise InputError(f"this is no checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
     hidden = sorted(name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES)
     if hidden:
-        raise InputError(f"its head has hidden layers, ours is one linear map: {listed(hidden)}")
+        raise InputError(f"its head has hidden layers, ours is one linear layer: {listed(hidden)}")
     if weights["num_samples"].numel() != 1:
         raise InputError(f"num_samples is {list(weights['num_samples'].shape)}, expected one number")
     steps, means = weights["num_samples"].double().item(), weights["cap_fq"].double().flatten()
@@ -80,7 +54,7 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
 
 def import_checkpoint(
     file: Path, model: str, out: Path, global_batch: int, overwrite: bool = False
-) -> tuple[int, list[str]]:
+) -> tuple[int, bool]:
     """Writes the folder `out`, which is never left incomplete.
 
     Args:
@@ -91,7 +65,7 @@ def import_checkpoint(
         overwrite: whether to replace an existing folder.
 
     Returns:
-        The number of captions counted, and warnings.
+        The number of captions counted, and whether `global_batch` gives whole counts.
     """
     check_out(out, overwrite, [file], is_folder=True)
     architecture = read_architecture(model)
@@ -112,19 +86,6 @@ def import_checkpoint(
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         write_model(folder, architecture, plain, weights)
-    return weights[NUM_CAPTIONS].item(), _batch_warnings(theirs["cap_fq"].double().flatten(), global_batch)
-
-
-def _batch_warnings(cap_fq: Tensor, global_batch: int) -> list[str]:
-    fitting = fitting_batch(cap_fq)
-    if fitting == global_batch:
-        return []
-    if not whole_counts(cap_fq, torch.tensor([global_batch])):
-        advice = f"--global-batch {fitting} gives whole ones" if fitting else "the run had another, or more than one"
-        return [f"--global-batch {global_batch} gives counts that are not whole, {advice}; the import rounds them"]
-    if fitting is None:
-        return []
-    return [
-        f"--global-batch {global_batch}: every count is a multiple of {global_batch // fitting}; "
-        f"--global-batch {fitting} gives whole counts too"
-    ]
+    counts = theirs["cap_fq"].double() * global_batch
+    counts = counts[counts * FLOAT32 < NEAR / 2]  # the rounding error of larger ones hides their fraction
+    return weights[NUM_CAPTIONS].item(), bool(((counts - counts.round()).abs() < NEAR).all())

@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, reason
 from ..files import NotWritten
-from . import HEAD_NAME, RECORD_BESIDE, SHARDED, WEIGHTS_NAMES, is_sharded
+from . import HEAD_NAME, WEIGHTS_NAMES
 from .run_outputs import latest_checkpoints
 
 NUM_SHOWN = 3  # mismatches in an error message
@@ -47,22 +46,14 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
         raise InputError(f"{what} does not match {model}: {'; '.join([*mismatches[:NUM_SHOWN], *more])}")
 
 
-def _check_kinds(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError for sparse, quantized, complex and meta tensors."""
-    for name, tensor in weights.items():
-        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}".replace("torch.", "")
-            raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of real numbers")
-
-
 def check_values(weights: dict[str, Tensor], what: str) -> None:
     """Raises InputError for non-finite weights and for impossible counts."""
     for name, tensor in weights.items():
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
             raise InputError(
-                f"{what}: {name} holds NaN or infinity ({wrong:,} of {tensor.numel():,} values): the run that wrote it "
-                "has diverged; take an earlier checkpoint"
+                f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} values): the run that wrote "
+                "it has diverged; use an earlier checkpoint"
             )
     if NUM_CAPTIONS in weights and DOCUMENT_FREQUENCY in weights:
         _check_counts(weights[NUM_CAPTIONS], weights[DOCUMENT_FREQUENCY], what)
@@ -79,10 +70,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
-        raise InputError(
-            f"{what}: {NUM_CAPTIONS} is {num_captions.dtype} {list(num_captions.shape)} and {DOCUMENT_FREQUENCY} "
-            f"{document_frequency.dtype}; expected int64, the former one number"
-        )
+        raise InputError(f"{what}: {NUM_CAPTIONS} and {DOCUMENT_FREQUENCY} are no counts; expected int64")
     total = num_captions.item()
     if not 0 <= total <= MAX_CAPTIONS:
         raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
@@ -104,10 +92,10 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
         if file.suffix == ".safetensors":
             # A single entry, because safetensors writes several in random order. Only transformers reads "format".
             metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
-            save_file(_apart(weights), file, metadata=metadata)
+            save_file(_untied(weights), file, metadata=metadata)
             file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
         else:
-            state = OrderedDict((name, _alone(tensor)) for name, tensor in _apart(weights).items())
+            state = OrderedDict((name, _alone(tensor)) for name, tensor in _untied(weights).items())
             if options:  # an attribute, like the _metadata of torch's state dicts
                 setattr(state, OPTIONS, options)
             torch.save(state, file)
@@ -115,14 +103,14 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
         raise NotWritten(str(error)) from error
 
 
-def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns tied weights as separate copies, because safetensors rejects shared memory."""
-    seen, apart = set(), {}
+    seen, untied = set(), {}
     for name, tensor in weights.items():
         tied = tensor.data_ptr() in seen and tensor.numel() > 0
-        apart[name] = tensor.clone() if tied else tensor.contiguous()
+        untied[name] = tensor.clone() if tied else tensor.contiguous()
         seen.add(tensor.data_ptr())
-    return apart
+    return untied
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -154,16 +142,15 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     """Reads a checkpoint. Raises InputError if the file is not one.
 
     Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or weights only),
-    safetensors, TorchScript archives, folders that contain one of these, and OpenCLIP 4's sharded checkpoints. Includes
-    the class head that an export saves in a separate file. Files are memory-mapped, except for sharded checkpoints.
-    Never runs code from a pickle.
+    safetensors, TorchScript archives, and folders that contain one of these. Includes the class head that an export
+    saves in a separate file. Files are memory-mapped. Never runs code from a pickle.
 
     Args:
         path: a file or folder.
         of_authors: whether to accept a checkpoint of the SuperCLIP authors' code, for `superclip import`.
     """
     file = file_of_weights(Path(path))
-    content, options = (_load_sharded(file.parent), {}) if is_sharded(Path(path)) else _load(file)
+    content, options = _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
@@ -174,14 +161,13 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
             raise InputError(f"{file} contains {plain} twice, with and without a prefix: expected it once")
         if not plain.startswith(TRAINING_ONLY):
             weights[plain] = tensor
-    _check_kinds(weights, str(file))
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: superclip import {path} --model MODEL --out FOLDER makes "
             "it a folder to use instead"
         )
     beside = file.with_name(HEAD_NAME)
-    exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES.values()
+    exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES
     head_beside = exported and beside.is_file() and not holds_head(weights)
     if head_beside:
         head, options = read_head(beside)
@@ -209,58 +195,7 @@ def holds_head(names: Iterable[str]) -> bool:
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
     """Returns the class head and token statistics in the separate file of an export, and the options in it."""
     head, options = _load(file)
-    if not all(name.startswith(HEAD_PREFIXES) for name in head):
-        raise InputError(f"{file} holds more than a class head; export the checkpoint again, with --with-head")
-    _check_kinds(head, str(file))
-    return head, options
-
-
-def _load_sharded(folder: Path) -> dict:
-    """Returns the content of a sharded checkpoint in the format of an unsharded one."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
-
-    try:
-        with (folder / SHARDED).open("rb") as file:
-            metadata = _SafeMetadata(file).load()
-        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
-        content = torch.load(folder / RECORD_BESIDE, weights_only=True)
-        tensors = {
-            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-            for name, tensor in metadata.state_dict_metadata.items()
-            if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
-        }
-        reader = dcp.FileSystemReader(folder)
-        reader.read_metadata = lambda *_, **__: metadata
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about loading in a single process
-            dcp.load(tensors, storage_reader=reader)
-    except Exception as error:  # corrupt files can raise anything
-        raise InputError(f"{folder} cannot be read as a sharded checkpoint: {_problem(error)}") from error
-    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    for name in ("logit_scale", "logit_bias"):  # FSDP stores scalars as vectors
-        if name in weights and weights[name].shape == (1,):
-            weights[name] = weights[name].squeeze(0)
-    return {**content, "state_dict": weights}
-
-
-class _SafeMetadata(pickle.Unpickler):
-    """Unpickles the metadata of a sharded checkpoint and rejects all other classes."""
-
-    NAMES = (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING", "_StorageInfo", "_StoragePrefix",
-    )  # fmt: skip
-
-    def find_class(self, module, name):
-        known = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-        allowed = (known and name in self.NAMES) or (module, name) in (
-            ("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
-            ("pathlib._local", "PosixPath"),
-        )  # fmt: skip
-        if allowed or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+    return {name: tensor for name, tensor in head.items() if name.startswith(HEAD_PREFIXES)}, options
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -274,12 +209,7 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def file_of_weights(path: Path) -> Path:
-    """Returns the file that contains the weights. Raises InputError if there is none.
-
-    In a folder, this is the file that OpenCLIP selects; in a sharded checkpoint, its metadata file.
-    """
-    if is_sharded(path):
-        return path / SHARDED
+    """Returns the file that contains the weights: in a folder, the one that OpenCLIP selects."""
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir
 
@@ -287,7 +217,7 @@ def file_of_weights(path: Path) -> Path:
         if found is None:
             last = next(iter(latest_checkpoints(path / "checkpoints")), None)
             expected = f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
-            raise InputError(f"{path} holds no weights: expected {expected}")
+            raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -311,24 +241,12 @@ def _load(file: Path) -> tuple[object, dict]:
             options = getattr(content, OPTIONS, {})
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
-    if not isinstance(options, dict):
-        raise InputError(f"{file} cannot be read: it is corrupt (its {OPTIONS} are no options)")
-    return content, options
+    return content, options if isinstance(options, dict) else {}
 
 
 def _problem(error: Exception) -> str:
     unsafe = re.search(r"GLOBAL (\S+)", reason(error))
     if isinstance(error, pickle.UnpicklingError):
-        what = f"is a pickle that asks for {unsafe[1]}" if unsafe else "holds no weights as torch saves them"
-        return f"it {what}, and nothing but weights is ever loaded"
+        what = f"is a pickle that runs {unsafe[1]}" if unsafe else "contains no weights as torch saves them"
+        return f"it {what}; only weights are ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
-
-
-def save_files(tokenizer, folder: Path) -> None:
-    """Writes a transformers tokenizer or processor. Raises OSError if writing fails."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise NotWritten(str(error)) from error  # the tokenizers library raises plain Exception

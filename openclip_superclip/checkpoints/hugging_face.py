@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import unicodedata
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .checkpoint import check_match, save_files, save_weights
+from .checkpoint import check_match, save_weights
 
 # Options that CLIPModel supports, or that have no effect after training. All others must have their default values.
 EXPRESSED = {
@@ -81,19 +80,14 @@ def clip_config(architecture: Architecture) -> dict:
         if name not in ("bpe_path", "context_length") and (name, value) != ("clean", clean)
     ]
     vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
-    sides = {}
-    for name in ("image_size", "patch_size"):
-        size = getattr(vision, name)
-        side = set(size) if isinstance(size, list | tuple) else {size}
-        sides[name] = side.pop() if len(side) == 1 else None
     if not isinstance(vision.layers, int):
         wrong.append("a ResNet")
-    elif None in sides.values():
-        wrong.append(f"vision_cfg of image_size {vision.image_size} and patch_size {vision.patch_size}")
+    sides = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    wrong += [f"vision_cfg.{name} = {side!r}" for name, side in sides.items() if not isinstance(side, int)]
     if wrong:
         raise InputError(
-            f"--format hf: {architecture.name} is not a model that transformers' CLIPModel can express "
-            f"({', '.join(wrong)}); --format openclip can"
+            f"--format hf: transformers' CLIPModel does not support {architecture.name} ({', '.join(wrong)}); use "
+            "--format openclip"
         )
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     shared = {"hidden_act": activation, "layer_norm_eps": 1e-5, "projection_dim": model_cfg["embed_dim"]}
@@ -153,42 +147,20 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
-    save_files(CLIPProcessor(image_processor, _tokenizer(architecture)), folder)
-    save_files(image_processor, folder)  # preprocessor_config.json, which LLaVA-style projects read
-
-
-# Approximates the text cleaning of OpenCLIP's tokenizer (ftfy, html.unescape twice), except mojibake and rare entities.
-ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#x27;": "'", "&apos;": "'", "&nbsp;": " "}
-AMPERSAND = "&(amp;)+"
-COMPATIBLE = [*"ﬀﬁﬂﬃﬄﬅﬆĲĳǱǲǳǄǅǆǇǈǉǊǋǌ", *map(chr, range(0xFF01, 0xFF5F))]  # ligatures and full-width characters
-QUOTES = {"[\u2018\u2019\u201a\u201b]": "'", "[\u201c\u201d\u201e\u201f]": '"'}
-CONTROL = r"[\x00-\x08\x0e-\x1f\x7f\ufeff]"
+    CLIPProcessor(image_processor, _tokenizer(architecture)).save_pretrained(folder)
+    image_processor.save_pretrained(folder)  # preprocessor_config.json, which LLaVA-style projects read
 
 
 def _tokenizer(architecture: Architecture):
-    """Returns a fast tokenizer of transformers that stores all cleaning rules; CLIPTokenizer cleans differently."""
-    from tokenizers import Regex, normalizers
-    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+    """Returns transformers' tokenizer with the model's vocabulary, which cleans clean text as OpenCLIP's does."""
+    from transformers import CLIPTokenizer
 
     tokenizer = architecture.tokenizer()
     if not isinstance(tokenizer, SimpleTokenizer):
         return tokenizer.tokenizer
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    names = {"<start_of_text>": start, "<end_of_text>": end}
-    length = architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length)
-    bpe = CLIPTokenizer(
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    return CLIPTokenizer(
         vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
         merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
-    ).backend_tokenizer
-    replaced = ENTITIES | {letter: unicodedata.normalize("NFKC", letter) for letter in COMPATIBLE}
-    bpe.normalizer = normalizers.Sequence([
-        normalizers.NFC(),
-        normalizers.Replace(Regex(AMPERSAND), "&"),
-        *(normalizers.Replace(found, meant) for found, meant in replaced.items()),
-        *(normalizers.Replace(Regex(found), meant) for found, meant in {**QUOTES, CONTROL: "", r"\s+": " "}.items()),
-        normalizers.Strip(),
-        normalizers.Lowercase(),
-    ])  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=start, eos_token=end, unk_token=end, pad_token=end, model_max_length=length
+        model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
     )

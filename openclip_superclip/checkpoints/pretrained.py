@@ -36,7 +36,7 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None
     """Returns the class head and token statistics saved next to the weights of a model, or None if there are none."""
     schema, place = parse_model_name(model)
     if pretrained and Path(pretrained).is_file():  # --pretrained takes precedence over the weights in a folder
-        exported = Path(pretrained).name in WEIGHTS_NAMES.values()
+        exported = Path(pretrained).name in WEIGHTS_NAMES
         file = Path(pretrained).with_name(HEAD_NAME) if exported else None
     elif schema == "hf-hub":
         try:

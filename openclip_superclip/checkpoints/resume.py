@@ -16,7 +16,6 @@ from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
-from . import is_sharded
 from .model_files import instead_of_passing_over, know_model
 from .run_outputs import is_complete, latest_checkpoints, read_run_record
 
@@ -194,8 +193,7 @@ class Resumed(NamedTuple):
             line = f"superclip: {os.path.basename(path)} {renamed}; --resume latest {resumes}"
             print(line, file=sys.stderr, flush=True)
             if Path(path).stem == LATEST and self.file:
-                copy = shutil.copytree if os.path.isdir(self.file) else shutil.copyfile
-                copy(self.file, f"{path}.part")  # a suffix that --resume latest ignores
+                shutil.copyfile(self.file, f"{path}.part")  # a suffix that --resume latest ignores
                 os.replace(f"{path}.part", path)
 
 
@@ -218,7 +216,7 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
             files = files if files and Path(files[0]).stem == LATEST else []
         whole = next((place for place, file in enumerate(files) if is_complete(file)), len(files))
         return Resumed(files[whole] if whole < len(files) else None, tuple(files[:whole]))
-    if not (os.path.isfile(resume) or is_sharded(Path(resume))):
+    if not os.path.isfile(resume):
         problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
         raise InputError(f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest")
     return Resumed(resume)

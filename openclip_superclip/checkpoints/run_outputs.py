@@ -4,16 +4,13 @@ import ast
 import contextlib
 import glob
 import json
-import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import read_json
-from . import RECORD_BESIDE, is_sharded
 
 # Options to record in averaged checkpoints and exported heads, because they define the model.
 KEPT = (
@@ -81,18 +78,16 @@ def _measures(results: Path, epoch: int | None) -> dict[str, float]:
     return measures
 
 
-def training_folder(run: Path, options: dict) -> Path | None:
-    """Returns the working directory of a run's training, to resolve its relative paths, or None if it is unknown.
+def training_folder(run: Path, options: dict) -> Path:
+    """Returns the working directory of a run's training, to resolve its relative paths.
 
-    `superclip run` records it. Otherwise it is derived from --logs, --name and the location of the run's folder.
+    `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is this process's.
     """
     recorded = read_json(run / "run.json", default={}).get("cwd")
     if isinstance(recorded, str):
         return Path(recorded)
-    steps = Path(os.path.normpath(os.path.join(str(options.get("logs")), str(options.get("name"))))).parts
-    if steps[0] in (os.sep, os.pardir) or run.parts[-len(steps) :] != steps:
-        return None
-    return Path(*run.parts[: -len(steps)])
+    steps = Path(str(options.get("logs")), str(options.get("name"))).parts
+    return Path(*run.parts[: -len(steps)]) if run.parts[-len(steps) :] == steps else Path.cwd()
 
 
 def read_log(log: Path) -> list[dict]:
@@ -121,8 +116,8 @@ def read_log(log: Path) -> list[dict]:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Returns the checkpoints in a run's folder `checkpoints` by epoch, oldest first."""
-    names = ((re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name), path) for path in folder.glob("epoch_*"))
-    return dict(sorted((int(name[1]), path) for name, path in names if name and (name[2] or is_sharded(path))))
+    names = ((re.fullmatch(r"epoch_(\d+)\.pt", path.name), path) for path in folder.glob("epoch_*.pt"))
+    return dict(sorted((int(name[1]), path) for name, path in names if name))
 
 
 def newest(folder: Path) -> int:
@@ -136,30 +131,20 @@ def latest_checkpoints(folder: str | Path) -> list[str]:
     def natural_key(path: str) -> list[str | int]:  # sorts epoch_10 after epoch_9
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
 
-    sharded = [str(path) for path in Path(folder).glob("epoch_*") if is_sharded(path)]
-    return sorted(glob.glob(f"{folder}**/*.pt", recursive=True) + sharded, key=natural_key, reverse=True)
+    return sorted(glob.glob(f"{folder}**/*.pt", recursive=True), key=natural_key, reverse=True)
 
 
 def is_complete(path: str | Path) -> bool:
-    """Returns whether a checkpoint is complete.
-
-    The zip archives of torch.save end with a table of contents. The last file of a sharded checkpoint, which records
-    the epoch, is such an archive too.
-    """
+    """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of contents."""
     try:
-        with zipfile.ZipFile(Path(path) / RECORD_BESIDE if is_sharded(Path(path)) else path):
+        with zipfile.ZipFile(path):
             return True
     except Exception:  # zipfile raises various errors for other files
         return False
 
 
 def is_whole(path: Path) -> bool:
-    """Returns whether a checkpoint is complete and its checksums are correct, which requires reading the whole file.
-
-    Sharded checkpoints have no checksums.
-    """
-    if not is_complete(path) or is_sharded(path):
-        return is_complete(path)
+    """Returns whether a checkpoint is complete and its checksums are correct, which requires reading the whole file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -181,7 +166,7 @@ def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None
         if is_good(path):
             break
         if suffix is None:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
         else:
             path = path.rename(path.with_name(f"{path.name}.{suffix}"))
         bad.append(path)

@@ -10,29 +10,25 @@ def main(argv: list[str]) -> int:
     """Writes the mean and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip average",
-        description="Writes the mean of the weights of several checkpoints of one model. The captions' counts are "
+        description="Writes the mean of the weights of several checkpoints of one model. The caption counts are "
         "those of the checkpoint that has seen most.",
         epilog="example: superclip average epoch_4.pt epoch_5.pt --out mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="files or folders; two or more")
     add_output(parser)
-    parser.add_argument(
-        "--add-counts",
-        action="store_true",
-        help="add the captions' counts: right for separate runs, wrong for checkpoints of one run",
-    )
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:
         raise InputError(f"one checkpoint was given, {options.checkpoints[0]}; an average needs two or more")
-    from ..checkpoints.averaging import average, options_of_all
+    from ..checkpoints.averaging import average
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
+    from ..checkpoints.run_outputs import options_to_keep
     from ..files import check_out, whole_output
 
     check_out(options.out, options.overwrite, options.checkpoints, is_folder=False)
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
-    weights = average(checkpoints, options.add_counts)
+    weights = average(checkpoints)
     with whole_output(options.out, options.overwrite) as file:
-        save_weights(weights, file, options_of_all(checkpoints))
+        save_weights(weights, file, options_to_keep(checkpoints[0]))
     print(f"{options.out}: the mean of {len(checkpoints)} checkpoints")
     return 0
 
@@ -41,6 +37,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options --out and --overwrite."""
     parser.add_argument(
         "--out", type=Path, required=True,
-        help=".pt or .safetensors file to write, for --pretrained or superclip export",
+        help=".pt or .safetensors file to write",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

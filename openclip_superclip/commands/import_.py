@@ -13,7 +13,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
-        "class logits and scale: --superclip --model local-dir:FOLDER trains on, superclip export makes it plain CLIP.",
+        "class logits and scale. --superclip --model local-dir:FOLDER continues the training, and superclip export "
+        "converts it to plain CLIP.",
         epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
     )
     parser.add_argument("checkpoint", type=Path, help="the authors' file")
@@ -26,23 +27,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--global-batch", type=int, default=16_384,
-        help="captions a step of the run had on all GPUs: their running means times this are counts "
-        "(default: %(default)s, the released runs')",
+        help="captions per step of the run on all GPUs, to compute counts from its running means (default: "
+        "%(default)s, as in the released runs)",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="exchange a folder that exists for the new one")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)
     from ..checkpoints.authors import import_checkpoint
 
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
-    num_captions, warnings = import_checkpoint(
+    num_captions, is_whole = import_checkpoint(
         options.checkpoint, options.model, options.out, options.global_batch, options.overwrite
     )
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    if not is_whole:
+        print(
+            f"warning: --global-batch {options.global_batch} does not give whole counts, which were rounded: the run "
+            "had another global batch, or several",
+            file=sys.stderr,
+        )
     print(
         f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"
-        f"train on:      superclip train --superclip --model local-dir:{options.out} …\n"
+        f"continue:      superclip train --superclip --model local-dir:{options.out} …\n"
         f"to plain CLIP: superclip export {options.out} --out FOLDER"
     )
     return 0

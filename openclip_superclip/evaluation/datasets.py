@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from clip_benchmark.datasets import builder, imagenetv2
-from huggingface_hub import constants
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_convert
@@ -27,16 +26,18 @@ from webdataset.filters import default_collation_fn
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
 
 from ..data.images import open_image
-from ..environment import replaced, require
+from ..environment import replaced
 from ..errors import InputError
 from .suites import SUITES
 
 SEGMENTATION, DEPTH = "segmentation", "depth"
 DENSE = (SEGMENTATION, DEPTH)
-FITTED = ("linear_probe", "few_shot", "knn")  # tasks that fit a classifier to the train split
 KINDS = {  # of data, by task
-    "zeroshot_retrieval": ("retrieval",), "image_caption_selection": ("compositional",), "dense": DENSE,
-}  # fmt: skip
+    "zeroshot_classification": ("classification", "multilabel"),
+    "zeroshot_retrieval": ("retrieval",),
+    "linear_probe": ("classification",),
+    "dense": DENSE,
+}
 
 
 class Data(NamedTuple):
@@ -45,17 +46,14 @@ class Data(NamedTuple):
     name: str
     folder: Path
     shards: bool
-    kind: str  # classification, multilabel, retrieval, compositional, segmentation or depth
+    kind: str  # classification, multilabel, retrieval, segmentation or depth
 
     def build(self, transform: Callable, split: str, task: str):
         """Returns CLIP_benchmark's data set. Missing files are an error; nothing is downloaded."""
         if self.kind in DENSE:
             return DenseSet(self.folder, split, transform)
-        if self.name == "winoground" and not self.shards:
-            require("Winoground", "winoground", "datasets")
         shards = shards_of(self.folder / split) if self.shards else []
         name = f"wds/{self.name}" if self.shards else self.name
-        task = "linear_probe" if task in FITTED else task
         with _no_downloads(), redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
             dataset = builder.build_dataset(
                 name, root=str(self.folder), transform=transform, split=split, download=False, task=task
@@ -68,108 +66,75 @@ class Data(NamedTuple):
             return default_convert(default_collation_fn(samples))
         return builder.get_dataset_collate_fn(self.name)(samples)
 
-    def files_id(self, splits: tuple[str, ...], images_only: bool = False) -> str:
-        """Returns a digest of the names, sizes and times of its files, which changes if the data set does.
-
-        For shards, it covers the splits, and the files beside them unless `images_only`; for CLIP_benchmark's built-in
-        data sets, all files below the root.
-        """
-        beside = [] if images_only and self.shards else [entry.path for entry in os.scandir(self.folder)]
-        folders = [self.folder / split for split in splits] if self.shards else [self.folder]
-        files = {*filter(os.path.isfile, beside), *(file for folder in folders for file in _files_below(folder))}
-        found = [(os.path.relpath(file, self.folder), os.stat(file)) for file in sorted(files) if os.path.exists(file)]
+    def files_id(self) -> str:
+        """Returns a digest of the names, sizes and times of its files, which changes if the data set does."""
+        folders = os.walk(self.folder, followlinks=True)
+        files = sorted(os.path.join(folder, name) for folder, _, names in folders for name in names)
+        found = [(os.path.relpath(file, self.folder), os.stat(file)) for file in files if os.path.exists(file)]
         facts = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in found]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-class Selection(NamedTuple):
-    """Data sets to evaluate, each with its task, and missing ones, with the reason."""
-
-    chosen: list[tuple[Data, str]]
-    absent: list[str]
-
-
-def select_datasets(folder: Path, suites: list[str], names: list[str]) -> Selection:
-    """Returns what `suites` evaluate in `folder`: the data sets in `names`, by default the suites' own.
+def select_datasets(folder: Path, suites: list[str], names: list[str]) -> tuple[list[tuple[Data, str]], list[str]]:
+    """Returns the data sets that `suites` evaluate in `folder`, each with its task, and missing ones, with the reason.
 
     Raises InputError for a missing data set of `names`, and if there is nothing to evaluate.
+
+    Args:
+        names: data sets to use instead of the suites' own.
     """
     for suite in suites:
         if suite not in SUITES:
             raise InputError(f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}")
     if not folder.is_dir():
         raise InputError(f"--data: there is no folder {folder}")
-    chosen, absent, unfit = [], [], {}
+    chosen, absent = [], []
     for suite in dict.fromkeys(suites):
         task, listed = SUITES[suite]
-        for name in names or listed:
+        for name in dict.fromkeys(names or listed):
             data = find_data(folder, name)
             if data is None and names:
-                raise InputError(f"--datasets: {folder} holds no {name}; it holds {_held(folder)}")
+                raise InputError(f"--datasets: {folder} contains no {name}; it contains {_content(folder)}")
             if data is None:
-                absent.append(f"{name} ({suite}: not there)")
-            elif data.kind not in KINDS.get(task, ("classification", "multilabel")):
-                layouts = "it has none of VOCdevkit/VOC2012, annotations/training and train/depths"
-                unfit[name] = f"{name} ({suite}: {layouts if task == 'dense' else f'it is for {data.kind}'})"
-            elif task in FITTED and data.kind == "multilabel":
-                absent.append(f"{name} ({suite}: it has several labels per image)")
-            elif task in FITTED and data.shards and not (data.folder / "train").is_dir():
-                absent.append(f"{name} ({suite}: it has no train/ to fit to)")
-            elif (data, of_data := data.kind if task == "dense" else task) not in chosen:
-                chosen.append((data, of_data))
-    evaluated = {data.name for data, _ in chosen}
-    absent += [reason for name, reason in unfit.items() if name.removeprefix("wds/") not in evaluated]
-    if not chosen and unfit:
-        raise InputError(f"--suite {','.join(suites)} measures nothing of {folder}: {', '.join(unfit.values())}")
+                absent.append(f"{name} ({suite}: not found)")
+            elif data.kind not in KINDS[task]:
+                continue
+            elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
+                absent.append(f"{name} ({suite}: it has no train/)")
+            else:
+                chosen.append((data, data.kind if task == "dense" else task))
     if not chosen:
         raise InputError(
-            f"--data: {folder} holds nothing for --suite {','.join(suites)}; expected folders such as "
-            f"imagenet1k/ with test/nshards.txt and test/0.tar, or --datasets NAME; it holds {_held(folder)}"
+            f"--data: {folder} contains nothing for --suite {','.join(suites)}; expected folders such as imagenet1k/ "
+            f"with test/nshards.txt and test/0.tar, or --datasets NAME; it contains {_content(folder)}"
         )
-    return Selection(chosen, absent)
+    evaluated = {data.name for data, _ in chosen}
+    unfit = [name for name in names if name.removeprefix("wds/") not in evaluated]
+    return chosen, absent + [f"{name} (not for --suite {','.join(suites)})" for name in unfit]
 
 
 def find_data(folder: Path, name: str) -> Data | None:
     """Returns the data set with CLIP_benchmark's name, or with the name of its published copy, or None."""
     name = name.removeprefix("wds/")
-    if name.startswith("sugar_crepe/") and (folder / f"{name}.json").is_file():  # the seven share their images
-        return Data(name, folder / "sugar_crepe", False, "compositional")
     dashed = name.replace("/", "-")
-    for place in (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test"):
-        if (folder / place).is_dir():
-            return _data(name, folder / place)
-    return None
+    places = (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test")
+    found = next((folder / place for place in places if (folder / place).is_dir()), None)
+    if found is None:
+        return None
+    if kind := dense_kind(found):
+        return Data(name, found, False, kind)
+    if any((found / "test").glob("*.tar")) or (found / "test" / "nshards.txt").is_file():
+        type_file = found / "dataset_type.txt"
+        return Data(
+            name, found, True, type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+        )
+    if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
+        return Data(name, found, False, "retrieval")
+    return Data(name, found, False, "multilabel" if name.endswith("multilabel") else "classification")
 
 
-def _data(name: str, folder: Path) -> Data:
-    if kind := dense_kind(folder):
-        return Data(name, folder, False, kind)
-    task = builder.get_dataset_default_task(name)
-    kinds = {"image_caption_selection": "compositional", "zeroshot_retrieval": "retrieval"}
-    if any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
-        type_file = folder / "dataset_type.txt"
-        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
-        return Data(name, folder, True, "compositional" if task == "image_caption_selection" else kind)
-    return Data(name, folder, False, kinds.get(task, "multilabel" if name.endswith("multilabel") else "classification"))
-
-
-def _held(folder: Path) -> str:
-    depths = ("*", "*/*", "*/*/*")  # wds/vtab/cifar10 is the deepest
-    found = [path.parents[1] for depth in depths for path in folder.glob(f"{depth}/test/nshards.txt")]
-    found = found or sorted(folder.iterdir())[:5]
-    return ", ".join(sorted(str(path.relative_to(folder)) for path in found)) or "nothing"
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """Yields all files below a folder; follows links, but visits each folder once."""
-    entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        yield from (os.path.join(place, file) for file in files)
+def _content(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
 
 
 @contextmanager
@@ -179,11 +144,7 @@ def _no_downloads() -> Iterator[None]:
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
 
-    with (
-        replaced(builder, call=refuse),
-        replaced(imagenetv2, requests=SimpleNamespace(get=refuse)),
-        replaced(constants, HF_HUB_OFFLINE=True),  # of huggingface_hub: Winoground is read from its cache
-    ):
+    with replaced(builder, call=refuse), replaced(imagenetv2, requests=SimpleNamespace(get=refuse)):
         yield
 
 
@@ -200,7 +161,7 @@ def shards_of(split: Path) -> list[Path]:
 
 
 class ShardSamples(Dataset):
-    """CLIP_benchmark's WebDataset with random access, so that ranks and workers can share its samples.
+    """CLIP_benchmark's WebDataset with random access, so that any number of workers reads it in the same order.
 
     Samples are decoded and transformed by CLIP_benchmark's own pipeline. Only tar headers are read to find them.
     """
@@ -298,19 +259,17 @@ class DenseSet(Dataset):
         file = self.labels[index]
         with open_image(self.images[index]) as image, open_image(file) as labels:
             size, values = image.size, np.array(labels)
-        if values.shape[1::-1] != size:
-            found, expected = ("{} x {}".format(*pixels) for pixels in (values.shape[1::-1], size))
-            raise InputError(f"{file} has {found} pixels; expected {expected}, as its image has")
-        if values.ndim != 2:
-            raise InputError(f"{file} has {values.shape[-1]} channels; expected one number per pixel")
+        if values.shape != size[::-1]:
+            raise InputError(f"{file} has the shape {list(values.shape)}; expected its image's, {list(size[::-1])}")
         if not self.num_classes:
             return torch.from_numpy(values.astype(np.float32) / 1000)  # of millimetres
         classes = values.astype(np.int64) - self.first_class
         is_none = (classes < 0) | (classes == NO_CLASS) | (values == NO_CLASS)
         largest = classes[~is_none].max(initial=0)
         if largest >= self.num_classes:
-            number = largest + self.first_class
-            raise InputError(f"{file} holds the class {number}; expected {self.num_classes} classes")
+            raise InputError(
+                f"{file} contains the class {largest + self.first_class}; expected {self.num_classes} classes"
+            )
         return torch.from_numpy(np.where(is_none, NO_CLASS, classes))
 
 
@@ -321,5 +280,5 @@ def _pairs(images: Path, labels: Path) -> tuple[list[str], list[str]]:
     if missing := [path for path in wanted if not path.is_file()]:
         raise InputError(f"there is no {missing[0]}; expected a label for every image of {images}")
     if not found:
-        raise InputError(f"{images} holds no image; expected .jpg or .png, and its label in {labels}")
+        raise InputError(f"{images} contains no image; expected .jpg or .png, and its label in {labels}")
     return [*map(str, found)], [*map(str, wanted)]

@@ -1,7 +1,4 @@
-"""Segmentation and depth by a linear layer on the patch tokens, with a frozen or fine-tuned tower."""
-
-import copy
-from collections.abc import Iterator
+"""Segmentation and depth by a linear layer on the frozen patch tokens."""
 
 import numpy as np
 import torch
@@ -14,12 +11,10 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..method.patch_tokens import patch_map, patch_tokens
 from .datasets import NO_CLASS, DenseSet
-from .features import Features
+from .features import SEED, Settings
 from .outcomes import IOU, RMSE, Outcome, estimate
-from .tasks import SEED, Settings
 
 BATCH_SIZE = 16
-TOWER_LR = 1e-5
 WEIGHT_DECAY = 1e-4
 MOST_DEPTHS = 200  # training images for mean and standard deviation of the depths
 
@@ -44,7 +39,7 @@ def whole_image(network: nn.Module) -> Compose:
 
 
 def dense_probe(
-    network: nn.Module, train: DenseSet, test: DenseSet, by_split: dict[str, Features], settings: Settings
+    splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: Settings
 ) -> tuple[dict[str, float], dict[str, Outcome]]:
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in metres as `rmse`.
 
@@ -52,17 +47,18 @@ def dense_probe(
     scores are over the pixels of all test images at their original sizes.
 
     Args:
-        by_split: the patch tokens of the splits, [N, W, h, w], for a frozen tower; {} to fine-tune it.
+        splits: train and test.
+        tokens: the patch tokens of both, [N, D, h, w].
     """
     torch.manual_seed(SEED)
-    maps = None if by_split else PatchMaps(copy.deepcopy(network)).float()
-    width = patch_tokens(network.visual).width
+    train, test = splits["train"], splits["test"]
+    width = tokens["train"].shape[1]
     head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, train.num_classes or 1, 1))
     if not train.num_classes:
         head.append(_Metres(train))
     head.to(settings.device)
-    _fit(head, maps, train, by_split.get("train"), settings)
-    return _measure(head.eval(), maps, test, by_split.get("test"), settings)
+    _fit(head, train, tokens["train"], settings)
+    return _measure(head.eval(), test, tokens["test"], settings)
 
 
 class _Metres(nn.Module):
@@ -81,38 +77,33 @@ class _Metres(nn.Module):
         return numbers * self.deviation + self.mean
 
 
-class _Inputs(Dataset):
-    """The input of the linear layer or the tower for each image, and its labels, at `size` if given."""
+class _Labelled(Dataset):
+    """The patch tokens of each image, and the labels of its pixels, resized to `size` if given."""
 
-    def __init__(self, images: DenseSet, features: Features | None, size: tuple[int, int] | None):
-        self.images, self.features, self.size = images, features, size
+    def __init__(self, images: DenseSet, tokens: Tensor, size: tuple[int, int] | None):
+        self.images, self.tokens, self.size = images, tokens, size
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        # Cloned: a tensor that is mapped from a file cannot be sent to another process.
-        given = self.images[index][0] if self.features is None else self.features.images[index].float().clone()
         label = self.images.label(index)
         if self.size:
             resized = interpolate(label[None, None].double(), self.size, mode="nearest-exact")
             label = resized[0, 0].to(label.dtype)
-        return given, label
+        return self.tokens[index].float().clone(), label  # cloned: a view would be sent to the process as a whole
 
 
-def _fit(head: nn.Module, maps: PatchMaps | None, train: DenseSet, features: Features | None, settings) -> None:
+def _fit(head: nn.Module, train: DenseSet, tokens: Tensor, settings: Settings) -> None:
     size = train.transform.transforms[0].size
-    loader = DataLoader(_Inputs(train, features, size), BATCH_SIZE, shuffle=True, num_workers=settings.workers)
-    groups = [{"params": head.parameters(), "lr": settings.dense_lr}]
-    if maps is not None:
-        groups.append({"params": [p for p in maps.visual.parameters() if p.requires_grad], "lr": TOWER_LR})
-    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    loader = DataLoader(_Labelled(train, tokens, size), BATCH_SIZE, shuffle=True, num_workers=settings.workers)
+    optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.dense_epochs * len(loader))
     for _ in tqdm(range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None):
-        for given, labels in loader:
-            given, labels = given.to(settings.device), labels.to(settings.device)
-            patches = given if maps is None else maps.encode_image(given)
-            loss = _loss(interpolate(head(patches), labels.shape[1:], mode="bilinear"), labels, train.num_classes)
+        for patches, labels in loader:
+            labels = labels.to(settings.device)
+            outputs = interpolate(head(patches.to(settings.device)), labels.shape[1:], mode="bilinear")
+            loss = _loss(outputs, labels, train.num_classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,9 +125,11 @@ def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def _measure(head, maps, test: DenseSet, features: Features | None, settings) -> tuple[dict, dict[str, Outcome]]:
+def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple[dict, dict[str, Outcome]]:
     parts, num_known = [], 0
-    for output, label in _outputs(head, maps, test, features, settings):
+    loader = DataLoader(_Labelled(test, tokens, None), None, num_workers=settings.workers)
+    for patches, label in tqdm(loader, desc="dense test", unit=" images", leave=False, disable=None):
+        output = interpolate(head(patches[None].to(settings.device)), label.shape, mode="bilinear")[0].cpu()
         known = _has_label(label, test.num_classes)
         num_known += int(known.sum())
         if test.num_classes:
@@ -149,15 +142,6 @@ def _measure(head, maps, test: DenseSet, features: Features | None, settings) ->
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
     return {name: estimate(outcome, "").value}, {name: outcome}
-
-
-def _outputs(head, maps, test: DenseSet, features: Features | None, settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the outputs [C, H, W] and the labels [H, W] of every test image, at its original size."""
-    loader = DataLoader(_Inputs(test, features, None), None, num_workers=settings.workers)
-    for given, label in tqdm(loader, desc="dense test", unit=" images", leave=False, disable=None):
-        given = given[None].to(settings.device)
-        patches = given if maps is None else maps.encode_image(given)
-        yield interpolate(head(patches), label.shape, mode="bilinear")[0].cpu(), label
 
 
 def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,24 +1,85 @@
-"""Image features, computed once per model and split for all measures and cached beside the results."""
+"""Image features of a split, computed once per model for all tasks."""
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import whole_output, write_json
-from .datasets import Data
+from .datasets import DENSE, Data
 
+SEED = 0  # CLIP_benchmark's default
+RECALL_K = [1, 5]
 TIMEOUT = timedelta(days=7)  # the other ranks wait while the first one computes the metrics
+
+
+class Settings(NamedTuple):
+    """How to evaluate; the defaults of the command line are CLIP_benchmark's."""
+
+    device: str  # cpu or cuda
+    precision: str  # amp or fp32
+    batch_size: int
+    workers: int
+    probe_lr: float
+    probe_epochs: int
+    dense_lr: float
+    dense_epochs: int
+
+    def of_task(self, task: str) -> dict:
+        """Returns the settings on which the metrics of a task depend."""
+        probe = {"batch_size": self.batch_size, "lr": self.probe_lr, "epochs": self.probe_epochs, "seed": SEED}
+        more = {
+            "zeroshot_retrieval": {"recall_k": RECALL_K},
+            "linear_probe": probe,
+            **{kind: {"lr": self.dense_lr, "epochs": self.dense_epochs} for kind in DENSE},
+        }
+        return {"precision": self.precision, **more.get(task, {})}
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context in which CLIP_benchmark calls a model."""
+        return torch.autocast(self.device, enabled=self.precision == "amp")
+
+
+class Features(NamedTuple):
+    """The features of a split's images, before any normalisation, in the data set's order.
+
+    Attributes:
+        images: [N, D], or patch tokens [N, D, h, w].
+        targets: labels [N] or [N, classes], or the captions of each image.
+    """
+
+    images: Tensor
+    targets: Tensor | list[list[str]]
+
+
+def encode(model: nn.Module, data: Data, dataset: Dataset, settings: Settings) -> Features:
+    """Returns the features of all images of a split; InputError if it is empty or if they are non-finite."""
+    # Several workers would change the order of an iterable data set.
+    workers = min(settings.workers, 1) if isinstance(dataset, IterableDataset) else settings.workers
+    loader = DataLoader(dataset, batch_size=settings.batch_size, num_workers=workers, collate_fn=data.collate)
+    parts, targets = [], []
+    for images, some in tqdm(loader, desc=data.name, unit=" batches", leave=False, disable=None):
+        with torch.no_grad(), settings.autocast():
+            features = model.encode_image(images.to(settings.device))
+        parts.append(finite(features, "images").cpu())
+        targets += [some] if isinstance(some, Tensor) else [list(captions) for captions in some]
+    if not parts:
+        raise InputError("it contains no image")
+    return Features(torch.cat(parts), torch.cat(targets) if isinstance(targets[0], Tensor) else targets)
+
+
+def finite(features: Tensor, of: str) -> Tensor:
+    """Returns the features; InputError if they are non-finite."""
+    if not torch.isfinite(features).all():
+        raise InputError(f"the model's features of {of} are not finite numbers (NaN or infinite)")
+    return features
 
 
 class EvaluationRanks:
@@ -76,106 +137,3 @@ class EvaluationRanks:
         if self.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
-
-
-ABOUT, IMAGES, TARGETS = "about.json", "images.bin", "targets.pt"
-
-
-class Features(NamedTuple):
-    """The features of a split's images, before any normalisation, in the data set's order.
-
-    Attributes:
-        images: [N, D], or [N, images, D] if a sample has several; memory-mapped.
-        targets: labels [N] or [N, classes], or the captions of each sample.
-    """
-
-    images: Tensor
-    targets: Tensor | list[list[str]]
-
-
-def read_features(folder: Path) -> Features:
-    """Returns cached features."""
-    about = json.loads((folder / ABOUT).read_text())
-    shape, dtype = about["shape"], getattr(torch, about["dtype"])
-    images = torch.from_file(str(folder / IMAGES), size=torch.Size(shape).numel(), dtype=dtype).view(shape)
-    return Features(images, torch.load(folder / TARGETS, weights_only=True))
-
-
-def finite(features: Tensor, of: str) -> Tensor:
-    """Returns the features; InputError if they are non-finite."""
-    if not torch.isfinite(features).all():
-        raise InputError(f"the model's features of {of} are not finite numbers (NaN or infinite)")
-    return features
-
-
-def cache_features(
-    folder: Path,
-    model: nn.Module,
-    data: Data,
-    build: Callable[[], object],
-    batch_size: int,
-    workers: int,
-    autocast: Callable,
-    facts: dict,
-    ranks: EvaluationRanks,
-) -> None:
-    """Computes the features of a split, all ranks together, unless they are cached in `folder`.
-
-    Batches are assigned to the ranks in turn and written in order, so that the features equal those of a single rank
-    exactly and memory use does not depend on the number of images. An error of any rank is raised on all.
-
-    Args:
-        build: returns CLIP_benchmark's data set, with random access or iterable.
-        autocast: returns the context in which to call the model.
-        facts: a record to write beside the features.
-    """
-    if ranks.of_first((folder / ABOUT).is_file()):
-        return
-    shape, dtype, targets, size = [], "", [], 0
-    with ExitStack() as stack:
-        with ranks.together():
-            dataset = build()
-            encoded = _encoded(model, data, dataset, batch_size, workers, autocast, ranks)
-            if ranks.is_first:
-                part = stack.enter_context(whole_output(folder, overwrite=True))
-                part.mkdir()
-                file = stack.enter_context(open(part / IMAGES, "wb"))
-                total = None if isinstance(dataset, IterableDataset) else len(dataset)
-                progress = tqdm(total=total, desc=data.name, unit=" images", leave=False, disable=None)
-                stack.enter_context(progress)
-        ended = False
-        while not ended:
-            with ranks.together():
-                batch = next(encoded, None)
-            batches = ranks.on_first(batch)
-            with ranks.together():
-                for images, some in filter(None, batches):
-                    file.write(images.contiguous().view(torch.uint8).numpy())
-                    shape, dtype, size = list(images.shape[1:]), str(images.dtype).split(".")[1], size + len(images)
-                    targets += [some] if isinstance(some, Tensor) else some
-                    progress.update(len(images))
-            ended = ranks.of_first(batches[-1:] == [None])  # the last rank is the first to run out of batches
-        if ranks.is_first:
-            if size == 0:
-                raise InputError("it holds no image")
-            torch.save(torch.cat(targets) if isinstance(targets[0], Tensor) else targets, part / TARGETS)
-            write_json(part / ABOUT, {"shape": [size, *shape], "dtype": dtype, **facts})
-
-
-def _encoded(model, data, dataset, batch_size, workers, autocast, ranks) -> Iterator[tuple[Tensor, object]]:
-    """Yields (features, targets) of this rank's batches."""
-    device = next(model.parameters()).device
-    if isinstance(dataset, IterableDataset):  # several workers would change the order
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=min(workers, 1), collate_fn=data.collate)
-        mine = (batch for index, batch in enumerate(loader) if index % ranks.world_size == ranks.rank)
-    else:
-        starts = range(ranks.rank * batch_size, len(dataset), ranks.world_size * batch_size)
-        batches = [range(start, min(start + batch_size, len(dataset))) for start in starts]
-        mine = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=data.collate)
-    for images, targets in mine:
-        several = images.shape[:2] if images.dim() == 5 else None  # images per sample
-        with torch.no_grad(), autocast():
-            features = model.encode_image((images.flatten(0, 1) if several else images).to(device))
-        features = finite(features, "images").cpu()
-        targets = targets if isinstance(targets, Tensor) else [list(captions) for captions in targets]
-        yield features.unflatten(0, several) if several else features, targets

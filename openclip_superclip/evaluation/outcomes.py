@@ -75,16 +75,12 @@ def difference(first: Outcome, second: Outcome, dataset: str) -> Estimate:
     return Estimate(_score(second) - _score(first), *_limits(drawn))
 
 
-def mean_of(parts: Sequence[Estimate], dependent: bool = False) -> Estimate:
-    """Returns the mean of estimates; half-widths are combined as root sum of squares, or added if `dependent`."""
+def mean_of(parts: Sequence[Estimate]) -> Estimate:
+    """Returns the mean of independent estimates; half-widths are combined as root sum of squares."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
-    power = 1 if dependent else 2
-
-    def margin(distances: np.ndarray) -> float:
-        return float((distances**power).sum() ** (1 / power) / len(parts))
-
     value = float(values.mean())
-    return Estimate(value, value - margin(values - lows), value + margin(highs - values))
+    below, above = (float(np.sqrt((part**2).sum()) / len(parts)) for part in (values - lows, highs - values))
+    return Estimate(value, value - below, value + above)
 
 
 def mcnemar(first: Outcome, second: Outcome) -> float | None:

@@ -4,58 +4,33 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Sequence
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files import read_json
 from ..pages import markdown_table
-from .outcomes import Estimate, Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
-from .suites import RETRIEVAL, SUITES, THE_38, averaged
-from .tasks import SHOTS
+from .outcomes import Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
+from .suites import RETRIEVAL, THE_38, averaged
 
 PACKAGES = (
     "openclip-superclip", "open_clip_torch", "clip-benchmark", "torch", "torchvision", "webdataset", "scikit-learn",
     "numpy", "pillow", "transformers",
 )  # fmt: skip
-OF_FEATURES = tuple(name for name in PACKAGES if name not in ("clip-benchmark", "scikit-learn"))
-MUST_AGREE = ("model", "source", "dataset", "task", "weights", "tokenizer", "data_files", "settings", "versions")
-
-
-def file_name(words: Sequence[str], identity: Sequence | dict) -> str:
-    """Returns a file name from words and a digest of `identity`, as special characters are removed from the words."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return ".".join([*(re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in words), digest])
+MUST_AGREE = ("model", "source", "dataset", "task", "weights", "data_files", "settings", "versions")
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
-    """Returns the file of a result; `source` distinguishes models of the same name."""
-    return folder / f"{file_name((model, dataset, task), [model, dataset, task, source])}.json"
+    """Returns the file of a result; its digest distinguishes models of the same name by their `source`."""
+    digest = hashlib.sha256(json.dumps([model, dataset, task, source]).encode()).hexdigest()[:8]
+    words = (re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in (model, dataset, task))
+    return folder / f"{'.'.join([*words, digest])}.json"
 
 
 def read_record(file: Path, expected: dict) -> dict | None:
     """Returns an existing result, with its file, if all of its inputs are unchanged, else None."""
-    record = _read(file)
+    record = read_json(file, default={})
     return record | {"file": str(file)} if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
-
-
-def read_records(folder: Path) -> list[list[dict]]:
-    """Returns all results in a folder, by model; other JSON files are skipped."""
-
-    def model(record: dict) -> tuple[str, str]:
-        return record["model"], record["source"]
-
-    records = (_read(file) | {"file": str(file)} for file in sorted(folder.glob("*.json")))
-    results = [record for record in records if record.keys() >= {"metrics", *MUST_AGREE}]
-    return [list(group) for _, group in groupby(sorted(results, key=model), key=model)]
-
-
-def _read(file: Path) -> dict:
-    try:
-        record = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
@@ -63,35 +38,31 @@ MEASURES = {  # that the table shows, by task
     "zeroshot_classification": ("acc1", "mean_average_precision"),
     "zeroshot_retrieval": tuple(f"{side}@{k}" for k in (1, 5) for side in (IMAGE_RETRIEVAL, TEXT_RETRIEVAL)),
     "linear_probe": ("lp_acc1",),
-    "few_shot": tuple(f"fewshot_acc1@{shots}" for shots in SHOTS),
-    "knn": ("knn_acc1",),
-    "image_caption_selection": ("text_acc", "image_acc", "acc"),
     "segmentation": ("miou",),
     "depth": ("rmse",),
 }
 LABELS = {  # of rows; acc1's is the data set's name
     **{f"{IMAGE_RETRIEVAL}@{k}": f"img→ret {{}} R@{k}" for k in (1, 5)},
     **{f"{TEXT_RETRIEVAL}@{k}": f"txt→ret {{}} R@{k}" for k in (1, 5)},
-    **{f"fewshot_acc1@{shots}": f"{shots} a class {{}}" for shots in SHOTS},
-    "mean_average_precision": "{} mAP", "lp_acc1": "linear probe {}", "knn_acc1": "k-NN {}",
-    "miou": "mIoU {}", "rmse": "RMSE {}, cm",
-    "text_acc": "{} text", "image_acc": "{} image", "acc": "{} group",
-}  # fmt: skip
+    "mean_average_precision": "{} mAP",
+    "lp_acc1": "linear probe {}",
+    "miou": "mIoU {}",
+    "rmse": "RMSE {}, cm",
+}
 PAPER_NAMES = {"imagenet1k": "IN-1k", "imagenetv2": "IN-v2", "mscoco_captions": "COCO", "flickr30k": "Flickr"}
 MOST_COLUMNS = 5
-ORDER = [*THE_38, *RETRIEVAL, *SUITES["compositional"][1]]
+ORDER = [*THE_38, *RETRIEVAL]
 
 
 class Part(NamedTuple):
-    """A data set's contribution to a model's score: the mean of these measures of a result."""
+    """A data set's contribution to a model's score: a measure of a result."""
 
     record: dict
-    measures: list[str]
+    measure: str
 
-    def outcomes(self) -> list[Outcome]:
-        """Returns the stored outcomes of the measures."""
-        kept = read_outcomes(Path(self.record["file"]).with_suffix(".outcomes.npz"))
-        return [kept[name] for name in self.measures if name in kept]
+    def outcome(self) -> Outcome | None:
+        """Returns the stored outcome of the measure."""
+        return read_outcomes(Path(self.record["file"]).with_suffix(".outcomes.npz")).get(self.measure)
 
 
 Score = list[Part]  # one part, or all parts of an average
@@ -132,7 +103,7 @@ def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
 def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
     """Returns the score of every model by the row's label, the averages last."""
     columns = [
-        {label: [Part(record, [measure])] for record in records for measure, label in _shown(record).items()}
+        {label: [Part(record, measure)] for record in records for measure, label in _shown(record).items()}
         for records in models
     ]
     labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _shown(record).values())
@@ -145,49 +116,37 @@ def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
 def _shown(record: dict) -> dict[str, str]:
     """Returns the measures of a result in the table, with their row labels."""
     name = PAPER_NAMES.get(record["dataset"], record["dataset"])
-    tuned = " (tower tuned)" if record.get("settings", {}).get("finetune") else ""
     return {
-        measure: LABELS.get(measure, "{}").format(name) + tuned
+        measure: LABELS.get(measure, "{}").format(name)
         for measure in MEASURES.get(record["task"], ())
         if record["metrics"].get(measure) is not None
     }
 
 
 def _percent(score: Score) -> str:
-    parts = []
-    for part in score:
-        outcomes = part.outcomes()
-        if len(outcomes) != len(part.measures):
-            values = [statistics.mean(one.record["metrics"][name] for name in one.measures) for one in score]
-            return f"{100 * statistics.mean(values):.1f}"
-        parts.append(mean_of([estimate(one, part.record["dataset"]) for one in outcomes], dependent=True))
+    outcomes = [part.outcome() for part in score]
+    if None in outcomes:
+        return f"{100 * statistics.mean(part.record['metrics'][part.measure] for part in score):.1f}"
+    parts = [estimate(one, part.record["dataset"]) for one, part in zip(outcomes, score, strict=True)]
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in mean_of(parts)))
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
-    found = _difference(first, other) if first and other else None
-    if found is None:
+    """Returns the paired difference; a dash if outcomes are missing or are of different samples."""
+    pairs = [(one, two, one.outcome(), two.outcome()) for one, two in zip(first or [], other or [], strict=False)]
+    if not pairs or not all(_are_paired(*pair) for pair in pairs):
         return "–"
+    found = mean_of([difference(before, after, one.record["dataset"]) for one, _, before, after in pairs])
     text = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
-    is_one_measure = len(first) == 1 and len(first[0].measures) == 1
-    p_value = mcnemar(first[0].outcomes()[0], other[0].outcomes()[0]) if is_one_measure else None
+    p_value = mcnemar(*pairs[0][2:]) if len(pairs) == 1 else None
     if p_value is None:
         return text
     return f"{text}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
 
 
-def _difference(first: Score, other: Score) -> Estimate | None:
-    """Returns the paired difference; None if outcomes are missing or are of different samples."""
-    parts = []
-    for one, two in zip(first, other, strict=True):
-        pairs = list(zip(one.outcomes(), two.outcomes(), strict=False))
-        is_same_data = one.record.get("data_files") == two.record.get("data_files")
-        is_same_data = is_same_data and all(len(a.scored) == len(b.scored) for a, b in pairs)
-        if not is_same_data or len(pairs) != len(one.measures):
-            return None
-        name = one.record["dataset"]
-        parts.append(mean_of([difference(a, b, name) for a, b in pairs], dependent=True))
-    return mean_of(parts)
+def _are_paired(one: Part, two: Part, before: Outcome | None, after: Outcome | None) -> bool:
+    same_files = one.record.get("data_files") == two.record.get("data_files")
+    return same_files and None not in (before, after) and len(before.scored) == len(after.scored)
 
 
 def _names(models: list[list[dict]]) -> list[str]:
@@ -204,8 +163,4 @@ def _names(models: list[list[dict]]) -> list[str]:
 def _place(record: dict) -> tuple:
     """Returns the order of a record's rows: by task, in the order of the suites' lists, then by name."""
     name, tasks = record["dataset"], list(MEASURES)
-    return (
-        tasks.index(record["task"]) if record["task"] in tasks else len(tasks),
-        ORDER.index(name) if name in ORDER else len(ORDER),
-        name,
-    )
+    return tasks.index(record["task"]), ORDER.index(name) if name in ORDER else len(ORDER), name

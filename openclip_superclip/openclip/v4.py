@@ -110,6 +110,11 @@ def check_options(args, captions: str | None, slices: int | None) -> None:
             "--superclip-slices cannot go with --use-naflex, which reads its shards over and over: leave out one of "
             "the two"
         )
+    if captions is not None and args.fsdp_checkpoint == "sharded":
+        raise InputError(
+            "--fsdp-checkpoint sharded cannot go with --superclip, whose commands read checkpoints that are one file: "
+            "leave it out"
+        )
     if captions is not None and "muon" in args.opt.lower():
         # Its fallback trains the head's weight, whose rows are words and must not be orthogonalised.
         given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []

@@ -122,6 +122,6 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     found = {
         record["task"]: record["metrics"]
         for record in records
-        if record.get("model") == model and record["task"] in DENSE and not record["settings"]["finetune"]
+        if record.get("model") == model and record["task"] in DENSE
     }
     return {name: 100 * found[task][metric] for task, (name, metric) in DENSE.items()}

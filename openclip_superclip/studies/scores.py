@@ -14,7 +14,6 @@ from ..files import content_digest, file_identity
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
 }  # fmt: skip
-PAPER_DENSE = {"pascal_voc": "pascal_miou", "ade20k": "ade20k_miou", "nyuv2": "nyuv2_rmse"}
 RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
 LABELS = {
     "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
@@ -140,16 +139,12 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
     for measure, side in RETRIEVAL.items():
         arrow = side.removesuffix("_r1").replace("_to_", "→")
         names[measure] = f"{paper}_{side}" if paper else f"{dataset} {arrow} R@1"
-    is_tuned = (record.get("settings") or {}).get("finetune")  # as in the paper; a frozen tower is another measure
-    dense = PAPER_DENSE.get(dataset, f"{dataset}, tower tuned") if is_tuned else f"{dataset}, frozen"
-    names |= {"miou": dense if dense in LABELS else f"{dense}: mIoU"}
+    # The paper fine-tunes the tower, which is another measure.
+    names |= {"miou": f"{dataset}, frozen: mIoU", "rmse": f"{dataset}, frozen: RMSE in cm"}
     for measure, name in names.items():
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
             yield name, value
-    if isinstance(metrics.get("rmse"), int | float):  # in metres
-        in_metres = dense.endswith("_rmse")
-        yield (dense, metrics["rmse"] / 100) if in_metres else (f"{dense}: RMSE in cm", metrics["rmse"])
 
 
 def _is_result(record: object) -> bool:

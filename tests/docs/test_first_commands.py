@@ -28,7 +28,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
     "data": ({}, []),
     "demo": ({"superclip demo": f"superclip {' '.join(SMALL)}"}, ["demo/demo.png"]),
     "evidence": ({}, []),
-    "evaluation": (SMALL_DEMO, ["demo/runs/clip_seed0/evaluation/summary.md"]),
+    "evaluation": (SMALL_DEMO, ["demo/runs/clip_seed0/evaluation"]),
     "own-data": (
         {
             "ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny",

@@ -17,13 +17,8 @@ def records(folder: Path) -> dict[tuple[str, str, str], dict]:
     return {(record["model"], record["dataset"], record["task"]): record for record in found}
 
 
-def features(folder: Path) -> dict[str, bytes]:
-    """The cached features by the name of their folder."""
-    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("features/*/images.bin"))}
-
-
 def num_read(capsys) -> int:
-    """How many results the last call has read instead of computing them."""
+    """The number of results that the last call has reused."""
     (read,) = re.findall(r"(\d) of them from before", capsys.readouterr().out)
     return int(read)
 

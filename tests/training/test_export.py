@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -21,21 +20,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, write_model, write_vocabulary
-from support.released_models import plain_model, random_weights, write_hf_text_model
+from support.released_models import plain_model, random_weights
 from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint, save_weights
-from openclip_superclip.checkpoints.export import Card, as_hugging_face, save_tokenizer
+from openclip_superclip.checkpoints.export import as_hugging_face, model_card, save_tokenizer
 from openclip_superclip.checkpoints.hugging_face import clip_config
-from openclip_superclip.checkpoints.run_outputs import RunRecord, run_behind
+from openclip_superclip.checkpoints.run_outputs import run_behind
 from openclip_superclip.errors import InputError
 
 TEXTS = ["a red cat", "a blue dog and a house"]
 KINDS = ["attentional-pool", "custom-block", "resnet", "timm-vit-map", "timm-convnext", "coca"]
-ALWAYS = {"README.md", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json"}  # for a custom vocabulary
+ALWAYS = {  # files of a model with its own vocabulary
+    "README.md", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+}  # fmt: skip
 
 
 def run(*argv) -> int:
@@ -76,11 +77,11 @@ def trained(train_flags, shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(trained, tmp_path_factory):
-    """Exports of the run's checkpoint in all formats, the first one without the class head."""
+    """Exports of the run's checkpoint in both formats, and one with the class head."""
     folder = tmp_path_factory.mktemp("exports")
-    assert run(trained, "--out", folder / "openclip", "--license", "apache-2.0") == 0
-    for format in ("torch", "hf"):
-        assert run(trained, "--out", folder / format, "--format", format, "--with-head") == 0
+    assert run(trained, "--out", folder / "openclip") == 0
+    for name, format in {"with-head": "openclip", "hf": "hf"}.items():
+        assert run(trained, "--out", folder / name, "--format", format, "--with-head") == 0
     return folder
 
 
@@ -111,13 +112,11 @@ assert not [name for name in sys.modules if name.startswith("openclip_superclip.
 def opened(exports, tmp_path_factory):
     """Stock models with their tokens, and the pixels, tokens and features of their exports.
 
-    The latter come from a process without this package, after the exports were moved and their sources deleted, except
-    for a Hugging Face text tower, which OpenCLIP finds by its absolute path.
+    The latter come from a process without this package, after the exports were moved and their sources deleted.
     """
     folder = tmp_path_factory.mktemp("opened")
     sources = {name: write_model(folder / "sources" / name, **MODELS[name]) for name in KINDS}
     sources["OpenCLIP's vocabulary"] = write_model(folder / "sources" / "vit", text={"vocab_size": 49408, "width": 12})
-    sources["tower"] = write_hf_text_model(folder / "sources" / "tower")
     stock = {}
     for name, model in sources.items():
         weights = random_weights(model)
@@ -127,8 +126,8 @@ def opened(exports, tmp_path_factory):
         stock[name] = plain_model(model, weights), open_clip.get_tokenizer(model)(TEXTS)
     shutil.rmtree(folder / "sources")
     (folder / "moved").mkdir()
-    folders = [exports / "openclip", exports / "torch", folder / "out" / "tower"]
-    folders += [(folder / "out" / name).rename(folder / "moved" / name) for name in sources if name != "tower"]
+    folders = [(folder / "out" / name).rename(folder / "moved" / name) for name in sources]
+    folders += [exports / "openclip", exports / "with-head"]
     image().save(folder / "image.png")
     argv = [sys.executable, "-c", OPEN % TEXTS, "features.pt", *map(str, folders)]
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
@@ -142,25 +141,23 @@ def assert_same_features(model, image, text, image_features, text_features):
     assert torch.equal(model.encode_text(text), text_features)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "OpenCLIP's vocabulary", "tower"])
+@pytest.mark.parametrize("name", [*KINDS, "OpenCLIP's vocabulary"])
 def test_stock_openclip_opens_an_export_with_bit_equal_features_and_its_own_tokens(name, opened):
     model, tokens = opened[0][name]
     assert torch.equal(opened[1][name][1], tokens)
     assert_same_features(model, *opened[1][name])
 
 
-@pytest.mark.parametrize(
-    ("format", "file"), [("openclip", "open_clip_model.safetensors"), ("torch", "open_clip_pytorch_model.bin")]
-)
-def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(format, file, opened, exports, trained):
-    head = {"superclip_head.safetensors"} if format == "torch" else set()
-    assert {path.name for path in (exports / format).iterdir()} == ALWAYS | head | {file}
+@pytest.mark.parametrize("name", ["openclip", "with-head"])
+def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(name, opened, exports, trained):
+    head = {"superclip_head.safetensors"} if name == "with-head" else set()
+    assert {path.name for path in (exports / name).iterdir()} == ALWAYS | head
     model, _, preprocess = superclip.create_model_and_transforms(
         f"local-dir:{trained.parents[3]}/model", load_weights=False, force_image_size=24, force_quick_gelu=True,
         force_context_length=16, image_mean=(0.1, 0.2, 0.3), image_resize_mode="squash", image_interpolation="bilinear",
     )  # fmt: skip
     model.load_state_dict(torch.load(trained, weights_only=True)["state_dict"])
-    pixels, tokens, *features = opened[1][format]
+    pixels, tokens, *features = opened[1][name]
     assert torch.equal(preprocess(image())[None], pixels)
     assert tokens.shape == (2, 16)
     assert_same_features(model.eval(), pixels, tokens, *features)
@@ -195,48 +192,35 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 
 def test_the_model_card_contains_only_known_facts(exports, csv_data):
     card = (exports / "openclip" / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: open_clip\n")
+    assert card.startswith("---\nlibrary_name: open_clip\n")
     for fact in (
         f"- data: {csv_data.name}\n", "- captions seen with the class loss: 64", "- learning rate: 0.001",
-        "- weight of the class loss λ: 1.0", "- global batch: 16", f"openclip-superclip {superclip.__version__}",
-        "| image_to_text_R@1 | ",
+        "- weight of the class loss λ: 1.0", f"openclip-superclip {superclip.__version__}", "- superclip\n",
+        "is not included",
     ):  # fmt: skip
         assert fact in card
-    assert "- superclip\n" in card and "this is the model without it" in card
-    for absent in ("base_model", "None", str(exports), str(csv_data.parent)):
+    assert not any(absent in card for absent in ("None", str(exports), str(csv_data.parent)))
+    assert "The class head is in `superclip_head.safetensors`" in (exports / "with-head" / "README.md").read_text()
+
+
+def test_the_model_card_of_plain_weights_claims_no_class_loss_and_escapes_recorded_values():
+    options = {"pretrained": "<script>alert(1)</script>", "lr": "1\n\n# A heading"}
+    options["train_data"] = "/home/me/a.tar::/b/c.tar"
+    card = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
+    for absent in ("captions seen", "trained with the class loss", "- superclip", "<script>", "\n# A heading"):
         assert absent not in card
-
-
-def card(options: dict) -> str:
-    """Returns the card of a model, given the options of its run."""
-    return Card("mine", RunRecord(options, {}), None, False, "mit", "open_clip", "", "ViT-B-32").text()
-
-
-def test_the_model_card_of_plain_weights_claims_no_recipe_and_no_class_loss():
-    for claim in ("Recipe", "Measured", "data:", "captions seen", "trained with the class loss", "- superclip"):
-        assert claim not in card({})
-
-
-def test_the_model_card_names_the_base_model_and_escapes_recorded_values():
-    record = {"seed": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/home/me/a.tar::/b/c.tar"}
-    text = card({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", **record})
-    assert "<script>" not in text and "\n# A heading" not in text
-    assert "- data: a.tar::c.tar\n" in text
-    assert "base_model: laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in text
-    assert "- base model: ViT-B-32, laion2b_s34b_b79k" in text
+    assert "- data: a.tar::c.tar\n" in card
 
 
 # The class head of an export
 
 
-@pytest.mark.parametrize("format", ["torch", "hf"])
-def test_with_head_saves_the_head_next_to_the_model(format, exports, trained):
+@pytest.mark.parametrize("name", ["with-head", "hf"])
+def test_with_head_saves_the_head_next_to_the_model(name, exports, trained):
     state = torch.load(trained, weights_only=True)["state_dict"]
-    kept = load_file(exports / format / "superclip_head.safetensors")
+    kept = load_file(exports / name / "superclip_head.safetensors")
     assert kept.keys() == {name for name in state if name.startswith(("class_head.", "statistics."))}
     assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
-    card = (exports / format / "README.md").read_text()
-    assert "kept beside the model, in `superclip_head.safetensors`" in card and "without it" not in card
 
 
 def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path):
@@ -245,7 +229,7 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
     first, second = tmp_path / "first", tmp_path / "second"
     argv = ["--model", f"local-dir:{small}/model", "--with-head"]
     assert run(tmp_path / "run.pt", *argv, "--out", first) == 0
-    assert run(first, "--with-head", "--out", second, "--format", "torch") == 0
+    assert run(first, "--with-head", "--out", second) == 0
     for command in ("average", "interpolate"):
         assert main([command, str(first), str(second), "--out", f"{tmp_path}/{command}.pt"]) == 0
     files = [second, tmp_path / "average.pt", tmp_path / "interpolate.pt", first / "open_clip_model.safetensors"]
@@ -314,10 +298,8 @@ def test_openclips_custom_text_towers_are_supported(tmp_path):
 
 
 STRINGS = [
-    "a photo of a cat", "it’s a dog", "“quoted” text", "salt &amp; pepper", "ﬁne ﬂower", "café", "cafe\u0301", "naïve",
-    "a  b\tc", "100% real", "don't", "ＦＵＬＬ width", "a&lt;b", "em—dash", "ellipsis…", "😀", "ÄÖÜ ß", "x²", "№ 5",
-    "I've 2 dogs", "&quot;hi&quot;", "A.B.C.", "1,000", " trailing ", "\u00a0nbsp", "rock &#39;n&#39; roll",
-    "A&amp;amp;B",
+    "a photo of a cat", "A red CAT, isn't it?", "café", "cafe\u0301", "naïve", "a  b\tc", "100% real", "em—dash",
+    "ellipsis…", "😀", "ÄÖÜ ß", "x²", "I've 2 dogs", "A.B.C.", "1,000", " trailing ",
 ]  # fmt: skip
 
 
@@ -333,10 +315,10 @@ def test_the_processor_gives_openclips_pixels_and_tokens(small, tmp_path):
         transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b) for b in ({"backend": "pil"}, {})
     )
     for size in ((60, 40), (80, 200), (32, 32), (400, 300)):
-        picture = image().resize(size)
-        ours = preprocess(picture)
-        assert torch.equal(exact(images=picture, return_tensors="pt")["pixel_values"][0], ours), size
-        assert (default(images=picture, return_tensors="pt")["pixel_values"][0] - ours).abs().max() < 0.05
+        resized = image().resize(size)
+        ours = preprocess(resized)
+        assert torch.equal(exact(images=resized, return_tensors="pt")["pixel_values"][0], ours), size
+        assert (default(images=resized, return_tensors="pt")["pixel_values"][0] - ours).abs().max() < 0.05
     tokenizer = open_clip.get_tokenizer(model)
     for text in STRINGS:
         assert default.tokenizer(text)["input_ids"] == [token for token in tokenizer(text)[0].tolist() if token], text
@@ -348,7 +330,7 @@ def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_
         try:
             config = transformers.CLIPConfig(**clip_config(read_architecture(name)))
         except InputError as error:
-            assert "is not a model that transformers' CLIPModel can express (" in str(error), name
+            assert "transformers' CLIPModel does not support" in str(error), name
         else:
             expressed.append(name)
             assert config.vision_config.patch_size and config.vision_config.image_size, name
@@ -362,7 +344,7 @@ NOT_EXPRESSED = {
     "text_cfg.no_causal_mask = True": {"text": {"no_causal_mask": True}},
     "init_logit_bias": {"init_logit_bias": -10},
     "text_cfg.tokenizer_kwargs.clean = 'canonicalize'": {"text": {"tokenizer_kwargs": {"clean": "canonicalize"}}},
-    "vision_cfg of image_size [32, 48] and patch_size 8": {"vision": {"image_size": [32, 48]}},
+    "vision_cfg.image_size = [32, 48]": {"vision": {"image_size": [32, 48]}},
 }
 
 
@@ -371,16 +353,15 @@ def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_pa
     cfg = {**cfg, "text": {"vocab_size": 600, **cfg.get("text", {})}}
     with pytest.raises(InputError) as refused:
         clip_config(read_architecture(write_model(tmp_path, **cfg)))
-    assert f"({reason}); --format openclip can" in str(refused.value)
+    assert f"({reason}); use --format openclip" in str(refused.value)
 
 
-def test_an_image_size_of_two_equal_sides_and_random_interpolation_are_written_as_openclip_reads_them(tmp_path):
-    model = write_model(tmp_path / "model", vision={"image_size": [48, 48]}, text={"vocab_size": 600})
+def test_random_interpolation_is_written_as_openclip_reads_it(tmp_path):
+    model = write_model(tmp_path / "model", text={"vocab_size": 600})
     config = tmp_path / "model" / "open_clip_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"preprocess_cfg": {"interpolation": "random"}}))
     torch.save(random_weights(model), tmp_path / "plain.pt")
     assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
-    assert transformers.CLIPModel.from_pretrained(tmp_path / "out").config.vision_config.image_size == 48
     assert transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out").resample == Image.Resampling.BICUBIC
 
 
@@ -395,8 +376,6 @@ class RunsCode:
 CHANGES = {  # by file: the tensor to change, and how
     "nan.pt": ("visual.proj", lambda t: t.index_fill(0, torch.tensor(1), float("nan"))),
     "int32.pt": ("visual.proj", lambda t: t.int()),
-    "complex.pt": ("visual.proj", lambda t: t.to(torch.complex64)),
-    "meta.pt": ("visual.proj", lambda t: t.to("meta")),
     "most.pt": ("statistics.num_captions", lambda t: torch.full_like(t, 2**63 - 1)),
     "floating.pt": ("statistics.document_frequency", lambda t: t.float()),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
@@ -405,8 +384,6 @@ CONFIGURATIONS = {  # by file: its text, or changes to the small model's configu
     "cut.json": '{"embed_dim": 32,',
     "number.json": '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}',
     "unknown.json": '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}',
-    "nearest.json": {"preprocess_cfg": {"interpolation": "nearest"}},
-    "grey.json": {"preprocess_cfg": {"mean": "grey"}},
 }
 
 
@@ -445,31 +422,27 @@ def small(tmp_path_factory):
 
 
 REFUSED = {  # arguments after --model local-dir:model --out out, and the error message
-    "nan.pt": "visual.proj holds NaN or infinity (32 of 512",
+    "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
     "int32.pt": "visual.proj is torch.int32, expected torch.float32",
-    "complex.pt": "visual.proj is complex64",
-    "meta.pt": "on meta; expected a dense tensor",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "floating.pt": "expected int64",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
     "plain.pt --model cut.json": "--model: cut.json cannot be read",
     "plain.pt --model number.json": "its text_cfg is missing or wrong",
     "plain.pt --model unknown.json": "OpenCLIP cannot build unknown",
-    "plain.pt --model nearest.json": "--model: OpenCLIP cannot prepare images with the preprocess_cfg of nearest",
-    "plain.pt --model grey.json --format hf": "OpenCLIP cannot prepare images",
     "plain.pt --model novelty.json": "novelty has no tokenizer that OpenCLIP opens",
-    "plain.pt --model nonsense": "OpenCLIP knows no 'nonsense'",
+    "plain.pt --model nonsense": "OpenCLIP has no 'nonsense'",
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
-    "text.pt": "holds no weights as torch saves them",
+    "text.pt": "contains no weights as torch saves them",
     "cut.safetensors": "truncated, corrupt, or no checkpoint",
     "whole.safetensors": "does not match",
     "both.pt": "both.pt contains visual.proj twice",
     "list.pt": "expected tensors under their names",
-    "code.pt": ".mkdir, and nothing but weights is ever loaded",
+    "code.pt": ".mkdir; only weights are ever loaded",
     "nowhere.pt": "there is no file",
-    "folder": "holds no weights",
+    "folder": "contains no weights",
     "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
     f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
     "plain.pt --out nan.pt": "--out: nan.pt exists",
@@ -498,7 +471,7 @@ def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, re
 
 def test_an_unknown_model_name_is_requested(small, tmp_path, capsys):
     assert run(small / "plain.pt", "--out", tmp_path / "out") == 1
-    assert "nothing beside" in capsys.readouterr().err
+    assert "--model is missing" in capsys.readouterr().err
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
@@ -508,17 +481,17 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
-    """No files of the old export remain, such as weights in another format or the class head."""
+    """No files of the old export remain, such as the class head."""
     model = f"local-dir:{small}/model"
     weights = random_weights(model)
     torch.save(weights | head_of(16, VOCAB_SIZE), tmp_path / "run.pt")
     assert run(tmp_path / "run.pt", "--model", model, "--out", tmp_path / "out", "--with-head") == 0
     (tmp_path / "link").symlink_to("out")
     torch.save(weights | {"logit_scale": weights["logit_scale"] + 1}, tmp_path / "other.pt")
-    argv = ["--model", model, "--out", tmp_path / "link", "--format", "torch", "--overwrite"]
+    argv = ["--model", model, "--out", tmp_path / "link", "--overwrite"]
     assert run(tmp_path / "other.pt", *argv) == 0
     assert (tmp_path / "link").is_symlink()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS | {"open_clip_pytorch_model.bin"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
     opened = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}/out")[0]
     assert opened.logit_scale == weights["logit_scale"] + 1
 
@@ -530,7 +503,7 @@ def export_on_a_full_disk(small, out, format, limit):
     return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", out)
 
 
-@pytest.mark.parametrize(("format", "limit"), [("openclip", 65536), ("torch", 65536), ("hf", 1000)])
+@pytest.mark.parametrize(("format", "limit"), [("openclip", 65536), ("hf", 1000)])
 def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path):
     (failed,) = run_ranks(export_on_a_full_disk, small, tmp_path / "out" / "x", format, limit, cwd=tmp_path)
     assert failed.returncode == 1, failed.output[-3000:]
@@ -538,39 +511,3 @@ def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path)
     assert error.startswith(f"error: --out: {tmp_path}/out/x cannot be written")
     assert "Traceback" not in failed.output
     assert not any((tmp_path / "out").iterdir())
-
-
-# The Hugging Face hub
-
-
-def test_push_uploads_the_folder_with_its_text_tower_and_nothing_does_by_default(tmp_path, monkeypatch, capsys):
-    calls = []
-    hub = huggingface_hub.HfApi
-    monkeypatch.setattr(hub, "create_repo", lambda self, repo, **_: calls.append(repo) or f"hub/{repo}")
-    monkeypatch.setattr(
-        hub, "upload_folder", lambda self, repo_id, folder_path, **_: calls.append((repo_id, folder_path))
-    )
-    name = write_hf_text_model(tmp_path / "model")
-    torch.save(random_weights(name), tmp_path / "plain.pt")
-    argv = [tmp_path / "plain.pt", "--model", name]
-    assert run(*argv, "--out", tmp_path / "one") == 0
-    assert "if " + str(tmp_path / "one") + " is moved, correct hf_model_name" in capsys.readouterr().err
-    assert calls == []
-    assert run(*argv, "--out", tmp_path / "two", "--push", "someone/model") == 0
-    assert not capsys.readouterr().err
-    assert calls == ["someone/model", ("someone/model", tmp_path / "two")]
-    assert "hf-hub:someone/model" in (tmp_path / "two" / "README.md").read_text()
-    text_cfg = json.loads((tmp_path / "two" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    assert text_cfg["hf_model_name"] == text_cfg["hf_tokenizer_name"] == "someone/model"
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "two").model_type == "bert"
-
-
-def test_a_push_that_fails_says_so_in_one_line(small, tmp_path, monkeypatch, capsys):
-    def refuse(self, repo, **_):
-        raise OSError("401 Unauthorized")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    argv = ["--model", f"local-dir:{small}/model", "--out", tmp_path / "out", "--push", "someone/model"]
-    assert run(small / "plain.pt", *argv) == 1
-    assert "--push: someone/model did not take" in capsys.readouterr().err
-    assert (tmp_path / "out" / "open_clip_model.safetensors").is_file()

@@ -192,50 +192,27 @@ def test_every_compile_strategy_trains_with_the_same_losses(strategy, eager, mod
     assert run.values("Class_loss") == pytest.approx(eager, rel=1e-3)
 
 
-def test_fsdp_trains_as_ddp_and_its_sharded_checkpoint_is_the_whole_one(tiny_model, csv_data, train_flags, tmp_path):
+def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--superclip", "--precision", "fp32", "--batch-size", "32", "--epochs", "2"]
     folders = {}
-    for name, flags in (("ddp", ""), ("fsdp", "--fsdp"), ("sharded", "--fsdp --fsdp-checkpoint sharded")):
+    for name, flags in (("ddp", ""), ("fsdp", "--fsdp")):
         folders[name] = tmp_path / name
         folders[name].mkdir()
         runs = run_ranks(superclip_train, *argv, *flags.split(), world_size=2, cwd=folders[name])
         assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
-    files = [
-        folders["ddp"] / "logs/run/checkpoints/epoch_2.pt",
-        folders["fsdp"] / "logs/run/checkpoints/epoch_2.pt",
-        folders["sharded"] / "logs/run/checkpoints/epoch_2",
-    ]
-    ddp, fsdp, sharded = (read_checkpoint(file) for file in files)
-    assert ddp.weights.keys() == fsdp.weights.keys() == sharded.weights.keys()
-    assert {checkpoint.epoch for checkpoint in (ddp, fsdp, sharded)} == {2}
+    files = [folder / "logs/run/checkpoints/epoch_2.pt" for folder in folders.values()]
+    ddp, fsdp = map(read_checkpoint, files)
+    assert ddp.weights.keys() == fsdp.weights.keys()
+    assert ddp.epoch == fsdp.epoch == 2
     for name, weight in ddp.weights.items():
         torch.testing.assert_close(fsdp.weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
-        assert torch.equal(sharded.weights[name], fsdp.weights[name]), name
     assert ddp.weights["statistics.num_captions"] == 2 * 64
-    assert main(["export", str(files[2]), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    assert main(["export", str(files[1]), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
     exported = read_checkpoint(tmp_path / "exported")
-    assert torch.equal(exported.weights["class_head.weight"], sharded.weights["class_head.weight"])
+    assert torch.equal(exported.weights["class_head.weight"], fsdp.weights["class_head.weight"])
     texts = ["a cat!", "!!! (!", "a red dog and a house", ""]
     tokens = [open_clip.get_tokenizer(name)(texts) for name in (tiny_model, f"local-dir:{tmp_path / 'exported'}")]
     assert torch.equal(*tokens)  # with the padding that the text tower knows
-    assert main(["words", str(csv_data.parent / "0.png"), "--model", str(files[2]), "--json"]) == 0
-    audit = [
-        "audit",
-        str(csv_data),
-        "--model",
-        str(files[2]),
-        "--out",
-        str(tmp_path / "audit"),
-        "--csv-separator",
-        "\t",
-    ]
-    assert main(audit) == 0
-    assert len((tmp_path / "audit/scores.jsonl").read_text().splitlines()) == 64
-    resumed = [*argv, "--fsdp", "--fsdp-checkpoint", "sharded", "--epochs", "3", "--resume", "latest"]
-    runs = run_ranks(superclip_train, *resumed, world_size=2, cwd=folders["sharded"])
-    assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
-    assert len(runs[0].losses()) == 1
-    assert read_checkpoint(files[2].with_name("epoch_3")).weights["statistics.num_captions"] == 3 * 64
 
 
 def test_an_average_of_the_weights_holds_the_head_and_evaluates(models):

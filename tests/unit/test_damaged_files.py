@@ -24,7 +24,7 @@ EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))  # 0: a few fixed exa
 COMMANDS = {  # by damaged file: the commands that read it
     "run.pt": [
         "export run.pt --model model/open_clip_config.json --out out",
-        "export run.pt --model model/open_clip_config.json --with-head --format torch --out out",
+        "export run.pt --model model/open_clip_config.json --with-head --out out",
         "average run.pt run.pt --out out.pt",
         "interpolate run.pt run.pt --out out.safetensors",
     ],

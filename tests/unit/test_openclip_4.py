@@ -160,11 +160,12 @@ def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
 
 OPTIONS = {
     "dataset_type": "webdataset", "json_text_key_probs": None, "use_naflex": False, "opt": "adamw", "opt_kwargs": {},
-    "opt_fallback_list": None,
+    "opt_fallback_list": None, "fsdp_checkpoint": "full",
 }  # fmt: skip
 REFUSED = {  # options, captions, slices: what the one line says
     "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
     "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs draws the short caption"),
+    "sharded": ({"fsdp_checkpoint": "sharded"}, "short", None, "--fsdp-checkpoint sharded cannot go with --superclip"),
     "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices cannot go with --use-naflex"),
 }
 
