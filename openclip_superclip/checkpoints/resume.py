@@ -161,8 +161,8 @@ def check_beginning(folder: Path, now: dict, accept: str) -> None:
     """Raises InputError if there are differences from the start of the run; the flag `accept` would accept them."""
     if lines := changes_since_beginning(folder, now):
         raise InputError(
-            f"{folder} began with other things: {'; '.join(lines)}; resume with those, train into another folder, or "
-            f"give {accept}, which notes the change"
+            f"{folder} was started with other settings: {'; '.join(lines)}; use the same settings, train into another "
+            f"folder, or pass {accept}, which records the change"
         )
 
 
@@ -189,7 +189,7 @@ class Resumed(NamedTuple):
         resumes = f"resumes from {os.path.normpath(self.file)}" if self.file else "starts from the beginning"
         for path in self.damaged:
             os.rename(path, f"{path}.damaged")
-            renamed = f"was not written to its end and is now {os.path.normpath(path)}.damaged"
+            renamed = f"is incomplete and was renamed to {os.path.normpath(path)}.damaged"
             line = f"superclip: {os.path.basename(path)} {renamed}; --resume latest {resumes}"
             print(line, file=sys.stderr, flush=True)
             if Path(path).stem == LATEST and self.file:
@@ -198,7 +198,7 @@ class Resumed(NamedTuple):
 
 
 def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool) -> Resumed:
-    """Returns the checkpoint to resume from. Remote checkpoints are left to OpenCLIP.
+    """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
     Raises InputError for a file that does not exist.
 
@@ -207,7 +207,7 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
         run_folder: LOGS/NAME.
         save_most_recent: value of --save-most-recent.
     """
-    if not resume or "://" in resume:
+    if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
     if resume == "latest":
         files = latest_checkpoints(os.path.join(run_folder, "checkpoints"))
@@ -249,10 +249,10 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         kind = "with --superclip: add --superclip"
     elif has_tasks is not None and checkpoint.of_tasks != has_tasks:
         other = 4 if checkpoint.of_tasks else 3
-        kind = f"on OpenCLIP {other}, whose optimizer has other groups of parameters: resume it with OpenCLIP {other}"
+        kind = f"on OpenCLIP {other}, whose optimizer has other parameter groups: resume it with OpenCLIP {other}"
     elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
         ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
-        kind = f"of {ranks}, whose names of weights are others: resume it with those"
+        kind = f"of {ranks}, whose weights have other names: resume it with those"
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.

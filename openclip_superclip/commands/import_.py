@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         "--model",
         "--architecture",
         required=True,
-        help="its configuration: an OpenCLIP model's name or a JSON file, the authors' included",
+        help="its configuration: an OpenCLIP model's name or a JSON file, such as the authors'",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(

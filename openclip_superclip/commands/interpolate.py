@@ -10,15 +10,15 @@ def main(argv: list[str]) -> int:
     """Writes the interpolated weights and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip interpolate",
-        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). A class head that RELEASED lacks is TUNED's.",
+        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class head, TUNED's is kept.",
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     parser.add_argument(
         "released",
         metavar="RELEASED",
-        help="what fine-tuning started from: a file, a folder, or MODEL:TAG of OpenCLIP's",
+        help="weights before fine-tuning: a file, a folder, or MODEL:TAG of OpenCLIP's",
     )
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="the file or folder that it ended with")
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
     parser.add_argument("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
     add_output(parser)
     options = parser.parse_args(argv)

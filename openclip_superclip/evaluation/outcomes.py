@@ -1,7 +1,7 @@
 """Outcomes of test samples, and scores, intervals and differences computed from them.
 
-All numbers of a measure (score, interval, paired difference, McNemar's p-value) are computed from the same outcomes, so
-a score cannot be outside its own interval.
+All numbers of a measure (score, interval, paired difference) are computed from the same outcomes, so a score cannot be
+outside its own interval.
 """
 
 import math
@@ -9,12 +9,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
-from ..errors import InputError, reason
 from ..files import whole_file
 
 MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
@@ -81,14 +79,6 @@ def mean_of(parts: Sequence[Estimate]) -> Estimate:
     value = float(values.mean())
     below, above = (float(np.sqrt((part**2).sum()) / len(parts)) for part in (values - lows, highs - values))
     return Estimate(value, value - below, value + above)
-
-
-def mcnemar(first: Outcome, second: Outcome) -> float | None:
-    """Returns the p-value of McNemar's exact test of equal accuracy; None for other measures."""
-    if first.kind != MEAN or first.of.max() > 1:
-        return None
-    only_first, only_second = (first.scored > second.scored).sum(), (second.scored > first.scored).sum()
-    return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
 
 
 class _Proportion(NamedTuple):
@@ -194,19 +184,12 @@ def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
-    """Returns outcomes by measure, {} if the file does not exist; InputError if it is broken."""
+    """Returns outcomes by measure, {} if the file does not exist."""
     if not file.is_file():
         return {}
-    try:
-        with np.load(file) as arrays:
-            names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
-            return {
-                measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
-                for measure, _, kind in (name.rpartition(" ") for name in names)
-            }
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        result = file.name.replace(".outcomes.npz", ".json")
-        raise InputError(
-            f"{file} is broken ({reason(error)}): remove it and {result} beside it, and superclip evaluate writes them "
-            "again"
-        ) from error
+    with np.load(file) as arrays:
+        names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
+        return {
+            measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
+            for measure, _, kind in (name.rpartition(" ") for name in names)
+        }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..files import read_json
 from ..pages import markdown_table
-from .outcomes import Outcome, difference, estimate, mcnemar, mean_of, read_outcomes
+from .outcomes import Outcome, difference, estimate, mean_of, read_outcomes
 from .suites import RETRIEVAL, THE_38, averaged
 
 PACKAGES = (
@@ -81,7 +81,7 @@ def table(models: list[list[dict]]) -> str:
 def differences(models: list[list[dict]]) -> str:
     """Returns a table in Markdown of each model's difference to the first one, in points, with the paired interval.
 
-    Accuracies have the p-value of McNemar's test as well. "" if there is nothing to compare.
+    "" if there is nothing to compare.
 
     Args:
         models: as in `table`.
@@ -137,11 +137,7 @@ def _ahead(first: Score | None, other: Score | None) -> str:
     if not pairs or not all(_are_paired(*pair) for pair in pairs):
         return "–"
     found = mean_of([difference(before, after, one.record["dataset"]) for one, _, before, after in pairs])
-    text = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
-    p_value = mcnemar(*pairs[0][2:]) if len(pairs) == 1 else None
-    if p_value is None:
-        return text
-    return f"{text}, p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}"
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
 
 
 def _are_paired(one: Part, two: Part, before: Outcome | None, after: Outcome | None) -> bool:

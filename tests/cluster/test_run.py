@@ -316,7 +316,7 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
     code, output = end(as_run, ruined, "--device", "cpu")
     assert code == 1
-    assert "--lr was 0.001 and is 0.002; resume with those, " in output
+    assert "--lr was 0.001 and is 0.002; use the same settings, " in output
     assert state(ruined)["error"] == "loss is nan since step 64"  # nothing was written
     code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes")
     assert code == 0, output

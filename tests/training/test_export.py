@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, write_model, write_vocabulary
 from support.released_models import plain_model, random_weights
@@ -60,17 +60,13 @@ def image() -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def trained(train_flags, shards, tmp_path_factory):
-    """The checkpoint of a run with evaluation results, and with image size and preprocessing from the command line."""
+def trained(train_flags, tmp_path_factory):
+    """The checkpoint of a run with image size and preprocessing from the command line."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model")
     flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
     flags += " --force-quick-gelu --force-context-length 16"
-    (run,) = run_ranks(
-        superclip_train, *train_flags, "--model", model, "--superclip", "--dataset-type", "auto",
-        "--val-data", shards, "--val-num-samples", "64",
-        *flags.split(), cwd=folder,
-    )  # fmt: skip
+    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder)
     assert run.returncode == 0, run.output[-3000:]
     return folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"
 
@@ -282,21 +278,6 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_openclips_custom_text_towers_are_supported(tmp_path):
-    model = write_model(tmp_path / "model", custom_text=True, text={"vocab_size": 600})
-    weights = random_weights(model)
-    torch.save(weights, tmp_path / "plain.pt")
-    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
-    stock, ours = plain_model(model, weights), transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
-    texts = torch.randint(1, 599, (3, 20))
-    texts[:, 11] = 599
-    outputs = ours(pixel_values=torch.ones(1, 3, 32, 32), input_ids=texts)
-    image_features, text_features, *_ = stock(torch.ones(1, 3, 32, 32), texts)
-    torch.testing.assert_close(outputs.image_embeds, image_features, atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs.text_embeds, text_features, atol=1e-5, rtol=0)
-
-
 STRINGS = [
     "a photo of a cat", "A red CAT, isn't it?", "café", "cafe\u0301", "naïve", "a  b\tc", "100% real", "em—dash",
     "ellipsis…", "😀", "ÄÖÜ ß", "x²", "I've 2 dogs", "A.B.C.", "1,000", " trailing ",
@@ -339,7 +320,6 @@ def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_
 
 NOT_EXPRESSED = {
     "a ResNet": {"vision": {"layers": [1, 1, 1, 1], "width": 16}},
-    "vision_cfg.timm_model_name = 'test_vit'": {"vision": {"timm_model_name": "test_vit", "image_size": 160}},
     "vision_cfg.pool_type = 'avg'": {"vision": {"pool_type": "avg"}},
     "text_cfg.no_causal_mask = True": {"text": {"no_causal_mask": True}},
     "init_logit_bias": {"init_logit_bias": -10},
@@ -356,15 +336,6 @@ def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_pa
     assert f"({reason}); use --format openclip" in str(refused.value)
 
 
-def test_random_interpolation_is_written_as_openclip_reads_it(tmp_path):
-    model = write_model(tmp_path / "model", text={"vocab_size": 600})
-    config = tmp_path / "model" / "open_clip_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"preprocess_cfg": {"interpolation": "random"}}))
-    torch.save(random_weights(model), tmp_path / "plain.pt")
-    assert run(tmp_path / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
-    assert transformers.CLIPImageProcessor.from_pretrained(tmp_path / "out").resample == Image.Resampling.BICUBIC
-
-
 # Errors, and files after a failure
 
 
@@ -375,13 +346,10 @@ class RunsCode:
 
 CHANGES = {  # by file: the tensor to change, and how
     "nan.pt": ("visual.proj", lambda t: t.index_fill(0, torch.tensor(1), float("nan"))),
-    "int32.pt": ("visual.proj", lambda t: t.int()),
     "most.pt": ("statistics.num_captions", lambda t: torch.full_like(t, 2**63 - 1)),
-    "floating.pt": ("statistics.document_frequency", lambda t: t.float()),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
 }
 CONFIGURATIONS = {  # by file: its text, or changes to the small model's configuration
-    "cut.json": '{"embed_dim": 32,',
     "number.json": '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}',
     "unknown.json": '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}',
 }
@@ -408,12 +376,9 @@ def small(tmp_path_factory):
     torch.save(weights | {"module.visual.proj": weights["visual.proj"] + 1}, folder / "both.pt")
     torch.save([1, 2], folder / "list.pt")
     torch.save({"state_dict": RunsCode()}, folder / "code.pt")
-    save_file({"a": torch.ones(1000)}, folder / "whole.safetensors")
-    (folder / "cut.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:500])
     shutil.copytree(folder / "model", folder / "imported")
     shutil.copy(folder / "plain.pt", folder / "imported" / "pytorch_model.bin")
     (folder / "model" / "notes.txt").write_text("mine")
-    (folder / "link").symlink_to("model")
     (folder / "folder").mkdir()
     (folder / "run/checkpoints").mkdir(parents=True)
     for epoch in (2, 10):
@@ -423,11 +388,8 @@ def small(tmp_path_factory):
 
 REFUSED = {  # arguments after --model local-dir:model --out out, and the error message
     "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
-    "int32.pt": "visual.proj is torch.int32, expected torch.float32",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
-    "floating.pt": "expected int64",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
-    "plain.pt --model cut.json": "--model: cut.json cannot be read",
     "plain.pt --model number.json": "its text_cfg is missing or wrong",
     "plain.pt --model unknown.json": "OpenCLIP cannot build unknown",
     "plain.pt --model novelty.json": "novelty has no tokenizer that OpenCLIP opens",
@@ -436,8 +398,6 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
     "text.pt": "contains no weights as torch saves them",
-    "cut.safetensors": "truncated, corrupt, or no checkpoint",
-    "whole.safetensors": "does not match",
     "both.pt": "both.pt contains visual.proj twice",
     "list.pt": "expected tensors under their names",
     "code.pt": ".mkdir; only weights are ever loaded",
@@ -449,10 +409,7 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
     "plain.pt --out plain.pt/out": "plain.pt cannot be written",
     "plain.pt --out model --overwrite": "contains notes.txt, which --overwrite would delete",
-    "plain.pt --out link --overwrite": "contains notes.txt, which --overwrite would delete",
     "imported --out imported --overwrite": "imported is or contains imported, which is an input",
-    "imported --out . --overwrite": ". is or contains imported, which is an input",
-    "plain.pt --out / --overwrite": "/ is or contains plain.pt, which is an input",
     "plain.pt --out model/notes.txt --overwrite": "is a file; expected the name of a folder",
 }
 
@@ -467,11 +424,6 @@ def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, re
     assert reason in error
     assert error.count("\n") == 1
     assert sorted(small.rglob("*")) == before
-
-
-def test_an_unknown_model_name_is_requested(small, tmp_path, capsys):
-    assert run(small / "plain.pt", "--out", tmp_path / "out") == 1
-    assert "--model is missing" in capsys.readouterr().err
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
@@ -496,16 +448,15 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
     assert opened.logit_scale == weights["logit_scale"] + 1
 
 
-def export_on_a_full_disk(small, out, format, limit):
+def export_on_a_full_disk(small, out):
     """Simulates a full disk with a limit on the file size."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", out)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+    return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", out)
 
 
-@pytest.mark.parametrize(("format", "limit"), [("openclip", 65536), ("hf", 1000)])
-def test_a_full_disk_leaves_nothing_half_written(format, limit, small, tmp_path):
-    (failed,) = run_ranks(export_on_a_full_disk, small, tmp_path / "out" / "x", format, limit, cwd=tmp_path)
+def test_a_full_disk_leaves_nothing_half_written(small, tmp_path):
+    (failed,) = run_ranks(export_on_a_full_disk, small, tmp_path / "out" / "x", cwd=tmp_path)
     assert failed.returncode == 1, failed.output[-3000:]
     (error,) = failed.errors()
     assert error.startswith(f"error: --out: {tmp_path}/out/x cannot be written")

@@ -254,7 +254,7 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     lost = trained(killed, world_size)
     for refused in ranks(traced_train, *argv, "--resume", "latest", "--seed", "1", cwd=killed):
         assert refused.returncode == 1
-        assert "began with other things: --seed was 0 and is 1" in refused.errors()[0]
+        assert "was started with other settings: --seed was 0 and is 1" in refused.errors()[0]
     runs = ranks(traced_train, *argv, "--resume", "latest", cwd=killed)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
 
@@ -283,8 +283,8 @@ def test_three_ranks_resume_bit_for_bit(train_flags, train_data, tmp_path):
 # What is refused
 
 OTHER_ORDER = {  # what is given otherwise: what the one line says
-    "--superclip-slices 4 --train-num-samples 12": "--superclip-slices was 3 and is 4; resume with those",
-    "--seed 1": "began with other things: --seed was 0 and is 1; resume with those",
+    "--superclip-slices 4 --train-num-samples 12": "--superclip-slices was 3 and is 4; use the same settings",
+    "--seed 1": "was started with other settings: --seed was 0 and is 1; use the same settings",
     "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data was 12 shards (",
     "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "--train-data was 12 shards (",
 }
@@ -337,9 +337,9 @@ def test_a_resumed_run_that_began_with_anything_else_is_refused_by_name(
     argv += flags.format(other=other).split()
     with pytest.raises(SystemExit) as refused:
         parse_args(argv)
-    assert f"error: {folder} began with other things: " in str(refused.value)
+    assert f"error: {folder} was started with other settings: " in str(refused.value)
     assert reason in str(refused.value)
-    assert str(refused.value).endswith("or give --superclip-accept-changes, which notes the change")
+    assert str(refused.value).endswith("or pass --superclip-accept-changes, which records the change")
     accepted = beginning(vars(parse_args([*argv, "--superclip-accept-changes"])), world_size=1)
     assert write_beginning(folder, accepted, resumes=True)
     (noted,) = json.loads((folder / "began_with.json").read_text())["changes"]

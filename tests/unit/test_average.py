@@ -100,7 +100,7 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
 
 
 REFUSED = {
-    "average 1.pt --out x.pt": "one checkpoint was given",
+    "average 1.pt --out x.pt": "only one checkpoint is given",
     "average 1.pt plain.safetensors --out x.pt": "plain.safetensors does not match 1.pt: class_head.bias is missing",
     "average 1.pt nowhere.pt --out x.pt": "there is no file nowhere.pt",
     "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",

@@ -23,22 +23,15 @@ from openclip_superclip.__main__ import main
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))  # 0: a few fixed examples
 COMMANDS = {  # by damaged file: the commands that read it
     "run.pt": [
-        "export run.pt --model model/open_clip_config.json --out out",
         "export run.pt --model model/open_clip_config.json --with-head --out out",
         "average run.pt run.pt --out out.pt",
         "interpolate run.pt run.pt --out out.safetensors",
     ],
-    "run.safetensors": [
-        "export run.safetensors --model model/open_clip_config.json --out out",
-        "average run.safetensors run.pt --out out.safetensors",
-    ],
+    "run.safetensors": ["average run.safetensors run.pt --out out.safetensors"],
     "exported/open_clip_config.json": ["export exported --out out", "export exported --format hf --out out"],
     "exported/tokenizer.json": ["export exported --out out"],
     "exported/tokenizer_config.json": ["export exported --out out"],
-    "exported/superclip_head.safetensors": [
-        "export exported --with-head --out out",
-        "average exported exported --out out.pt",
-    ],
+    "exported/superclip_head.safetensors": ["export exported --with-head --out out"],
     "exported/open_clip_model.safetensors": ["export exported --with-head --out out"],
     "authors.pt": ["import authors.pt --model authors.json --global-batch 48 --out out"],
     "authors.json": ["import authors.pt --model authors.json --global-batch 48 --out out"],

@@ -210,8 +210,7 @@ def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_
     export = records(folder / "evaluation")
     for dataset, task in {"imagenet1k": "zeroshot_classification", "flickr30k": "zeroshot_retrieval"}.items():
         ours = superclip["superclip/epoch_1", dataset, task]
-        assert ours["epoch"] == 1
-        assert ours["checkpoint"] == "../superclip/checkpoints/epoch_1.pt"
+        assert (ours["epoch"], ours["checkpoint"]) == (1, "../superclip/checkpoints/epoch_1.pt")
         assert ours["metrics"] == export["../export", dataset, task]["metrics"]
         assert ours["metrics"] != clip["clip/epoch_1", dataset, task]["metrics"]
     assert printed.startswith("| % | clip/epoch_1 | superclip/epoch_1 | ../export |\n|---|---|---|---|\n")
@@ -268,20 +267,17 @@ def test_a_result_is_reused_until_something_that_it_depends_on_has_changed(tmp_p
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
 
 
-def test_models_of_the_same_name_have_separate_results(runs, tmp_path, monkeypatch, capsys):
+def test_models_of_the_same_name_have_separate_results(runs, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_colours(tmp_path / "data" / "colours")
-    given = ["A/run/checkpoints/epoch_1.pt", "B/run/checkpoints/epoch_1.pt", "x/y", "x-y"]
-    for path, source in zip(given, ["clip", "superclip", "export", "export"], strict=True):
-        copy = Path(path).parents[1] if path.endswith(".pt") else Path(path)
-        shutil.copytree(runs / source, copy, ignore=shutil.ignore_patterns("evaluation"))
-    flags = ["--data", "data", "--datasets", "colours", "--suite", "zeroshot", "--out", "out"]
-    assert evaluate(*given[:2], *flags) == evaluate(*given[2:], *flags) == 0
-    assert len(list(Path("out").glob("*.json"))) == 4
+    given = ["A/run/checkpoints/epoch_1.pt", "B/run/checkpoints/epoch_1.pt"]
+    for path, source in zip(given, ["clip", "superclip"], strict=True):
+        shutil.copytree(runs / source, Path(path).parents[1], ignore=shutil.ignore_patterns("evaluation"))
+    flags = ["--data", data, "--datasets", "own/colours", "--suite", "zeroshot", "--out", "out"]
+    assert evaluate(given[0], *flags) == 0
     capsys.readouterr()
     assert evaluate(*given, *flags) == 0
     printed = capsys.readouterr().out
-    assert "4 results, 4 of them from before" in printed
+    assert "2 results, 1 of them from before" in printed
     assert printed.startswith(f"| % | {' | '.join(given)} |\n")
 
 
@@ -305,13 +301,10 @@ def test_every_checkpoint_of_a_run_is_measured_in_the_order_of_the_epochs(runs, 
 TEMPLATES = "zeroshot_classification_templates.txt"
 FAULTS = {  # of a data set: a file, its text, and the error
     "no-place": (TEMPLATES, "a {c}\nthe thing\n", "line 2 is 'the thing'; expected {c}"),
-    "blank": (TEMPLATES, "a {c}\n\n", "line 2 is ''; expected {c}"),
     "other-braces": (TEMPLATES, "a {c} in {place}", "line 1 is 'a {c} in {place}'; expected {c}"),
     "no-template": (TEMPLATES, "", "templates.txt is empty"),
     "few-names": ("classnames.txt", "red\ngreen", "it contains the label 2, but there are 2 class names"),
-    "no-name": ("classnames.txt", "red\n\nblue", "classnames.txt: line 2 is empty"),
     "nameless": ("classnames.txt", None, "Classes not specified"),
-    "uncounted": ("test/nshards.txt", None, "nshards.txt"),
     "no-number": ("test/nshards.txt", "two\n", "nshards.txt is 'two'; expected the number of shards"),
     "left-out": ("test/1.tar", "", "nshards.txt says 1, which leaves out 1.tar"),
     "gone": ("test/0.tar", None, "gone/test/0.tar"),
@@ -429,9 +422,7 @@ REFUSED = {
     "export --suite zeroshot,fly": "--suite: there is no suite 'fly'",
     "export --datasets birds": "--datasets: data contains no birds; it contains colours",
     "export --suite retrieval": "nothing for --suite retrieval",
-    "export --suite probe": "nothing for --suite probe",
     "nowhere.pt": "CHECKPOINT is nowhere.pt: no file or folder",
-    "nowhere.pt --model ViT-B-32": "CHECKPOINT is nowhere.pt: no file or folder",
     "ViT-B-32:fly": "CHECKPOINT is ViT-B-32:fly",
     "text.pt": "text.pt cannot be read",
     "lone.pt": "--model is missing: the model of lone.pt is not recorded",
@@ -476,14 +467,11 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reaso
 
 
 @pytest.mark.parametrize("package", ["clip_benchmark", "requests"])
-def test_a_missing_extra_is_named(package, runs, data, monkeypatch, capsys):
+def test_a_missing_extra_is_named(runs, data, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "requests" else find_spec(name))
     assert evaluate(runs / "export", "--data", data) == 1
-    error = capsys.readouterr().err
-    assert "[eval]" in error
-    assert package in error
-    assert error.count("\n") == 1
+    assert re.fullmatch(r"error: .*requests.*\[eval\].*\n", capsys.readouterr().err)
 
 
 def test_the_demo_writes_its_scenes_once_and_into_no_folder_of_others(tmp_path, capsys, monkeypatch):
@@ -492,7 +480,6 @@ def test_the_demo_writes_its_scenes_once_and_into_no_folder_of_others(tmp_path, 
     assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
     assert "--datasets demo_objects demo_scenes" in capsys.readouterr().out
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
-    assert [len(list((tmp_path / "scenes").rglob(name))) for name in ("*.tar", "*.png")] == [3, 4 * 7]
     assert main(["demo", "--write-evaluation", str(tmp_path / "scenes")]) == 0
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "scenes").rglob("*.*")}
     (tmp_path / "others").mkdir()
