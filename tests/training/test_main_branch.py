@@ -301,7 +301,7 @@ def test_superclip_run_trains_a_recipe_to_its_end(tmp_path):
 
 REFUSED = {  # flags: what the one line says
     "--model CLAP-HTSAT-tiny": "--superclip cannot train --model CLAP-HTSAT-tiny: it has an audio tower",
-    "--resume {released}": "is of a run on OpenCLIP 3, whose optimizer has other groups of parameters",
+    "--resume {released}": "is of a run on OpenCLIP 3, whose optimizer has other parameter groups",
 }  # fmt: skip
 
 
