@@ -250,3 +250,11 @@ def _problem(error: Exception) -> str:
         what = f"is a pickle that runs {unsafe[1]}" if unsafe else "contains no weights as torch saves them"
         return f"it {what}; only weights are ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
+
+
+def save_files(tokenizer, folder: Path) -> None:
+    """Writes a transformers tokenizer or processor. Raises OSError if writing fails."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise NotWritten(str(error)) from error
