@@ -8,20 +8,20 @@ from .config import add_options, options_of
 from .errors import InputError, print_in_one_line
 from .hooks import hookimpl
 from .openclip.checks import check_command_line
-from .openclip.options import CommandLine
+from .openclip.options import Training
 
 
 class Plugin:
     """The hooks, with the checked command line, and whether models without a class head load weights with one."""
 
     def __init__(self):
-        self.given: CommandLine | None = None
+        self.training: Training | None = None
         self.leaves_head_out = False
 
-    def _read(self, args: Namespace) -> CommandLine:
-        if self.given is None or self.given.args is not args:
-            self.given = CommandLine(args)
-        return self.given
+    def _read(self, args: Namespace) -> Training:
+        if self.training is None or self.training.options is not args:
+            self.training = Training(args)
+        return self.training
 
     @hookimpl
     def open_clip_add_options(self, parser):
@@ -31,45 +31,52 @@ class Plugin:
     def open_clip_check_options(self, args):
         handlers = logging.root.handlers[:]  # otherwise OpenCLIP would log each line twice
         try:
-            self.given = CommandLine(args)
-            config, data = self.given.config, self.given.data
-            check_command_line(self.given)
-            if not self.given.only_options:
-                self.leaves_head_out = self.given.leaves_head_out
-                if self.given.is_ours:
-                    from .openclip.train import note_begin, remove_unstarted_run
+            self.training = training = Training(args)
+            check_command_line(training)
+            if training.only_options:
+                return
+            self.leaves_head_out = training.leaves_head_out()
+            if training.is_ours:
+                from .openclip.train import note_begin, remove_unstarted_run
 
-                    note_begin(args.logs, args.name)
-                    print_in_one_line(remove_unstarted_run)
+                note_begin(args.logs, args.name)
+                print_in_one_line(remove_unstarted_run)
         except InputError as error:
             raise SystemExit(f"error: {error}") from None
         finally:
             logging.root.handlers[:] = handlers
-        if self.given.only_options:
-            return
-        if data.slices is not None and args.train_data:
+        if training.data.slices is not None and args.train_data:
             from .method.ranks import fix_buckets
 
             fix_buckets()
-        if config is not None:
-            vars(args).update(options_of(config))  # OpenCLIP records all values in params.txt
+        if getattr(args, "horovod", False) and training.is_ours:
+            from .openclip.horovod import fix_horovod
+
+            fix_horovod()
+        if training.config is None:
+            return
+        vars(args).update(options_of(training.config))  # OpenCLIP records all values in params.txt
+        if hasattr(args, "opt_fallback_list") and "muon" in args.opt.lower():
+            # Muon's fallback trains the head's weight, whose rows are words and must not be orthogonalised.
+            given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
+            args.opt_fallback_list = [*given, "class_head.*"]
 
     @hookimpl
     def open_clip_model_kwargs(self, args):
-        given = self._read(args)
-        if given.config is None:
+        training = self._read(args)
+        if training.config is None:
             return None
         from .checkpoints.pretrained import how_to_load
         from .openclip.factory import head_options
 
-        config = given.config
+        config = training.config
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(
-                args.model, args.pretrained, config.idf, config.special_tokens, separate_words=given.separates_words,
-                context_length=args.force_context_length, cache_dir=args.cache_dir, load=load,
-                accum_freq=args.accum_freq, head_warmup=config.head_warmup, placebo=config.placebo,
-                head_input=config.head_input, word_course=given.records_words,
+                args.model, args.pretrained, config.idf, config.special_tokens,
+                separate_words=training.separates_words, context_length=args.force_context_length,
+                cache_dir=args.cache_dir, load=load, accum_freq=args.accum_freq, head_warmup=config.head_warmup,
+                placebo=config.placebo, head_input=config.head_input, word_course=training.records_words,
             )
         }  # fmt: skip
 
@@ -96,10 +103,10 @@ class Plugin:
         shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
         return SuperCLIPLoss(loss or create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
 
-    @hookimpl(optionalhook=True)  # an earlier version's patch does not have it
+    @hookimpl
     def open_clip_epoch_end(self, args, model, epoch):
-        given = self._read(args)
-        if given.config is None or not given.records_words:
+        training = self._read(args)
+        if training.config is None or not training.records_words:
             return
         from .method.model import take_epoch_words
 
@@ -109,22 +116,22 @@ class Plugin:
         from .words.learning import write_epoch_words
 
         try:
-            write_epoch_words(Path(args.logs, args.name), epoch + 1, words, given.tokenizer)
+            write_epoch_words(Path(args.logs, args.name), epoch + 1, words, training.tokenizer)
         except OSError as error:
             logging.warning(f"SuperCLIP: the words of epoch {epoch + 1} are not recorded ({error})")
 
     @hookimpl
     def open_clip_caption_tokens(self, args, tokenizer, shared_epoch):
-        given = self._read(args)
-        if given.config is None or not args.train_data or args.dataset_type == "synthetic":
+        training = self._read(args)
+        if training.config is None or not args.train_data or args.dataset_type == "synthetic":
             return None
-        if given.config.captions == "short" and not given.separates_words:
+        if training.config.captions == "short" and not training.separates_words:
             return None
         from .data.captions import CaptionTokens
 
-        table = given.reads_table
+        table = training.data.is_table
         return CaptionTokens(
-            given.config,
+            training.config,
             tokenizer,
             caption_key=args.csv_caption_key if table else "txt",
             sample_key=args.csv_img_key if table else "__key__",
@@ -133,22 +140,23 @@ class Plugin:
             epoch=shared_epoch,
             batch_size=args.batch_size,
             found_long=table,
-            separate_words=given.separates_words,
+            separate_words=training.separates_words,
         )
 
     @hookimpl
     def open_clip_data_order(self, args, shared_epoch):
-        slices = self._read(args).data.slices
+        training = self._read(args)
+        slices = training.data.slices
         if slices is None:
             return None
         from .checkpoints.resume import beginning, write_beginning
         from .data.slices import DataOrder
-        from .openclip import current, with_model_defaults
+        from .openclip import current
 
         if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
-            now, resumes = beginning(with_model_defaults(vars(args)), args.world_size), args.resume is not None
-            for line in write_beginning(Path(args.logs, args.name), now, resumes):
-                logging.warning(f"the run began with other things: {line}")
+            now = beginning(training.options_with_defaults(), args.world_size)
+            for line in write_beginning(Path(args.logs, args.name), now, args.resume is not None):
+                logging.warning(f"the run has changed since its start: {line}")
         order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes())
         return order.shards, order.samples
 

@@ -14,7 +14,6 @@ if "OPENCLIP_SOURCE" in os.environ:  # pytest -m main: a checkout comes before t
     sys.path.insert(0, source)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
 
-import argparse
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import open_clip_train.main  # once, here: every child would import it again
+import open_clip_train.main  # noqa: F401  # once, here: every child would import it again
 import pytest
 import torch
 import webdataset
@@ -156,9 +155,8 @@ def cluster():
 
 
 @pytest.fixture
-def parse_args(monkeypatch):
-    """OpenCLIP's command line with the plugins' options; OpenCLIP's own parser is put back afterwards."""
-    from openclip_superclip.openclip import unpatched
+def parse_args():
+    """Parses OpenCLIP's command line with the plugins' options."""
+    from openclip_superclip.openclip.unpatched import parse_args
 
-    monkeypatch.setattr(open_clip_train.params, "argparse", argparse)
-    return unpatched.parse_args
+    return parse_args

@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..openclip import patching
 from ..openclip.patching import Installation, find_installation
 
-EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.OTHER: 3, patching.MODIFIED: 4}
+EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.MODIFIED: 4}
 
 
 ERROR = 2  # argparse's own
@@ -37,20 +37,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip patch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Patches OpenCLIP so that python -m open_clip_train.main finds the plugins that are installed\n"
-        f"and takes their flags. There are patches for open_clip_torch {', '.join(patching.patches())}.",
+        description="Patches OpenCLIP so that python -m open_clip_train.main finds the installed plugins and accepts\n"
+        f"their flags. There are patches for open_clip_torch {', '.join(patching.patches())}.",
         epilog="actions:\n"
-        "  apply   patch it; atomic and idempotent\n"
+        "  apply   apply the patch; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
         + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
         + "  revert  restore the exact bytes of the release\n\n"
-        f"Exit code {ERROR}: an error, named in one line; nothing was changed.\n\n"
+        f"Exit code {ERROR}: an error, explained in one line; nothing was changed.\n\n"
         "example: superclip patch apply",
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))
     parser.add_argument(
         "--source", type=Path, metavar="DIR",
-        help="a checkout or an unpacked wheel (default: the OpenCLIP that is installed)",
+        help="a checkout or an unpacked wheel (default: the installed OpenCLIP)",
     )  # fmt: skip
     return parser.parse_args(argv)
 

@@ -28,7 +28,7 @@ from .shards import (
     why_broken,
     work_on,
 )  # fmt: skip
-from .slices import SlicedTraining, Split, equal_sizes, more_than_a_slice
+from .slices import Split, equal_sizes, more_than_a_slice
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken
 NUM_LOOKED_FOR = 1000  # shards, before training starts
@@ -237,15 +237,3 @@ def check_data(
         "good": contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,
         "warnings": warnings,
     }  # fmt: skip
-
-
-def check_training_shards(train_data: str, sliced: SlicedTraining, long_caption: str, caption: str) -> list[str]:
-    """Returns warnings about the shards of --train-data; InputError if OpenCLIP cannot train on them."""
-    sliced.check()
-    found = inspect(train_data, "--train-data", long_caption, caption=caption, most=NUM_LOOKED_FOR)
-    if sliced.slice_samples is None and sliced.total is None:
-        raise InputError(
-            "--train-num-samples is not given, and no sizes.json beside the shards lists them: expected the samples of "
-            "an epoch"
-        )
-    return found.warnings

@@ -141,41 +141,6 @@ class Split:
         ]
 
 
-@dataclass(frozen=True)
-class SlicedTraining(Split):
-    """OpenCLIP's arguments that decide whether it can train on the shards, in slices if requested."""
-
-    dataset_type: str = "auto"
-    kind: str = "shards"  # returned by `tables.kind`
-    resampled: bool = False  # whether every worker samples from all shards
-    is_sliced: bool = False
-    total: int | None = None  # total number of samples, if listed in a file beside the shards
-
-    def check(self) -> None:
-        """Raises InputError if training cannot read the data in slices."""
-        if self.is_sliced and self.kind != "shards":
-            raise InputError(
-                f"--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {self.dataset_type}: "
-                "expected webdataset and a pattern of .tar files, or leave --superclip-slices out"
-            )
-        if self.is_sliced and self.resampled:
-            raise InputError(
-                "--superclip-slices reads every shard once a pass, and --dataset-resampled draws them with "
-                "replacement: leave one of them out"
-            )
-        if not self.resampled:
-            super().check()
-        if not self.is_sliced:
-            return
-        samples, batch = self.slice_samples, self.batch_size * self.world_size
-        if samples is None or (self.total and more_than_a_slice(samples, self.total, self.slices, batch)):
-            given = "is not given" if samples is None else f"is {samples:,}"
-            of_total = f", {math.ceil(self.total / self.slices):,} of {self.total:,}" if self.total else ""
-            raise InputError(
-                f"--train-num-samples {given}; expected the samples of one of the {self.slices} slices{of_total}"
-            )
-
-
 def equal_sizes(num_samples: int, num_shards: int) -> list[int]:
     """Divides the total number of samples equally among the shards."""
     return [num_samples * (i + 1) // num_shards - num_samples * i // num_shards for i in range(num_shards)]

@@ -16,13 +16,6 @@ def current() -> ModuleType:
     return v4 if has_tasks else v3
 
 
-def with_model_defaults(options: dict) -> dict:
-    """Returns OpenCLIP's parsed options with its defaults of lr, betas and eps for the model."""
-    from open_clip_train.params import get_default_params
-
-    return get_default_params(options["model"]) | {name: value for name, value in options.items() if value is not None}
-
-
 def autocast(precision: str, device_type: str):
     """Returns a function that makes the autocast context of an OpenCLIP --precision."""
     from open_clip_train.precision import get_autocast

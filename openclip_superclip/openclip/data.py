@@ -1,6 +1,5 @@
 """OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot be read."""
 
-import contextlib
 import functools
 import json
 import logging
@@ -16,6 +15,7 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset
 
 from .. import hooks
+from ..environment import replaced
 from ..errors import InputError, reason
 from . import current
 
@@ -31,29 +31,26 @@ def with_plugins_data(get_dataset_fn):
 
 
 def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None, **options):
-    def made(tokenizer):
-        return get_dataset(args, preprocess, is_train=is_train, epoch=epoch, tokenizer=tokenizer, **options)
-
     if not is_train:
-        return made(tokenizer)
+        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(epoch)
-    hook = hooks.plugin_manager().hook
-    order, is_pass = None, get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
-    if is_pass:
+    hook, order = hooks.plugin_manager().hook, None
+    if get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
     caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
-    if order is None and caption_tokens is None:
-        with _exchanged(**({"wds": current().WebDataset(args, None, None)} if is_pass else {})):
-            return made(tokenizer)
-    instead = {"SharedEpoch": lambda *_, **__: shared_epoch, "wds": current().WebDataset(args, order, caption_tokens)}
+    names = {}  # of OpenCLIP's data module, and what replaces them
+    if order is not None or caption_tokens is not None:
+        names["SharedEpoch"] = lambda *_, **__: shared_epoch
+        names["wds"] = current().WebDataset(args, order, caption_tokens)
     if order is not None:
-        instead["detshuffle2"] = lambda **_: order[0]
+        names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
-        instead |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
+        names |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
         tokenizer = _Tokenized(tokenizer)
-    with _exchanged(**instead):
-        data = made(tokenizer)
-    data.shared_epoch = shared_epoch  # a table has no shared epoch
+    with replaced(open_clip_train.data, **names):
+        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer, **options)
+    if names:
+        data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
 
 
@@ -93,17 +90,6 @@ class _Table(CsvDataset):
     def __getitem__(self, index):
         row = self.kept[index]
         return current().row_with_tokens(_read_row(self, row), self.caption_tokens(self._row(row)))
-
-
-@contextlib.contextmanager
-def _exchanged(**values):
-    """A context with these values in OpenCLIP's data module."""
-    before = {name: getattr(open_clip_train.data, name) for name in values}
-    try:
-        vars(open_clip_train.data).update(values)
-        yield
-    finally:
-        vars(open_clip_train.data).update(before)
 
 
 def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:

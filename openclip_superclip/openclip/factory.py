@@ -8,8 +8,16 @@ from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints.model_files import know_model
-from ..checkpoints.pretrained import how_to_load, stored_head
-from ..config import is_idf_file
+from ..checkpoints.pretrained import (
+    check_pretrained,
+    check_teacher,
+    check_weights_file,
+    how_to_load,
+    released_file,
+    stored_head,
+)
+from ..config import Config, is_idf_file
+from ..data.captions import check_counted_captions
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
@@ -84,60 +92,86 @@ def head_options(
     }
 
 
-def check_model(model_name: str, pretrained: str | None = None, flags: tuple[str, str] = ("--model", "--pretrained")):
-    """Raises InputError for a model or weights that OpenCLIP does not find; hubs are not checked."""
-    know_model(model_name, flags[0])
-    schema, place = parse_model_name(model_name)
+OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the configuration that only they have
+    "genlip_cfg": "it generates captions and has no contrastive loss",
+    "genlap_cfg": "it generates captions of audio and has no contrastive loss",
+    "audio_cfg": "it has an audio tower and no image patches",
+}
+
+
+def check_models(
+    model: str,
+    pretrained: str | None,
+    teacher: tuple[str | None, str | None] = (None, None),
+    cache_dir: str | None = None,
+    context_length: int | None = None,
+) -> None:
+    """Raises InputError for a model or weights that do not exist or do not work with --superclip.
+
+    Models on a hub are checked when they are loaded.
+
+    Args:
+        model: value of --model, like `pretrained`, `cache_dir` and `context_length` (--force-context-length).
+        teacher: values of --distill-model and --distill-pretrained.
+    """
+    _check_model(model, pretrained, "--model", "--pretrained")
+    check_pretrained(model, pretrained)
+    if pretrained and ":" not in model and not os.path.isfile(pretrained):
+        released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
+    check_weights_file(pretrained)
+    _check_vocabulary(model, cache_dir, context_length)
+    if teacher[0] is not None:
+        _check_model(*teacher, "--distill-model", "--distill-pretrained")
+        if teacher[1] is not None:
+            check_teacher(*teacher)
+
+
+def check_idf_file(config: Config, tokenizer, is_table: bool) -> None:
+    """Raises InputError for word frequencies of another tokenizer or of other captions than the run's."""
+    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
+    frequencies.check(tokenizer, what)
+    check_counted_captions(frequencies.captions, config, tokenizer.context_length, what, is_table)
+
+
+def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
+    know_model(model, flag)
+    schema, place = parse_model_name(model)
     if schema == "hf-hub":
         return
-    name = model_name if schema else place.replace("/", "-")  # OpenCLIP's own lookup
+    name = model if schema else place.replace("/", "-")  # as OpenCLIP looks it up
     try:
         known = open_clip.get_model_config(name) is not None
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{flags[0]}: {model_name} has no readable open_clip_config.json ({reason(error)})") from error
+        raise InputError(f"{flag}: {model} has no readable open_clip_config.json ({reason(error)})") from error
     if not known:
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
-        raise InputError(
-            f"{flags[0]}: OpenCLIP knows no '{model_name}'; "
-            + (f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names those that it knows")
-        )
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["one of open_clip.list_models()"]
+        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(close)}?")
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):
             raise InputError(
-                f"{flags[1]} is '{pretrained}', no file and none of the weights that OpenCLIP knows of {name}: "
-                f"expected a file or one of {listed(tags, 30) or 'none'}"
+                f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for {name}"
+                f": expected a file or one of {listed(tags, 30) or 'none'}"
             )
 
 
-OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the configuration that only they have
-    "genlip_cfg": "it generates captions and has no contrastive loss",
-    "genlap_cfg": "it generates captions of audio and has no contrastive loss",
-    "audio_cfg": "it has an audio tower and no patch tokens of an image",
-}
-
-
-def check_vocabulary(model_name: str, cache_dir: str | None = None, context_length: int | None = None) -> None:
-    """Raises InputError for an unsupported kind of model, or if the tokenizer exceeds its vocabulary.
-
-    Hubs and Hugging Face towers, which have their own configuration, are checked at the first batch.
-    """
-    if parse_model_name(model_name)[0] == "hf-hub":
+def _check_vocabulary(model: str, cache_dir: str | None, context_length: int | None) -> None:
+    """Raises InputError for an unsupported kind of model, or if the tokenizer exceeds its vocabulary."""
+    if parse_model_name(model)[0] == "hf-hub":
         return
-    model_cfg = open_clip.get_model_config(model_name)
-    for part, kind in OTHER_KINDS.items():
-        if part in model_cfg:
-            raise InputError(
-                f"--superclip cannot train --model {model_name}: {kind}; expected a vision and a text tower with a "
-                "contrastive loss"
-            )
+    model_cfg = open_clip.get_model_config(model)
+    if kind := next((kind for part, kind in OTHER_KINDS.items() if part in model_cfg), None):
+        raise InputError(
+            f"--superclip cannot train --model {model}: {kind}; expected an image and a text tower with a contrastive "
+            "loss"
+        )
     text_cfg = model_cfg["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
-    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    tokenizer = open_clip.get_tokenizer(model, cache_dir=cache_dir, context_length=context_length)
     largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
     if largest >= vocab_size:
         raise InputError(
-            f"--model: the tokenizer of {model_name} gives every caption token id {largest}, and its text_cfg has "
-            f"vocab_size {vocab_size}: expected {largest + 1} or more there, or the tokenizer of that vocabulary"
+            f"--model: the tokenizer of {model} gives every caption token id {largest}, and its text_cfg has "
+            f"vocab_size {vocab_size}: expected at least {largest + 1}, or another tokenizer"
         )

@@ -1,61 +1,56 @@
-"""Fixes for OpenCLIP's --horovod, so that it trains as with torchrun; other problems are errors with a reason.
+"""Fixes for OpenCLIP's --horovod, so that it trains as with torchrun; checks.py refuses what cannot be fixed.
 
 Four functions of Horovod are replaced, and none of OpenCLIP. One of them also starts a process group, from which the
 data loaders get their rank: WebDataset then splits the shards, and tables and synthetic data use distributed samplers.
 """
 
-import argparse
 import functools
 import os
 import socket
 from datetime import timedelta
 
 from ..environment import check_horovod
-from ..errors import InputError
-from ..rules import Rule, check
+from ..errors import InputError, reason
+from .options import launched_rank, launched_size
 
 PATIENCE = timedelta(minutes=5)  # for the ranks to meet
-
-
-BROKEN = [  # of OpenCLIP's options
-    Rule("--horovod: OpenCLIP's SigLIP loss cannot go with it: start the run with torchrun", lambda o: o.siglip),
-    Rule(
-        "--horovod: --accum-freq {accum_freq} cannot go with it, Horovod's optimizer takes one backward pass a step: "
-        "use more ranks, or a larger --batch-size with --grad-checkpointing",
-        lambda o: o.accum_freq > 1,
-    ),
-    Rule(
-        "--horovod: Horovod has no bfloat16 weights, which --precision {precision} makes: use amp_bf16 or amp",
-        lambda o: o.precision in ("bf16", "pure_bf16"),
-    ),
-    Rule(
-        "--horovod: --grad-clip-norm with --precision {precision} clips each rank's gradient before they are averaged, "
-        "and the ranks' weights drift apart: leave it out, or use --precision amp",
-        lambda o: o.grad_clip_norm is not None and o.precision != "amp",
-    ),
-    Rule("--horovod: --use-bn-sync does nothing with it: leave it out", lambda o: o.use_bn_sync),
-]
-
-
-def refuse_broken(options: dict) -> None:
-    """Raises InputError, with a suggestion, for an OpenCLIP option that does not work with --horovod."""
-    check(BROKEN, argparse.Namespace(**options))
 
 
 def fix_horovod() -> None:
     """Replaces the functions of Horovod that make training differ from torch.distributed."""
     import horovod.torch as hvd
 
-    for name, fixed in FIXED.items():
+    for fixed in (_init, _allgather, _broadcast_object, _broadcast_optimizer_state):
+        name = fixed.__name__.removeprefix("_")
         function = getattr(hvd, name)
         if not isinstance(function, functools.partial):
             setattr(hvd, name, functools.partial(fixed, function))
 
 
 def _init(init, *args, **options) -> None:
-    """Starts Horovod, and then a torch.distributed process group of the same ranks."""
+    """Starts Horovod, and then a gloo process group of the same ranks."""
     init(*args, **options)
-    start_process_group()
+    import horovod.torch as hvd
+    import torch.distributed as dist
+
+    rank, size = hvd.rank(), hvd.size()
+    if "HOROVOD_GLOO_IFACE" in os.environ:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["HOROVOD_GLOO_IFACE"])
+    on_one_host = hvd.local_size() == size
+    host = "127.0.0.1" if on_one_host else os.environ.get("MASTER_ADDR", socket.gethostname())
+    store = None
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+    place = (host, store.port) if store else None
+    host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
+    try:
+        store = store or dist.TCPStore(host, port, size, is_master=False, timeout=PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise InputError(
+            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to {host}: {reason(error)}; "
+            "set HOROVOD_GLOO_IFACE to the network interface, such as eth0"
+        ) from error
 
 
 def _allgather(allgather, tensor, *args, **options):
@@ -87,98 +82,30 @@ def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **op
         broadcast_optimizer_state(optimizer, *args, **options)
 
 
-FIXED = {
-    "init": _init,
-    "allgather": _allgather,
-    "broadcast_object": _broadcast_object,
-    "broadcast_optimizer_state": _broadcast_optimizer_state,
-}
-
-
-def start_process_group() -> None:
-    """Starts a gloo process group of Horovod's ranks.
-
-    Collective, after Horovod's start. Raises InputError if the ranks cannot connect.
-    """
-    import horovod.torch as hvd
-    import torch.distributed as dist
-
-    rank, size = hvd.rank(), hvd.size()
-    interface = os.environ.get("HOROVOD_GLOO_IFACE")
-    if interface:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    host = "127.0.0.1" if hvd.local_size() == size else _own_address(interface)
-    store = None
-    if rank == 0:
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False)
-    place = (host, store.port) if store else None
-    host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
-    try:
-        store = store or dist.TCPStore(host, port, size, is_master=False, timeout=PATIENCE)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, does not reach the others by way of {host}: "
-            f"{reason}; HOROVOD_GLOO_IFACE names the network interface to use, such as eth0"
-        ) from error
-
-
-def _own_address(interface: str | None) -> str:
-    """Returns the address at which other machines reach this one: the interface's, if given."""
-    import psutil
-
-    addresses = psutil.net_if_addrs().get(interface, [])
-    return next((entry.address for entry in addresses if entry.family == socket.AF_INET), socket.gethostname())
-
-
-STARTED_BY_MPI = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-_kept_open = []  # the rendezvous server of rank 0, kept alive with the process
+_kept_open = []  # the stores and the rendezvous server of rank 0, kept alive with the process
 
 
 def join_ranks() -> None:
-    """Sets Horovod's variables if neither horovodrun nor MPI started the processes.
+    """Sets Horovod's variables if torchrun or srun, and not horovodrun, started the processes.
 
     Collective. Raises InputError if the ranks cannot connect.
     """
     check_horovod()
-    import horovod.torch as hvd
-
-    rank, size = _started_as()
-    by_mpi = hvd.mpi_built() and any(name in os.environ for name in STARTED_BY_MPI)
-    if size == 1 or "HOROVOD_RANK" in os.environ or by_mpi:
+    rank, size = launched_rank(), launched_size()
+    if size == 1 or "HOROVOD_RANK" in os.environ:
         return
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise InputError(
-            f"--horovod: this is rank {rank} of {size}, and their meeting point is unknown: set MASTER_ADDR (rank 0's "
-            "host) and MASTER_PORT (a free port there), or start them with horovodrun"
+            f"--horovod: this is rank {rank} of {size}, and it is unknown where the ranks meet: set MASTER_ADDR (rank "
+            "0's host) and MASTER_PORT (a free port there), or start them with horovodrun"
         )
     os.environ.update(_meet(rank, size))
-
-
-def launched_rank() -> int:
-    """Returns the rank of this process, from the launcher."""
-    return int(os.environ.get("HOROVOD_RANK", _started_as()[0]))
-
-
-def launched_size() -> int:
-    """Returns the number of ranks, from the launcher."""
-    return int(os.environ.get("HOROVOD_SIZE", _started_as()[1]))
-
-
-def _started_as() -> tuple[int, int]:
-    """Returns rank and number of ranks from the variables of torchrun, mpirun or srun."""
-    from open_clip_train.distributed import world_info_from_env
-
-    if "OMPI_COMM_WORLD_RANK" in os.environ and "RANK" not in os.environ:  # SLURM's variables are wrong here
-        return int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-    _, rank, size = world_info_from_env()
-    return rank, size
 
 
 def _meet(rank: int, size: int) -> dict[str, str]:
     """Returns Horovod's variables for `rank` of `size`."""
     from horovod.runner.gloo_run import create_slot_env_vars
+    from horovod.runner.http.http_server import RendezvousServer
     from torch.distributed import DistError, rendezvous
 
     master = os.environ["MASTER_ADDR"]
@@ -187,8 +114,11 @@ def _meet(rank: int, size: int) -> dict[str, str]:
         store.set(f"host of {rank}", socket.gethostname())
         hosts = [name.decode() for name in store.multi_get([f"host of {other}" for other in range(size)])]
         if rank == 0:
-            store.set("port", str(_start_rendezvous(hosts)))
-            _kept_open.append(store)
+            server = RendezvousServer()
+            port = server.start()
+            server.init(slots(hosts))
+            store.set("port", str(port))
+            _kept_open.extend((store, server))
         return create_slot_env_vars(slots(hosts)[rank]) | {
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(master),
             "HOROVOD_GLOO_RENDEZVOUS_PORT": store.get("port").decode(),
@@ -196,37 +126,25 @@ def _meet(rank: int, size: int) -> dict[str, str]:
             "HOROVOD_CPU_OPERATIONS": "gloo",
         }
     except (DistError, OSError) as error:
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"--horovod: rank {rank} of {size} does not meet the others at MASTER_ADDR {master}: {reason}"
+            f"--horovod: rank {rank} of {size} cannot reach the others at MASTER_ADDR {master}: {reason(error)}"
         ) from error
-
-
-def _start_rendezvous(hosts: list[str]) -> int:
-    """Starts Horovod's rendezvous server and returns its port."""
-    from horovod.runner.http.http_server import RendezvousServer
-
-    server = RendezvousServer()
-    _kept_open.append(server)
-    port = server.start()
-    server.init(slots(hosts))
-    return port
 
 
 def slots(hosts: list[str]) -> list:
     """Returns each rank's SlotInfo, given the ranks' hosts: Horovod numbers the ranks of a host, and across hosts."""
     from horovod.runner.common.util.hosts import SlotInfo
 
-    places = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+    local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
     return [
         SlotInfo(
             hostname=host,
             rank=rank,
-            local_rank=place,
-            cross_rank=places[:rank].count(place),
+            local_rank=local_rank,
+            cross_rank=local_ranks[:rank].count(local_rank),
             size=len(hosts),
             local_size=hosts.count(host),
-            cross_size=places.count(place),
+            cross_size=local_ranks.count(local_rank),
         )
-        for rank, (host, place) in enumerate(zip(hosts, places, strict=True))
+        for rank, (host, local_rank) in enumerate(zip(hosts, local_ranks, strict=True))
     ]

@@ -1,77 +1,106 @@
-"""The options of a training command, read once; hooks and checks take this object instead of OpenCLIP's args."""
+"""The parsed command line of a training, read once; the checks take this object instead of OpenCLIP's args."""
 
 import functools
+import os
 from argparse import Namespace
 
 from ..checkpoints.resume import Resumed
 from ..config import Config, DataConfig, config_from, data_config_from
-from ..errors import InputError
+from ..data.tables import Columns
+from ..data.training_data import DataOptions
 
 
-class CommandLine:
-    """A parsed command line of OpenCLIP's training, read once.
+class Training:
+    """A training as its command line describes it.
 
     Args:
         args: OpenCLIP's parsed arguments.
     """
 
     def __init__(self, args: Namespace):
-        self.args = args
+        self.options = args
         self.config: Config | None = config_from(vars(args))  # None without --superclip
-        self.data: DataConfig = data_config_from(vars(args))
+        self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
         self.resumed = Resumed(None)  # the checkpoint of --resume
 
     @property
     def is_ours(self) -> bool:
         """Whether a flag of ours is given; otherwise training is stock OpenCLIP's."""
-        return self.config is not None or self.data.slices is not None
+        return self.config is not None or self.data_config.slices is not None
 
     @functools.cached_property
+    def data(self) -> DataOptions:
+        options = self.options
+        return DataOptions(
+            train_data=options.train_data,
+            val_data=options.val_data,
+            dataset_type=options.dataset_type,
+            columns=Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key),
+            num_samples=options.train_num_samples,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            resampled=options.dataset_resampled,
+            caption=self._caption_member(),
+            slices=self.data_config.slices,
+            config=self.config,
+            rank=launched_rank(),
+            world_size=launched_size(),
+        )
+
+    def _caption_member(self) -> str:
+        """Returns the extension of the captions; "" if OpenCLIP 4 reads other images, several captions or JSON."""
+        image, text, json = (getattr(self.options, name, None) for name in ("image_key", "text_key", "json_text_key"))
+        if image not in (None, "jpg;png;jpeg;webp") or json or ";" in (text or ""):
+            return ""
+        return text or "txt"
+
+    def options_with_defaults(self) -> dict:
+        """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""
+        from open_clip_train.params import get_default_params
+
+        given = {name: value for name, value in vars(self.options).items() if value is not None}
+        return get_default_params(self.options.model) | given
+
     def leaves_head_out(self) -> bool:
-        """Whether a model without a class head, student or teacher, loads weights with one."""
+        """Returns whether a model without a class head, student or teacher, loads weights with one."""
         from ..checkpoints.pretrained import starts_with_head
 
-        args = self.args
-        return (self.config is None and starts_with_head(args.model, args.pretrained)) or starts_with_head(
-            args.distill_model, args.distill_pretrained
-        )
+        options = self.options
+        models = [(options.distill_model, options.distill_pretrained)]
+        if self.config is None:
+            models.append((options.model, options.pretrained))
+        return any(starts_with_head(*model) for model in models)
 
     @property
     def records_words(self) -> bool:
-        logs = self.args.logs
+        logs = self.options.logs
         return self.config.word_course == "on" and bool(logs) and logs.lower() != "none"
 
-    @functools.cached_property
-    def reads_table(self) -> bool:
-        from ..data.tables import is_table
-
-        return is_table(self.args.train_data, self.args.dataset_type)
-
     @property
-    def columns(self):
-        from ..data.tables import Columns
-
-        return Columns(self.args.csv_separator, self.args.csv_img_key, self.args.csv_caption_key)
-
-    @functools.cached_property
     def separates_words(self) -> bool:
         """Whether each loss has its own tokens: of another caption, or none for a missing caption."""
-        from ..data.tables import has_empty_captions
-
-        if self.config.captions == "dual" or not self.args.train_data or not self.reads_table:
-            return self.config.captions == "dual"
-        found = has_empty_captions(self.args.train_data, self.columns)
-        if found and self.args.distill_model is not None:
-            raise InputError(
-                f"--train-data: {self.args.train_data} has rows without a caption, which --superclip cannot train with "
-                "--distill-model: remove these rows, as superclip shards does"
-            )
-        return found
+        return self.config.captions == "dual" or self.data.has_empty_captions
 
     @functools.cached_property
     def tokenizer(self):
         from open_clip import get_tokenizer
 
-        args = self.args
-        return get_tokenizer(args.model, cache_dir=args.cache_dir, context_length=args.force_context_length)
+        options = self.options
+        return get_tokenizer(options.model, cache_dir=options.cache_dir, context_length=options.force_context_length)
+
+
+def launched_rank() -> int:
+    """Returns the rank of this process, from the variables of horovodrun, torchrun, srun or mpirun."""
+    return int(os.environ.get("HOROVOD_RANK", _world()[1]))
+
+
+def launched_size() -> int:
+    """Returns the number of ranks, from the same variables."""
+    return int(os.environ.get("HOROVOD_SIZE", _world()[2]))
+
+
+def _world() -> tuple[int, int, int]:
+    from open_clip_train.distributed import world_info_from_env
+
+    return world_info_from_env()

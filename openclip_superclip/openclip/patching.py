@@ -1,8 +1,7 @@
 """Applies and reverts patches of OpenCLIP on disk: atomic per file, and idempotent.
 
 A patch is a git diff, whose headers contain the blob ids of each file before and after. These ids determine the state
-of every file, so that an interrupted run can be completed or reverted without a journal. The applied patch is stored in
-a wheel's metadata, so that another version of this package can revert it.
+of every file, so that an interrupted run can be completed or reverted without a journal.
 """
 
 import hashlib
@@ -21,11 +20,8 @@ from ..errors import InputError
 from ..files import shipped_folder
 
 INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
-NOT_PATCHED, PATCHED, OTHER, MODIFIED = "not patched", "patched", "patched by another version", "modified"
-MISSING, EDITED = "missing", "edited, or of another commit"
-KEPT = "hooks.patch"  # in the wheel's metadata: the patch that was applied
+NOT_PATCHED, PATCHED, MODIFIED = "not patched", "patched", "modified"
 NO_FILE = "0" * 40  # git's id of a missing file
-CONTRACT = b'HookspecMarker("open_clip")'  # in open_clip/hooks.py of any version
 
 Contents = Mapping[str, bytes | None]  # path relative to the root: content, None for no file
 
@@ -40,16 +36,8 @@ class Installation(NamedTuple):
         return f"open_clip_torch {self.version} in {self.root}"
 
     def read(self, path: str) -> bytes | None:
-        try:
-            return (self.root / path).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    @property
-    def dist_info(self) -> str | None:
-        """The folder of the wheel's metadata; None in a checkout."""
-        folder = f"open_clip_torch-{self.version}.dist-info"
-        return folder if (self.root / folder / "RECORD").is_file() else None
+        file = self.root / path
+        return file.read_bytes() if file.exists() else None
 
 
 def find_installation(source: Path | None = None) -> Installation:
@@ -62,21 +50,13 @@ def find_installation(source: Path | None = None) -> Installation:
     else:
         roots = [root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()]
         if not roots:
-            raise InputError(f"--source {source} holds no OpenCLIP: expected open_clip/ or src/open_clip/ there")
+            raise InputError(f"--source {source} has no OpenCLIP: expected open_clip/ or src/open_clip/ there")
         root = roots[0]
     version_file = root / "open_clip/version.py"
     version = re.search(r"__version__ = ['\"](.+)['\"]", version_file.read_text() if version_file.is_file() else "")
     if version is None:
-        raise InputError(f"{version_file} does not hold the release of OpenCLIP: reinstall it")
+        raise InputError(f"{version_file} does not contain the version of OpenCLIP: reinstall it")
     return Installation(root.absolute(), version[1])
-
-
-def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
-    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls these files too."""
-    lines = record.splitlines(keepends=True)
-    rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
-    end = b"\r\n" if b"\r\n" in rest else b"\n"
-    return rest, b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
 def patches() -> dict[str, bytes]:
@@ -146,55 +126,35 @@ def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
 
 
 class Status:
-    """The state of an OpenCLIP, and of each file that a patch changes."""
+    """The state of an OpenCLIP, and of each file that the patch changes."""
 
     def __init__(self, openclip: Installation):
         known = patches()
         if openclip.version not in known:
             raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
-        self.ours = Patch(known[openclip.version])
-        kept = openclip.read(f"{openclip.dist_info}/{KEPT}") if openclip.dist_info else None
-        self.applied = self.ours if kept is None else Patch(kept)
-        before = self.applied.before | self.ours.before
-        ids_of = {
-            NOT_PATCHED: before,
-            PATCHED: before | self.ours.after,
-            OTHER: before | self.applied.after,
-        }
-        self.contents = {path: openclip.read(path) for path in before}
-        self.ids = {path: blob_id(content) for path, content in self.contents.items()}
-        self.files = {
-            path: next((state for state, ids in ids_of.items() if ids[path] == found), None)
-            or (MISSING if found == NO_FILE else EDITED)
-            for path, found in self.ids.items()
-        }
-        self.unknown = [path for path, state in self.files.items() if state in (MISSING, EDITED)]
-        self.state = next((state for state, ids in ids_of.items() if ids == self.ids), MODIFIED)
-        hooks = "open_clip/hooks.py"
-        if hooks in self.unknown and CONTRACT in self.contents[hooks]:
-            self.state = OTHER  # edited, or in a checkout patched by another version
+        self.patch = Patch(known[openclip.version])
+        self.contents = {path: openclip.read(path) for path in self.patch.diffs}
+        self.files = {path: self._state(path, blob_id(content)) for path, content in self.contents.items()}
+        self.unknown = [path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)]
+        states = {*self.files.values()}
+        self.state = states.pop() if len(states) == 1 and not self.unknown else MODIFIED
 
-    def originals(self) -> Contents:
-        """Returns the release's content of the files; all of them must be in a known state."""
-        originals = dict(self.contents)
-        for patch in (self.applied, self.ours):
-            for path in patch.diffs:
-                if self.ids[path] == patch.after[path]:
-                    originals[path] = patch.revert(path, self.contents[path])
-        return originals
+    def _state(self, path: str, found: str) -> str:
+        if found == self.patch.before[path]:
+            return NOT_PATCHED
+        if found == self.patch.after[path]:
+            return PATCHED
+        return "missing" if found == NO_FILE else "edited, or of another version"
 
 
 def apply(openclip: Installation) -> dict[str, str]:
-    """Applies our patch. Returns what was done to each file, nothing if it was already applied."""
-    status = _known_status(openclip)
-    undone = revert(openclip) if status.applied.text != status.ours.text else {}
-    steps = _steps(openclip, _known_status(openclip))
-    return undone | _write(openclip, {path: after for path, (_, after) in steps.items()})
+    """Applies the patch. Returns what was done to each file, nothing if it was already applied."""
+    return _write(openclip, {path: after for path, (_, after) in _steps(openclip).items()})
 
 
 def revert(openclip: Installation) -> dict[str, str]:
     """Restores the release's files. Returns what was done to each file, nothing if there was no patch."""
-    steps = _steps(openclip, _known_status(openclip))
+    steps = _steps(openclip)
     done = _write(openclip, {path: before for path, (before, _) in reversed(steps.items())})
     for path, (before, _) in steps.items():
         if before is None:
@@ -203,7 +163,12 @@ def revert(openclip: Installation) -> dict[str, str]:
     return done
 
 
-def _known_status(openclip: Installation) -> Status:
+def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None]]:
+    """Returns each file's content without and with the patch, in the order in which to apply it.
+
+    RECORD comes first, so that pip removes the added file. That file comes last: without open_clip/hooks.py, a patched
+    file refuses to run. Raises InputError if a file is neither the release's nor the patched one.
+    """
     status = Status(openclip)
     if status.unknown:
         files = ", ".join(f"{path} ({status.files[path]})" for path in status.unknown)
@@ -212,25 +177,24 @@ def _known_status(openclip: Installation) -> Status:
             f"reinstall with pip install --force-reinstall --no-deps open_clip_torch=={openclip.version}, or, in a "
             f"checkout, git checkout v{openclip.version}"
         )
-    return status
+    patch, steps = status.patch, {}
+    for path, content in sorted(status.contents.items(), key=lambda item: patch.before[item[0]] == NO_FILE):
+        if status.files[path] == PATCHED:
+            steps[path] = patch.revert(path, content), content
+        else:
+            steps[path] = content, patch.apply(path, content)
+    record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
+    if (content := openclip.read(record)) is not None:
+        steps = {record: _records(content, [path for path, (before, _) in steps.items() if before is None]), **steps}
+    return steps
 
 
-def _steps(openclip: Installation, status: Status) -> dict[str, tuple[bytes | None, bytes | None]]:
-    """Returns each file's content without and with the applied patch, in the order in which to apply it.
-
-    RECORD comes first, so that pip removes all other written files. Added files come last: without open_clip/hooks.py,
-    a patched file refuses to run.
-    """
-    patch, info = status.applied, openclip.dist_info
-    originals = {path: content for path, content in status.originals().items() if path in patch.diffs}
-    before = dict(sorted(originals.items(), key=lambda item: item[1] is None))
-    after = {path: patch.apply(path, content) for path, content in before.items()}
-    if info:
-        before, after = {f"{info}/{KEPT}": None, **before}, {f"{info}/{KEPT}": patch.text, **after}
-        record, added = f"{info}/RECORD", [path for path, content in before.items() if content is None]
-        without, with_added = _records(openclip.read(record), added)
-        before, after = {record: without, **before}, {record: with_added, **after}
-    return {path: (before[path], after[path]) for path in after}
+def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
+    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls these files too."""
+    lines = record.splitlines(keepends=True)
+    rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
+    end = b"\r\n" if b"\r\n" in rest else b"\n"
+    return rest, b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
@@ -238,9 +202,9 @@ def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
 
     Raises InputError before any change if a file cannot be written.
     """
-    parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
     held = {path: openclip.read(path) for path in contents}
     changed = {path: content for path, content in contents.items() if content != held[path]}
+    parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
     done = {}
     try:
         for path, content in changed.items():
@@ -259,6 +223,5 @@ def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
         raise InputError(f"cannot write {openclip.root / path}: {error.strerror}; {so_far}") from None
     finally:
         for part in parts.values():
-            if part.exists():  # including those of a killed run
-                part.unlink()
+            part.unlink(missing_ok=True)  # including those of a killed run
     return done

@@ -1,20 +1,10 @@
 """OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded before renaming."""
 
 import functools
-import inspect
 
 from .. import hooks
-from ..errors import InputError
 
-TESTED = ("3.0.0", "3.1.0", "3.2.0", "3.3.0")
 HAS_TASKS = False
-
-# Names of this generation only, and their replacements.
-REPLACED = {
-    "open_clip_train.main.create_loss": "the plugins' loss, if one has an answer",
-    "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
-}
-
 PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
 
 
@@ -29,40 +19,21 @@ def with_plugins_loss(create):
     return create_loss
 
 
-def _epoch_of(given: dict) -> dict:
-    """Returns the hook's arguments from those of `train_one_epoch`."""
-    return {name: given[name] for name in ("args", "model", "epoch")}
-
-
-def with_epoch_end(train, epoch_of=_epoch_of):
+def with_epoch_end(train):
     """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
-    signature = inspect.signature(train)
 
     @functools.wraps(train)
-    def train_one_epoch(*train_args, **kwargs):
-        train(*train_args, **kwargs)
-        given = signature.bind(*train_args, **kwargs).arguments
-        hooks.plugin_manager().hook.open_clip_epoch_end(**epoch_of(given))
+    def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs):
+        train(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs)
+        hooks.plugin_manager().hook.open_clip_epoch_end(args=args, model=model, epoch=epoch)
 
     return train_one_epoch
 
 
-WRAPPERS = {
+WRAPPERS = {  # names to replace, and what makes the replacement
     "open_clip_train.main.create_loss": with_plugins_loss,
     "open_clip_train.main.train_one_epoch": with_epoch_end,
 }
-
-
-def _at_least_a_batch(samples, batch_size: int):
-    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever."""
-    number = 0
-    for number, sample in enumerate(samples, start=1):  # noqa: B007
-        yield sample
-    if number < batch_size:
-        raise InputError(
-            f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
-            f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
-        )
 
 
 class WebDataset:
@@ -83,18 +54,10 @@ class WebDataset:
         return self.__getattr__("shuffle")(**options) if self.order is None else self.order[1]
 
     def rename(self, **names):
+        rename = self.__getattr__("rename")
         if self.caption_tokens is None:
-            return self.__getattr__("rename")(**names)
-        rename = self.__getattr__("rename")(**self.names(names))
-        return lambda samples: rename(self._with_tokens(samples))
-
-    def batched(self, batch_size, **options):
-        batched = self.__getattr__("batched")(batch_size, **options)
-        return lambda samples: batched(_at_least_a_batch(samples, batch_size))
-
-    def names(self, names: dict[str, str]) -> dict[str, str]:
-        """Returns the member names of a tokenized sample, from OpenCLIP's."""
-        return names
+            return rename(**names)
+        return lambda samples: rename(**names | {"text": "txt"})(self._with_tokens(samples))
 
     def with_caption(self, sample: dict) -> dict | None:
         """Returns the sample with OpenCLIP's caption as `txt`; None if OpenCLIP skips it."""
@@ -109,10 +72,6 @@ class WebDataset:
                 yield {**sample, "txt": tokens}
         if hasattr(self.caption_tokens, "end_pass"):
             self.caption_tokens.end_pass(num_kept)
-
-
-def check_options(args, captions: str | None, slices: int | None) -> None:
-    """Does nothing: this generation supports all of its options with our flags."""
 
 
 def row_with_tokens(row: tuple, tokens) -> tuple:

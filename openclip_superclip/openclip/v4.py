@@ -3,19 +3,12 @@
 import functools
 
 from .. import hooks
-from ..errors import InputError
 from . import v3
 
-TESTED = ("4.2.0.dev0",)
 HAS_TASKS = True
-
-REPLACED = {
-    "open_clip_train.main.create_task": "the same, with the plugins' loss, if one has an answer",
-    "open_clip_train.main.train_one_epoch": "the same, and the plugins are called at the end of the epoch",
-    **{
-        f"open_clip_train.data.{name}": "leaves the plugins' tokens alone, while training data is made"
-        for name in ("JsonCaptionExtractor", "FilterNonEmptyText")
-    },
+PASSED_ON = {
+    "JsonCaptionExtractor": lambda *_, **__: lambda tokens: tokens,
+    "FilterNonEmptyText": lambda *_, **__: lambda sample: True,
 }
 
 
@@ -29,40 +22,38 @@ def with_plugins_task(create):
         if loss is not None:
             del task.loss  # a plugin's loss need not be a module
             task.loss = loss
-            _pass_every_output(task)
+            if hasattr(task, "_build_loss_inputs"):
+                task._build_loss_inputs = _with_every_output(task._build_loss_inputs)
         return task
 
     return create_task
 
 
-def _pass_every_output(task) -> None:
-    """Makes CoCa's task pass all model outputs to its loss, instead of five by name."""
-    if not hasattr(task, "_build_loss_inputs"):
-        return
-    build = task._build_loss_inputs
+def _with_every_output(build):
+    """Returns a `_build_loss_inputs` of CoCa's task that passes all model outputs to its loss, not five by name."""
 
     def build_loss_inputs(model_out, batch):
         others = {name: value for name, value in model_out.items() if name != "logit_bias"}  # CoCaLoss takes none
         return others | build(model_out, batch)
 
-    task._build_loss_inputs = build_loss_inputs
+    return build_loss_inputs
 
 
-def _epoch_of(given: dict) -> dict:
-    """Returns the hook's arguments from those of `train_one_epoch`."""
-    state = given["state"]
-    return {"args": given["args"], "model": state.task.trainable_module, "epoch": state.epoch}
+def with_epoch_end(train):
+    """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
+
+    @functools.wraps(train)
+    def train_one_epoch(state, data, args, **kwargs):
+        train(state, data, args, **kwargs)
+        hook = hooks.plugin_manager().hook
+        hook.open_clip_epoch_end(args=args, model=state.task.trainable_module, epoch=state.epoch)
+
+    return train_one_epoch
 
 
-with_epoch_end = functools.partial(v3.with_epoch_end, epoch_of=_epoch_of)
 WRAPPERS = {
     "open_clip_train.main.create_task": with_plugins_task,
     "open_clip_train.main.train_one_epoch": with_epoch_end,
-}
-
-PASSED_ON = {
-    "JsonCaptionExtractor": lambda *_, **__: lambda tokens: tokens,
-    "FilterNonEmptyText": lambda *_, **__: lambda sample: True,
 }
 
 
@@ -79,46 +70,14 @@ class WebDataset(v3.WebDataset):
             self.read_json = data.JsonCaptionExtractor(args.json_text_key, sample_probs=args.json_text_key_probs)
         self.is_trained_on = data.FilterNonEmptyText("txt")
 
-    def names(self, names: dict[str, str]) -> dict[str, str]:
-        return {**names, "text": "txt"}
-
     def with_caption(self, sample: dict) -> dict | None:
         if self.read_json is not None:
-            sample = {**sample, "txt": self.read_json(sample["json"])}
+            caption = self.read_json(sample["json"])
         else:
-            sample = {**sample, "txt": next(sample[key] for key in self.text_keys if key in sample)}
-        if not self.is_trained_on(sample):
+            caption = next(sample[key] for key in self.text_keys if key in sample)
+        if not self.is_trained_on({"txt": caption}):
             return None
-        caption = sample["txt"]
         return {**sample, "txt": caption.decode("utf-8") if isinstance(caption, bytes) else caption}
-
-
-def check_options(args, captions: str | None, slices: int | None) -> None:
-    """Raises InputError, with a suggestion, for a flag of this generation that one of ours does not support.
-
-    `captions` is --superclip-captions, None without --superclip, and `slices` is --superclip-slices.
-    """
-    if args.dataset_type.endswith("-audio"):
-        raise InputError(f"--dataset-type {args.dataset_type} has no images: leave out the flags of SuperCLIP")
-    if captions is not None and captions.startswith("mixed") and args.json_text_key_probs:
-        raise InputError(
-            f"--json-text-key-probs draws the short caption, and --superclip-captions {captions} draws between it and "
-            "the long one: give one of the two"
-        )
-    if slices is not None and args.use_naflex:
-        raise InputError(
-            "--superclip-slices cannot go with --use-naflex, which reads its shards over and over: leave out one of "
-            "the two"
-        )
-    if captions is not None and args.fsdp_checkpoint == "sharded":
-        raise InputError(
-            "--fsdp-checkpoint sharded cannot go with --superclip, whose commands read checkpoints that are one file: "
-            "leave it out"
-        )
-    if captions is not None and "muon" in args.opt.lower():
-        # Its fallback trains the head's weight, whose rows are words and must not be orthogonalised.
-        given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
-        args.opt_fallback_list = [*given, "class_head.*"]
 
 
 def row_with_tokens(row: dict, tokens) -> dict:

@@ -65,9 +65,10 @@ def make_run(
         )
     args = check_command(run.openclip_arguments())
     if settings.engine == "horovod":
-        from ..openclip.horovod import refuse_broken
+        from ..openclip.checks import HOROVOD
+        from ..rules import check
 
-        refuse_broken(vars(args))
+        check(HOROVOD, args)
     if settings.stage:
         from .stage import check_stage
 

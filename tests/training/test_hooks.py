@@ -11,12 +11,10 @@ import types
 from pathlib import Path
 
 import open_clip
-import open_clip_train.params
 import pluggy
 import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
-from support.openclip_trees import enter
 from support.plugins import BROKEN, install_plugin
 from support.training_runs import run_ranks, superclip_train
 
@@ -315,50 +313,3 @@ def test_help_of_a_fresh_process_shows_the_flags_of_both_plugins(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "--superclip-weight" in run.stdout
     assert re.search(r"--second-weight SECOND_WEIGHT\s+of both", run.stdout)
-
-
-def test_a_run_that_is_refused_late_says_one_line_more_and_leaves_its_name_to_the_corrected_command(
-    train_flags, tmp_path
-):
-    argv = [*train_flags, "--superclip", "--lock-image", "--lock-image-unlocked-groups"]
-    command = [sys.executable, "-m", "openclip_superclip", "train", *argv, "1"]  # to the end of the interpreter
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith("error: --lock-image-unlocked-groups 1 unlocks nothing")
-    assert "TorchDynamo" not in refused.stdout + refused.stderr
-    assert not (tmp_path / "logs/run").exists()
-    (corrected,) = run_ranks(superclip_train, *argv, "2", cwd=tmp_path)
-    assert corrected.returncode == 0, corrected.output[-2000:]
-
-
-def test_a_refused_run_leaves_what_was_there_before(train_flags, tmp_path):
-    (tmp_path / "logs/run/checkpoints").mkdir(parents=True)
-    argv = [*train_flags, "--superclip", "--lock-image", "--lock-image-unlocked-groups", "1"]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert (tmp_path / "logs/run/checkpoints").is_dir()
-
-
-def test_a_mistyped_flag_is_told_in_one_line_by_a_patched_openclip_too(parse_args, capsys):
-    unpatched.tell_mistakes_in_one_line()
-    with pytest.raises(SystemExit) as refused:
-        open_clip_train.params.parse_args(["--batch-sise", "4"])
-    assert refused.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: unrecognized arguments: --batch-sise 4 (superclip train --help lists every flag)"
-    ]
-
-
-def train_with_openclip(tree, *argv):
-    enter(tree)
-    return superclip_train(*argv)
-
-
-def test_an_openclip_of_before_3_is_refused_with_its_version(train_flags, tmp_path):
-    (tmp_path / "open_clip").mkdir()
-    (tmp_path / "open_clip/__init__.py").touch()
-    (tmp_path / "open_clip/version.py").write_text("__version__ = '2.32.0'\n")
-    (run,) = run_ranks(train_with_openclip, tmp_path, *train_flags, cwd=tmp_path)
-    assert run.returncode == 1
-    (error,) = run.errors()
-    assert error.startswith("error: open_clip_torch 2.32.0 is too old: expected 3.0 or later, pip install ")

@@ -1,7 +1,6 @@
 """The adapter for OpenCLIP 4 does what its hooks promise, on small doubles of its tasks, trainer and data module."""
 
 import argparse
-import functools
 import types
 
 import pytest
@@ -10,7 +9,10 @@ from torch import nn
 
 from openclip_superclip import InputError, hooks
 from openclip_superclip.openclip import v4
+from openclip_superclip.openclip.checks import check_command_line
 from openclip_superclip.openclip.data import _Tokenized
+from openclip_superclip.openclip.options import Training
+from openclip_superclip.plugin import Plugin
 
 
 @pytest.fixture
@@ -41,9 +43,8 @@ class PickyTask(Task):
         return {"logits": model_out["logits"][:, :-1], "labels": batch["text"][:, 1:]}
 
 
-@pytest.mark.parametrize("loss", [nn.Tanh(), lambda **outputs: outputs], ids=["a module", "a function"])
-def test_a_task_trains_with_the_plugins_loss(loss, answer):
-    args = argparse.Namespace(name="run")
+def test_a_task_trains_with_the_plugins_loss_which_need_not_be_a_module(answer):
+    args, loss = argparse.Namespace(name="run"), lambda **outputs: outputs
     asked = answer("open_clip_create_loss", loss)
     task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(args, None, dist_model=None)
     assert task.loss is loss
@@ -140,14 +141,6 @@ def test_a_sample_without_tokens_is_left_out_and_the_pass_is_ended_with_the_numb
     assert tokens.num_kept == 0
 
 
-def test_a_pass_of_less_than_a_batch_ends_with_an_error_for_openclip_would_start_over_forever(webdataset):
-    decoded = [{"image": torch.zeros(1)}] * 3  # what is left once images that cannot be decoded are passed over
-    batched = functools.partial(webdataset(None).batched, partial=False, collation_fn=len)
-    assert list(batched(3)(iter(decoded))) == [3]
-    with pytest.raises(InputError, match="3 samples can be read, and --batch-size is 4; expected a full batch"):
-        list(batched(4)(iter(decoded)))
-
-
 def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
     tokens = torch.tensor([1, 2])
     tokenizer = _Tokenized(types.SimpleNamespace(context_length=7, pad_token_id=3))
@@ -158,24 +151,26 @@ def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
     assert v4.row_with_tokens({"image": 1, "text": 2}, tokens) == {"image": 1, "text": tokens}
 
 
-OPTIONS = {
-    "dataset_type": "webdataset", "json_text_key_probs": None, "use_naflex": False, "opt": "adamw", "opt_kwargs": {},
-    "opt_fallback_list": None, "fsdp_checkpoint": "full",
-}  # fmt: skip
-REFUSED = {  # options, captions, slices: what the one line says
+REFUSED = {  # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the one line says
     "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
-    "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs draws the short caption"),
-    "sharded": ({"fsdp_checkpoint": "sharded"}, "short", None, "--fsdp-checkpoint sharded cannot go with --superclip"),
-    "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices cannot go with --use-naflex"),
+    "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs samples the short caption"),
+    "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices does not work with --use-naflex"),
 }
 
 
 @pytest.mark.parametrize(("options", "captions", "slices", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_openclip_4_cannot_train_with_our_flags_is_refused_in_one_line(options, captions, slices, reason):
-    with pytest.raises(InputError) as refused:
-        v4.check_options(argparse.Namespace(**OPTIONS | options), captions, slices)
-    assert reason in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_what_openclip_4_cannot_train_with_our_flags_is_refused_in_one_line(
+    options, captions, slices, reason, parse_args
+):
+    args = parse_args(["--dataset-type", "synthetic"])
+    vars(args).update(options, only_options=True, dataset_type=options.get("dataset_type", "webdataset"))
+    if captions is not None:
+        vars(args).update(superclip=True, superclip_captions=captions)
+        vars(args).update({} if captions == "short" else {"superclip_long_caption": "long.txt"})
+    if slices is not None:
+        args.superclip_slices = slices
+    with pytest.raises(InputError, match=f"^[^\n]*{reason}[^\n]*$"):
+        check_command_line(Training(args))
 
 
 MUON = {  # what is given: what Muon leaves to its fallback
@@ -185,18 +180,14 @@ MUON = {  # what is given: what Muon leaves to its fallback
         {"opt_kwargs": {"fallback_list": ["*.proj"]}},
         ["*.proj", "class_head.*"],
     ),
+    "another optimizer": ({"opt": "timm/lamb"}, None),
 }
 
 
 @pytest.mark.parametrize(("options", "expected"), MUON.values(), ids=MUON)
-def test_muon_leaves_the_class_head_to_its_fallback(options, expected):
-    args = argparse.Namespace(**OPTIONS | {"opt": "timm/nadamuon"} | options)
-    v4.check_options(args, "short", None)
+def test_muon_leaves_the_class_head_to_its_fallback(options, expected, parse_args, tmp_path):
+    args = parse_args(["--dataset-type", "synthetic", "--train-num-samples", "1", "--logs", str(tmp_path)])
+    given = {"opt": "timm/nadamuon", "opt_fallback_list": None, "opt_kwargs": {}, "superclip": True}
+    vars(args).update(given | options)
+    Plugin().open_clip_check_options(args)
     assert args.opt_fallback_list == expected
-
-
-def test_other_optimizers_and_runs_without_a_head_keep_their_list():
-    for opt, captions in (("timm/lamb", "short"), ("timm/nadamuon", None)):
-        args = argparse.Namespace(**OPTIONS | {"opt": opt})
-        v4.check_options(args, captions, None)
-        assert args.opt_fallback_list is None

@@ -29,9 +29,8 @@ REFUSED = {
     "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
     "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
     "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
-    "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/{{90"),
-    "half a teacher": ("{table} --distill-model RN50", "--distill-model distils nothing without --distill-pretrained"),
-    "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val: there is no folder nowhere"),
+    "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/90.tar"),
+    "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val nowhere: there is no such folder"),
     "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are empty or not UTF-8"),
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
     "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
@@ -115,7 +114,7 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
         shutil.copy(paths[0], path)
     table = tmp_path / "table.csv"
     table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", *paths)))
-    argv = ["--train-data", str(table), "--batch-size", "4", "--csv-caption-key", "a cat"]
+    argv = ["--superclip", "--train-data", str(table), "--batch-size", "4", "--csv-caption-key", "a cat"]
     assert parse_args(argv)
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
@@ -125,40 +124,19 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     assert first in str(refusal.value) and second in str(refusal.value)
 
 
-def test_a_stock_run_is_refused_only_for_what_would_end_it_and_warned_of_the_rest(
-    csv_data, tiny_model, tmp_path, parse_args, capfd
-):
-    rows = csv_data.read_text().splitlines()
-    table = tmp_path / "table.csv"
-    table.write_text("\n".join([*rows[:3], rows[3].partition("\t")[0] + "\t"]))
-    assert parse_args(["--train-data", str(table), "--batch-size", "4"]).batch_size == 4
-    told = capfd.readouterr().err
-    assert "the 3 rows of" in told and "not one step is trained" in told
-    assert "1 of the 3 rows of" in told and "have no caption" in told
-    parse_args(["--train-data", str(csv_data), "--batch-size", "4", "--model", tiny_model, "--pretrained", "x.pt"])
-    instead = tiny_model.replace("local-dir:", "--model ")
-    told = f"OpenCLIP passes over x.pt beside --model {tiny_model}: give {instead}/open_clip_config.json"
-    assert capfd.readouterr().err == f"superclip: --pretrained: {told}\n"
-    assert parse_args(["--train-data", str(csv_data), "--batch-size", "4"])
-    assert capfd.readouterr().err == ""
-    table.write_text("filepath\ttitle\nnix.png\ta cat\n")
-    with pytest.raises(SystemExit, match=r"row 1 names nix\.png: no such file"):
-        parse_args(["--train-data", str(table)])
-
-
 def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
     argv = ["--superclip", "--train-data", f"{folder}/{{000000..000019}}.tar", "--train-num-samples", "64"]
     assert parse_args([*argv, "--workers", "1"])
     assert f"4 of 20 shards are missing or broken, the first is {folder}/000016.tar" in capfd.readouterr().err
 
 
-def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(csv_data, parse_args, capsys):
+def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(csv_data, parse_args):
     for flag in (["--superclip"], ["--superclip-slices", "2"]):
         with pytest.raises(SystemExit, match="error: --train-data is missing"):
             parse_args(flag)
         assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
-    assert train([]) == 1
-    assert capsys.readouterr().err.startswith("error: --train-data is missing")
+    with pytest.raises(SystemExit, match="error: --train-data is missing"):
+        train([])
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +182,9 @@ def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(method, 
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
     argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
     assert parse_args([*argv, "--workers", "0"]).workers == 0
-    with pytest.raises(SystemExit, match=rf"^error: --workers is 1, and .* start by {method}, .*: give --workers 0"):
+    with pytest.raises(
+        SystemExit, match=rf"^error: --workers is 1, and .* starts processes by {method}, .*: give --workers 0"
+    ):
         parse_args([*argv, "--workers", "1"])
 
 
