@@ -42,6 +42,10 @@ WITH_HEAD = [
         "the short and the long one: use only one of the two",
         lambda o: o.config.captions.startswith("mixed") and getattr(o, "json_text_key_probs", None),
     ),
+    Rule(
+        "--fsdp-checkpoint sharded does not work with --superclip, whose commands read single files: leave it out",
+        lambda o: getattr(o, "fsdp_checkpoint", None) == "sharded",
+    ),
 ]
 OURS = [
     Rule(
@@ -51,6 +55,14 @@ OURS = [
     Rule(
         "--superclip-slices does not work with --use-naflex, which repeats its shards: leave out one of the two",
         lambda o: o.slices is not None and getattr(o, "use_naflex", False),
+    ),
+    Rule(
+        "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use more GPUs",
+        lambda o: o.distill_model is not None and o.accum_freq > 1,
+    ),
+    Rule(
+        "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",
+        lambda o: o.lr_scheduler == "const-cooldown" and o.epochs_cooldown is None,
     ),
 ]
 HOROVOD = [

@@ -31,20 +31,19 @@ SLURM = Path(__file__).parents[2] / "slurm"
 EQUAL = {  # what trains the same under Horovod
     "a table": "--superclip",
     "the released recipe": "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16",
-    "clipped gradients in amp": "--superclip --precision amp --grad-clip-norm 1",
     "shards, mixed captions": "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt",
     "shards, plain CLIP": "{scenes}",
 }
 
 REFUSED = {  # flags: what the error says
-    "--superclip --siglip": "OpenCLIP's SigLIP loss",
+    "--superclip --siglip": "does not work with --siglip",
     "--superclip --accum-freq 2": "--accum-freq 2",
-    "--superclip --precision bf16": "--precision bf16",
+    "--superclip --precision bf16": "bfloat16 weights",
     "--superclip --grad-clip-norm 1": "drift apart",
     "--superclip --use-bn-sync": "--use-bn-sync",
 }
 
-GRADIENT_SCALES = [({}, 0.5), ({"gather_with_grad": True}, 1.0), ({"local_loss": True, "gather_with_grad": True}, 1.0)]
+GRADIENT_SCALES = [({}, 0.5), ({"local_loss": True, "gather_with_grad": True}, 1.0)]
 
 
 class Horovod(NamedTuple):
@@ -133,8 +132,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
     """Everything that one interpreter with Horovod trains."""
-    with_ddp = run_ranks(superclip_train, *flags_of("--superclip --name ddp"), world_size=2, cwd=folder)
-    assert [run.returncode for run in with_ddp] == [0, 0]
     two_epochs = "--horovod --superclip --lr-scheduler const --epochs 2 --name"
     train = {
         **{name: ("superclip_train", 2, f"--horovod {flags}") for name, flags in EQUAL.items()},
@@ -142,7 +139,6 @@ def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
         "unbroken": ("superclip_train", 2, f"{two_epochs} unbroken"),
         "stopped": ("superclip_train", 2, f"{two_epochs} resumed --epochs 1"),
         "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
-        "of ddp": ("superclip_train", 2, f"--horovod --superclip --resume {folder}/logs/ddp/checkpoints/epoch_1.pt"),
         "lost": ("superclip_train_as_a_task_of_srun", 1, "--horovod --superclip"),
         "stock": ("stock_train_under_horovod", 2, "--horovod {shards} --name stock"),
         "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
@@ -162,13 +158,6 @@ def test_the_wheel_is_built_once_for_each_pytorch(wheel):
     again = build_wheel(CXX="no-compiler")
     assert (again.returncode, again.stdout.strip(), again.stderr) == (0, wheel, "")
     assert f"torch{torch.__version__}" in wheel
-
-
-def test_a_build_that_fails_says_why_and_keeps_nothing(tmp_path):
-    failed = build_wheel(CXX="no-compiler", XDG_CACHE_HOME=str(tmp_path))
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert "there is no C++ compiler no-compiler" in failed.stderr
-    assert not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize("number", range(len(GRADIENT_SCALES)), ids=lambda number: str(GRADIENT_SCALES[number][0]))
@@ -228,7 +217,7 @@ def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason,
     (run,) = runs[flags]
     assert run.returncode == 1
     (error,) = run.errors()
-    assert error.startswith("error: --horovod: ")
+    assert error.startswith("error: --horovod ")
     assert reason in error
     assert "Train Epoch" not in run.output
 
@@ -236,14 +225,8 @@ def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason,
 def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
     few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
     recipe, settings = read_recipe("demo/superclip_demo-model_8k_bs64", few), Settings(engine="horovod")
-    with pytest.raises(InputError, match="--accum-freq 2 cannot go with it"):
+    with pytest.raises(InputError, match="--horovod does not work with --accum-freq 2"):
         make_run(recipe, data=scenes, gpu_batch_max=32, device="cpu", settings=settings)
-
-
-def test_a_checkpoint_of_ddp_is_not_resumed_under_horovod(runs):
-    for run in runs["of ddp"]:
-        assert run.returncode == 1
-        assert "is of a run of torchrun's ranks" in run.errors()[0]
 
 
 def test_a_task_of_srun_that_was_not_told_where_to_meet_the_others_says_so(runs):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.models import write_model, write_weights
-from support.openclip_releases import RELEASES, each_release
+from support.openclip_releases import each_release
 from support.openclip_trees import enter, openclip_train, openclip_train_without_plugins
 from support.openclip_trees import superclip_train_of as superclip_train
-from support.plugins import BROKEN, install_plugin
+from support.plugins import install_plugin
 from support.training_runs import Run, in_one_order, run_ranks
 
 openclip_train_in_one_order, superclip_train_in_one_order = in_one_order(openclip_train), in_one_order(superclip_train)
@@ -36,17 +36,16 @@ def losses(train_flags, tmp_path_factory):
 
 
 @each_release
-def test_patched_and_unpatched_losses_are_equal_step_by_step(release, released, patched, losses):
+def test_patched_and_unpatched_losses_are_equal_and_stock_without_the_flag(release, released, patched, losses):
     expected = losses(superclip_train, released[release], "--superclip")
     assert all("Class_loss" in line for line in expected)
     assert losses(openclip_train, patched[release], "--superclip") == expected
-
-
-@each_release
-def test_without_the_flag_or_a_plugin_the_losses_are_stock_to_the_last_digit(release, released, patched, losses):
     stock = losses(openclip_train, released[release])
     assert losses(openclip_train, patched[release]) == stock
-    assert losses(openclip_train_without_plugins, patched[release]) == stock
+
+
+def test_a_patched_openclip_without_plugins_is_stock(released, patched, losses):
+    assert losses(openclip_train_without_plugins, patched["3.3.0"]) == losses(openclip_train, released["3.3.0"])
 
 
 VARIANTS = [
@@ -87,7 +86,7 @@ def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patch
     assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == stock
 
 
-@pytest.mark.parametrize(("release", "workers"), [*((release, 1) for release in RELEASES), ("3.3.0", 0)])
+@pytest.mark.parametrize(("release", "workers"), [("3.0.0", 1), ("3.3.0", 0)])
 def test_slices_are_equal_too(release, workers, released, patched, shards, losses):
     flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 32 --workers {workers}"
     flags += f" --superclip-slices 2 --epochs 2 {'--superclip' if workers else ''}"
@@ -101,41 +100,15 @@ def test_two_cpu_ranks_train_as_with_the_launcher(released, patched, losses):
 
 
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
-    """`superclip train` of a launcher that can replace no name but the parser's, which tells a mistyped flag."""
+    """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
-    unpatched = importlib.import_module("openclip_superclip.openclip.unpatched")
-    replace = unpatched._replace
-
-    def replace_the_parser_alone(path, make):
-        assert path == "open_clip_train.params.argparse"
-        return replace(path, make)
-
-    unpatched._replace = replace_the_parser_alone
+    importlib.import_module("openclip_superclip.openclip.unpatched")._replace = None
     return importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
 
 
-def test_the_launcher_replaces_nothing_but_the_parser_in_a_patched_openclip(patched, losses):
+def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
     printed = losses(superclip_train_that_cannot_replace, patched["3.3.0"], "--superclip")
     assert printed == losses(openclip_train, patched["3.3.0"], "--superclip")
-
-
-def test_the_launcher_trains_with_a_release_that_has_the_names_it_needs(released, losses, tmp_path):
-    later = shutil.copytree(released["3.3.0"], tmp_path / "later")
-    (later / "open_clip/version.py").write_text("__version__ = '3.9.0'\n")
-    expected = losses(superclip_train, released["3.3.0"], "--superclip")
-    assert losses(superclip_train, later, "--superclip") == expected
-
-
-def import_openclip(tree: Path) -> int:
-    enter(tree)
-    importlib.import_module("open_clip")
-    return bool({"open_clip.hooks", "pluggy"} & sys.modules.keys())
-
-
-@each_release
-def test_a_plain_import_of_openclip_imports_no_hooks(release, patched, tmp_path):
-    (run,) = run_ranks(import_openclip, patched[release], cwd=tmp_path)
-    assert run.returncode == 0, run.output
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -153,23 +126,6 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-def test_a_plugin_that_fails_to_load_is_named_in_the_last_line(patched, train_flags, tmp_path):
-    source, reason = BROKEN["one that asks for an unknown hook"]
-    install_plugin(tmp_path, "broken", source)
-    sys_path = [str(tmp_path), *sys.path]
-
-    def train(*argv):
-        sys.path[:] = sys_path
-        sys.modules.pop("broken_module", None)  # another test's
-        openclip_train(*argv)
-
-    (run,) = run_ranks(train, patched["3.3.0"], *train_flags, cwd=tmp_path)
-    assert run.returncode != 0
-    last = run.output.splitlines()[-1]
-    assert "open_clip plugin 'broken' failed to load: " in last
-    assert reason in last
-
-
 def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
@@ -183,12 +139,6 @@ def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched,
     assert done.returncode == 0, done.stderr[-2000:]
     assert Run(0, done.stderr).losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
-
-
-def test_a_flag_that_nobody_knows_is_openclips_own_error(patched, tmp_path):
-    (run,) = run_ranks(openclip_train, patched["3.3.0"], "--nonsense", cwd=tmp_path)
-    assert run.returncode == 2
-    assert run.output.endswith("main.py: error: unrecognized arguments: --nonsense\n")
 
 
 def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, train_flags, csv_data, tmp_path):
@@ -217,5 +167,5 @@ def test_what_superclip_refuses_is_one_line_without_a_traceback(patched, train_f
     (run,) = run_ranks(openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path)
     assert run.returncode == 1
     assert "Traceback" not in run.output
-    assert run.output.startswith("error: --trace cannot carry the class head")
+    assert run.output.startswith("error: --trace cannot save a model with the class head")
     assert not (tmp_path / "logs").exists()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,6 @@ from support.three_steps import results_of
 from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, superclip_train
 
 from openclip_superclip import hooks
-from openclip_superclip.__main__ import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
@@ -29,12 +27,6 @@ for name in NAMES:
 
 from open_clip_global_contrastive import GlobalContrastiveLoss  # noqa: E402
 from open_clip_sub_captions import SubCaptionLoss, TokensWithSubCaptions, sub_captions  # noqa: E402
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_example_has_at_most_150_lines_of_code(name):
-    (module,) = (EXAMPLES / name).glob("*.py")
-    assert len(module.read_text().splitlines()) <= 150
 
 
 def features(num_samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,24 +119,6 @@ def test_without_memory_the_global_contrastive_loss_is_openclips():
     ours, stock = (torch.autograd.grad(loss, (image, text, scale)) for loss in (ours, stock))
     for found, expected in zip(ours, stock, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_large_scales_neither_overflow_nor_lose_the_estimates():
-    image, _ = features(4)
-    loss = GlobalContrastiveLoss(4, gamma=0.5, eps=1e-14)
-    for _ in range(2):
-        value = loss(image, -image, torch.tensor(100.0), torch.arange(4))
-        assert value > 80
-        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, image))
-    assert loss.bits.view(torch.float32).isfinite().all()
-
-
-def test_estimates_survive_half_precision():
-    image, text = features(4)
-    loss = GlobalContrastiveLoss(4, 0.5, 1e-14)
-    loss(image, text, torch.tensor(SCALE), torch.arange(4))
-    before = loss.bits.clone()
-    assert torch.equal(loss.to(torch.bfloat16).bits, before)
 
 
 GATHERS = [(False, False), (False, True), (True, True)]
@@ -321,16 +295,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_an_export_leaves_the_estimates_out(runs, tiny_model, tmp_path):
-    file = runs("all")[1] / "checkpoints/epoch_2.pt"
-    assert main(["export", str(file), "--out", str(tmp_path / "out")]) == 0
-    model = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
-    assert not any("training_only" in name for name in model.state_dict())
-
-
 REFUSED = {
-    "--global-contrastive-size -1": "error: --global-contrastive-*: expected size >= 0",
-    "--global-contrastive-size 9 --batch-size 1": "--batch-size > 1",
     "--global-contrastive-size 9 --siglip": "error: --global-contrastive-size: no --siglip",
     "--sub-captions -1": "error: --sub-captions is -1, expected 0 or more",
 }

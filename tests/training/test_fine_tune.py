@@ -316,10 +316,10 @@ REFUSED = {  # flags: what the one line says
     f"{TEACHER} bare.pt": "is ignored by OpenCLIP beside --distill-model local-dir:teacher, whose weights",
     f"{TEACHER} local-dir:teacher": "error: --distill-model: teacher contains no weights",
     f"{WARM_UP} -1": "error: --superclip-head-warmup is -1; expected 0 or more samples",
-    "--model ViT-B-23": "error: --model: OpenCLIP knows no 'ViT-B-23'; did you mean ViT-B-32",
-    "--model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",
-    "--model ViT-B-32 --pretrained laion": "error: --pretrained is 'laion', no file and none of the weights",
-    "--distill-model ViT-B-23 --distill-pretrained openai": "error: --distill-model: OpenCLIP knows no 'ViT-B-23'",
+    "--superclip --model ViT-B-23": "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32",
+    "--superclip --model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",
+    "--superclip --model ViT-B-32 --pretrained laion": "error: --pretrained is 'laion', which is neither a file nor",
+    "--superclip --distill-model ViT-B-23": "error: --distill-model: OpenCLIP has no model 'ViT-B-23'",
     "--superclip --pretrained openai": "error: --pretrained openai cannot go with --model local-dir:",
 }
 

@@ -11,7 +11,6 @@ import types
 from pathlib import Path
 
 import open_clip
-import pluggy
 import pytest
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
@@ -52,20 +51,6 @@ def test_the_plugin_is_found_by_its_entry_point():
     manager = hooks.plugin_manager()
     assert manager.get_plugin("superclip") is plugin
     assert "openclip-superclip" in [dist.project_name for _, dist in manager.list_plugin_distinfo()]
-
-
-def test_without_a_plugin_every_hook_answers_nothing():
-    manager = pluggy.PluginManager("open_clip")
-    manager.add_hookspecs(hooks)
-    args = argparse.Namespace()
-    assert manager.hook.open_clip_add_options(parser=argparse.ArgumentParser()) == []
-    assert manager.hook.open_clip_check_options(args=args) == []
-    assert manager.hook.open_clip_model_kwargs(args=args) == []
-    assert manager.hook.open_clip_select_model_class(model_class=CLIP, model_cfg={}) is None
-    assert manager.hook.open_clip_create_loss(args=args) is None
-    assert manager.hook.open_clip_caption_tokens(args=args, tokenizer=None, shared_epoch=None) is None
-    assert manager.hook.open_clip_data_order(args=args, shared_epoch=None) is None
-    assert manager.hook.open_clip_epoch_end(args=args, model=None, epoch=0) == []
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """OpenCLIP's main branch, from a checkout: OPENCLIP_SOURCE=DIR pytest -m main."""
 
-import argparse
 import functools
 import os
 import re
@@ -88,7 +87,6 @@ STOCK = {  # flags, ranks
     "WebDataset": (SHARDS, 1),
     "SigLIP": ("--siglip", 1),
     "CoCa": ("--model {coca}", 1),
-    "a custom text tower": ("--force-custom-text", 1),
     "distillation": (DISTILLED, 1),
     "accumulation": ("--accum-freq 2", 1),
     "validation": ("--val-data {csv}", 1),
@@ -126,18 +124,14 @@ ONE_STEP = {  # --model, flags, ranks on main
     "CLIP": ("vit", "", 1),
     "SigLIP": ("vit", "--siglip", 1),
     "CoCa": ("coca", "", 1),
-    "a custom text tower": ("vit", "--force-custom-text", 1),
     "timm's ViT": ("timm-vit", "", 1),
     "distillation": ("vit", DISTILLED, 1),
     "accumulation": ("vit", "--accum-freq 2", 1),
-    "accumulation, CoCa": ("coca", "--accum-freq 2", 1),
     "WebDataset": ("vit", SHARDS, 1),
     "two captions": ("vit", f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
                      "--superclip-long-context 30", 1),
-    "two captions of a table": ("vit", "--superclip-captions dual --superclip-long-caption filepath", 1),
     "two ranks": ("vit", "", 2),
     "FSDP": ("vit", "--fsdp", 2),
-    "FSDP, CoCa": ("coca", "--fsdp", 2),
 }  # fmt: skip
 
 
@@ -215,39 +209,6 @@ def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, csv_data,
     assert torch.equal(*tokens)  # with the padding that the text tower knows
 
 
-def test_an_average_of_the_weights_holds_the_head_and_evaluates(models):
-    model, _, _ = superclip.create_model_and_transforms(models["vit"])
-    options = {"distill": False, "siglip": False, "local_loss": False, "gather_with_grad": False, "rank": 0}
-    task = open_clip.create_task(argparse.Namespace(model="vit", world_size=1, **options), model)
-    task.loss = superclip.SuperCLIPLoss(task.loss)
-    task.setup_ema(decay=0.5)
-    image = torch.randn(4, 3, 32, 32)
-    text = open_clip.get_tokenizer(models["vit"])(["a dog", "a cat", "a house", "two dogs"])
-    task.train()
-    losses, _ = task({"image": image, "text": text})
-    losses["loss"].backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    before = model.class_head.weight.detach().clone()
-    task.update_ema()
-    saved = task.state_dict()
-    assert saved["state_dict_ema"].keys() == saved["state_dict"].keys()
-    assert saved["state_dict_ema"]["statistics.num_captions"] == 4
-    assert not torch.equal(saved["state_dict_ema"]["class_head.weight"], before)
-    assert task.eval()({"image": image, "text": text}).keys() == {"image_features", "text_features", "logit_scale"}
-
-
-# Captions
-
-
-def test_openclips_own_keys_name_the_short_caption(models, tmp_path, train_flags):
-    shards = write_shards(tmp_path / "shards", 2)
-    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
-    argv += [str(2 * SHARD_SIZE), "--superclip", "--superclip-captions", "dual", "--superclip-long-caption", "txt"]
-    (run,) = run_ranks(superclip_train, *argv, "--text-key", "none;txt", cwd=tmp_path)
-    assert run.returncode == 0, run.output[-2000:]
-    assert "of 32 samples read, 0 had no long caption" in run.output
-
-
 def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
     shards = write_shards(tmp_path / "shards", 2)
     argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
@@ -269,27 +230,19 @@ def train_on_five_classes(*argv: str) -> int:
     return superclip_train(*argv)
 
 
-@pytest.mark.parametrize(("flags", "world_size"), [("", 1), ("--fsdp", 2)])
-def test_zero_shot_accuracy_is_measured_on_imagenet(flags, world_size, csv_data, train_flags, tmp_path):
+def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, train_flags, tmp_path):
     for index, word in enumerate(WORDS[:5]):
         (tmp_path / "imagenet" / word).mkdir(parents=True)
         shutil.copy(csv_data.parent / f"{index}.png", tmp_path / "imagenet" / word)
     argv = [*train_flags, "--superclip", "--precision", "fp32", "--imagenet-val", str(tmp_path / "imagenet")]
-    runs = run_ranks(train_on_five_classes, *argv, *flags.split(), world_size=world_size, cwd=tmp_path)
-    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    runs = run_ranks(train_on_five_classes, *argv, "--fsdp", world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
     assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
 
 
-def test_plan_and_submit_write_flags_that_the_main_branch_takes(tmp_path, capsys):
-    recipe = str(write_recipe(tmp_path, passes=1))
-    assert main(["plan", recipe, "--device", "cpu"]) == 0
-    submit = ["submit", recipe, "--device", "cpu", "--nodes", "2", "--gpus-per-node", "1", "--dry-run"]
-    assert main([*submit, "--out", str(tmp_path / "run")]) == 0
-    assert "train.sbatch" in capsys.readouterr().out
-
-
-def test_superclip_run_trains_a_recipe_to_its_end(tmp_path):
+def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(tmp_path):
     recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
+    assert main(["plan", str(recipe), "--device", "cpu"]) == 0
     command = [sys.executable, "-m", "openclip_superclip", "run", str(recipe), "--out", str(out), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -339,10 +292,8 @@ def openclip_train_in_one_order(tree: Path, *argv: str) -> None:
 
 PATCHED = {
     "stock": "",
-    "stock, WebDataset": SHARDS,
     "CLIP": "--superclip",
     "CoCa": "--superclip --model {coca}",
-    "accumulation": "--superclip --accum-freq 2",
     "WebDataset, two captions": f"--superclip {SHARDS} --superclip-captions dual --superclip-long-caption txt",
     "a table, two captions": "--superclip --superclip-captions dual --superclip-long-caption filepath",
     "slices": "--superclip --train-data {shards} --train-num-samples 32 --dataset-type webdataset "
@@ -389,8 +340,7 @@ def killed_train(*argv: str) -> int:
 
 RESUMED = {
     "CLIP": ("--workers 1", 1),
-    "SuperFLIP": ("--workers 0 --superclip --force-patch-dropout 0.5", 1),
-    "SuperCLIP, two ranks": ("--workers 1 --superclip", 2),
+    "SuperFLIP, two ranks": ("--workers 1 --superclip --force-patch-dropout 0.5", 2),
     "SuperCLIP, FSDP": ("--workers 0 --superclip --fsdp", 2),
 }
 

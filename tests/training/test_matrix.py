@@ -3,7 +3,6 @@
 import functools
 import importlib
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import timm
 import torch
 import transformers
-import webdataset
 from open_clip.utils import to_2tuple
 from support import WORDS
 from support.losses_by_hand import composed_losses, train_and_compose_losses
@@ -30,7 +28,6 @@ SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type"
 
 TRAINS = [  # what is trained: --model, further flags, ranks
     ("a native ViT", "vit", "", 1),
-    ("a ViT with output_tokens", "output-tokens", "", 1),
     ("average pooling", "avg-pool", "", 1),
     ("attentional pooling", "attentional-pool", "", 1),
     ("patch dropout", "vit", "--force-patch-dropout 0.5", 1),
@@ -38,7 +35,6 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("ModifiedResNet", "resnet", "", 1),
     ("timm's ViT", "timm-vit", "", 1),
     ("timm's ViT with attention pooling", "timm-vit-map", "", 1),
-    ("timm's ViT with gradient checkpointing", "timm-vit", "--grad-checkpointing", 1),
     ("timm's ConvNeXt", "timm-convnext", "", 1),
     ("timm's ResNet with OpenCLIP's attention pool", "timm-attn-pool", "", 1),
     ("a custom text tower", "vit", "--force-custom-text", 1),
@@ -47,30 +43,20 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("SigLIP", "vit", "--siglip", 1),
     ("CoCa", "coca", "", 1),
     ("distillation", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 1),
-    ("distillation on two ranks", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 2),
     ("a locked text tower", "vit", LOCKED_TEXT, 1),
     ("an image tower locked but for two groups", "vit", "--lock-image --lock-image-unlocked-groups 2", 1),
     ("a compiled model", "one-layer", "--torchcompile", 1),
-    ("a larger image", "vit", "--force-image-size 64", 1),
     ("precision amp_bf16", "vit", "--precision amp_bf16", 1),
     ("precision pure_bf16", "vit", "--precision pure_bf16", 1),
-    ("precision fp16", "vit", "--precision fp16", 1),
-    ("timm/adamw", "vit", "--opt timm/adamw --eps 1e-8", 1),
-    ("gradient clipping", "vit", "--grad-clip-norm 1", 1),
     ("two ranks", "vit", "", 2),
     ("two ranks, local loss, gather with gradients", "vit", "--local-loss --gather-with-grad", 2),
     ("two ranks, the released recipe", "vit", RELEASED, 2),
     ("two ranks, synchronised batch norm", "vit", "--use-bn-sync", 2),
-    ("two ranks, CoCa", "coca", "", 2),
     ("two ranks, SigLIP bidir", "vit", "--siglip --loss-dist-impl bidir", 2),
     ("accumulation", "vit", "--accum-freq 2", 1),
-    ("accumulation, patch dropout", "vit", "--accum-freq 2 --force-patch-dropout 0.5", 1),
-    ("accumulation, SigLIP", "vit", "--accum-freq 2 --siglip", 1),
     ("accumulation, CoCa", "coca", "--accum-freq 2", 1),
-    ("accumulation on two ranks, local loss", "vit", "--accum-freq 2 --local-loss --gather-with-grad", 2),
     ("accumulation on two ranks, static graph", "vit", "--accum-freq 2 --ddp-static-graph", 2),
     ("WebDataset", "vit", f"{SHARDS} webdataset", 1),
-    ("WebDataset by its extension, a worker", "vit", f"{SHARDS} auto --workers 1", 1),
     ("WebDataset, resampled", "vit", f"{SHARDS} webdataset --dataset-resampled", 1),
     ("WebDataset on two ranks", "vit", f"{SHARDS} webdataset", 2),
     ("equal weights", "vit", "--superclip-idf off", 1),
@@ -197,13 +183,6 @@ def test_openclip_evaluates_a_checkpoint_without_training(small, checkpoint, csv
     assert "imagenet-zeroshot-val-top1: " in run.output
 
 
-def test_coca_is_evaluated_with_its_captioning_loss(models, csv_data, train_flags, tmp_path):
-    argv = [*train_flags, "--model", models["coca"], "--logs", "none", "--val-data", str(csv_data), "--superclip"]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 0, run.output[-2000:]
-    assert "val_generative_loss: " in run.output
-
-
 def test_tensorboard_receives_the_losses(small, train_flags, tmp_path):
     argv = [*train_flags, "--model", small, "--report-to", "tensorboard", "--superclip"]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
@@ -212,17 +191,6 @@ def test_tensorboard_receives_the_losses(small, train_flags, tmp_path):
     for name in ("class_loss", "contrastive_loss"):
         plotted = [event.value for event in events.Scalars(f"train/{name}")]
         assert plotted == pytest.approx(run.values(name.capitalize()), rel=1e-4)
-
-
-def write_bad_data(folder: Path) -> None:
-    """Writes training data that nothing can be learnt from."""
-    (folder / "no-column.csv").write_text("filepath\tcaption\na.png\ta cat\n")
-    (folder / "no-captions.csv").write_text("filepath\ttitle\na.png\t\nb.png\t \n")
-    (folder / "empty.csv").write_text("")
-    (folder / "corrupt.tar").write_bytes(b"not a tar file" * 100)
-    (folder / "empty.tar").write_bytes(b"")
-    with webdataset.TarWriter(str(folder / "no-captions.tar")) as tar:
-        tar.write({"__key__": "0", "json": {"caption": "a cat"}})
 
 
 REFUSED = {  # flags: what the error says
@@ -234,23 +202,12 @@ REFUSED = {  # flags: what the error says
     "--superclip --superclip-unknown": "--superclip-unknown",
     "--superclip-weight 2": "--superclip-weight",
     "--superclip --train-data nowhere.csv": "nowhere.csv",
-    "--superclip --train-data .": "--train-data",
-    "--superclip --train-data no-column.csv": "--csv-caption-key",
-    "--superclip --train-data no-captions.csv": "no-captions.csv",
-    "--superclip --train-data empty.csv": "empty.csv",
-    "--superclip --dataset-type webdataset --train-data {{0..9}}.tar": "no file 0.tar",
-    "--superclip --dataset-type webdataset --train-data {{0..9.tar": "{0..9.tar",
-    "--superclip --dataset-type webdataset --train-data .": "--train-data",
-    "--superclip --dataset-type webdataset --train-data no-captions.tar": "no-captions.tar",
-    "--superclip --dataset-type webdataset --train-data corrupt.tar": "corrupt.tar",
-    "--superclip --dataset-type auto --train-data empty.tar": "empty.tar",
 }
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
 def test_what_cannot_work_is_refused_in_one_line_before_anything_is_written(flags, reason, train_flags, tmp_path):
-    write_bad_data(tmp_path)
-    (run,) = run_ranks(superclip_train, *train_flags, *flags.format().split(), cwd=tmp_path)
+    (run,) = run_ranks(superclip_train, *train_flags, *flags.split(), cwd=tmp_path)
     assert run.returncode != 0
     assert "Traceback" not in run.output
     (line,) = run.output.splitlines()
@@ -294,16 +251,6 @@ def test_a_vision_tower_without_patch_features_is_refused_by_name(models, train_
     (error,) = run.errors()
     assert "patch features" in error
     assert "ResNet" in error
-
-
-def test_a_vocabulary_smaller_than_the_tokenizers_is_named_before_anything_is_loaded(train_flags, tmp_path):
-    model = write_model(tmp_path / "model", text={"vocab_size": 300})
-    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", cwd=tmp_path)
-    assert run.returncode != 0
-    assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert re.search(r"--model: the tokenizer of .* gives every caption token id \d+, and .* vocab_size 300", error)
-    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize("name", ["open_clip_train.main.create_loss", "open_clip.factory.CoCa"])

@@ -154,6 +154,7 @@ def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
 REFUSED = {  # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the one line says
     "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
     "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs samples the short caption"),
+    "sharded": ({"fsdp_checkpoint": "sharded"}, "short", None, "--fsdp-checkpoint sharded does not work with"),
     "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices does not work with --use-naflex"),
 }
 
