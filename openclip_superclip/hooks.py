@@ -1,8 +1,8 @@
 """The hooks that a plugin can give OpenCLIP, and the manager that finds the plugins.
 
 A plugin is a module that a distribution names under the entry-point group ``open_clip``. It imports `hookimpl` from
-here and defines any of the functions below under their own names. Without a plugin every hook answers nothing, and
-OpenCLIP does what it always did.
+here and defines any of the functions below under their own names. Without a plugin, no hook has an answer, and
+OpenCLIP is unchanged.
 
 OpenCLIP takes one answer of a hook with `firstresult`. A plugin that replaces something gives that answer; if two do,
 the one whose name is later in the alphabet counts. A plugin that adds something is a wrapper, `hookimpl(wrapper=True)`:
@@ -18,11 +18,7 @@ from collections.abc import Callable, Iterator
 import pluggy
 
 hookspec = pluggy.HookspecMarker("open_clip")
-
-
 hookimpl = pluggy.HookimplMarker("open_clip")
-
-
 Stage = Callable[[Iterator[dict]], Iterator[dict]]
 
 
@@ -64,9 +60,9 @@ def open_clip_caption_tokens(args: Namespace, tokenizer: Callable, shared_epoch:
 
     The data loader's workers call it with a dict, WebDataset's decoded members by extension or a row of the table. It
     returns token ids [L], or None to leave a sample of a shard out; what it raises ends the training. It may have two
-    methods: a table calls `keeps(row)` of each of its rows once, before training, and leaves out those that are False;
-    a worker calls `end_pass(num_kept)` where its shards end. `shared_epoch.get_value()` is the current epoch, in the
-    workers too. Validation data is OpenCLIP's alone.
+    methods: a table calls `keeps(row)` once for each of its rows, before training, and leaves out those that are False;
+    a worker calls `end_pass(num_kept)` when its shards end. `shared_epoch.get_value()` is the current epoch, in the
+    workers too. Validation data is not changed.
     """
 
 
@@ -76,8 +72,8 @@ def open_clip_data_order(args: Namespace, shared_epoch: object) -> tuple[Stage, 
 
     Each is a function of an iterator and returns another: the first of all shards (dicts with a `url`), before ranks
     and workers divide them, the second of the samples that a worker reads. A worker calls both when an epoch starts,
-    and again where its shards end within one. OpenCLIP calls `shared_epoch.set_value` in the training process before
-    each epoch. Not asked with --dataset-resampled.
+    and again if its shards end within one. OpenCLIP calls `shared_epoch.set_value` in the training process before each
+    epoch. Not called with --dataset-resampled.
     """
 
 
@@ -108,7 +104,7 @@ def plugin_manager() -> pluggy.PluginManager:
 
 
 def model_kwargs(args: Namespace) -> dict:
-    """Returns what all plugins answer to `open_clip_model_kwargs`, merged; ValueError where two give the same key."""
+    """Returns the merged answers of all plugins to `open_clip_model_kwargs`; ValueError if two give the same key."""
     merged = {}
     for kwargs in plugin_manager().hook.open_clip_model_kwargs(args=args):
         repeated = merged.keys() & kwargs.keys()
