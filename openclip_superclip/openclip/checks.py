@@ -103,13 +103,10 @@ HAS_IMAGENET = Rule(
 def check_command_line(training: Training) -> None:
     """Raises InputError, with a suggestion, for a command that cannot train, and prints warnings on one rank.
 
-    Without a flag of ours, only missing data and the checkpoint of --resume are refused, as OpenCLIP fails there too.
+    Without a flag of ours, only a checkpoint for --resume is refused, if OpenCLIP would fail as well.
     """
     options, is_ours = training.options, training.is_ours
     facts = argparse.Namespace(**vars(options), config=training.config, slices=training.data_config.slices)
-    has_data = not training.only_options
-    if has_data:
-        check([HAS_DATA], options)
     if getattr(options, "horovod", False):
         check_horovod()
         if is_ours:
@@ -121,11 +118,11 @@ def check_command_line(training: Training) -> None:
         at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
     _check_models(training)
     _check_resume(training)
-    if not has_data:
+    if training.only_options:
         return
     warnings = []
     if is_ours:
-        check([HAS_IMAGENET], options)
+        check([HAS_DATA, HAS_IMAGENET], options)
         warnings = training.data.check()
     if training.config is not None and options.distill_model is not None and training.data.has_empty_captions:
         raise InputError(

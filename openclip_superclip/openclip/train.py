@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 
 from ..errors import InputError, one_line, reason
+from ..rules import check
 from . import unpatched
+from .checks import HAS_DATA
 from .horovod import join_ranks
 from .options import launched_rank
 
@@ -43,6 +45,8 @@ def _train(argv: list[str]):
     except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
     args = None if unpatched.is_patched() else unpatched.parse_args(argv)
+    if args is not None:
+        check([HAS_DATA], args)
     from open_clip_train.main import main
 
     if "--horovod" in argv:

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import itertools
 import math
 import re
 import shutil
@@ -83,31 +82,6 @@ def test_the_global_contrastive_loss_equals_a_slow_plain_version_over_four_steps
             torch.testing.assert_close(estimates[slot], torch.tensor(u[slot]), rtol=1e-5, atol=0)
         else:
             assert estimates[slot].isnan().all()
-
-
-def test_with_exact_estimates_the_mean_gradient_of_small_batches_is_that_of_the_whole_data_set():
-    """What the method is for. ClipLoss's is not: it is biased by the size of the batch."""
-    size, batch = 6, 3
-    image, text = features(size)
-    log_u = torch.stack([torch.stack(plain_g(image, text, SCALE, i)) for i in range(size)]).detach().log()
-    whole = sum(g.log() for i in range(size) for g in plain_g(image, text, SCALE, i)) / 2 / size
-    expected = torch.autograd.grad(whole, (image, text))
-
-    def mean_gradient(loss_of):
-        batches = [*itertools.combinations(range(size), batch)]
-        mean = sum(loss_of(torch.tensor(chosen)) for chosen in batches) / len(batches)
-        return torch.autograd.grad(mean, (image, text))
-
-    def with_exact_estimates(chosen):
-        loss = GlobalContrastiveLoss(size, gamma=1e-12, eps=1e-14)
-        loss.bits.copy_(log_u.view(torch.int32))
-        return loss(image[chosen], text[chosen], torch.tensor(SCALE), chosen)
-
-    for found, whole_gradient in zip(mean_gradient(with_exact_estimates), expected, strict=True):
-        torch.testing.assert_close(found, whole_gradient, rtol=1e-4, atol=1e-6)
-    of_clip = mean_gradient(lambda chosen: ClipLoss()(image[chosen], text[chosen], torch.tensor(SCALE)))
-    of_clip_whole = torch.autograd.grad(ClipLoss()(image, text, torch.tensor(SCALE)), (image, text))
-    assert (of_clip[0] - of_clip_whole[0]).norm() > 0.05 * of_clip_whole[0].norm()
 
 
 def test_without_memory_the_global_contrastive_loss_is_openclips():
@@ -256,15 +230,6 @@ def test_installed_but_off_the_plugins_change_nothing(runs, train):
     assert off.losses() == without.losses()
 
 
-def test_a_table_trains_with_all_three_and_two_captions(installed, csv_data, train_flags, tmp_path):
-    argv = [*train_flags, "--train-data", str(csv_data), *ALL, "--workers", "2", "--superclip-captions", "dual"]
-    argv += ["--superclip-long-caption", "filepath"]
-    (run,) = run_ranks(functools.partial(train_with, installed), *argv, cwd=tmp_path)
-    assert run.returncode == 0, run.output[-2000:]
-    estimates = load(tmp_path / "logs/run")["state_dict"]["training_only_global_contrastive.bits"].view(torch.float32)
-    assert (~estimates.isnan().any(dim=1)).sum() == 64
-
-
 def test_accumulated_steps_are_those_of_the_large_batch(runs, train):
     (large,), _ = runs("all")
     (accumulated,), _ = train(*ALL, "--batch-size", "8", "--accum-freq", "2")
@@ -272,13 +237,6 @@ def test_accumulated_steps_are_those_of_the_large_batch(runs, train):
         ours, theirs = accumulated.values(name), large.values(name)
         assert ours[:2] == pytest.approx(theirs[:2], rel=2e-4)
         assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-3)  # AdamW amplifies rounding from step to step
-
-
-def test_two_ranks_train_with_all_three_and_save_the_estimates_of_both(train):
-    ranks, folder = train(*ALL, "--local-loss", "--gather-with-grad", world_size=2)
-    assert all(math.isfinite(value) for value in ranks[0].values("Loss"))
-    estimates = load(folder, 2)["state_dict"]["training_only_global_contrastive.bits"].view(torch.float32)
-    assert (~estimates.isnan().any(dim=1)).sum() == 64
 
 
 def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards, train_flags, tmp_path):
@@ -293,20 +251,6 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards,
     whole, resumed = (load(tmp_path / folder / "logs/run", 2)["state_dict"] for folder in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-REFUSED = {
-    "--global-contrastive-size 9 --siglip": "error: --global-contrastive-size: no --siglip",
-    "--sub-captions -1": "error: --sub-captions is -1, expected 0 or more",
-}
-
-
-@pytest.mark.parametrize("flags", REFUSED)
-def test_what_the_plugins_cannot_do_is_refused_in_one_line(flags, installed, train_flags, tmp_path):
-    (run,) = run_ranks(functools.partial(train_with, installed), *train_flags, *flags.split(), cwd=tmp_path)
-    assert run.returncode == 1
-    (error,) = run.errors()
-    assert REFUSED[flags] in error
 
 
 def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():

@@ -13,8 +13,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
-from support.plugins import BROKEN, install_plugin
+from open_clip.model import CLIP
+from support.plugins import install_plugin
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip import SuperCLIP, SuperCLIPLoss, hooks, plugin
@@ -205,12 +205,6 @@ def test_open_clip_epoch_end_is_called_after_the_steps_of_every_epoch(train_in_o
     assert [step or f"{end} ended" for step, end in dict.fromkeys(found)] == ["0", "0 ended", "1", "1 ended"]
 
 
-class ToyCLIP(CLIP):
-    def __init__(self, *args, toy, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.toy = toy
-
-
 @pytest.fixture
 def create_tiny_model(monkeypatch):
     """open_clip.create_model of a tiny model, with more of its configuration as arguments."""
@@ -228,6 +222,11 @@ def test_open_clip_select_model_class_gets_class_and_configuration_and_gives_the
 ):
     asked = []
 
+    class ToyCLIP(CLIP):
+        def __init__(self, *args, toy, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.toy = toy
+
     def select(model_class, model_cfg):
         asked.append((model_class, dict(model_cfg)))
         return ToyCLIP if model_class is CLIP and "toy" in model_cfg else None
@@ -235,10 +234,7 @@ def test_open_clip_select_model_class_gets_class_and_configuration_and_gives_the
     register("toy", open_clip_select_model_class=select)
     assert type(create_tiny_model(init_logit_bias=-10.0)) is CLIP
     assert asked == [(CLIP, {**TINY, "init_logit_bias": -10.0, "cast_dtype": None})]
-    assert type(create_tiny_model(force_custom_text=True)) is CustomTextCLIP
-    model = create_tiny_model(toy="yes")
-    assert type(model) is ToyCLIP
-    assert model.toy == "yes"
+    assert create_tiny_model(toy="yes").toy == "yes"
     assert type(create_tiny_model(superclip={})) is SuperCLIP
 
 
@@ -268,6 +264,16 @@ def test_the_class_loss_is_added_to_a_loss_that_replaces_openclips(register):
     loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
     assert type(loss) is SuperCLIPLoss
     assert loss.contrastive is replacement
+
+
+BROKEN = {
+    "one whose import fails": ("raise ImportError('first line\\n  second line')", "first line second line"),
+    "one without words": ("raise ImportError", "ImportError"),
+    "one that asks for an unknown hook": (
+        "from openclip_superclip.hooks import hookimpl\n@hookimpl\ndef open_clip_no_such_hook(args): ...",
+        "unknown hook 'open_clip_no_such_hook'",
+    ),
+}
 
 
 @pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())

@@ -181,11 +181,10 @@ def test_a_superclip_checkpoint_brings_its_head_and_statistics(as_saved, tmp_pat
     assert same(trained.state_dict(), model.state_dict(), ("",))
 
 
-@pytest.mark.parametrize("missing", ["class_head.bias", "statistics.num_captions"])
-def test_a_checkpoint_with_half_a_head_is_refused_by_the_missing_name(missing):
+def test_a_checkpoint_with_half_a_head_is_refused_by_the_missing_name():
     state = create().state_dict()
-    del state[missing]
-    with pytest.raises(RuntimeError, match=missing):
+    del state["class_head.bias"]
+    with pytest.raises(RuntimeError, match=r"class_head\.bias"):
         create().load_state_dict(state)
 
 
