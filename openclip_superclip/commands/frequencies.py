@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     frequencies.write(options.out)
     where = options.data if columns else f"{len(shards):,} shards"
     print(f"{options.out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}")
-    if num_missing := counter.reader.counts.so_far().missing:
+    if num_missing := counter.reader.counts.so_far()[1]:
         print(f"{num_missing:,} samples have no long caption: the short one was counted")
     if broken:
         print(f"{len(broken)} shards could not be read to their end: {', '.join(broken[:5])}")

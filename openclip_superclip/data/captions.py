@@ -14,7 +14,6 @@ from torch.utils.data import get_worker_info
 
 from ..config import Config
 from ..errors import InputError, listed
-from ..method.token_statistics import special_token_ids
 from .shards import caption_place, is_empty, long_caption
 
 END_OF_WORD = "</w>"
@@ -80,8 +79,7 @@ class Captions(NamedTuple):
     """A sample's texts for the two losses."""
 
     contrastive: str  # for the text tower
-    words: str  # the class loss's labels; "" for a caption that is empty or, in a table, missing
-    are_long: bool  # whether `words` is the long caption
+    words: str  # for the class loss; "" for a caption that is empty or, in a table, missing
 
 
 class CaptionTokens:
@@ -121,7 +119,6 @@ class CaptionTokens:
         self.seed, self.rank, self.epoch = seed, rank, epoch
         self.batch_size, self.found_long = batch_size, found_long
         self.separate_words = separate_words or config.captions == "dual"
-        self.special = torch.tensor(special_token_ids(tokenizer))
         self.counts = CaptionCounts(config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
@@ -134,28 +131,26 @@ class CaptionTokens:
         if captions is None:
             return None
         length = self.config.long_context or self.tokenizer.context_length
-        words = self._tokens(captions.words, length, captions.are_long)
-        if not self.separate_words:
-            return words
-        return torch.cat([self.tokenizer([captions.contrastive])[0], words])
+        words = self.tokenizer([captions.words], context_length=length)[0]
+        return torch.cat([self.tokenizer([captions.contrastive])[0], words]) if self.separate_words else words
 
     def captions(self, sample: dict) -> Captions | None:
         """Returns the sample's captions according to the mode, or None to skip the sample."""
-        key = sample.get(self.sample_key)
         read = self._read(sample)
         if read is None:
             return None
         stock, short, long = read
-        of_short = Captions(stock, short, are_long=False)
         if self.config.captions == "short":
-            return of_short
-        self.counts.add_sample(missing=not long)
+            return Captions(stock, short)
+        key = sample.get(self.sample_key)
+        self.counts.add(missing=not long)
         if not long:
-            self._refuse_if_so(sample, key)
-            return None if self.config.missing_long == "skip" else of_short
+            self._check_missing(sample, key)
+            return None if self.config.missing_long == "skip" else Captions(stock, short)
         if self.config.captions == "dual":
-            return Captions(stock, long, are_long=True)
-        return of_short if self._draw(f"{key}\0{short}") < self.config.short_probability else Captions(long, long, True)
+            return Captions(stock, long)
+        is_short = self._draw(f"{key}\0{short}") < self.config.short_probability
+        return Captions(stock, short) if is_short else Captions(long, long)
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is used for training. Called once for each row of a table."""
@@ -194,12 +189,14 @@ class CaptionTokens:
             return None
         return stock, "" if is_empty(short) else stock.strip(), long
 
-    def _refuse_if_so(self, sample: dict, key) -> None:
+    def _check_missing(self, sample: dict, key) -> None:
+        """Raises InputError if a missing long caption should end the run, or if all are missing."""
         if self.config.missing_long == "error":
             raise InputError(
                 f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
             )
-        if not self.found_long and self.counts.so_far().missing == self.counts.so_far().samples >= NUM_WITHOUT:
+        num_samples, num_missing = self.counts.so_far()
+        if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
             members = listed(name for name in sample if not str(name).startswith("__"))
             raise InputError(
                 f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
@@ -216,48 +213,24 @@ class CaptionTokens:
         text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
 
-    def _tokens(self, caption: str, length: int, is_long: bool) -> Tensor:
-        """Returns the tokens [length] of a caption, and counts truncated long captions."""
-        tokens = self.tokenizer([caption], context_length=length)[0]
-        if is_long:
-            cut = False
-            if self._num_words(tokens) >= length - 3:  # no tokenizer adds more than three special tokens
-                longer = self.tokenizer([caption], context_length=length + 1)[0]
-                cut = self._num_words(longer) > self._num_words(tokens)
-            self.counts.add_long(cut, length)
-        return tokens
-
-    def _num_words(self, tokens: Tensor) -> int:
-        return int((~torch.isin(tokens, self.special)).sum())
-
 
 FIRST_REPORT = 1000  # samples; the next reports follow at 10, 100, 1000 times as many
-HANDLED = {"use-short": "the short one was used", "skip": "they were left out", "error": ""}
-
-
-class CaptionNumbers(NamedTuple):
-    """Numbers of samples, of missing long captions, of long captions, and of those truncated at `length` tokens."""
-
-    samples: int
-    missing: int
-    long: int
-    cut: int
-    length: int
+HANDLED = {"use-short": " (the short one was used)", "skip": " (they were left out)", "error": ""}
 
 
 class CaptionCounts:
-    """Counts the samples, missing long captions and truncated long captions of all workers of this rank."""
+    """Counts the samples and the missing long captions of all workers of this rank."""
 
     def __init__(self, missing_long: str):
         self._handled = HANDLED[missing_long]
-        self._counts = Array("q", len(CaptionNumbers._fields))  # shared between workers
+        self._counts = Array("q", 2)  # shared between workers
         Finalize(None, self.report, exitpriority=10)  # runs at the end of a forked process too, unlike atexit
 
-    def so_far(self) -> CaptionNumbers:
-        """Returns the counts of all workers."""
-        return CaptionNumbers(*self._counts)
+    def so_far(self) -> tuple[int, int]:
+        """Returns the numbers of samples and of missing long captions."""
+        return tuple(self._counts)
 
-    def add_sample(self, missing: bool) -> None:
+    def add(self, missing: bool) -> None:
         with self._counts.get_lock():
             self._counts[0] += 1
             self._counts[1] += missing
@@ -265,23 +238,12 @@ class CaptionCounts:
         if num_samples >= FIRST_REPORT and str(num_samples).strip("0") == "1":
             self.report()
 
-    def add_long(self, cut: bool, length: int) -> None:
-        with self._counts.get_lock():
-            self._counts[2] += 1
-            self._counts[3] += cut
-            self._counts[4] = length
-
     def report(self) -> None:
         """Logs the counts so far."""
-        found = self.so_far()
-        if not found.samples:
-            return
-        line = f"SuperCLIP: of {found.samples:,} samples read, {found.missing:,} had no long caption"
-        if found.missing and self._handled:
-            line += f" ({self._handled})"
-        if found.long:
-            line += f"; {found.cut / found.long:.1%} of the long ones were cut at {found.length} tokens"
-        logging.info(line)
+        num_samples, num_missing = self.so_far()
+        if num_samples:
+            handled = self._handled if num_missing else ""
+            logging.info(f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption{handled}")
 
 
 def counted_captions(config: Config, context_length: int) -> str:

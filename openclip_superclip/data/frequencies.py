@@ -141,9 +141,9 @@ class CaptionCounter:
                     logging.warning(f"{shard}: {counts.problem}")
                 progress.update()
                 progress.set_postfix_str(f"{num_captions:,} captions")
-        found = self.reader.counts.so_far()
-        if found.missing and found.missing == found.samples:
-            raise InputError(f"--long-caption: none of {found.samples:,} samples holds '{self.config.long_caption}'")
+        num_samples, num_missing = self.reader.counts.so_far()
+        if num_missing and num_missing == num_samples:
+            raise InputError(f"--long-caption: none of {num_samples:,} samples holds '{self.config.long_caption}'")
         if not num_captions:
             raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
         captions = counted_captions(self.config, self.tokenizer.context_length)

@@ -228,7 +228,7 @@ def check_data(
         numbers = dict(zip(found.shards, equal_sizes(expected, len(found.shards)), strict=True))
     if split.slice_samples and split.batch_size and numbers:
         mean = round(sum(numbers.values()) / len(numbers))
-        warnings += split.check_shares([0 if s in found.bad else numbers.get(s, mean) for s in found.shards])
+        warnings += split.check_sizes([0 if s in found.bad else numbers.get(s, mean) for s in found.shards])
     return {
         "data": pattern, "shards": len(found.shards), "found": len(found.sizes) if was_read else None,
         "bytes": sum(found.sizes.values()) if was_read else None, "full": is_counted,

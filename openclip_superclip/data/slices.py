@@ -37,7 +37,7 @@ def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
 
 
 def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:
-    """Returns whether this many samples per epoch, in full batches, are more than a slice of `total` samples has."""
+    """Returns whether an epoch of this many samples, in full batches, is larger than a slice of `total` samples."""
     return -(-num_samples // global_batch_size) > -(-total // (slices * global_batch_size))
 
 
@@ -119,7 +119,7 @@ class Split:
             f"{self.workers} workers; expected {self.slices * readers:,} or more, or {advice}"
         )
 
-    def check_shares(self, sizes: Sequence[int]) -> list[str]:
+    def check_sizes(self, sizes: Sequence[int]) -> list[str]:
         """Returns a warning if some samples would be read twice or skipped because the workers' shards are uneven.
 
         Samples of a slice beyond --train-num-samples are always skipped and not counted here. Raises InputError if a
@@ -136,8 +136,8 @@ class Split:
             return []
         return [
             f"{again / (once + again):.1%} of what a slice trains on is read twice, and {left_out / held:.1%} of its "
-            "samples are left out until a later pass, as the workers' shares of the shards are small or uneven; fewer "
-            "--workers, GPUs or slices make them larger"
+            "samples are left out until a later pass, as each worker has few or uneven shards; fewer --workers, GPUs "
+            "or slices give it more"
         ]
 
 

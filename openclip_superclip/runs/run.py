@@ -200,7 +200,7 @@ class Run:
         refuse_other_patterns(shards[0])
         split = self._split(len(shards))
         split.check()
-        return split.check_shares(equal_sizes(self.recipe.data_samples, len(shards)))
+        return split.check_sizes(equal_sizes(self.recipe.data_samples, len(shards)))
 
     def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
         """Returns a report on the data, for JSON; InputError if training could not start.

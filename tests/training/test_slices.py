@@ -170,40 +170,29 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
 # Training
 
 
-class Traced:
-    """OpenCLIP's data loader, which writes down what is trained on, and kills its process before one of the batches."""
-
-    def __init__(self, data, rank: int, decode, killed_at: tuple[int, int] | None):
-        self.loader, self.epoch = data.dataloader, data.shared_epoch
-        self.num_batches, self.num_samples = data.dataloader.num_batches, data.dataloader.num_samples
-        self.rank, self.decode, self.killed_at = rank, decode, killed_at
-
-    def __iter__(self):
-        epoch = self.epoch.get_value()
-        with open(f"trained-{self.rank}.txt", "a") as trained:
-            for batch, (images, texts) in enumerate(self.loader):
-                if (epoch, batch) == self.killed_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                print(json.dumps([epoch, self.decode(texts)]), file=trained, flush=True)
-                yield images, texts
-
-
 def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
-    """`superclip train`, traced."""
-    get_data = open_clip_train.main.get_data
+    """`superclip train`, which writes down the captions that it trains on, and is killed before one of the batches."""
+    get_data, tokenizer = open_clip_train.main.get_data, get_tokenizer("ViT-B-32")
 
     def get_traced_data(args, *rest, **options):
         data = get_data(args, *rest, **options)
-        decode = get_tokenizer("ViT-B-32").decode
-        names = {}
+        train = data["train"]
+        loader = train.dataloader
 
-        def decoded(texts):
-            return [
-                names.setdefault(tuple(text), decode([t for t in text if t not in SPECIAL_TOKENS]))
-                for text in texts.tolist()
-            ]
+        class Traced:
+            num_batches, num_samples = loader.num_batches, loader.num_samples
 
-        data["train"].dataloader = Traced(data["train"], args.rank, decoded, killed_at)
+            def __iter__(self):
+                epoch = train.shared_epoch.get_value()
+                with open(f"trained-{args.rank}.txt", "a") as trained:
+                    for batch, (images, texts) in enumerate(loader):
+                        if (epoch, batch) == killed_at:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        words = [[token for token in text if token not in SPECIAL_TOKENS] for text in texts.tolist()]
+                        print(json.dumps([epoch, [*map(tokenizer.decode, words)]]), file=trained, flush=True)
+                        yield images, texts
+
+        train.dataloader = Traced()
         return data
 
     open_clip_train.main.get_data = get_traced_data
@@ -285,7 +274,6 @@ def test_three_ranks_resume_bit_for_bit(train_flags, train_data, tmp_path):
 OTHER_ORDER = {  # what is given otherwise: what the one line says
     "--superclip-slices 4 --train-num-samples 12": "--superclip-slices was 3 and is 4; use the same settings",
     "--seed 1": "was started with other settings: --seed was 0 and is 1; use the same settings",
-    "--train-data {folder}/{{01..11}}.tar --superclip-slices 3": "--train-data was 12 shards (",
     "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "--train-data was 12 shards (",
 }
 
@@ -319,8 +307,6 @@ OTHERWISE = {  # what is given otherwise: what the one line says
     "--model {other}": "--model was sha256:",
     "--batch-size 8": "the global batch was 4 and is 8",
     "--grad-clip-norm 1": "--grad-clip-norm was not given and is 1.0",
-    "--local-loss": "--local-loss was False and is True",
-    "--gather-with-grad": "--gather-with-grad was False and is True",
 }
 
 
@@ -375,17 +361,15 @@ def test_files_and_models_are_compared_by_their_content_not_by_their_path(
     assert re.fullmatch(r"--superclip-idf was \S+ and is sha256:\w{8}", line)
 
 
-def test_packages_and_shards_of_another_version_are_other_things(train_data, train_flags, parse_args, tmp_path):
+def test_packages_and_shards_of_another_version_are_named(train_data, train_flags, parse_args, tmp_path):
     args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
     before, now = beginning(args, 1), beginning({**args, "train_data": train_data.replace("{00", "{01")}, 1)
-    moved = beginning({**args, "train_data": train_data.replace(str(Path(train_data).parent), "/elsewhere")}, 1)
-    assert differences(before, moved) == []
-    copies = Path(shutil.copytree(Path(train_data).parent, tmp_path / "copies"))
+    copies = shutil.copytree(Path(train_data).parent, tmp_path / "copies")
     copied = {**args, "train_data": f"{copies}/{{00..11}}.tar"}
     assert differences(before, beginning(copied, 1)) == []
-    os.truncate(copies / "07.tar", 512)  # another data set, named alike
-    (named_alike,) = differences(before, beginning(copied, 1))
-    assert re.fullmatch(r"--train-data: 07.tar had [\d,]+ bytes and has 512", named_alike)
+    os.truncate(copies / "07.tar", 512)  # another data set with the same names
+    (line,) = differences(before, beginning(copied, 1))
+    assert re.fullmatch(r"--train-data: 07.tar had [\d,]+ bytes and has 512", line)
     now["versions"] = {**now["versions"], "torch": "1.0"}
     shards, packages = differences(before, now)
     assert re.fullmatch(r"--train-data was 12 shards \(\w{8}\) and is 11 shards \(\w{8}\)", shards)
@@ -407,7 +391,6 @@ FLAGS = "--superclip-slices 3 --train-num-samples 16 --train-data {shards}"
 REFUSED = {
     "no slice": (f"{FLAGS} --superclip-slices 0", "--superclip-slices is 0"),
     "a table": (f"{FLAGS} --train-data table.csv", "--superclip-slices cuts"),
-    "no data at all": ("--superclip-slices 3 --dataset-type synthetic", "--dataset-type is synthetic"),
     "resampled": (f"{FLAGS} --dataset-resampled", "--dataset-resampled"),
     "too few shards": (f"{FLAGS} --superclip-slices 13 --workers 0", "expected 13"),
     "too few for the workers": (f"{FLAGS} --workers 5", "expected 15"),
@@ -422,15 +405,6 @@ def test_what_cannot_be_sliced_is_refused_before_anything_is_loaded(flags, reaso
     assert str(refused.value).startswith("error: --")
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_too_few_shards_for_the_ranks_are_refused_and_the_run_is_not_begun(train_flags, train_data, tmp_path):
-    argv = [*train_flags, *slice_flags(train_data), "--superclip-slices", "4", "--workers", "2"]
-    for run in run_ranks(superclip_train, *argv, world_size=2, cwd=tmp_path):
-        assert run.returncode == 1
-        (error,) = run.errors()
-        assert error.endswith("4 slices × 2 ranks × 2 workers; expected 16 or more, or --workers 1")
-    assert not (tmp_path / "logs").exists()
 
 
 def test_a_worker_whose_shards_fill_no_batch_ends_the_run_instead_of_waiting_forever(train_flags, train_data, tmp_path):

@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerFast
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.data import shards
 from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.method.patch_tokens import encode_image
 from openclip_superclip.method.token_statistics import idf
@@ -141,18 +140,6 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(pattern, counted, tmp_
     assert main(["frequencies", str(table), *flags, *long, "longer", "--out", str(tmp_path / "not")]) == 1
     assert "holds 'longer'" in capsys.readouterr().err
     assert not (tmp_path / "not").exists()
-
-
-def test_images_are_not_read(folder, monkeypatch):
-    extracted = []
-    extractfile = shards.tarfile.TarFile.extractfile
-    monkeypatch.setattr(
-        shards.tarfile.TarFile,
-        "extractfile",
-        lambda tar, member: extracted.append(member.name) or extractfile(tar, member),
-    )
-    assert len([*shards.read_captions(str(folder / "0.tar"), "long.txt")]) == PER_SHARD + 1
-    assert {name.partition(".")[2] for name in extracted} == {"txt", "long.txt"}
 
 
 def test_a_shard_may_come_through_a_pipe(folder, tmp_path):

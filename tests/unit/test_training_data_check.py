@@ -97,16 +97,6 @@ def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, r
     assert "\n" not in message
 
 
-SEMICOLONS = "image;caption\na.png;a cat, red\nb.png;a dog, big, old\n"
-
-
-@pytest.mark.parametrize("given", [[], ["--csv-separator", ","]])
-def test_of_a_table_with_another_separator_the_one_that_fits_is_named(given, tmp_path, parse_args):
-    (tmp_path / "table.csv").write_text(SEMICOLONS)
-    with pytest.raises(SystemExit, match=r"one column, 'image;caption': give --csv-separator ';'$"):
-        parse_args(["--superclip", "--train-data", str(tmp_path / "table.csv"), *given])
-
-
 def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
     Image.effect_noise((16, 16), 9).save(paths[0])
@@ -160,21 +150,6 @@ def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(sized, parse_ar
     for num_samples in ("65", "72"):
         with pytest.raises(SystemExit, match=f"--train-num-samples is {num_samples}; expected .* 4 slices, 64 of 256"):
             parse_args([*argv, num_samples])
-
-
-def test_long_captions_of_a_second_source_are_found(folder, parse_args, tmp_path):
-    for name, member in (("short", "0.txt"), ("long", "0.txt 0.long.txt")):
-        (tmp_path / "text").write_text("a cat")
-        Image.effect_noise((32, 32), 9).save(tmp_path / "image.png")
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
-            tar.add(tmp_path / "image.png", "0.png")
-            for path in member.split():
-                tar.add(tmp_path / "text", path)
-    argv = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long.txt", "--workers", "1"]
-    argv += ["--train-num-samples", "2"]
-    assert parse_args([*argv, "--train-data", f"{tmp_path}/short.tar::{tmp_path}/long.tar"]).superclip
-    with pytest.raises(SystemExit, match=r"no sample of .*short.tar holds the long caption 'long.txt'; its"):
-        parse_args([*argv, "--train-data", f"{tmp_path}/short.tar"])
 
 
 @pytest.mark.parametrize("method", ["spawn"])
