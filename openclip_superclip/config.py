@@ -27,26 +27,25 @@ class Config:
     """Options of SuperCLIP. Raises InputError, naming the flag, for an invalid value."""
 
     weight: float = _flag(
-        "--superclip-weight", 1.0, "λ, what multiplies the class loss; the paper recommends 1 or more", type=float
+        "--superclip-weight", 1.0, "λ, the weight of the class loss; the paper recommends 1 or more", type=float
     )
     idf: str = _flag(
         "--superclip-idf",
         "online",
-        "weights of the words: their inverse document frequency in the captions seen so far, or over a whole data set "
-        "(a file of superclip frequencies), or none",
+        "weight words by their inverse document frequency: in the captions seen so far, in a whole data set (a file of "
+        "superclip frequencies), or not at all",
         metavar="{online,off,FILE}",
     )
     special_tokens: bool = _flag(
         "--superclip-special-tokens",
         False,
-        "count start, end and padding tokens as words, as the authors' code does",
+        "count start, end and padding tokens as words, like the authors' code",
         action="store_true",
     )
     head_warmup: int = _flag(
         "--superclip-head-warmup",
         0,
-        "samples during which a new head learns alone: the class loss does not reach the vision tower in steps that "
-        "end within them",
+        "train a new head alone for this many samples, without the class loss's gradient in the vision tower",
         type=int,
     )
     head_input: str = _flag(
@@ -58,8 +57,8 @@ class Config:
     captions: str = _flag(
         "--superclip-captions",
         "short",
-        "which caption trains: the short one (OpenCLIP's), the long one, the short one with probability P and the long "
-        "one otherwise, or the short one for the contrastive loss and the long one for the class loss",
+        "which caption to train on: the short one (OpenCLIP's), the long one, the short one with probability P and the "
+        "long one otherwise, or the short one for the contrastive loss and the long one for the class loss",
         metavar="{short,long,mixed:P,dual}",
     )
     long_caption: str = _flag(
@@ -72,29 +71,29 @@ class Config:
     missing_long: str = _flag(
         "--superclip-missing-long",
         "use-short",
-        "how to handle a sample without a long caption: use its short one, leave it out, or end the run",
+        "how to handle a sample without a long caption: use its short one, skip it, or end the run",
         ("use-short", "skip", "error"),
     )
     long_context: int = _flag(
         "--superclip-long-context",
         0,
-        "tokens of the long caption that dual's class loss reads; 0 is the text tower's context length",
+        "number of tokens that dual's class loss reads; 0 is the text tower's context length",
         type=int,
     )
     placebo: str = _flag(
         "--superclip-placebo",
         "off",
-        f"a control for studies ({', '.join(PLACEBOS)}): the class loss has the captions of other images, no gradient "
-        "below its head, or the same target for all (the words' weighted frequencies); it is replaced by a second "
-        "contrastive loss on what the head reads; or the image tower learns from it alone",
+        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of other images, has no "
+        "gradient below its head, or the same target for all captions (the words' weighted frequencies); a second "
+        "contrastive loss on the head's input replaces it; or the image tower learns from it alone",
         PLACEBOS,
         metavar="CONTROL",
     )
     word_course: str = _flag(
         "--superclip-word-course",
         "on",
-        "record after each epoch how well a sample of the captions shows each word to be known, in "
-        "words/epoch_N.safetensors beside the checkpoints, for superclip words --course and superclip report",
+        "record after each epoch how well each word is known, in words/epoch_N.safetensors beside the checkpoints, for "
+        "superclip words --course and superclip report",
         ("on", "off"),
     )
 
@@ -126,7 +125,7 @@ METHOD = [
         lambda c: not (math.isfinite(c.weight) and c.weight >= 0),
     ),
     Rule(
-        "--superclip-idf is '{idf}'; expected online, off or a file that superclip frequencies wrote",
+        "--superclip-idf is '{idf}'; expected online, off or a file of superclip frequencies",
         lambda c: is_idf_file(c.idf) and not os.path.isfile(c.idf),
     ),
     Rule("--superclip-head-warmup is {head_warmup}; expected 0 or more samples", lambda c: c.head_warmup < 0),
@@ -144,7 +143,7 @@ METHOD = [
         lambda c: c.captions != "short" and not c.long_caption,
     ),
     Rule(
-        "{found} does nothing with --superclip-captions short: add --superclip-captions long, mixed:P or dual, or "
+        "{found} has no effect with --superclip-captions short: add --superclip-captions long, mixed:P or dual, or "
         "leave it out",
         lambda c: (
             c.captions == "short"
@@ -169,16 +168,16 @@ class DataConfig:
     slices: int | None = _flag(
         "--superclip-slices",
         None,
-        "cut each pass over the shards of a WebDataset into K epochs, which read every K-th shard of the pass's own "
-        "order: a checkpoint each, and a resumed run continues as if it had never stopped. --train-num-samples is then "
-        "that of one slice, --epochs K times the passes. Works without --superclip too",
+        "split each pass over the shards of a WebDataset into K epochs with a checkpoint each, which a resumed run "
+        "continues exactly. --train-num-samples is then the size of one slice, and --epochs K times the number of "
+        "passes. Works without --superclip, too",
         type=int,
         metavar="K",
     )
     accept_changes: bool = _flag(
         "--superclip-accept-changes",
         False,
-        "--resume a run of --superclip-slices with other options, shards or packages than it began with, and note them",
+        "let --resume continue a run of --superclip-slices with other options, shards or packages, and record them",
         action="store_true",
     )
 
@@ -188,7 +187,7 @@ class DataConfig:
 
 SLICES = [
     Rule(
-        "--superclip-accept-changes does nothing without --superclip-slices: runs without it are not compared",
+        "--superclip-accept-changes has no effect without --superclip-slices: other runs are not compared",
         lambda c: c.accept_changes and c.slices is None,
     ),
     Rule(
@@ -225,15 +224,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(options: dict) -> Config | None:
-    """Returns the Config of a parsed command line, given as a dict, or None without --superclip.
-
-    Raises InputError for an option of SuperCLIP without --superclip.
-    """
+    """Returns the Config of a parsed command line, or None without --superclip; InputError for its options then."""
     given = _given(Config, options)
     if not options.get("superclip", False):
         if given:
             flag = next(iter(given)).metadata["flag"]
-            raise InputError(f"{flag} does nothing without --superclip: add --superclip, or leave {flag} out")
+            raise InputError(f"{flag} has no effect without --superclip: add --superclip, or leave {flag} out")
         return None
     return Config(**{field.name: value for field, value in given.items()})
 

@@ -17,7 +17,7 @@ from webdataset.tariterators import base_plus_ext
 from ..data.conversion import Keys, Pair, pairs_of_folder, pairs_of_table
 from ..data.images import open_image, unreadable
 from ..data.inspection import listed_samples
-from ..data.shards import BROKEN, IMAGES, expand, is_remote, read_members, refuse_other_patterns, why_broken
+from ..data.shards import BROKEN, IMAGES, expand, is_remote, read_members, why_broken
 from ..data.tables import Columns, is_table
 from ..errors import InputError
 
@@ -136,7 +136,6 @@ class AuditedShards:
 
     def __init__(self, given: str):
         self.given, self.shards = given, expand(given, "DATA")
-        refuse_other_patterns(self.shards[0], "DATA")
         if not any(is_remote(shard) or os.path.exists(shard) for shard in self.shards):
             raise InputError(f"DATA: there is no file {self.shards[0]}")
         self.num_units = len(self.shards)

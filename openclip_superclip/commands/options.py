@@ -23,7 +23,7 @@ RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --device of a command that trains on this machine; `device_here` returns the default."""
+    """Adds --device for training on this machine; `device_here` returns the default."""
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
 
 
@@ -48,7 +48,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
     Args:
         here: whether to train on this machine; other machines are assumed to have GPUs.
     """
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name that `superclip recipes` lists")
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name listed by `superclip recipes`")
     add_data_options(parser, "the recipe's")
     add_split_options(parser)
     if here:
@@ -67,14 +67,16 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     )  # fmt: skip
     add_columns(parser, of_recipe=True)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a field of the recipe"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace the value of a field of the recipe"
     )
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
     """Adds options on splitting and loading batches."""
-    parser.add_argument("--gpu-batch-max", type=int, metavar="N", help="samples that fit a GPU: more are accumulated")
-    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes of each GPU's process")
+    parser.add_argument(
+        "--gpu-batch-max", type=int, metavar="N", help="largest batch size per GPU; larger batches are accumulated"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per GPU")
 
 
 def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:
@@ -150,18 +152,18 @@ def all_settings(options: argparse.Namespace) -> dict[str, str]:
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
     """Adds the options of a job's resource request; defaults are from the site's file."""
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
-    parser.add_argument("--nodes", type=int, metavar="N", help="of a run (default: 1)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
     parser.add_argument(
-        "--gpus-per-node", type=int, metavar="N", help=f"processes of --device cpu (default: {gpus_per_node})"
+        "--gpus-per-node", type=int, metavar="N", help=f"or processes, with --device cpu (default: {gpus_per_node})"
     )
     parser.add_argument("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs: a100")
     for name in NAMED:
-        parser.add_argument(f"--{name}", help="sbatch's")
+        parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
     parser.add_argument(
-        "--cpus-per-node", type=int, metavar="N", help="take this many CPUs of each shared node (default: whole nodes)"
+        "--cpus-per-node", type=int, metavar="N", help="CPUs of each shared node (default: whole nodes)"
     )
     parser.add_argument(
-        "--sbatch", action="append", metavar="NAME=VALUE", help="any other option of sbatch: mem=400G, exclude=node7"
+        "--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7"
     )
     container = parser.add_mutually_exclusive_group()
     container.add_argument("--container-image", metavar="IMAGE", help="train in a container of pyxis")
@@ -169,17 +171,17 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     parser.add_argument(
         "--mounts",
         metavar="PATHS",
-        help="what the container also sees, beside this folder, --out and --data: /data,/scratch:/scratch",
+        help="folders to mount, beside this folder, --out and --data: /data,/scratch:/scratch",
     )
     parser.add_argument(
-        "--setup", metavar="FILE", help="bash that the job reads first: module loads, exported variables"
+        "--setup", metavar="FILE", help="bash script that the job sources first: module loads, exported variables"
     )
     parser.add_argument(
         "--skip-data-check",
         action="store_true",
-        help="count the shards, and do not look for them: the nodes see them, this machine does not",
+        help="do not read the data: use it if only the nodes can",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, read no shards, submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, without reading data or submitting")
 
 
 def given_slurm_options(options: argparse.Namespace) -> dict:
@@ -200,7 +202,7 @@ def slurm_request(options: argparse.Namespace) -> SlurmRequest:
     return SlurmRequest.of(given, options.device or "cuda", options.default_gpus_per_node)
 
 
-COLUMN_HELP = ("between the columns of a table", "column of its images", "column of its captions")
+COLUMN_HELP = ("separator of a table's columns", "column of its images", "column of its captions")
 
 
 def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from ..config import Config
 from ..errors import InputError, listed
-from .shards import caption_place, is_empty, long_caption
+from .shards import is_empty, long_caption
 
 END_OF_WORD = "</w>"
 
@@ -244,32 +244,3 @@ class CaptionCounts:
         if num_samples:
             handled = self._handled if num_missing else ""
             logging.info(f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption{handled}")
-
-
-def counted_captions(config: Config, context_length: int) -> str:
-    """Returns the class loss's captions as recorded in frequency files, e.g. `mixed:0.8 json:re_caption, 77 tokens`."""
-    mode, place = _mode(config), caption_place(config.long_caption_key)
-    return f"{mode} {place if mode != 'short' else ''}".strip() + f", {config.long_context or context_length} tokens"
-
-
-def _mode(config: Config) -> str:
-    probability = 0 if config.captions == "dual" else config.short_probability
-    return {0: "long", 1: "short"}.get(probability, f"mixed:{probability}")
-
-
-def check_counted_captions(counted: str, config: Config, context_length: int, what: str, is_table: bool) -> None:
-    """Raises InputError if the `counted` captions or their number of tokens differ from the run's.
-
-    Names of long captions are not compared for a table.
-    """
-    given = counted_captions(config, context_length)
-    (there, _, there_tokens), (wanted, _, tokens) = counted.rpartition(", "), given.rpartition(", ")
-    if is_table:
-        there, wanted = there.split(" ")[0], wanted.split(" ")[0]
-    if (there, there_tokens) == (wanted, tokens):
-        return
-    flags = "" if wanted == "short" else f" --captions {_mode(config)} --long-caption {config.long_caption}"
-    raise InputError(
-        f"{what} counts the captions '{counted}', and the class loss reads '{given}': count those with superclip "
-        f"frequencies{flags} --context {tokens.split()[0]}, or train on the captions that were counted"
-    )

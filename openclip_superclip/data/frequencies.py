@@ -20,7 +20,7 @@ from ..config import Config
 from ..errors import InputError, reason
 from ..files import whole_file
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
-from .captions import CaptionTokens, TokenizerIdentity, counted_captions, same_tokenizer, tokenizer_identity
+from .captions import CaptionTokens, TokenizerIdentity, same_tokenizer, tokenizer_identity
 from .shards import BROKEN, is_remote, read_captions, work_on
 from .tables import Columns, rows_of
 
@@ -33,7 +33,7 @@ class Frequencies(DocumentFrequency):
 
     tokenizer: str
     vocabulary: str  # a hash of the tokens and their ids
-    captions: str  # --superclip-captions, the key of the long caption and the number of tokens
+    captions: str  # --captions and the key of the long caption
     ignored_tokens: tuple[int, ...]
 
     def check(self, tokenizer, what: str) -> None:
@@ -146,8 +146,6 @@ class CaptionCounter:
             raise InputError(f"--long-caption: none of {num_samples:,} samples holds '{self.config.long_caption}'")
         if not num_captions:
             raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
-        captions = counted_captions(self.config, self.tokenizer.context_length)
-        ignored = special_token_ids(self.tokenizer)
-        return Frequencies(
-            document_frequency, num_captions, *tokenizer_identity(self.tokenizer), captions, ignored
-        ), broken
+        captions = f"{self.config.captions} {self.config.long_caption_key}".strip()
+        identity, ignored = tokenizer_identity(self.tokenizer), special_token_ids(self.tokenizer)
+        return Frequencies(document_frequency, num_captions, *identity, captions, ignored), broken

@@ -24,7 +24,6 @@ from .shards import (
     is_remote,
     is_trained,
     read_members,
-    refuse_other_patterns,
     why_broken,
     work_on,
 )  # fmt: skip
@@ -110,7 +109,6 @@ def inspect(
         most: the number of shards whose existence is checked; by default all.
     """
     found = Inspection(expand(pattern, flag))
-    refuse_other_patterns(found.shards[0], flag)
     if any(map(is_remote, found.shards)):
         return found
     for source in pattern.split("::"):

@@ -20,24 +20,19 @@ from ..errors import InputError, reason
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
-    """Expands one or several patterns joined by `::`; InputError for unbalanced braces."""
+    """Expands one or several patterns joined by `::`; InputError for a pattern that OpenCLIP does not support."""
     try:
-        return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
+        names = [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
     except ValueError as error:
         raise InputError(
-            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected such as "
+            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern such as "
             "'x/{00000..00041}.tar', in quotes"
         ) from None
-
-
-def refuse_other_patterns(first: str, flag: str = "--data") -> None:
-    """Raises InputError if the first file is a folder or contains a *: OpenCLIP expands neither."""
-    if is_remote(first):
-        return
-    if os.path.isdir(first):
-        raise InputError(f"{flag}: {first} is a folder; expected its shards, such as '{first}/{{00000..00099}}.tar'")
-    if "*" in first:
-        raise InputError(f"{flag}: {first} has a *; expected braces, such as '{{00000..00099}}.tar'")
+    if not is_remote(names[0]) and os.path.isdir(names[0]):
+        raise InputError(f"{flag}: {names[0]} is a folder; expected its shards, '{names[0]}/{{00000..00099}}.tar'")
+    if not is_remote(names[0]) and "*" in names[0]:
+        raise InputError(f"{flag}: {names[0]} has a *; expected braces, such as '{{00000..00099}}.tar'")
+    return names
 
 
 def is_remote(shard: str) -> bool:

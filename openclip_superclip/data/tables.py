@@ -68,14 +68,6 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
     return columns
 
 
-class BadImage(NamedTuple):
-    """An image of a table that cannot be read."""
-
-    row: int  # counted from 1, without the header
-    image: str
-    problem: str
-
-
 @dataclass
 class TableReport:
     """A report on the contents of a table."""
@@ -86,7 +78,7 @@ class TableReport:
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
     num_decoded: int = 0  # images
-    bad: list[BadImage] = field(default_factory=list)
+    bad: list[tuple[int, str, str]] = field(default_factory=list)  # row from 1, image, and why it cannot be read
 
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
@@ -169,8 +161,7 @@ def read_table(
     stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
     problems = image_problems(images[::stride], threads)
     table.num_decoded = len(problems)
-    bad = (n for n, problem in enumerate(problems) if problem)
-    table.bad = [BadImage(n * stride + 1, images[n * stride], problems[n]) for n in bad]
+    table.bad = [(n * stride + 1, images[n * stride], problem) for n, problem in enumerate(problems) if problem]
     return table
 
 

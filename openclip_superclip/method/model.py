@@ -122,8 +122,8 @@ class _WithClassHead:
         below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)]
         if not any(parameter.requires_grad for parameter in below_head):
             raise InputError(
-                f"--lock-image-unlocked-groups {unlocked_groups} unlocks nothing that the class loss reaches but its "
-                "own head: unlock more groups, or leave out --superclip"
+                f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only its own head to train: "
+                "unlock more groups, or leave out --superclip"
             )
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:

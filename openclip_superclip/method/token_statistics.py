@@ -155,7 +155,7 @@ def special_token_ids(tokenizer) -> tuple[int, ...]:
 
 
 class EpochWords(NamedTuple):
-    """Statistics of every token over the observed captions of an epoch; a share is its softmax probability."""
+    """Statistics of every token over the observed captions of an epoch; probabilities are softmax outputs."""
 
     captions: Tensor  # int64 [V], observed captions that contain the token
     share_where_label: Tensor  # float32 [V], mean probability over their images; NaN if there are none
@@ -177,7 +177,7 @@ class WordKnowledge:
 
     def __init__(self, counted: Tensor):
         self.counted = counted
-        self.sums = None  # float64 [3 * V + 2]: captions, shares where label, shares where not; observed, trained
+        self.sums = None  # float64 [3 * V + 2]: captions, probabilities where label, where not; observed, trained
 
     @torch.no_grad()
     def observe(self, head: nn.Module, head_input: Tensor, tokens: Tensor) -> None:
@@ -185,12 +185,12 @@ class WordKnowledge:
         self.counted = self.counted.to(tokens.device)
         has_word = self.counted[tokens].any(dim=1)  # [B]
         observed = has_word[:SAMPLE]
-        shares = head.logits(head_input[:SAMPLE]).float().softmax(dim=1) * observed.unsqueeze(1)  # [S, V]
-        labels = torch.zeros_like(shares).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
-        shares_of_labels = (shares * labels).sum(dim=0)
-        shares_of_others = (shares * (1.0 - labels)).sum(dim=0)  # exactly 0 for a token of every caption
+        probabilities = head.logits(head_input[:SAMPLE]).float().softmax(dim=1) * observed.unsqueeze(1)  # [S, V]
+        labels = torch.zeros_like(probabilities).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
+        of_labels = (probabilities * labels).sum(dim=0)
+        of_others = (probabilities * (1.0 - labels)).sum(dim=0)  # exactly 0 for a token of every caption
         totals = torch.stack([observed.sum(), has_word.sum()]).float()
-        sums = torch.cat([labels.sum(dim=0), shares_of_labels, shares_of_others, totals]).to(_dtype(shares))
+        sums = torch.cat([labels.sum(dim=0), of_labels, of_others, totals]).to(_dtype(probabilities))
         self.sums = sums if self.sums is None else self.sums.add_(sums)
 
     def take(self, device: torch.device) -> EpochWords | None:

@@ -17,7 +17,6 @@ from ..checkpoints.pretrained import (
     stored_head,
 )
 from ..config import Config, is_idf_file
-from ..data.captions import check_counted_captions
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
@@ -124,13 +123,6 @@ def check_models(
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
         if teacher[1] is not None:
             check_teacher(*teacher)
-
-
-def check_idf_file(config: Config, tokenizer, is_table: bool) -> None:
-    """Raises InputError for word frequencies of another tokenizer or of other captions than the run's."""
-    frequencies, what = read_frequencies(config.idf), f"--superclip-idf: {config.idf}"
-    frequencies.check(tokenizer, what)
-    check_counted_captions(frequencies.captions, config, tokenizer.context_length, what, is_table)
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:

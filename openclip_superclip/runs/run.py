@@ -191,13 +191,12 @@ class Run:
 
         Raises InputError if a worker would have no shard of a slice, or less than one batch.
         """
-        from ..data.shards import expand, refuse_other_patterns
+        from ..data.shards import expand
         from ..data.slices import equal_sizes
 
         if self.is_table:
             return []
         shards = expand(self.data)
-        refuse_other_patterns(shards[0])
         split = self._split(len(shards))
         split.check()
         return split.check_sizes(equal_sizes(self.recipe.data_samples, len(shards)))

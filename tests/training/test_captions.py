@@ -51,7 +51,7 @@ def image(csv_data) -> bytes:
 def write_shards(image):
     """Writes two shards of samples with image, short caption and the given members; returns their pattern."""
 
-    def write(folder: Path, members=lambda index: {"long.txt": long(index)}) -> str:
+    def write(folder: Path, members) -> str:
         folder.mkdir(exist_ok=True)
         for shard in range(2):
             with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
@@ -64,19 +64,33 @@ def write_shards(image):
 
 
 @pytest.fixture(scope="module")
-def data(write_shards, image, tmp_path_factory) -> dict[str, list[str]]:
-    """Flags of a training on 32 samples with a short caption and a long one, by type of data."""
-    folder = tmp_path_factory.mktemp("captions")
-    rows = ["filepath\ttitle\tre_caption"]
-    for index in range(NUM_SAMPLES):
-        (folder / f"{index}.png").write_bytes(image)
-        rows.append(f"{folder}/{index}.png\t{short(index)}\t{long(index)}")
-    (folder / "train.csv").write_text("\n".join(rows))
-    table = ["--dataset-type", "csv", "--train-data", str(folder / "train.csv")]
-    return {
-        "webdataset": [*webdataset_flags(write_shards(folder)), "--superclip-long-caption", "long.txt"],
-        "csv": [*table, "--superclip-long-caption", "re_caption"],
-    }
+def write_data(write_shards, image):
+    """Writes a table and shards of 32 samples with a short and a long caption; returns the flags to train on each."""
+
+    def write(folder: Path, long=long) -> dict[str, list[str]]:
+        rows = ["filepath\ttitle\tlong.txt"]
+        (folder / "image.png").write_bytes(image)
+        rows += [f"{folder}/image.png\t{short(index)}\t{long(index)}" for index in range(NUM_SAMPLES)]
+        (folder / "train.csv").write_text("\n".join(rows))
+        shards = webdataset_flags(write_shards(folder, lambda index: {"long.txt": long(index) or " "}))
+        key = ["--superclip-long-caption", "long.txt"]
+        return {
+            "webdataset": shards + key,
+            "csv": ["--dataset-type", "csv", "--train-data", str(folder / "train.csv"), *key],
+        }
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def data(write_data, tmp_path_factory) -> dict[str, list[str]]:
+    return write_data(tmp_path_factory.mktemp("captions"))
+
+
+@pytest.fixture(scope="module")
+def holey(write_data, tmp_path_factory) -> dict[str, list[str]]:
+    """As `data`, but half of the samples have no long caption."""
+    return write_data(tmp_path_factory.mktemp("holey"), lambda index: long(index) if index % 4 < 2 else "")
 
 
 def webdataset_flags(shards: str) -> list[str]:
@@ -256,25 +270,6 @@ def test_a_field_of_the_json_trains_as_a_member_does(write_shards, train, tmp_pa
 # Missing, long, unreadable
 
 
-def half_missing(index: int) -> dict:
-    return {"long.txt": long(index) if index % 4 < 2 else " "}
-
-
-@pytest.fixture(scope="module")
-def holey(write_shards, image, tmp_path_factory) -> dict[str, list[str]]:
-    """Flags as in `data`, but half of the samples have no long caption."""
-    folder = tmp_path_factory.mktemp("holey")
-    rows = ["filepath\ttitle\tlong.txt"]
-    (folder / "image.png").write_bytes(image)
-    for index in range(NUM_SAMPLES):
-        rows.append(f"{folder}/image.png\t{short(index)}\t{half_missing(index)['long.txt'].strip()}")
-    (folder / "train.csv").write_text("\n".join(rows))
-    return {
-        "webdataset": webdataset_flags(write_shards(folder, half_missing)),
-        "csv": ["--dataset-type", "csv", "--train-data", str(folder / "train.csv")],
-    }
-
-
 HAVE_LONG = {(short(index), long(index)) for index in range(8) if index % 4 < 2}
 USE_SHORT = HAVE_LONG | {(short(index), short(index)) for index in range(8) if index % 4 >= 2}
 
@@ -282,8 +277,8 @@ USE_SHORT = HAVE_LONG | {(short(index), short(index)) for index in range(8) if i
 @pytest.mark.parametrize(("missing", "expected"), [("use-short", USE_SHORT), ("skip", HAVE_LONG)])
 @both_types
 def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, missing, expected, holey, train):
-    flags = [*holey[kind], "--superclip-long-caption", "long.txt", "--superclip-captions", "dual", "--logs", "none"]
-    (run,) = train(*flags, "--superclip-missing-long", missing)
+    flags = ["--superclip-captions", "dual", "--superclip-missing-long", missing, "--logs", "none"]
+    (run,) = train(*holey[kind], *flags)
     assert pairs(run) == expected
     (line,) = [line for line in run.output.splitlines() if "samples read" in line]
     num_samples, num_missing = map(int, re.search(r"of (\d+) samples read, (\d+) had no long caption", line).groups())
@@ -360,7 +355,7 @@ def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, mo
 
 
 def test_a_missing_long_caption_may_end_the_run(holey, train):
-    flags = ["--superclip-long-caption", "long.txt", "--superclip-missing-long", "error", "--workers", "2"]
+    flags = ["--superclip-missing-long", "error", "--workers", "2"]
     (run,) = train(*holey["webdataset"], *flags, "--superclip-captions", "long", "--logs", "none")
     assert run.returncode == 1
     (error,) = run.errors()
@@ -427,7 +422,7 @@ def test_impossible_flags_are_refused_in_one_line_that_names_them(flags, data, m
 
 
 def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, model, parse_args):
-    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, re_caption")):
+    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, long.txt")):
         flags = ["--superclip", "--superclip-long-caption", "re_captoin", "--superclip-captions", "dual"]
         with pytest.raises(SystemExit, match=f"re_captoin.*{found}$"):
             parse_args(["--model", model, *data[kind][:-2], "--workers", "0", "--batch-size", "8", *flags])

@@ -14,7 +14,7 @@ from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks,
 import openclip_superclip as superclip
 from openclip_superclip.words.learning import find_course
 
-# The whole picture, always: what a run sees then depends on the order of the samples alone.
+# The whole image, always: what a run sees then depends on the order of the samples alone.
 
 
 @pytest.fixture(scope="session")

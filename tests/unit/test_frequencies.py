@@ -56,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
                 sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
                 tar.write({**sample, "jpg": image()})
             tar.write({"__key__": "no caption", "jpg": b"1"})
-            tar.write({"__key__": "no picture", "txt": "moon"})
+            tar.write({"__key__": "no image", "txt": "moon"})
             tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})
     return folder
 
@@ -123,10 +123,10 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(pattern, counted, tmp_
     rows = [captions(shard, index) for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
     with open(table, "w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
-        writer.writerow(["picture", "words", "more"])
+        writer.writerow(["file", "words", "more"])
         writer.writerows([f"{number}.png", short, long] for number, (short, long) in enumerate(rows))
         writer.writerow(["last.png", "moon", ""])
-    flags = ["--tokenizer-of", "ViT-B-32", "--csv-separator", ";", "--csv-img-key", "picture"]
+    flags = ["--tokenizer-of", "ViT-B-32", "--csv-separator", ";", "--csv-img-key", "file"]
     flags += ["--csv-caption-key", "words"]
     call(table, *flags, "--out", tmp_path / "df")
     found, words = read_frequencies(tmp_path / "df"), by_word(read_frequencies(counted).document_frequency)
@@ -243,31 +243,3 @@ def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
         with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer .*here whitespace"):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
-
-
-@pytest.mark.parametrize(("counted_with", "trained_with", "error"), [
-    ("--captions long --long-caption long.txt", "long .LONG.txt", None),
-    ("--captions long --long-caption long.txt", "dual long.txt", None),
-    ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
-    ("--captions mixed:1.0 --long-caption json:a.b", "", None),
-    ("", "long long.txt", "reads 'long long.txt, 20 tokens': count those with superclip frequencies --captions"),
-    ("--captions long --long-caption long.txt", "dual json:a.b", "--long-caption json:a.b --context 20, or"),
-    ("--captions mixed:0.5 --long-caption long.txt", "mixed:0.8 long.txt", "reads 'mixed:0.8 long.txt, 20 tokens'"),
-    ("--captions long --long-caption long.txt", "dual long.txt 30", "reads 'long long.txt, 30 tokens'"),
-])  # fmt: skip
-def test_a_file_that_counts_other_captions_than_the_run_reads_is_refused(
-    counted_with, trained_with, error, pattern, model, parse_args, tmp_path
-):
-    file = tmp_path / "df.safetensors"
-    call(f"{pattern}", "--tokenizer-of", model, *counted_with.split(), "--out", file)
-    argv = ["--model", model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
-    argv += ["--train-num-samples", "100", "--superclip-idf", str(file)]
-    flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
-    argv += [part for pair in zip(flags, trained_with.split(), strict=False) for part in pair]
-    if error is None:
-        assert parse_args(argv).superclip_idf == str(file)
-        return
-    with pytest.raises(SystemExit) as refusal:
-        parse_args(argv)
-    assert f"error: --superclip-idf: {file} counts the captions '" in str(refusal.value)
-    assert error in str(refusal.value)

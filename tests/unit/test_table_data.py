@@ -50,8 +50,8 @@ def test_a_plan_trains_whole_passes_without_the_last_partial_batch(folder, set_,
     assert f"--train-data {folder}/pairs.csv --dataset-type auto --epochs {epochs} " in command
     assert "--csv-separator , --csv-img-key image --csv-caption-key caption" in command
     assert "--train-num-samples" not in command and "--superclip-slices" not in command
-    told = [warning for warning in made.warnings if "whole passes" in warning]
-    assert bool(told) == (set_.get("samples") in ("100", "1.5 passes"))
+    warnings = [warning for warning in made.warnings if "whole passes" in warning]
+    assert bool(warnings) == (set_.get("samples") in ("100", "1.5 passes"))
 
 
 def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
