@@ -26,11 +26,7 @@ def one_line(error: InputError) -> str:
 
 
 def print_in_one_line(take_back: Callable[[], None]) -> None:
-    """Makes Python report an InputError that ends the process in one line, without the traceback.
-
-    Args:
-        take_back: called before an error is reported, to undo changes of the run.
-    """
+    """Makes Python report an InputError that ends the process in one line, after undoing changes with `take_back`."""
     excepthook = sys.excepthook
 
     def report(kind, error, traceback):

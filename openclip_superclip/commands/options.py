@@ -43,11 +43,7 @@ def print_device(options: argparse.Namespace, device: str) -> None:
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
-    """Adds the options that turn a recipe into a plan.
-
-    Args:
-        here: whether to train on this machine; other machines are assumed to have GPUs.
-    """
+    """Adds the options that turn a recipe into a plan, for this machine (`here`) or for machines with GPUs."""
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name listed by `superclip recipes`")
     add_data_options(parser, "the recipe's")
     add_split_options(parser)
@@ -206,11 +202,9 @@ COLUMN_HELP = ("separator of a table's columns", "column of its images", "column
 
 
 def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:
-    """Adds the options that name the columns of a table; by default they are detected from its header.
+    """Adds the options that name the columns of a table.
 
-    Args:
-        of_recipe: whether a recipe can set them.
-        of_json: whether captions can also be in JSON files beside the images.
+    A recipe can set them with `of_recipe`; with `of_json`, captions can also be in JSON files beside the images.
     """
     default = "the recipe's, else from the header" if of_recipe else "from the header"
     for flag, help in zip(COLUMN_FLAGS, COLUMN_HELP, strict=True):

@@ -46,11 +46,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
-    """Returns the pairs of a table, a folder or COCO's JSON; InputError if there are none.
-
-    Args:
-        images: the folder of the images in COCO's JSON; by default the folder of the JSON.
-    """
+    """Returns the pairs of a table, a folder or COCO's JSON, whose images are in `images`; InputError for none."""
     place = Path(path)
     if is_table(path):
         pairs = list(pairs_of_table(path, keys))
@@ -146,13 +142,7 @@ def write_pair_shards(
 
     All captions of an image are in the same split. Pairs are shuffled over the shards. Pairs without a caption or with
     an unreadable image are skipped and listed in OUT/left_out.csv. Raises InputError if OUT is not empty, or if a split
-    is.
-
-    Args:
-        val_share: the fraction of the images for validation, chosen by a hash of their names.
-        shard_size: pairs per shard; by default the training split has about NUM_SHARDS shards.
-        seed: seeds the order of the pairs.
-        jobs: number of processes.
+    is. `val_share` is the fraction of the images for validation.
     """
     make_folder(out, "OUT")
     if any(out.iterdir()):

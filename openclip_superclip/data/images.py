@@ -60,8 +60,7 @@ def is_rotated(image: Image.Image) -> bool:
 def as_seen(image: Image.Image, shortest: int | None = None) -> Image.Image:
     """Converts an opened image for display: upright, 8-bit RGB, transparent pixels on white.
 
-    Args:
-        shortest: the side in pixels that is large enough; images of twice that size are reduced.
+    Images are reduced if their shorter side has twice as many pixels as `shortest` or more.
     """
     if shortest:
         image.draft(None, (shortest, shortest))  # a JPEG is decoded at a smaller size

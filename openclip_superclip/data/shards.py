@@ -76,16 +76,9 @@ def is_trained(sample: dict, caption: str = "txt") -> bool:
 
 
 def read_captions(shard: str, long_caption: str = "", caption: str = "txt") -> Iterator[dict]:
-    """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b"".
-
-    Args:
-        shard: a file, of which only captions are read, or a URL or pipe, which is read completely.
-        long_caption: the key of the long caption, an extension or `json:FIELD`.
-        caption: the extension of the short caption.
-    """
-    yield from (
-        sample for sample in read_members(shard, {caption, caption_member(long_caption)}) if is_trained(sample, caption)
-    )
+    """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b""."""
+    samples = read_members(shard, {caption, caption_member(long_caption)})
+    yield from (sample for sample in samples if is_trained(sample, caption))
 
 
 def caption_place(long_caption: str) -> str:

@@ -154,9 +154,6 @@ class DataOrder:
 
     Args:
         slices: number of epochs per pass.
-        seed: the seed; a resumed run must use the same.
-        rank: the rank of this process.
-        batch_size: the batch size per rank.
         epoch: OpenCLIP's shared epoch.
         shuffle_sizes: size and initial size of the buffer that shuffles samples.
     """

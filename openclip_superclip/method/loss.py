@@ -48,8 +48,9 @@ def class_loss(
     requires that all losses have the same upstream gradient, as with a mean; otherwise the backward pass computes the
     chunks again.
 
+    The first five arguments are those of `plain_class_loss`.
+
     Args:
-        features, weight, bias, tokens, idf: as for `plain_class_loss`.
         scale: a factor of every loss, a number or a tensor with one element.
         chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
     """

@@ -27,14 +27,9 @@ def model_without_weights(
     context_length: int | None = None,
     **model_kwargs,
 ):
-    """Returns an OpenCLIP model without weights, configured as for training.
+    """Returns an OpenCLIP model without weights, configured as by --force-patch-dropout and the like.
 
-    Args:
-        patch_dropout: the fraction of patch tokens to drop, as in --force-patch-dropout.
-        device: the device of its tensors.
-        superclip: options of the class head; None for no head.
-        image_size, context_length: as in --force-image-size and --force-context-length.
-        model_kwargs: further arguments of the model's class.
+    `superclip` holds the options of the class head; None for no head.
     """
     model_cfg = open_clip.get_model_config(model_name)
     if patch_dropout:
