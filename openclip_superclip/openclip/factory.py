@@ -16,7 +16,7 @@ from ..checkpoints.pretrained import (
     released_file,
     stored_head,
 )
-from ..config import Config, is_idf_file
+from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
