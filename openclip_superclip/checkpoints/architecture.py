@@ -90,12 +90,8 @@ def _convert_to_naflex(model_cfg: dict) -> None:
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:
     """Returns the architecture of a built-in model, local-dir:FOLDER, hf-hub:REPO or a JSON configuration file.
 
-    Raises InputError if there is no such model.
-
-    Args:
-        model: value of --model.
-        tag: tag of released weights, which determine the preprocessing.
-        flag: name of the option, for error messages.
+    Raises InputError, which names `flag`, if there is no such model. The `tag` of released weights determines the
+    preprocessing.
     """
     if model.endswith(HF_CONFIG_NAME):
         model = f"local-dir:{Path(model).parent}"
@@ -154,13 +150,9 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
 def architecture_of(
     checkpoint: Path, run_options: dict, model: str | None = None, flag: str = "--model"
 ) -> Architecture:
-    """Returns the architecture of a checkpoint, with the changes made by the run's options.
+    """Returns the architecture of a file of weights or a folder, with the changes made by the run's options.
 
-    Args:
-        checkpoint: a file of weights or a folder.
-        run_options: options of the training command; empty if unknown.
-        model: value of `flag`, if the user gives one.
-        flag: name of the option, for error messages.
+    `model` is the value of `flag`, if the user gives one.
     """
     if model is None and (checkpoint / HF_CONFIG_NAME).is_file():
         model = f"local-dir:{checkpoint}"
@@ -185,11 +177,7 @@ def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None
 
 
 def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
-    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device.
-
-    Args:
-        head_input: input of the head, one of HEAD_INPUTS.
-    """
+    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device."""
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):

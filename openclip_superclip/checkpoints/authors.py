@@ -57,15 +57,8 @@ def import_checkpoint(
 ) -> tuple[int, bool]:
     """Writes the folder `out`, which is never left incomplete.
 
-    Args:
-        file: a checkpoint of the authors' code.
-        model: name or JSON file of its configuration.
-        out: the folder to write.
-        global_batch: captions per step over all GPUs.
-        overwrite: whether to replace an existing folder.
-
-    Returns:
-        The number of captions counted, and whether `global_batch` gives whole counts.
+    Returns the number of captions counted, and whether `global_batch` (captions per step over all GPUs) gives whole
+    counts.
     """
     check_out(out, overwrite, [file], is_folder=True)
     architecture = read_architecture(model)

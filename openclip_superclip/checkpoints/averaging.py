@@ -11,9 +11,6 @@ def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
     """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original types.
 
     Integers are not averaged, but copied from the checkpoint that has seen most captions, or from the last one.
-
-    Args:
-        checkpoints: two or more checkpoints of one model.
     """
     first, *others = checkpoints
     for checkpoint in checkpoints:

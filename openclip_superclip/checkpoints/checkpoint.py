@@ -82,10 +82,7 @@ def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
     """Writes weights with safetensors or torch.save, depending on the suffix. Raises OSError if writing fails.
 
-    Args:
-        weights: tensors by name.
-        file: file to write.
-        options: options of the run to store in the file, from which `read_checkpoint` returns them.
+    `options` of the run are stored in the file, from which `read_checkpoint` returns them.
     """
     options = dict(sorted((options or {}).items()))
     try:
@@ -145,9 +142,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     safetensors, TorchScript archives, and folders that contain one of these. Includes the class head that an export
     saves in a separate file. Files are memory-mapped. Never runs code from a pickle.
 
-    Args:
-        path: a file or folder.
-        of_authors: whether to accept a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
     """
     file = file_of_weights(Path(path))
     content, options = _load(file)

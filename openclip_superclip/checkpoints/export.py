@@ -92,8 +92,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
 def write_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Writes configuration, weights and tokenizer to `folder`, for OpenCLIP's local-dir:.
 
-    Args:
-        model: `architecture.on_meta()`, which provides the preprocessing.
+    `model` is `architecture.on_meta()`, which provides the preprocessing.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -122,19 +121,7 @@ def export(
     with_head: bool = False,
     overwrite: bool = False,
 ) -> tuple[str, str]:
-    """Writes the folder `out`, which is never left incomplete.
-
-    Args:
-        file: a checkpoint of a run, a file of weights, or a folder.
-        out: the folder to write.
-        model: name of an OpenCLIP model or a JSON file, if it is not recorded with the checkpoint.
-        format: "openclip", or "hf" for transformers.
-        with_head: whether to save the class head and the token statistics next to the model.
-        overwrite: whether to replace an existing folder.
-
-    Returns:
-        The model's name, and code that opens it.
-    """
+    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it."""
     check_out(out, overwrite, [file], is_folder=True)
     checkpoint = read_checkpoint(file)
     options, head = run_behind(checkpoint).options, checkpoint.head()
@@ -171,9 +158,7 @@ def model_card(
 ) -> str:
     """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front matter.
 
-    Args:
-        options: of the run; unknown ones are omitted.
-        num_captions: captions seen with the class loss; None if they were not counted.
+    `options` are those of the run; `num_captions` are the captions seen with the class loss, None if not counted.
     """
     what = "A CLIP model."
     if num_captions is not None:

@@ -200,12 +200,7 @@ class Resumed(NamedTuple):
 def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool) -> Resumed:
     """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
-    Raises InputError for a file that does not exist.
-
-    Args:
-        resume: value of --resume.
-        run_folder: LOGS/NAME.
-        save_most_recent: value of --save-most-recent.
+    Raises InputError for a file that does not exist. `run_folder` is LOGS/NAME.
     """
     if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
@@ -228,10 +223,7 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
     Without --superclip, unreadable files are left to OpenCLIP.
 
     Args:
-        file: the checkpoint.
-        with_head: whether the run uses --superclip.
         with_ddp: whether the run uses torch.distributed; None for a single process, which can resume from both kinds.
-        model: value of --model.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
     from .checkpoint import read_checkpoint

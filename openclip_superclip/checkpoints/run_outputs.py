@@ -153,13 +153,9 @@ def is_whole(path: Path) -> bool:
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
-    """Renames or removes the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` uses that one.
+    """Renames the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` uses that one.
 
-    Args:
-        suffix: suffix for the new names; None removes the checkpoints.
-
-    Returns:
-        The new names or the removed checkpoints, newest first.
+    Without a `suffix` for their new names, removes them. Returns the new names or the removed checkpoints.
     """
     bad = []
     for path in reversed(checkpoints(folder).values()):

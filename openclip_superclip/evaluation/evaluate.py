@@ -48,10 +48,7 @@ def evaluate_all(
 ) -> Results:
     """Evaluates all models on every chosen data set; continues after errors.
 
-    Args:
-        folders: the folder of each model's results; existing results that are still valid are read.
-        chosen: the data sets, each with its task.
-        command: the command line, recorded in the results.
+    Valid results in `folders`, one for each model, are read. The `command` line is recorded in the results.
     """
     results = Results()
     with tqdm(total=len(models) * len(chosen), desc="evaluate", unit=" results", disable=None) as progress:
