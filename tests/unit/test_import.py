@@ -68,35 +68,18 @@ def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, 
     assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [True] * (not is_whole)
 
 
-def test_training_continues_from_an_import(imported):
-    """Uses the authors' token ids directly, because their vocabulary of 300 tokens does not fit the tokenizer."""
-    model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0]
-    golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
-    before = model.statistics.num_captions.item()
-    losses = model(golden["image"], golden["text"])["class_losses"]
-    losses.mean().backward()
-    assert losses.isfinite().all()
-    assert model.statistics.num_captions == before + 4
-
-
 REFUSED = {  # changes to the authors' file, or flags, and the error message
     "visual.novelty is [3], expected no such name": {"visual.novelty": torch.ones(3)},
     "visual.proj is missing, expected [64, 32]": {"visual.proj": None},
-    "visual.proj is [64, 31], expected [64, 32]": {"visual.proj": torch.ones(64, 31)},
     "document_frequency is [299], expected [300]": {"cap_fq": torch.ones(1, 299)},
     "ours is one linear layer: text_decoder.mlp.0": {"text_decoder.mlp.0.weight": torch.ones(2, 2)},
     "no checkpoint of SuperCLIP's authors: it lacks text_decoder.ln_mlp.weight": {"text_decoder.ln_mlp.weight": None},
-    "it lacks cap_fq": {"cap_fq": None},
     "num_samples contains NaN or infinity": {"num_samples": torch.full((1, 1), float("nan"))},
     "num_samples is [2], expected one number": {"num_samples": torch.ones(2)},
-    "num_samples is -2": {"num_samples": torch.full((1, 1), -2.0)},
-    "cap_fq contains -0.5; expected 0 to": {"cap_fq": torch.full((1, 300), -0.5)},
     "cap_fq contains 99; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
-    "visual.proj is torch.int32, expected torch.float32": {"visual.proj": torch.ones(64, 32).int()},
     "OpenCLIP has no 'no-such-model'": "--model no-such-model",
     "--model: nowhere.json cannot be read": "--model nowhere.json",
     "local-dir:nowhere has no readable configuration": "--model local-dir:nowhere",
-    "--global-batch is 0; expected 1 or more": "--global-batch 0",
     " more": "--model narrow.json",  # more than three mismatches
 }  # fmt: skip
 
