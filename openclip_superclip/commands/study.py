@@ -29,7 +29,7 @@ OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm
 
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table and writes the results, or submits a job for it; returns the exit code."""
+    """Trains, measures, prints the table and writes the results, or submits jobs that do; returns the exit code."""
     options = _parse(argv)
     from ..studies.study import read_study, study_call, study_files
 
@@ -38,9 +38,10 @@ def main(argv: list[str]) -> int:
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
     device = options.device or "cuda" if options.slurm else device_here(options.device)
+    settings = with_sites_stage(run_settings(options)) if options.slurm else run_settings(options)
     call = study_call(
         options.study, options.out, options.seeds, device, options.data, options.val_data,
-        all_settings(options), options.runs, settings=options.settings,
+        all_settings(options), options.runs, settings=settings,
     )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
@@ -48,13 +49,10 @@ def main(argv: list[str]) -> int:
 
         request = slurm_request(options)
         submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
-        if options.dry_run:
-            print(submission.dry_run(), end="")
-        else:
-            print(submission.submit(not options.skip_data_check))
+        print(submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check))
         return 0
     from ..runs.process import Stopped, stopped_by_signals
-    from ..studies.training import StudyTraining, run_study, tune_rates
+    from ..studies.training import StudyTraining, run_study
 
     if options.dry_run:
         print(StudyTraining(call).summary())
@@ -63,51 +61,44 @@ def main(argv: list[str]) -> int:
         print_device(options, device)
     try:
         with stopped_by_signals():
-            if options.only == "choose":
-                summary = tune_rates(call)
-            else:
-                summary = run_study(call, 0 if options.only else options.jobs or 1).tables()
-                files = "study.png, study.csv, study.json and the folders of the runs"
-                summary += f"\n\n{call.out}/{files} hold the rest."
+            results = run_study(call, 0 if options.only else options.jobs or 1)
     except Stopped as stop:
         print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
-    print(f"\n{summary}")
+    print(f"\n{results.tables()}\n\nMore in {call.out}: study.png, study.csv, study.json, and the folders of the runs")
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip study",
-        description="Trains the arms of a study by paired seeds (equal initial weights of the towers, equal order of "
-        "the data, equal crops), measures them, and prints each difference with its 95 % interval. The same command "
-        "resumes a study that was stopped or submitted to SLURM.",
+        description="Trains the arms of a study with paired seeds (the same initial weights of the towers, the same "
+        "order of the data, the same crops), evaluates them, and prints each difference with its 95 % interval. The "
+        "same command resumes a study that was stopped or submitted to SLURM.",
         epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
     )
     add = parser.add_argument
-    add("study", nargs="?", metavar="STUDY", help="a file, or a name that --list shows")
-    add("--list", action="store_true", help="the shipped studies and their questions")
-    add("--seeds", type=int, metavar="N", help="paired seeds (default: the study's)")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm as many as it starts)")
+    add("study", nargs="?", metavar="STUDY", help="a file, or a name from --list")
+    add("--list", action="store_true", help="list the shipped studies and their questions")
+    add("--seeds", type=int, metavar="N", help="number of paired seeds (default: the study's)")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm, no limit)")
     add_device(parser)
     add_data_options(parser, "the study's")
-    about = "shards or a .csv to measure on, by OpenCLIP's own retrieval, instead of the demo's scenes"
+    about = "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of the demo's scenes"
     add("--val-data", metavar="DATA", help=about)
     add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
-    about = "folder of the runs, which studies of one recipe may share (default: OUT/runs)"
+    about = "folder of the runs, which studies of one recipe can share (default: OUT/runs)"
     add("--runs", type=Path, metavar="DIR", help=about)
-    about = "train nothing: tune the learning rates by finished trials, or report finished runs"
-    add("--only", choices=("choose", "report"), help=about)
+    add("--only", choices=("report",), help="train nothing: evaluate and report finished runs")
     add_settings(parser, *RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
-    slurm.add_argument("--slurm", action="store_true", help="submit what is left of the study: its runs as arrays")
+    slurm.add_argument("--slurm", action="store_true", help="submit the unfinished runs as an array of jobs")
     add_slurm_options(slurm, gpus_per_node=1)
     add_split_options(slurm)
     options = parser.parse_args(argv)
     if not options.study and not options.list:
-        raise InputError("superclip study: expected a STUDY, a file or one of those that superclip study --list shows")
+        raise InputError("superclip study: expected a STUDY, a file or a name from superclip study --list")
     at_least(options, seeds=1, jobs=1)
-    options.settings = run_settings(options)
     given = [*given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
     if given and not options.slurm:
         raise InputError(f"{flag_of(given[0])} applies to SLURM's jobs: add --slurm")
@@ -115,6 +106,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"{trains[0]} has no effect with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")
-    if options.slurm:
-        options.settings = with_sites_stage(options.settings)
     return options

@@ -146,11 +146,6 @@ def my_jobs() -> dict[str, QueuedJob] | None:
     return {job.number: job for job in jobs} | {job.task: job for job in jobs}
 
 
-def cancel(job: str) -> None:
-    """Takes a job out of SLURM's queue."""
-    subprocess.run(["scancel", job], capture_output=True)
-
-
 NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are passed on unchanged
 SITE_FIELDS = {
     **dict.fromkeys(NAMED, str), "gpus_per_node": int, "gpu_type": str, "cpus_per_node": int, "container_image": str,
@@ -273,7 +268,7 @@ class SlurmRequest:
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], paths: Iterable[Path], command: str = "run",
-        array: str = "", runs_list: Path | None = None,
+        array: str = "",
     ) -> SlurmJob:  # fmt: skip
         """Returns a job that trains runs, given as folders with descriptions.
 
@@ -282,19 +277,12 @@ class SlurmRequest:
             command: run or rehearse.
             paths: files to read and write, which are mounted in a container.
             array: sbatch's, one task per run.
-            runs_list: instead of `runs`, a file with one folder per line, which must exist when the job starts.
         """
         options = self._options(file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j")
         options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else {"exclusive": "", "mem": "0"}
         options |= {"array": array} if array else {}
         run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
-        if runs_list:
-            lines = [
-                f"mapfile -t runs <{shlex.quote(str(runs_list))}",
-                f'[ -n {run[:-2]}-}}" ] || {{ echo "$0: no run is left to train" && exit 0; }}',
-            ]
-        else:
-            lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
+        lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
         lines = [*self._surroundings(file.parent, paths), *lines, f'command=("$superclip" {command} {run})']
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(options)), ("command", lines)):

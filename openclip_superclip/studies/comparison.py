@@ -1,7 +1,6 @@
 """Comparable runs: of one model, data set and number of samples, by method and batch size, with the paper's scores."""
 
 import functools
-import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,16 +9,6 @@ from ..runs.recipe import CONFIG_FIELDS, METHODS, Recipe, read_recipe, shipped_r
 from .finished_runs import ReportedRun, method_variant
 from .scores import in_order
 from .statistics import PairedDifference, Spread
-
-HELD = {  # the scores in each of the paper's tables and figures, for recipes that cite several
-    "Table 2": re.compile(r"imagenet_(v2_)?zero_shot|(coco|flickr30k)_.*_r1"),
-    "Table 5": re.compile(r"(coco|flickr30k)_.*_r1|average_of_38"),
-    "Table 7": re.compile(r"imagenet_linear_probe|(pascal|ade20k)_miou|nyuv2_rmse"),
-    "Table 8": re.compile(r"llava_.*"),
-    "Table 9": re.compile(r"imagenet_zero_shot|.*_r1_average"),
-    "Table 10": re.compile(r"imagenet_zero_shot|(coco|flickr30k)_.*_r1"),
-    "Figure 4": re.compile(r"imagenet_(zero_shot|linear_probe)"),
-}
 
 
 class PaperPoint(NamedTuple):
@@ -30,8 +19,7 @@ class PaperPoint(NamedTuple):
     batch_size: int
     key: str
     value: float
-    source: str
-    read_off: bool  # from a figure instead of a printed number
+    source: str  # tables and figures
 
 
 def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
@@ -39,11 +27,9 @@ def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
     points = []
     for recipe in _paper_recipes():
         if (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
+            source = recipe.paper["source"] + (", read off ±0.05" if recipe.paper.get("read_off") else "")
             what = recipe.method, method_variant(recipe), recipe.global_batch_size
-            sources, read_off = recipe.paper["source"], bool(recipe.paper.get("read_off"))
-            for key, value in recipe.paper["values"].items():
-                holding = (one for one in sources.split(", ") if one not in HELD or HELD[one].fullmatch(key))
-                points.append(PaperPoint(*what, key, value, next(holding, sources), read_off))
+            points += [PaperPoint(*what, key, value, source) for key, value in recipe.paper["values"].items()]
     return points
 
 
@@ -122,7 +108,7 @@ class Comparison:
     def baselines(self, series: Series, batch_size: int) -> list[Series]:
         """Returns the series without the head with which one that has it is compared at a batch size.
 
-        They are equal in everything except the head, if possible in the captions too; otherwise the only one there is.
+        They are equal in everything except the head and the captions; if there is none, the only one without the head.
         """
         found = [
             other for other, size in self.groups
@@ -131,13 +117,9 @@ class Comparison:
         ]  # fmt: skip
 
         def settings(one: Series) -> tuple[dict, tuple]:
-            """Returns the settings of a series, without the method and the fields of the head."""
             return {name: value for name, value in one.variant if name not in CONFIG_FIELDS}, one.training
 
-        equal = [other for other in found if settings(other) == settings(series)]
-        captions = dict(series.variant).get("captions")
-        closest = [other for other in equal if dict(other.variant).get("captions") == captions]
-        return closest or equal or (found if len(found) == 1 else [])
+        return [other for other in found if settings(other) == settings(series)] or (found if len(found) == 1 else [])
 
     def paper_curve(self, series: Series, key: str) -> list[PaperPoint]:
         """Returns the paper's scores of a series, by batch size."""

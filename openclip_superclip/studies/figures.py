@@ -2,19 +2,20 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import EngFormatter
 
 from ..files import whole_file
 from ..pages import pyplot
 from .comparison import Comparison, Series, number
-from .finished_runs import FINISHED, ReportedRun
-from .scores import in_order, label
+from .finished_runs import FINISHED
+from .scores import label
 from .statistics import PairedDifference
 
 plt = pyplot()
@@ -32,21 +33,11 @@ LOSSES = ("contrastive_loss", "class_loss")
 
 
 class Figure(NamedTuple):
-    """A PNG of a report, its caption, and how to read it."""
+    """A PNG of a report, and its caption."""
 
     file: str
     png: bytes
     describes: str
-    note: str = ""
-
-
-def report_figures(comparison: Comparison, suffix: str) -> list[Figure]:
-    """Returns scores over the batch size, losses and scores over the samples seen, as far as there are any."""
-    found = [
-        _draw_batch_sizes(comparison, f"batch_size{suffix}.png"), _draw_losses(comparison, f"losses{suffix}.png"),
-        _draw_course(comparison, f"course{suffix}.png"),
-    ]  # fmt: skip
-    return [figure for figure in found if figure]
 
 
 def png(drawing: Drawing) -> bytes:
@@ -82,43 +73,26 @@ def _batch(size: int) -> str:
 
 
 def _samples_axis(axes: Axes) -> None:
-    def short(value: float, _=None) -> str:
-        factor, letter = next(((f, x) for f, x in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= f), (1, ""))
-        return f"{value / factor:g}{letter}"
-
-    axes.xaxis.set_major_formatter(short)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("samples seen")
     axes.grid(alpha=0.3)
 
 
-def _panels(file: str, describes: str, keys: list[str], draw: Callable[[Axes, str], None], note: str) -> Figure | None:
-    """Returns a figure with a panel for each of the first MOST_PANELS scores; None without scores."""
+def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
+    """Returns scores over the batch size; None if no score has two batch sizes, the paper's included."""
+    keys = [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1][:MOST_PANELS]
     if not keys:
         return None
-    if len(keys) > MOST_PANELS:
-        note = f"{note} {MOST_PANELS} of {len(keys)} scores are drawn.".strip()
-        keys = keys[:MOST_PANELS]
     rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
     size = (WIDTH, 0.9 + 2.6 * rows)
     drawing, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()
     for axes, key in zip(grid.flat, keys, strict=False):
-        draw(axes, key)
+        draw_scores(axes, comparison, key)
         axes.set_title(f"{label(key)}, %", fontsize=9)
     legend(drawing, grid, ncols=2)
-    return Figure(file, png(drawing), describes, note)
-
-
-def _draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
-    """Returns scores over the batch size; None if no score has two batch sizes, the paper's included."""
-    keys = [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1]
-    note = "The paper's values are partly read off its Figure 4, to ±0.05: the table names the source of each."
-    if not any(comparison.paper_curve(series, key) for series in comparison.series for key in keys):
-        note = ""
-    return _panels(
-        file, "Scores over the batch size", keys, lambda axes, key: draw_scores(axes, comparison, key), note
-    )  # fmt: skip
+    return Figure(file, png(drawing), "Scores over the batch size")
 
 
 def _sizes(comparison: Comparison, key: str) -> list[int]:
@@ -155,30 +129,7 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
     axes.margins(x=0.08, y=0.12)
 
 
-def _draw_course(comparison: Comparison, file: str) -> Figure | None:
-    """Returns scores over the samples seen; None if no run has a score at two epochs."""
-
-    def draw(axes: Axes, key: str) -> None:
-        for (series, batch_size), runs in comparison.groups.items():
-            for points in (_course(run, key) for run in runs):
-                if len(points) > 1:
-                    look, name = _look(comparison, series), f"{series.name}, batch {_batch(batch_size)}"
-                    axes.plot(*zip(*points, strict=True), marker=".", alpha=0.8, label=name, **look)
-        _samples_axis(axes)
-
-    keys = in_order([key for run in comparison.runs for scores in run.course.values() for key in scores])
-    keys = [key for key in keys if any(len(_course(run, key)) > 1 for run in comparison.runs)]
-    return _panels(file, "Scores over the samples seen", keys, draw, "")
-
-
-def _course(run: ReportedRun, key: str) -> list[tuple[float, float]]:
-    """Returns (samples seen, score) at every epoch that has it."""
-    if not run.epochs:
-        return []
-    return [(run.samples * epoch / run.epochs, scores[key]) for epoch, scores in run.course.items() if key in scores]
-
-
-def _draw_losses(comparison: Comparison, file: str) -> Figure | None:
+def draw_losses(comparison: Comparison, file: str) -> Figure | None:
     """Returns the losses over the samples seen, a row for each batch size; None if no run has logged a loss."""
     logged = [name for name in LOSSES if any(name in point for run in comparison.runs for point in run.points)]
     sizes = sorted({run.batch_size for run in comparison.runs if run.points})

@@ -16,17 +16,12 @@ from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
 from .scores import read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
-TRAINING = ("lr", "warmup", "schedule", "beta1", "beta2", "eps", "wd", "precision")
-OPENCLIP_NAMES = {"schedule": "lr_scheduler"}  # where they differ
-FLAGS = {  # OpenCLIP's options with their defaults that are equal in runs that differ only by the seed
-    **dict.fromkeys((
-        "momentum", "grad_clip_norm", "local_loss", "gather_with_grad", "use_bn_sync", "skip_scheduler",
-        "epochs_cooldown", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "aug_cfg",
-        "train_data_upsampling_factors", "distill_model", "distill_pretrained", "use_bnb_linear",
-    )),
-    "opt": "adamw", "lr_cooldown_end": 0.0, "lr_cooldown_power": 1.0, "coca_caption_loss_weight": 2.0,
-    "coca_contrastive_loss_weight": 1.0,
-}  # fmt: skip
+TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
+FLAGS = (  # other options of OpenCLIP that change the weights; their defaults are DEFAULTS
+    "opt", "momentum", "grad_clip_norm", "skip_scheduler", "use_bn_sync", "image_mean", "image_std",
+    "image_interpolation", "image_resize_mode", "aug_cfg", "train_data_upsampling_factors", "distill_model",
+)  # fmt: skip
+DEFAULTS = (None, False, {}, "adamw")
 
 
 @dataclass
@@ -50,7 +45,6 @@ class ReportedRun:
     measured_with: dict = field(default_factory=dict)  # versions, of the evaluation
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
-    course: dict[int, dict[str, float]] = field(default_factory=dict)  # the scores of every evaluated epoch
     epoch: int | None = None  # of the scores
     epochs: int | None = None
 
@@ -85,7 +79,7 @@ def _superclip_variant(superclip: dict, method: str) -> dict:
 
 
 def _flags_variant(flags: dict, method: str) -> dict:
-    """Returns OpenCLIP's flags, without dashes, that say what is trained and from which weights."""
+    """Returns OpenCLIP's flags, without dashes, that set what is trained and from which weights."""
     own = "force-patch-dropout" if method.endswith("flip") else ""  # it is that method
     return {
         name: value
@@ -105,9 +99,6 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
 def read_run(path: Path) -> ReportedRun:
     """Returns the run in a folder."""
     run = ReportedRun(path, MISSING)
-    if not path.is_dir():
-        run.note = "there is no such folder"
-        return run
     options, log = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options, path / "out.log"
     run.record = read_json(path / "run.json", default={})
     run.points = read_log(log) if log.is_file() else []
@@ -120,8 +111,8 @@ def read_run(path: Path) -> ReportedRun:
         run.note = str(error)
         return run
     run.epochs = (run.record.get("plan") or options).get("epochs")
-    run.scores, run.epoch, run.measured_with, notes, run.course = read_scores(path, run.epochs)
-    _set_state(run, current_state(path), log.is_file(), notes)
+    run.scores, run.epoch, run.measured_with = read_scores(path)
+    _set_state(run, current_state(path))
     return run
 
 
@@ -129,15 +120,14 @@ def _read_recipe(run: ReportedRun, recipe: Recipe) -> None:
     run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
     run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
     run.variant = method_variant(recipe)
-    run.training = {name: getattr(recipe, name) for name in TRAINING}
-    run.training |= _changed_flags({name.replace("-", "_"): value for name, value in recipe.flags.items()})
+    flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
+    run.training = _training({**vars(recipe), **flags}, recipe.schedule)
 
 
 def _read_options(run: ReportedRun, options: dict) -> None:
     """Fills in what OpenCLIP's params.txt holds; InputError if that does not identify the training."""
-    sizes = [options.get(name) for name in ("batch_size", "world_size", "accum_freq")]
-    if not all(isinstance(size, int) for size in [*sizes, options.get("epochs")]) or not options.get("model"):
-        raise InputError("the folder holds neither recipe.yaml nor params.txt")
+    if not options.get("model"):
+        raise InputError("the folder contains neither recipe.yaml nor params.txt")
     superclip = {
         name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
     }
@@ -147,35 +137,31 @@ def _read_options(run: ReportedRun, options: dict) -> None:
     run.model, run.data, run.seed = str(options["model"]), str(options.get("train_data")), options.get("seed")
     logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table, whose length is not an option
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
-    run.batch_size = math.prod(sizes)
+    run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
     run.variant = _superclip_variant(superclip, run.method) if options.get("superclip") else {}
     run.variant |= _flags_variant({name.replace("_", "-"): value for name, value in options.items()}, run.method)
-    run.training = {name: options.get(OPENCLIP_NAMES.get(name, name)) for name in TRAINING} | _changed_flags(options)
+    run.training = _training(options, options.get("lr_scheduler"))
 
 
-def _changed_flags(options: dict) -> dict:
-    """Returns OpenCLIP's other options that change the weights, if they are not the default."""
-    given = {name: options[name] for name in FLAGS if options.get(name) not in (None, False, {})}
-    return {name: value for name, value in given.items() if value != FLAGS[name]}
+def _training(options: dict, schedule: str | None) -> dict:
+    """Returns the options that change the weights of a method; of FLAGS those that are not the default."""
+    given = {name: options[name] for name in FLAGS if options.get(name) not in DEFAULTS}
+    return {name: options.get(name) for name in TRAINING} | {"schedule": schedule} | given
 
 
-def _set_state(run: ReportedRun, state: dict, has_log: bool, notes: list[str]) -> None:
+def _set_state(run: ReportedRun, state: dict) -> None:
     """Sets the run's state, from state.json or its log, and its note on everything that is wrong."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
     at_end = total is not None and total - last["samples"] < run.batch_size  # an incomplete batch is left out
-    if last is None:
-        seen = "out.log holds no step" if has_log else "there is no out.log"
-    else:
-        seen = f"the log ends at {last['samples']:,} of {total:,} samples" if total else f"{last['samples']:,} samples"
     run.state = state.get("state") or (FINISHED if at_end else CUT)
-    found = [state.get("error"), "" if at_end else seen]
+    found = [state.get("error")]
+    if last is None:
+        found.append("out.log is missing or contains no step")
+    elif not at_end:
+        found.append(f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else ""))
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
-    found += [
-        f"{number:,} {what} could not be read" for what, number in (state.get("unreadable") or {}).items() if number
-    ]
-    found += notes
     if not all(value is None or math.isfinite(value) for point in run.points for value in point.values()):
         found.append("the loss became non-finite")
     run.note = "; ".join(filter(None, found))

@@ -5,20 +5,19 @@ import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 
 from torch import nn
 
 from ..checkpoints.checkpoint import read_checkpoint
-from ..checkpoints.run_outputs import checkpoints, is_whole
+from ..checkpoints.run_outputs import checkpoints
 from ..environment import versions
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..files import content_digest, read_json, write_json
 from ..runs.folder import RunFolder
 from ..runs.process import run_superclip
 from ..runs.recipe import read_recipe
 from ..words.tagger import open_checkpoint
-from .study_run import StudyRun
+from .study_run import StudyRun, last_line
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
@@ -44,34 +43,18 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
     found = checkpoints(run.folder / "checkpoints")
     last = RunFolder(run.folder).record().get("plan", {}).get("epochs") or max(found, default=None)
     if last not in found:
-        missing = f"its last checkpoint, epoch_{last}.pt" if last else "a checkpoint"
-        raise InputError(
-            f"{run.folder} is finished and lacks {missing}: put it back, or remove the folder, and the same command "
-            "trains it"
-        )
+        raise InputError(f"{run.folder} is finished but lacks its last checkpoint: remove it, to train the run again")
     weights, file = found[last], run.folder / f"{measures}-{run.split}.json"
     record = {
         "run": run.folder.name, "checkpoint": content_digest(weights)[:16], "cpu_seconds": run.cpu_seconds,
         "versions": versions(*PACKAGES),
     }  # fmt: skip
     before = read_json(file, default={})
-    scores = before.get("measures")
-    if all(before.get(name) == record[name] for name in ("checkpoint", "versions")) and _are_scores(scores):
-        return {**record, "measures": scores}
-    try:
-        record["measures"] = _measure(run, weights, measures, scenes, stop)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        if is_whole(weights):  # another error
-            raise
-        raise InputError(
-            f"{weights} cannot be read ({reason(error)}): remove {run.folder}, and the same command trains it"
-        ) from error
+    if before.get("measures") and all(before.get(name) == record[name] for name in ("checkpoint", "versions")):
+        return {**record, "measures": before["measures"]}
+    record["measures"] = _measure(run, weights, measures, scenes, stop)
     write_json(file, record)
     return record
-
-
-def _are_scores(found: object) -> bool:
-    return isinstance(found, dict) and bool(found) and all(type(value) in (int, float) for value in found.values())
 
 
 def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event) -> dict[str, float]:
@@ -114,8 +97,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     ]  # fmt: skip
     code, _ = run_superclip(command, output, True, is_to_stop)
     if code != 0:
-        lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
-        raise InputError(f"{shlex.join(['superclip', *command])} failed: {' '.join(lines[-1:])}; {output} holds more")
+        raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; {output} holds more")
     output.unlink()
     model = f"{weights.resolve().parent.parent.name}/{weights.stem}"
     records = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]

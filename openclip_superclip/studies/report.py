@@ -1,4 +1,4 @@
-"""A report on runs: one page of figures and tables, and beside it the same as PNG, Markdown and CSV."""
+"""A report on runs: one page of figures and tables, and beside it the same as Markdown and PNG, and the runs as CSV."""
 
 import base64
 from collections.abc import Iterable
@@ -18,37 +18,16 @@ from ..words.learning import (
     find_course,
     word_course,
 )
-from .comparison import Comparison, number
-from .figures import Figure, report_figures
+from .comparison import Comparison
+from .figures import Figure, draw_batch_sizes, draw_losses
 from .finished_runs import MISSING, ReportedRun
 from .scores import format_score, in_order, label
-from .statistics import PairedDifference, Spread
 
 MOST_DRAWN = 4  # runs, in the figure of words being learned
 BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
-MORE_NUMBERS = ("standard deviation", "95 % interval from", "95 % interval to")  # of a cell, after the first
-
-
-class Numeric(NamedTuple):
-    """A cell with a number: its text, and the number and as many of MORE_NUMBERS as there are."""
-
-    text: str = "–"
-    numbers: tuple[float | None, ...] = ()
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def numeric(value: float | Spread | None, format: str = ",") -> Numeric:
-    """Returns the cell of a number, a spread or a paired difference."""
-    if value is None:
-        return Numeric()
-    if isinstance(value, PairedDifference):
-        return Numeric(str(value), (value.mean, value.std, *(value.interval or (None, None))))
-    if isinstance(value, Spread):
-        return Numeric(str(value), (value.mean, value.std))
-    return Numeric(f"{value:{format}}", (value,))
+RUN_HEADS = ["run", "state", "note", "method", "samples", "batch", "seed", "lr", "samples/s", "model", "data"]
+NONE = "–"  # in a cell
 
 
 class Table(NamedTuple):
@@ -56,58 +35,42 @@ class Table(NamedTuple):
 
     title: str
     heads: list[str]
-    rows: list[list[str | Numeric]]
+    rows: list[list[str]]
     note: str = ""
-
-    def markdown(self) -> str:
-        rows = [[str(cell) for cell in row] for row in self.rows]
-        return "\n\n".join(filter(None, [f"**{self.title}**", markdown_table(self.heads, rows), self.note]))
-
-    def csv(self) -> str:
-        """Returns the table as CSV, with columns of their own for standard deviations and intervals."""
-        columns = []
-        for place, head in enumerate(self.heads):
-            cells = [row[place] for row in self.rows]
-            values = [cell.numbers if isinstance(cell, Numeric) else (cell,) for cell in cells]
-            for part in range(max(1, *map(len, values))):
-                numbers = [one[part] if part < len(one) else None for one in values]
-                numbers = [round(value, 6) if isinstance(value, float) else value for value in numbers]
-                columns.append([f"{head}, {MORE_NUMBERS[part - 1]}" if part else head, *numbers])
-        return csv_text(zip(*columns, strict=True))
 
 
 class Section(NamedTuple):
-    """Figures above tables; a table's key is its CSV's name."""
+    """Figures above tables."""
 
     title: str
     figures: list[Figure]
-    tables: dict[str, Table]
+    tables: list[Table]
     note: str = ""
 
     def markdown(self) -> str:
-        parts = [f"## {self.title}"]
-        for figure in self.figures:
-            parts += [f"![{figure.describes}]({figure.file})", figure.note]
-        tables = (table.markdown() for table in self.tables.values())
-        return "\n\n".join(filter(None, [*parts, self.note, *tables]))
+        parts = [f"## {self.title}", *(f"![{figure.describes}]({figure.file})" for figure in self.figures), self.note]
+        for table in self.tables:
+            parts += [f"**{table.title}**", markdown_table(table.heads, table.rows), table.note]
+        return "\n\n".join(filter(None, parts))
 
 
 def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]) -> None:
-    """Writes report.html and, beside it, the same as PNG, Markdown and CSV."""
+    """Writes report.html, and beside it report.md, the figures and runs.csv."""
     out.mkdir(parents=True, exist_ok=True)
     sections = []
     for place, comparison in enumerate(comparisons, 1):
         suffix = f"_{place}" if len(comparisons) > 1 else ""
-        tables = {f"scores{suffix}.csv": scores_table(comparison), f"paper{suffix}.csv": paper_table(comparison)}
-        tables = {name: table for name, table in tables.items() if table.rows}
-        sections.append(Section(comparison.name, report_figures(comparison, suffix), tables))
-    sections += [*_words_sections(runs), Section("Runs", [], {"runs.csv": runs_table(runs)})]
-    for section in sections:
-        for figure in section.figures:
-            with whole_file(out / figure.file) as file:
-                file.write(figure.png)
-        for name, table in section.tables.items():
-            write_text(out / name, table.csv())
+        figures = (
+            draw_batch_sizes(comparison, f"batch_size{suffix}.png"),
+            draw_losses(comparison, f"losses{suffix}.png"),
+        )
+        tables = [table for table in (scores_table(comparison), paper_table(comparison)) if table.rows]
+        sections.append(Section(comparison.name, list(filter(None, figures)), tables))
+    sections += [*_words_sections(runs), Section("Runs", [], [runs_table(runs)])]
+    for figure in (figure for section in sections for figure in section.figures):
+        with whole_file(out / figure.file) as file:
+            file.write(figure.png)
+    write_text(out / "runs.csv", runs_csv(runs))
     markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
     filters = {"base64": lambda image: base64.b64encode(image).decode(), "describe": _describe}
@@ -124,17 +87,17 @@ def scores_table(comparison: Comparison) -> Table:
         for series, runs in groups.items():
             seeds = [str(run.seed) for run in runs if run.is_whole]
             found = f"{len(seeds)} (seed {', '.join(seeds)})" if seeds else f"0 of {len(runs)} finished"
-            means = [numeric(comparison.score(series, batch_size, key)) for key in keys]
-            rows.append([series.name, numeric(batch_size), found, *means])
+            means = [str(comparison.score(series, batch_size, key) or NONE) for key in keys]
+            rows.append([series.name, f"{batch_size:,}", found, *means])
         for series in groups:
             for baseline in comparison.baselines(series, batch_size):
                 differences = [comparison.difference(series, baseline, batch_size, key) for key in keys]
                 pairs = max(len(difference.values) for difference in differences if difference)
                 name = f"{series.name} − {baseline.name}"
-                rows.append([name, numeric(batch_size), f"{pairs} pair(s)", *map(numeric, differences)])
+                rows.append([name, f"{batch_size:,}", f"{pairs} pair(s)", *(str(one or NONE) for one in differences)])
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent. Differences are paired by seed, with "
-        "their 95 % interval (Student's t); except for what the names say, the training is equal."
+        "their 95 % interval (Student's t). The training is equal, except for what the names show."
     )
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
@@ -150,33 +113,42 @@ def paper_table(comparison: Comparison) -> Table:
             for paper in comparison.paper_curve(series, key):
                 if paper.batch_size != batch_size:
                     continue
-                source = paper.source + (", read off ±0.05" if paper.read_off else "")
-                source += f"; here with --set {' '.join(sorted(changed))}" if changed else ""
-                here, difference = Numeric(MISSING), Numeric()
+                source = paper.source + (f"; here with --set {' '.join(sorted(changed))}" if changed else "")
+                here, difference = MISSING, NONE
                 if ours := comparison.score(series, batch_size, key):
-                    here = numeric(ours.mean, ".3f") if key.endswith("_rmse") else numeric(ours)
-                    difference = Numeric(format_score(key, ours.mean - paper.value, "+"), (ours.mean - paper.value,))
-                theirs = Numeric(format_score(key, paper.value), (paper.value,))
-                name = series.name_in_paper
-                rows.append([name, numeric(batch_size), label(key), here, theirs, difference, source])
+                    here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
+                    difference = format_score(key, ours.mean - paper.value, "+")
+                theirs = format_score(key, paper.value)
+                rows.append([series.name_in_paper, f"{batch_size:,}", label(key), here, theirs, difference, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return Table("Beside the paper", heads, rows)
 
 
 def runs_table(runs: list[ReportedRun]) -> Table:
     """Returns a row for every run that was named, found or not."""
-    rows = []
-    for run in runs:
-        what = [""] + [Numeric()] * 5 + [""] * 2
-        if run.state != MISSING:
-            what = [
-                METHODS.get(run.method, run.method), Numeric(number(run.samples), (run.samples,)),
-                numeric(run.batch_size), numeric(run.seed, ""), numeric(run.training.get("lr"), "g"),
-                numeric(run.samples_per_second, ",.0f"), run.model, run.data,
-            ]  # fmt: skip
-        rows.append([run.name, run.state, run.note, *what])
-    heads = ["run", "state", "note", "method", "samples", "batch", "seed", "lr", "samples/s", "model", "data"]
-    return Table("All runs", heads, rows)
+    return Table("All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs])
+
+
+def runs_csv(runs: list[ReportedRun]) -> str:
+    """Returns a row for every run, with its scores, as plain numbers."""
+    keys = in_order([key for run in runs for key in run.scores])
+    return csv_text([[*RUN_HEADS, *keys], *([*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs)])
+
+
+def _facts(run: ReportedRun) -> list:
+    """Returns what RUN_HEADS name; None is unknown."""
+    if run.state == MISSING:
+        return [run.name, run.state, run.note, *[None] * (len(RUN_HEADS) - 3)]
+    return [
+        run.name, run.state, run.note, METHODS.get(run.method, run.method), run.samples, run.batch_size, run.seed,
+        run.training.get("lr"), run.samples_per_second, run.model, run.data,
+    ]  # fmt: skip
+
+
+def _text(value: str | float | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def read_courses(runs: Iterable[ReportedRun]) -> tuple[list[WordCourse], list[str]]:
@@ -196,26 +168,23 @@ def _words_sections(runs: list[ReportedRun]) -> list[Section]:
     """Returns a section on words being learned, if a run has recorded them."""
     courses, notes = read_courses(runs)
     if not courses:
-        return [Section("Words being learned", [], {}, "; ".join(notes))] if notes else []
-    rows = [
-        [
-            course.name, summary.band, numeric(summary.words), numeric(summary.half_known_after),
-            numeric(summary.learned), numeric(summary.not_yet), numeric(summary.forgotten),
-        ]
-        for course in courses
-        for summary in band_summaries(course)
-    ]  # fmt: skip
+        return [Section("Words being learned", [], [], "; ".join(notes))] if notes else []
+    rows = []
+    for course in courses:
+        for band in band_summaries(course):
+            numbers = band.words, band.half_known_after, band.learned, band.not_yet, band.forgotten
+            rows.append([course.name, band.band, *(_text(one) or NONE for one in numbers)])
     heads = ["run", "in … of captions", "words", "half known after", "learned", "not yet", "forgotten"]
     note = (
         f"A word (a vocabulary token) is known if the head gives it {KNOWN:g} times the probability that it has for "
         f"other images, over {NUM_LOOKED_AT} captions or more. “Half known after” is the number of captions until half "
         "of a band's words are known."
     )
-    table = Table("Words by how many captions hold them", heads, rows, note)
-    drawn = f"{MOST_DRAWN} of {len(courses)} runs are drawn." if len(courses) > MOST_DRAWN else ""
+    notes += [f"{MOST_DRAWN} of {len(courses)} runs are drawn"] if len(courses) > MOST_DRAWN else []
     image = draw_word_courses(courses[:MOST_DRAWN])
-    figure = Figure("words.png", image, "How many words are known, and how well, over the captions seen", drawn)
-    return [Section("Words being learned", [figure], {"words.csv": table}, "; ".join(notes))]
+    figure = Figure("words.png", image, "How many words are known, and how well, over the captions seen")
+    table = Table("Words by how many captions contain them", heads, rows, note)
+    return [Section("Words being learned", [figure], [table], "; ".join(notes))]
 
 
 def _describe(run: ReportedRun) -> str:

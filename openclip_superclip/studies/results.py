@@ -19,19 +19,14 @@ def check_measures(study: Study, records: list[dict]) -> None:
     for record in records:
         for measure in (study.primary, *records[0]["measures"]):
             if measure not in record["measures"]:
-                found = ", ".join(record["measures"]) or "nothing"
                 raise InputError(
-                    f"{record['run']} was measured without {measure}: {found} was found. If its training should have "
-                    "measured it, see checkpoints/results.jsonl in its folder; correct --val-data and the flags of "
-                    "validation and remove the folder, and the same command trains it"
+                    f"{record['run']} was measured without {measure}: correct --val-data or the flags of validation, "
+                    "and remove the run's folder to train it again"
                 )
 
 
 class StudyResults:
-    """The records of a study's runs, compared arm by arm at equal seeds; InputError if one lacks a measure.
-
-    A run with the weights of another seed of its arm is a copy: it is named, and counted once.
-    """
+    """The records of a study's runs, compared arm by arm at equal seeds; InputError if one lacks a measure."""
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
         self.study, self.records, self.chosen = study, records, chosen or {}
@@ -117,14 +112,7 @@ class StudyResults:
                 f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near chance say little "
                 "about the methods. Train longer, on more data, or from released weights (--set flags.pretrained=TAG)."
             )
-        same: dict[str, dict[str, str]] = {}  # by weights: the runs that have them
-        for record in self.records:
-            same.setdefault(record["checkpoint"], {})[record["run"]] = f"{record['arm']} seed {record['seed']}"
-        return sentences + [
-            f"Equal weights, which are no separate seeds: {', '.join(runs.values())}."
-            for runs in same.values()
-            if len(runs) > 1
-        ]
+        return sentences
 
     def write(self, out: Path, provenance: dict) -> None:
         """Writes study.json, study.csv (a row for each run), study.md and study.png."""
@@ -163,9 +151,7 @@ class StudyResults:
         return csv_text(rows)
 
     def _of(self, arm: str, cell) -> list[dict]:
-        """Returns the records of an arm in a cell, without copies."""
-        found = [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
-        return list({record["checkpoint"]: record for record in reversed(found)}.values())[::-1]
+        return [record for record in self.records if record["arm"] == arm and record["cell"] == cell]
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
         """Returns an arm's scores in a cell, by seed."""
@@ -185,6 +171,6 @@ def _excludes_zero(found: dict[str, PairedDifference]) -> str:
     neither = [m for m in found if m not in above + below]
     return "; ".join(
         f"{how} in {', '.join(names).replace('_', ' ')}"
-        for how, names in (("above zero", above), ("below zero", below), ("not told from zero", neither))
+        for how, names in (("above zero", above), ("below zero", below), ("not significant", neither))
         if names
     )

@@ -3,13 +3,14 @@
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.run_outputs import read_run_record
 from ..evaluation.suites import averages
-from ..files import content_digest, file_identity
+from ..files import read_json
 
 PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
@@ -28,7 +29,6 @@ LABELS = {
     "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
 }  # fmt: skip
 DEMO = "demo-test.json"  # the measures of superclip demo, and of the studies on its scenes
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # errors of reading a damaged file
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -38,51 +38,24 @@ class RunScores(NamedTuple):
     values: dict[str, float]  # in percent, except RMSE
     epoch: int | None  # of the evaluated checkpoint; None if nothing was evaluated
     versions: dict[str, str]  # of the packages that measured them
-    notes: list[str]  # results that are left out because they are damaged or their checkpoint was replaced
-    course: dict[int, dict[str, float]]  # CLIP_benchmark's values of every evaluated epoch
 
 
-def read_scores(run: Path, epochs: int | None = None) -> RunScores:
+def read_scores(run: Path) -> RunScores:
     """Returns the scores of a run.
 
     They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
-    epoch (--val-data, --imagenet-val); and the demo's own.
-
-    Args:
-        epochs: of the whole run, whose last checkpoint the demo measures; None if unknown.
+    epoch (--val-data, --imagenet-val); and the demo's own. Damaged files are left out.
     """
-    damaged = []
-
-    def read(file: Path, parse: Callable):
-        try:
-            return parse(file.read_text()) if file.is_file() else None
-        except DAMAGED:
-            damaged.append(str(file.relative_to(run)))
-
-    demo = read(run / DEMO, _demo_measures)
-    read(run / "checkpoints" / "results.jsonl", lambda text: [*map(json.loads, filter(str.strip, text.splitlines()))])
-    found = [read(file, json.loads) for file in sorted((run / "evaluation").glob("*.json"))]
-    by_epoch, notes = {}, {}
-    for record in filter(_is_result, found):
-        checkpoint = _checkpoint(run, record)
-        if record.get("checkpoint_file") and file_identity(checkpoint) not in (None, record["checkpoint_file"]):
-            notes[f"{checkpoint.name} was replaced after it was evaluated: evaluate it again"] = None
-        else:
-            by_epoch.setdefault(record.get("epoch"), []).append(record)
-    course = {epoch: _of_records(by_epoch[epoch]) for epoch in sorted(e for e in by_epoch if isinstance(e, int))}
-    epoch = max(course, default=None)
+    found = filter(_is_result, (read_json(file, default={}) for file in sorted((run / "evaluation").glob("*.json"))))
+    by_epoch = defaultdict(list)
+    for record in found:
+        by_epoch[record.get("epoch") or 0].append(record)
+    epoch = max(by_epoch, default=None)
     last = by_epoch.get(epoch, [])
-    scores = _of_records(last) | of_training(run)
-    checkpoints = sorted((run / "checkpoints").glob(f"epoch_{epochs or '*'}.pt"))
-    if demo and checkpoints and demo[0] not in (content_digest(checkpoint)[:16] for checkpoint in checkpoints):
-        name = checkpoints[-1].name
-        notes[f"{name} was replaced after {DEMO} was measured: the same superclip study measures it again"] = None
-    elif demo:
-        scores |= {f"demo {name.replace('_', ' ')}": value for name, value in demo[1].items()}
-    if damaged:
-        notes[f"damaged and left out: {', '.join(damaged)}; remove and measure again"] = None
+    demo = read_json(run / DEMO, default={}).get("measures") or {}
+    scores = _of_records(last) | of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
     versions = next((record["versions"] for record in last if record.get("versions")), {})
-    return RunScores(scores, epoch, versions, list(notes), course)
+    return RunScores(scores, epoch or None, versions)
 
 
 def of_training(run: Path) -> dict[str, float]:
@@ -90,7 +63,7 @@ def of_training(run: Path) -> dict[str, float]:
     file = run / "checkpoints" / "results.jsonl"
     try:
         last = max(json.loads(line)["epoch"] for line in file.read_text().splitlines() if line.strip())
-    except DAMAGED:
+    except (OSError, ValueError, KeyError):  # not measured, or cut by a crash
         return {}
     measures = read_run_record(file.with_name(f"epoch_{last}.pt"), last).measures
     return {f"{name} (training's own)": 100 * v for name, v in measures.items() if TRAINING_MEASURE.match(name)}
@@ -147,20 +120,5 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _is_result(record: object) -> bool:
-    return (
-        isinstance(record, dict)
-        and isinstance(record.get("metrics"), dict)
-        and isinstance(record.get("epoch"), int | None)
-    )
-
-
-def _checkpoint(run: Path, record: dict) -> Path:
-    name = Path(str(record.get("checkpoint"))).name if record.get("checkpoint") else f"epoch_{record.get('epoch')}.pt"
-    return run / "checkpoints" / name
-
-
-def _demo_measures(text: str) -> tuple[str, dict[str, float]]:
-    """Returns the start of the digest of the measured checkpoint, and the measures."""
-    found = json.loads(text)
-    return str(found["checkpoint"]), {name: float(value) for name, value in found["measures"].items()}
+def _is_result(record: dict) -> bool:
+    return isinstance(record.get("metrics"), dict) and isinstance(record.get("epoch"), int | None)

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -15,9 +14,8 @@ from ..errors import InputError
 from ..files import shipped_folder
 from ..rules import Rule, check
 from ..runs.plan import make_run, settings_of_table
-from ..runs.recipe import WORDS, Recipe, read_recipe, read_yaml
+from ..runs.recipe import Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
-from ..runs.stage import check_stage
 
 TUNING_SEEDS = 1000  # the first seed of the trials that tune learning rates: the seeds of results are below it
 LIKE = "like"  # in an arm: another arm, whose fields it takes, the tuned learning rate among them
@@ -109,20 +107,23 @@ class Study:
 
     def check_set(self, of_all: Mapping[str, str]) -> None:
         """Raises InputError for a field of --set in which the study's runs differ, and for impossible recipes."""
-        differ = {"seed": f"its seeds are {self.first_seed}, {self.first_seed + 1}, …; --seeds sets their number"}
-        differ |= dict.fromkeys(self.cells, f"its cells are {self.cell_values}")
-        for cell in self.cell_values:
-            differ |= dict.fromkeys(self.fields_of_cell(cell), f"the cell {cell} sets it")
-        differ |= {"lr": f"it is tuned over {self.choose['lr']}"} if self.choose else {}
-        for arm, values in self.arms.items():
-            fixed = [field for field, value in values.items() if not f"{value}".endswith("%")]
-            differ |= dict.fromkeys(fixed, f"the arm '{arm}' sets it")
+        differ = {"seed", *self.cells, *(field for cell in self.cell_values for field in self.fields_of_cell(cell))}
+        differ |= {"lr"} if self.choose else set()
+        differ |= {name for arm in self.arms.values() for name, value in arm.items() if not f"{value}".endswith("%")}
         for field in of_all:
             if field in differ:
-                raise InputError(f"--set {field}: the study is about this field ({differ[field]}); change its file")
+                raise InputError(f"--set {field}: the study varies or tunes this field; change it in the study's file")
+        self.check_recipes(of_all)
+
+    def check_recipes(self, of_all: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raises InputError, naming the arm, for an impossible recipe."""
         for arm in self.arms:
             for cell in self.cell_values:
-                read_recipe(self.recipe, self.settings(arm, cell, of_all))
+                try:
+                    read_recipe(self.recipe, self.settings(arm, cell, of_all))
+                except InputError as error:
+                    place = "" if cell is None else f", {self.cell_field} {cell}"
+                    raise InputError(f"arm '{arm}'{place}: {error}") from None
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name != "name"}
@@ -140,90 +141,65 @@ def folder_name(text: str) -> str:
 
 
 def _are_cells(cells) -> bool:
-    values = list(cells.values()) if isinstance(cells, dict) else [None, None]
-    fields = values[0].values() if values and isinstance(values[0], dict) else []
-    are_values = not values or (isinstance(values[0], list | dict) and values[0])
-    return len(values) <= 1 and are_values and all(isinstance(one, dict) for one in fields)
+    values = [*cells.values()] if isinstance(cells, dict) else [None]
+    return not cells or (len(values) == 1 and isinstance(values[0], list | dict) and len(values[0]) > 0)
 
 
 def _can_tune(choose) -> bool:
-    if not isinstance(choose, dict) or (choose and set(choose) != {"lr", "seeds"}):
+    if not isinstance(choose, dict) or set(choose) not in (set(), {"lr", "seeds"}):
         return False
-    rates, seeds = choose.get("lr", [1.0]), choose.get("seeds", 1)
-    are_rates = isinstance(rates, list) and all(isinstance(rate, int | float) and rate > 0 for rate in rates)
-    return are_rates and 0 < len(set(rates)) == len(rates) and type(seeds) is int and seeds > 0
+    return not choose or (isinstance(choose["lr"], list) and len(choose["lr"]) > 0 and isinstance(choose["seeds"], int))
 
 
-def _wrong_arm(study) -> str | None:
-    for arm, values in study.arms.items():
-        like, samples = values.get(LIKE), f"{values.get('samples', '')}"
-        if like is not None and (like not in [*study.arms] or LIKE in study.arms[like]):
-            return f"arm '{arm}' is like '{like}'; expected an arm that is like no other"
-        if samples.endswith("%") and not re.fullmatch(r"[1-9]\d*(\.\d+)?%", samples):
-            return f"arm '{arm}' has samples {samples!r}; expected a number, or a percentage such as 110%"
-
-
-def _set_twice(study) -> str | None:
-    """Returns which field is given in two places, so that one of them would have no effect."""
-    for place, fields in {"cells": study.cells, "set": study.set, **study.arms}.items():
-        place = f"the arm '{place}'" if place in study.arms else place
-        if "seed" in fields:
-            return f"{place} sets seed; give `seeds` and `first_seed` instead"
-        if place != "cells" and any(field in fields for field in study.cells):
-            return f"{place} sets {next(iter(study.cells))}, which the cells vary"
-        if study.choose and "lr" in fields and place in ("cells", "set"):
-            return f"{place} sets lr, which is tuned"
+def _wrong_likes(study) -> list[str]:
+    """Returns the arms that are like no arm, or like one that is itself like another."""
+    likes = {arm: values[LIKE] for arm, values in study.arms.items() if LIKE in values}
+    return [arm for arm, other in likes.items() if other not in [*study.arms] or other in [*likes]]
 
 
 SEEDS = Rule(
-    "{path}: first_seed is {first_seed!r} and seeds is {seeds!r}; expected seeds from 0 to "
-    f"{TUNING_SEEDS - 1}: those above tune learning rates",
-    lambda study: study.first_seed + study.seeds > TUNING_SEEDS,
+    f"{{path}}: first_seed is {{first_seed!r}} and seeds is {{seeds!r}}; expected seeds from 0 to {TUNING_SEEDS - 1}",
+    lambda study: not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS,
 )
-VALID = {  # fields: what is expected of them
-    "question": ("a question", lambda study: isinstance(study.question, str)),
-    "recipe": ("a file or a shipped name", lambda study: isinstance(study.recipe, str)),
-    "measures": (f"one of {', '.join(MEASURES)}", lambda study: study.measures in [*MEASURES]),
-    "seeds": ("a number of seeds, 1 or more", lambda study: type(study.seeds) is int and study.seeds > 0),
-    "first_seed": ("a number, 0 or more", lambda study: type(study.first_seed) is int and study.first_seed >= 0),
-    "arms": (
-        "two arms or more, each a mapping of a recipe's fields",
-        lambda study: (
-            isinstance(study.arms, dict)
-            and len(study.arms) > 1
-            and all(isinstance(arm, dict) for arm in study.arms.values())
-        ),
-    ),
-    "set": ("fields of the recipe and their values", lambda study: isinstance(study.set, dict)),
-    "cells": (
-        "one field of the recipe and its values, or a mapping of more fields for each value",
-        lambda study: _are_cells(study.cells),
-    ),
-    "choose": ("lr: a list of distinct rates, and seeds: their number", lambda study: _can_tune(study.choose)),
-    "compare": (
-        "pairs [arm, baseline] of the arms",
-        lambda study: (
-            isinstance(study.compare, list)
-            and all(isinstance(pair, list) and len(pair) == 2 for pair in study.compare)
-            and all(arm in [*study.arms] for pair in study.compare for arm in pair)
-        ),
-    ),
-}
 RULES = [
-    *(
-        Rule(f"{{path}}: {field} is {{{field}!r}}; expected {expected}", lambda study, valid=valid: not valid(study))
-        for field, (expected, valid) in VALID.items()
+    Rule(
+        "{path}: arms is {arms!r}; expected two or more, each a mapping of a recipe's fields",
+        lambda study: (
+            not isinstance(study.arms, dict)
+            or len(study.arms) < 2
+            or not all(isinstance(arm, dict) for arm in study.arms.values())
+        ),
     ),
-    SEEDS,
+    Rule("{path}: arm '{found[0]}' is like an arm that does not exist or has `like` itself", _wrong_likes),
+    Rule(
+        f"{{path}}: measures is {{measures!r}}; expected one of {', '.join(MEASURES)}",
+        lambda study: study.measures not in [*MEASURES],
+    ),
     Rule(
         "{path}: primary is {primary!r}; {measures} measures {found}",
         lambda study: study.primary not in MEASURES[study.measures] and ", ".join(MEASURES[study.measures]),
     ),
     Rule(
-        "{path}: choose is {choose}; dense-scenes has no split to tune on: give the arms an lr",
+        "{path}: seeds is {seeds!r}; expected a number of seeds",
+        lambda study: not isinstance(study.seeds, int) or not isinstance(study.first_seed, int),
+    ),
+    SEEDS,
+    Rule(
+        "{path}: cells is {cells!r}; expected one field and its values, or a mapping of more fields for each value",
+        lambda study: not _are_cells(study.cells),
+    ),
+    Rule(
+        "{path}: choose is {choose!r}; expected lr: a list of rates, and seeds: their number",
+        lambda study: not _can_tune(study.choose),
+    ),
+    Rule(
+        "{path}: choose is {choose}; dense-scenes has no split to tune on: set lr in the arms",
         lambda study: study.choose and study.measures == "dense-scenes",
     ),
-    Rule("{path}: {found}", lambda study: _wrong_arm(study) or _set_twice(study)),
+    Rule(
+        "{path}: compare is {compare!r}; expected pairs [arm, baseline] of the arms",
+        lambda study: not all(len(pair) == 2 and {*pair} <= {*study.arms} for pair in study.compare),
+    ),
 ]
 
 
@@ -248,28 +224,14 @@ def read_study(path_or_name: str) -> Study:
             raise InputError(f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}")
     for name in REQUIRED:
         if name not in values:
-            raise InputError(f"{path}: {name} is missing; a study holds {', '.join(REQUIRED)}")
+            raise InputError(f"{path}: {name} is missing; a study needs {', '.join(REQUIRED)}")
     study = Study(**values, name=path.stem)
     check(RULES, SimpleNamespace(path=path, **vars(study)))
-    _check_recipes(study, path)
+    try:
+        study.check_recipes()
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from None
     return study
-
-
-def _check_recipes(study: Study, path: Path) -> None:
-    """Raises InputError for impossible recipes, and for arms whose training is equal."""
-    recipes: dict[tuple, dict] = {}
-    for arm in study.arms:
-        for cell in study.cell_values:
-            try:
-                found = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
-            except InputError as error:
-                place = "" if cell is None else f", cell {cell}"
-                raise InputError(f"{path}, arm '{arm}'{place}: {error}") from None
-            recipes[arm, cell] = {key: value for key, value in found.items() if key not in WORDS}
-    for arm, baseline in study.pairs:
-        same = all(recipes[arm, cell] == recipes[baseline, cell] for cell in study.cell_values)
-        if same and (not study.choose or ("lr" in study.arms[arm]) == ("lr" in study.arms[baseline])):
-            raise InputError(f"{path}: the arms '{arm}' and '{baseline}' train the same: expected a field that differs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,15 +291,8 @@ def study_call(
         if not recipe.flags.get(flag):
             option = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
             raise InputError(f"the study's primary measure is {study.primary}, which training measures with {option}")
-        for arm in study.arms:
-            for cell in study.cell_values:
-                run = make_run(read_recipe(study.recipe, study.settings(arm, cell, set_)), data=data, device=device)
-                if run.is_table:
-                    run.check_data()
-                else:
-                    run.check_validation()
-    if settings.stage:
-        check_stage(make_run(recipe, data=data, device=device))
+        run = make_run(recipe, data=data, device=device)
+        run.check_data() if run.is_table else run.check_validation()
     if scenes != DEMO:
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}

@@ -1,18 +1,15 @@
 """One run of a study: its recipe and folder, and its training by `superclip run`."""
 
 import functools
-import hashlib
-import os
 import shutil
 import threading
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.shards import expand
 from ..data.tables import is_table
 from ..errors import InputError
-from ..files import content_digest, make_folder, read_json, write_json
+from ..files import read_json, write_json
 from ..runs.folder import FINISHED, RunFolder
 from ..runs.plan import make_run
 from ..runs.process import run_superclip
@@ -20,8 +17,7 @@ from ..runs.recipe import Recipe, read_recipe
 from ..runs.run import DEFAULTS, Run, Settings
 from .study import folder_name
 
-UNNAMED = ("method", "seed", "chosen", "paper")  # fields that no run's name holds, or holds elsewhere
-DATA = "data.json"  # in a run's folder: the digests of its data when it was trained
+UNNAMED = ("method", "seed", "chosen", "paper")  # fields that are not in a run's name, or in another place of it
 
 
 @dataclass(frozen=True)
@@ -57,34 +53,14 @@ class StudyRun:
         """The CPU time of its training; None if a job trained it."""
         return read_json(self.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
 
-    def data(self, data: str | None) -> dict[str, str]:
-        """Returns the paths that it trains on and is measured on, by their flags."""
-        found = {"--data": data or self.recipe.shards, "--val-data": self.recipe.flags.get("val-data")}
-        return {flag: path for flag, path in found.items() if path}
-
     def check_folder(self, device: str, data: str | None, advice: str) -> None:
         """Raises InputError, ended by the advice, if its folder holds a run of other settings, data or device."""
         folder = RunFolder(self.folder)
         folder.check_recipe(self.recipe, advice)
         plan = folder.record().get("plan", {})
-        if plan and not (self.folder / "recipe.yaml").exists():
-            raise InputError(f"{self.folder} holds a run without its recipe.yaml, which identifies it: put it back")
-        noted = read_json(self.folder / DATA, default={})
-        for flag, path in self.data(data).items():
-            before = noted.get(flag, {})
-            if before.get("content") not in (None, _digest(path)) and before["path"] == path:
-                raise InputError(f"{self.folder} used {flag} {path}, which has changed since; {advice}")
-        given = {"data": self.recipe.shards if data is None else data, "device": device}
-        for name, value in given.items():
+        for name, value in {"data": data or self.recipe.shards, "device": device}.items():
             if plan.get(name) not in (None, value):
                 raise InputError(f"{self.folder} holds a run of --{name} {plan[name]}, not {value}; {advice}")
-
-    def note_data(self, data: str | None) -> None:
-        """Writes digests of its data into its folder, unless something was trained there."""
-        if not (self.folder / DATA).exists() and not (self.folder / "run.json").exists():
-            make_folder(self.folder, "--out")
-            content = {flag: {"path": path, "content": _digest(path)} for flag, path in self.data(data).items()}
-            write_json(self.folder / DATA, content)
 
     def train(self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
         """Trains it from where it stopped, unless it is finished, and adds up its CPU seconds.
@@ -95,19 +71,23 @@ class StudyRun:
             return
         if is_table(data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.note_data(data)
         output = self.folder.with_name(f"{self.folder.name}.output")
         RunFolder(self.folder).write(self.described(device, data, settings))
         code, seconds = run_superclip(["run", str(self.folder)], output, device == "cpu", stop.is_set)
-        if self.folder.is_dir():
+        if self.folder.is_dir():  # a run that was refused has none
             write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": (self.cpu_seconds or 0.0) + seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if code != 0:
-            lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
-            error = self.state.get("error") or " ".join(lines[-1:]) or "it printed nothing"
+            error = self.state.get("error") or last_line(output)
             raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; {output} holds more")
         output.unlink()
+
+
+def last_line(output: Path) -> str:
+    """Returns the last line of a file that is not empty."""
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
 
 
 def run_name(common: Recipe, recipe: Recipe, unnamed: Set[str] = frozenset()) -> str:
@@ -128,11 +108,3 @@ def _flat(values: dict, prefix: str = "") -> dict:
         if key not in UNNAMED:
             flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _digest(path: str) -> str:
-    """Returns a digest of data: of a table's text, or of the names and sizes of shards."""
-    if is_table(path) and Path(path).is_file():
-        return content_digest(Path(path))
-    shards = [f"{shard} {os.path.getsize(shard) if os.path.exists(shard) else None}" for shard in expand(path)]
-    return hashlib.sha256("\n".join(shards).encode("utf-8", "replace")).hexdigest()

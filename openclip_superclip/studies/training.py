@@ -8,9 +8,7 @@ import platform
 import re
 import shlex
 import statistics
-import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,32 +18,26 @@ from tqdm import tqdm
 
 from ..checkpoints.run_outputs import read_log
 from ..environment import versions
-from ..errors import InputError
-from ..files import make_folder, read_json, write_json, write_text
-from ..runs.folder import RunFolder, lock
+from ..errors import InputError, listed
+from ..files import make_folder, read_json, write_json
+from ..runs.folder import lock
 from ..runs.recipe import read_recipe
-from ..runs.run import Settings
 from ..runs.slurm import find_placement
 from .measures import DENSE_SCENES, PACKAGES, measured
 from .results import StudyResults, check_measures
 from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes
 from .study_run import StudyRun, run_name
 
-ESTIMATE_AFTER = 60  # seconds of training until the remaining time is printed
-MACHINES = "machines.json"  # in a study's folder: what its jobs train on
-RUNS_LIST = "runs.list"  # the folders of the runs, a line each
-JOBS = "jobs.json"  # the numbers of the jobs that were submitted last, by the names of the stages
-
 
 class StudyTraining:
     """A study in a folder, with its runs, its tuned learning rates in OUT/chosen.json and their trials.
 
     A run's folder is named after the fields in which its recipe differs from the study's, so that studies of one
-    recipe share runs. `jobs` are trained at a time, or none: then InputError names those that are not finished.
+    recipe share runs. `jobs` runs are trained at a time; if it is 0, InputError names those that are not finished.
     """
 
     def __init__(self, call: StudyCall, jobs: int = 0):
-        self.call, self.study, self.jobs, self.settings = call, call.study, jobs, call.settings
+        self.call, self.study, self.jobs = call, call.study, jobs
 
     def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a study of fewer seeds."""
@@ -74,35 +66,18 @@ class StudyTraining:
 
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing anything."""
-        lines, num_samples = [f"{self.study.name}: {self.study.question}"], 0
-        for what, runs in (("trials", self.trials()), ("runs", self.runs(self.tuned_before() or {}))):
+        lines = [f"{self.study.name}: {self.study.question}"]
+        for what, runs in (("trials", self.trials()), ("runs", self.runs(self.chosen()))):
             different = {run.folder: run for run in runs}
             left = [run for run in different.values() if not run.is_finished]
             samples = sum(run.recipe.samples for run in left)
-            num_samples += samples
             if different:
                 lines.append(f"{what}: {len(different)}, of which {len(left)} are left to train: {samples:,} samples")
-        note = "A minute after training has begun, superclip study prints how long the rest takes."
-        return "\n".join([*lines, f"{num_samples:,} samples in all. {note}"])
+        return "\n".join(lines)
 
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder holds a run of other settings, data or device."""
         run.check_folder(self.call.device, self.call.data, f"give {self.call.runs_flag} another folder")
-
-    def write_runs(self, runs: Sequence[StudyRun], machines: dict) -> list[StudyRun]:
-        """Writes the descriptions of runs into their folders, for jobs to train, and returns the runs, equal ones once.
-
-        Raises InputError if another run is in a folder.
-
-        Args:
-            machines: arguments of `make_run`.
-        """
-        different = list({run.folder: run for run in runs}.values())
-        for run in different:
-            self.check_folder(run)
-            run.note_data(self.call.data)
-            RunFolder(run.folder).write(run.described(self.call.device, self.call.data, self.settings, **machines))
-        return different
 
     def tune(self) -> dict[str, dict[str, str]]:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure over its trials."""
@@ -123,13 +98,9 @@ class StudyTraining:
         write_json(self.call.out / "chosen.json", chosen)
         return chosen
 
-    def tuned_before(self) -> dict[str, dict[str, str]] | None:
-        """Returns the learning rates of an earlier call; None if one of this study's is missing."""
-        chosen = read_json(self.call.out / "chosen.json", default={}) if self.study.choose else {}
-        rates = {f"{lr}" for lr in self.study.choose.get("lr", [])}
-        cells = itertools.product(self.study.tuned_arms, self.study.cell_values)
-        found = all(chosen.get(arm, {}).get(str(cell)) in rates for arm, cell in cells)
-        return chosen if found and all(run.is_finished for run in self.trials()) else None
+    def chosen(self) -> dict[str, dict[str, str]]:
+        """Returns the learning rates that an earlier call has tuned."""
+        return read_json(self.call.out / "chosen.json", default={}) if self.study.choose else {}
 
     def records(self, runs: list[StudyRun]) -> list[dict]:
         """Trains and measures runs, `jobs` at a time, under one bar of all their samples; equal runs are one."""
@@ -143,7 +114,7 @@ class StudyTraining:
             if stop.is_set():
                 raise InputError("stopped")
             if self.jobs:
-                run.train(self.call.device, self.call.data, stop, self.settings)
+                run.train(self.call.device, self.call.data, stop, self.call.settings)
             measures = self.study.measures if run.split == "test" else self.study.tuning_measures
             return measured(run, measures, self.call.scenes, stop)
 
@@ -153,14 +124,12 @@ class StudyTraining:
             ThreadPoolExecutor(self.jobs or 1) as pool,
         ):
             futures = {folder: pool.submit(one, run) for folder, run in different.items()}
-            estimate = _estimate(progress)
             try:
                 while not all(future.done() for future in futures.values()):
                     failed = next((f for f in futures.values() if f.done() and f.exception()), None)
                     if failed:
                         raise failed.exception()
                     _update(progress, different.values())
-                    next(estimate)
                     stop.wait(1)
                 _update(progress, different.values())
             except BaseException:
@@ -175,17 +144,12 @@ class StudyTraining:
 
 
 def _check_finished(runs: list[StudyRun]) -> None:
-    missing = []
-    for run in runs:
-        state = run.state
-        if not run.is_finished:
-            error = f": {' '.join(state['error'].split())}" if state.get("error") else ""
-            missing.append(f"{run.folder.name} ({state.get('state', 'not started')}{error})")
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    states = {run.folder.name: run.state for run in runs if not run.is_finished}
+    if states:
+        missing = [f"{name} ({state.get('state', 'not started')})" for name, state in states.items()]
         raise InputError(
-            f"{len(missing)} of {len(runs)} runs are not finished: {', '.join(missing[:3])}{more}; the same "
-            "command without --only trains the rest, and the one that submitted the study to SLURM submits it"
+            f"{len(missing)} of {len(runs)} runs are not finished: {listed(missing, 3)}; the same command without "
+            "--only trains them, and the one that submitted the study to SLURM submits them"
         )
 
 
@@ -196,20 +160,6 @@ def _update(progress: tqdm, runs: Sequence[StudyRun]) -> None:
         points = read_log(log) if log.exists() else []
         seen += min(points[-1]["samples"], run.recipe.samples) if points else 0
     progress.update(max(0, seen - progress.n))
-
-
-def _estimate(progress: tqdm) -> Iterator[None]:
-    """Prints once, at the first step that is a minute after the first samples, how long the rest takes."""
-    while progress.n == 0:
-        yield
-    started, first = time.monotonic(), progress.n
-    while progress.n == first or time.monotonic() - started < ESTIMATE_AFTER:
-        yield
-    speed = (progress.n - first) / (time.monotonic() - started)
-    left = (progress.total - progress.n) / speed
-    duration = f"{left / 3600:.1f} hours" if left > 5400 else f"{left / 60:.0f} minutes"
-    progress.write(f"{progress.desc}: about {duration} left, at {speed:,.0f} samples/s", file=sys.stderr)
-    yield from itertools.repeat(None)
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
@@ -236,25 +186,6 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     return results
 
 
-def tune_rates(call: StudyCall) -> str:
-    """Tunes the learning rates by finished trials, and returns a summary.
-
-    The descriptions of the runs are written into their folders, and these into OUT/runs.list, for jobs to train.
-    """
-    with _locked(call):
-        training = prepared_training(call)
-        chosen = training.tune()
-        machines = read_json(call.out / MACHINES, default={})
-        training.settings = Settings(**machines.pop("settings", {}))
-        runs = training.write_runs(training.runs(chosen), machines)
-        write_text(call.out / RUNS_LIST, "".join(f"{run.folder}\n" for run in runs))
-        array = submitted_jobs(call.out).get("runs")
-        for task, run in enumerate(runs if array else []):
-            RunFolder(run.folder).note_submission(f"{array}_{task}")
-    rates = [f"{arm}, {cell}: {lr}" for arm, cells in chosen.items() for cell, lr in cells.items()]
-    return f"learning rates: {'; '.join(rates) or 'the recipe holds them'}; {len(runs)} recipes in {call.runs_in}"
-
-
 @contextmanager
 def _locked(call: StudyCall) -> Iterator[None]:
     """Holds the study's folder, and that of its runs, which other studies may share."""
@@ -266,15 +197,6 @@ def _locked(call: StudyCall) -> Iterator[None]:
         lock(place.with_name(f"{place.name}.lock"), find_placement(), call.runs_in, call.runs_flag),
     ):
         yield
-
-
-def submitted_jobs(out: Path) -> dict[str, str]:
-    """Returns the numbers of the jobs that were submitted last, by the names of their stages."""
-    file = out / JOBS
-    found = read_json(file, default={})
-    if not found and file.exists():
-        raise InputError(f"{file} is damaged: scancel the study's jobs, which squeue --me shows, and remove the file")
-    return found
 
 
 def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import threading
 
 import pytest
@@ -19,10 +18,8 @@ from openclip_superclip.demo.data import CONTEXT, TRAINING_DATA, needed_merges, 
 from openclip_superclip.demo.scenes import DESIGNERS, SECOND_DESIGNERS, names_of, scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
-from openclip_superclip.studies import training
 from openclip_superclip.studies.measures import measured
 from openclip_superclip.studies.results import StudyResults
-from openclip_superclip.studies.scores import read_scores
 from openclip_superclip.studies.statistics import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
 from openclip_superclip.studies.study_run import StudyRun, run_name
@@ -100,26 +97,13 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
 
 
 REFUSED = [
-    ({"arms": {"CLIP": {}}}, "two arms or more"), ({"seeds": 0}, "seeds is 0"), ({"question": None}, "question is"),
-    ({"arms": {"CLIP": {}, "B": {"samples": "-5%"}}}, "'B' has samples '-5%'"),
-    ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like 'A'"),
-    ({"arms": {"CLIP": {}, "B": {"like": ["CLIP"]}}}, "'B' is like '['CLIP']'"),
+    ({"arms": {"CLIP": {}}}, "two or more"), ({"seeds": 0}, "seeds is 0"), ({"seeds": "many"}, "seeds is 'many'"),
+    ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like an arm that does not exist"),
     ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
-    ({"arms": {"CLIP": {}, "B": {"lr": -1}}}, "lr is -1"),
     ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
-    ({"arms": {"CLIP": {}, "SuperCLIP": {}}}, "'SuperCLIP' and 'CLIP' train the same"),
-    ({"arms": {"CLIP": {}, "B": {"seed": 5}}}, "the arm 'B' sets seed"),
     ({"primary": "imagenet"}, "primary is 'imagenet'; demo measures zero_shot"),
-    ({"measures": "taste"}, "measures is 'taste'"), ({"measures": ["demo"]}, "measures is ['demo']"),
-    ({"set": [1]}, "set is [1]"), ({"recipe": [1]}, "recipe is [1]"),
-    ({"cells": {"lr": []}}, "cells is"), ({"cells": {"lr": {1e-3: 128}}}, "cells is"),
-    ({"cells": {"seed": [0, 1]}}, "cells sets seed; give `seeds` and `first_seed` instead"),
-    ({"cells": {"wd": [0, 1]}, "arms": {"CLIP": {}, "B": {"wd": 1}}}, "the arm 'B' sets wd, which the cells vary"),
-    ({"cells": {"lr": [1e-3, 2e-3]}, "choose": {"lr": [1e-3], "seeds": 1}}, "cells sets lr, which is tuned"),
-    ({"choose": {"lr": [1e-3]}}, "choose is"), ({"choose": {"lr": [], "seeds": 1}}, "choose is"),
-    ({"choose": {"lr": [1e-3], "seeds": "all"}}, "choose is"), ({"choose": {"lr": ["fast"], "seeds": 1}}, "choose is"),
-    ({"choose": {"lr": [1e-3, 1e-3], "seeds": 1}}, "choose is"),
-    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"), ({"compare": [["CLIP", ["SuperCLIP"]]]}, "compare is"),
+    ({"measures": "taste"}, "measures is 'taste'"), ({"cells": {"lr": []}}, "cells is"),
+    ({"choose": {"lr": [1e-3]}}, "choose is"), ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
     ({"placebo": True}, "there is no field 'placebo'"), ({"recipe": "nowhere"}, "no file and no recipe 'nowhere'"),
 ]  # fmt: skip
 
@@ -134,16 +118,12 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["nowhere"], "no study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
-    (["one_batch", "--set", "lr=1e-3"], "it is tuned over"),
-    (["one_batch", "--set", "method=clip"], "the arm 'CLIP' sets"),
-    (["placebos", "--set", "seed=3"], "--seeds sets their number"), (["placebos", "--set", "samples=many"], "samples"),
-    (["datacomp_batch_size", "--set", "warmup=5"], "the cell 32768 sets it"),
+    (["one_batch", "--set", "lr=1e-3"], "--set lr: the study varies or tunes this field"),
+    (["one_batch", "--set", "method=clip"], "--set method"), (["placebos", "--set", "seed=3"], "--set seed"),
+    (["placebos", "--set", "samples=many"], "samples"), (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
     (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
-    (["one_batch", "--slurm", "--nodes", "0"], "--nodes is 0"),
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
     (["one_batch", "--only", "report", "--runs", "nix"], "--runs: there is no folder nix"),
-    (["one_batch", "--stall-minutes", "-1"], "--stall-minutes is -1"),
-    (["one_batch", "--unreadable-max", "2"], "--unreadable-max is 2"),
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
@@ -223,10 +203,8 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
 def test_a_run_that_lacks_a_measure_is_named(study):
     found = records(A=[50, 60], B=[53, 62])
     del found[2]["measures"]["zero_shot"]
-    with pytest.raises(InputError, match=r"B_seed0 was measured without zero_shot: probe was found\. If its training"):
+    with pytest.raises(InputError, match="B_seed0 was measured without zero_shot"):
         StudyResults(study, found)
-    with pytest.raises(InputError, match="A_seed0 was measured without zero_shot: nothing was found"):
-        StudyResults(study, [{**found[0], "measures": {}}])
 
 
 def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excludes_zero(study):
@@ -234,7 +212,7 @@ def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excl
     lines = text.splitlines()
     assert lines[2] == "| % | A | B | B − A |"
     assert lines[4] == "| zero shot (primary) | 60.0 ± 10.0 | 63.0 ± 10.5 | +3.0 [+0.5, +5.5] |"
-    assert "B − A: above zero in zero shot; not told from zero in probe." in text
+    assert "B − A: above zero in zero shot; not significant in probe." in text
     assert "scores near chance" not in text
     assert "scores near chance" in StudyResults(study, records(A=[1, 2], B=[1.5, 2.5])).tables()
 
@@ -256,20 +234,11 @@ def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path)
     assert over["mean"].values == pytest.approx([1.5, 0.0, 2.25])  # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
     assert over["per doubling"].values == pytest.approx([1, 1, 2])
     assert "| zero shot (primary) | +1.2 [-1.6, +4.1] | +1.3 [-0.1, +2.8] |" in results.tables().splitlines()
-    assert "B − A, per doubling over global_batch_size: not told from zero in zero shot, probe." in results.sentences()
+    assert "B − A, per doubling over global_batch_size: not significant in zero shot, probe." in results.sentences()
     names = read_study(
         write_study(tmp_path, arms={"A": {"method": "clip"}, "B": {}}, cells={"superclip.idf": ["online", "off"]})
     )
     assert list(StudyResults(names, found).over_cells("B", "A", "zero_shot")) == ["mean"]
-
-
-def test_a_copied_run_is_named_and_is_no_seed_of_its_own(study):
-    found = records(A=[50, 60, 70], B=[53, 62, 74])
-    found[1]["checkpoint"] = found[0]["checkpoint"]
-    results = StudyResults(study, found)
-    assert "Equal weights, which are no separate seeds: A seed 0, A seed 1." in results.tables()
-    assert results.spread("A", None, "zero_shot").values == [50, 70]
-    assert results.difference("B", "A", None, "zero_shot").values == [3, 4]
 
 
 @pytest.fixture
@@ -284,31 +253,16 @@ def measure(folder) -> dict:
     return measured(StudyRun("A", None, 0, "recipe", (), folder), "demo", folder, threading.Event())
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"measures": {"zero_shot": "high"}}'])
-def test_a_run_is_measured_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
-    (trained / "cpu_seconds.json").write_text(damage)
+@pytest.mark.parametrize("damage", ["", "[]"])
+def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
-    assert read_scores(trained).values == {"demo zero shot": 41.5}  # as a report shows it
-    copy = shutil.copytree(trained, trained.with_name("b"))
-    assert measure(copy)["run"] == "b"
+    monkeypatch.setattr("openclip_superclip.studies.measures._measure", None)
+    assert measure(trained) == first
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
-    with pytest.raises(InputError, match=r"is finished and lacks its last checkpoint, epoch_2.pt: put it back, or"):
-        measure(trained)
-
-
-def test_a_damaged_checkpoint_is_named_and_another_error_is_not_blamed_on_it(trained, monkeypatch):
-    def out_of_memory(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("openclip_superclip.studies.measures._measure", out_of_memory)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        measure(trained)
-    weights = trained / "checkpoints/epoch_1.pt"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"epoch_1.pt cannot be read \(out of memory\): remove .*, and the same"):
+    with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
 
 
@@ -336,13 +290,3 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsy
     assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
     assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_time_that_is_left_is_printed_once_after_a_minute(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    with training.tqdm(total=7000, desc="which") as progress:
-        estimate = training._estimate(progress)
-        for now[0], progress.n in ((0.0, 0), (10.0, 100), (40.0, 400), (70.0, 700), (80.0, 800)):
-            next(estimate)
-    assert capsys.readouterr().err.count("which: about 10 minutes left, at 10 samples/s") == 1
