@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TextIO
 
 from .errors import InputError, reason
@@ -58,6 +59,13 @@ def check_device(name: str | None) -> str:
 def versions(*names: str) -> dict[str, str]:
     """Returns the version of each named distribution, and of "python"."""
     return {name: platform.python_version() if name == "python" else version(name) for name in names}
+
+
+def processor() -> str:
+    """Returns the model name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def progress_file() -> TextIO:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.demo.data import write_model
-from openclip_superclip.demo.measures import evaluating, fraction_found, name_classifier, object_labels
+from openclip_superclip.demo.measures import fraction_found, name_classifier, object_labels
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
 from openclip_superclip.files import write_text
 from openclip_superclip.pages import markdown_table
@@ -89,7 +89,7 @@ class ZeroShot:
     def __call__(self, weights: Path) -> list[float]:
         """Returns zero-shot accuracy (of 100 names) on old drawings and on new ones, in percent."""
         network, _, tokenizer = open_trained(weights, self.model)
-        with evaluating(network):
+        with torch.inference_mode():
             classifier = name_classifier(network, tokenizer)
             return [
                 fraction_found(network.encode_image(pictures, normalize=True) @ classifier, labels)

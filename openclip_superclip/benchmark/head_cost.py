@@ -3,12 +3,10 @@
 import argparse
 import functools
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,12 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.model_files import know_model
-from ..environment import check_device, versions
+from ..environment import check_device, processor, versions
 from ..errors import InputError
 from ..files import make_folder, write_json
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..method.shapes import count_gmacs, head_share
-from ..method.token_statistics import WordKnowledge
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..pages import markdown_table
@@ -61,39 +58,34 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
 
 def _measure(options: argparse.Namespace) -> dict:
-    device = options.device
-    head = options.head_batch, options.width, options.vocab, device, AUTOCAST[options.precision]
-    inputs = make_inputs(*head[:-1])
-    calls = {name: functools.partial(compute, name, inputs, head[-1]) for name in CONTENDERS}
+    device, precision = options.device, AUTOCAST[options.precision]
+    sizes = options.head_batch, options.width, options.vocab, device
+    inputs = make_inputs(*sizes)
+    calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
+    is_cuda = torch.device(device).type == "cuda"
     report = {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": _device_name(device),
+            "device": torch.cuda.get_device_name(device) if is_cuda else processor(),
             "threads": torch.get_num_threads(),
             **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         },
         "head_seconds": _in_turns(calls, options.repeats, device, "class loss and gradients"),
-        "head_peak_bytes": {name: peak_memory(_prepared_head, name, *head, device=device) for name in CONTENDERS},
+        "head_peak_bytes": {
+            name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
+        },
         "gmacs": {
             name: {"without_attention": count_gmacs(name, False), "all": count_gmacs(name)} for name in PAPER_HEAD_SHARE
         },
     }
-    step = options.local_batch, device, options.precision, options.grad_checkpointing
     if options.step_repeats:
+        step = options.local_batch, device, options.precision, options.grad_checkpointing
         steps = {
             "OpenCLIP": make_step(options.model, False, *step),
             "with --superclip": make_step(options.model, True, *step),
         }
         report["step_seconds"] = _in_turns(steps, options.step_repeats, device, "training step")
     return report
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 class Inputs(NamedTuple):
@@ -152,19 +144,11 @@ def _ours(*inputs: Tensor) -> None:
     class_loss(*inputs).mean().backward()
 
 
-def _recorded(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes the same, and records how well each word is predicted, as training does by default."""
-    _ours(features, weight, bias, tokens, idf)
-    head = types.SimpleNamespace(logits=lambda features: F.linear(features.to(weight.dtype), weight, bias))
-    WordKnowledge(idf > 0).observe(head, features, tokens)
-
-
 CONTENDERS: dict[str, Callable[..., None]] = {
     "three products": _products,
     "dense targets": _dense,
     "sparse targets": _sparse,
     "class_loss": _ours,
-    "with the words recorded": _recorded,
 }
 
 

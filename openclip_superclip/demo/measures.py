@@ -1,7 +1,6 @@
 """Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear probe."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
@@ -28,7 +27,7 @@ def measure(
     designers: Sequence[str] = DESIGNERS,
     trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """Returns the measures of a model on scenes of a split, in percent. The model must be on the CPU.
+    """Returns the measures of a model on scenes of a split, in percent. It must be on the CPU, in evaluation mode.
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
     image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at least two objects.
@@ -40,7 +39,7 @@ def measure(
     groups = different_scenes(num_scenes, seed, split, designers)
     probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
     names = names_of(designers)
-    with evaluating(model):
+    with torch.inference_mode():
         classifier = name_classifier(model, tokenizer, names)  # [D, N]
         single_features, group_features, probe_features = (
             scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
@@ -91,7 +90,7 @@ def measure_natural(
     groups = different(num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean")
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
     phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
-    with evaluating(model):
+    with torch.inference_mode():
         classifier = name_classifier(model, tokenizer, world.names, natural.TEMPLATES)  # [D, N]
         of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
         single_features, new_features, group_features, probe_features = (
@@ -126,7 +125,7 @@ def describe(
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
     """Returns a few scenes with at least two objects: the image, its k objects and the k most similar names."""
     groups = different_scenes(num, 0, split)
-    with evaluating(model):
+    with torch.inference_mode():
         scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
     ranked = scores.argsort(dim=1, descending=True).tolist()
     return [
@@ -167,19 +166,6 @@ def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> C
 
     optimizer.step(closure)
     return lambda features: F.linear((features - mean) / std, weight.detach(), bias.detach())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode and disables gradients; restores the mode of each module on exit."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def name_classifier(

@@ -26,7 +26,7 @@ DENSE = {"segmentation": ("mIoU", "miou"), "depth": ("depth_RMSE", "rmse")}  # t
 
 
 def open_trained(weights: Path, model: str) -> tuple[nn.Module, Callable, Callable]:
-    """Returns (model, preprocess, tokenizer) of a checkpoint; `model` is the run's --model."""
+    """Returns (model in evaluation mode, preprocess, tokenizer) of a checkpoint; `model` is the run's --model."""
     opened = open_checkpoint(read_checkpoint(weights), model)
     return opened.model, opened.preprocess(), opened.tokenizer
 

@@ -1,29 +1,17 @@
 """A report on runs: one page of figures and tables, and beside it the same as Markdown and PNG, and the runs as CSV."""
 
 import base64
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputError
 from ..files import whole_file, write_text
 from ..pages import csv_text, html_template, markdown_table
 from ..runs.recipe import METHODS
-from ..words.learning import (
-    KNOWN,
-    NUM_LOOKED_AT,
-    WordCourse,
-    band_summaries,
-    draw_word_courses,
-    find_course,
-    word_course,
-)
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .finished_runs import MISSING, ReportedRun
 from .scores import format_score, in_order, label
 
-MOST_DRAWN = 4  # runs, in the figure of words being learned
 BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
 RUN_HEADS = ["run", "state", "note", "method", "samples", "batch", "seed", "lr", "samples/s", "model", "data"]
@@ -45,10 +33,9 @@ class Section(NamedTuple):
     title: str
     figures: list[Figure]
     tables: list[Table]
-    note: str = ""
 
     def markdown(self) -> str:
-        parts = [f"## {self.title}", *(f"![{figure.describes}]({figure.file})" for figure in self.figures), self.note]
+        parts = [f"## {self.title}", *(f"![{figure.describes}]({figure.file})" for figure in self.figures)]
         for table in self.tables:
             parts += [f"**{table.title}**", markdown_table(table.heads, table.rows), table.note]
         return "\n\n".join(filter(None, parts))
@@ -66,7 +53,7 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
         )
         tables = [table for table in (scores_table(comparison), paper_table(comparison)) if table.rows]
         sections.append(Section(comparison.name, list(filter(None, figures)), tables))
-    sections += [*_words_sections(runs), Section("Runs", [], [runs_table(runs)])]
+    sections.append(Section("Runs", [], [runs_table(runs)]))
     for figure in (figure for section in sections for figure in section.figures):
         with whole_file(out / figure.file) as file:
             file.write(figure.png)
@@ -149,42 +136,6 @@ def _text(value: str | float | None) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def read_courses(runs: Iterable[ReportedRun]) -> tuple[list[WordCourse], list[str]]:
-    """Returns the word courses that the runs have recorded, and what is unreadable or missing."""
-    courses, notes = [], []
-    for run in runs:
-        try:
-            if files := find_course(run.path):
-                courses.append(word_course(run.name, files))
-                notes += filter(None, [courses[-1].warning])
-        except InputError as error:
-            notes.append(str(error))
-    return courses, notes
-
-
-def _words_sections(runs: list[ReportedRun]) -> list[Section]:
-    """Returns a section on words being learned, if a run has recorded them."""
-    courses, notes = read_courses(runs)
-    if not courses:
-        return [Section("Words being learned", [], [], "; ".join(notes))] if notes else []
-    rows = []
-    for course in courses:
-        for band in band_summaries(course):
-            numbers = band.words, band.half_known_after, band.learned, band.not_yet, band.forgotten
-            rows.append([course.name, band.band, *(_text(one) or NONE for one in numbers)])
-    heads = ["run", "in … of captions", "words", "half known after", "learned", "not yet", "forgotten"]
-    note = (
-        f"A word (a vocabulary token) is known if the head gives it {KNOWN:g} times the probability that it has for "
-        f"other images, over {NUM_LOOKED_AT} captions or more. “Half known after” is the number of captions until half "
-        "of a band's words are known."
-    )
-    notes += [f"{MOST_DRAWN} of {len(courses)} runs are drawn"] if len(courses) > MOST_DRAWN else []
-    image = draw_word_courses(courses[:MOST_DRAWN])
-    figure = Figure("words.png", image, "How many words are known, and how well, over the captions seen")
-    table = Table("Words by how many captions contain them", heads, rows, note)
-    return [Section("Words being learned", [figure], [table], "; ".join(notes))]
 
 
 def _describe(run: ReportedRun) -> str:

@@ -4,20 +4,17 @@ import dataclasses
 import itertools
 import logging
 import os
-import platform
-import re
 import shlex
 import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ..checkpoints.run_outputs import read_log
-from ..environment import versions
+from ..environment import processor, versions
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import lock
@@ -174,13 +171,10 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
         training = prepared_training(call, jobs)
         chosen = training.tune()
         results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
-        cpu_info = Path("/proc/cpuinfo")
-        model = re.search(r"^model name\s*: (.*)$", cpu_info.read_text() if cpu_info.exists() else "", re.MULTILINE)
         provenance = {
             "command": shlex.join(["superclip", *call.arguments]),
             "study": dataclasses.asdict(call.study), "device": call.device, "set": dict(call.set),
-            "versions": versions(*PACKAGES), "processor": model[1].strip() if model else platform.machine(),
-            "cpus": os.cpu_count(),
+            "versions": versions(*PACKAGES), "processor": processor(), "cpus": os.cpu_count(),
         }  # fmt: skip
         results.write(call.out, provenance)
     return results

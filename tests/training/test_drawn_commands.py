@@ -14,8 +14,6 @@ import torch
 from hypothesis import HealthCheck, Phase, event, given, note, settings
 from hypothesis import strategies as st
 from support.models import MODELS, write_model, write_weights
-from support.openclip_releases import RELEASES
-from support.openclip_trees import openclip_train, superclip_train_of
 from support.training_runs import Run, in_one_order, run_ranks, stock_train, superclip_train
 
 NUM_DRAWS = int(os.environ.get("SUPERCLIP_DRAWS", 0))
@@ -168,21 +166,6 @@ def test_a_resumed_run_is_an_unbroken_one(command, epoch, trainer):
     ends = [torch.load(f / "logs/run/checkpoints/epoch_4.pt", weights_only=False) for f in (folder, resumed_folder)]
     for part in ("state_dict", "optimizer"):
         torch.testing.assert_close(ends[1][part], ends[0][part], rtol=0, atol=0, equal_nan=True)
-
-
-@drawn
-@given(command=commands(), release=st.sampled_from(RELEASES))
-def test_a_patched_openclip_trains_as_the_launcher_does(command, release, trainer, released, patched):
-    flags = [command["stock"], command["ours"], "--logs none"]
-    ours, folder = trainer.train(in_one_order(superclip_train_of), command, *flags, first=(released[release],))
-    theirs, patched_folder = trainer.train(in_one_order(openclip_train), command, *flags, first=(patched[release],))
-    if any(run.returncode != 0 for run in ours) and stock_fails(trainer, command):
-        event("stock OpenCLIP fails")
-        return
-    assert refused(ours, folder) == refused(theirs, patched_folder), ours[0].output[-2000:] + theirs[0].output[-2000:]
-    assert ours[0].losses() == theirs[0].losses()
-    assert ours[0].errors() == theirs[0].errors()
-    event("trained" if ours[0].losses() else "refused")
 
 
 def stock_train_on_cpu_ranks(*argv: str) -> int | None:

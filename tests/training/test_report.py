@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from PIL import Image
 from scipy.stats import ttest_rel
 from support.browser import evaluated, needs_browser, num_pixels_outside
@@ -23,7 +22,6 @@ from openclip_superclip.evaluation.results import record_file
 from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.comparison import find_comparisons
-from openclip_superclip.studies.figures import draw_scores, legend
 from openclip_superclip.studies.finished_runs import DEFAULTS, FLAGS, read_run
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
@@ -343,22 +341,6 @@ def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_its_note_ha
     assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) |" in markdown
     assert "| CLIP | 2,048 | 0 of 1 finished |" in markdown
     assert "| SuperCLIP | 2,048 | 0 of 1 finished |" in markdown
-
-
-def test_a_curve_of_the_papers_has_one_entry_in_the_legend_and_batch_sizes_are_the_ticks(tmp_path):
-    retrieval = {("mscoco_captions", "zeroshot_retrieval"): {"image_retrieval_recall@1": 0.3}}
-    runs = [
-        read_run(recipe_run(tmp_path / batch, f"datacomp1b/clip_vit-b-16_512m_bs{batch}", imagenet(50, 70) | retrieval))
-        for batch in ("1k", "16k")
-    ]
-    (comparison,) = find_comparisons(runs)
-    figure, grid = pyplot.subplots(1, 2, squeeze=False)
-    for axes, key in zip(grid.flat, ("imagenet_zero_shot", "coco_text_to_image_r1"), strict=True):
-        draw_scores(axes, comparison, key)
-    legend(figure, grid, ncols=2)
-    assert [text.get_text() for text in grid[0][0].get_xticklabels()] == ["1K", "2K", "4K", "8K", "16K", "32K"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CLIP", "CLIP, the paper"]
-    pyplot.close(figure)
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):

@@ -58,7 +58,7 @@ def tiny(tmp_path_factory):
     open_clip.add_model_config(config)
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("demo-tiny")
-    return model, preprocess, open_clip.get_tokenizer("demo-tiny")
+    return model.eval(), preprocess, open_clip.get_tokenizer("demo-tiny")
 
 
 class Oracle(nn.Module):
@@ -149,52 +149,27 @@ def test_no_set_of_objects_is_in_two_splits():
     assert min(len(scene.objects) for scene in groups) == 2
 
 
-def test_shards_of_one_seed_are_the_same_bytes_and_of_another_seed_are_not(tmp_path):
+def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_path, monkeypatch):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
+        pattern = write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
     assert sorted(contents(tmp_path / "a")) == ["000000.tar", "000001.tar", "dataset.json"]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
-
-
-@pytest.mark.parametrize("change", [{"num_samples": 6}, {"seed": 1}, {"caption": "short"}])
-def test_a_folder_that_holds_the_data_set_is_not_changed_and_another_is_refused(tmp_path, change, monkeypatch):
-    pattern = write_shards(tmp_path, 5, seed=0)
-    before = contents(tmp_path)
     monkeypatch.setattr(scenes_module, "make_scene", None)
-    assert write_shards(tmp_path, 5, seed=0) == pattern == f"{tmp_path}/{{000000..000000}}.tar"
+    assert write_shards(tmp_path / "c", 30, 1, 20) == pattern == f"{tmp_path}/c/{{000000..000001}}.tar"
     with pytest.raises(ValueError, match="another data set"):
-        write_shards(tmp_path, **{"num_samples": 5, "seed": 0, **change})
-    assert contents(tmp_path) == before
+        write_shards(tmp_path / "c", 30, 2, 20)
 
 
-def test_an_interrupted_write_leaves_only_complete_shards_and_the_next_one_resumes(tmp_path, monkeypatch):
-    def interrupted(seed, index, split, *more):
-        if index == 15:
-            raise KeyboardInterrupt
-        return make_scene(seed, index, split, *more)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    write_shards(whole, 30, seed=0, samples_per_shard=10)
-    monkeypatch.setattr(scenes_module, "make_scene", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(broken, 30, seed=0, samples_per_shard=10)
-    assert contents(broken) == {"000000.tar": contents(whole)["000000.tar"]}
-    monkeypatch.undo()
-    write_shards(broken, 30, seed=0, samples_per_shard=10)
-    assert contents(broken) == contents(whole)
-
-
-@pytest.mark.parametrize("caption", ["long", "short", "raw"])
-def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny, caption):
+def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny):
     _, preprocess, tokenizer = tiny
-    pattern = write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption=caption)
+    pattern = write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption="short")
     args = SimpleNamespace(val_data=pattern, val_num_samples=30, batch_size=8, workers=0)
     batches = list(get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader)
     images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
     expected = list(scenes(30))
     assert torch.equal(images, torch.stack([preprocess(scene.image) for scene in expected]))
-    assert torch.equal(texts, tokenizer([scene.captions[caption] for scene in expected]))
+    assert torch.equal(texts, tokenizer([scene.captions["short"] for scene in expected]))
 
 
 @pytest.mark.parametrize(
@@ -227,33 +202,12 @@ def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, 
     assert first["tagging"] < 6  # chance: 3
 
 
-def test_measuring_restores_the_mode_of_every_module(tiny, monkeypatch):
-    model, preprocess, tokenizer = tiny
-    model.train()
-    model.visual.bn1.eval()
-    before = [module.training for module in model.modules()]
-
-    def fail(*_, **__):
-        raise InterruptedError(f"training: {model.visual.training}")
-
-    monkeypatch.setattr(model, "encode_text", fail)
-    with pytest.raises(InterruptedError, match="training: False"):
-        describe(model, preprocess, tokenizer, num=2)
-    assert [module.training for module in model.modules()] == before
-
-
 def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
     drawn = set(drawings("fluent")) & set(NAMES)
     assert set(NAMES) - drawn == {"leafless tree"}
     assert drawn_by(UNSEEN_DESIGNERS) == drawn
     assert drawn_by(DESIGNERS) == set(NAMES)
     assert not set(UNSEEN_DESIGNERS) & set(DESIGNERS)
-    for index in range(20):
-        seen, unseen = (make_scene(5, index, "test", (1,), designers) for designers in (DESIGNERS, UNSEEN_DESIGNERS))
-        if seen.objects == unseen.objects:  # except those without a drawing
-            assert seen.captions == unseen.captions
-            assert seen.image.tobytes() != unseen.image.tobytes()
-    assert all("leafless tree" not in scene.objects for scene in scenes(300, 5, "test", (4,), UNSEEN_DESIGNERS))
 
 
 # The data set `natural`
@@ -285,14 +239,6 @@ def test_a_seed_gives_the_scenes_of_the_published_study():
     assert found.hexdigest()[:16] == "b9da37e368babdc7"
 
 
-def test_each_seed_has_other_concepts_frequencies_and_scenes(world):
-    other = World(1)
-    assert set(other.names) != set(world.names)
-    assert other.names[:20] != world.names[:20]
-    assert other.scene("train", 0).image.tobytes() != world.scene("train", 0).image.tobytes()
-    assert world.scene("test", 0).image.tobytes() != world.scene("train", 0).image.tobytes()
-
-
 def test_concepts_follow_zipfs_law(world, shown):
     counts = Counter(name for scene in shown for name in scene.objects)
     total = sum(counts.values())
@@ -315,12 +261,6 @@ def test_a_third_of_the_objects_is_unnamed_and_one_caption_in_five_has_words_tha
         num_wrong += set(mentioned) != named
     assert num_named / 8000 == pytest.approx(2 / 3, abs=0.03)
     assert num_wrong / 2000 == pytest.approx(1 / 5, abs=0.03)
-
-
-def test_long_captions_name_everything_and_clean_ones_something_that_is_there(shown):
-    for scene in shown[:300]:
-        assert all(name in scene.captions["long"] for name in scene.objects)
-        assert natural.UNKNOWN not in scene.captions["clean"]
 
 
 def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(world, shown, monkeypatch):
