@@ -129,7 +129,7 @@ def test_the_page_holds_no_script_and_escapes_names_and_its_title_names_the_meth
 
 def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missing(trained, whole):
     assert {path.name for path in whole.iterdir()} == {
-        "report.html", "report.md", "runs.csv", "losses.png", "batch_size.png", "words.png",
+        "report.html", "report.md", "runs.csv", "losses.png", "batch_size.png",
     }  # fmt: skip
     page, markdown = (whole / "report.html").read_text(), (whole / "report.md").read_text()
     for figure in ("losses.png", "batch_size.png"):

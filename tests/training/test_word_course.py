@@ -1,4 +1,4 @@
-"""When a run learned its words: records, summaries, files, reports and errors."""
+"""When a run learned its words: records, summaries, files and errors."""
 
 import csv
 import json
@@ -13,8 +13,6 @@ from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.method.token_statistics import EpochWords
-from openclip_superclip.studies.finished_runs import read_runs
-from openclip_superclip.studies.report import read_courses
 from openclip_superclip.words.learning import CourseFiles, find_course, word_course, write_epoch_words
 
 
@@ -33,7 +31,7 @@ def run(train_flags, tmp_path_factory):
     return folder / "logs/run"
 
 
-def test_a_run_records_its_words_and_the_command_and_the_report_show_them(run, tmp_path, capsys):
+def test_a_run_records_its_words_and_the_command_shows_them(run, tmp_path, capsys):
     assert sorted(path.name for path in (run / "words").iterdir()) == [
         "epoch_1.safetensors", "epoch_2.safetensors", "epoch_3.safetensors", "tokens.json"
     ]  # fmt: skip
@@ -52,9 +50,6 @@ def test_a_run_records_its_words_and_the_command_and_the_report_show_them(run, t
     (first, _) = json.loads((tmp_path / "out/word_course.json").read_text())["runs"]
     assert first["captions"] == [64, 128, 192]
     assert (tmp_path / "out/word_course.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
-    assert "Words being learned" in (tmp_path / "report/report.html").read_text()
-    assert (tmp_path / "report/words.csv").read_text().startswith("run,")
 
 
 def test_a_broken_file_is_named(run, tmp_path, capsys):
@@ -102,11 +97,6 @@ def test_a_missing_epoch_is_reported_and_counted_and_runs_of_the_same_name_are_d
     assert {float(row["share of captions"]) for row in rows if row["run"] == "gap/run" and row["word"] == "cat"} == {
         float(row["captions"]) / 128 for row in rows if row["run"] == "gap/run" and row["word"] == "cat"
     }
-    runs = read_runs([with_all, with_gap, run.parent / "without"])
-    assert [one.name for one in runs] == ["all/run", "gap/run", "without"]
-    courses, notes = read_courses(runs)
-    assert [course.name for course in courses] == ["all/run", "gap/run"]
-    assert ["no words are recorded for epoch 2" in note for note in notes] == [True]
 
 
 def test_equal_epochs_give_equal_bytes(run, tmp_path):
