@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
         return stop.exit_code
     print(f"\n{results.tables()}")
     if results.study.seeds == 1:
-        print("\nOne seed shows that it runs, and is no result: superclip demo trains four.")
-    print(f"\n{out}/demo.png, study.csv, study.json and runs/ hold the rest.")
+        print("\nOne seed is only a test: superclip demo trains four.")
+    print(f"\nMore in {out}: demo.png, study.csv, study.json and runs/")
     return 0
 
 
@@ -71,15 +71,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         prog="superclip demo",
         description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with OpenCLIP by paired seeds "
         "(equal initial weights of the towers, equal order of the data, equal crops), and prints the difference on "
-        "held-out scenes with its 95 % interval. It is the study 'demo' of superclip study.",
+        "held-out scenes with its 95 % interval. The same as superclip study demo.",
         epilog="example: superclip demo --quick",
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one seed: a few minutes, but no result")
+    add("--quick", action="store_true", help="train one seed, as a test: a few minutes")
     add("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
-    add("--samples", type=int, metavar="N", help="samples of each run (default: 40960)")
+    add("--samples", type=int, metavar="N", help="training samples of each run (default: 40960)")
     add("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
-    add("--out", type=Path, default=Path("demo"), help="folder for everything (default: %(default)s)")
+    add("--out", type=Path, default=Path("demo"), help="folder for data, runs and results (default: %(default)s)")
     about = "train nothing: write the held-out scenes as data sets for superclip evaluate"
     add("--write-evaluation", type=Path, metavar="DIR", help=about)
     add("--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes")

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     found = [run for run in runs if run.state != MISSING]
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])
-        raise InputError(f"RUN: no run was found ({notes}); give folders of superclip run or of OpenCLIP's training")
+        raise InputError(f"RUN: no run found ({notes}); expected folders of superclip run or of OpenCLIP's training")
     from ..studies.report import write_report
 
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
@@ -42,15 +42,17 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip report",
-        description="Writes one page, report.html, on training runs and what superclip evaluate measured of them: loss "
-        "curves, scores over the batch size, and tables beside the paper's values. The figures and tables are also "
-        "written as PNG, Markdown and CSV.",
+        description="Writes one page, report.html, on training runs and their evaluations: loss curves, scores over "
+        "the batch size, and tables beside the paper's values. Also writes the page as Markdown with PNG figures, and "
+        "runs.csv.",
         epilog="example: superclip report logs/clip logs/superclip --out report",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN",
-        help="folders of superclip run, superclip train or OpenCLIP; one that is missing is listed as missing",
+        help="folders of superclip run, superclip train or OpenCLIP",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--title", help="(default: the methods of the runs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)"
+    )
+    parser.add_argument("--title", help="title of the page (default: the methods of the runs)")
     return parser.parse_args(argv)

@@ -211,7 +211,7 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
     record = folder / "dataset.json"  # written last: if it exists, all shards do
     if record.exists():
         if json.loads(record.read_text()) != dataset:
-            raise InputError(f"{folder} holds another data set, {record.read_text()}: remove it or give another folder")
+            raise InputError(f"{folder} contains another data set: remove it or use another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
     numbered = enumerate(tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes", disable=None))

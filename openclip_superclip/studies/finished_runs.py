@@ -125,7 +125,7 @@ def _read_recipe(run: ReportedRun, recipe: Recipe) -> None:
 
 
 def _read_options(run: ReportedRun, options: dict) -> None:
-    """Fills in what OpenCLIP's params.txt holds; InputError if that does not identify the training."""
+    """Fills in what OpenCLIP's params.txt holds; InputError if there is no model."""
     if not options.get("model"):
         raise InputError("the folder contains neither recipe.yaml nor params.txt")
     superclip = {
@@ -150,7 +150,7 @@ def _training(options: dict, schedule: str | None) -> dict:
 
 
 def _set_state(run: ReportedRun, state: dict) -> None:
-    """Sets the run's state, from state.json or its log, and its note on everything that is wrong."""
+    """Sets the run's state, from state.json or its log, and its note on problems."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
     at_end = total is not None and total - last["samples"] < run.batch_size  # an incomplete batch is left out

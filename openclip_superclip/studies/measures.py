@@ -97,7 +97,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     ]  # fmt: skip
     code, _ = run_superclip(command, output, True, is_to_stop)
     if code != 0:
-        raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; {output} holds more")
+        raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}")
     output.unlink()
     model = f"{weights.resolve().parent.parent.name}/{weights.stem}"
     records = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]

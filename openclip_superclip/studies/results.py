@@ -109,8 +109,8 @@ class StudyResults:
         best = max(self.spread(arm, cell, study.primary).mean for arm in study.arms for cell in study.cell_values)
         if study.primary not in UNITS and best < NEAR_CHANCE:
             sentences.append(
-                f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near chance say little "
-                "about the methods. Train longer, on more data, or from released weights (--set flags.pretrained=TAG)."
+                f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near chance do not "
+                "compare the methods. Train longer, on more data, or from released weights (--set flags.pretrained=…)."
             )
         return sentences
 

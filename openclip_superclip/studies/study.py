@@ -33,7 +33,7 @@ MEASURES = {  # by what measures a run: its measures
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Arms are compared with the first, or as `compare` says, at equal seeds; cells are values of one more field."""
+    """Arms, compared by paired seeds with the first arm or as in `compare`; cells are values of one more field."""
 
     question: str
     primary: str  # the measure that answers it

@@ -97,7 +97,7 @@ class StudySubmission:
         )  # fmt: skip
 
     def _check(self, training: StudyTraining, runs: Sequence[StudyRun], reads_data: bool) -> None:
-        """Raises InputError if a run's folder holds another, or its data, or only its pattern, is wrong."""
+        """Checks the folders of runs and their data, or only its pattern; InputError for a problem."""
         different = {}
         for run in runs:
             training.check_folder(run)

@@ -54,16 +54,16 @@ class StudyRun:
         return read_json(self.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
 
     def check_folder(self, device: str, data: str | None, advice: str) -> None:
-        """Raises InputError, ended by the advice, if its folder holds a run of other settings, data or device."""
+        """Raises InputError, ended by the advice, if its folder contains a run with other settings, data or device."""
         folder = RunFolder(self.folder)
         folder.check_recipe(self.recipe, advice)
         plan = folder.record().get("plan", {})
         for name, value in {"data": data or self.recipe.shards, "device": device}.items():
             if plan.get(name) not in (None, value):
-                raise InputError(f"{self.folder} holds a run of --{name} {plan[name]}, not {value}; {advice}")
+                raise InputError(f"{self.folder} contains a run with --{name} {plan[name]}, not {value}; {advice}")
 
     def train(self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
-        """Trains it from where it stopped, unless it is finished, and adds up its CPU seconds.
+        """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
 
         Raises InputError if it fails, with its last message, and if `stop` ends it.
         """
@@ -80,7 +80,7 @@ class StudyRun:
             raise InputError(f"{self.folder.name} was stopped")
         if code != 0:
             error = self.state.get("error") or last_line(output)
-            raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; {output} holds more")
+            raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
         output.unlink()
 
 

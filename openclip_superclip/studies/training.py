@@ -1,4 +1,4 @@
-"""All runs of a study, several at a time: trained, measured, and resumed where an earlier call stopped."""
+"""All runs of a study, several at a time: trained, measured, and resumed after an interruption."""
 
 import dataclasses
 import itertools
@@ -73,7 +73,7 @@ class StudyTraining:
         return "\n".join(lines)
 
     def check_folder(self, run: StudyRun) -> None:
-        """Raises InputError if the run's folder holds a run of other settings, data or device."""
+        """Raises InputError if the run's folder contains a run with other settings, data or device."""
         run.check_folder(self.call.device, self.call.data, f"give {self.call.runs_flag} another folder")
 
     def tune(self) -> dict[str, dict[str, str]]:
@@ -182,7 +182,7 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
 
 @contextmanager
 def _locked(call: StudyCall) -> Iterator[None]:
-    """Holds the study's folder, and that of its runs, which other studies may share."""
+    """Locks the study's folder and that of its runs, which other studies may share."""
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
     place = call.runs_in.resolve()

@@ -360,7 +360,7 @@ def test_without_a_run_or_a_folder_to_write_it_fails_in_one_line(trained, tmp_pa
     (tmp_path / "other").mkdir()
     assert report(tmp_path / "nowhere", tmp_path / "other", "--out", tmp_path / "out") == 1
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: RUN: no run was found (")
+    assert error.startswith("error: RUN: no run found (")
     assert "the folder contains neither recipe.yaml nor params.txt" in error
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
