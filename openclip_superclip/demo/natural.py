@@ -140,7 +140,7 @@ class World:
         return rng.choice(known) if known and not rng.randrange(3) else None
 
     def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
-        """Returns a caption that names each object with probability 2/3. One in five names an object that is not there."""
+        """Returns a caption that names each object with probability 2/3. One in five names a false object."""
         named = [thing for thing in things if rng.randrange(3)]
         if clean and not named:
             named = [rng.choice(things)]
