@@ -98,10 +98,6 @@ class TrainingData(NamedTuple):
     def shards(self) -> str:
         return f"{self.folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
 
-    @property
-    def is_natural(self) -> bool:
-        return "{seed}" in self.folder
-
 
 SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/scenes"),
@@ -121,7 +117,7 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
         seeds: seeds for which to write the data set `natural`; ignored for the other data sets.
     """
     num_samples = NUM_SHARDS * SHARD_SIZE
-    if data.is_natural:
+    if "{seed}" in data.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
         for seed in seeds:
             natural.write_natural(folder / data.folder.format(seed=seed), seed, num_samples, SHARD_SIZE)

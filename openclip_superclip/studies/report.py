@@ -53,11 +53,14 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
         )
         tables = [table for table in (scores_table(comparison), paper_table(comparison)) if table.rows]
         sections.append(Section(comparison.name, list(filter(None, figures)), tables))
-    sections.append(Section("Runs", [], [runs_table(runs)]))
+    runs_table = Table("All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs])
+    sections.append(Section("Runs", [], [runs_table]))
     for figure in (figure for section in sections for figure in section.figures):
         with whole_file(out / figure.file) as file:
             file.write(figure.png)
-    write_text(out / "runs.csv", runs_csv(runs))
+    keys = in_order([key for run in runs for key in run.scores])
+    rows = [[*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs]
+    write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
     markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
     filters = {"base64": lambda image: base64.b64encode(image).decode(), "describe": _describe}
@@ -109,17 +112,6 @@ def paper_table(comparison: Comparison) -> Table:
                 rows.append([series.name_in_paper, f"{batch_size:,}", label(key), here, theirs, difference, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return Table("Beside the paper", heads, rows)
-
-
-def runs_table(runs: list[ReportedRun]) -> Table:
-    """Returns a row for every run that was named, found or not."""
-    return Table("All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs])
-
-
-def runs_csv(runs: list[ReportedRun]) -> str:
-    """Returns a row for every run, with its scores, as plain numbers."""
-    keys = in_order([key for run in runs for key in run.scores])
-    return csv_text([[*RUN_HEADS, *keys], *([*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs)])
 
 
 def _facts(run: ReportedRun) -> list:

@@ -46,10 +46,11 @@ def read_scores(run: Path) -> RunScores:
     They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
     epoch (--val-data, --imagenet-val); and the demo's own. Damaged files are left out.
     """
-    found = filter(_is_result, (read_json(file, default={}) for file in sorted((run / "evaluation").glob("*.json"))))
     by_epoch = defaultdict(list)
-    for record in found:
-        by_epoch[record.get("epoch") or 0].append(record)
+    for file in sorted((run / "evaluation").glob("*.json")):
+        record = read_json(file, default={})
+        if isinstance(record.get("metrics"), dict):
+            by_epoch[record.get("epoch") or 0].append(record)
     epoch = max(by_epoch, default=None)
     last = by_epoch.get(epoch, [])
     demo = read_json(run / DEMO, default={}).get("measures") or {}
@@ -118,7 +119,3 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
             yield name, value
-
-
-def _is_result(record: dict) -> bool:
-    return isinstance(record.get("metrics"), dict) and isinstance(record.get("epoch"), int | None)

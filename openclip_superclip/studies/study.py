@@ -66,11 +66,6 @@ class Study:
         return "demo" if self.measures == "unseen-drawings" else self.measures
 
     @property
-    def tuned_arms(self) -> list[str]:
-        """The arms with a tuned learning rate of their own."""
-        return [arm for arm, values in self.arms.items() if self.choose and LIKE not in values and "lr" not in values]
-
-    @property
     def cell_field(self) -> str | None:
         return next(iter(self.cells), None)
 
@@ -133,11 +128,6 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is field.def
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     """Returns values as --set KEY=VALUE takes them."""
     return {key: f"{value}".lower() if isinstance(value, bool) else f"{value}" for key, value in values.items()}
-
-
-def folder_name(text: str) -> str:
-    """Returns a value as a part of a folder's name: letters, digits, points and dashes."""
-    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).lower()
 
 
 def _are_cells(cells) -> bool:

@@ -1,6 +1,7 @@
 """One run of a study: its recipe and folder, and its training by `superclip run`."""
 
 import functools
+import re
 import shutil
 import threading
 from collections.abc import Set
@@ -15,7 +16,6 @@ from ..runs.plan import make_run
 from ..runs.process import run_superclip
 from ..runs.recipe import Recipe, read_recipe
 from ..runs.run import DEFAULTS, Run, Settings
-from .study import folder_name
 
 UNNAMED = ("method", "seed", "chosen", "paper")  # fields that are not in a run's name, or in another place of it
 
@@ -97,7 +97,8 @@ def run_name(common: Recipe, recipe: Recipe, unnamed: Set[str] = frozenset()) ->
     """
     ours, theirs = _flat(recipe.as_dict()), _flat(common.as_dict())
     differ = [key for key in ours if key not in unnamed and (key not in theirs or ours[key] != theirs[key])]
-    parts = [f"{key.rpartition('.')[2]}-{folder_name(str(ours[key]))}" for key in differ]
+    values = {key: re.sub(r"[^\w.-]|_", "-", str(ours[key])).lower() for key in differ}
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     return "_".join([recipe.method, *parts, f"seed{recipe.seed}"])
 
 

@@ -47,10 +47,12 @@ class StudyTraining:
 
     def trials(self) -> list[StudyRun]:
         """Returns the runs that tune the learning rates."""
-        seeds, rates = range(self.study.choose.get("seeds", 0)), self.study.choose.get("lr", [])
+        study = self.study
+        seeds, rates = range(study.choose.get("seeds", 0)), study.choose.get("lr", [])
+        tuned = [arm for arm, values in study.arms.items() if LIKE not in values and "lr" not in values]
         return [
             self._run(arm, cell, TUNING_SEEDS + seed, {"lr": f"{lr}"}, "tune")
-            for seed, cell, arm, lr in itertools.product(seeds, self.study.cell_values, self.study.tuned_arms, rates)
+            for seed, cell, arm, lr in itertools.product(seeds, study.cell_values, tuned, rates)
         ]
 
     def _run(self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test") -> StudyRun:
