@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import torch
 from support.models import write_model
-from support.three_steps import assert_same_gradients, results_of, train_three_steps
 from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import WHOLE_PICTURES, Run, load, run_ranks, superclip_train
 
@@ -30,6 +29,7 @@ SLURM = Path(__file__).parents[2] / "slurm"
 
 EQUAL = {  # what trains the same under Horovod
     "a table": "--superclip",
+    "gathered features": "--superclip --gather-with-grad",
     "the released recipe": "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16",
     "shards, mixed captions": "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt",
     "shards, plain CLIP": "{scenes}",
@@ -42,8 +42,6 @@ REFUSED = {  # flags: what the error says
     "--superclip --grad-clip-norm 1": "drift apart",
     "--superclip --use-bn-sync": "--use-bn-sync",
 }
-
-GRADIENT_SCALES = [({}, 0.5), ({"local_loss": True, "gather_with_grad": True}, 1.0)]
 
 
 class Horovod(NamedTuple):
@@ -130,7 +128,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
+def runs(horovod, folder, flags_of) -> dict[str, list[Run]]:
     """Everything that one interpreter with Horovod trains."""
     two_epochs = "--horovod --superclip --lr-scheduler const --epochs 2 --name"
     train = {
@@ -147,10 +145,6 @@ def runs(horovod, folder, flags_of, small_model) -> dict[str, list[Run]]:
         name: [function, ranks, f"{folder}/{'resumed' if name == 'stopped' else name}", flags_of(flags)]
         for name, (function, ranks, flags) in train.items()
     }
-    for number, case in enumerate(GRADIENT_SCALES):
-        jobs[f"steps{number}"] = [
-            "train_three_steps_under_horovod", 2, f"{folder}/steps{number}", [small_model, *case],
-        ]  # fmt: skip
     return horovod.run(jobs, folder)
 
 
@@ -158,30 +152,6 @@ def test_the_wheel_is_built_once_for_each_pytorch(wheel):
     again = build_wheel(CXX="no-compiler")
     assert (again.returncode, again.stdout.strip(), again.stderr) == (0, wheel, "")
     assert f"torch{torch.__version__}" in wheel
-
-
-@pytest.mark.parametrize("number", range(len(GRADIENT_SCALES)), ids=lambda number: str(GRADIENT_SCALES[number][0]))
-def test_two_horovod_ranks_equal_two_of_ddp_and_one_process_on_the_same_global_batch(
-    number, runs, folder, small_model, tmp_path
-):
-    assert [run.returncode for run in runs[f"steps{number}"]] == [0, 0], runs[f"steps{number}"][0].output[-2000:]
-    ours = [torch.load(folder / f"steps{number}/rank{rank}.pt") for rank in range(2)]
-    flags, scale = GRADIENT_SCALES[number]
-    one = results_of(lambda *ranks: train_three_steps(small_model, *ranks, flags, 1.0), 1, tmp_path / "one")[0]
-    ddp = results_of(lambda *ranks: train_three_steps(small_model, *ranks, flags, scale), 2, tmp_path / "ddp")
-    for rank in range(2):
-        assert ours[rank]["losses"] == ddp[rank]["losses"]
-        torch.testing.assert_close(ours[rank]["gradients"], ddp[rank]["gradients"], rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(ours[rank]["state_dict"], ddp[rank]["state_dict"], rtol=1e-6, atol=1e-8)
-        assert_same_gradients(ours[rank]["gradients"], one["gradients"])
-        torch.testing.assert_close(ours[rank]["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
-        for name in ("statistics.num_captions", "statistics.document_frequency"):
-            assert torch.equal(ours[rank]["state_dict"][name], one["state_dict"][name])
-    assert one["state_dict"]["statistics.num_captions"] == 3 * 16
-    for step in range(3):
-        for name, value in one["losses"][step].items():
-            mean = sum(rank["losses"][step][name] for rank in ours) / 2
-            torch.testing.assert_close(mean, value, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize(("name", "flags"), EQUAL.items(), ids=EQUAL)

@@ -11,21 +11,9 @@ import sys
 from pathlib import Path
 
 import conftest  # noqa: F401  # the environment of the tests
-import horovod.torch as hvd
-import torch
 
-from openclip_superclip.openclip.horovod import fix_horovod, join_ranks
-from support.three_steps import train_three_steps
+from openclip_superclip.openclip.horovod import join_ranks
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
-
-
-def train_three_steps_under_horovod(model_name: str, flags: dict, gradient_scale: float) -> None:
-    """Saves what train_three_steps returns as rank0.pt, rank1.pt."""
-    fix_horovod()
-    join_ranks()
-    hvd.init()
-    flags = {**flags, "horovod": True}
-    torch.save(train_three_steps(model_name, hvd.rank(), hvd.size(), flags, gradient_scale), f"rank{hvd.rank()}.pt")
 
 
 def stock_train_under_horovod(*argv: str) -> int | None:
@@ -46,7 +34,6 @@ def superclip_train_as_a_task_of_srun(*argv: str) -> int:
 
 FUNCTIONS = (
     superclip_train, superclip_train_in_one_order, superclip_train_as_a_task_of_srun, stock_train_under_horovod,
-    train_three_steps_under_horovod,
 )  # fmt: skip
 
 

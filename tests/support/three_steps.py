@@ -1,7 +1,6 @@
 """Three steps of training without the data pipeline, on any number of ranks."""
 
 import argparse
-import contextlib
 import random
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from .training_runs import run_ranks
 
 
 def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of noise [B, 3, 32, 32] and the model's tokens of captions that differ [B, L]."""
+    """Images of noise [B, 3, 32, 32] and the model's tokens of captions that differ [B, L]."""
     rng = random.Random(0)
     captions = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(num_captions)]
     tokens = open_clip.get_tokenizer(model_name)(captions)
@@ -42,12 +41,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    if args.horovod:
-        import horovod.torch as hvd
-
-        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
-        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-    elif world_size > 1:
+    if world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
     images, tokens = (tensor.chunk(world_size)[rank] for tensor in batch(model_name, 16))
     results = {"losses": []}
@@ -55,15 +49,12 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
         losses = loss(**model(images, tokens), output_dict=True)
         optimizer.zero_grad()
         sum(losses.values()).backward()
-        if args.horovod:
-            optimizer.synchronize()
         for name, parameter in module.named_parameters():
             if name != "logit_scale":  # every rank has its whole gradient, whatever the features' is
                 parameter.grad /= gradient_scale
         if step == 0:
             results["gradients"] = {name: p.grad.clone() for name, p in module.named_parameters()}
-        with optimizer.skip_synchronize() if args.horovod else contextlib.nullcontext():
-            optimizer.step()
+        optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
     results["words"] = take_epoch_words(model)._asdict()

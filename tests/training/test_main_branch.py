@@ -252,24 +252,6 @@ def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to
     assert {"contrastive_loss", "class_loss", "samples_per_second"} <= points[-1].keys()
 
 
-REFUSED = {  # flags: what the one line says
-    "--model CLAP-HTSAT-tiny": "--superclip cannot train --model CLAP-HTSAT-tiny: it has an audio tower",
-    "--resume {released}": "is of a run on OpenCLIP 3, whose optimizer has other parameter groups",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_work_is_refused_in_one_line(flags, reason, models, shards, whole_weights, parse_args, tmp_path):
-    released = tmp_path / "released.pt"
-    torch.save({"epoch": 1, "state_dict": torch.load(whole_weights("vit"))}, released)
-    argv = ["--model", models["vit"], "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
-    argv += ["64", "--workers", "0", "--superclip", *flags.format(released=released).split()]
-    with pytest.raises(SystemExit) as refused:
-        parse_args(argv)
-    assert reason in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
 # Patched
 
 

@@ -1,7 +1,6 @@
 """OpenCLIP's factory makes models with a head, weights go in and out, and the public names are there."""
 
 import json
-import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -257,12 +256,3 @@ def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(t
 def test_an_impossible_option_is_refused_by_name(options, message):
     with pytest.raises(superclip.InputError, match=f"^{message}$"):
         create(**options)
-
-
-def test_a_model_logs_once_what_its_head_is(caplog):
-    with caplog.at_level(logging.INFO):
-        model = create(head_input="both")
-    assert caplog.text.count("SuperCLIP: vocabulary") == 1
-    assert f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters" in caplog.text
-    assert "it reads the sum of the pooled vector before the projection and the mean of ViT patch tokens" in caplog.text
-    assert model.state_dict()["class_head.input"] == 2
