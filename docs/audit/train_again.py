@@ -10,7 +10,6 @@ and train_again.png into OUT. The record beside it has no "kept by CLIP score of
 import csv
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -76,6 +75,11 @@ def _captions(shard: Path) -> list[bytes]:
         return [tar.extractfile(member).read() for member in tar if member.name.split(".", 1)[1] == "txt"]
 
 
+def _keys(shard: Path) -> set[str]:
+    with tarfile.open(shard) as tar:
+        return {name.partition(".")[0] for name in tar.getnames()}
+
+
 def _rewrite(source: Path, target: Path, replaced: dict[str, bytes], left_out: set[str]) -> None:
     """Copies the images and captions of a shard; `replaced` are captions by key."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,11 +128,10 @@ def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[di
             folder = out / f"seed{seed}" / f"audit-{method}".lower()
             superclip(
                 "audit", f"{out}/data/seed{seed}-dirty/{PATTERN}", "--model", str(runs[f"{method}, {DIRTY}"]),
-                "--out", str(folder), "--by", score, "--keep", str(1 - SWAPPED), "--write-shards",
+                "--out", str(folder), "--by", score, "--keep", str(1 - SWAPPED),
             )  # fmt: skip
-            shutil.move(folder / "kept.txt", folder / "kept" / "keys.txt")
             (folder / "kept").rename(shards[told])
-        kept = (shards[told] / "keys.txt").read_text().split()
+        kept = [key for shard in shards[told].glob("*.tar") for key in _keys(shard)]
         wrong[told] = 100 * sum(key not in true for key in kept) / len(kept)
     return shards, wrong
 

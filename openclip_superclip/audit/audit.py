@@ -1,8 +1,9 @@
-"""Scores the pairs of a data set, writes the page and the summary, and selects the best pairs."""
+"""Scores the pairs of a data set, writes the page, and selects the best pairs."""
 
-import contextlib
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,50 +12,37 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.architecture import architecture_of
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.run_outputs import run_behind
-from ..data.shards import is_remote
 from ..environment import progress_file
-from ..errors import InputError, listed
-from ..files import make_folder, read_json, write_json, write_text
-from ..pages import csv_text
-from ..rules import Rule, check
+from ..errors import InputError
+from ..files import make_folder, read_json, write_json
 from ..words.tagger import NO_HEAD, open_checkpoint
-from .keep import KEYS, select, write_kept
+from .keep import select, write_kept
 from .page import write_page
-from .pairs import WHOLE, AuditedFiles, AuditedPair, AuditedShards, Part, read_in_batches
+from .pairs import AuditedData, AuditedPair, read_in_batches
 from .scorer import PairScore, PairScorer
-from .store import SCORES, ScoredPairs, UnfinishedScores, merge_scores, read_scores
+from .store import ScoredPairs, read_scores
 
-RECORD, PAGE, LEFT_OUT, SUMMARY = "audit.json", "report.html", "left_out.csv", "summary.json"
-NUM_WORDS = 20  # words in the summary
-IDENTITY = {"content of the data": "data", "columns": "columns", "content of the model": "model", "parts": "parts"}
+RECORD, PAGE = "audit.json", "report.html"
 
 
 @dataclass
 class Audit:
     """An audit of one data set with one model, in a folder. Writes no files before the model is built.
 
-    Raises InputError if `by` needs a class head and the model has none, and if the folder contains other files or an
-    audit of other data, with another model or in another number of parts.
+    Raises InputError if `by` needs a class head and the model has none, and if the folder contains other files or
+    another audit.
 
     Args:
         by: the score that sorts the pairs, one of SORTED_BY; "" for the default, which depends on the model.
-        part: the part to score; None to score all pairs, or to join parts that are already scored.
-        keep: fraction of the pairs to keep; None to leave the files of kept pairs unchanged.
-        write_shards: whether to write shards of the kept samples.
         architecture: name of the OpenCLIP model, if it is not recorded with the weights.
         threads: number of threads that decode images.
     """
 
-    data: AuditedFiles | AuditedShards
+    data: AuditedData
     model: Checkpoint
     out: Path
     by: str
-    part: Part | None
-    keep: float | None
-    write_shards: bool
     architecture: str | None
     device: str
     batch_size: int
@@ -63,64 +51,49 @@ class Audit:
     def __post_init__(self):
         self.has_head = bool(self.model.head())
         self.by = self.by or ("both" if self.has_head else "clip-score")
-        check(RULES, self)
-        self.scores = self.out / "scores.jsonl"
+        if self.by != "clip-score" and not self.has_head:
+            raise InputError(
+                f"--by {self.by} needs a class head, and {self.model.path} has none ({NO_HEAD}): give --by clip-score"
+            )
+        self.scores, self.record = self.out / "scores.jsonl", self.out / RECORD
+        columns = list(self.data.columns or ())
         self.facts = {
-            "data": self.data.given, "content of the data": self.data.digest, "columns": list(self.data.columns),
-            "model": str(self.model.path), "content of the model": _model_digest(self.model, self.architecture),
+            "data": self.data.given, "columns": columns, "model": str(self.model.path),
+            "architecture": self.architecture, "files": _digest([*self.data.files, self.model.path]),
         }  # fmt: skip
         make_folder(self.out, "--out")
-        earlier = self._check_folder()
-        self.num_parts = self.facts["parts"] = self.part.of if self.part else (earlier or {"parts": 1})["parts"]
-        self._check_folder()
-
-    def _check_folder(self) -> dict | None:
-        """Returns the record of this audit, or None if there is none yet. Raises InputError for another audit."""
-        files, record = list(self.out.iterdir()), self.out / RECORD  # list first: scores are written after the record
-        if not record.exists():
-            if any(not path.name.startswith(f"{RECORD}.") for path in files):  # another process is writing the record
-                raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
-            return None
-        found = read_json(record, flag="--out", advice="give another name")
-        for name, shown in IDENTITY.items():
-            if name in self.facts and found.get(name) != self.facts[name]:
+        if self.record.exists():
+            earlier = read_json(self.record, flag="--out", advice="give another name")
+            if earlier != self.facts:
                 raise InputError(
-                    f"--out: {self.out} holds an audit with other {shown} ({found.get(shown)}, unless it has changed): "
-                    "give another --out, or remove it"
+                    f"--out: {self.out} holds another audit, of {earlier.get('data')} with {earlier.get('model')}, or "
+                    "these files have changed: give another name, or remove it"
                 )
-        return found
-
-    def file_of(self, part: Part) -> Path:
-        """Returns the path of a part's finished scores."""
-        if part.of == 1:
-            return self.scores
-        return self.out / f"scores-{part.number:0{len(str(part.of))}}-of-{part.of}.jsonl"
+        elif any(self.out.iterdir()):
+            raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
 
     def score(self) -> int:
         """Scores the remaining pairs, and returns the number of pairs that earlier calls have scored."""
-        part = self.part or WHOLE
-        file = self.file_of(part)
-        if self.scores.exists() or file.exists() or (self.part is None and self.num_parts > 1):
+        if self.scores.exists():
             return 0
         scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
-        if self._check_folder() is None:
-            write_json(self.out / RECORD, self.facts)
-        with contextlib.closing(UnfinishedScores(file, self.batch_size)) as scores:
-            earlier = scores.num_lines
-            with tqdm(
-                total=self.data.num_of(part), initial=earlier, unit=" pairs", file=progress_file(),
-                desc=f"part {part.number}/{part.of}" if part.of > 1 else "pairs",
-            ) as progress:  # fmt: skip
-                for records in self._batches(part, scores.last, scorer):
-                    scores.add(records)
-                    progress.update(len(records))
-            scores.finish()
-        return earlier
+        write_json(self.record, self.facts)
+        part = self.scores.with_suffix(".jsonl.part")
+        num_earlier = _keep_batches(part, self.batch_size)
+        progress = tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", file=progress_file())
+        with open(part, "ab") as file, progress:
+            for records in self._batches(itertools.islice(self.data.pairs(), num_earlier, None), scorer):
+                lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+                file.write(lines.encode("utf-8", "replace"))
+                file.flush()
+                progress.update(len(records))
+            os.fsync(file.fileno())
+        os.replace(part, self.scores)
+        return num_earlier
 
-    def _batches(self, part: Part, after: tuple[int, int], scorer: PairScorer) -> Iterator[list[dict]]:
-        """Yields batches of records for the pairs of a part, starting after the given place."""
-        preprocess, pairs = scorer.opened.preprocess(), self.data.pairs(part, after)
-        for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+    def _batches(self, pairs: Iterator[AuditedPair], scorer: PairScorer) -> Iterator[list[dict]]:
+        """Yields batches of records."""
+        for batch in read_in_batches(pairs, scorer.opened.preprocess(), self.batch_size, self.threads):
             good = [pair for pair in batch if not pair.problem]
             found: Iterator[PairScore] = iter(())
             if good:
@@ -128,144 +101,72 @@ class Audit:
                 found = iter(scorer.score(seen, [pair.caption for pair in good]))
             yield [_record(pair, None if pair.problem else next(found)) for pair in batch]
 
-    def join(self) -> None:
-        """Joins the scores of the parts. Raises InputError if a part is unfinished."""
-        if self.scores.exists():
-            return
-        files = [self.file_of(Part(number, self.num_parts)) for number in range(1, self.num_parts + 1)]
-        missing = [f"--part {number}/{self.num_parts}" for number, file in enumerate(files, 1) if not file.exists()]
-        if missing:
-            raise InputError(
-                f"--out: {self.out} is an audit in {self.num_parts} parts; not finished: {listed(missing, 3)}"
-            )
-        merge_scores(files, self.scores)
-
-    def finish(self, num_worst: int, unreadable_max: float) -> str:
-        """Joins the parts, writes the page, the summary and the kept pairs, and returns the summary as text.
+    def finish(self, num_worst: int, keep: float | None) -> str:
+        """Writes the page and the kept pairs, and returns the summary as text.
 
         Args:
             num_worst: number of pairs on the page.
-            unreadable_max: maximum fraction of pairs, and of shards, that may be unreadable. If it is exceeded, raises
-                InputError after writing all files.
+            keep: fraction of the pairs to keep; None to leave the kept pairs of an earlier call unchanged.
         """
-        self.join()
-        scored = ScoredPairs(self.scores, of_shards=isinstance(self.data, AuditedShards))
-        left_out = self.out / LEFT_OUT
-        problems = (record for record in read_scores(self.scores) if "problem" in record)
-        rows = sorted((record["where"], record["key"], record["problem"]) for record in problems)
-        write_text(left_out, csv_text([("where", "key", "reason"), *rows]))
+        scored = ScoredPairs(self.scores)
+        problems = ", ".join(f"{number:,} × {problem}" for problem, number in scored.problems.most_common())
         num_scored = len(scored.finite("clip_score"))
         if not num_scored:
-            raise InputError(f"none of {len(scored):,} pairs could be scored: see {left_out}")
+            raise InputError(f"none of the pairs could be scored ({problems}): see {self.scores}")
         goodness = scored.goodness(self.by)
         num_sorted = int(np.isfinite(goodness).sum())
         if not num_sorted:
             raise InputError(
-                f"--by {self.by}: no caption holds a word that the head has learned: give --by clip-score, or --by both"
+                f"--by {self.by}: no caption contains a word that the head has learned: give --by clip-score or both"
             )
         write_page(self.out / PAGE, self.data, self.model.path, scored, self.scores, goodness, self.by, num_worst)
-        lines = _summary_lines(scored, num_scored, left_out)
+        lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored" + f"; left out: {problems}" * bool(problems)]
+        if not self.has_head:
+            lines.append("the model has no class head: only the CLIP score")
+        doubted = [row for row in scored.words.rows()[:5] if row.num_doubted]
+        if doubted:
+            named = (f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in doubted)
+            lines.append(f"words that are doubtful most often: {', '.join(named)}")
+        if scored.suggestion:
+            lines.append(scored.suggestion)
         if num_sorted < num_scored:
-            score = self.by.replace("-", " ")
-            lines.append(f"{num_scored - num_sorted:,} without a {score} are neither shown nor kept")
-        summary = _summary(scored, num_scored)
-        if self.keep is not None:
-            kept = select(goodness, self.keep)
-            files = write_kept(self.out, self.data, self.scores, kept, self.write_shards)
-            summary["kept"] = {"by": self.by, "share": self.keep, "pairs": int(kept.sum())}
-            lines.append(f"kept: the best {kept.sum():,} by {self.by}: {', '.join(files)}")
-        elif (self.out / KEYS).exists():  # written by an earlier call
-            summary["kept"] = read_json(self.out / SUMMARY, default={}).get("kept")
-        write_json(self.out / SUMMARY, summary)
-        lines.append(f"worst by {self.by} first: {self.out / PAGE}; every pair: {self.scores}")
-        for found, of, problem in (
-            (scored.num_unreadable, len(scored), "pairs have an image that cannot be read"),
-            (scored.num_unreadable_shards, self.data.num_units, "shards cannot be read completely"),
-        ):
-            if found > unreadable_max * of:
-                raise InputError(
-                    f"{found:,} of {of:,} {problem}, more than --unreadable-max {unreadable_max:g} allows; {left_out} "
-                    "lists them"
-                )
+            lines.append(f"{num_scored - num_sorted:,} pairs without {self.by} are neither shown nor kept")
+        if keep is not None:
+            kept = select(goodness, keep)
+            places = (record["place"] for record in itertools.compress(read_scores(self.scores), kept))
+            written = write_kept(self.out, self.data, kept, places)
+            lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
+        lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
 
 
-RULES = [
-    Rule(
-        f"--by {{by}} needs a class head, and {{model.path}} holds none ({NO_HEAD}): give --by clip-score",
-        lambda audit: not audit.has_head and audit.by != "clip-score",
-    ),
-    Rule(
-        "{data.given} holds {data.num_units:,} {data.unit}; expected at most as many parts (--part, processes of "
-        "torchrun), found {part.of:,}",
-        lambda audit: audit.part and audit.part.of > audit.data.num_units,
-    ),
-    Rule(
-        "--write-shards is for shards, and DATA is {data.given}: --keep writes kept.csv of it",
-        lambda audit: audit.write_shards and isinstance(audit.data, AuditedFiles),
-    ),
-    Rule(
-        "--write-shards copies files, and DATA holds URLs: --keep alone lists the kept keys",
-        lambda audit: audit.write_shards and any(map(is_remote, audit.data.shards)),
-    ),
-]
-
-
-def _model_digest(model: Checkpoint, architecture: str | None) -> str:
-    """Returns a hash of a model's architecture, weights, class head and use of IDF."""
-    options = run_behind(model).options
-    found = architecture_of(model.path, options, architecture, flag="--architecture")
-    facts = [found.model_cfg, found.preprocess_cfg, options.get("superclip_idf") == "off"]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _digest(paths: list[str | Path]) -> str:
+    """Returns a digest of the names, sizes and modification times of files, and of the files in folders."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            state = file.stat() if file.exists() else None
+            digest.update(f"{file}\0{state and (state.st_size, state.st_mtime_ns)}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
-def _summary(scored: ScoredPairs, num_scored: int) -> dict:
-    """Returns the summary as a JSON-serializable dict."""
-    found, rows = {}, scored.words.rows()
-    for name in SCORES:
-        values = scored.finite(name)
-        if len(values):
-            low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
-            found[name] = {"mean": float(values.mean()), "5 %": low, "median": middle, "95 %": high}
-    return {
-        "pairs": len(scored), "scored": num_scored, "left_out": dict(scored.problems), "scores": found,
-        "words": {
-            "captions": sum(row.num_captions for row in rows), "doubted": sum(row.num_doubted for row in rows),
-        },
-        "doubted_most": [
-            {"word": row.word, "captions": row.num_captions, "doubted": row.num_doubted} for row in rows[:NUM_WORDS]
-        ],
-    }  # fmt: skip
+def _keep_batches(part: Path, batch_size: int) -> int:
+    """Truncates the scores of an interrupted call after the last complete batch, and returns their number.
 
-
-def _summary_lines(scored: ScoredPairs, num_scored: int, left_out: Path) -> list[str]:
-    """Returns the lines of the printed summary."""
-    lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"]
-    if scored.problems:
-        problems = ", ".join(f"{number:,} × {problem}" for problem, number in scored.problems.most_common())
-        lines[0] += f"; left out: {problems}; {left_out} lists all"
-    if not scored.has_head:
-        return [*lines, "the model has no class head: CLIP score alone, no class loss and no words"]
-    rows = [row for row in scored.words.rows()[:5] if row.num_doubted]
-    if rows:
-        named = ", ".join(f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in rows)
-        lines.append(f"most often doubtful words: {named}")
-    if scored.suggested_keep:
-        lines.append(
-            f"{scored.doubtful:.1%} of the pairs have support below 0: --keep {scored.suggested_keep:.2f} is a "
-            "starting point; report.html shows where other fractions cut"
-        )
-    return lines
+    The batches, and therefore the scores, are then the same as without the interruption.
+    """
+    num_lines = end = 0
+    with open(part, "a+b") as file:
+        file.seek(0)
+        while len(batch := list(itertools.islice(file, batch_size))) == batch_size and batch[-1].endswith(b"\n"):
+            num_lines, end = num_lines + batch_size, end + sum(map(len, batch))
+        file.truncate(end)
+    return num_lines
 
 
 def _record(pair: AuditedPair, score: PairScore | None) -> dict:
     """Returns the record of a pair for scores.jsonl."""
     record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
-    record |= {"uid": pair.uid} if pair.uid else {}
     if score is None:
         return record | {"problem": pair.problem}
     for name in ("clip_score", "class_loss", "support"):

@@ -1,4 +1,4 @@
-"""Writes report.html: histograms of the scores, cut-offs, and the worst pairs with their doubtful words."""
+"""Writes report.html: histograms of the scores, and the worst pairs with their doubtful words."""
 
 import contextlib
 import heapq
@@ -11,17 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import load_image
-from ..data.shards import BROKEN, IMAGES, is_remote
+from ..data.shards import BROKEN, IMAGES
 from ..files import whole_file
 from ..pages import data_url, html_template
-from .pairs import AuditedFiles, AuditedShards, numbered_members
+from .pairs import AuditedData, numbered_members
 from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
-MAX_LETTERS = 600  # longer captions are truncated
-DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C])
-KEEP = (0.95, 0.9, 0.8, 0.7, 0.5)  # fractions for which the page shows the cut-off
 NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20
 TITLES = {
     "class_loss": "class loss (nats; lower is better)",
@@ -31,7 +28,7 @@ TITLES = {
 
 
 def write_page(
-    file: Path, data: AuditedFiles | AuditedShards, model: Path, scored: ScoredPairs, scores: Path,
+    file: Path, data: AuditedData, model: Path, scored: ScoredPairs, scores: Path,
     goodness: np.ndarray, by: str, num_worst: int,
 ) -> None:  # fmt: skip
     """Writes the page as a single file without scripts or external resources.
@@ -53,10 +50,10 @@ def write_page(
     template = html_template(Path(__file__).with_name("audit.html"), segments=_segments, percent=_percent)
     page = template.render(
         data=data.given, model=str(model), by="support and CLIP score" if by == "both" else by.replace("-", " "),
-        scored=scored, problems=problems, worst=worst, images=_images(data, worst), thumbnail=THUMBNAIL,
+        num_pairs=len(goodness), left_out=scored.problems, has_head=len(scored.finite("class_loss")) > 0,
+        suggestion=scored.suggestion, problems=problems, worst=worst, images=_images(data, worst), thumbnail=THUMBNAIL,
         histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
-        words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted], titles=TITLES,
-        cut_offs=cut_offs(scored, goodness),
+        words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted],
     )  # fmt: skip
     with whole_file(file) as opened:
         opened.write(page.encode("utf-8", "replace"))
@@ -72,24 +69,10 @@ def _histogram(title: str, values: np.ndarray) -> dict:
     return {"title": title, "bars": bars, "low": edges[0], "high": edges[-1], "median": float(np.median(values))}
 
 
-def cut_offs(scored: ScoredPairs, goodness: np.ndarray) -> list[dict]:
-    """Returns, for each fraction in KEEP, the number of pairs left out and the scores of the last pair kept."""
-    order = np.flatnonzero(np.isfinite(goodness))
-    order = order[np.argsort(-goodness[order], kind="stable")]
-    rows = []
-    for keep in KEEP:
-        last = max(1, round(keep * len(order))) - 1
-        scores = {
-            name: float(values[order[last]]) for name, values in scored.scores.items() if np.isfinite(values).any()
-        }
-        rows.append({"keep": keep, "left_out": len(order) - last - 1, "scores": scores})
-    return rows
-
-
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     """Yields the caption in pieces, doubtful words with their scores. Function words are never marked."""
     words = {word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS}
-    end, caption = 0, _shown(record["caption"])
+    end, caption = 0, record["caption"]
     for match in WORD.finditer(caption):
         word = words.get(match[0].casefold())
         if word is not None and word["support"] < 0:
@@ -99,27 +82,21 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     yield caption[end:], None
 
 
-def _shown(caption: str) -> str:
-    """Returns a caption for the page: truncated, and without Unicode characters that change the text direction."""
-    caption = caption.translate(DIRECTIONS)
-    return caption if len(caption) <= MAX_LETTERS else f"{caption[:MAX_LETTERS]} … ({len(caption):,} letters)"
-
-
 def _percent(fraction: float) -> str:
     return f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}"
 
 
-def _images(data: AuditedFiles | AuditedShards, worst: Iterable[dict]) -> dict[tuple, str]:
-    """Returns thumbnails of local images as data: URLs, by place of the pair."""
+def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
+    """Returns thumbnails as data: URLs, by place of the pair."""
     found, by_shard = {}, defaultdict(set)
     for record in worst:
         shard, number = record["place"]
-        if isinstance(data, AuditedFiles):
+        if data.columns is not None:
             found[shard, number] = _thumbnail(record["key"])
-        elif not is_remote(data.shards[shard]):
+        else:
             by_shard[shard].add(number)
     for shard, numbers in by_shard.items():
-        with contextlib.suppress(*BROKEN), tarfile.open(data.shards[shard]) as tar:
+        with contextlib.suppress(*BROKEN), tarfile.open(data.files[shard]) as tar:
             for number, extension, member in numbered_members(tar):
                 if number > max(numbers):
                     break

@@ -13,11 +13,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..method.patch_tokens import encode_image
 from ..words.lexicon import Lexicon, lexicon, open_lexicon
-from ..words.tagger import Opened, Shares
+from ..words.tagger import Opened, WordProbabilities
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
-MAX_GATHERED = 2**24  # maximum number of probabilities in one gather
 LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 
 
@@ -44,7 +43,7 @@ class CaptionSupport:
     The head is trained to predict the IDF-weighted tokens of a caption. Over the training data, token t has the
     fraction e_t = df_t · w_t / Σ df · w of the total weight. This is its expected probability without knowledge of the
     image, computed from the counts in the checkpoint. Rare words have both a low probability and a low expected
-    probability, so rarity alone does not lower their support. Words of several tokens are scored as in `Shares`.
+    probability, so rarity alone does not lower their support. `WordProbabilities` scores words of several tokens.
 
     Support is undefined for words that no training caption or every training caption contains, and for words beyond the
     context length of the text tower.
@@ -64,7 +63,7 @@ class CaptionSupport:
         learned = self._is_known(every)
         words = list(itertools.compress(every.words, learned.tolist()))
         self.lexicon = Lexicon(words, every.tokens[learned], every.vocab_size)
-        self.offered = Shares(self.lexicon, self.weights)
+        self.offered = WordProbabilities(self.lexicon, self.weights)
         self.offered_expected = self.offered.of(self.expected)  # [N]
 
     def words(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
@@ -77,7 +76,7 @@ class CaptionSupport:
         words = [words_of(caption) for caption in captions]
         spelled = self._on_device(lexicon(sorted(set().union(*words)), self.tokenizer, len(self.weights)))
         places = {word: place for place, word in enumerate(spelled.words)}
-        shares, is_known = Shares(spelled, self.weights), self._is_known(spelled)
+        shares, is_known = WordProbabilities(spelled, self.weights), self._is_known(spelled)
         present = _present(tokens, len(self.weights))
         expected, found = shares.of(self.expected), []
         for row, of in enumerate(words):
@@ -95,20 +94,18 @@ class CaptionSupport:
         """
         if not self.lexicon.words:
             return [[] for _ in tokens]
-        present, found = _present(tokens, len(self.weights), blank=False), []
-        rows = max(1, MAX_GATHERED // self.lexicon.tokens.numel())
-        for start in range(0, len(tokens), rows):
-            here = slice(start, start + rows)
-            shares = self.offered.of(probabilities[here])  # [R, N]
-            there = present[here][:, self.lexicon.tokens].any(dim=-1)
-            shares = shares.masked_fill(there | (shares <= self.offered_expected), 0.0)
-            best = shares.topk(min(NUM_OFFERED, shares.shape[1]), dim=1)
-            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                found.append([
-                    word_support(self.lexicon.words[place], value, self.offered_expected[place].item())
-                    for value, place in zip(values, places, strict=True)
-                    if value > 0
-                ])  # fmt: skip
+        found = []
+        for row, present in zip(probabilities, _present(tokens, len(self.weights), blank=False), strict=True):
+            shares = self.offered.of(row)  # [N]
+            shares = shares.masked_fill(
+                present[self.lexicon.tokens].any(dim=1) | (shares <= self.offered_expected), 0.0
+            )
+            best = shares.topk(min(NUM_OFFERED, len(shares)))
+            found.append([
+                word_support(self.lexicon.words[place], value, self.offered_expected[place].item())
+                for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                if value > 0
+            ])  # fmt: skip
         return found
 
     def _on_device(self, of: Lexicon) -> Lexicon:

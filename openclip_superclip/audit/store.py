@@ -1,12 +1,7 @@
-"""Stores the scores of an audit as JSON Lines, in the order of the data, so that an interrupted call can resume."""
+"""Reads the scores of an audit, and ranks its pairs and the words of its captions."""
 
-import contextlib
-import fcntl
-import heapq
-import itertools
 import json
 import math
-import os
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +12,6 @@ import numpy as np
 import pandas
 
 from ..errors import InputError
-from ..files import whole_file
-from .pairs import NO_CAPTION, NO_IMAGE
 
 SCORES = ("class_loss", "support", "clip_score")
 Z = 1.96  # 95 % confidence interval
@@ -28,61 +21,6 @@ FUNCTION_WORDS = frozenset(
     without as is are was were be been being it its he she his her they their them we our you your i my me him us who
     which what there here not no so than then very just also s t""".split()  # noqa: SIM905
 )
-
-
-class UnfinishedScores:
-    """Writes FILE.part batch by batch, and renames it to FILE when it is complete.
-
-    Keeps the lines of an interrupted call up to its last complete batch, so that the batches, and therefore the scores,
-    are the same as without the interruption. Raises InputError if another process is writing the file.
-
-    Args:
-        file: the finished file.
-        batch_size: lines per batch; the last batch may be smaller.
-
-    Attributes:
-        last: place of the last pair written; (0, -1) if there is none.
-        num_lines: number of lines written.
-    """
-
-    def __init__(self, file: Path, batch_size: int):
-        self.file, self.part = file, file.with_name(f"{file.name}.part")
-        self.opened = open(self.part, "r+b" if self.part.exists() else "w+b")  # noqa: SIM115
-        try:
-            fcntl.flock(self.opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out: another call is writing {self.part}: wait until it ends") from None
-        except OSError:  # a file system without locks
-            pass
-        self.last, self.num_lines, end = (0, -1), 0, 0
-        lines = itertools.takewhile(_place, self.opened)
-        while len(batch := list(itertools.islice(lines, batch_size))) == batch_size:
-            self.last, self.num_lines, end = _place(batch[-1]), self.num_lines + batch_size, end + sum(map(len, batch))
-        self.opened.seek(end)
-        self.opened.truncate()
-
-    def add(self, records: Sequence[dict]) -> None:
-        lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-        self.opened.write(lines.encode("utf-8", "replace"))
-        self.opened.flush()
-        self.num_lines += len(records)
-
-    def finish(self) -> None:
-        """Renames FILE.part to FILE."""
-        os.fsync(self.opened.fileno())
-        os.replace(self.part, self.file)
-
-    def close(self) -> None:
-        """Closes the file and releases its lock."""
-        self.opened.close()
-
-
-def _place(line: bytes) -> tuple[int, int] | None:
-    """Returns the place of a line's pair, or None if the line is incomplete or damaged."""
-    try:
-        return tuple(json.loads(line)["place"]) if line.endswith(b"\n") else None
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def read_scores(file: Path) -> Iterator[dict]:
@@ -97,33 +35,18 @@ def read_scores(file: Path) -> Iterator[dict]:
                 ) from None
 
 
-def merge_scores(parts: Sequence[Path], out: Path) -> None:
-    """Merges the parts into one file, in the order of the data, and removes them."""
-    with contextlib.ExitStack() as stack, whole_file(out) as file:
-        opened = [stack.enter_context(open(part, "rb")) for part in parts]
-        file.writelines(heapq.merge(*opened, key=_place))
-    for part in parts:
-        part.unlink()
-
-
 class ScoredPairs:
-    """The scores of a finished file. Uses twelve bytes of memory per pair.
+    """The scores in a finished file. Uses twelve bytes of memory per pair.
 
     Attributes:
         scores: the scores by name, float32 [N] each; NaN for pairs without a score.
         words: counts of the captions' words, and of how often they are doubtful.
         problems: number of pairs by problem.
-        num_unreadable: number of pairs with an unreadable image.
-        num_unreadable_shards: number of shards that cannot be read completely.
-
-    Args:
-        of_shards: whether the pairs are samples of shards.
     """
 
-    def __init__(self, file: Path, of_shards: bool):
+    def __init__(self, file: Path):
         found = {name: array("f") for name in SCORES}
         self.words, self.problems = WordTable(), Counter()
-        self.num_unreadable = self.num_unreadable_shards = 0
         for record in read_scores(file):
             for name, values in found.items():
                 value = record.get(name)
@@ -131,33 +54,20 @@ class ScoredPairs:
             self.words.add((word["word"], word["support"]) for word in record.get("words", []))
             if "problem" in record:
                 self.problems[record["problem"].partition(" (")[0]] += 1
-                is_shard = of_shards and record["key"] == ""
-                self.num_unreadable_shards += is_shard
-                self.num_unreadable += not is_shard and record["problem"] not in (NO_CAPTION, NO_IMAGE)
         self.scores = {name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()}
-
-    def __len__(self) -> int:
-        return len(self.scores["clip_score"])
 
     def finite(self, name: str) -> np.ndarray:
         """Returns the finite scores of that name."""
         return self.scores[name][np.isfinite(self.scores[name])]
 
     @property
-    def has_head(self) -> bool:
-        """Whether the model had a class head."""
-        return len(self.finite("class_loss")) > 0
-
-    @property
-    def doubtful(self) -> float | None:
-        """The fraction of pairs with negative support, among those with support; None if there are none."""
+    def suggestion(self) -> str:
+        """A sentence that suggests a --keep: the fraction of pairs with support of at least 0; "" if it is extreme."""
         support = self.finite("support")
-        return float((support < 0).mean()) if len(support) else None
-
-    @property
-    def suggested_keep(self) -> float | None:
-        """A starting point for --keep: the fraction of pairs with support of at least 0. None if it is extreme."""
-        return 1 - self.doubtful if self.doubtful and 0.005 < self.doubtful < 0.9 else None
+        doubtful = float((support < 0).mean()) if len(support) else 0.0
+        if not 0.005 < doubtful < 0.9:
+            return ""
+        return f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} is a starting point"
 
     def goodness(self, by: str) -> np.ndarray:
         """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for pairs without a score.

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ..environment import progress_file, require
@@ -11,31 +10,15 @@ from ..files import make_folder
 from ..rules import Rule, at_least, check
 
 SKIPPED = 3  # exit code if some images could not be read
-USELESS = {  # options that have no effect in another mode
-    "course": ("images", "serve", "model", "architecture", "words", "top", "heatmap", "device", "host", "port"),
-    "serve": ("images", "heatmap", "json", "out"),
-}
-
-
-def _useless(given: argparse.Namespace) -> str:
-    """Returns a message about the first option that has no effect, or "" if there is none."""
-    for mode, names in USELESS.items():
-        name = next((name for name in names if getattr(given, name) not in (None, False, [])), None)
-        if getattr(given, mode) and name:
-            return f"{given.images[0] if name == 'images' else f'--{name}'} does nothing with --{mode}"
-    needs_serve = given.host is not None or given.port is not None
-    return "--host and --port do nothing without --serve" if needs_serve and not given.serve else ""
-
 
 RULES = [
     Rule(
+        "expected one of IMAGE, --serve and --course",
+        lambda given: bool(given.images) + given.serve + (given.course is not None) != 1,
+    ),
+    Rule(
         "--course has {found} runs; expected one, or two to compare",
         lambda given: len(given.course or ()) > 2 and len(given.course),
-    ),
-    Rule("{found}: leave it out", _useless),
-    Rule(
-        "IMAGE is missing: expected images or folders of them, --course RUN or --serve",
-        lambda given: not (given.images or given.course or given.serve),
     ),
     Rule(
         "--model is missing: expected the folder of a run or of superclip export --with-head, or a checkpoint",
@@ -49,9 +32,7 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.course:
         return _course(options)
-    if options.serve:
-        return _serve(options)
-    return _tag(options)
+    return _serve(options) if options.serve else _tag(options)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -64,21 +45,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
     parser.add_argument(
         "--model", type=Path,
-        help="with a class head: the folder of a run, a training checkpoint, or a folder of superclip export "
+        help="a model with a class head: the folder of a run, a training checkpoint, or a folder of superclip export "
         "--with-head or of superclip import",
     )  # fmt: skip
     parser.add_argument(
         "--course", nargs="+", type=Path, metavar="RUN",
-        help="instead: when each word was learned, for one run or two side by side, from the folders of runs with "
-        "--superclip, without a model (--out, default word_course: word_course.csv, .json and .png)",
+        help="show when each word was learned, for one run or two side by side, from the folders of runs with "
+        "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and .png)",
     )  # fmt: skip
     parser.add_argument(
         "--serve", action="store_true",
-        help="instead: a page for the browser; drop an image to see its words and where they are, or type a word",
+        help="start a page for the browser: drop an image to see its words and where they are, or type a word",
     )  # fmt: skip
-    parser.add_argument("--host", help="address of --serve; 0.0.0.0 is the whole network (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port of --serve; 0 means any free one (default: 8000)")
-    parser.add_argument("--architecture", help="the OpenCLIP model's name, if nothing beside the checkpoint records it")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port of --serve; 0 means any free one (default: %(default)s)"
+    )
+    parser.add_argument("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
     parser.add_argument(
         "--words", help="only these words and phrases, separated by commas, or a file with one per line"
     )
@@ -92,7 +74,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, for folders and heat maps; otherwise "
-        "nothing is written); the same command resumes a call that was stopped",
+        "nothing is written)",
     )  # fmt: skip
     parser.add_argument("--device", help="(default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
@@ -104,35 +86,26 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
     require("--course", "report", "matplotlib")
-    from ..words.learning import NAME, course_record, course_text, read_word_courses, write_word_courses
+    from ..words.learning import NAME, course_text, read_word_courses, write_word_courses
 
     out = options.out or Path(NAME)
     courses = read_word_courses(options.course)
     make_folder(out, "--out")
     write_word_courses(out, courses)
     for course in courses:
-        if course.warning:
-            print(f"warning: {course.warning}", file=sys.stderr)
-        print(json.dumps(course_record(course)) if options.json else course_text(course))
-    if not options.json:
-        print(f"see also {out}/{NAME}.csv, .json and .png")
+        print(course_text(course))
+    print(f"see also {out}/{NAME}.csv, .json and .png")
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C. Returns the exit code."""
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
-    from ..words.server import LOOPBACK, bind, loopback_names, serve, shown_host, words_app
+    import uvicorn
 
-    host = options.host or LOOPBACK
-    listening = bind(host, 8000 if options.port is None else options.port)
-    names = loopback_names(host, listening)
-    app = words_app(_tagger(options), options.model.resolve().name, names)
-    if names is None:
-        print(f"warning: --host {host}: everyone who reaches this machine can use the page", file=sys.stderr)
-    address = f"http://{shown_host(host)}:{listening.getsockname()[1]}/"
-    print(f"{address} shows the words of images; Ctrl-C stops it", flush=True)
-    serve(app, listening)
+    from ..words.server import words_app
+
+    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=options.port, access_log=False)
     return 0
 
 
@@ -157,7 +130,7 @@ def _tag(options: argparse.Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
     from tqdm import tqdm
 
-    from ..words.tag_images import WordsFolder, find_images, tag_images
+    from ..words.tag_images import find_images, tag_images, write_folder
 
     paths, out = find_images(options.images), options.out or Path("words")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
@@ -166,13 +139,9 @@ def _tag(options: argparse.Namespace) -> int:
     tagger = _tagger(options)
     if writes_folder or options.heatmap:
         make_folder(out, "--out")
+    tagged = tag_images(paths, tagger, out if options.heatmap else None)
     if writes_folder:
-        folder = WordsFolder(out, paths, tagger, options.model, options.heatmap)
-        if folder.earlier:
-            print(f"{len(folder.earlier):,} images were tagged before", file=sys.stderr)
-        tagged = tqdm(folder.write(), total=len(paths), unit=" images", file=progress_file())
-    else:
-        tagged = tag_images(paths, tagger, out if options.heatmap else None)
+        tagged = tqdm(write_folder(out, tagged, options.model), total=len(paths), unit=" images", file=progress_file())
     num_skipped = 0
     for one in tagged:
         num_skipped += one.words is None

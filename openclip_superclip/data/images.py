@@ -99,13 +99,13 @@ class LoadedImage(NamedTuple):
     reason: str = ""
 
 
-def load_image(path: Path | BinaryIO, shortest: int) -> LoadedImage:
+def load_image(path: Path | bytes, shortest: int) -> LoadedImage:
     """Returns the image, reduced as `as_seen` does, or the reason why it cannot be read."""
     try:
         with open_image(path) as image:
             return LoadedImage(path, as_seen(image, shortest))
     except Exception as error:  # a broken file raises anything
-        return LoadedImage(path, None, reason(error))
+        return LoadedImage(path, None, unreadable(error))
 
 
 def image_problem(source: str | bytes) -> str:

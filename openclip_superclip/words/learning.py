@@ -50,8 +50,6 @@ class CourseFiles(NamedTuple):
             raise InputError(f"{path} is not a file of words ({reason(error)}): {ADVICE}") from error
         if vocabulary != self.vocabulary or any(tensor.shape != (len(self.texts),) for tensor in words[:3]):
             raise InputError(f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}")
-        if words.captions.min() < 0 or not words.num_trained >= words.num_captions >= max(words.captions.max(), 1):
-            raise InputError(f"{path} holds impossible counts of captions: {ADVICE}")
         return words
 
 
@@ -99,7 +97,6 @@ class WordCourse(NamedTuple):
     name: str
     texts: list[str]  # [V], the text of each token
     epochs: list[int]
-    missing: list[int]  # unrecorded epochs before the last recorded one
     samples: list[int]  # [E], captions trained on by the end of each epoch
     num_captions: int  # captions observed in the recorded epochs
     captions: Tensor  # int64 [V], observed captions that contain the token
@@ -113,14 +110,6 @@ class WordCourse(NamedTuple):
     def is_forgotten(self) -> Tensor:
         """Whether each token was known once and no longer is, bool [V]."""
         return (self.learned >= 0) & (self.lift < FORGOTTEN)
-
-    @property
-    def warning(self) -> str:
-        """A warning that names the unrecorded epochs; "" if there are none."""
-        if not self.missing:
-            return ""
-        epochs = listed(self.missing)
-        return f"{self.name}: no words are recorded for epoch {epochs}: each counts as the next recorded one"
 
     def learned_after(self, token: int) -> int | None:
         """Returns the number of captions trained on before the token was first known, or None if it never was."""
@@ -147,12 +136,11 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         words = files.read(epoch)
         return words._replace(captions=words.captions * is_word)
 
-    totals, num_captions, samples, missing = torch.zeros(len(is_word), dtype=torch.int64), 0, [0], []
+    totals, num_captions, samples = torch.zeros(len(is_word), dtype=torch.int64), 0, [0]
     for before, epoch in zip([0, *files.epochs], files.epochs, strict=False):
         words = read(epoch)
         totals, num_captions = totals + words.captions, num_captions + words.num_captions
         samples.append(samples[-1] + (epoch - before) * words.num_trained)
-        missing += range(before + 1, epoch)
     bounds = torch.tensor([bound for bound, _ in BANDS.values()], dtype=torch.float64)
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
@@ -173,7 +161,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         known.append([is_known[band == one].double().mean() for one in range(len(BANDS))])
         median_lift.append([lift[band == one].nanmedian() for one in range(len(BANDS))])
     return WordCourse(
-        name, files.texts, files.epochs, missing, samples[1:], num_captions, totals, band, learned, lift,
+        name, files.texts, files.epochs, samples[1:], num_captions, totals, band, learned, lift,
         torch.tensor(known).double().T, torch.tensor(median_lift).double().T,
     )  # fmt: skip
 
@@ -255,7 +243,7 @@ def course_record(course: WordCourse) -> dict:
     ]
     return {
         "run": course.name, "known_from_lift": KNOWN, "captions_for_a_look": NUM_LOOKED_AT, "epochs": course.epochs,
-        "epochs_not_recorded": course.missing, "captions": course.samples, "bands": bands,
+        "captions": course.samples, "bands": bands,
     }  # fmt: skip
 
 

@@ -23,14 +23,12 @@ from ..openclip.unpatched import plugins_model_class
 from .lexicon import Lexicon, open_lexicon
 
 FULL_BAR = 0.2  # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
-NUM_CANDIDATES = 512  # highest words of an image that are considered
-MIN_PEAK = 0.25  # minimum score at a word's best patch, relative to its score for the whole image
 TOP = 10  # words per image, without --words
 NO_HEAD = "train with --superclip, and export with --with-head"
 SHORTEST = 1024  # pixels: images are reduced to this shorter side, which is enough for models and heat maps
 
 
-class Shares:
+class WordProbabilities:
     """Computes the probability of each word from the probabilities of tokens.
 
     The head is trained to predict ŷ, the distribution of the caption's tokens in proportion to their IDF weights w;
@@ -47,49 +45,14 @@ class Shares:
         self.blank = lexicon.vocab_size
         self.weights = torch.cat([weights, weights.new_zeros(1)])  # [V + 1], 0 for the blank
         self.tokens = lexicon.tokens.where(self.weights[lexicon.tokens] > 0, self.blank)  # [N, L]
-        self.lengths = (self.tokens != self.blank).sum(dim=1)  # [N]
         self.totals = self.weights[self.tokens].sum(dim=1)  # [N]
 
-    def of(self, probabilities: Tensor, words: Tensor | list[int] | slice = slice(None)) -> Tensor:
+    def of(self, probabilities: Tensor, words: Tensor | slice = slice(None)) -> Tensor:
         """Returns the scores of words [..., N], given the probabilities of tokens [..., V]."""
         tokens = self.tokens[words]
         per_weight = probabilities[..., tokens.clamp_max(self.blank - 1)] / self.weights[tokens]  # [..., N, L]
         least = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
         return (least * self.totals[words]).nan_to_num(nan=0.0)
-
-    def highest(self, probabilities: Tensor, top: int) -> dict[int, float]:
-        """Returns the `top` words of probabilities [V] with their scores, each scored independently."""
-        scores, words = self.of(probabilities).topk(min(top, len(self.totals)))
-        return dict(zip(words.tolist(), scores.tolist(), strict=True))
-
-    def divide(self, probabilities: Tensor, at_patches: Tensor, top: int) -> dict[int, float]:
-        """Returns the `top` words with their scores, counting the probability of each token only once.
-
-        Words are selected greedily. Among the words whose score is at least half of the highest one, the word with the
-        most tokens is selected, and its score is subtracted from its tokens: "hamburger" leaves little for "burger".
-        The tokens of a word must peak together: "melon" and "rose" in different places do not make "melrose".
-
-        Args:
-            probabilities: [V], for the mean patch token.
-            at_patches: [patches, V].
-        """
-        _, candidates = self.of(probabilities).topk(min(NUM_CANDIDATES, len(self.totals)))
-        peaks = self.of(at_patches, candidates).amax(dim=0)
-        peaks[self.lengths[candidates] == 1] = torch.inf
-        left, found = probabilities.clone(), {}
-        for _ in range(min(top, len(candidates))):
-            scores = self.of(left, candidates)
-            scores = scores.where(peaks >= MIN_PEAK * scores, 0.0)
-            near = (scores > 0) & (scores >= scores.max() / 2)
-            if not near.any():
-                break
-            best = (self.lengths[candidates] * near + scores).argmax()  # scores are below 1, lengths are integers
-            word, score = candidates[best].item(), scores[best].item()
-            tokens = self.tokens[word][self.tokens[word] != self.blank]
-            left[tokens] = (left[tokens] - score * self.weights[tokens] / self.totals[word]).clamp_min(0.0)
-            peaks[best] = -1.0  # found
-            found[word] = score
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 class Opened(NamedTuple):
@@ -164,23 +127,22 @@ class Seen(NamedTuple):
     word: str
     score: float  # its predicted fraction of the caption's IDF-weighted words, 0 to 1
     peak: float  # the score at the best patch
-    map: Tensor | None = None  # [h, w], the score at each patch; None if read from a file
+    map: Tensor  # [h, w], the score at each patch
 
 
 class Tagger:
-    """Tags images with words; `Shares` defines the scores.
+    """Tags images with words.
 
     Args:
-        chosen: words to score, independently of each other; None for all words of the model's lexicon, with each token
-            counted only once.
+        chosen: words to score; None for all words that are single tokens of the model's vocabulary.
         top: maximum number of words per image; the default is 10, or all of `chosen`.
     """
 
     def __init__(self, opened: Opened, chosen: Lexicon | None = None, top: int | None = None):
-        self.opened, self.is_open, weights = opened, chosen is None, opened.token_weights.cpu()
+        self.opened, weights = opened, opened.token_weights.cpu()
         self.lexicon = open_lexicon(opened.tokenizer, len(weights)) if chosen is None else chosen
-        self.top = top or (TOP if self.is_open else len(self.lexicon.words))
-        self.shares = Shares(self.lexicon, weights)
+        self.top = min(top or (TOP if chosen is None else len(chosen.words)), len(self.lexicon.words))
+        self.words = WordProbabilities(self.lexicon, weights)
         self.preprocess = opened.preprocess()
 
     @torch.inference_mode()
@@ -189,13 +151,13 @@ class Tagger:
         model, head = self.opened.model, self.opened.model.class_head
         inputs = self.preprocess(image)[None].to(head.weight.device)
         (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()  # [W, h, w]
-        mean = self._probabilities(patches.mean(dim=(1, 2)))  # [V]
-        at_patches = self._probabilities(patches.flatten(1).T)  # [h · w, V]
-        best = self.shares.divide(mean, at_patches, self.top) if self.is_open else self.shares.highest(mean, self.top)
-        maps = self.shares.of(at_patches, list(best)).T.unflatten(1, patches.shape[1:])  # [K, h, w]
+        scores, best = self.words.of(self._probabilities(patches.mean(dim=(1, 2)))).topk(self.top)  # [K]
+        maps = self.words.of(self._probabilities(patches.flatten(1).T), best)  # [h · w, K]
         return [
             Seen(self.lexicon.words[word], score, map.max().item(), map)
-            for (word, score), map in zip(best.items(), maps, strict=True)
+            for word, score, map in zip(
+                best.tolist(), scores.tolist(), maps.T.unflatten(1, patches.shape[1:]), strict=True
+            )
         ]
 
     def _probabilities(self, inputs: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Parts of superclip audit: scores against slow plain formulas, truncated files, and the page."""
+"""Parts of superclip audit: scores against slow plain formulas, data, and the page."""
 
 import base64
 import io
-import json
 import math
 import runpy
 from pathlib import Path
@@ -21,13 +20,12 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.audit import keep
 from openclip_superclip.audit.keep import select, write_kept
-from openclip_superclip.audit.page import _segments, _shown, _thumbnail, cut_offs
-from openclip_superclip.audit.pairs import NO_CAPTION, Part, open_data, read_in_batches
+from openclip_superclip.audit.page import _segments, _thumbnail
+from openclip_superclip.audit.pairs import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
-from openclip_superclip.audit.store import UnfinishedScores, WordTable, mean_of_ranks, read_scores
+from openclip_superclip.audit.store import WordTable, mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.demo.scenes import scenes
-from openclip_superclip.errors import InputError
 from openclip_superclip.method.patch_tokens import encode_image
 from openclip_superclip.words.tagger import Opened
 
@@ -200,37 +198,29 @@ def pairs(tmp_path) -> Path:
     return tmp_path / "pairs.csv"
 
 
-def test_a_table_is_read_in_order_and_in_parts_with_its_problems(pairs):
+def test_a_table_is_read_in_order_with_its_problems(pairs):
     data = open_data(str(pairs), COLUMNS)
-    whole = list(data.pairs(Part(1, 1)))
+    whole = list(data.pairs())
     assert [pair.caption for pair in whole] == ["a cat, a dog", "two\nlines", "a dog", "a tree", "", 'a "moon"']
-    parts = [list(data.pairs(Part(number, 4))) for number in (1, 2, 3, 4)]
-    assert sorted(pair for part in parts for pair in part) == whole
-    assert [len(part) for part in parts] == [data.num_of(Part(number, 4)) for number in (1, 2, 3, 4)]
-    assert list(data.pairs(Part(2, 4), after=(0, 1))) == parts[1][1:]
+    assert data.num_pairs == len(whole)
     Image.new("RGB", (1, 20_000)).save(pairs.with_name("nix.png"))  # a gigabyte after resizing for a model
-    whole[2] = whole[2]._replace(image=str(pairs.with_name("nix.png")))
     read = [one for batch in read_in_batches(iter(whole), lambda image: image.load(), 4, 2) for one in batch]
     assert [one.problem.partition(" (")[0] for one in read] == [
-        "", "", "no readable image", "no readable image", NO_CAPTION, ""
+        "", "", "no readable image", "no readable image", "no caption", ""
     ]  # fmt: skip
 
 
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(keep, "ROWS_AT_ONCE", 4)
-    data = open_data(str(pairs), COLUMNS)
-    with open(tmp_path / "scores.jsonl", "w") as file:
-        file.writelines(json.dumps({"place": p.place, "key": p.key}) + "\n" for p in data.pairs(Part(1, 1)))
     kept = np.array([False, True, False, True, False, True])
-    assert write_kept(tmp_path, data, tmp_path / "scores.jsonl", kept, False)[1] == f"{tmp_path}/kept.csv"
+    assert write_kept(tmp_path, open_data(str(pairs), COLUMNS), kept, []) == f"{tmp_path}/kept.csv"
     image, cut = tmp_path / "0.png", tmp_path / "cut.png"
     assert (tmp_path / "kept.csv").read_text() == (
         f'image,caption\n{image},"two\nlines"\n{cut},a tree\n{image},"a ""moon"""\n'
     )
-    assert (tmp_path / "kept.txt").read_text() == f"{image}\n{cut}\n{image}\n"
     pairs.write_text(f"image\tcaption\tid\n{image}\tNA\t007\n{image}\ta dog\t1\n")
     data = open_data(str(pairs), Columns("\\t", "image", "caption"))  # pandas accepts regular expressions
-    write_kept(tmp_path, data, tmp_path / "scores.jsonl", np.array([True, False]), False)
+    write_kept(tmp_path, data, np.array([True, False]), [])
     assert (tmp_path / "kept.csv").read_text() == f"image\tcaption\tid\n{image}\tNA\t007\n"
 
 
@@ -240,11 +230,11 @@ def test_shards_are_read_with_their_problems(tmp_path):
     (tmp_path / "shards/000001.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "shards/000002.tar").unlink()
     with TarWriter(str(tmp_path / "shards/000003.tar")) as tar:
-        tar.write({"__key__": "a", "png": b"none", "txt": "a cat", "json": {"uid": "0" * 31 + "f"}})
+        tar.write({"__key__": "a", "png": b"none", "txt": "a cat"})
         tar.write({"__key__": "b", "png": b"none", "txt": " "})
         tar.write({"__key__": "c", "txt": "alone"})
     data = open_data(pattern, COLUMNS)
-    found = list(data.pairs(Part(1, 1)))
+    found = list(data.pairs())
     assert [pair.place for pair in found] == sorted(pair.place for pair in found)
     problems: dict[int, list[str]] = {}
     for pair in found:
@@ -253,43 +243,7 @@ def test_shards_are_read_with_their_problems(tmp_path):
     assert problems[1][-1] == "not a whole tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
     assert problems[2] == ["no such file"]
     assert problems[3] == ["", "no caption", "no image"]
-    assert [pair.uid for pair in found][-3:] == ["0" * 31 + "f", "", ""]
-    assert sorted([*data.pairs(Part(1, 2)), *data.pairs(Part(2, 2))]) == found
-    assert list(data.pairs(Part(1, 1), after=(0, 14)))[:2] == found[15:17]
-    assert data.num_of(Part(1, 1)) is None  # without sizes.json
-
-
-def records(numbers) -> list[dict]:
-    return [{"place": [0, number], "key": str(number), "caption": "a cat"} for number in numbers]
-
-
-def test_a_truncated_file_of_scores_resumes_after_its_last_complete_batch(tmp_path):
-    file = tmp_path / "scores.jsonl"
-    scores = UnfinishedScores(file, 4)
-    for start in (0, 4, 8):
-        scores.add(records(range(start, start + 4)))
-    with pytest.raises(InputError, match="another call is writing"):
-        UnfinishedScores(file, 4)
-    scores.close()
-    part = tmp_path / "scores.jsonl.part"
-    part.write_bytes(part.read_bytes()[:-9])
-    scores = UnfinishedScores(file, 4)
-    assert (scores.num_lines, scores.last) == (8, (0, 7))
-    scores.add(records(range(8, 10)))
-    scores.close()
-    damaged = part.read_bytes().replace(b'"key": "6"', b'"key": "6')
-    part.write_bytes(damaged)
-    scores = UnfinishedScores(file, 4)
-    assert (scores.num_lines, scores.last) == (4, (0, 3))
-    scores.add(records(range(4, 8)))
-    scores.add(records(range(8, 10)))
-    scores.finish()
-    scores.close()
-    assert list(read_scores(file)) == records(range(10))
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
-    file.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"line 7 of .*scores.jsonl is damaged: remove the file"):
-        list(read_scores(file))
+    assert data.num_pairs is None  # without sizes.json
 
 
 def test_function_words_are_neither_counted_nor_marked():
@@ -314,18 +268,3 @@ def test_the_page_shows_images_of_16_bits_and_rotated_ones_as_people_see_them(tm
     )
     assert np.abs(np.asarray(deep.convert("L")).astype(int) - ramp // 257).max() < 12
     assert side.size == (20, 60)
-
-
-def test_a_caption_on_the_page_is_truncated_and_cannot_change_the_text_direction():
-    assert _shown("\u202eabc\u2069") == "abc"
-    shown = _shown("x" * 10_000)
-    assert len(shown) < 700
-    assert shown.endswith("… (10,000 letters)")
-
-
-def test_the_cut_offs_are_those_of_the_sorted_pairs():
-    goodness = np.array([0.3, np.nan, 0.1, 0.9, 0.5])
-    rows = cut_offs(SimpleNamespace(scores={"support": np.array([3.0, 0, 1, 9, 5])}), goodness)
-    assert [(row["keep"], row["left_out"], row["scores"]["support"]) for row in rows if row["keep"] in (0.7, 0.5)] == [
-        (0.7, 1, 3.0), (0.5, 2, 5.0),
-    ]  # fmt: skip
