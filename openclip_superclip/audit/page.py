@@ -107,5 +107,5 @@ def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
 
 def _thumbnail(source: str | bytes) -> str:
     """Returns a thumbnail as a data: URL, or "" if the image can no longer be read."""
-    image = load_image(source, THUMBNAIL).image
+    image, _ = load_image(source, THUMBNAIL)
     return data_url(image, THUMBNAIL) if image else ""

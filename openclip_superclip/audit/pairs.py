@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
-from ..data.conversion import NO_CAPTION, Keys, pairs_of_table
+from ..data.conversion import Keys, pairs_of_table
 from ..data.images import open_image, unreadable
 from ..data.inspection import listed_samples
 from ..data.shards import BROKEN, IMAGES, expand, is_remote, read_members, why_broken
@@ -103,7 +103,7 @@ def open_data(given: str, columns: Columns) -> AuditedData:
 
 
 def _problem(image: str | bytes, caption: str) -> str:
-    return "no image" if not image else "" if caption else NO_CAPTION
+    return "no image" if not image else "" if caption else "no caption"
 
 
 def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:

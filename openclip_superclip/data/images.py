@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -91,21 +91,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
-class LoadedImage(NamedTuple):
-    """An image for display and its file, or the reason why it cannot be read."""
-
-    path: Path
-    image: Image.Image | None
-    reason: str = ""
-
-
-def load_image(path: Path | bytes, shortest: int) -> LoadedImage:
-    """Returns the image, reduced as `as_seen` does, or the reason why it cannot be read."""
+def load_image(source: Path | bytes, shortest: int) -> tuple[Image.Image | None, str]:
+    """Returns an image for display, reduced as `as_seen` does, and ""; or None and the reason why it cannot be read."""
     try:
-        with open_image(path) as image:
-            return LoadedImage(path, as_seen(image, shortest))
+        with open_image(source) as image:
+            return as_seen(image, shortest), ""
     except Exception as error:  # a broken file raises anything
-        return LoadedImage(path, None, unreadable(error))
+        return None, unreadable(error)
 
 
 def image_problem(source: str | bytes) -> str:

@@ -58,7 +58,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
         content: of the image file.
         typed: words separated by commas; "" for those of the tagger. Unlike --words, they never name a file.
     """
-    _, image, reason = load_image(content, SHORTEST)
+    image, reason = load_image(content, SHORTEST)
     if image is None:
         return {"error": reason}
     opened = tagger.opened

@@ -72,7 +72,7 @@ def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = No
     """
     stems: Counter = Counter()
     for path in paths:
-        _, image, reason = load_image(path, SHORTEST)
+        image, reason = load_image(path, SHORTEST)
         if image is None:
             yield TaggedImage(path, None, reason)
             continue

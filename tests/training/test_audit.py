@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.browser import needs_browser, num_pixels_outside
 from support.coloured_squares import COLOURS, write_images, write_table
 from webdataset import TarWriter
 
@@ -97,15 +96,6 @@ def test_the_page_shows_the_worst_pairs_and_loads_nothing_else(audited):
     assert re.search(r"--keep 0\.\d\d is a starting point", page)
 
 
-@needs_browser
-def test_the_page_fits_on_a_phone_with_any_captions(work, run, tmp_path):
-    captions = ["red " + "x" * 10_000, "\u202eblue\u202c أحمر أزرق", "a red square on the left of a blue square"]
-    pairs = [(work / "images" / f"{number}.png", caption) for number, caption in enumerate(captions)]
-    write_table(tmp_path / "pairs.csv", pairs)
-    assert audit(tmp_path / "pairs.csv", *run, "--out", tmp_path / "out") == 0
-    assert num_pixels_outside(tmp_path / "out/report.html", 390, tmp_path / "browser") == 0
-
-
 def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited, run, tmp_path, capsys):
     out, whole = tmp_path / "out", (audited[0] / "scores.jsonl").read_bytes()
     out.mkdir()
@@ -181,10 +171,7 @@ def wrong(work) -> Path:
     ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
     ("pairs.csv --out text.tar", "--out: text.tar cannot be written"),
     ("pairs.csv --model run-without-checkpoint", "run-without-checkpoint is a run without a checkpoint"),
-    ("pairs.csv --model nowhere", "--model: there is no file or folder nowhere"),
     ("pairs.csv --keep nan", "--keep is nan; expected a fraction above 0 and below 1"),
-    ("pairs.csv --batch-size 0", "--batch-size is 0; expected 1 or more"),
-    ("pairs.csv --device gpu", "--device is gpu, which torch cannot use here"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, wrong, capsys, monkeypatch):
     monkeypatch.chdir(wrong)
@@ -231,9 +218,6 @@ def test_captions_without_known_words_are_ranked_by_clip_score(work, run, tmp_pa
     (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # the same length
     assert audit(*flags) == 1
     assert "or these files have changed" in capsys.readouterr().err
-    (out / "audit.json").write_text("{")
-    assert audit(*flags) == 1
-    assert "audit.json cannot be read" in capsys.readouterr().err
     with TarWriter(str(tmp_path / "1.tar")) as tar:
         tar.write({"__key__": "0", "png": image, "txt": "..."})
     assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1

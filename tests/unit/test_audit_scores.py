@@ -1,7 +1,5 @@
 """Parts of superclip audit: scores against slow plain formulas, data, and the page."""
 
-import base64
-import io
 import math
 import runpy
 from pathlib import Path
@@ -20,7 +18,7 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.audit import keep
 from openclip_superclip.audit.keep import select, write_kept
-from openclip_superclip.audit.page import _segments, _thumbnail
+from openclip_superclip.audit.page import _segments
 from openclip_superclip.audit.pairs import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import WordTable, mean_of_ranks
@@ -163,19 +161,8 @@ def test_a_fraction_of_the_scored_pairs_is_kept():
     assert select(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # at least one
 
 
-def test_planted_errors_are_wrong_and_nothing_else_is(tiny_model, opened):
+def test_the_script_that_measures_planted_errors_runs(tiny_model, opened):
     script = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "docs/audit/measure.py")))
-    shown = list(scenes(60, 5, "test"))
-    rng = np.random.default_rng(0)
-    planted = script.plant_swaps(shown, rng)
-    assert 0 < sum(map(bool, planted.wrong)) <= 12
-    assert sorted(planted.captions) == sorted(scene.captions["long"] for scene in shown)
-    planted = script.plant_words(shown, rng, 1.0)
-    assert all(len(set(caption.split(", ")) - set(scene.objects)) == 1 for caption, scene in zip(
-        planted.captions, shown, strict=True
-    ))  # fmt: skip
-    planted = script.plant_one_word(shown, rng, 0.1, "kite")
-    assert sum(map(bool, planted.wrong)) == 6
     model, _, preprocess = superclip.create_model_and_transforms(tiny_model)
     model.statistics.update(opened.tokenizer([scene.captions["long"] for scene in scenes(400, 0, "train")]))
     named = opened._replace(model=model.eval(), token_weights=model.statistics.idf())
@@ -253,18 +240,3 @@ def test_function_words_are_neither_counted_nor_marked():
     words = [{"word": word, "support": -3.0} for word in ("a", "dog")]
     marked = [text for text, word in _segments({"caption": "A dog", "words": words}) if word]
     assert marked == ["dog"]
-
-
-def test_the_page_shows_images_of_16_bits_and_rotated_ones_as_people_see_them(tmp_path):
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(32, axis=0)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    side = Image.new("RGB", (60, 20), "red")
-    exif = side.getexif()
-    exif[0x0112] = 6
-    side.save(tmp_path / "side.jpg", exif=exif)
-    deep, side = (
-        Image.open(io.BytesIO(base64.b64decode(_thumbnail(str(tmp_path / name)).partition(",")[2])))
-        for name in ("deep.png", "side.jpg")
-    )
-    assert np.abs(np.asarray(deep.convert("L")).astype(int) - ramp // 257).max() < 12
-    assert side.size == (20, 60)

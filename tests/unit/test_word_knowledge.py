@@ -67,19 +67,6 @@ def test_the_first_captions_of_a_batch_are_observed_and_all_are_counted_as_train
     assert (ours.num_captions, ours.num_trained) == (SAMPLE - 1, SAMPLE + 19)
 
 
-def test_observing_forms_no_graph_and_draws_no_random_numbers():
-    features, tokens = batch()
-    features.requires_grad_()
-    knowledge = WordKnowledge(COUNTED)
-    knowledge.observe(model := head(), features, tokens)
-    knowledge.observe(model, features, tokens)
-    assert not knowledge.sums.requires_grad
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    knowledge.observe(model, features, tokens)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_probability_is_not_lost_in_the_sum_over_1e9_captions():
     knowledge, model = WordKnowledge(COUNTED), head()
     knowledge.observe(model, *batch())
