@@ -1,13 +1,8 @@
 """Image features of a split, computed once per model for all tasks."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
@@ -17,7 +12,6 @@ from .datasets import DENSE, Data
 
 SEED = 0  # CLIP_benchmark's default
 RECALL_K = [1, 5]
-TIMEOUT = timedelta(days=7)  # the other ranks wait while the first one computes the metrics
 
 
 class Settings(NamedTuple):
@@ -80,60 +74,3 @@ def finite(features: Tensor, of: str) -> Tensor:
     if not torch.isfinite(features).all():
         raise InputError(f"the model's features of {of} are not finite numbers (NaN or infinite)")
     return features
-
-
-class EvaluationRanks:
-    """This process among those of torchrun. All of them must make the same calls, in the same order."""
-
-    def __init__(self):
-        self.world_size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-        if self.world_size > 1:
-            dist.init_process_group("gloo", timeout=TIMEOUT)
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    def of_first(self, value: Any) -> Any:
-        """Returns the first rank's value on all."""
-        values = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def on_first(self, value: Any) -> list[Any]:
-        """Returns the values of all ranks on the first one, an empty list on the others."""
-        if self.world_size == 1:
-            return [value]
-        values = [None] * self.world_size if self.is_first else None
-        dist.gather_object(value, values, dst=0)
-        return values or []
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Raises an exception of the block on any rank on all ranks."""
-        error = None
-        try:
-            yield
-        except (Exception, SystemExit) as raised:  # a broken data set can raise any exception
-            error = raised
-        self.raise_together(error)
-
-    def raise_together(self, error: BaseException | None) -> None:
-        """Raises this rank's error or, if only others failed, the first of theirs."""
-        errors = [error]
-        if self.world_size > 1:
-            texts = [None] * self.world_size
-            dist.all_gather_object(texts, None if error is None else f"{type(error).__name__}: {error}")
-            errors += [RuntimeError(text) for text in texts if text is not None]
-        for found in errors:
-            if found is not None:
-                raise found
-
-    def end(self) -> None:
-        """Waits for all ranks and ends their group."""
-        if self.world_size > 1:
-            dist.barrier()
-            dist.destroy_process_group()
