@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forked children must not meet its thread pool
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["SUPERCLIP_SITE"] = ""  # a site's file of whoever runs the tests changes nothing
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array lies in memory
 
 import sys

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..rules import at_least
 from ..runs.recipe import COLUMN_FLAGS
 from ..runs.run import DEFAULTS, DESCRIPTION, Settings
-from ..runs.slurm import NAMED, REQUEST_OPTIONS, SlurmRequest, read_site
+from ..runs.slurm import NAMED, OURS, SlurmRequest
 
 if TYPE_CHECKING:
     from ..runs.folder import RunFolder
@@ -146,56 +146,58 @@ def all_settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
-    """Adds the options of a job's resource request; defaults are from the site's file."""
+    """Adds the options of a job's resource request."""
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
-    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
     parser.add_argument(
-        "--gpus-per-node", type=int, metavar="N", help=f"or processes, with --device cpu (default: {gpus_per_node})"
-    )
-    parser.add_argument("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs: a100")
+        "--gpus-per-node", type=int, metavar="N",
+        help=f"GPUs of a node; with --device cpu its processes (default: {gpus_per_node})",
+    )  # fmt: skip
+    parser.add_argument("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
     parser.add_argument(
-        "--cpus-per-node", type=int, metavar="N", help="CPUs of each shared node (default: whole nodes)"
+        "--cpus-per-node", type=int, metavar="N", help="CPUs of each node, which is then shared (default: whole nodes)"
     )
     parser.add_argument(
         "--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7"
     )
-    container = parser.add_mutually_exclusive_group()
-    container.add_argument("--container-image", metavar="IMAGE", help="train in a container of pyxis")
-    container.add_argument("--apptainer", metavar="IMAGE", help="train in a container of Apptainer")
     parser.add_argument(
-        "--mounts",
-        metavar="PATHS",
-        help="folders to mount, beside this folder, --out and --data: /data,/scratch:/scratch",
-    )
-    parser.add_argument(
-        "--setup", metavar="FILE", help="bash script that the job sources first: module loads, exported variables"
-    )
+        "--setup", metavar="FILE",
+        help="bash file that the job sources first: module loads, exported variables, CONTAINER",
+    )  # fmt: skip
     parser.add_argument(
         "--skip-data-check",
         action="store_true",
-        help="do not read the data: use it if only the nodes can",
+        help="do not look for the shards, only count them: for data that only the nodes can see",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, without reading data or submitting")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
 
 
-def given_slurm_options(options: argparse.Namespace) -> dict:
-    """Returns the given options of SLURM by name."""
-    return {name: value for name in REQUEST_OPTIONS if (value := getattr(options, name)) is not None}
-
-
-def with_sites_stage(settings: Settings) -> Settings:
-    """Returns a run's settings with the site's --stage if none is given; an empty one removes it."""
-    stage = read_site().get("stage") if settings.stage is None else settings.stage
-    return dataclasses.replace(settings, stage=stage or None)
+def given_slurm_options(options: argparse.Namespace) -> list[str]:
+    """Returns the names of the given options of SLURM."""
+    names = ("nodes", "gpus_per_node", "gpu_type", *NAMED, "cpus_per_node", "sbatch", "setup")
+    return [name for name in names if getattr(options, name) is not None]
 
 
 def slurm_request(options: argparse.Namespace) -> SlurmRequest:
-    """Returns the request of the options and the site's file; InputError for contradictory options."""
+    """Returns the request of the options; InputError for contradictory options."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
-    given = given_slurm_options(options)
-    return SlurmRequest.of(given, options.device or "cuda", options.default_gpus_per_node)
+    sbatch = {name: value for name in NAMED if (value := getattr(options, name))}
+    for option in options.sbatch or []:
+        name, _, value = option.removeprefix("--").partition("=")
+        if not name.strip("-"):
+            raise InputError(f"--sbatch is '{option}'; expected NAME=VALUE, such as mem=400G")
+        if name in OURS:
+            raise InputError(f"--sbatch {name}={value}: use {OURS[name]} instead")
+        sbatch[name] = value
+    setup = Path(options.setup).expanduser() if options.setup else None
+    if setup and not setup.is_file():
+        raise InputError(f"--setup is {setup}; expected a bash file with module loads and variables")
+    return SlurmRequest(
+        options.device or "cuda", options.nodes or 1, options.gpus_per_node or options.default_gpus_per_node,
+        options.gpu_type, options.cpus_per_node, sbatch, setup,
+    )  # fmt: skip
 
 
 COLUMN_HELP = ("separator of a table's columns", "column of its images", "column of its captions")

@@ -9,21 +9,19 @@ import textwrap
 
 from ..errors import InputError
 from ..pages import bytes_text
-from ..runs.cost import A100_TFLOPS, CORE_GFLOPS
+from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS, Recipe
 from ..runs.run import Run
 from .options import add_recipe_options, all_settings
 
-NUM_SHOWN = 10  # bad shards or images
+MAX_BAD = 10  # bad shards or images to print
 
 
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 if --check finds a bad shard or image."""
     options = _parse(argv)
-    from ..runs.cost import estimate_cost, estimate_memory, find_gpu
     from ..runs.plan import make_run, read_with_table
 
-    gpu = find_gpu(options.gpu) if options.gpu else None
     recipe = read_with_table(options.recipe, all_settings(options), options.data)
     run = make_run(
         recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
@@ -33,28 +31,27 @@ def main(argv: list[str]) -> int:
     warnings = run.check_shards()
     if not reads_data:
         run.warnings.extend(warnings)
-    rehearsed = None
+    speed, rehearsed = options.samples_per_second, None
     if options.rehearsal:
         from ..runs.rehearsal import read_rehearsal  # imports torch
 
-        rehearsed = read_rehearsal(options.rehearsal, run, gpu)
-    speed = rehearsed["samples_per_second"]["median"] if rehearsed else options.samples_per_second
-    cost = estimate_cost(run, (gpu and gpu.tflops) or A100_TFLOPS, speed)
-    memory = estimate_memory(run, gpu)
-    checked = run.check_data(full=options.check, jobs=options.jobs) if reads_data else None
+        rehearsed = read_rehearsal(options.rehearsal, run)
+        speed = rehearsed["samples_per_second"]["median"]
+    cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
+    checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
-        values = {**run.as_dict(), "cost": cost, "memory": memory, "rehearsal": rehearsed, "data_check": checked}
+        values = {**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked}
         print(json.dumps(values, indent=1))
     else:
-        print(plan_text(run, cost, memory, checked, rehearsed))
+        print(plan_text(run, cost, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip plan",
-        description="Prints the whole plan of a run: OpenCLIP's command, batch arithmetic, steps, slices, FLOPs and "
-        "sizes, and what is known of the data.",
+        description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, FLOPs, hours and checkpoints. "
+        "With --data, it also checks the data.",
         epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_recipe_options(parser, here=False)
@@ -66,37 +63,27 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="read all shards or images, not only the first and the last; exit code 1 if one is bad",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes that --check reads with (default: one per core)"
+        "--gpu", choices=GPU_TFLOPS, default="A100", help="type of the GPUs, for the hours (default: %(default)s)"
     )
-    parser.add_argument(
-        "--gpu", metavar="TYPE",
-        help="refuse a batch that it cannot hold, and take its speed: A100-40, A100-80, H100-80, H200, L40S-48, "
-        "RTX4090-24, or bytes such as 24GB, with an A100's speed",
-    )  # fmt: skip
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--samples-per-second", type=float, metavar="S", help="measured, of all GPUs together")
-    speed.add_argument(
-        "--rehearsal", metavar="FILE", help="rehearsal.json of superclip rehearse, instead of what is assumed"
-    )
+    speed.add_argument("--samples-per-second", type=float, metavar="S", help="measured throughput of all GPUs together")
+    speed.add_argument("--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
-    for flag in ("jobs", "samples_per_second"):
-        value = getattr(options, flag)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{flag.replace('_', '-')} is {value}; expected a number above 0")
-    if options.gpu and options.device == "cpu":
-        raise InputError("--gpu does nothing with --device cpu: leave one of them out")
+    speed = options.samples_per_second
+    if speed is not None and not 0 < speed < float("inf"):
+        raise InputError(f"--samples-per-second is {speed}; expected a number above 0")
     return options
 
 
-def plan_text(run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None) -> str:
+def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None) -> str:
     """Returns all information on a plan; `checked` is None if the data was not read."""
     recipe = run.recipe
     rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
     accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
     slice_minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
     in_head = f", {cost['head_parameters']:,} of them in the class head" if cost["head_parameters"] else ""
-    pass_ends = "" if run.is_table else " and each pass's last"
+    pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
         ("paper", paper_text(recipe) or "reproduces none of its values"),
         ("batch", f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × {run.world_size} {ranks} "
@@ -107,18 +94,17 @@ def plan_text(run: Run, cost: dict, memory: dict, checked: dict | None, rehearse
                    f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),
         ("compute", _compute(run, cost)),
         ("model", f"{cost['parameters']:,} parameters{in_head}"),
-        ("memory", _memory(run, memory)),
         *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
                        f"newest, one of every {run.kept_every}{pass_ends}: at most {bytes_text(cost['disk_bytes'])}"),
         *(("warning", warning) for warning in run.warnings),
         *_data(run, checked),
     ]  # fmt: skip
-    where = "The command, which superclip run gives:"
+    intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
-        where = f"On each node, $NODE from 0 to {run.nodes - 1}, $HEAD the first one's name:"
+        intro = f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the first node:"
     title = f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}"
-    return "\n".join([title, *(_wrapped(label, text) for label, text in rows), "", where, command_text(run)])
+    return "\n".join([title, *(_wrapped(label, text) for label, text in rows), "", intro, command_text(run)])
 
 
 def _wrapped(label: str, text: str) -> str:
@@ -161,59 +147,46 @@ def _compute(run: Run, cost: dict) -> str:
     if cost["samples_per_second"]:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":
-        speeds = f"{CORE_GFLOPS[0]} to {CORE_GFLOPS[1]} GFLOPS, as measured in two small models"
-        text += f" on this machine's {os.cpu_count()} cores at {speeds}"
-    else:
-        low, high = cost["utilization"]
-        text += f" at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in OpenCLIP's published "
-        text += "runs on A100"
-        if cost["gpu_tflops"] != A100_TFLOPS:
-            text += ", the slow end halved since none is published on this GPU"
-    return f"{text}; superclip rehearse measures it"
-
-
-def _memory(run: Run, memory: dict) -> str:
-    if "unknown" in memory:
-        return f"unknown: {memory['unknown']}"
-    parts = ", ".join(f"{name} {bytes_text(memory[name])}" for name in ("weights", "gradients", "optimizer"))
-    text = f"{bytes_text(memory['peak'])} of tensors at the peak of a step ({parts})"
-    if run.device == "cpu":
-        return text
-    holders = [memory["gpu"]["name"]] if memory["gpu"] else memory["held_by"]
-    fits = ", ".join(holders) or "no GPU that --gpu has by name: --gpu says how many samples fit one"
-    return f"{text}; fits, with a tenth left for what is not a tensor: {fits}"
+        low, high = CORE_GFLOPS
+        return (
+            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as measured in two small "
+            "models; superclip rehearse measures it"
+        )
+    low, high = cost["utilization"]
+    halved = ", the slow end halved because no run on this GPU is published"
+    return (
+        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in OpenCLIP's published runs "
+        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse measures it"
+    )
 
 
 def _rehearsed(summary: dict) -> str:
     hours, memory = summary["hours"], summary["memory"]
     return (
-        f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, checkpoints included; {bytes_text(memory['peak'])} at the "
-        f"peak of a {memory['of']}; limited by {summary['limit']}"
+        f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, including checkpoints; peak memory of a {memory['of']} "
+        f"{bytes_text(memory['peak'])}; bottleneck: {summary['limit']}"
     )
 
 
 def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
     """Returns rows on the data: contents, warnings, and bad files."""
     if checked is None:
-        return [("data", f"{run.data}, the recipe's own: not checked; --data SHARDS checks yours")]
-    kind = "image" if run.is_table else "shard"
-    facts = []
+        return [("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")]
     if run.is_table:
-        facts = [
-            f"a table of {checked['rows']:,} pairs",
-            f"{'all' if checked['full'] else 'the first'} images were read",
-        ]
-    elif checked["found"] is not None:
-        facts = [f"{checked['found']:,} of {checked['shards']:,} shards are there, {bytes_text(checked['bytes'])}"]
+        facts = [f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'the first'} images were read"]
+    elif checked["found"] is None:
+        facts = []
+    else:
+        facts = [f"{checked['found']:,} of {checked['shards']:,} shards exist, {bytes_text(checked['bytes'])}"]
         facts += [f"{checked['samples']:,} samples counted"] * checked["full"]
         facts += [f"{checked['samples_listed']:,} samples by sizes.json"] if checked["samples_listed"] else []
         facts += ["all were read" if checked["full"] else "the first and the last were opened"]
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in checked["warnings"]]
-    bad = checked["bad"]
-    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:NUM_SHOWN]]
-    if len(bad) > NUM_SHOWN:
-        rows.append(("", f"and {len(bad) - NUM_SHOWN:,} more, which --json lists"))
+    bad, kind = checked["bad"], "image" if run.is_table else "shard"
+    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
+    if len(bad) > MAX_BAD:
+        rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))
     if checked["good"]:
         rows.append(("without bad", f"--data {shlex.quote(checked['good'])}"))
     return rows

@@ -25,16 +25,23 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         if placement.node == 0:
             run.warnings.extend(run.check_shards())
-            print(_dry_run(run, folder.path))
+            print(
+                f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × {run.world_size} × "
+                f"{run.accum_freq} accumulated = {run.global_batch_size} samples per step",
+                f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into {folder.path}",
+                *(f"warning: {warning}" for warning in run.warnings),
+                shlex.join(["superclip", "train", *run.openclip_arguments()]),
+                sep="\n",
+            )
         return 0
     if run.settings.engine == "horovod":
         check_horovod()
     try:
         with stopped_by_signals():
-            code = NodeTraining(run, placement, folder).train()
-            while code == EXIT_REQUEUE and placement.job is None:  # there is no job script to restart it
+            while True:
                 code = NodeTraining(run, placement, folder).train()
-            return code
+                if code != EXIT_REQUEUE or placement.job:  # a job's script restarts it
+                    return code
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
@@ -43,23 +50,13 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="superclip run",
-        description="Trains a recipe into a folder and resumes where it stopped. Starts a process for each GPU of "
-        "this machine; under srun, with one task per node, of every node of the job. A run's folder in place of the "
-        "recipe resumes that run.",
+        description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
+        "under srun with one task per node, of all nodes of the job. Instead of a recipe, it takes the folder of a run "
+        "to resume.",
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
-    parser.add_argument("--dry-run", action="store_true", help="print arithmetic and command, train nothing")
-    return parser
-
-
-def _dry_run(run, folder) -> str:
-    return "\n".join(
-        [
-            f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × {run.world_size} × "
-            f"{run.accum_freq} accumulated = {run.global_batch_size} samples per step",
-            f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into {folder}",
-            *(f"warning: {warning}" for warning in run.warnings),
-            shlex.join(["superclip", "train", *run.openclip_arguments()]),
-        ]
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the batch, the steps and OpenCLIP's command; train nothing"
     )
+    return parser

@@ -22,7 +22,6 @@ from .options import (
     print_device,
     run_settings,
     slurm_request,
-    with_sites_stage,
 )
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm in addition to a job's
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> int:
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
     device = options.device or "cuda" if options.slurm else device_here(options.device)
-    settings = with_sites_stage(run_settings(options)) if options.slurm else run_settings(options)
+    settings = run_settings(options)
     call = study_call(
         options.study, options.out, options.seeds, device, options.data, options.val_data,
         all_settings(options), options.runs, settings=settings,

@@ -4,38 +4,26 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .options import (
-    add_run_options,
-    add_slurm_options,
-    all_settings,
-    given_run_settings,
-    run_settings,
-    slurm_request,
-    with_sites_stage,
-)
-
-if TYPE_CHECKING:
-    from ..runs.folder import RunFolder
-    from ..runs.run import Run
+from .options import add_run_options, add_slurm_options, all_settings, given_run_settings, run_settings, slurm_request
 
 
 def main(argv: list[str]) -> int:
     """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
+    from ..runs.folder import RunFolder
     from ..runs.plan import make_run, read_with_table
-    from ..runs.slurm import paths_of
 
     request, set_ = slurm_request(options), all_settings(options)
     run = make_run(
         read_with_table(options.recipe, set_, options.data), request.nodes, request.gpus_per_node, options.data,
-        options.gpu_batch_max, options.workers, request.device, options.settings, set_,
+        options.gpu_batch_max, options.workers, request.device, run_settings(options), set_,
     )  # fmt: skip
-    folder = _checked_folder(options, run)
+    folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
+    folder.check_submission(run)
     command = "rehearse" if options.rehearse else "run"
-    job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], paths_of(run), command)
+    job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     if options.dry_run or options.skip_data_check:
         for warning in run.check_shards():
             print(f"superclip submit: {warning}", file=sys.stderr)
@@ -59,35 +47,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _checked_folder(options: argparse.Namespace, run: "Run") -> "RunFolder":
-    """Returns the run's folder; InputError if it contains another run or a finished one."""
-    from ..runs.folder import FINISHED, RunFolder
-
-    folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
-    folder.check_queue()
-    if not run.settings.accept_changes:
-        folder.check_recipe(run.recipe)
-    if folder.state().get("state") == FINISHED:
-        raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
-    return folder
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip submit",
-        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the death of a "
-        "node. Several runs of a study: superclip study --slurm.",
+        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the failure of "
+        "a node. For several runs, see superclip study --slurm.",
         epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
     parser.add_argument(
-        "--rehearse", action="store_true", help="train some minutes with superclip rehearse, into runs/NAME-rehearsal"
+        "--rehearse", action="store_true", help="run superclip rehearse instead, into runs/NAME-rehearsal"
     )
     options = parser.parse_args(argv)
     if options.rehearse and (given := given_run_settings(options)):
-        raise InputError(f"{given[0]} does nothing with --rehearse: leave one of them out")
-    options.settings = run_settings(options)
-    if not options.rehearse:
-        options.settings = with_sites_stage(options.settings)
+        raise InputError(f"{given[0]} has no effect with --rehearse: leave one of them out")
     return options

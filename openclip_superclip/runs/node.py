@@ -1,7 +1,6 @@
-"""One start of a run on one of its nodes: from the checks to the state that it leaves."""
+"""One start of a run on one of its nodes: checks, training, and the recorded state."""
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from ..checkpoints import run_outputs
 from ..checkpoints.resume import beginning, changes_since_beginning, check_beginning
-from ..data.shards import expand, is_remote
 from ..errors import InputError
 from ..openclip.train import check_command
 from ..pages import bytes_text
@@ -21,12 +19,10 @@ from .process import (
     EXIT_REQUEUE,
     HARDWARE,
     LOSS,
-    NODE,
     STALL,
     Failure,
     Stopped,
     describe,
-    down_nodes,
     dump_stacks,
     failure_here,
     first_failure,
@@ -35,18 +31,17 @@ from .process import (
     rank_failed,
     refresh,
     run_ranks,
-    this_host,
 )
-from .progress import AddedText, Progress, TooManyUnreadable, UnreadableData
+from .progress import AddedLines, Progress, UnreadableData
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
 from .stage import Staging
 
 STARTS_WITHOUT_A_SLICE = 3  # in a row, after which a run has failed
-FULL = 4 << 20  # bytes free on a disk that counts as full
-SLURM_NOTICES = 900  # seconds: its SlurmdTimeout is 300 by default
+FULL = 4 << 20  # bytes: a disk with less free space counts as full
+SLURM_NOTICES = 900  # seconds until SLURM ends the job of a lost node; its SlurmdTimeout is 300 by default
 SILENCE = 20  # seconds after which a node that does not end as the others do is lost
-DUMP, END, OVER = "dump", "end", "over"  # node 0's orders: write stacks, end the ranks; and that it has ended
+DUMP, END, OVER = "dump", "end", "over"  # node 0's orders: write stacks, end the ranks; node 0 has ended
 
 
 class NodeLost(Exception):
@@ -58,20 +53,21 @@ class OthersFailed(Exception):
 
 
 class Stalled(Exception):
-    """The ranks are alive, and there is no progress."""
+    """The ranks are alive but make no progress."""
 
 
 class NodeTraining:
-    """A run, on this node, into a folder.
+    """Trains a run on this node, into a folder.
 
-    Node 0 alone owns the folder, and gives orders to the others in a file. The others start their ranks, write if these
-    fail, and wait until node 0 has ended: srun ends all of them with the first one that ends with an error.
+    Only node 0 writes to the folder. It gives orders to the others in a file. The others start their ranks, report
+    failures, and wait until node 0 has ended: srun ends all nodes with the first one that ends with an error.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
         self.run, self.placement, self.folder = run, placement, folder
-        self.logs = folder.path / "ranks" / placement.name_of_start(folder.num_starts())
-        settings, was_requeued = run.settings, placement.restarts > 0  # such a job has accepted them before
+        num_local = len(list(folder.path.glob("ranks/local-*")))
+        self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
+        settings, was_requeued = run.settings, placement.restarts > 0  # a requeued job has accepted them before
         self.accept_changes = settings.accept_changes and not was_requeued
         arguments = [*run.openclip_arguments(), *folder.openclip_flags()]
         arguments += ["--horovod"] if settings.engine == "horovod" else []
@@ -84,7 +80,7 @@ class NodeTraining:
         )  # fmt: skip
         self.progress = Progress(run, self.logs)
         self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
-        self.last_beat, self.disk_was_full = 0.0, False
+        self.last_beat, self.last_epoch, self.disk_was_full = 0.0, None, False
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
@@ -99,13 +95,12 @@ class NodeTraining:
         return self.folder.state().get("state") == FINISHED
 
     def _other_node(self) -> int:
-        """Trains with the ranks of this node, and returns the exit code."""
         if self._is_finished():
             return 0
         self.logs.mkdir(parents=True, exist_ok=True)
-        text = "superclip run: ended, for other ranks have failed"
+        text = "superclip run: ended because other ranks have failed"
         try:
-            failure = self._missing_data() or self._run_ranks(lambda: None)
+            failure = self._run_ranks(lambda: None)
             if failure is None:
                 return 0
             failure.write(self._file("error.json"))
@@ -127,7 +122,6 @@ class NodeTraining:
         return 0 if self._is_finished() else 1
 
     def _first_node(self) -> int:
-        """Checks, trains, keeps the folder in order, and returns the exit code."""
         folder = self.folder
         with folder.lock(self.placement):
             try:
@@ -142,12 +136,12 @@ class NodeTraining:
                 raise
             folder.write(self.run)
             for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
-                self._log(f"{path.stem} is damaged and was set aside as {path.name}")
+                self._log(f"{path.stem} is damaged and was renamed to {path.name}")
             folder.start(self.run, self.placement, self.start.arguments, self.logs.name)
             if changed:
                 folder.note_changes(changed)
             try:
-                folder.check_progress(self.placement.job, STARTS_WITHOUT_A_SLICE)
+                self._check_starts()
                 self._check_disk()
                 folder.note(data_check=self._check_data())
                 return self._end(self._train())
@@ -161,32 +155,21 @@ class NodeTraining:
             except Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
-                if stop.before_time_is_up:
-                    folder.end(PREEMPTED, f"stopped by {stop}")
-                    raise
-                lost = down_nodes()
-                if not lost and node_failed(self.logs):  # so that srun ends this one
+                if not stop.before_time_is_up and node_failed(self.logs):  # srun ends this node after another's failure
                     return self._end(first_failure(self.logs))
-                # At once: SLURM kills this process within seconds.
-                folder.end(PREEMPTED, f"lost contact with {lost}" if lost else f"stopped by {stop}")
-                if not lost and not (lost := self._silent_nodes()):
+                folder.end(PREEMPTED, f"stopped by {stop}")  # at once: SLURM kills this process soon
+                if stop.before_time_is_up or not (lost := self._silent_nodes()):
                     raise
                 folder.end(PREEMPTED, f"lost contact with {lost}")
                 ask_job("requeue")
                 return EXIT_REQUEUE
-            except TooManyUnreadable as error:
-                if (node := self.unreadable.only_node()) is not None:
-                    host = self._host(node)
-                    return self._end(Failure(f"ranks on {host}", str(error), kind=NODE, host=host))
-                folder.end(FAILED, str(error))
-                raise
             except Exception as error:
                 folder.end(FAILED, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
                 raise
 
     def _train(self) -> Failure | None:
-        """Trains to the end, and returns what went wrong."""
-        run, log, added = self.run, self.logs / "rank_0.log", AddedText()
+        """Trains to the end, and returns the first failure."""
+        run, log, added = self.run, self.logs / "rank_0.log", AddedLines()
 
         def each_second():
             self._beat()
@@ -194,19 +177,18 @@ class NodeTraining:
             if self.progress.has_stalled(run.settings.stall_minutes):
                 self._order(DUMP)
                 dump_stacks(self.logs, self.start.ranks)
-                time.sleep(4)  # for other nodes to do so, too
+                time.sleep(4)  # until other nodes have dumped theirs
                 raise Stalled(f"no step for {run.settings.stall_minutes:g} minutes")
             new = added.read(log)
             if not rank_failed(self.logs):  # the first error is reported first
                 sys.stdout.buffer.write(new)
                 sys.stdout.buffer.flush()
-                if self.folder.note_epoch(run_outputs.newest(self.folder.checkpoints)):
+                epoch = run_outputs.newest(self.folder.checkpoints)
+                if epoch != self.last_epoch:
+                    self.last_epoch = epoch
                     self.folder.prune(run)
                     self._beat(at_once=True)
 
-        if self.placement.port_is_taken():
-            port = f"port {self.placement.master_port} of {this_host()}"
-            return Failure("", f"{port} is taken: set MASTER_PORT to another", kind=HARDWARE)
         try:
             failure = self._run_ranks(each_second)
         except OthersFailed:
@@ -228,10 +210,9 @@ class NodeTraining:
         return None
 
     def _run_ranks(self, each_second: Callable[[], None]) -> Failure | None:
-        """Runs this node's ranks to their end; returns the failure that the others' follow from, None if all succeeded.
+        """Runs this node's ranks to their end, after staging the first slice; returns the first failure.
 
-        If shards are staged, those of the first slice are copied before. Raises OthersFailed if the ranks of another
-        node have failed.
+        Raises OthersFailed if the ranks of another node have failed.
         """
         is_first, dumped = self.placement.node == 0, False
 
@@ -260,27 +241,19 @@ class NodeTraining:
             self._make_room()
         return failure
 
-    def _missing_data(self) -> Failure | None:
-        """Returns a failure of this node if it lacks the data, which node 0 has seen; another node may have it."""
-        shards = [self.run.data] if self.run.is_table else expand(self.run.data)
-        for shard in (shards[0], shards[len(shards) // 2], shards[-1]):
-            if not is_remote(shard) and not os.path.exists(shard):
-                return failure_here("superclip run", f"--data: there is no file {shard} on this node", kind=NODE)
-        return None
-
     def _order(self, what: str) -> None:
-        """Has the other nodes do something, which they see within seconds."""
+        """Gives an order to the other nodes, which they see within seconds."""
         with contextlib.suppress(OSError):
             (self.logs / "orders").write_text(what)
 
     def _orders(self) -> str:
-        """Returns what node 0 has ordered last."""
+        """Returns node 0's last order."""
         with contextlib.suppress(OSError):
             return (self.logs / "orders").read_text()
         return ""
 
     def _silent_nodes(self) -> str:
-        """Has the other nodes end, and returns the names of those that do not do so within seconds, "" if all do."""
+        """Orders the other nodes to end, and returns the names of those that do not do so within seconds."""
         self._order(END)
         deadline, silent = time.monotonic() + SILENCE, range(1, self.placement.num_nodes)
         while silent := [node for node in silent if not self._file("ended", node).exists()]:
@@ -288,15 +261,12 @@ class NodeTraining:
                 break
             time.sleep(0.5)
             refresh(self.logs)
-        return ", ".join(map(self._host, silent))
+        names = hosts()
+        return ", ".join(names[node] if len(names) > node else f"node {node}" for node in silent)
 
     def _file(self, what: str, node: int | None = None) -> Path:
-        """Returns a file of this node's, or of another's, that other nodes look for."""
+        """Returns a file of this node, or of another one, that other nodes look for."""
         return self.logs / f"node_{self.placement.node if node is None else node}.{what}"
-
-    def _host(self, node: int) -> str:
-        names = hosts()
-        return names[node] if len(names) == self.placement.num_nodes else f"node {node}"
 
     def _end(self, failure: Failure | None) -> int:
         folder = self.folder
@@ -310,12 +280,12 @@ class NodeTraining:
             from ..checkpoints.checkpoint import holds_numbers  # imports torch
 
             for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
-                self._log(f"{path.stem} holds weights that are not finite and was set aside as {path.name}")
+                self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
-        if failure.kind in (HARDWARE, STALL, NODE) and not self.disk_was_full:
-            number = folder.failures_without_a_slice()
+        if failure.kind in (HARDWARE, STALL) and not self.disk_was_full and not self.start.measures:
+            number = folder.starts_without_a_slice()
             if number < STARTS_WITHOUT_A_SLICE:
-                here = number < 2 and failure.kind != NODE  # what fails twice needs another node
+                here = number < 2  # a second failure may be due to the node
                 ask_job("restart" if here else "requeue", "" if here else failure.host)
                 print("superclip run: starts again from the last checkpoint", file=sys.stderr, flush=True)
                 folder.end(PREEMPTED, failure.text, again=True)
@@ -332,11 +302,11 @@ class NodeTraining:
             return
         self.last_beat = now
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
-            epoch = self.folder.state().get("epoch", 0)
-            self.folder.beat(unreadable=self.unreadable.look(), **self.progress.values(epoch))
+            epoch = run_outputs.newest(self.folder.checkpoints)
+            self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch))
 
     def _make_room(self) -> None:
-        """Removes the checkpoint that was being written, which may fill the disk, for the records of the failure."""
+        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be recorded."""
         self.disk_was_full |= shutil.disk_usage(self.folder.path).free < FULL
         run_outputs.quarantine(self.folder.checkpoints, run_outputs.is_complete, None)
 
@@ -348,6 +318,14 @@ class NodeTraining:
         if not self.accept_changes:
             check_beginning(self.folder.path, now, "--accept-changes")
         return changes_since_beginning(self.folder.path, now)
+
+    def _check_starts(self) -> None:
+        """Raises InputError if this job was started too often without a new slice."""
+        if self.folder.starts_without_a_slice() > STARTS_WITHOUT_A_SLICE:
+            raise InputError(
+                f"the run was started {STARTS_WITHOUT_A_SLICE} times and stopped before a slice was trained: give the "
+                "job more --time, or the recipe more slices"
+            )
 
     def _check_disk(self) -> None:
         """Raises InputError, with the free and the needed bytes, if the disk is too small; quotas are not read."""
@@ -361,8 +339,7 @@ class NodeTraining:
         if free < needed:
             raise InputError(
                 f"--out: the disk of {folder.path} has {bytes_text(free)} free, and {num_more} more checkpoints of "
-                f"{bytes_text(size)} are kept at a time: make room for {bytes_text(needed)}, or give --out another "
-                "folder"
+                f"{bytes_text(size)} need {bytes_text(needed)}: free some space, or give --out another folder"
             )
 
     def _check_data(self) -> dict:

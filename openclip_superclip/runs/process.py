@@ -19,23 +19,23 @@ from ..environment import end_with_parent
 from ..files import read_json, write_json
 from .run import Start
 
-EXIT_REQUEUE = 75  # the exit code after which the job script starts the run again
+EXIT_REQUEUE = 75  # the exit code after which the job's script starts the run again
 STOPPED_BY = {
     signal.SIGUSR1: EXIT_REQUEUE,  # the job's time is nearly up
     signal.SIGTERM: 128 + signal.SIGTERM,
     signal.SIGINT: 128 + signal.SIGINT,
     signal.SIGHUP: 128 + signal.SIGHUP,
-}  # and the exit code of a run that each of them stops
-EXIT_PATIENCE = 10  # seconds that the ranks have to end once they are asked to
-DUMP_STACKS = signal.SIGUSR2  # has a rank write the Python stacks of its threads into its log
-POLLS = 10  # of the ranks in a second
+}  # signals that stop a run, and its exit code then
+EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
+DUMP_STACKS = signal.SIGUSR2  # a rank then writes the Python stacks of its threads into its log
+POLLS = 10  # of the ranks per second
 FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }  # fmt: skip
 
 
 class Stopped(BaseException):
-    """A signal has asked the run to stop."""
+    """A signal stops the run."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -45,9 +45,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raises Stopped at the first signal that asks for it; later ones change nothing, until the process ends."""
+    """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until this ends."""
     before = {each: signal.getsignal(each) for each in STOPPED_BY}
-    heard = [each for each, handler in before.items() if handler != signal.SIG_IGN]  # nohup has it ignore SIGHUP
+    heard = [each for each, handler in before.items() if handler != signal.SIG_IGN]  # nohup ignores SIGHUP
 
     def stop(signum, _):
         for each in heard:
@@ -56,13 +56,15 @@ def stopped_by_signals() -> Iterator[None]:
 
     for each in heard:
         signal.signal(each, stop)
-    yield
-    for each in heard:
-        signal.signal(each, before[each])
+    try:
+        yield
+    finally:
+        for each in heard:
+            signal.signal(each, before[each])
 
 
 def run_ranks(start: Start, each_second: Callable[[], None]) -> "Failure | None":
-    """Runs this node's ranks to their end; returns the failure that the others' follow from, None if all succeeded.
+    """Runs this node's ranks to their end; returns the first failure, None if all succeeded.
 
     If one fails, or `each_second` raises an exception, all are ended.
     """
@@ -84,7 +86,7 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> "Failure | None"
 
 
 def _start_rank(start: Start, rank: int) -> subprocess.Popen:
-    """Starts a rank, its output in a file, in a session of its own: the signals of a terminal do not reach it."""
+    """Starts a rank in a session of its own, which signals of a terminal do not reach; its output goes into a file."""
     environment = {
         **({"OMP_NUM_THREADS": "1"} if start.run.gpus_per_node > 1 else {}),  # as torchrun does
         **FLIGHT_RECORDER, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_", **os.environ,
@@ -100,7 +102,7 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:
-    """Ends ranks and their data loaders: those that do not end within seconds after SIGTERM are killed."""
+    """Ends ranks and their data loaders by SIGTERM, after some seconds by SIGKILL."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         os.killpg(process.pid, signal.SIGTERM)
@@ -114,7 +116,7 @@ def _end(processes: Iterable[subprocess.Popen]) -> None:
 
 
 def _rank_failure(logs: Path, rank: int, exit_code: int) -> "Failure":
-    """Returns how a rank of this node has failed: as it has written itself, or as its exit code says."""
+    """Returns the failure that a rank of this node has written, or that its exit code shows."""
     if (file := logs / f"rank_{rank}.error.json").exists():
         return Failure.read(file)
     if exit_code > 0:
@@ -131,13 +133,12 @@ def run_superclip(
 ) -> tuple[int, float]:
     """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its own processes.
 
-    It is in a session of its own, which the signals of a terminal do not reach, and gets SIGTERM when this process ends
-    or an exception passes.
+    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when this process ends.
 
     Args:
-        output: the file of what it prints.
-        one_thread: of a CPU.
-        is_to_stop: called twice a second; when it returns True the process is asked to end, and waited for.
+        output: the file for its output.
+        one_thread: whether it uses one CPU thread.
+        is_to_stop: called twice a second; ends the process if it returns True.
     """
     threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
     with open(output, "w") as file:
@@ -168,28 +169,16 @@ def pid_file(logs: Path, rank: int) -> Path:
 
 
 def dump_stacks(logs: Path, ranks: range) -> None:
-    """Has those of this machine's ranks that are alive write the stacks of their threads into their logs."""
+    """Makes this machine's ranks write the stacks of their threads into their logs."""
     for rank in ranks:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(pid_file(logs, rank).read_text()), DUMP_STACKS)
 
 
-def down_nodes() -> str:
-    """Returns the names of the job's nodes that SLURM has lost, "" if there is none or it cannot be asked."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST")
-    ask = ["sinfo", "--noheader", f"--nodes={nodes}", "--states=down,no_respond", "--format=%N"]
-    try:
-        found = subprocess.run(ask, capture_output=True, text=True, timeout=3).stdout if nodes else ""
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ", ".join(sorted(set(found.split())))  # one line for each partition
-
-
-# Kinds of failures. What has none is the user's to fix.
-LOSS = "loss"  # the training itself is ruined
+# Kinds of failures. The user must fix those without a kind.
+LOSS = "loss"  # not finite
 HARDWARE = "hardware"  # a machine, a GPU or the network between them
-STALL = "stall"  # nothing has failed, and there is no progress
-NODE = "node"  # one node lacks what the others have: another node is needed
+STALL = "stall"  # no progress
 OF_HARDWARE = re.compile(
     r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
     r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
@@ -204,9 +193,9 @@ class Failure(NamedTuple):
     message: str  # one line
     traceback: str = ""
     timestamp: float = 0.0
-    is_cause: bool = False  # whether it cannot follow from another rank's end
+    is_cause: bool = False  # whether another rank's end cannot have caused it
     kind: str = ""
-    host: str = ""  # by SLURM's name
+    host: str = ""  # SLURM's name
 
     @property
     def text(self) -> str:
@@ -221,7 +210,7 @@ class Failure(NamedTuple):
         return Failure(**read_json(path))
 
     def order(self) -> tuple[bool, float]:
-        """Returns what sorts failures, the one that the others follow from first."""
+        """Returns the sort key of failures: the one that caused the others comes first."""
         return not self.is_cause, self.timestamp
 
 
@@ -231,7 +220,7 @@ def failure_here(who: str, message: str, traceback: str = "", kind: str = "") ->
 
 
 def kind_of(message: str) -> str:
-    """Returns HARDWARE if an error's message is one of machines, else ""."""
+    """Returns HARDWARE if the message is about machines, else ""."""
     return HARDWARE if OF_HARDWARE.search(message) else ""
 
 
@@ -241,25 +230,25 @@ def this_host() -> str:
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nothing listens on."""
+    """Returns a free port of this machine."""
     with socket.socket() as one:
         one.bind(("", 0))
         return one.getsockname()[1]
 
 
 def rank_failed(logs: Path) -> bool:
-    """Returns whether a rank that this machine sees has written a failure."""
+    """Returns whether a rank has failed, as far as this machine can see."""
     return any(logs.glob("rank_*.error.json"))
 
 
 def node_failed(logs: Path) -> bool:
-    """Returns whether a node has ended because of a failure."""
+    """Returns whether a node other than the first has ended because of a failure."""
     refresh(logs)
-    return any(logs.glob("node_*.error.json"))
+    return any(file.name != "node_0.error.json" for file in logs.glob("node_*.error.json"))
 
 
 def first_failure(logs: Path) -> Failure:
-    """Returns the failure that the others follow from: of a rank that was killed, or else the earliest one."""
+    """Returns the failure that caused the others: of a killed rank, or else the earliest one."""
     refresh(logs)
     return min(map(Failure.read, logs.glob("*.error.json")), key=Failure.order)
 
@@ -273,6 +262,6 @@ def describe(failure: Failure, logs: Path) -> str:
 
 
 def refresh(logs: Path) -> None:
-    """Has NFS, which caches the list of a folder's files for a minute, ask for those that other nodes have written."""
+    """Makes NFS, which caches the list of a folder's files for a minute, look for new files of other nodes."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass

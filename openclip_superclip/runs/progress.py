@@ -1,9 +1,8 @@
-"""What node 0 follows while a run trains: its steps, its log, and the data that its ranks could not read."""
+"""What node 0 watches while a run trains: its steps, its log, and the data that its ranks could not read."""
 
 import contextlib
 import json
 import math
-import os
 import time
 from collections import Counter, defaultdict, deque
 from datetime import datetime, timedelta
@@ -14,10 +13,10 @@ from ..data.shards import expand
 from ..errors import InputError
 from .run import Run
 
-FIRST_STEP = 30  # minutes until the first step, at least
-SPEED_WINDOW = 600  # seconds over which the speed is measured: checkpoints are in it
+FIRST_STEP = 30  # minutes that the first step may take, at least
+SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 NUM_NAMED = 3  # shards that a message lists
-STEPS = "steps"  # the file in which the first rank writes the number of whole steps
+STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
 
 
 class Progress:
@@ -25,8 +24,8 @@ class Progress:
 
     def __init__(self, run: Run, logs: Path):
         self.run, self.steps_file = run, logs / STEPS
-        self.seen = deque()  # times, and the whole steps then
-        self.last_step = time.monotonic()  # when the last one was seen, or this start of the run began
+        self.seen = deque()  # times, and the completed steps then
+        self.last_step = time.monotonic()  # when the last one was seen, or this start began
 
     def look(self) -> None:
         """Reads the number of steps."""
@@ -39,12 +38,12 @@ class Progress:
             self.seen.popleft()
 
     def has_stalled(self, minutes: float) -> bool:
-        """Returns whether there was no step for so long, 0 for never; the first one may take half an hour."""
+        """Returns whether there was no step for so many minutes, 0 for never; the first one may take half an hour."""
         allowed = minutes if self.seen else max(minutes, FIRST_STEP)
         return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed
 
     def values(self, epoch: int) -> dict:
-        """Returns what state.json holds of it, `epoch` slices being saved."""
+        """Returns the progress for state.json, after `epoch` saved slices."""
         step = max(self.seen[-1][1] if self.seen else 0, epoch * self.run.slice_steps)
         speed = end = None
         if len(self.seen) > 1:
@@ -59,43 +58,29 @@ class Progress:
 
 
 def read_steps(steps_file: Path) -> int | None:
-    """Returns how many steps a rank has written, None before the first."""
+    """Returns the number of steps that rank 0 has written, None before the first."""
     with contextlib.suppress(OSError, ValueError):
         return int(steps_file.read_text())
     return None
 
 
-class AddedText:
-    """Reads what is added to files, and never the same twice."""
-
-    MAX_BYTES = 1 << 20  # of one file at a time
+class AddedLines:
+    """Reads the lines that are added to files, each once."""
 
     def __init__(self):
-        self.offsets: dict[Path, int] = {}
+        self.offsets = Counter()
 
     def read(self, file: Path) -> bytes:
-        """Returns what was added since the last call, or a part of it; nothing if there is no file."""
-        at = self.offsets.get(file, 0)
+        """Returns the complete lines that were added since the last call; b"" if there is no file."""
         with contextlib.suppress(FileNotFoundError):
-            if file.stat().st_size > at:  # no file is opened in vain: a run may have a thousand
+            if file.stat().st_size > self.offsets[file]:  # do not open unchanged files: a run may have a thousand
                 with open(file, "rb") as opened:
-                    opened.seek(at)
-                    added = opened.read(self.MAX_BYTES)
-                self.offsets[file] = at + len(added)
-                return added
+                    opened.seek(self.offsets[file])
+                    added = opened.read()
+                lines = added[: added.rfind(b"\n") + 1]
+                self.offsets[file] += len(lines)
+                return lines
         return b""
-
-    def read_lines(self, file: Path) -> list[bytes]:
-        """Returns the whole lines that were added."""
-        added = self.read(file)
-        whole = added[: added.rfind(b"\n") + 1]
-        if added:
-            self.offsets[file] -= len(added) - len(whole)
-        return whole.splitlines()
-
-
-class TooManyUnreadable(InputError):
-    """More of a slice cannot be read than is allowed."""
 
 
 class UnreadableData:
@@ -106,65 +91,51 @@ class UnreadableData:
         start: this start's name.
     """
 
-    SECONDS = 1.0  # that a look may take: heartbeats are not kept waiting
-
     def __init__(self, run: Run, ranks: Path, start: str):
         self.run, self.ranks, self.start, self.limit = run, ranks, start, run.settings.unreadable_max
         self.shards: dict[str, str] = {}  # of the whole run: why each cannot be read
-        self.of_slice = defaultdict(lambda: defaultdict(set))  # of this start, by slice and shard: the ranks
+        self.of_slice = defaultdict(set)  # the shards of this start, by slice
         self.samples = Counter()  # by start and epoch
-        self.added = AddedText()
+        self.added = AddedLines()
 
     def look(self) -> dict[str, int]:
         """Returns the numbers for state.json."""
-        began = time.monotonic()
         for file in self.ranks.glob("*/unreadable_*.jsonl"):
-            for line in map(json.loads, self.added.read_lines(file)):
+            for line in map(json.loads, self.added.read(file).splitlines()):
                 if "shard" in line:
                     self.shards[line["shard"]] = line["why"]
                     if file.parent.name == self.start:
-                        rank = int(file.stem.rpartition("_")[2])
-                        self.of_slice[line["epoch"]][line["shard"]].add(rank)
+                        self.of_slice[line["epoch"]].add(line["shard"])
                 else:
                     self.samples[file.parent.name, line["epoch"]] += 1
-            if time.monotonic() - began > self.SECONDS:
-                break
         of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}  # a slice trained twice counts once
         return {"shards": len(self.shards), "samples": sum(of_epoch.values())}
 
     def check_missing(self, checked: dict) -> None:
-        """Raises InputError if the data check has found too many shards that are missing or broken."""
-        if checked["bad"] and len(checked["bad"]) > self.limit * checked["shards"]:
-            bad = {one["shard"]: one["problem"] for one in checked["bad"]}
-            raise TooManyUnreadable(self._refusal(f"{len(bad):,} of {checked['shards']:,} shards", bad))
+        """Raises InputError if the data check has found too many shards that are missing or damaged."""
+        bad = {one["shard"]: one["problem"] for one in checked["bad"]}
+        if bad and len(bad) > self.limit * checked["shards"]:
+            raise self._error(f"{len(bad):,} of {checked['shards']:,} shards", bad)
 
     def check(self) -> None:
-        """Raises TooManyUnreadable if a slice that this start trains has too many."""
+        """Raises InputError if a slice that this start trains has too many."""
         for epoch, bad in self.of_slice.items():
             if len(bad) > self.limit * self._shards_of_a_slice:
                 found = f"{len(bad):,} of the {self._shards_of_a_slice:,} shards of slice {epoch + 1}"
-                raise TooManyUnreadable(self._refusal(found, {shard: self.shards[shard] for shard in sorted(bad)}))
+                raise self._error(found, {shard: self.shards[shard] for shard in sorted(bad)})
         for (start, epoch), number in self.samples.items():
             if start == self.start and number > self.limit * self.run.slice_samples:
-                found = f"{number:,} of the {self.run.slice_samples:,} samples of slice {epoch + 1}"
-                raise TooManyUnreadable(self._refusal(found, {}))
-
-    def only_node(self) -> int | None:
-        """Returns the node whose ranks alone could not read shards that exist here, None if there is none."""
-        found = [(shard, ranks) for bad in self.of_slice.values() for shard, ranks in bad.items()]
-        nodes = {rank // self.run.gpus_per_node for _, ranks in found for rank in ranks}
-        here = all(os.path.exists(shard) for shard, _ in found)
-        return next(iter(nodes)) if len(nodes) == 1 and nodes != {0} and here else None
+                raise self._error(f"{number:,} of the {self.run.slice_samples:,} samples of slice {epoch + 1}", {})
 
     @cached_property
     def _shards_of_a_slice(self) -> int:
         return math.ceil(len(expand(self.run.data)) / self.run.slices_per_pass)
 
-    def _refusal(self, found: str, shards: dict[str, str]) -> str:
+    def _error(self, found: str, shards: dict[str, str]) -> InputError:
         named = [f"{shard} ({why})" for shard, why in list(shards.items())[:NUM_NAMED]]
         more = f" and {len(shards) - NUM_NAMED:,} more" if len(shards) > NUM_NAMED else ""
         listed = f": {', '.join(named)}{more}" if named else ""
-        return (
+        return InputError(
             f"{found} cannot be read, more than --unreadable-max {self.limit:g} allows{listed}; superclip plan --check "
-            "reads all shards and gives a pattern without the bad ones"
+            "finds all bad shards and prints a pattern without them"
         )

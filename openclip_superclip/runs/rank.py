@@ -29,36 +29,29 @@ from .progress import STEPS
 from .run import Run, Start
 from .stage import StagedShards
 
-RESERVE = 64 << 10  # bytes for the failure, kept on a disk that may become full
-
 
 class Refused(Exception):
-    """Training ended with an exit code; its message is the last line of the rank's output, which says why."""
+    """Training ended with an exit code; the message is the last line of the rank's output."""
 
 
 def main(file: str) -> int:
-    """Trains as the start's file says, and returns the exit code.
+    """Trains as described in the file of a Start, and returns the exit code.
 
-    An exception is written into a file before the output shows it: who reads the output then finds the file.
+    An exception is written into a file before it appears in the output.
     """
     end_with_parent()
     faulthandler.enable()
     faulthandler.register(DUMP_STACKS)
     start, rank = Start.open(file), int(os.environ["RANK"])
     pid_file(start.logs, rank).write_text(str(os.getpid()))
-    reserve = start.logs / f"rank_{rank}.reserve"
-    reserve.write_bytes(os.urandom(RESERVE))
     try:
         _train(start, rank)
         return 0
     except Exception as error:
-        reserve.unlink(missing_ok=True)
         _failure(error, rank).write(start.logs / f"rank_{rank}.error.json")
         if isinstance(error, Refused):
             return 1
         raise
-    finally:
-        reserve.unlink(missing_ok=True)
 
 
 def _failure(error: Exception, rank: int) -> Failure:
@@ -78,13 +71,13 @@ def _train(start: Start, rank: int) -> None:
         code = measured(start, rank) if start.measures else train(start.arguments)
     except SystemExit as exit:
         code = exit.code
-        if isinstance(code, str):  # which Python would print last of all
+        if isinstance(code, str):
             print(code, file=sys.stderr)
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
         lines = (start.logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
-        raise Refused(next((line for line in reversed(lines) if line.strip()), "it said nothing"))
+        raise Refused(next((line for line in reversed(lines) if line.strip()), "it printed nothing"))
     last = run_outputs.checkpoints(start.logs.parents[1] / "checkpoints").get(start.run.num_slices)
     if rank == 0 and last and not holds_numbers(last):
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
@@ -95,7 +88,7 @@ def measures_file(logs: Path, rank: int) -> Path:
 
 
 def measured(start: Start, rank: int) -> int:
-    """Trains and returns the exit code; leaves what was measured in a file if that is 0."""
+    """Trains and returns the exit code; writes the measures into a file if it is 0."""
     save, saved = torch.save, []
 
     def timed_save(content, file, *args, **kwargs):
@@ -112,7 +105,7 @@ def measured(start: Start, rank: int) -> int:
 
 
 def _memory() -> dict:
-    """Returns what the rank, without its data loader's workers, held at its peak and, of a GPU, how much there is."""
+    """Returns the peak memory of the rank without its data-loading workers and, for a GPU, the total."""
     if torch.cuda.is_initialized():
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
         return {"of": "GPU", "name": card.name, "peak": torch.cuda.max_memory_reserved(), "total": card.total_memory}
@@ -121,14 +114,14 @@ def _memory() -> dict:
 
 
 class NonFiniteLoss(Exception):
-    """The loss is NaN or infinite, and every weight with it after the step."""
+    """The loss is NaN or infinite, and so are all weights after the step."""
 
 
 class StepCounter:
-    """A plugin of OpenCLIP's around the training's data and its loss, whichever they are.
+    """An OpenCLIP plugin that monitors the data and the loss.
 
-    The first rank writes the number of whole steps into the folder of logs, each of them what it could not read. Copies
-    of shards on this node are read in their place.
+    Rank 0 writes the number of completed steps into the folder of logs, every rank the data that it could not read.
+    Staged copies of shards are read instead of the shards.
     """
 
     def __init__(self, start: Start, rank: int):
@@ -168,11 +161,11 @@ class StepCounter:
 
 
 class CountedEpoch:
-    """The epoch of a table, which OpenCLIP does not share: counted by the calls of the loss.
+    """The epoch of a table, which OpenCLIP does not share, counted by calls of the loss.
 
     Args:
-        resume: the checkpoint that training goes on from, None for none.
-        calls: of the loss in an epoch.
+        resume: the checkpoint to resume from, or None.
+        calls: calls of the loss per epoch.
     """
 
     def __init__(self, resume: str | None, calls: int):
@@ -183,7 +176,7 @@ class CountedEpoch:
         return self.first + self.calls // self.calls_of_epoch
 
     def count(self) -> int:
-        """Returns the epoch of a call of the loss."""
+        """Counts a call of the loss and returns its epoch."""
         epoch = self.get_value()
         self.calls += 1
         return epoch
@@ -192,15 +185,15 @@ class CountedEpoch:
 class LossMonitor:
     """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
-    No GPU waits for this: a step's loss is looked at when the next one's is asked for. The last of an epoch is looked
-    at as it comes, for a checkpoint follows.
+    A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of an epoch is checked
+    at once, because a checkpoint follows.
     """
 
     def __init__(self, loss, epoch, steps_per_epoch: int, accum_freq: int, steps_file: Path | None):
         self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = loss, epoch, steps_per_epoch, accum_freq
         self.file = None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
         self.of_epoch, self.calls = None, 0
-        self.pending = None  # the loss that was not yet looked at: its step, its value, and the copy's end
+        self.pending = None  # the loss to check: its step, its value, and the event of the copy
 
     def __call__(self, *args, **kwargs):
         losses = self.loss(*args, **kwargs)
@@ -214,7 +207,7 @@ class LossMonitor:
                 os.pwrite(self.file, f"{step:>20}".encode(), 0)
         self._check_pending()
         total = sum(losses.values()) if isinstance(losses, dict) else losses
-        self.pending = step + 1, *_on_its_way(total.detach())
+        self.pending = step + 1, *_copy_to_cpu(total.detach())
         if not total.is_cuda or self.calls == self.steps_per_epoch * self.accum_freq:
             self._check_pending()
         return losses
@@ -230,8 +223,8 @@ class LossMonitor:
             raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
 
 
-def _on_its_way(value: Tensor) -> tuple[Tensor, object]:
-    """Returns the value where it can be read without waiting for the GPU, and the event after which it can."""
+def _copy_to_cpu(value: Tensor) -> tuple[Tensor, object]:
+    """Returns a copy of the value on the CPU, and the event after which it is complete."""
     if not value.is_cuda:
         return value, None
     here = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)

@@ -353,11 +353,10 @@ def _merged(below: dict, above: dict, keep_null: bool = False) -> dict:
     return merged
 
 
-def read_yaml(file: Path, what: str, empty: bool = False) -> dict:
-    """Returns the mapping in a YAML file, possibly `empty`; InputError, with the line, for other contents."""
+def read_yaml(file: Path, what: str) -> dict:
+    """Returns the mapping in a YAML file; InputError, with the line, for other contents."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text())
-        values = {} if values is None and empty else values
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)

@@ -1,4 +1,4 @@
-"""Some minutes of a run as it will be, on the machines that will train it: undisturbed, then stopped and resumed."""
+"""Some minutes of a run on its own machines: uninterrupted, then stopped and resumed."""
 
 import contextlib
 import dataclasses
@@ -18,117 +18,75 @@ from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
 from ..pages import bytes_text
-from .cost import GPU
 from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
-from .process import STOPPED_BY, Stopped, stopped_by_signals
+from .process import Stopped, stopped_by_signals
 from .rank import measures_file
 from .run import Run
 from .slurm import Placement
 
-SLICES = 2  # that are trained: it is stopped in the second
-UNDISTURBED, DISTURBED = "undisturbed", "disturbed"  # folders of the rehearsal's, "-N" after its N-th interruption
-WAITS = 0.1  # of the time for data: more is reported as what limits the run
-ROOM = 0.5  # of a GPU's memory: below it a larger batch a GPU is tried
-SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples a second, by the hours that they make
-OTHER_SIZE = 0.12  # of a GPU's memory: CUDA reports up to 7 % more than the data sheet; the next size is a fifth more
-IRRELEVANT = (  # options of the training that change no step's time
-    "--lr", "--warmup", "--lr-scheduler", "--lr-cooldown-end", "--lr-cooldown-power", "--epochs-cooldown", "--beta1",
-    "--beta2", "--eps", "--wd", "--seed", "--epochs", "--train-num-samples", "--log-every-n-steps", "--val-data",
-    "--val-frequency", "--val-num-samples", "--imagenet-val", "--imagenet-v2", "--zeroshot-frequency", "--pretrained",
-    "--superclip-slices", "--superclip-weight", "--superclip-head-warmup",
-)  # fmt: skip
+SLICES = 2  # that are trained; the training is interrupted in the second
+UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
+MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
+LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
+SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples per second, by the hours that follow
 
 
-def speed_options(run: Run) -> dict[str, str]:
-    """Returns what the speed of a plan's training follows from, options by their names; "" where one has no value."""
-    options = {"--nodes": str(run.nodes), "--gpus-per-node": str(run.gpus_per_node)}
-    name = ""
-    for argument in run.openclip_arguments():
-        if argument.startswith("--"):
-            name = argument
-            options[name] = ""
-        else:
-            options[name] = f"{options[name]} {argument}".strip()
-    return {name: value for name, value in options.items() if name not in IRRELEVANT}
+def _setup(run: Run) -> dict:
+    """Returns what the throughput depends on most."""
+    machines = ("device", "nodes", "gpus_per_node", "batch_size", "accum_freq", "workers")
+    recipe = {name: getattr(run.recipe, name) for name in ("model", "precision")}
+    return recipe | {name: getattr(run, name) for name in machines}
 
 
-def read_rehearsal(file: str, run: Run, gpu: GPU | None = None) -> dict:
-    """Returns what rehearsal.json holds, its hours those of `plan`.
+def read_rehearsal(file: str, run: Run) -> dict:
+    """Returns the content of a rehearsal.json, with the hours of `run`.
 
-    InputError if it is none, or of another model, batch, precision, data, GPU, number of ranks, or whatever else
-    changes the speed; if `gpu` is None any GPU is taken.
+    Raises InputError if the file is invalid, or measured with another model, precision, batch, device or machines.
     """
     summary = read_json(Path(file), flag="--rehearsal")
     try:
-        found = dict(summary["options"])
         summary |= whole_hours(run, summary["samples_per_second"], summary["checkpoint"]["seconds"])
-        summary["memory"]["peak"], summary["memory"]["of"], summary["limit"]
-        card, size = summary["memory"]["name"], summary["memory"]["total"]
-    except (ValueError, TypeError, KeyError, ZeroDivisionError):
-        raise InputError(f"--rehearsal: {file} is no rehearsal.json that superclip rehearse wrote") from None
-    ours = speed_options(run)
-    for name in ours | found:
-        if ours.get(name) != found.get(name):
-            there, here = (
-                f"without {name}" if one.get(name) is None else f"with {name} {one[name]}".strip()
-                for one in (found, ours)
-            )
-            raise InputError(
-                f"--rehearsal: {file} was measured {there}, and the plan is {here}: give both the same, or rehearse "
-                "this one"
-            )
-    if gpu and not _is(gpu, card, size):
-        raise InputError(f"--rehearsal: {file} was measured on {card}, and --gpu is {gpu.name}: rehearse on that")
+        different = {name: (summary[name], value) for name, value in _setup(run).items() if summary[name] != value}
+    except (TypeError, KeyError, ZeroDivisionError):
+        raise InputError(f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse") from None
+    for name, (there, here) in different.items():
+        raise InputError(f"--rehearsal: {file} was measured with {name} {there}, and the plan has {here}: rehearse it")
     return summary
 
 
-def _is(gpu: GPU, card: str | None, size: int | None) -> bool:
-    """Returns whether a card, as CUDA names it, is of a type, or of the bytes that stand for one."""
-    kind = gpu.name.partition("-")[0].lower() if gpu.tflops else ""
-    return card is not None and kind in card.lower().replace(" ", "") and abs(size / gpu.bytes - 1) < OTHER_SIZE
-
-
 def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
-    """Returns `hours` and `gpu_hours` of a whole run, checkpoints included, each low, median and high."""
+    """Returns `hours` and `gpu_hours` of a whole run, including checkpoints, each low, median and high."""
     saving = run.num_slices * checkpoint_seconds
     hours = {name: (run.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
     return {"hours": hours, "gpu_hours": {name: number * run.world_size for name, number in hours.items()}}
 
 
 class Rehearsal:
-    """A rehearsal of `plan`, as rehearsed_run gives it, in a folder of its own that all nodes see.
+    """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see."""
 
-    Args:
-        interruptions: how often it was begun before, and ended by a failure of machines or by SLURM: it begins anew,
-            in folders that no earlier start has written to.
-    """
-
-    def __init__(self, run: Run, placement: Placement, folder: Path, interruptions: int = 0):
+    def __init__(self, run: Run, placement: Placement, folder: Path):
         self.run, self.placement, self.folder = run, placement, folder
-        self.suffix = f"-{interruptions}" if interruptions else ""
         self.logs = {}  # of the ranks, by the part of the rehearsal
 
     def train(self) -> int:
-        """Trains undisturbed, then is stopped by SIGUSR1 and resumed; returns the exit code, 0 if all went well."""
-        if code := self._train(UNDISTURBED, 0):
+        """Trains, trains again until SIGUSR1, and resumes; returns the exit code, 0 if all went well."""
+        if code := self._train(UNINTERRUPTED, 0):
             return code
-        code = self._train(DISTURBED, 1, stopped=True)
-        if code and self.placement.node == 0:  # on others because the first one's ranks were stopped
+        code = self._train(INTERRUPTED, 1, stopped=True)
+        if code and self.placement.node == 0:  # other nodes fail when the ranks of the first one are stopped
             return code
-        if code == 0 or run_outputs.newest(self._path(DISTURBED) / "checkpoints") == SLICES:
-            raise InputError(
-                "--steps: training was to be stopped by SIGUSR1 in its second slice, and ended first; give more"
-            )
-        return self._train(DISTURBED, 2)
+        if code == 0 or run_outputs.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
+            raise InputError("--steps: training ended before SIGUSR1 could stop its second slice; give more")
+        return self._train(INTERRUPTED, 2)
 
     def differences(self) -> dict:
-        """Returns in how many logged losses, and by how much, the resumed training differs from the undisturbed one.
+        """Returns the number and size of differences in loss between the resumed and the uninterrupted training.
 
-        `repeats` says whether it was equal up to where it was stopped, in losses and weights.
+        `repeats` is whether losses and weights were equal before the interruption.
         """
-        ours, theirs = self._losses(DISTURBED), self._losses(UNDISTURBED)
+        ours, theirs = self._losses(INTERRUPTED), self._losses(UNINTERRUPTED)
         gaps = {
             samples: max((abs(a - b) for a, b in zip(ours[samples], theirs[samples], strict=True)), default=0)
             for samples in theirs
@@ -142,12 +100,12 @@ class Rehearsal:
         }  # fmt: skip
 
     def speeds(self) -> list[tuple[float, float]]:
-        """Returns samples a second and the fraction of time spent waiting for data, of the undisturbed steps.
+        """Returns samples a second and the fraction of time spent waiting for data, of the uninterrupted steps.
 
         The first quarter of each slice, in which workers and GPUs warm up, is left out.
         """
         found, batch = [], self.run.global_batch_size
-        for point in self._points(UNDISTURBED):
+        for point in self._points(UNINTERRUPTED):
             step = point["samples"] % point["epoch_samples"] or point["epoch_samples"]
             if step > self.run.slice_steps // 4 * batch:
                 speed = point["samples_per_second"]
@@ -155,14 +113,14 @@ class Rehearsal:
         return found
 
     def remove_checkpoints(self) -> None:
-        for checkpoints in self.folder.glob("*disturbed*/checkpoints"):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        for name in (UNINTERRUPTED, INTERRUPTED):
+            shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}{self.suffix}"
+        return self.folder / name
 
     def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
-        """Returns the exit code, None where training was `stopped` as it was to be."""
+        """Returns the exit code, None if training was stopped as intended."""
         folder, placement = RunFolder(self._path(name)), self.placement
         if placement.num_nodes > 1:  # a start of its own on every node
             placement = dataclasses.replace(
@@ -170,7 +128,7 @@ class Rehearsal:
             )
         training = NodeTraining(self.run, placement, folder, measures=True)
         self.logs[name] = training.logs
-        with _signals_as_before(), _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
+        with _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
             try:
                 with stopped_by_signals():
                     return training.train()
@@ -191,13 +149,13 @@ class Rehearsal:
 
     def _equal_weights(self, epoch: int) -> bool:
         file = f"checkpoints/epoch_{epoch}.pt"
-        ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (DISTURBED, UNDISTURBED))
+        ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (INTERRUPTED, UNINTERRUPTED))
         return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def report(run: Run, rehearsal: Rehearsal) -> dict:
-    """Returns what rehearsal.json holds; `run` is the whole one."""
-    logs = rehearsal.logs[UNDISTURBED]
+    """Returns the content of rehearsal.json; `run` is the whole one."""
+    logs = rehearsal.logs[UNINTERRUPTED]
     ranks = [read_json(measures_file(logs, rank)) for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
@@ -208,12 +166,9 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
     waiting = None if run.accum_freq > 1 else statistics.fmean(waiting for _, waiting in steps)
     return {
         "recipe": run.recipe.name,
-        "model": run.recipe.model,
-        "device": run.device,
-        **{name: getattr(run, name) for name in (
-            "world_size", "nodes", "gpus_per_node", "global_batch_size", "batch_size", "accum_freq", "workers",
-        )},
-        "options": speed_options(run),
+        **_setup(run),
+        "world_size": run.world_size,
+        "global_batch_size": run.global_batch_size,
         "rehearsed_steps": len(steps),
         "samples_per_second": speed,
         "waiting_for_data": waiting,
@@ -223,22 +178,22 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         "resumed": rehearsal.differences(),
         **whole_hours(run, speed, checkpoint["seconds"]),
         "limit": _limit(run, waiting or 0, memory),
-    }  # fmt: skip
+    }
 
 
 def _limit(run: Run, waiting: float, memory: dict) -> str:
-    """Returns what limits the run, and what to change."""
-    if waiting > WAITS:
+    """Returns the bottleneck, and what to change."""
+    if waiting > MAX_WAITING:
         return (
             f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {run.workers} "
             "if there are CPUs for them, or faster storage"
         )
-    if run.accum_freq > 1 and memory["total"] and memory["peak"] < ROOM * memory["total"]:
+    if run.accum_freq > 1 and memory["total"] and memory["peak"] < LOW_MEMORY * memory["total"]:
         return (
-            f"accumulation: a GPU's memory is filled to {memory['peak'] / memory['total']:.0%}; try --gpu-batch-max "
+            f"accumulation: {memory['peak'] / memory['total']:.0%} of a GPU's memory is used; try --gpu-batch-max "
             f"{2 * run.batch_size}"
         )
-    return "computing: the data does not hold it up"
+    return "computing, not the data"
 
 
 def report_text(summary: dict) -> str:
@@ -248,16 +203,17 @@ def report_text(summary: dict) -> str:
     )
     needed, waiting = checkpoint["at_most"] * checkpoint["bytes"], summary["waiting_for_data"]
     of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
+    differences = other_training(summary)
     lines = {
         "speed": f"{speed['median']:,.4g} samples/s, {speed['low']:,.4g} to {speed['high']:,.4g} in 8 of 10 steps",
-        "data": "not known with --accum-freq" if waiting is None else f"{waiting:.1%} of the time waits for it",
-        "memory": f"{bytes_text(memory['peak'])}{of} at the peak of a {memory['of']}",
-        "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; {checkpoint['at_most']} at "
-        f"most are {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
-        "resumed": f"NOT as it was: {other}" if (other := other_training(summary)) else _resumed(summary),
+        "data": "unknown with --accum-freq" if waiting is None else f"{waiting:.1%} of the time waiting for it",
+        "memory": f"{bytes_text(memory['peak'])}{of}, the peak of a {memory['of']}",
+        "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; "
+        f"{checkpoint['at_most']} need {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
+        "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
         "whole run": f"{hours['median']:,.3g} hours ({hours['low']:,.3g} to {hours['high']:,.3g}), "
         f"{summary['gpu_hours']['median']:,.3g} {'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
-        "limit": summary["limit"],
+        "bottleneck": summary["limit"],
     }  # fmt: skip
     if needed > summary["disk_free"]:
         lines["warning"] = "the disk will be full before the run ends"
@@ -265,32 +221,32 @@ def report_text(summary: dict) -> str:
 
 
 def other_training(summary: dict) -> str:
-    """Returns in what the resumed training differs from the undisturbed one if that is an error, "" otherwise.
+    """Returns the differences of the resumed training from the uninterrupted one if they are an error, else "".
 
-    A GPU whose kernels do not repeat their sums shows that before the training is stopped, and proves nothing then.
+    On a GPU with nondeterministic kernels they appear before the interruption, and prove nothing.
     """
     resumed = summary["resumed"]
     if resumed["missing"]:
-        return f"{resumed['missing']} of {resumed['steps']} steps were not trained again"
+        return f"{resumed['missing']} of {resumed['steps']} steps are missing"
     return "" if summary["device"] == "cuda" and not resumed["repeats"] else _differences(resumed)
 
 
 def _differences(resumed: dict) -> str:
     steps, different = resumed["steps"], resumed["different"]
-    losses = f"other losses in {different} of {steps} steps, by {resumed['largest']:.2g} at most" if different else ""
+    losses = f"other losses in {different} of {steps} steps, by up to {resumed['largest']:.2g}" if different else ""
     return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
 
 
 def _resumed(summary: dict) -> str:
     if differences := _differences(summary["resumed"]):
-        return f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels do not repeat their sums"
+        return f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels are not deterministic"
     return f"after SIGUSR1, with equal losses in all {summary['resumed']['steps']} steps and equal weights"
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:
-    """Returns a plan's two first slices of about so many steps each, with the same batch, ranks, workers and data."""
+    """Returns the run shortened to two slices of about `steps` steps, with the same batch, ranks, workers and data."""
     if run.is_table:
-        raise InputError(f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal takes shards")
+        raise InputError(f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal needs shards")
     recipe = run.recipe.with_flags(**{"log-every-n-steps": 1})
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
     slice_steps = openclip_steps(slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq)
@@ -300,19 +256,8 @@ def rehearsed_run(run: Run, steps: int) -> Run:
 
 
 @contextlib.contextmanager
-def _signals_as_before() -> Iterator[None]:
-    """Puts the handlers back that a training which was stopped has taken away."""
-    before = {each: signal.getsignal(each) for each in STOPPED_BY}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-@contextlib.contextmanager
 def _stopped_in_the_second_slice(folder: RunFolder) -> Iterator[None]:
-    """Within it this process is sent SIGUSR1, as before a job's time is up, once the first slice is saved."""
+    """Sends SIGUSR1 to this process, as before a time limit, once the first slice is saved."""
     ended = threading.Event()
 
     def wait() -> None:

@@ -201,17 +201,17 @@ class Run:
         split.check()
         return split.check_sizes(equal_sizes(self.recipe.data_samples, len(shards)))
 
-    def check_data(self, full: bool = False, jobs: int | None = None) -> dict:
+    def check_data(self, full: bool = False) -> dict:
         """Returns a report on the data, for JSON; InputError if training could not start.
 
         Args:
-            full: read all data, in `jobs` processes, instead of only the first and the last shard or the first images.
+            full: read all data instead of only the first and the last shard or the first images.
         """
         from ..data.inspection import check_data
         from ..data.shards import expand
 
         if self.is_table:
-            checked = self._check_table(full, jobs)
+            checked = self._check_table(full)
         else:
             split, recipe = self._split(len(expand(self.data))), self.recipe
             checked = check_data(
@@ -220,7 +220,6 @@ class Run:
                 recipe.data_samples,
                 full,
                 long_caption=recipe.caption_config.long_caption_key,
-                jobs=jobs,
             )
         return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
 
@@ -231,7 +230,7 @@ class Run:
             num_shards, self.world_size, self.workers, self.slices_per_pass, self.slice_samples, self.batch_size
         )
 
-    def _check_table(self, full: bool, jobs: int | None) -> dict:
+    def _check_table(self, full: bool) -> dict:
         from ..data.images import NUM_THREADS
         from ..data.tables import MAX_DECODED, check_table, read_table
 
@@ -239,7 +238,7 @@ class Run:
         max_decoded = 0 if full else MAX_DECODED  # all images are decoded below
         warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", max_decoded)
         if full:
-            table = read_table(self.data, columns, config, "--data", None, jobs or NUM_THREADS)
+            table = read_table(self.data, columns, config, "--data", None, NUM_THREADS)
             bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
         return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 

@@ -48,18 +48,17 @@ class StagedShards:
 
 COPIES = 4  # that are made at a time
 CHUNK = 8 << 20  # bytes
-WITHOUT = "leave --stage out (--stage '' if a site's file holds it)"
 
 
 def check_stage(run: Run) -> None:
     """Raises InputError if the run's data cannot be copied shard by shard."""
     if run.is_table:
-        raise InputError(f"--stage copies shards, and --data {run.data} is a table: {WITHOUT}")
+        raise InputError(f"--stage copies shards, and --data {run.data} is a table: leave --stage out")
     remote = next(filter(is_remote, expand(run.data)), None)
     if remote:
         raise InputError(
             f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
-            f"a file system that the nodes share, or {WITHOUT}"
+            f"a file system that the nodes share, or leave --stage out"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
 from ..runs.run import Run
-from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, folders_of, my_jobs, paths_of
+from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .study import StudyCall
 from .study_run import StudyRun
 from .training import StudyTraining, prepared_training
@@ -78,15 +78,13 @@ class StudySubmission:
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
         """Returns the array that trains runs, if there are any, and, unless they are trials, the job that reports."""
         call, jobs = self.call, []
-        read = [path for run in runs for path in paths_of(self._described(run))]
-        paths = list(dict.fromkeys([call.runs_in, *folders_of([call.arguments[1]]), *read]))
         if runs:
             array = f"0-{len(runs) - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
             folders, file = [run.folder for run in runs], call.out / f"{name}.sh"
-            jobs.append(self.request.training(file, f"{call.out.name}-{name}", folders, paths, array=array))
+            jobs.append(self.request.training(file, f"{call.out.name}-{name}", folders, array=array))
         if name == RUNS:
             file, arguments = call.out / f"{REPORT}.sh", [*call.arguments, "--only", "report"]
-            jobs.append(self.request.command(file, f"{call.out.name}-{REPORT}", arguments, paths))
+            jobs.append(self.request.command(file, f"{call.out.name}-{REPORT}", arguments))
         return jobs
 
     def _described(self, run: StudyRun) -> Run:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from support.forked_command import run_superclip
@@ -10,9 +9,7 @@ from support.tiny_run import write_plugin, write_recipe, write_slow_loss
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.process import EXIT_REQUEUE
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.rehearsal import Rehearsal
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +31,7 @@ def rehearsed(tmp_path_factory) -> dict:
 
 
 def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
-    attempts = json.loads((rehearsed["out"] / "disturbed/run.json").read_text())["attempts"]
+    attempts = json.loads((rehearsed["out"] / "interrupted/run.json").read_text())["attempts"]
     assert [(one["state"], one["error"]) for one in attempts] == [
         ("preempted", "stopped by SIGUSR1"),
         ("finished", None),
@@ -71,47 +68,32 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
     command = ["rehearse", recipe, *HERE, "--steps", "12", "--out", out]
     assert run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin)) == 1
-    other = r"other losses in \d+ of 24 steps, by \S+ at most, other weights\n"
+    other = r"other losses in \d+ of 24 steps, by up to \S+, other weights\n"
     printed = (tmp_path / "printed").read_text()
-    assert re.search(f"the resumed training differs from the undisturbed one: {other}$", printed)
-    assert re.search(f"resumed     NOT as it was: {other}", printed)
+    assert re.search(f"the resumed training differs from the uninterrupted one: {other}$", printed)
+    assert re.search(f"resumed     NOT equal: {other}", printed)
     assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
 
 
-def test_a_rehearsal_that_machines_interrupt_begins_anew_three_times_at_most(tmp_path, monkeypatch, capsys):
-    begun = []
-    monkeypatch.setattr(Rehearsal, "train", lambda self: begun.append(self.suffix) or EXIT_REQUEUE)
-    recipe, out = write_recipe(tmp_path), tmp_path / "out"
-    assert main(["rehearse", str(recipe), *HERE, "--steps", "4", "--out", str(out)]) == 1
-    assert begun == ["", "-1", "-2"]
-    assert f"the rehearsal was begun 3 times and interrupted: see {out}\n" in capsys.readouterr().err
-
-
 def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
-    file, data = str(rehearsed["out"] / "rehearsal.json"), rehearsed["recipe"].parent / "shards"
+    file = str(rehearsed["out"] / "rehearsal.json")
     command = ["plan", str(rehearsed["recipe"]), *HERE, "--rehearsal", file]
     assert main([*command, "--gpus-per-node", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cost"]["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
-    for arguments, said in (
-        ([], "was measured with --gpus-per-node 2, and the plan is with --gpus-per-node 1: give both the same, or"),
-        (["--gpus-per-node", "2", "--set", "precision=amp_bf16"], "measured with --precision fp32, and the plan is"),
-        (["--gpus-per-node", "2", "--set", "flags.grad-checkpointing=true"], "measured without --grad-checkpointing,"),
-        (["--gpus-per-node", "2", "--gpu-batch-max", "1"], "--batch-size 2, and the plan is with --batch-size 1"),
-        (["--gpus-per-node", "2", "--data", f"{data}/{{000000..000005}}.tar"], "measured with --train-data"),
+    for arguments, error in (
+        ([], "was measured with gpus_per_node 2, and the plan has 1: rehearse it"),
+        (["--gpus-per-node", "2", "--set", "precision=amp_bf16"], "measured with precision fp32, and the plan has"),
         (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "cannot be read"),
-        (["--gpus-per-node", "2", "--rehearsal", "nowhere.json"], "nowhere.json cannot be read"),
     ):
         assert main([*command, *arguments]) == 1
-        assert said in capsys.readouterr().err
+        assert error in capsys.readouterr().err
 
 
 def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("early/undisturbed/ranks/4.0-0-0").mkdir(parents=True)  # of a node that began before the first
     for arguments, said in (
-        (["--out", "early", "--data", "x/{0..2}.tar"], "there is no file x/0.tar"),
-        (["--out", str(rehearsed["out"])], "holds a rehearsal: remove it, or give --out another folder"),
+        (["--out", str(rehearsed["out"])], "contains a rehearsal: remove it, or give --out another folder"),
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
         (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
         (["--nproc", "3"], "does not divide among 3 GPUs"),
@@ -120,7 +102,7 @@ def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearse
     ):
         assert main(["rehearse", str(rehearsed["recipe"]), *HERE, *arguments]) == 1
         assert said in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["early"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
@@ -130,4 +112,4 @@ def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
     assert f"\n    runs/{rehearsed['recipe'].stem}-rehearsal\n" in printed
     assert 'command=("$superclip" rehearse "${runs' in printed
     assert main([*command, "--accept-changes"]) == 1
-    assert "--accept-changes does nothing with --rehearse" in capsys.readouterr().err
+    assert "--accept-changes has no effect with --rehearse" in capsys.readouterr().err

@@ -10,10 +10,7 @@ from support.released_models import write_random_model
 from support.small_shards import write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark.head_cost import make_step, peak_memory
 from openclip_superclip.method.loss import class_loss, plain_class_loss
-from openclip_superclip.openclip.train import check_command
-from openclip_superclip.runs.model_size import trace_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 B, W, V, L = 256, 512, 49408, 77
@@ -31,23 +28,12 @@ def test_the_class_loss_of_a_gpu_is_the_plain_one(dtype):
     torch.testing.assert_close(found, expected, rtol=1e-5 if dtype is None else 2e-2, atol=1e-4)
 
 
-def prepared_step(batch):
-    """A step whose optimizer has made its moments."""
-    step = make_step("ViT-B-16", True, batch, "cuda", "amp_bf16", grad_checkpointing=True)
-    step(2)
-    return step
-
-
 @pytest.mark.parametrize("local_batch", [256, 512])
-def test_the_benchmark_runs_and_plan_foresees_the_memory_of_a_step(local_batch, tmp_path):
+def test_the_benchmark_runs(local_batch, tmp_path):
     options = ["--device", "cuda", "--precision", "amp_bf16", "--model", "ViT-B-16", "--grad-checkpointing"]
     batch = ["--head-batch", str(local_batch), "--local-batch", str(local_batch)]
     assert main(["benchmark", *options, *batch, "--out", str(tmp_path)]) == 0
-    traced = trace_step(check_command([*options, "--train-data", "x.tar", "--batch-size", str(local_batch)]), 1, True)
-    foreseen = traced["peak"] - traced["weights"] - traced["optimizer"] - traced["inputs"]
-    measured = peak_memory(prepared_step, local_batch, device="cuda")
-    print((tmp_path / "benchmark.json").read_text(), foreseen, measured)  # with -s: the numbers to record
-    assert 0.8 <= foreseen / measured <= 1.25
+    print((tmp_path / "benchmark.json").read_text())  # with -s: the numbers to record
 
 
 def test_a_gpu_evaluates_to_nearly_the_scores_of_the_cpu(tmp_path):

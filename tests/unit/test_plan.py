@@ -16,10 +16,10 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.commands.plan import command_text
 from openclip_superclip.demo.data import write_model
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.cost import estimate_cost, estimate_memory, find_gpu
+from openclip_superclip.runs.cost import estimate_cost
 from openclip_superclip.runs.plan import make_run, openclip_steps
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.rehearsal import read_rehearsal, speed_options
+from openclip_superclip.runs.rehearsal import _setup, read_rehearsal
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 DEMO = "demo/superclip_demo-model_8k_bs16"
@@ -177,7 +177,7 @@ def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
     for part in (
         "imagenet zero shot 63.5", "16,384 = 512 per GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
         "25, 50 per pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
-        "37,996,288 of them in the class head", "2.25 GB", "the recipe's own: not checked; --data",
+        "37,996,288 of them in the class head", "2.25 GB", "the recipe's default: not checked; --data",
         "--nnodes 4 --node-rank $NODE",
     ):  # fmt: skip
         assert part in printed, part
@@ -204,65 +204,20 @@ def test_the_json_holds_the_plan_the_cost_and_the_data_check(demo, capsys, monke
     assert printed["cost"]["parameters"] > 0
 
 
-def test_a_gpu_that_cannot_hold_the_batch_is_refused_with_what_fits(demo, capsys, monkeypatch):
-    monkeypatch.chdir(demo)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
-    command = ["plan", DEMO, "--set", "global_batch_size=4096", "--set", "samples=8192", "--gpu", "1GB"]
-    assert main([*command, "--set", "slices=1", "--set", "workers=0"]) == 1
-    fits = int(re.search(r"a GPU of 1 GB has 1 GB.*; --gpu-batch-max (\d+) fits\n$", capsys.readouterr().err)[1])
-    peaks = {}
-    for size in (fits, 2 * fits):
-        ours = make_run(
-            read_recipe(DEMO, {"global_batch_size": "4096", "samples": "8192", "slices": "1"}),
-            gpu_batch_max=size, workers=0,
-        )  # fmt: skip
-        peaks[size] = estimate_memory(ours)["peak"]
-    assert peaks[fits] <= 0.9e9 < peaks[2 * fits]
-    kept = list((demo / "cache").rglob("memory-*.json"))
-    assert len(kept) >= 2  # which the next plan need not count again
-
-
-def test_memory_that_could_not_be_followed_is_followed_again_by_the_next_plan(tmp_path, monkeypatch):
-    def trace(*_):
-        raise OSError("the hub is not reached")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("openclip_superclip.runs.model_size.trace_step", trace)
-    assert estimate_memory(plan()) == {"unknown": "OSError: the hub is not reached"}
-    assert not list(tmp_path.rglob("memory-*.json"))
-
-
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
-    summary = {"options": speed_options(plan(set_={"lr": "1"})), "hours": "of another length", "limit": "computing"}
-    summary |= {"samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4}, "checkpoint": {"seconds": 36}}
-    summary["memory"] = {"peak": 1, "of": "GPU", "name": "NVIDIA A100-SXM4-80GB", "total": 84_987_740_160}
+    summary = {**_setup(plan(set_={"lr": "1"})), "hours": "of another length", "checkpoint": {"seconds": 36}}
+    summary["samples_per_second"] = {"low": 1e4, "median": 2e4, "high": 4e4}
     file.write_text(json.dumps(summary))
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
     )
-    for gpu in ("A100-80", "80GB"):
-        read_rehearsal(str(file), longer, find_gpu(gpu))
-    for gpu in ("A100-40", "H100-80", "24GB"):
-        with pytest.raises(InputError, match=r"was measured on NVIDIA A100-SXM4-80GB, and --gpu is .*: rehearse on"):
-            read_rehearsal(str(file), longer, find_gpu(gpu))
-    summary["samples_per_second"]["low"] = 0
+    with pytest.raises(InputError, match=r"measured with nodes 4, and the plan has 2: rehearse it"):
+        read_rehearsal(str(file), plan(nodes=2, gpus=16))
+    del summary["samples_per_second"]
     file.write_text(json.dumps(summary))
-    with pytest.raises(InputError, match="that superclip rehearse wrote"):
+    with pytest.raises(InputError, match=r"is not a rehearsal\.json"):
         read_rehearsal(str(file), longer)
-
-
-def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkeypatch):
-    monkeypatch.chdir(demo)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
-    recipe = {"global_batch_size": "512", "samples": "8192"}
-    alone = estimate_memory(make_run(read_recipe(DEMO, recipe), 1, 1))
-    two = estimate_memory(make_run(read_recipe(DEMO, recipe | {"global_batch_size": "1024"}), 1, 2))
-    less = estimate_memory(make_run(read_recipe(DEMO, recipe | {"flags.grad-checkpointing": "true"}), 1, 1))
-    assert two["gradients"] == 2 * alone["gradients"] == pytest.approx(alone["optimizer"], rel=0.01)
-    assert two["peak"] > alone["peak"] + alone["gradients"]
-    assert less["peak"] < 0.95 * alone["peak"]
-    assert alone["held_by"] == ["RTX4090-24", "A100-40", "L40S-48", "A100-80", "H100-80", "H200"]
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
@@ -278,8 +233,6 @@ def test_ranks_add_buckets_and_checkpointing_takes_activations_away(demo, monkey
     (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
     (["--data", "x/{0..9.tar"], "unbalanced braces"),
-    (["--gpu", "A100"], "expected one of RTX4090-24, A100-40, L40S-48, A100-80, H100-80, H200, or the bytes of its"),
-    (["--gpu", "H200", "--device", "cpu"], "--gpu does nothing with --device cpu"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
     (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; expected fewer --set slices"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
@@ -298,16 +251,12 @@ def test_what_a_slice_reads_twice_and_leaves_out_is_reported_of_pipes_too(capsys
     assert "11.5% of what a slice trains on is read twice, and 15.4% of its samples are left out" in printed
 
 
-def test_a_plan_that_was_counted_once_and_what_arithmetic_refuses_need_no_torch(demo, monkeypatch):
-    monkeypatch.chdir(demo)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(demo / "cache"))
-    counted = ["plan", DEMO, "--set", "data_samples=8192"]
-    assert main(counted) == 0
+def test_what_arithmetic_refuses_needs_no_torch():
     refused = [["--nodes", "128", "--gpus-per-node", "8"], ["--nodes", "3"], ["--set", "samples=1e30"]]
     program = (
         "import sys; from openclip_superclip.__main__ import main\n"
-        f"codes = [main(argv) for argv in {[counted, *(['plan', RELEASED, *more] for more in refused)]!r}]\n"
+        f"codes = [main(['plan', {RELEASED!r}, *more]) for more in {refused!r}]\n"
         "print(codes, 'torch' in sys.modules)"
     )
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert again.stdout.endswith("[0, 1, 1, 1] False\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[1, 1, 1] False\n")

@@ -93,7 +93,7 @@ def test_copies_of_a_start_that_was_killed_are_removed(plans, disk):
         assert not list(disk.rglob("*.part"))
 
 
-def test_a_shard_that_cannot_be_copied_is_told_and_read_where_it_lies(plans, disk, tmp_path, capsys):
+def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(plans, disk, tmp_path, capsys):
     plan = plans[1]
     lost = shards_of(plan, 0)[1]
     os.rename(lost, tmp_path / "lost")

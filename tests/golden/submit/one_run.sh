@@ -16,8 +16,8 @@
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
-container=()
 superclip=/venv/bin/superclip
+[ -z "${CONTAINER:-}" ] || superclip=superclip
 runs=(
     runs/superclip_vit-b-16_512m_bs16k
 )

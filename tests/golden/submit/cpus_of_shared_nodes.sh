@@ -10,8 +10,8 @@
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
-container=(apptainer exec --pwd / --bind /,/data superclip.sif)
-superclip=superclip
+superclip=/venv/bin/superclip
+[ -z "${CONTAINER:-}" ] || superclip=superclip
 runs=(
     /runs/b16
 )
