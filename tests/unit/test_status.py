@@ -55,13 +55,13 @@ def rows_of(printed: str) -> dict[str, list[str]]:
 def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert main(["status"]) == 0
     printed = capsys.readouterr().out
-    progress = "31 %, 1 of 4 slices"
+    progress, end = "31 %, 1 of 4 slices", datetime.fromisoformat(END).astimezone()
     assert rows_of(printed) == {
         "runs/fast": [
             "running",
             progress,
             "1,234",
-            f"{datetime.fromisoformat(END).astimezone():%Y-%m-%d %H:%M}",
+            f"{end:%Y-%m-%d %H:%M}",
             "18 RUNNING",
         ],
         "runs/gone": ["lost", progress, "", "", ""],
