@@ -215,11 +215,7 @@ class Run:
         else:
             split, recipe = self._split(len(expand(self.data))), self.recipe
             checked = check_data(
-                self.data,
-                split,
-                recipe.data_samples,
-                full,
-                long_caption=recipe.caption_config.long_caption_key,
+                self.data, split, recipe.data_samples, full, long_caption=recipe.caption_config.long_caption_key
             )
         return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
 
@@ -231,14 +227,13 @@ class Run:
         )
 
     def _check_table(self, full: bool) -> dict:
-        from ..data.images import NUM_THREADS
         from ..data.tables import MAX_DECODED, check_table, read_table
 
         bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
         max_decoded = 0 if full else MAX_DECODED  # all images are decoded below
         warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", max_decoded)
         if full:
-            table = read_table(self.data, columns, config, "--data", None, NUM_THREADS)
+            table = read_table(self.data, columns, config, "--data", None)
             bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
         return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 
