@@ -41,11 +41,8 @@ def _of_others(token: str | None) -> str:
     return f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
 
 
-CLEANINGS = ("canonicalize", "lower", "whitespace")  # OpenCLIP's text cleaning before tokenization
-
-
 class TokenizerIdentity(NamedTuple):
-    """A display name (class, source and cleaning) and a hash of the vocabulary."""
+    """A display name (class and cleaning) and a hash of the vocabulary; the location of the files does not matter."""
 
     name: str
     vocabulary: str
@@ -53,23 +50,12 @@ class TokenizerIdentity(NamedTuple):
 
 def tokenizer_identity(tokenizer) -> TokenizerIdentity:
     """Returns the identity of an OpenCLIP tokenizer."""
-    source = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
     clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
-    name = " ".join(filter(None, [type(tokenizer).__name__, source, clean]))
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     vocabulary = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
-    listed = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
-    return TokenizerIdentity(name, hashlib.sha256(listed.encode()).hexdigest()[:16])
-
-
-def same_tokenizer(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
-    """Returns whether class, cleaning and vocabulary are equal; the location of the files does not matter."""
-
-    def contents(identity):
-        kind, *rest = identity.name.split()
-        return kind, [name for name in rest[-1:] if name in CLEANINGS], identity.vocabulary
-
-    return contents(one) == contents(other)
+    text = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
+    name = f"{type(tokenizer).__name__} {clean}".strip()
+    return TokenizerIdentity(name, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 NUM_WITHOUT = 10_000  # samples, about one shard: without a long caption in these, the data is assumed to have none

@@ -20,7 +20,7 @@ from ..config import Config
 from ..errors import InputError, reason
 from ..files import whole_file
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
-from .captions import CaptionTokens, TokenizerIdentity, same_tokenizer, tokenizer_identity
+from .captions import CaptionTokens, tokenizer_identity
 from .shards import BROKEN, is_remote, read_captions, work_on
 from .tables import Columns, rows_of
 
@@ -38,11 +38,12 @@ class Frequencies(DocumentFrequency):
 
     def check(self, tokenizer, what: str) -> None:
         """Raises InputError if the counts are of another tokenizer, or of no caption."""
-        if not same_tokenizer(TokenizerIdentity(self.tokenizer, self.vocabulary), tokenizer_identity(tokenizer)):
+        identity = tokenizer_identity(tokenizer)
+        if (self.tokenizer, self.vocabulary) != identity:
             raise InputError(
                 f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer, {tokenizer_identity(tokenizer).name}, has others: count again with superclip "
-                "frequencies --tokenizer-of this model"
+                f"model's tokenizer, {identity.name}, has others: count again with superclip frequencies "
+                "--tokenizer-of this model"
             )
         if not self.num_captions:
             raise InputError(f"{what} counts no caption at all")

@@ -13,18 +13,10 @@ from openclip_superclip.errors import InputError
 
 @pytest.fixture(autouse=True)
 def no_worker_is_left():
-    """Fails a test that leaves a worker, or waits for one for a minute; workers inherit an ignored SIGTERM."""
-
-    def fail(*_):
-        raise AssertionError("a worker was waited for")
-
-    before = signal.signal(signal.SIGALRM, fail), signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    others = set(multiprocessing.active_children())
-    signal.alarm(60)
+    """Fails a test that leaves a worker; workers inherit an ignored SIGTERM."""
+    handler, others = signal.signal(signal.SIGTERM, signal.SIG_IGN), set(multiprocessing.active_children())
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before[0])
-    signal.signal(signal.SIGTERM, before[1])
+    signal.signal(signal.SIGTERM, handler)
     assert set(multiprocessing.active_children()) <= others
 
 

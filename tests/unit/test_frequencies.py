@@ -1,7 +1,6 @@
 """Word frequencies of a data set: the counts, the weights that follow, and the errors of wrong files."""
 
 import csv
-import io
 import math
 import random
 from collections import Counter
@@ -11,7 +10,6 @@ import open_clip
 import pytest
 import torch
 import webdataset
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support import WORDS
@@ -38,13 +36,6 @@ def captions(shard: int, index: int) -> tuple[str, str]:
     return " ".join(rng.choices(WORDS[:6], k=2)), " ".join(rng.choices(WORDS, k=6))
 
 
-def image() -> bytes:
-    """A JPEG of about 2 kB."""
-    content = io.BytesIO()
-    Image.effect_noise((40, 40), 99).save(content, "jpeg", quality=95)
-    return content.getvalue()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Four shards of 25 samples with a short caption and a long one, and three things that are no samples."""
@@ -54,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
             for index in range(PER_SHARD):
                 short, long = captions(shard, index)
                 sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
-                tar.write({**sample, "jpg": image()})
+                tar.write({**sample, "jpg": b"not read"})
             tar.write({"__key__": "no caption", "jpg": b"1"})
             tar.write({"__key__": "no image", "txt": "moon"})
             tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})
@@ -241,5 +232,5 @@ def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
     call(pattern, "--tokenizer-of", model("here"), "--out", tmp_path / "df")
     read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("there")), "df")
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
-        with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer .*here whitespace"):
+        with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer whitespace"):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
