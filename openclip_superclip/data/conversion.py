@@ -140,9 +140,9 @@ def write_pair_shards(
 ) -> Written:
     """Writes OUT/train, OUT/val and OUT/evaluation.
 
-    All captions of an image are in the same split. Pairs are shuffled over the shards. Pairs without a caption or with
-    an unreadable image are skipped and listed in OUT/left_out.csv. Raises InputError if OUT is not empty, or if a split
-    is. `val_share` is the fraction of the images for validation.
+    All captions of an image are in the same split; `val_share` is the fraction of the images for validation. Pairs are
+    shuffled over the shards. Pairs without a caption or with an unreadable image are skipped and listed in
+    OUT/left_out.csv. Raises InputError if OUT is not empty, or if no pair of a split can be written.
     """
     make_folder(out, "OUT")
     if any(out.iterdir()):
