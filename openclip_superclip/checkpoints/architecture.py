@@ -57,7 +57,7 @@ class Architecture(NamedTuple):
             return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
         except Exception as error:  # Hugging Face tokenizers can raise anything
             raise InputError(
-                f"--model: {self.name} has no tokenizer that OpenCLIP opens ({reason(error)[:200]})"
+                f"--model: {self.name} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
             ) from error
 
     def with_options(self, options: dict) -> "Architecture":

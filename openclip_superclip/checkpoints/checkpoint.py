@@ -148,7 +148,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     content, options = _load(file)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{file} is no checkpoint of a model: expected tensors under their names")
+        raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
     weights = {}
     for name, tensor in state.items():
         plain = name.replace("_orig_mod.", "").removeprefix("module.")
@@ -158,8 +158,8 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
             weights[plain] = tensor
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
-            f"{path} is a checkpoint of SuperCLIP's authors: superclip import {path} --model MODEL --out FOLDER makes "
-            "it a folder to use instead"
+            f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
+            f"superclip import {path} --model MODEL --out FOLDER"
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES

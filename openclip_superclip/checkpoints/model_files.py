@@ -24,7 +24,7 @@ def know_model(model: str | None, flag: str = "--model") -> None:
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
         if preprocess_cfg:
             raise InputError(
-                f"{flag}: {model} holds a preprocess_cfg, which training reads in a folder alone: name it "
+                f"{flag}: {model} contains a preprocess_cfg, which training only reads from a folder: name the file "
                 "open_clip_config.json and give local-dir:FOLDER"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
@@ -47,8 +47,8 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
     if wrong or not isinstance(preprocess_cfg, dict):
         what = ", ".join(wrong) or "preprocess_cfg"
         raise InputError(
-            f"{flag}: {model} is no configuration of a model: its {what} is missing or wrong; expected embed_dim, a "
-            "number, and vision_cfg and text_cfg, both objects"
+            f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; expected embed_dim (a "
+            "number), vision_cfg and text_cfg (objects)"
         )
 
 

@@ -49,7 +49,7 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     [
         (None, "--model: {file} cannot be read"),
         ("{", "--model: {file} cannot be read"),
-        ('{"embed_dim": 8}', "{file} is no configuration of a model: its vision_cfg, text_cfg is missing"),
+        ('{"embed_dim": 8}', "{file} is not a model configuration: its vision_cfg, text_cfg is missing"),
     ],
 )
 def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, parse_args, tmp_path):
@@ -65,5 +65,5 @@ def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, par
 def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, parse_args):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=r"holds a preprocess_cfg, .* give local-dir:FOLDER$"):
+    with pytest.raises(SystemExit, match=r"contains a preprocess_cfg, .* give local-dir:FOLDER$"):
         parse_args(["--model", str(model_file), "--train-data", str(csv_data)])
