@@ -17,7 +17,7 @@ from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
-from .run_outputs import run_behind
+from .run_outputs import run_options
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -124,7 +124,7 @@ def export(
     """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it."""
     check_out(out, overwrite, [file], is_folder=True)
     checkpoint = read_checkpoint(file)
-    options, head = run_behind(checkpoint).options, checkpoint.head()
+    options, head = run_options(checkpoint), checkpoint.head()
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, options, model)

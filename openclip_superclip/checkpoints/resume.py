@@ -17,7 +17,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from .model_files import instead_of_passing_over, know_model
-from .run_outputs import is_complete, latest_checkpoints, read_run_record
+from .run_outputs import is_complete, latest_checkpoints, read_options
 
 NAME = "began_with.json"
 LATEST = "epoch_latest"  # the checkpoint of --save-most-recent
@@ -114,7 +114,7 @@ def read_beginning(folder: Path) -> dict | None:
     parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
     if all(isinstance(record.get(name), part) for name, part in parts.items()) and "sha256" in record["shards"]:
         return record
-    options = read_run_record(folder / "checkpoints" / "epoch_0.pt", None).options
+    options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None
 
 

@@ -1,14 +1,11 @@
 """Reads the files that OpenCLIP's trainer writes to a run's folder: options, metrics, log and checkpoints."""
 
 import ast
-import contextlib
 import glob
-import json
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from ..files import read_json
 
@@ -24,23 +21,18 @@ WAITING = re.compile(r"Data \(t\): ([\d.]+)")  # seconds
 END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
 
 
-class RunRecord(NamedTuple):
-    """The options and metrics of a run; both are empty for a checkpoint outside a run's folder."""
+def run_options(checkpoint) -> dict:
+    """Returns the run's options, by attribute name of the parsed command line; {} if they are unknown.
 
-    options: dict  # from params.txt, by attribute name of the parsed command line
-    measures: dict[str, float]  # from results.jsonl, for the checkpoint's epoch
-
-
-def run_behind(checkpoint) -> RunRecord:
-    """Returns the run's record from the checkpoint itself, else from the run's folder."""
-    if checkpoint.options:
-        return RunRecord(checkpoint.options, {})
-    return read_run_record(checkpoint.path, checkpoint.epoch)
+    They are read from the file of the Checkpoint itself, else from its run's folder.
+    """
+    path = checkpoint.path
+    return checkpoint.options or (read_options(path.parent.parent) if path.parent.name == "checkpoints" else {})
 
 
 def options_to_keep(checkpoint) -> dict:
     """Returns the options to record in files made from a Checkpoint, with an absolute path to the model."""
-    options = {name: value for name, value in run_behind(checkpoint).options.items() if name in KEPT}
+    options = {name: value for name, value in run_options(checkpoint).items() if name in KEPT}
     model = str(options.get("model", ""))
     if (checkpoint.path / "open_clip_config.json").is_file():
         model = f"local-dir:{checkpoint.path}"
@@ -51,14 +43,12 @@ def options_to_keep(checkpoint) -> dict:
     return options | ({"model": model} if model else {})
 
 
-def read_run_record(checkpoint: Path, epoch: int | None) -> RunRecord:
-    """Returns the record of the run that wrote `checkpoint`, logs/NAME/checkpoints/epoch_N.pt."""
-    params = checkpoint.parent.parent / "params.txt"
-    if checkpoint.parent.name != "checkpoints" or not params.is_file():
-        return RunRecord({}, {})
-    lines = (line.partition(": ") for line in params.read_text(errors="replace").splitlines())
-    options = {name: _value(text) for name, separator, text in lines if separator}
-    return RunRecord(options, _measures(checkpoint.with_name("results.jsonl"), epoch))
+def read_options(run: Path) -> dict:
+    """Returns the options in params.txt of a run's folder; {} if there is none."""
+    params = run / "params.txt"
+    lines = params.read_text(errors="replace").splitlines() if params.is_file() else []
+    parts = (line.partition(": ") for line in lines)
+    return {name: _value(text) for name, separator, text in parts if separator}
 
 
 def _value(text: str) -> object:
@@ -66,16 +56,6 @@ def _value(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # a plain string
         return text
-
-
-def _measures(results: Path, epoch: int | None) -> dict[str, float]:
-    measures = {}
-    for line in results.read_text(errors="replace").splitlines() if results.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line truncated by a crash
-            row = json.loads(line)
-            if isinstance(row, dict) and row.get("epoch") == epoch:
-                measures |= {name: value for name, value in row.items() if isinstance(value, float)}
-    return measures
 
 
 def training_folder(run: Path, options: dict) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints.architecture import Architecture, architecture_of, fit
 from ..checkpoints.checkpoint import check_match, read_checkpoint
 from ..checkpoints.export import write_model
-from ..checkpoints.run_outputs import checkpoints, run_behind
+from ..checkpoints.run_outputs import checkpoints, run_options
 from ..errors import InputError
 
 
@@ -67,7 +67,7 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
     if (path / "checkpoints").is_dir():
         raise InputError(f"CHECKPOINT is {given}, the folder of a run: give {given}/checkpoints/epoch_N.pt, or --every")
     checkpoint = read_checkpoint(path)
-    found = architecture_of(path, run_behind(checkpoint).options, None if is_openclip else model)
+    found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(found, checkpoint.without_head())
     check_match(weights, architecture.on_meta().state_dict(), str(path), found.name)
     run = path.parent.parent if path.parent.name == "checkpoints" else None

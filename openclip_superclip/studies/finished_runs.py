@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checkpoints.run_outputs import read_log, read_run_record
+from ..checkpoints.run_outputs import read_log, read_options
 from ..config import RECORDED_ALONE
 from ..errors import InputError
 from ..files import read_json
@@ -99,7 +99,7 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
 def read_run(path: Path) -> ReportedRun:
     """Returns the run in a folder."""
     run = ReportedRun(path, MISSING)
-    options, log = read_run_record(path / "checkpoints" / "epoch_0.pt", None).options, path / "out.log"
+    options, log = read_options(path), path / "out.log"
     run.record = read_json(path / "run.json", default={})
     run.points = read_log(log) if log.is_file() else []
     try:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoints.run_outputs import read_run_record
 from ..evaluation.suites import averages
 from ..files import read_json
 
@@ -63,11 +62,12 @@ def of_training(run: Path) -> dict[str, float]:
     """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
     file = run / "checkpoints" / "results.jsonl"
     try:
-        last = max(json.loads(line)["epoch"] for line in file.read_text().splitlines() if line.strip())
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        last = max(row["epoch"] for row in rows)
     except (OSError, ValueError, KeyError):  # not measured, or cut by a crash
         return {}
-    measures = read_run_record(file.with_name(f"epoch_{last}.pt"), last).measures
-    return {f"{name} (training's own)": 100 * v for name, v in measures.items() if TRAINING_MEASURE.match(name)}
+    measured = {name: value for row in rows if row["epoch"] == last for name, value in row.items()}
+    return {f"{name} (training's own)": 100 * v for name, v in measured.items() if TRAINING_MEASURE.match(name)}
 
 
 def format_score(key: str, value: float, sign: str = "") -> str:

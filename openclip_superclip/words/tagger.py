@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.architecture import architecture_of, fit
 from ..checkpoints.checkpoint import Checkpoint, check_match, check_values, read_checkpoint
-from ..checkpoints.run_outputs import latest_checkpoints, run_behind
+from ..checkpoints.run_outputs import latest_checkpoints, run_options
 from ..environment import check_device
 from ..errors import InputError
 from ..method.head import head_input_of
@@ -101,8 +101,8 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
         architecture: name of the OpenCLIP model, if it is not recorded with the weights.
     """
     logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights, which are loaded below
-    path, record, has_head = checkpoint.path, run_behind(checkpoint), bool(checkpoint.head())
-    found = architecture_of(path, record.options, architecture, flag="--architecture")
+    path, options, has_head = checkpoint.path, run_options(checkpoint), bool(checkpoint.head())
+    found = architecture_of(path, options, architecture, flag="--architecture")
     fitted, weights = fit(found, checkpoint.weights)
     tokenizer, head = found.tokenizer(), {}
     if has_head:
@@ -115,7 +115,7 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     token_weights = None
     if has_head:
         counts = model.statistics
-        is_unweighted = record.options.get("superclip_idf") == "off" or not counts.num_captions
+        is_unweighted = options.get("superclip_idf") == "off" or not counts.num_captions
         token_weights = counts.counted.float() if is_unweighted else counts.idf()
     preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, token_weights)

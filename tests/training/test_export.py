@@ -29,7 +29,7 @@ from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint, save_weights
 from openclip_superclip.checkpoints.export import as_hugging_face, model_card, save_tokenizer
 from openclip_superclip.checkpoints.hugging_face import clip_config
-from openclip_superclip.checkpoints.run_outputs import run_behind
+from openclip_superclip.checkpoints.run_outputs import run_options
 from openclip_superclip.errors import InputError
 
 TEXTS = ["a red cat", "a blue dog and a house"]
@@ -230,7 +230,7 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
         assert main([command, str(first), str(second), "--out", f"{tmp_path}/{command}.pt"]) == 0
     files = [second, tmp_path / "average.pt", tmp_path / "interpolate.pt", first / "open_clip_model.safetensors"]
     read = [read_checkpoint(file) for file in files]
-    assert {run_behind(checkpoint).options["superclip_idf"] for checkpoint in read} == {"off"}
+    assert {run_options(checkpoint)["superclip_idf"] for checkpoint in read} == {"off"}
     states = [checkpoint.weights for checkpoint in read]
     states.append(superclip.create_model_and_transforms(f"local-dir:{second}")[0].state_dict())
     for state in states:
