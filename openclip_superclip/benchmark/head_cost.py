@@ -20,7 +20,7 @@ from open_clip.utils import to_2tuple
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints.model_files import know_model
+from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
 from ..errors import InputError
 from ..files import make_folder, write_json
@@ -42,7 +42,7 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     Args:
         options: the options of the command.
     """
-    know_model(options.model)
+    register_model(options.model)
     if options.model not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's models or a JSON file")
     options.device = check_device(options.device)

@@ -19,7 +19,7 @@ from ..files import read_json
 from ..method.head import ClassHead
 from ..method.patch_tokens import head_width, patch_tokens
 from ..method.token_statistics import TokenStatistics
-from .model_files import check_configuration, know_model, read_model_file
+from .model_files import check_configuration, read_model_file, register_model
 from .run_outputs import training_folder
 
 
@@ -100,7 +100,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
         factory._MODEL_CONFIGS[name] = model_cfg  # OpenCLIP finds the tokenizer under this name
         return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
-    know_model(None)
+    register_model(None)
     try:
         model_cfg = open_clip.get_model_config(model)
     except Exception as error:  # file, JSON and hub errors

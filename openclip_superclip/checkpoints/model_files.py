@@ -9,7 +9,7 @@ from ..files import PACKAGE, read_json
 CONFIGURATIONS = PACKAGE / "model_configs"
 
 
-def know_model(model: str | None, flag: str = "--model") -> None:
+def register_model(model: str | None, flag: str = "--model") -> None:
     """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
 
     The file contains OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg), either at the top level or under
@@ -52,7 +52,7 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
         )
 
 
-def instead_of_passing_over(model: str) -> str | None:
+def model_for_pretrained(model: str) -> str | None:
     """Returns a --model for which stock OpenCLIP uses --pretrained, or None if it does so for `model` itself.
 
     For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder, or random ones.

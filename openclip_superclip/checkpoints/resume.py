@@ -16,7 +16,7 @@ from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
-from .model_files import instead_of_passing_over, know_model
+from .model_files import model_for_pretrained, register_model
 from .run_outputs import is_complete, latest_checkpoints, read_options
 
 NAME = "began_with.json"
@@ -86,7 +86,7 @@ def _model_digest(model: str) -> str:
     import open_clip
 
     try:
-        know_model(model)
+        register_model(model)
         config = open_clip.get_model_config(model)
     except (InputError, OSError, ValueError, KeyError):
         return model
@@ -248,6 +248,6 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
-    instead = None if with_head else instead_of_passing_over(model)
+    instead = None if with_head else model_for_pretrained(model)
     start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
     raise InputError(f"--resume: {file} is of a run {kind}; to start from its weights, give {start}")

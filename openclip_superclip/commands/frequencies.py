@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     import open_clip
     import torch
 
-    from ..checkpoints.model_files import know_model
+    from ..checkpoints.model_files import register_model
     from ..config import Config
     from ..data.frequencies import CaptionCounter
     from ..data.shards import expand
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     if options.captions == "dual":
         raise InputError("--captions dual: the class loss reads the long captions, count them with --captions long")
-    know_model(options.tokenizer_of, "--tokenizer-of")
+    register_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
     columns, shards = None, [options.data]
     if is_table(options.data):

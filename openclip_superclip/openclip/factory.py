@@ -7,7 +7,7 @@ import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
-from ..checkpoints.model_files import know_model
+from ..checkpoints.model_files import register_model
 from ..checkpoints.pretrained import (
     check_pretrained,
     check_teacher,
@@ -44,7 +44,7 @@ def create_model_and_transforms(
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector before the
             projection; or "both", their sum.
     """
-    know_model(model_name, "model_name")
+    register_model(model_name, "model_name")
     if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
     loading, load = how_to_load(model_name, pretrained)
@@ -126,7 +126,7 @@ def check_models(
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
-    know_model(model, flag)
+    register_model(model, flag)
     schema, place = parse_model_name(model)
     if schema == "hf-hub":
         return

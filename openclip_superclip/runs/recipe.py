@@ -13,7 +13,7 @@ from pathlib import Path
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.error import MarkedYAMLError
 
-from ..checkpoints.model_files import instead_of_passing_over
+from ..checkpoints.model_files import model_for_pretrained
 from ..config import Config, is_idf_file
 from ..data.tables import Columns
 from ..errors import InputError, reason
@@ -183,7 +183,7 @@ RULES = [
         "{file}: flags.pretrained is ignored by OpenCLIP with model {model}: {method} would not start from "
         "{flags[pretrained]}; give --set model={found}",
         lambda recipe: recipe.flags.get("pretrained") and recipe.superclip is None
-        and instead_of_passing_over(recipe.model),
+        and model_for_pretrained(recipe.model),
     ),
     *(
         Rule(

@@ -10,7 +10,7 @@ from support import paper
 from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.model_files import know_model
+from openclip_superclip.checkpoints.model_files import register_model
 from openclip_superclip.config import Config, config_from
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.errors import InputError
@@ -120,7 +120,7 @@ def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
     tuned = [recipe for name, recipe in RECIPES.items() if name.startswith("finetune/")]
     assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(open_clip.list_pretrained())
-    know_model(None)
+    register_model(None)
     ours = {"local-dir:demo/model", "local-dir:demo/natural-vit"}
     assert {recipe.model for recipe in RECIPES.values()} - ours <= set(open_clip.list_models())
 
