@@ -112,8 +112,8 @@ def image_problem(source: str | bytes) -> str:
     return ""
 
 
-def image_problems(sources: Sequence[str], threads: int = NUM_THREADS) -> list[str]:
+def image_problems(sources: Sequence[str]) -> list[str]:
     """Returns why each image cannot be read, or ""; shows a progress bar on a terminal."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         problems = pool.map(image_problem, sources)
         return list(tqdm(problems, total=len(sources), desc="reading images", unit=" images", disable=None))

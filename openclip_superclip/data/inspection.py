@@ -161,8 +161,7 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
         return None
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        sizes = tqdm(pool.map(size, shards), total=len(shards), desc="looking for shards", disable=None, leave=False)
-        return dict(zip(shards, sizes, strict=True))
+        return dict(zip(shards, pool.map(size, shards), strict=True))
 
 
 def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:

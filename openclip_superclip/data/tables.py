@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..config import Config
 from ..errors import InputError, listed, reason
-from .images import NUM_THREADS, image_problems
+from .images import image_problems
 from .shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
@@ -72,7 +72,6 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
 class TableReport:
     """A report on the contents of a table."""
 
-    path: str
     names: list[str] = field(default_factory=list)  # of all columns
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
@@ -83,27 +82,6 @@ class TableReport:
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
         return self.num_long if config.long_caption_key and config.missing_long == "skip" else self.num_rows
-
-    def warnings(self, flag: str) -> list[str]:
-        """Returns a warning if captions are empty."""
-        if not self.num_empty:
-            return []
-        return [
-            f"{flag}: {self.num_empty:,} of the {self.num_rows:,} rows of {self.path} have no caption: the text tower "
-            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
-            "out"
-        ]
-
-    def check_images(self, flag: str) -> None:
-        """Raises InputError, with the first bad rows, if images cannot be read."""
-        if not self.bad:
-            return
-        shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in self.bad[:NUM_SHOWN])
-        more = "; superclip plan RECIPE --data FILE --check lists all" * (len(self.bad) > NUM_SHOWN)
-        raise InputError(
-            f"{flag}: {len(self.bad):,} of {self.num_decoded:,} images of {self.path} cannot be read: {shown}{more}; "
-            f"paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
-        )
 
 
 def check_table(
@@ -122,7 +100,13 @@ def check_table(
     if is_remote(path):
         return []
     table = read_table(path, columns, config, flag, max_decoded)
-    table.check_images(flag)
+    if table.bad:
+        shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in table.bad[:NUM_SHOWN])
+        more = "; superclip plan RECIPE --data FILE --check lists all" * (len(table.bad) > NUM_SHOWN)
+        raise InputError(
+            f"{flag}: {len(table.bad):,} of {table.num_decoded:,} images of {path} cannot be read: {shown}{more}; "
+            f"paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
+        )
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     if config.long_caption_key and not table.num_long:
@@ -137,17 +121,20 @@ def check_table(
             f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,} on {world_size} "
             f"rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
         )
-    return table.warnings(flag)
+    if not table.num_empty:
+        return []
+    return [
+        f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no caption: the text tower reads "
+        "the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows out"
+    ]
 
 
-def read_table(
-    path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0, threads: int = NUM_THREADS
-) -> TableReport:
+def read_table(path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0) -> TableReport:
     """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
-    place, table, images = config.long_caption_key, TableReport(path), []
+    place, table, images = config.long_caption_key, TableReport(), []
     for rows in _chunks(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
@@ -159,7 +146,7 @@ def read_table(
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
     stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
-    problems = image_problems(images[::stride], threads)
+    problems = image_problems(images[::stride])
     table.num_decoded = len(problems)
     table.bad = [(n * stride + 1, images[n * stride], problem) for n, problem in enumerate(problems) if problem]
     return table
