@@ -139,14 +139,15 @@ def _check_models(training: Training) -> None:
     """Raises InputError for a model, weights or word frequencies that --superclip cannot train with."""
     if training.config is None:
         return
-    from ..data.frequencies import read_frequencies
-    from .factory import check_models
-
     options = training.options
     if not training.only_options:
+        from .factory import check_models
+
         teacher = options.distill_model, options.distill_pretrained
         check_models(options.model, options.pretrained, teacher, options.cache_dir, options.force_context_length)
     if is_idf_file(training.config.idf):
+        from ..data.frequencies import read_frequencies
+
         read_frequencies(training.config.idf).check(training.tokenizer, f"--superclip-idf: {training.config.idf}")
 
 
