@@ -31,14 +31,6 @@ def wheel(released, tmp_path) -> Path:
 
 
 @pytest.fixture
-def checkout(released, tmp_path) -> Path:
-    """The last release as a checkout has it: below src, without metadata."""
-    copy(released["3.3.0"], tmp_path / "checkout/src")
-    shutil.rmtree(next((tmp_path / "checkout/src").glob("*.dist-info")))
-    return tmp_path / "checkout"
-
-
-@pytest.fixture
 def superclip_patch(capsys):
     """`superclip patch`: its exit code and what it printed."""
 
@@ -128,15 +120,6 @@ def test_revert_restores_a_record_as_pip_writes_it(wheel, superclip_patch):
     assert record.read_bytes().count(b"\r\n") == record.read_bytes().count(b"\n") == len(lines) + 1
     superclip_patch("revert", "--source", wheel)
     assert held(wheel) == before
-
-
-def test_a_checkout_is_patched_and_restored(checkout, superclip_patch):
-    before = held(checkout)
-    code, output = superclip_patch("apply", "--source", checkout)
-    assert (code, output.splitlines()[0]) == (0, f"open_clip_torch 3.3.0 in {checkout}/src: applied")
-    assert held(checkout).keys() - before.keys() == {f"src/{HOOKS}"}
-    assert superclip_patch("revert", "--source", checkout)[0] == 0
-    assert held(checkout) == before
 
 
 def test_files_keep_their_mode_and_other_names_of_them_their_bytes(wheel, superclip_patch, tmp_path):

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import torch
 from open_clip.model import CLIP
 from support.plugins import install_plugin
 from support.training_runs import run_ranks, superclip_train
 
-from openclip_superclip import SuperCLIP, SuperCLIPLoss, hooks, plugin
+from openclip_superclip import SuperCLIP, hooks, plugin
 from openclip_superclip.openclip import unpatched
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
@@ -253,17 +252,6 @@ def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_aroun
     register("c", open_clip_create_loss=lambda args: "c's")
     register("d", wrapper=True, open_clip_create_loss=adding("d's"))
     assert hooks.plugin_manager().hook.open_clip_create_loss(args=args) == "d's + b's + c's"
-
-
-def test_the_class_loss_is_added_to_a_loss_that_replaces_openclips(register):
-    replacement = torch.nn.Identity()
-    register("other", open_clip_create_loss=lambda args: replacement)
-    args = argparse.Namespace(
-        superclip=True, dataset_type="csv", rank=0, world_size=1, siglip=False, local_loss=False, gather_with_grad=False
-    )
-    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
-    assert type(loss) is SuperCLIPLoss
-    assert loss.contrastive is replacement
 
 
 BROKEN = {
