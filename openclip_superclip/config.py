@@ -93,7 +93,7 @@ class Config:
         "--superclip-word-course",
         "on",
         "record after each epoch how well each word is known, in words/epoch_N.safetensors beside the checkpoints, for "
-        "superclip words --course and superclip report",
+        "superclip words --course",
         ("on", "off"),
     )
 
