@@ -277,7 +277,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
         ("text.pt --model model --words red", "none of the 1 images could be read"),
         ("image.png --model plain --heatmap", "--model: plain holds no class head, which sees the words: train with"),
         ("image.png --model for-transformers", "for-transformers is for transformers; export the checkpoint"),
-        ("image.png --model lone.pt", "--architecture: nothing beside lone.pt says what model it is"),
+        ("image.png --model lone.pt", "--architecture is missing: the model of lone.pt is not recorded"),
         ("image.png --model text.pt", "--model: text.pt cannot be read"),
         ("image.png --model model --words red --out text.pt", "--out: text.pt cannot be written (File exists)"),
         ("image.png --model model --top 0", "--top is 0; expected 1 or more"),
