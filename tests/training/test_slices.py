@@ -360,14 +360,17 @@ def test_packages_and_shards_of_another_version_are_named(train_data, train_flag
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args):
+    folder, sliced = began.parent.parent, [*slice_flags(train_data), "--workers", "0"]
     whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
-    with pytest.raises(SystemExit, match="--superclip-slices was 3 and is not given; "):
+    assert parse_args(whole).resume == str(began)  # no run in slices began there
+    write_beginning(folder, beginning(vars(parse_args(sliced)), world_size=1), resumes=True)
+    with pytest.raises(SystemExit, match="--superclip-slices was 3 and is not given"):
         parse_args(whole)
-    params = began.parent.parent / "params.txt"
+    (folder / "began_with.json").unlink()
+    params = folder / "params.txt"
     params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))
-    assert parse_args(whole).resume == str(began)
-    with pytest.raises(SystemExit, match="--superclip-slices was not given and is 3; "):
-        parse_args([*slice_flags(train_data), "--workers", "0", "--resume", str(began)])
+    with pytest.raises(SystemExit, match="--superclip-slices was not given and is 3"):
+        parse_args([*sliced, "--resume", str(began)])
 
 
 FLAGS = "--superclip-slices 3 --train-num-samples 16 --train-data {shards}"
