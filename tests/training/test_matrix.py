@@ -149,7 +149,7 @@ EVALUATIONS = {  # flags: what OpenCLIP then prints
 }
 
 
-@pytest.mark.parametrize(("flags", "world_size"), zip(EVALUATIONS, (1, 1, 2), strict=True), ids=EVALUATIONS)
+@pytest.mark.parametrize(("flags", "world_size"), [*zip(EVALUATIONS, (1, 1, 2), strict=True)], ids=EVALUATIONS)
 def test_openclip_evaluates_during_training(
     flags, world_size, small, csv_data, shards, imagenet, train_flags, tmp_path
 ):
