@@ -103,16 +103,10 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
-def test_a_rehearsal_stops_and_resumes_on_all_nodes_and_begins_anew_after_a_failure_of_machines(
-    cluster, work, recipe, slow_steps
-):
+def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe, slow_steps):
     folder = work / "runs/rehearsal"
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--setup", slow_steps, "--out", folder)
-    wait_for_slice(cluster, folder / "undisturbed", 0, 1)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
-    ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), (folder / f"slurm-{job}.out").read_text()
-    assert attempts(folder / "undisturbed")[0]["error"].startswith("rank 1 on node2: it was ended from outside")
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
     summary = json.loads((folder / "rehearsal.json").read_text())
     assert (summary["nodes"], summary["world_size"]) == (2, 2)
     assert (summary["resumed"]["different"], summary["resumed"]["equal_weights"]) == (0, True)
@@ -135,38 +129,33 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
     )
     (shim / "scontrol").chmod(0o755)
     (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
-    # The port of the first start is taken, and node2 lacks the data.
-    cluster.call("on", "node2", "mount", "-t", "tmpfs", "none", work / "shards")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:  # the port of the first start is taken
         assert listening.stdout.readline()
         job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim", "--stage", "/dev/shm")
-        cluster.wait_until(lambda: state(run).get("state") == "preempted", run, "the missing data")
+        wait_for_slice(cluster, run, 0, 2)
         listening.kill()
-    cluster.call("on", "node2", "umount", work / "shards")
-
-    wait_for_slice(cluster, run, 1, 2)
     seen["copies"] = [
         len(cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()) for node in ("node1", "node2")
     ]
     cluster.call("scancel", "--signal=USR1", "--batch", job)  # as five minutes before the time is up
 
-    wait_for_slice(cluster, run, 2, 1)
+    wait_for_slice(cluster, run, 1, 1)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
     cluster.call("sbatch", *urgent, cwd=work)
 
-    wait_for_slice(cluster, run, 3, 2)
+    wait_for_slice(cluster, run, 2, 2)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
 
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
-    wait_for_slice(cluster, run, 4, 1)
+    wait_for_slice(cluster, run, 3, 1)
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
     seen["silence"] = (state(run)["error"], cluster.job(job)["JobState"])
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
 
-    wait_for_slice(cluster, run, 5, 2)
+    wait_for_slice(cluster, run, 4, 2)
     cluster.call("power", "off", "node2")
     try:  # SLURM itself would notice in half a minute
         cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=power")
@@ -182,9 +171,7 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
 ):
     run = troubled["run"]
     assert troubled["job"]["JobState"] == "COMPLETED", troubled["output"]
-    missing = f"--data: there is no file {run.parents[1]}/shards/000000.tar on this node"
     assert [(one["state"], one["error"]) for one in attempts(run)] == [
-        ("preempted", f"superclip run on node2: {missing}"),
         ("preempted", "stopped by SIGUSR1"),
         ("preempted", "stopped by SIGTERM"),
         ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
@@ -192,7 +179,7 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
         ("preempted", "lost contact with node2"),
         ("finished", None),
     ]  # fmt: skip
-    assert [one["restarts"] for one in attempts(run)][:6] == [0, 1, 2, 3, 3, 4]
+    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
     assert troubled["silence"] == ("lost contact with node2", "RUNNING")
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
@@ -205,7 +192,7 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
     assert output.count("train.sbatch: starting again on the same nodes") == 1
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [json.loads(start.read_text())["master_port"] for start in starts]
-    assert ports[:6] == [port + 1, port + 101, port + 202, port + 303, port + 404, port + 404]
+    assert ports[:5] == [port + 1, port + 101, port + 202, port + 303, port + 303]
 
 
 def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
