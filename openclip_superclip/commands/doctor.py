@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Prints ten lines to paste into an issue; returns the exit code."""
     argparse.ArgumentParser(
         prog="superclip doctor",
-        description="Prints versions, OpenCLIP's state, devices, extras, disk and SLURM: ten lines for an issue.",
+        description="Prints versions, devices, extras, free disk space and SLURM: ten lines for an issue.",
         epilog="example: superclip doctor",
     ).parse_args(argv)
     lines = {

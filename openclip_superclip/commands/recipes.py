@@ -14,12 +14,12 @@ def main(argv: list[str]) -> int:
     """Prints the table, a recipe, or JSON, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip recipes",
-        description="Lists the recipes that superclip plan, run and submit take, or prints one of them as YAML. "
+        description="Lists the recipes for superclip plan, run and submit, or prints one of them as YAML. "
         "≈: read off a figure.",
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="WORD", help="a recipe's name, or words: list the recipes whose name holds each"
+        "words", nargs="*", metavar="WORD", help="the name of a recipe, or words that its name contains"
     )
     parser.add_argument("--json", action="store_true", help="print all their fields as JSON")
     parser.add_argument("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")

@@ -29,30 +29,29 @@ class Settings:
 
     unreadable_max: float = _setting(
         0.01,
-        "fraction of a slice's shards, or samples: if more cannot be read the run fails (default: %(default)s)",
+        "fail if a larger fraction of a slice's shards or samples cannot be read (default: %(default)s)",
         type=float,
         metavar="FRACTION",
     )
     stall_minutes: float = _setting(
         30.0,
-        "time without a step, after which the run starts again; 0 for never (default: %(default)s)",
+        "minutes without a step after which the run restarts; 0 for never (default: %(default)s)",
         type=float,
         metavar="M",
     )
     accept_changes: bool = _setting(
         False,
-        "resume with another recipe, data or packages than the run began with, and note in run.json which",
+        "resume although recipe, data or packages have changed, and record the changes in run.json",
         action="store_true",
     )
     stage: str | None = _setting(
         None,
-        "folder on each node's own disk: the shards of a slice that the node's ranks read are copied there while the "
-        "slice before it trains",
+        "folder on each node's own disk, to which the shards of a slice are copied while the slice before it trains",
         metavar="DIR",
     )
     engine: str = _setting(
         "torchrun",
-        "what averages the ranks' gradients: torch.distributed, or Horovod (default: %(default)s)",
+        "whether torch.distributed or Horovod averages the gradients (default: %(default)s)",
         choices=("torchrun", "horovod"),
     )
 

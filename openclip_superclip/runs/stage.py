@@ -22,18 +22,18 @@ from .slurm import Placement
 
 
 class StagedShards:
-    """The copies in a folder; a shard that has none is read from its own place."""
+    """The copies in a folder; a shard without a copy is read from its original path."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._shard_of: dict[str, str] = {}  # a copy's, of those that this process reads
+        self._shard_of: dict[str, str] = {}  # by copy, for the copies that this process reads
 
     def copy_of(self, shard: str) -> Path:
-        """Returns the path of a shard's copy, once it is whole."""
+        """Returns the path of a shard's complete copy."""
         return self.folder / os.path.abspath(shard).lstrip("/")
 
     def shards(self, shards: Iterable[dict]) -> Iterator[dict]:
-        """Yields webdataset's shards, each with the name of its copy if there is one by then."""
+        """Yields webdataset's shards, with the path of the copy if it exists by then."""
         for shard in shards:
             copy = self.copy_of(shard["url"])
             if copy.exists():
@@ -42,11 +42,11 @@ class StagedShards:
             yield shard
 
     def name(self, copy: str) -> str:
-        """Returns the shard that this process has read a copy of; other names as they are."""
+        """Returns the shard of a copy that this process has read; other names unchanged."""
         return self._shard_of.get(copy, copy)
 
 
-COPIES = 4  # that are made at a time
+COPIES = 4  # at a time
 CHUNK = 8 << 20  # bytes
 
 
@@ -63,13 +63,13 @@ def check_stage(run: Run) -> None:
 
 
 class Staging:
-    """The copies of one node's shards: within `with` they are made, and removed in the end.
+    """A context in which one node's shards are copied; the copies are removed at the end.
 
-    A node holds the slice that it trains and the next one, of each the shards that its own ranks read. Copies of a
-    start that was killed are removed.
+    A node copies the shards that its own ranks read, of the current slice and the next one. Copies of a killed start
+    are removed.
 
     Args:
-        stage: the folder on the node's disk, variables of the environment in it: $TMPDIR.
+        stage: the folder on the node's disk; may contain environment variables: $TMPDIR.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):
@@ -85,7 +85,7 @@ class Staging:
         self.has_failed = False
 
     def __enter__(self) -> "Staging":
-        """Makes room, checks the disk, and begins to copy; InputError where the disk is not there or too small."""
+        """Removes old copies, checks the disk, and starts to copy; InputError if the disk is missing or too small."""
         if not self.disk.is_dir() or not os.access(self.disk, os.W_OK):
             raise InputError(
                 f"--stage is {self.disk} on {this_host()}; expected a folder there that can be written to, such as "
@@ -103,11 +103,11 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep_ahead(self) -> None:
-        """Copies the slice that is trained and the next one, and then another whenever one is trained."""
+        """Copies the current slice and the next one, and another one whenever a slice is trained."""
         try:
             self._copy_slices()
         finally:
-            self.first.set()  # whatever happens: the ranks read the original of what was not copied
+            self.first.set()  # even after an error: the ranks then read the originals
 
     def _copy_slices(self) -> None:
         for epoch in range(self.epoch, self.run.num_slices):
@@ -138,7 +138,7 @@ class Staging:
     def _check_disk(self) -> None:
         needed = 0
         for shard in {*self._shards(self.epoch), *self._shards(self.epoch + 1)}:
-            with contextlib.suppress(OSError):  # reported when it is to be copied
+            with contextlib.suppress(OSError):  # reported when it is copied
                 needed += os.stat(shard).st_size
         free = shutil.disk_usage(self.disk).free
         if free < needed:
@@ -148,7 +148,7 @@ class Staging:
             )
 
     def _copy(self, shard: str) -> None:
-        """Copies a shard under another name, which is exchanged for its own once it is whole."""
+        """Copies a shard to a temporary name, and renames the complete copy."""
         copy = self.staged.copy_of(shard)
         part = copy.with_name(f"{copy.name}.part")
         if self.stop.is_set() or copy.exists():
