@@ -465,7 +465,6 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reaso
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("package", ["clip_benchmark", "requests"])
 def test_a_missing_extra_is_named(runs, data, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "requests" else find_spec(name))
