@@ -57,7 +57,7 @@ def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, par
     if content:
         file.write_text(content)
     with pytest.raises(SystemExit) as refusal:
-        parse_args(["--model", str(file), "--train-data", str(csv_data)])
+        parse_args(["--superclip", "--model", str(file), "--train-data", str(csv_data)])
     assert reason.format(file=file) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -66,4 +66,4 @@ def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_dat
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))
     with pytest.raises(SystemExit, match=r"contains a preprocess_cfg, .* give local-dir:FOLDER$"):
-        parse_args(["--model", str(model_file), "--train-data", str(csv_data)])
+        parse_args(["--superclip", "--model", str(model_file), "--train-data", str(csv_data)])
