@@ -17,7 +17,7 @@ FILES = {"README.md": ROOT / "README.md", "slurm/README.md": ROOT / "slurm/READM
 FILES |= {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {name: path.read_text() for name, path in FILES.items()}
 PROGRAMS = (  # what a page may call
-    "superclip", "python", "python3", "torchrun", "horovodrun", "sbatch", "bash", "pip", "lint-imports",
+    "superclip", "python", "python3", "torchrun", "horovodrun", "sbatch", "bash", "pip", "lint-imports", "hf",
     ".venv/bin/pip", ".venv/bin/superclip", ".venv/bin/pytest",
 )  # fmt: skip
 
