@@ -45,7 +45,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until this ends."""
+    """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until the process ends."""
     before = {each: signal.getsignal(each) for each in STOPPED_BY}
     heard = [each for each, handler in before.items() if handler != signal.SIG_IGN]  # nohup ignores SIGHUP
 
@@ -56,11 +56,9 @@ def stopped_by_signals() -> Iterator[None]:
 
     for each in heard:
         signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each in heard:
-            signal.signal(each, before[each])
+    yield
+    for each in heard:
+        signal.signal(each, before[each])
 
 
 def run_ranks(start: Start, each_second: Callable[[], None]) -> "Failure | None":

@@ -21,7 +21,7 @@ from ..pages import bytes_text
 from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
-from .process import Stopped, stopped_by_signals
+from .process import STOPPED_BY, Stopped, stopped_by_signals
 from .rank import measures_file
 from .run import Run
 from .slurm import Placement
@@ -128,6 +128,7 @@ class Rehearsal:
             )
         training = NodeTraining(self.run, placement, folder, measures=True)
         self.logs[name] = training.logs
+        before = {each: signal.getsignal(each) for each in STOPPED_BY}
         with _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
             try:
                 with stopped_by_signals():
@@ -135,6 +136,8 @@ class Rehearsal:
             except Stopped as stop:
                 if not (stopped and stop.before_time_is_up):
                     raise
+                for each, handler in before.items():  # which a stop leaves ignored
+                    signal.signal(each, handler)
                 return None
 
     def _points(self, name: str) -> list[dict]:
