@@ -136,10 +136,14 @@ def check_command_line(training: Training) -> None:
 
 
 def _check_models(training: Training) -> None:
-    """Raises InputError for a model, weights or word frequencies that --superclip cannot train with."""
+    """Registers the model; InputError for one, or weights or word frequencies, that --superclip cannot train with."""
+    options = training.options
+    if not training.only_options:
+        from ..checkpoints.model_files import register_model
+
+        register_model(options.model)
     if training.config is None:
         return
-    options = training.options
     if not training.only_options:
         from .factory import check_models
 

@@ -3,6 +3,7 @@
 import functools
 
 from .. import hooks
+from ..errors import InputError
 
 HAS_TASKS = False
 PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
@@ -36,6 +37,18 @@ WRAPPERS = {  # names to replace, and what makes the replacement
 }
 
 
+def _at_least_a_batch(samples, batch_size: int):
+    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever."""
+    number = 0
+    for number, sample in enumerate(samples, start=1):  # noqa: B007
+        yield sample
+    if number < batch_size:
+        raise InputError(
+            f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
+            f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
+        )
+
+
 class WebDataset:
     """The webdataset package with the plugins' shuffle of samples and their tokens for text.
 
@@ -58,6 +71,10 @@ class WebDataset:
         if self.caption_tokens is None:
             return rename(**names)
         return lambda samples: rename(**names | {"text": "txt"})(self._with_tokens(samples))
+
+    def batched(self, batch_size, **options):
+        batched = self.__getattr__("batched")(batch_size, **options)
+        return lambda samples: batched(_at_least_a_batch(samples, batch_size))
 
     def with_caption(self, sample: dict) -> dict | None:
         """Returns the sample with OpenCLIP's caption as `txt`; None if OpenCLIP skips it."""

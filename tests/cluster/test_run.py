@@ -34,7 +34,6 @@ from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.runs import node
 from openclip_superclip.runs.folder import current_state
 from openclip_superclip.runs.run import Run
-from openclip_superclip.studies.finished_runs import read_run
 
 SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
@@ -347,7 +346,6 @@ def test_too_many_unreadable_shards_fail_the_run_and_their_number_is_told(tmp_pa
     told = state(tmp_path / "run")
     assert (told["state"], told["unreadable"]["shards"]) == ("finished", 3)
     assert told["unreadable"]["samples"] >= 1
-    assert read_run(tmp_path / "run").note.startswith("3 shards could not be read; ")
     listed = "".join(file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl"))
     for shard in (shards[3], shards[5], shards[7]):
         assert str(shard) in listed

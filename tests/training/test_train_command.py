@@ -24,7 +24,7 @@ def test_a_name_that_is_taken_exits_with_an_error(train_flags, tmp_path):
 
 LATE = {  # flags: what the error says
     "--logs file": "--logs: cannot write to file/run: Not a directory",
-    "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 unlocks nothing",
+    "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 leaves the class loss only",
     "--train-num-samples nine": "invalid int value: 'nine' (superclip train --help lists every flag)",
 }
 
