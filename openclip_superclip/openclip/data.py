@@ -35,12 +35,14 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(epoch)
     hook, order = hooks.plugin_manager().hook, None
-    if get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled:
+    is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
+    if is_pass:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
     caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
     names = {}  # of OpenCLIP's data module, and what replaces them
     if order is not None or caption_tokens is not None:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
+    if names or is_pass:  # a pass without a batch ends the run, whatever the flags
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]
@@ -49,7 +51,7 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         tokenizer = _Tokenized(tokenizer)
     with replaced(open_clip_train.data, **names):
         data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer, **options)
-    if names:
+    if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
 
