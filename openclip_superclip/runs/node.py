@@ -41,6 +41,7 @@ STARTS_WITHOUT_A_SLICE = 3  # in a row, after which a run has failed
 FULL = 4 << 20  # bytes: a disk with less free space counts as full
 SLURM_NOTICES = 900  # seconds until SLURM ends the job of a lost node; its SlurmdTimeout is 300 by default
 SILENCE = 20  # seconds after which a node that does not end as the others do is lost
+SILENCE_AT_STOP = 15  # the same after a signal, which all nodes get: SLURM kills this process 30 seconds after it
 DUMP, END, OVER = "dump", "end", "over"  # node 0's orders: write stacks, end the ranks; node 0 has ended
 
 
@@ -158,7 +159,7 @@ class NodeTraining:
                 if not stop.before_time_is_up and node_failed(self.logs):  # srun ends this node after another's failure
                     return self._end(first_failure(self.logs))
                 folder.end(PREEMPTED, f"stopped by {stop}")  # at once: SLURM kills this process soon
-                if stop.before_time_is_up or not (lost := self._silent_nodes()):
+                if stop.before_time_is_up or not (lost := self._silent_nodes(SILENCE_AT_STOP)):
                     raise
                 folder.end(PREEMPTED, f"lost contact with {lost}")
                 ask_job("requeue")
@@ -200,7 +201,7 @@ class NodeTraining:
             return Failure("superclip run", f"{type(error).__name__}: {error}")
         if failure:
             failure.write(self._file("error.json"))
-            if lost := self._silent_nodes():
+            if lost := self._silent_nodes(SILENCE):
                 raise NodeLost(f"lost contact with {lost}")
             return first_failure(self.logs)
         self._beat(at_once=True)
@@ -252,10 +253,10 @@ class NodeTraining:
             return (self.logs / "orders").read_text()
         return ""
 
-    def _silent_nodes(self) -> str:
-        """Orders the other nodes to end, and returns the names of those that do not do so within seconds."""
+    def _silent_nodes(self, seconds: float) -> str:
+        """Orders the other nodes to end, and returns the names of those that do not do so within so many seconds."""
         self._order(END)
-        deadline, silent = time.monotonic() + SILENCE, range(1, self.placement.num_nodes)
+        deadline, silent = time.monotonic() + seconds, range(1, self.placement.num_nodes)
         while silent := [node for node in silent if not self._file("ended", node).exists()]:
             if time.monotonic() > deadline:
                 break

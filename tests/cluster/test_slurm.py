@@ -167,17 +167,15 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
 
 
 def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_an_undisturbed_one(
-    troubled, undisturbed, cluster
+    troubled, undisturbed
 ):
     run = troubled["run"]
     assert troubled["job"]["JobState"] == "COMPLETED", troubled["output"]
-    ends = [(one["state"], one["error"]) for one in attempts(run)]
-    lost = ends.pop(4)  # SLURM may end the job's step before the node's silence is noticed
-    assert lost in [("preempted", "lost contact with node2"), ("preempted", "stopped by SIGTERM")]
-    assert ends == [
+    assert [(one["state"], one["error"]) for one in attempts(run)] == [
         ("preempted", "stopped by SIGUSR1"),
         ("preempted", "stopped by SIGTERM"),
         ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
+        ("preempted", "lost contact with node2"),
         ("preempted", "lost contact with node2"),
         ("finished", None),
     ]  # fmt: skip

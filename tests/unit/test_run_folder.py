@@ -221,7 +221,13 @@ def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
         start(folder, job)
         counted.append(folder.starts_without_a_slice())
         folder.end(PREEMPTED, again=again)
+    training = NodeTraining(run_of(tmp_path, samples=192), Placement(job="17"), folder)
+    training._check_starts()
+    start(folder, "17")
+    with pytest.raises(InputError, match="was started 3 times and stopped before a slice was trained"):
+        training._check_starts()
     write_checkpoints(folder.checkpoints, 1)
+    training._check_starts()
     counted.append(folder.starts_without_a_slice())
     assert counted == [1, 2, 3, 1, 2, 3, 0]
 
@@ -283,8 +289,7 @@ def test_a_rank_that_could_not_say_why_it_failed_is_named_with_its_exit_code(tmp
     assert _rank_failure(tmp_path, 2, 1) == said
 
 
-def test_a_node_that_does_not_end_with_the_others_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(node, "SILENCE", 1)
+def test_a_node_that_does_not_end_with_the_others_is_lost(tmp_path):
     nodes = [
         NodeTraining(run_of(tmp_path, samples=192), Placement(4, number, "17"), RunFolder(tmp_path))
         for number in range(4)
@@ -292,10 +297,10 @@ def test_a_node_that_does_not_end_with_the_others_is_lost(tmp_path, monkeypatch)
     nodes[0].logs.mkdir(parents=True)
     for ended in (nodes[1], nodes[3]):
         ended._file("ended").touch()
-    assert nodes[0]._silent_nodes() == "node 2"
+    assert nodes[0]._silent_nodes(1) == "node 2"
     assert nodes[2]._orders() == node.END
     nodes[2]._file("ended").touch()
-    assert nodes[0]._silent_nodes() == ""
+    assert nodes[0]._silent_nodes(1) == ""
 
 
 @pytest.mark.parametrize("content", ['{"state": "runn', "[]"])
