@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openclip_superclip import class_loss, plain_class_loss
+from openclip_superclip.method import loss
 
 # B, W, V, L, chunk_size
 SIZES = {
@@ -228,6 +229,16 @@ def test_no_tensor_has_the_size_of_batch_times_vocabulary(precision, upstream):
     with Allocations(*leaves, tokens, idf) as made:
         losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=4, upstream=upstream, autocast=precision)
     assert made.largest() == 8 * 1009  # the weight's gradient; a chunk's logits are 4 * 1009
+
+
+@pytest.mark.parametrize(("megabytes", "rows"), [(3.5, 3), (0.1, 1), (100, 20)])
+def test_a_chunk_has_as_many_captions_as_fill_the_budget_and_at_least_one(monkeypatch, megabytes, rows):
+    vocab = 2**18
+    monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
+    leaves, tokens, idf = problem(20, 2, vocab, 6)
+    with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
+        class_loss(*leaves, tokens, idf)
+    assert made.largest() == rows * vocab
 
 
 def test_without_gradients_none_are_computed():

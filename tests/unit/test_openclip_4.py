@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from openclip_superclip import InputError, hooks
+from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.openclip import v4
 from openclip_superclip.openclip.checks import check_command_line
 from openclip_superclip.openclip.data import _Tokenized
@@ -192,3 +193,19 @@ def test_muon_leaves_the_class_head_to_its_fallback(options, expected, parse_arg
     vars(args).update(given | options)
     Plugin().open_clip_check_options(args)
     assert args.opt_fallback_list == expected
+
+
+KINDS = {  # of a saved run: its file's content, the ranks and the OpenCLIP that resume it, and what the one line says
+    "OpenCLIP 3": ({}, None, True, "of a run on OpenCLIP 3, whose optimizer has other parameter groups"),
+    "OpenCLIP 4": ({"global_step": 8}, None, False, "of a run on OpenCLIP 4, whose optimizer has other"),
+    "torchrun, by Horovod": ({}, False, False, "of a run of torchrun's ranks, whose weights have other names"),
+}
+
+
+@pytest.mark.parametrize(("content", "with_ddp", "has_tasks", "reason"), KINDS.values(), ids=KINDS)
+def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(content, with_ddp, has_tasks, reason, tmp_path):
+    file = tmp_path / "epoch_1.pt"
+    torch.save({"epoch": 1, "state_dict": {"module.logit_scale": torch.zeros(())}, **content}, file)
+    check_kind(str(file), False, None if with_ddp is None else True, "ViT-B-32", bool(content))
+    with pytest.raises(InputError, match=f"^--resume: [^\n]*epoch_1.pt is {reason}[^\n]*--pretrained [^\n]*$"):
+        check_kind(str(file), False, with_ddp, "ViT-B-32", has_tasks)
