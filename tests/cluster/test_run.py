@@ -121,10 +121,10 @@ def undisturbed(recipe) -> Path:
 
 
 def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
-    told = state(undisturbed)
-    assert told.pop("samples_per_second") > 0
-    assert datetime.fromisoformat(told.pop("since")) <= datetime.fromisoformat(told.pop("heartbeat"))
-    assert told == {
+    found = state(undisturbed)
+    assert found.pop("samples_per_second") > 0
+    assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(found.pop("heartbeat"))
+    assert found == {
         "state": "finished", "job": None, "error": None, "restarts": 0, "epoch": 6, "slices": 6, "step": 96,
         "steps": 96, "expected_end": None, "unreadable": {"shards": 0, "samples": 0},
     }  # fmt: skip
@@ -149,8 +149,8 @@ def test_two_processes_share_the_rows_of_a_table_and_each_pass_leaves_a_checkpoi
     flags = ["--data", str(csv_data), "--set", "samples=2 passes", "--set", "global_batch_size=8", *TWO_PROCESSES]
     code, output = end(recipe, run, *flags)
     assert code == 0, output
-    told = state(run)
-    assert (told["state"], told["slices"], told["step"], told["steps"]) == ("finished", 2, 16, 16)
+    found = state(run)
+    assert (found["state"], found["slices"], found["step"], found["steps"]) == ("finished", 2, 16, 16)
     assert sorted(path.name for path in run.glob("checkpoints/*.pt")) == ["epoch_1.pt", "epoch_2.pt"]
     model = YAML(typ="safe").load(recipe)["model"]
     assert main(["frequencies", str(csv_data), "--tokenizer-of", model, "--out", str(counted)]) == 0
@@ -269,11 +269,11 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     code, output = end(recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin))
     assert code == 0, output
     starts = json.loads((run / "run.json").read_text())["attempts"]
-    told = [(one["state"], one["error"]) for one in starts]  # on a busy machine it may stand still once more
-    assert len(told) > 1
+    found = [(one["state"], one["error"]) for one in starts]  # on a busy machine it may stand still once more
+    assert len(found) > 1
     stacks = (run / "ranks/local-0/rank_0.log").read_text()
     assert "Current thread" in stacks and "in disturbed" in stacks
-    assert (set(told[:-1]), told[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
+    assert (set(found[:-1]), found[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
 
     run = recipe.parent / "always failing"
     assert node.STARTS_WITHOUT_A_SLICE == 3
@@ -334,18 +334,18 @@ def test_too_many_unreadable_shards_fail_the_run_and_their_number_is_told(tmp_pa
     spoil(shards[8], member=2, header=False)
     code, output = end(recipe, tmp_path / "run", "--device", "cpu")
     assert code == 1
-    told = state(tmp_path / "run")
-    assert told["state"] == "failed"
+    found = state(tmp_path / "run")
+    assert found["state"] == "failed"
     assert re.match(
-        r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ", told["error"]
+        r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ", found["error"]
     )
-    assert output.endswith(f"error: {told['error']}\n")
+    assert output.endswith(f"error: {found['error']}\n")
 
     code, output = end(recipe, tmp_path / "run", "--device", "cpu", "--unreadable-max", "1", "--stage", str(tmp_path))
     assert code == 0, output
-    told = state(tmp_path / "run")
-    assert (told["state"], told["unreadable"]["shards"]) == ("finished", 3)
-    assert told["unreadable"]["samples"] >= 1
+    found = state(tmp_path / "run")
+    assert (found["state"], found["unreadable"]["shards"]) == ("finished", 3)
+    assert found["unreadable"]["samples"] >= 1
     listed = "".join(file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl"))
     for shard in (shards[3], shards[5], shards[7]):
         assert str(shard) in listed

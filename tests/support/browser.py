@@ -35,12 +35,6 @@ def dumped(address: str, out: Path) -> str:
     return _browse(address, out, "--virtual-time-budget=30000", "--dump-dom")
 
 
-def requested(page: Path, out: Path) -> str:
-    """What a browser that opens a page asks the network for, as its log."""
-    _browse(page.resolve().as_uri(), out, "--dump-dom", f"--log-net-log={out}/net.json")
-    return (out / "net.json").read_text()
-
-
 def evaluated(page: Path, width: int, script: str, out: Path) -> float:
     """The number that a script returns in a page that is laid out `width` pixels wide."""
     out.mkdir(exist_ok=True)

@@ -199,7 +199,7 @@ def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path, caps
     assert audit(*other, "--out", tmp_path / "again", *configured) == 0
 
 
-def test_captions_without_known_words_are_ranked_by_clip_score(work, run, tmp_path, capsys):
+def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, capsys):
     with TarWriter(str(tmp_path / "0.tar")) as tar:
         for number, caption in enumerate(["...", "red", "!!!", "blue"]):
             Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(file := io.BytesIO(), "PNG")

@@ -365,7 +365,7 @@ def test_a_caption_that_is_not_utf8_is_skipped_with_a_warning_as_openclip_does(w
     assert "Ignoring" in run.output
 
 
-def test_an_empty_caption_has_no_class_loss_and_is_not_counted(tokens_of, model):
+def test_an_empty_caption_has_no_class_loss_and_is_not_counted(tokens_of):
     superclip = {"ignored_tokens": (0, 49406, 49407), "text_length": 8, "idf": "off"}
     config = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

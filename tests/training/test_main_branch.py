@@ -186,7 +186,7 @@ def test_every_compile_strategy_trains_with_the_same_losses(strategy, eager, mod
     assert run.values("Class_loss") == pytest.approx(eager, rel=1e-3)
 
 
-def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, csv_data, train_flags, tmp_path):
+def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_flags, tmp_path):
     argv = [*train_flags, "--superclip", "--precision", "fp32", "--batch-size", "32", "--epochs", "2"]
     folders = {}
     for name, flags in (("ddp", ""), ("fsdp", "--fsdp")):

@@ -49,7 +49,7 @@ def scorer(opened) -> PairScorer:
 
 
 @pytest.fixture(scope="module")
-def seen(opened, scorer):
+def seen(scorer):
     torch.manual_seed(1)
     images = torch.randn(len(CAPTIONS), 3, 32, 32)
     return images, scorer.see(images)

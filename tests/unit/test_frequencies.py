@@ -109,7 +109,7 @@ def test_samples_without_a_long_caption_are_counted_and_a_key_that_none_holds_is
     assert [path.name for path in tmp_path.iterdir()] == ["df"]
 
 
-def test_a_table_is_counted_as_its_captions_are_in_shards(pattern, counted, tmp_path, capsys):
+def test_a_table_is_counted_as_its_captions_are_in_shards(counted, tmp_path, capsys):
     table = tmp_path / "pairs.csv"
     rows = [captions(shard, index) for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
     with open(table, "w", newline="") as file:
