@@ -255,6 +255,13 @@ CLAIMS = [
     Claim("Small ViT: better zero-shot, both at CLIP's best rate", "", "vit", "SuperCLIP at CLIP's rate − CLIP"),
     Claim("Small ViT: a head on the class token beats the paper's", "", "vit", "pooled − SuperCLIP"),
     Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
+    Claim("Small ViT: a head on the sum of both inputs beats the paper's", "", "vit_head", "both − SuperCLIP"),
+    Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
+    Claim(
+        "Small ViT: better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "vit_dense",
+        "SuperCLIP − CLIP", flaw="scores near chance",
+    ),
+    Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
