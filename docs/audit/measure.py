@@ -284,8 +284,8 @@ def tables(found: dict) -> str:
     rows = [[name, *(_spread(values(found, "SuperCLIP", drawings, name)) for drawings in DRAWINGS)] for name in names]
     parts.append("Words, in percent, SuperCLIP:\n\n" + markdown_table(["", *DRAWINGS], rows))
     seeds = {arm: len(values(found, arm, next(iter(DRAWINGS)), "swapped, CLIP score")) for arm in ARMS}
-    told = " and ".join(f"{number} seeds of {arm}" for arm, number in seeds.items())
-    parts.append(f"Mean ± standard deviation over {told}; 95 % intervals by Student's t.")
+    numbers = " and ".join(f"{number} seeds of {arm}" for arm, number in seeds.items())
+    parts.append(f"Mean ± standard deviation over {numbers}; 95 % intervals by Student's t.")
     return "\n\n".join(parts)
 
 

@@ -101,11 +101,11 @@ def superclip(*arguments: str) -> None:
 def study(out: Path, seed: int, name: str, data: dict[str, Path]) -> list[dict]:
     """Trains both methods on data, and returns the records of their runs."""
     arms = {}
-    for told, folder in data.items():
-        of_data = {} if told == CLEAN else {"shards": f"{folder}/{PATTERN}"}
-        if told not in (CLEAN, DIRTY):
+    for trained_on, folder in data.items():
+        of_data = {} if trained_on == CLEAN else {"shards": f"{folder}/{PATTERN}"}
+        if trained_on not in (CLEAN, DIRTY):
             of_data["data_samples"] = round((1 - SWAPPED) * NUM_SHARDS * SHARD_SIZE)
-        arms |= {f"{method}, {told}": {**fields, **of_data} for method, fields in METHODS.items()}
+        arms |= {f"{method}, {trained_on}": {**fields, **of_data} for method, fields in METHODS.items()}
     file = out / f"seed{seed}" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     asked = {
@@ -122,17 +122,17 @@ def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[di
     """Audits the pairs; returns the shards of what each score keeps, and the percentage of it that is wrong."""
     shards, wrong = {}, {}
     runs = {record["arm"]: out / "runs" / record["run"] for record in records}
-    for told, (method, score) in SCORES.items():
-        shards[told] = out / "data" / f"seed{seed}-{method}-{score}".lower()
-        if not shards[told].exists():
+    for kept_by, (method, score) in SCORES.items():
+        shards[kept_by] = out / "data" / f"seed{seed}-{method}-{score}".lower()
+        if not shards[kept_by].exists():
             folder = out / f"seed{seed}" / f"audit-{method}".lower()
             superclip(
                 "audit", f"{out}/data/seed{seed}-dirty/{PATTERN}", "--model", str(runs[f"{method}, {DIRTY}"]),
                 "--out", str(folder), "--by", score, "--keep", str(1 - SWAPPED),
             )  # fmt: skip
-            (folder / "kept").rename(shards[told])
-        kept = [key for shard in shards[told].glob("*.tar") for key in _keys(shard)]
-        wrong[told] = 100 * sum(key not in true for key in kept) / len(kept)
+            (folder / "kept").rename(shards[kept_by])
+        kept = [key for shard in shards[kept_by].glob("*.tar") for key in _keys(shard)]
+        wrong[kept_by] = 100 * sum(key not in true for key in kept) / len(kept)
     return shards, wrong
 
 
@@ -156,11 +156,11 @@ def tables(found: list[dict]) -> str:
     rows, recorded = [], recorded_data(found)
     for data in recorded:
         wrong = str(_wrong(found, data))
-        told = [
+        columns = [
             (str(_spread(found, method, data, PRIMARY)), difference(found, method, data, DIRTY)) for method in METHODS
         ]
         rows.append(
-            [data, wrong, *(cell for mean, gain in told for cell in (mean, "" if data == DIRTY else str(gain)))]
+            [data, wrong, *(cell for mean, gain in columns for cell in (mean, "" if data == DIRTY else str(gain)))]
         )
     heads = [head for method in METHODS for head in (f"{method}, zero-shot", f"{method} − {DIRTY}")]
     parts = [markdown_table(["trained on", "wrong captions, %", *heads], rows)]

@@ -155,8 +155,8 @@ def table(file: Path) -> str:
             PairedDifference([ours - theirs for ours, theirs in zip(*sides, strict=True)])
             for sides in zip(whole, of(PLAIN, 1), strict=True)
         ]
-        told = ["", ""] if name == PLAIN else map(str, ahead)
-        rows.append([name, *(str(Spread(list(side))) for side in (*half, *whole)), *told])
+        difference_cells = ["", ""] if name == PLAIN else map(str, ahead)
+        rows.append([name, *(str(Spread(list(side))) for side in (*half, *whole)), *difference_cells])
     heads = ["tuned with", "old, α = 0.5", "new, α = 0.5", "old", "new", "old: more than the first", "new: more"]
     return markdown_table(heads, rows)
 

@@ -117,7 +117,7 @@ def main(work: Path) -> None:
                 **{idf: float(np.mean([values[idf, seed, band, measure] for seed in SEEDS])) for idf in IDF},
                 "online - off": pairs.mean, "interval": pairs.interval, "n": len(pairs.values),
             }  # fmt: skip
-    told = {
+    record = {
         "command": "python docs/word-course/measure.py WORK", "recipe": RECIPE, "seeds": SEEDS,
         "versions": versions[0], "differences": differences, "rank correlation of frequency and time of learning": {
             idf: {"mean": float(np.mean(found)), "interval": PairedDifference(found).interval, "values": found}
@@ -130,9 +130,9 @@ def main(work: Path) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
-    (here / "word-course.json").write_text(json.dumps(told, indent=1) + "\n")
+    (here / "word-course.json").write_text(json.dumps(record, indent=1) + "\n")
     (here / "word-course.png").write_bytes(draw_word_courses([courses[idf, SEEDS[0]] for idf in IDF]))
-    print(json.dumps(told, indent=1))
+    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

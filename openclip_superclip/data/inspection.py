@@ -94,17 +94,22 @@ class Inspection:
 
 
 def inspect(
-    pattern: str, flag: str, long_caption: str = "", *, full: bool = False, jobs: int | None = None,
-    caption: str = "txt", most: int | None = None,
-) -> Inspection:  # fmt: skip
+    pattern: str,
+    flag: str,
+    long_caption: str = "",
+    *,
+    full: bool = False,
+    caption: str = "txt",
+    most: int | None = None,
+) -> Inspection:
     """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
 
     Raises InputError if no shard of a source exists, or if the inspected shards contain no training samples.
 
     Args:
         long_caption: the key of the long caption; "" if it is not used.
-        full: read all shards, in `jobs` processes (by default one per core), instead of the beginnings of the first and
-            the last one and, if these are broken, of a few more.
+        full: read all shards, with a process per core, instead of the beginnings of the first and the last one and, if
+            these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards whose existence is checked; by default all.
     """
@@ -122,7 +127,7 @@ def inspect(
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
     read = functools.partial(inspect_shard, place=long_caption, until_found=not full, caption=caption)
     if full:
-        reports = work_on(read, there, jobs or os.cpu_count() or 1, "--jobs")
+        reports = work_on(read, there, os.cpu_count() or 1, "--check")
         found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
     else:
         found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
@@ -187,18 +192,17 @@ def total_samples(shards: list[str]) -> int | None:
 
 
 def check_data(
-    pattern: str, split: Split, expected: int | None = None, full: bool = False, *, long_caption: str = "",
-    jobs: int | None = None,
-) -> dict:  # fmt: skip
+    pattern: str, split: Split, expected: int | None = None, full: bool = False, *, long_caption: str = ""
+) -> dict:
     """Returns a report on the shards of --data, for JSON; InputError if training could not start.
 
-    With `full` all shards are read, in `jobs` processes; otherwise only the first and the last.
+    With `full` all shards are read; otherwise only the first and the last.
 
     Args:
         expected: the number of samples that the recipe assumes.
     """
     split.check()
-    found = inspect(pattern, split.flag, long_caption, full=full, jobs=jobs)
+    found = inspect(pattern, split.flag, long_caption, full=full)
     was_read = bool(found.reports)
     numbers = listed_samples(found.shards, split.flag)
     num_listed, is_counted = sum(numbers.values()), full and was_read

@@ -133,7 +133,7 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
     """Yields `work(item)` of each item, in order, computed in parallel processes.
 
     Closing the generator ends the processes. `work` need not be picklable. Raises InputError, naming the `flag` that
-    sets the number of workers, if a worker is killed, for example for lack of memory.
+    starts the workers, if one of them is killed, for example for lack of memory.
     """
     num_workers = min(num_workers, len(items))
     if num_workers < 1:
@@ -143,8 +143,10 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
     try:
         yield from pool.map(_work, items)
     except BrokenProcessPool:
-        fewer = f"use fewer {flag} than {num_workers}" if num_workers > 1 else "this machine has too little for one"
-        raise InputError(f"{flag}: a worker was killed (out of memory?): {fewer}") from None
+        raise InputError(
+            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory ran out: use fewer of "
+            "them or a machine with more memory"
+        ) from None
     finally:
         workers = set(multiprocessing.active_children()) - before
         pool.shutdown(wait=False, cancel_futures=True)

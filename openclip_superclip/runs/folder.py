@@ -208,8 +208,8 @@ def _now() -> str:
 def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out") -> Iterator[None]:
     """Holds the lock, whose file names its owner; raises InputError, naming the owner, if another one is alive.
 
-    A second file is locked with flock, which the kernel releases when the process ends. Not every file system has
-    flock, or shows it to other machines, so squeue tells whether the owner's job is alive.
+    A second file is locked with flock, which the kernel releases when the process ends. Some file
+    systems lack flock or do not share it between machines; there squeue shows whether the owner's job is alive.
 
     Args:
         path: the lock's file.

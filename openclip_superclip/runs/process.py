@@ -235,7 +235,7 @@ def free_port() -> int:
 
 
 def rank_failed(logs: Path) -> bool:
-    """Returns whether a rank has failed, as far as this machine can see."""
+    """Returns whether a rank has recorded a failure in `logs`."""
     return any(logs.glob("rank_*.error.json"))
 
 

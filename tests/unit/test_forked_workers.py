@@ -45,5 +45,5 @@ def test_a_worker_that_is_killed_is_reported_with_the_remedy():
     def kill_itself(_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(InputError, match=r"--jobs: a worker was killed \(out of memory\?\): use fewer --jobs than 2$"):
+    with pytest.raises(InputError, match="--jobs: one of 2 worker processes was killed"):
         list(work_on(kill_itself, ["a", "b", "c"], 2, "--jobs"))

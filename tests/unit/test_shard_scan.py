@@ -91,7 +91,7 @@ def test_a_shard_between_them_that_is_broken_is_found_by_the_full_check_alone(fo
     content[offset : offset + 512] = IMAGE * 512  # where a header should be
     path.write_bytes(content)
     assert check(folder)["bad"] == []
-    checked = check(folder, full=True, jobs=2)
+    checked = check(folder, full=True)
     assert list(problems(checked)) == ["000005.tar"]
     assert "what should be a member at byte" in problems(checked)["000005.tar"]
     assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
@@ -129,7 +129,7 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "txt": "a cat", **sample})
     assert check(tmp_path, expected=None, long_caption=place)["warnings"] == []
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
-    checked = check(tmp_path, expected=None, long_caption=place, full=True, jobs=1)
+    checked = check(tmp_path, expected=None, long_caption=place, full=True)
     assert checked["warnings"] == [f"--data: 4 of 64 samples have no long caption '{place}'"]
     with pytest.raises(InputError, match=r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
         check(tmp_path, long_caption="other.txt")
