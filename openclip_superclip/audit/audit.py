@@ -1,5 +1,6 @@
 """Scores the pairs of a data set, writes the page, and selects the best pairs."""
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -7,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -79,16 +81,19 @@ class Audit:
         scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
         write_json(self.record, self.facts)
         part = self.scores.with_suffix(".jsonl.part")
-        num_earlier = _keep_batches(part, self.batch_size)
-        progress = tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", file=progress_file())
-        with open(part, "ab") as file, progress:
-            for records in self._batches(itertools.islice(self.data.pairs(), num_earlier, None), scorer):
-                lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-                file.write(lines.encode("utf-8", "replace"))
-                file.flush()
-                progress.update(len(records))
+        with open(part, "a+b") as file:
+            _lock(file, part)
+            if self.scores.exists():  # another call has finished while this one built the model
+                return 0
+            num_earlier = _keep_batches(file, self.batch_size)
+            with tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", file=progress_file()) as progress:
+                for records in self._batches(itertools.islice(self.data.pairs(), num_earlier, None), scorer):
+                    lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+                    file.write(lines.encode("utf-8", "replace"))
+                    file.flush()
+                    progress.update(len(records))
             os.fsync(file.fileno())
-        os.replace(part, self.scores)
+            os.replace(part, self.scores)
         return num_earlier
 
     def _batches(self, pairs: Iterator[AuditedPair], scorer: PairScorer) -> Iterator[list[dict]]:
@@ -150,17 +155,26 @@ def _digest(paths: list[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def _keep_batches(part: Path, batch_size: int) -> int:
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Locks the scores until they are closed; InputError if another call is writing them."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"--out: another call is writing {path}: wait until it ends") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _keep_batches(file: BinaryIO, batch_size: int) -> int:
     """Truncates the scores of an interrupted call after the last complete batch, and returns their number.
 
     The batches, and therefore the scores, are then the same as without the interruption.
     """
     num_lines = end = 0
-    with open(part, "a+b") as file:
-        file.seek(0)
-        while len(batch := list(itertools.islice(file, batch_size))) == batch_size and batch[-1].endswith(b"\n"):
-            num_lines, end = num_lines + batch_size, end + sum(map(len, batch))
-        file.truncate(end)
+    file.seek(0)
+    while len(batch := list(itertools.islice(file, batch_size))) == batch_size and batch[-1].endswith(b"\n"):
+        num_lines, end = num_lines + batch_size, end + sum(map(len, batch))
+    file.truncate(end)
     return num_lines
 
 

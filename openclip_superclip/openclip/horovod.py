@@ -86,7 +86,7 @@ _kept_open = []  # the stores and the rendezvous server of rank 0, kept alive wi
 
 
 def join_ranks() -> None:
-    """Sets Horovod's variables if torchrun or srun, and not horovodrun, started the processes.
+    """Sets Horovod's variables if torchrun, srun or mpirun, and not horovodrun, started the processes.
 
     Collective. Raises InputError if the ranks cannot connect.
     """

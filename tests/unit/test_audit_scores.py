@@ -17,6 +17,7 @@ from webdataset import TarWriter
 
 import openclip_superclip as superclip
 from openclip_superclip.audit import keep
+from openclip_superclip.audit.audit import _lock
 from openclip_superclip.audit.keep import select, write_kept
 from openclip_superclip.audit.page import _segments
 from openclip_superclip.audit.pairs import open_data, read_in_batches
@@ -24,6 +25,7 @@ from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import WordTable, mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.demo.scenes import scenes
+from openclip_superclip.errors import InputError
 from openclip_superclip.method.patch_tokens import encode_image
 from openclip_superclip.words.tagger import Opened
 
@@ -240,3 +242,11 @@ def test_function_words_are_neither_counted_nor_marked():
     words = [{"word": word, "support": -3.0} for word in ("a", "dog")]
     marked = [text for text, word in _segments({"caption": "A dog", "words": words}) if word]
     assert marked == ["dog"]
+
+
+def test_two_calls_do_not_write_the_same_scores(tmp_path):
+    part = tmp_path / "scores.jsonl.part"
+    with open(part, "ab") as first, open(part, "ab") as second:
+        _lock(first, part)
+        with pytest.raises(InputError, match="another call is writing"):
+            _lock(second, part)
