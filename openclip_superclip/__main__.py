@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
+from .files import FULL
 
 GROUPS = {
     "start": {
@@ -54,7 +55,7 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an InputError is printed in one line and is 1."""
+    """Runs a command and returns its exit code; an InputError or a full disk is printed in one line and is 1."""
     try:
         try:
             return _run(argv)
@@ -65,7 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         output.register(sys.stdout, 0)
         if not any(event & select.POLLERR for _, event in output.poll(0)):
             raise
-    # The reader of our output, such as `head`, has closed it. Otherwise Python would report it again at exit.
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
+    # Otherwise Python would report the output once more at exit: a full disk, or a reader, such as `head`, that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

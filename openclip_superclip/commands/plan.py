@@ -173,7 +173,9 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
     if checked is None:
         return [("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")]
     if run.is_table:
-        facts = [f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'the first'} images were read"]
+        facts = [
+            f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'up to 10,000'} images were read"
+        ]
     elif checked["found"] is None:
         facts = []
     else:

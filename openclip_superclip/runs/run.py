@@ -204,7 +204,7 @@ class Run:
         """Returns a report on the data, for JSON; InputError if training could not start.
 
         Args:
-            full: read all data instead of only the first and the last shard or the first images.
+            full: read all data instead of only the first and the last shard or, of a table, up to 10,000 images.
         """
         from ..data.inspection import check_data
         from ..data.shards import expand

@@ -1,6 +1,5 @@
 """The measures of a study's trained run."""
 
-import json
 import shlex
 import threading
 from collections.abc import Callable
@@ -100,7 +99,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
         raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}")
     output.unlink()
     model = f"{weights.resolve().parent.parent.name}/{weights.stem}"
-    records = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+    records = [read_json(file) for file in sorted(out.glob("*.json"))]
     found = {
         record["task"]: record["metrics"]
         for record in records

@@ -58,6 +58,12 @@ def test_a_reader_that_has_closed_the_output_is_no_error(argv):
     assert gone.returncode == 1
 
 
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*SCRIPT, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written (No space left on device)\n")
+
+
 def test_doctor_prints_ten_lines(capsys):
     assert main(["doctor"]) == 0
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
