@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in FULL:
             raise
         print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
-    # Otherwise Python would report the output once more at exit: a full disk, or a reader, such as `head`, that is gone.
+    # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
