@@ -58,13 +58,13 @@ find_tools() {
     fi
 }
 
-# Writes $scratch/cxx and $scratch/cmake, which Horovod's build is to call, and says in variables what it is to build.
+# Writes the compiler wrappers $scratch/cxx and $scratch/cmake, and exports the options of Horovod's build.
 configure() {
     local options=""
     export CXX=$scratch/cxx HOROVOD_CMAKE=$scratch/cmake MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
     export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
     export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
-    if [ "$cuda" = none ]; then  # an nvcc that is there all the same is not looked at
+    if [ "$cuda" = none ]; then  # even if there is an nvcc
         options="-DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON"
     else  # nvcc has to take the same C++ as the compiler that it calls
         export CUDA_HOME=$cuda_home HOROVOD_CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} -std=c++20"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..data.tables import is_table
 from ..errors import InputError
+from ..files import make_folder
 from ..rules import at_least
 from .options import add_columns, columns_of
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
     try:
         config = Config(captions=options.captions, long_caption=options.long_caption)
         counter = CaptionCounter(config, tokenizer, options.seed, columns, options.text_key)
+        make_folder(options.out.parent, "--out")
         frequencies, broken = counter.count(shards, options.workers)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from error

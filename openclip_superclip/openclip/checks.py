@@ -138,7 +138,8 @@ def check_command_line(training: Training) -> None:
 def _check_models(training: Training) -> None:
     """Registers the model; InputError for one, or weights or word frequencies, that --superclip cannot train with."""
     options = training.options
-    if not training.only_options:
+    has_idf_file = training.config is not None and is_idf_file(training.config.idf)
+    if not training.only_options or has_idf_file:  # the file's tokens are those of the model's tokenizer
         from ..checkpoints.model_files import register_model
 
         register_model(options.model)
@@ -149,14 +150,14 @@ def _check_models(training: Training) -> None:
 
         teacher = options.distill_model, options.distill_pretrained
         check_models(options.model, options.pretrained, teacher, options.cache_dir, options.force_context_length)
-    if is_idf_file(training.config.idf):
+    if has_idf_file:
         from ..data.frequencies import read_frequencies
 
         read_frequencies(training.config.idf).check(training.tokenizer, f"--superclip-idf: {training.config.idf}")
 
 
 def _check_resume(training: Training) -> None:
-    """Finds the checkpoint of --resume; InputError if it does not fit, if it is known before OpenCLIP starts.
+    """Finds the checkpoint of --resume, if it is known before OpenCLIP starts; InputError if it does not fit.
 
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in slices, with other
     options than at its beginning.

@@ -101,16 +101,17 @@ OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the co
 def check_models(
     model: str,
     pretrained: str | None,
-    teacher: tuple[str | None, str | None] = (None, None),
-    cache_dir: str | None = None,
-    context_length: int | None = None,
+    teacher: tuple[str | None, str | None],
+    cache_dir: str | None,
+    context_length: int | None,
 ) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
     Models on a hub are checked when they are loaded.
 
     Args:
-        model: value of --model, like `pretrained`, `cache_dir` and `context_length` (--force-context-length).
+        model: value of --model, already registered, like `pretrained`, `cache_dir` and `context_length`
+            (--force-context-length).
         teacher: values of --distill-model and --distill-pretrained.
     """
     _check_model(model, pretrained, "--model", "--pretrained")
@@ -120,13 +121,13 @@ def check_models(
     check_weights_file(pretrained)
     _check_vocabulary(model, cache_dir, context_length)
     if teacher[0] is not None:
+        register_model(teacher[0], "--distill-model")
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
         if teacher[1] is not None:
             check_teacher(*teacher)
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
-    register_model(model, flag)
     schema, place = parse_model_name(model)
     if schema == "hf-hub":
         return

@@ -48,8 +48,9 @@ def _init(init, *args, **options) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except RuntimeError as error:
         raise InputError(
-            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to {host}: {reason(error)}; "
-            "set HOROVOD_GLOO_IFACE to the network interface, such as eth0"
+            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to {host}: "
+            f"{reason(error)}; set MASTER_ADDR to an address of rank 0 that the others can reach, and "
+            "HOROVOD_GLOO_IFACE to the network interface, such as eth0"
         ) from error
 
 

@@ -283,6 +283,8 @@ class NodeTraining:
             for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
+        if why:  # a rank may not have been able to write its error
+            print(f"superclip run: the disk of {folder.path} is full", file=sys.stderr, flush=True)
         if failure.kind in (HARDWARE, STALL) and not self.disk_was_full and not self.start.measures:
             number = folder.starts_without_a_slice()
             if number < STARTS_WITHOUT_A_SLICE:

@@ -122,7 +122,7 @@ class Rehearsal:
     def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""
         folder, placement = RunFolder(self._path(name)), self.placement
-        if placement.num_nodes > 1:  # a start of its own on every node
+        if placement.num_nodes > 1:  # each part is a separate start of all nodes
             placement = dataclasses.replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
             )

@@ -58,7 +58,7 @@ def check_stage(run: Run) -> None:
     if remote:
         raise InputError(
             f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
-            f"a file system that the nodes share, or leave --stage out"
+            "a file system that the nodes share, or leave --stage out"
         )
 
 
@@ -164,7 +164,7 @@ class Staging:
         except OSError as error:
             if not self.has_failed:
                 print(
-                    f"superclip run: --stage: {shard} is read from its own place, for copying failed "
+                    f"superclip run: --stage: {shard} is read from its original path, because copying failed "
                     f"({error.strerror or error}); others are not reported", file=sys.stderr, flush=True,
                 )  # fmt: skip
             self.has_failed = True

@@ -104,7 +104,7 @@ def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(plans
             assert [read["url"] for read in ours.staged.shards([{"url": lost}])] == [lost]
     finally:
         os.rename(tmp_path / "lost", lost)
-    said = f"--stage: {lost} is read from its own place, for copying failed (No such file or directory); others"
+    said = f"--stage: {lost} is read from its original path, because copying failed (No such file or directory); others"
     assert capsys.readouterr().err.startswith(f"superclip run: {said}")
 
 
