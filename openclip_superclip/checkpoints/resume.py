@@ -16,7 +16,7 @@ from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
-from .model_files import model_for_pretrained, read_model_file
+from .model_files import model_for_pretrained, register_model
 from .run_outputs import is_complete, latest_checkpoints, read_options
 
 NAME = "began_with.json"
@@ -86,8 +86,8 @@ def _model_digest(model: str) -> str:
     import open_clip
 
     try:
-        is_file = model.endswith(".json")
-        config = read_model_file(Path(model))[0] if is_file else open_clip.get_model_config(model)
+        register_model(model)
+        config = open_clip.get_model_config(model)
     except (InputError, OSError, ValueError, KeyError):
         return model
     text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}

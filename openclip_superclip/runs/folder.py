@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import make_folder, read_json, write_json, write_text
 from .recipe import WORDS, Recipe, read_recipe
 from .run import NUM_KEPT, Run
-from .slurm import Placement, hosts, my_jobs
+from .slurm import Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
 LOST = "lost"  # its process was killed
@@ -84,9 +84,9 @@ class RunFolder:
             yield
 
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
-        """Raises InputError if the folder contains a run of another recipe."""
+        """Raises InputError if the folder contains a run of another recipe, which has begun or is in SLURM's queue."""
         differences = self._differences(recipe)
-        if differences and ((self.path / "run.json").exists() or self.checkpoints.exists()):
+        if differences and ((self.path / "run.json").exists() or self.checkpoints.exists() or self._queued_job()):
             raise InputError(f"{self.path} contains a run of another recipe: {', '.join(differences)}; {advice}")
 
     def _differences(self, recipe: Recipe) -> list[str]:
@@ -97,6 +97,11 @@ class RunFolder:
         keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
         return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
+    def _queued_job(self) -> str | None:
+        """Returns the job that was submitted last, if SLURM has it or does not answer."""
+        job = self.submitted_job()
+        return job if job and has_job(job) else None
+
     def write(self, run: Run) -> None:
         """Writes the run's description and, unless the folder contains it, its recipe."""
         make_folder(self.path, "--out")
@@ -106,8 +111,7 @@ class RunFolder:
 
     def check_submission(self, run: Run) -> None:
         """Raises InputError if a job already trains the run, or the folder contains another run or a finished one."""
-        job, queue = self.submitted_job(), my_jobs()
-        if job and (queue is None or job in queue):
+        if job := self._queued_job():
             raise InputError(
                 f"job {job} already trains {self.path}: scancel {job} ends it, or give --out another folder"
             )
@@ -252,5 +256,4 @@ def _is_alive(owner: dict, placement: Placement, has_flock: bool) -> bool:
         return not has_flock and Path(f"/proc/{owner['pid']}").exists()
     if owner["job"] is None or same_job:
         return True
-    queue = my_jobs()
-    return queue is None or owner["job"] in queue
+    return has_job(owner["job"])

@@ -293,7 +293,7 @@ class NodeTraining:
                 print("superclip run: starts again from the last checkpoint", file=sys.stderr, flush=True)
                 folder.end(PREEMPTED, failure.text, again=True)
                 return EXIT_REQUEUE
-            why = f"; {number} starts in a row failed before a slice was trained"
+            why = f"; {number} starts in a row ended before a slice was trained"
         folder.end(FAILED, f"{failure.text}{why}")
         return 1
 

@@ -130,6 +130,15 @@ def my_jobs() -> dict[str, QueuedJob] | None:
     return {job.number: job for job in jobs} | {job.task: job for job in jobs}
 
 
+def has_job(job: str) -> bool:
+    """Returns whether SLURM has a job, of any user, in its queue; also true if SLURM does not answer."""
+    try:
+        asked = subprocess.run(["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True)
+    except OSError:
+        return True
+    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+
+
 NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are passed on unchanged
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 OURS = {  # options of sbatch that the scripts set, and how to change them

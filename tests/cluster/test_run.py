@@ -282,7 +282,7 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
     killed = f"rank 0 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
-    assert state(run)["error"] == f"{killed}; 2 starts in a row failed before a slice was trained"
+    assert state(run)["error"] == f"{killed}; 2 starts in a row ended before a slice was trained"
     assert state(run)["restarts"] == 1
 
 

@@ -86,7 +86,10 @@ def test_a_lock_is_taken_over_from_what_is_gone_and_respected_otherwise(
     squeue, path = tmp_path / "bin" / "squeue", tmp_path / "lock"
     squeue.parent.mkdir()
     if queue is not None:
-        squeue.write_text(f"#!/bin/bash\necho '{queue}|{queue}|RUNNING|None'\n")
+        squeue.write_text(
+            f'#!/bin/bash\n[ "${{@: -1}}" = "{queue}" ] && echo RUNNING && exit\n'
+            "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
+        )
         squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:/bin")
     write_owner(path, **owner)
@@ -247,6 +250,15 @@ def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
     folder.check_recipe(read_recipe(path, {"lr": "2.0e-3"}))  # nothing has been trained
     folder.checkpoints.mkdir()
     with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
+        folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
+
+
+def test_the_recipe_of_a_queued_job_is_not_replaced(tmp_path, monkeypatch):
+    folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
+    folder.write(make_run(read_recipe(path), device="cpu"))
+    folder.note_submission("17")
+    monkeypatch.setenv("PATH", "/bin")  # without squeue: the job may be in the queue
+    with pytest.raises(InputError, match="contains a run of another recipe: lr is"):
         folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
 
 
