@@ -1,4 +1,4 @@
-"""superclip doctor: information on the machine and its installation for issues."""
+"""superclip doctor: prints information about the installation and the machine, for bug reports."""
 
 import argparse
 import importlib.metadata
@@ -13,17 +13,17 @@ from pathlib import Path
 from .. import __version__
 from ..errors import InputError, reason
 
-EXTRAS = {  # and a package that each brings
+EXTRAS = {  # with the packages that each installs
     "report": ("matplotlib", "scipy"), "eval": ("clip_benchmark", "requests"), "serve": ("starlette", "uvicorn"),
     "horovod": ("horovod",),
 }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Prints ten lines to paste into an issue; returns the exit code."""
+    """Prints the information and returns the exit code."""
     argparse.ArgumentParser(
         prog="superclip doctor",
-        description="Prints versions, devices, extras, free disk space and SLURM: ten lines for an issue.",
+        description="Prints ten lines to paste into an issue: versions, devices, extras, free disk space and SLURM.",
         epilog="example: superclip doctor",
     ).parse_args(argv)
     lines = {
@@ -67,7 +67,7 @@ def _openclip() -> str:
 def _torch() -> str:
     try:
         import torch
-    except Exception as error:  # a broken installation can raise any exception
+    except Exception as error:  # a broken installation can raise anything
         return f"cannot be imported ({reason(error)})"
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     names = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "no GPU"

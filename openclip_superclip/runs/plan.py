@@ -1,4 +1,4 @@
-"""Makes a Run from a recipe and machines: batch size per GPU, accumulation, slices and steps."""
+"""Plans a run of a recipe on given machines: batch size per GPU, accumulation, slices and steps."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
 
-MAX_ROUNDING = 1.5  # times the recipe's steps; more would be a different run
+MAX_ROUNDING = 1.5  # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
 
 
 def make_run(
@@ -27,8 +27,8 @@ def make_run(
     """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch cannot be split.
 
     Args:
-        data: --train-data, by default the recipe's pattern.
-        gpu_batch_max: the largest batch size per GPU; larger batches are accumulated.
+        data: --train-data, by default the recipe's.
+        gpu_batch_max: the maximum batch size per GPU; larger batches are accumulated.
         workers: workers per rank, by default the recipe's.
         device: "cuda" or "cpu".
         settings, set_: stored with the run.
@@ -49,7 +49,7 @@ def make_run(
         if not slice_steps:
             raise InputError(
                 f"--data: the {recipe.data_samples:,} rows of {data} are fewer than one global batch of "
-                f"{recipe.global_batch_size:,}: --set global_batch_size=N makes it smaller"
+                f"{recipe.global_batch_size:,}: lower it with --set global_batch_size=N"
             )
     else:
         num_slices, slice_samples = cut(recipe)
@@ -61,7 +61,7 @@ def make_run(
     run.warnings.extend(_rounding(run))
     if recipe.warmup >= run.steps:
         run.warnings.append(
-            f"warm-up takes {recipe.warmup:,} steps, and the run {run.steps:,}: --set warmup=N shortens it"
+            f"warm-up takes {recipe.warmup:,} steps, but the run has {run.steps:,}: shorten it with --set warmup=N"
         )
     args = check_command(run.openclip_arguments())
     if settings.engine == "horovod":
@@ -77,7 +77,7 @@ def make_run(
 
 
 def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
-    """Returns the run on other numbers of nodes and GPUs."""
+    """Returns the run on a different number of nodes or GPUs."""
     if (run.nodes, run.gpus_per_node) == (nodes, gpus_per_node):
         return run
     return make_run(
@@ -86,9 +86,9 @@ def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
 
 
 def split(global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None) -> tuple[int, int]:
-    """Returns batch size per GPU and accumulation: their product with the number of GPUs is `global_batch`.
+    """Returns batch size per GPU and accumulation; times the number of GPUs, they give `global_batch`.
 
-    Raises InputError, with the nearest numbers of GPUs, if the batch cannot be divided among them.
+    Raises InputError, with the nearest possible numbers of GPUs, if the batch cannot be divided among them.
     """
     world_size = nodes * gpus_per_node
     if global_batch % world_size:
@@ -96,7 +96,7 @@ def split(global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int 
         nearest = [*[n for n in sizes if n < world_size][-1:], *[n for n in sizes if n > world_size][:1]]
         raise InputError(
             f"--nodes {nodes} --gpus-per-node {gpus_per_node}: a global batch of {global_batch:,} does not divide "
-            f"among {world_size} GPUs; the nearest that work are {' and '.join(map(str, nearest))} GPUs"
+            f"among {world_size} GPUs; the nearest numbers that do are {' and '.join(map(str, nearest))}"
         )
     per_gpu = global_batch // world_size
     batch_size = max(size for size in divisors(per_gpu) if size <= (gpu_batch_max or per_gpu))
@@ -110,10 +110,10 @@ def divisors(number: int) -> list[int]:
 
 
 def cut(recipe: Recipe) -> tuple[int, int]:
-    """Returns the number of slices to train, and --train-num-samples of each.
+    """Returns the number of slices to train, and the --train-num-samples of each.
 
-    These are the fewest slices with exactly the recipe's number of steps; if that needs 50 % more slices than
-    necessary, the fewest slices, with rounded-up steps.
+    This is the smallest number of slices that gives exactly the recipe's steps. If it exceeds the smallest possible
+    number by more than 50 %, that number is used, and the steps are rounded up.
     """
     steps = math.ceil(recipe.samples / recipe.global_batch_size)
     fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
@@ -125,8 +125,8 @@ def cut(recipe: Recipe) -> tuple[int, int]:
 def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int) -> int:
     """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards.
 
-    OpenCLIP gives every data-loading worker the same number of batches, rounding up; batches left over from
-    accumulation are read without a step.
+    OpenCLIP gives every data-loading worker the same number of batches, rounded up. Batches that do not complete an
+    accumulation are read, but make no step.
     """
     num_workers = max(1, workers)
     num_batches = math.ceil(num_samples / (batch_size * world_size))
@@ -134,37 +134,37 @@ def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: 
 
 
 def _rounding(run: Run) -> list[str]:
-    """Returns a warning if OpenCLIP will not run the recipe's number of steps; InputError if it is far from it."""
+    """Returns a warning if OpenCLIP will not run exactly the recipe's steps; InputError if the numbers differ much."""
     recipe, exact = run.recipe, run.recipe.samples / run.recipe.global_batch_size
     if run.is_table:
         if run.num_slices * recipe.data_samples == recipe.samples:
             return []
-        rows = f"{run.num_slices:,} of {recipe.data_samples:,} rows"
-        return [f"a table is trained in whole passes: {rows}, not {recipe.samples:,}"]
+        passes = f"{run.num_slices:,} of {recipe.data_samples:,} rows each"
+        return [f"a table is trained in whole passes: {passes}, not {recipe.samples:,} samples"]
     if run.steps > MAX_ROUNDING * math.ceil(exact):
         raise InputError(
-            f"slices: {recipe.slices:,} per pass leave each so few steps that OpenCLIP, which rounds them up to a "
-            f"multiple of the {max(1, run.workers):,} workers, would run {run.steps:,}, not the recipe's "
-            f"{math.ceil(exact):,}; expected fewer --set slices=N or --workers"
+            f"slices: OpenCLIP rounds the steps of each of {recipe.slices:,} slices per pass up to a multiple of the "
+            f"{max(1, run.workers):,} workers, so the run would have {run.steps:,} steps instead of the recipe's "
+            f"{math.ceil(exact):,}; use fewer --set slices=N or --workers"
         )
     if run.steps == exact:
         return []
     return [
-        f"OpenCLIP will run {run.steps:,} steps ({run.samples:,} samples), not the recipe's {exact:,.10g} "
+        f"OpenCLIP will run {run.steps:,} steps ({run.samples:,} samples) instead of the recipe's {exact:,.10g} "
         f"({recipe.samples:,})"
     ]
 
 
 def read_with_table(name: str, set_: Mapping[str, str], data: str | None) -> Recipe:
-    """Returns the recipe of a file or a shipped name, completed from the table if its data is one."""
+    """Returns the recipe of a file or a shipped name; if its data is a table, with the fields that this determines."""
     return read_recipe(name, {**set_, **settings_of_table(name, set_, data)})
 
 
 def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
-    """Returns the fields that a table determines: number of pairs, one slice per pass, columns; {} for shards.
+    """Returns the fields that a table determines (number of pairs, one slice per pass, columns); {} for shards.
 
     Args:
-        name: a file or a shipped name of a recipe.
+        name: a recipe's file or shipped name.
         data: the training data, by default the recipe's.
 
     Raises InputError if the table cannot be read, or if `set_` contains a different number of pairs.
@@ -182,7 +182,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     found = {"data_samples": str(rows), "slices": "1"}
     for field, value in found.items():
         if set_.get(field, value) != value:
-            raise InputError(f"--set {field}={set_[field]}: the table {path} makes it {value}; leave it out")
+            raise InputError(f"--set {field}={set_[field]}: the table {path} sets it to {value}; leave it out")
     detected = zip(COLUMN_FLAGS, columns, given, strict=True)
     return found | {
         f"flags.{flag}": json.dumps(name, ensure_ascii=False) for flag, name, old in detected if old is None

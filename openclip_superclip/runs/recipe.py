@@ -1,4 +1,4 @@
-"""Recipes: fields, allowed values, and shipped recipes, which are files with a base and several runs."""
+"""Recipes: their fields, the allowed values, and the shipped recipe files, each with a base and several runs."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from ..errors import InputError, reason
 from ..files import shipped_folder
 from ..rules import Rule, check
 
-METHODS = {  # and the paper's names
+METHODS = {  # with the paper's names
     "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
     "superflip": "SuperFLIP",
 }  # fmt: skip
@@ -42,49 +42,49 @@ def _number(help: str, least: int, most: float = math.inf) -> dataclasses.Field:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A model, its data and its training options. A plan adds the nodes and GPUs."""
+    """A model, its data and its training options. A plan adds nodes and GPUs."""
 
-    method: str = _one_of("the objective, and whether the class loss is added", METHODS)
+    method: str = _one_of("the objective, with or without the class loss", METHODS)
     model: str = _field("OpenCLIP's --model: a name, local-dir:FOLDER, hf-hub:REPO or a JSON file")
     data: str = _field("name of the data set")
     shards: str = _field("default of --data: a brace pattern of shards, or a table (.csv, .tsv); {seed} is the seed")
-    data_samples: int = _number("pairs in the data set; the rows of a table are counted instead", 1, 10**13)
-    samples: int = _number("samples seen in total: a number, or passes over the data set, as '20 passes'", 1, 10**13)
-    global_batch_size: int = _number("samples of a step, over all GPUs and accumulated batches", 1, 10**9)
+    data_samples: int = _number("number of pairs in the data set; for a table, its rows are counted", 1, 10**13)
+    samples: int = _number("total samples seen: a number, or passes over the data set, such as '20 passes'", 1, 10**13)
+    global_batch_size: int = _number("samples per step, over all GPUs and accumulated batches", 1, 10**9)
     lr: float = _field("peak learning rate", lambda x: 0 < x < math.inf, "a number above 0")
     warmup: int = _number("steps of linear warm-up", 0)
     schedule: str = _one_of("learning rate schedule after the warm-up", SCHEDULES)
-    beta1: float = _field("of AdamW", lambda x: 0 <= x < 1, "a number from 0 to below 1")
-    beta2: float = _field("of AdamW", lambda x: 0 <= x < 1, "a number from 0 to below 1")
-    eps: float = _field("of AdamW", lambda x: 0 < x < math.inf, "a number above 0")
+    beta1: float = _field("AdamW's β1", lambda x: 0 <= x < 1, "a number from 0 to below 1")
+    beta2: float = _field("AdamW's β2", lambda x: 0 <= x < 1, "a number from 0 to below 1")
+    eps: float = _field("AdamW's ε", lambda x: 0 < x < math.inf, "a number above 0")
     wd: float = _field("weight decay", lambda x: 0 <= x < math.inf, "0 or more")
     precision: str = _field("OpenCLIP's --precision")
-    seed: int = _number("of the weights and of the order of the data", 0)
-    slices: int = _number("slices in a pass over shards, with a checkpoint after each; 1 for a table", 1, 10**9)
+    seed: int = _number("random seed of the weights and of the data order", 0)
+    slices: int = _number("slices per pass over the shards, with a checkpoint after each; 1 for a table", 1, 10**9)
     workers: int = _number("data-loading processes per GPU", 0)
-    flags: Mapping = _field("OpenCLIP's other flags, without the dashes")
+    flags: Mapping = _field("OpenCLIP's other flags, without dashes")
     superclip: Mapping | None = _field(
-        "the flags of --superclip, by the names below; required by methods with the class loss", default=None
+        "the flags of --superclip, by the names below; required for methods with the class loss", default=None
     )
     paper: Mapping | None = _field(
-        "source, read_off (read off a figure?) and values; absent if the paper has no such run", default=None
+        "source, read_off (whether read off a figure) and values; absent if the paper has no such run", default=None
     )
     chosen: Mapping = _field("the reason for every value that neither the paper nor the released configuration gives")
-    note: str | None = _field("what a reader should know about this run", default=None)
+    note: str | None = _field("remarks about this run", default=None)
     name: str = ""
     file: str = dataclasses.field(default="", compare=False)  # for messages
-    values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)  # as written: "20 passes"
+    values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)  # as given: "20 passes"
 
     @staticmethod
     def of(values: dict, file: str, name: str) -> "Recipe":
-        """Returns the recipe of a file's values; InputError, naming file and field, for invalid values."""
+        """Returns the recipe with the values of a file; InputError, with file and field, for invalid ones."""
         for field in values:
             if field not in FIELDS:
-                row = "; superclip recipes NAME prints one of its runs as a file" if field in ("base", "runs") else ""
-                raise InputError(f"{file}: there is no field '{field}'; a recipe's fields are {', '.join(FIELDS)}{row}")
+                run = "; superclip recipes NAME prints one run as a recipe" if field in ("base", "runs") else ""
+                raise InputError(f"{file}: there is no field '{field}'; a recipe's fields are {', '.join(FIELDS)}{run}")
         for field in REQUIRED:
             if field not in values:
-                raise InputError(f"{file}: {field} is missing; a recipe holds {', '.join(REQUIRED)}")
+                raise InputError(f"{file}: {field} is missing; a recipe needs {', '.join(REQUIRED)}")
         typed = {field: _typed(field, value, file) for field, value in _with_samples(values, file).items()}
         typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
         recipe = Recipe(**typed, name=name, file=file, values=values)
@@ -96,7 +96,7 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """The whole recipe in YAML."""
+        """The complete recipe as YAML."""
         text = io.StringIO()
         yaml = YAML()
         yaml.width = 1000
@@ -115,7 +115,7 @@ class Recipe:
 
     @property
     def caption_config(self) -> Config:
-        """The captions to read."""
+        """The options that select the captions."""
         options = self.superclip or {}
         names = ("captions", "long_caption", "missing_long")
         return Config(**{name: options[name] for name in names if name in options})
@@ -126,11 +126,11 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclass
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
-STILL_THE_PAPERS = ("seed", "data_samples")  # if changed, the paper's values still apply
+KEEPS_PAPER_VALUES = ("seed", "data_samples")  # the paper's values still apply if these change
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
-# OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that belong to a run.
-TAKEN = (
+# OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a run sets.
+RESERVED = (
     "model", "train-data", "dataset-type", "train-num-samples", "batch-size", "accum-freq", "epochs", "lr", "beta1",
     "beta2", "eps", "wd", "warmup", "lr-scheduler", "precision", "seed", "workers", "device", "logs", "name", "resume",
     "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint", "remote-sync",
@@ -138,13 +138,13 @@ TAKEN = (
 
 
 def kind_of(field: str) -> type:
-    """Returns the type of a field: int, float, str, or dict for a mapping."""
+    """Returns the type of a field: int, float, str, or dict for mappings."""
     kind = FIELDS[field].type
     return str if field == "note" else kind if kind in (int, float, str) else dict
 
 
 def _wrong_superclip(recipe: Recipe) -> str:
-    """Returns the error in `superclip`, or ""; a frequency file need not exist here."""
+    """Returns what is wrong in `superclip`, or ""; a frequency file need not exist on this machine."""
     options = recipe.superclip or {}
     for field, value in options.items():
         if field not in CONFIG_FIELDS:
@@ -169,25 +169,25 @@ RULES = [
         for name, field in FIELDS.items() if field.metadata["holds"]
     ),
     Rule(
-        "{file}: samples is {samples:,}; expected a global batch of them or more",
+        "{file}: samples is {samples:,}; expected at least one global batch, {global_batch_size:,}",
         lambda recipe: recipe.samples < recipe.global_batch_size,
     ),
     Rule(
-        "{file}: flags holds {found[0]}; expected flags of OpenCLIP that neither follow from the recipe's other fields "
-        "nor belong to the run",
+        "{file}: flags contains {found[0]}; expected only flags of OpenCLIP that neither a field of the recipe nor the "
+        "run sets",
         lambda recipe: [
-            flag for flag in map(str, recipe.flags) if flag in TAKEN or not re.match("(?!superclip)[a-z]", flag)
+            flag for flag in map(str, recipe.flags) if flag in RESERVED or not re.match("(?!superclip)[a-z]", flag)
         ],
     ),
     Rule(
-        "{file}: flags.pretrained is ignored by OpenCLIP with model {model}: {method} would not start from "
-        "{flags[pretrained]}; give --set model={found}",
+        "{file}: OpenCLIP ignores flags.pretrained with model {model}, so {method} would not start from "
+        "{flags[pretrained]}: use --set model={found}",
         lambda recipe: recipe.flags.get("pretrained") and recipe.superclip is None
         and model_for_pretrained(recipe.model),
     ),
     *(
         Rule(
-            f"{{file}}: method is {{method}}, and flags.{flag} is {{found[0]}}: they go together",
+            f"{{file}}: flags.{flag} is {{found[0]}}, which contradicts method {{method}}",
             lambda recipe, flag=flag, objective=objective: [recipe.flags.get(flag, False)]
             if bool(recipe.flags.get(flag)) != (recipe.method.removeprefix("super") == objective) else [],
         )
@@ -196,35 +196,35 @@ RULES = [
     Rule("{file}: {found}", _wrong_superclip),
     Rule(
         "{file}: method is {method}; expected superclip with a weight above 0 for the methods with the class loss, and "
-        "no superclip, or weight 0 to choose the captions alone, for the others",
+        "no superclip, or weight 0 to select the captions only, for the others",
         lambda recipe: recipe.method.startswith("super") != bool((recipe.superclip or {"weight": 0}).get("weight", 1)),
     ),
     Rule(
-        "{file}: paper is {paper}; expected source, read_off and the mapping values",
+        "{file}: paper is {paper}; expected source, read_off and values, a mapping",
         lambda recipe: recipe.paper and not (
             recipe.paper.keys() == {"source", "read_off", "values"} and isinstance(recipe.paper["values"], dict)
         ),
     ),
     Rule(
-        "{file}: flags.fsdp-checkpoint is sharded; superclip run checks, keeps and resumes from checkpoints that are "
-        "one file: leave it out",
+        "{file}: flags.fsdp-checkpoint is sharded, but superclip run only supports single-file checkpoints: leave it "
+        "out",
         lambda recipe: recipe.flags.get("fsdp-checkpoint") == "sharded",
     ),
 ]  # fmt: skip
 
 
 def _with_samples(values: dict, file: str) -> dict:
-    """Returns the values with a number of samples instead of passes over the data set, "20 passes"."""
+    """Returns the values with passes over the data set ("20 passes") converted to a number of samples."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
     if not found:
         if "pass" in str(values["samples"]):
-            raise InputError(f"{file}: samples is {values['samples']!r}; expected a number, or such as '20 passes'")
+            raise InputError(f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 passes'")
         return values
     return {**values, "samples": round(float(found[1]) * _typed("data_samples", values["data_samples"], file))}
 
 
 def _typed(field: str, value, file: str):
-    """Returns the value in the field's type."""
+    """Returns the value as the field's type."""
     kind = kind_of(field)
     if value is None and field not in REQUIRED:
         return None
@@ -244,7 +244,7 @@ def _typed(field: str, value, file: str):
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
     """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`).
 
-    `chosen` marks each as given with --set. The paper's values are dropped if the run differs from the paper's.
+    `chosen` records each as given with --set. The paper's values are dropped if the run differs from the paper's.
     """
     values = copy.deepcopy(values)
     for key, value in set_.items():
@@ -261,20 +261,20 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
             values[name][inner] = _parsed(CONFIG_FIELDS.get(inner) if name == "superclip" else None, value)
         else:
             values[name] = _parsed(FIELDS[name], value)
-        if name == "method":  # depends on the class loss
+        if name == "method":  # which determines whether there is a class loss
             if not value.startswith("super"):
                 values.pop("superclip", None)
             elif not values.get("superclip"):
                 values["superclip"] = {"weight": 1.0, "idf": "online", "captions": "short"}
         if isinstance(values.get("chosen"), dict):
-            if key not in STILL_THE_PAPERS and key not in values["chosen"]:
+            if key not in KEEPS_PAPER_VALUES and key not in values["chosen"]:
                 values.pop("paper", None)
             values["chosen"][key] = "given with --set"
     return values
 
 
 def _parsed(field: dataclasses.Field | None, value: str):
-    """Returns the value parsed as YAML, or unchanged if the field is text: a pattern, "1.0"."""
+    """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or "1.0"."""
     if field is not None and field.type is str:
         return value
     try:
@@ -284,12 +284,12 @@ def _parsed(field: dataclasses.Field | None, value: str):
 
 
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
-    """Returns the recipe of a file, or of a shipped recipe's name with or without its folder.
+    """Returns the recipe of a file, or a shipped recipe by its name with or without its folder.
 
-    Raises InputError, naming file and field, for missing, unknown or invalid values.
+    Raises InputError, with file and field, for missing, unknown or invalid values.
 
     Args:
-        set_: fields (`lr`, `superclip.weight`) and their new values.
+        set_: new values of fields (`lr`, `superclip.weight`).
     """
     if Path(path_or_name).is_file():
         path = Path(path_or_name)
@@ -304,7 +304,7 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
 
 
 def find_recipe(name: str) -> str:
-    """Returns the full name, FILE/RUN, of a shipped recipe; InputError if there is none or several."""
+    """Returns the full name, FILE/RUN, of a shipped recipe; InputError unless exactly one matches."""
     known = shipped_recipes()
     wanted = name.removesuffix(".yaml").removeprefix("recipes/")
     found = [full for full in known if wanted in (full, full.partition("/")[2])]
@@ -321,7 +321,7 @@ def find_recipe(name: str) -> str:
 def shipped_recipes() -> dict[str, dict]:
     """Returns the values of every shipped recipe by its full name, FILE/RUN.
 
-    A file contains common fields, `base`, and `runs`, each with its own fields. A run with `like` also inherits the
+    A file contains the common fields (`base`) and those of each run (`runs`). A run with `like` also inherits the
     fields of that run, except the paper's values. Mappings are merged by key; null removes a field. The base's
     `superclip` only applies to methods with the class loss.
     """

@@ -54,8 +54,8 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus,
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "advice"), [
-    (3, 8, "24 GPUs; the nearest that work are 16 and 32 GPUs"),
-    (4096, 8, "32768 GPUs; the nearest that work are 16384 GPUs"),
+    (3, 8, "24 GPUs; the nearest numbers that do are 16 and 32"),
+    (4096, 8, "32768 GPUs; the nearest numbers that do are 16384"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_numbers_of_gpus(nodes, gpus, advice):
     with pytest.raises(InputError) as refusal:
@@ -83,10 +83,10 @@ def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
     ours = plan(workers=4)
     assert ours.steps == 25 * 1252  # 4 workers give as many batches each
     assert ours.warnings == [
-        "OpenCLIP will run 31,300 steps (512,819,200 samples), not the recipe's 31,250 (512,000,000)"
+        "OpenCLIP will run 31,300 steps (512,819,200 samples) instead of the recipe's 31,250 (512,000,000)"
     ]
     (warning,) = plan(set_={"samples": "4096000"}).warnings
-    assert warning == "warm-up takes 500 steps, and the run 250: --set warmup=N shortens it"
+    assert warning == "warm-up takes 500 steps, but the run has 250: shorten it with --set warmup=N"
 
 
 @pytest.mark.parametrize(("set_", "num_slices", "slice_steps"), [
@@ -225,7 +225,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     (["--workers", "-1"], "--workers is -1"),
     (["--samples-per-second", "0"], "--samples-per-second is 0.0"),
     (["--set", "lr"], "--set is lr"),
-    (["--set", "flags.fsdp-checkpoint=sharded"], "resumes from checkpoints that are one file"),
+    (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
@@ -234,7 +234,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
     (["--data", "x/{0..9.tar"], "unbalanced braces"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
-    (["--set", "slices=1000000"], "would run 1,969,235, not the recipe's 31,250; expected fewer --set slices"),
+    (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, monkeypatch, capsys):

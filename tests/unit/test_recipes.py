@@ -174,15 +174,15 @@ def edited(tmp_path, name, change):
     (lambda text: text.replace("  weight: 1.0", "  wait: 1.0"), "superclip has no wait"),
     (lambda text: text.replace("  weight: 1.0", "  weight: -1.0"), "--superclip-weight is -1.0"),
     (lambda text: text.replace("  idf: online", "  idf: false"), "superclip.idf is False; expected a str"),
-    (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags holds batch-size"),
+    (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags contains batch-size"),
     (
         lambda text: re.sub(r"\nsuperclip:\n(  .*\n)*", "\n", text)
         .replace("method: superclip", "method: clip").replace("flags:\n", "flags:\n  pretrained: a.pt\n"),
-        "clip would not start from a.pt; give --set model=demo/model/open_clip_config.json",
+        "clip would not start from a.pt: use --set model=demo/model/open_clip_config.json",
     ),
-    (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one of its runs as a file"),
+    (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one run as a recipe"),
     (lambda text: "- 1\n", "expected a YAML mapping"),
-    (lambda text: text.replace("flags:\n", "flags:\n  1: 2\n"), "flags holds 1; expected"),
+    (lambda text: text.replace("flags:\n", "flags:\n  1: 2\n"), "flags contains 1; expected"),
 ])  # fmt: skip
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
     path = edited(tmp_path, DEMO, change)
@@ -233,7 +233,7 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     ("superclip", "{weight: 2}", "expected --set superclip.KEY=VALUE"),
     ("lr.x", "1", "expected --set lr=VALUE"),
     ("lr", "fast", "with --set lr"),
-    ("samples", "12", "a global batch of them or more"),
+    ("samples", "12", "expected at least one global batch, 64"),
 ])  # fmt: skip
 def test_set_refuses_what_a_recipe_cannot_hold(key, value, named):
     with pytest.raises(InputError, match=re.escape(named)):

@@ -97,9 +97,9 @@ REFUSED = {
         {"global_batch_size": "128"},
         "the 70 rows of pairs.csv are fewer than one global batch",
     ),
-    "another number of rows": (OWN, "pairs.csv", {"data_samples": "5"}, "the table pairs.csv makes it 70"),
+    "another number of rows": (OWN, "pairs.csv", {"data_samples": "5"}, "the table pairs.csv sets it to 70"),
     "other columns": (OWN, "tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
-    "no number of passes": (OWN, "pairs.csv", {"samples": "9passes"}, "expected a number, or such as '20 passes'"),
+    "no number of passes": (OWN, "pairs.csv", {"samples": "9passes"}, "expected a number, or passes: '20 passes'"),
 }
 
 
