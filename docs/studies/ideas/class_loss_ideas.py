@@ -24,7 +24,8 @@ SHARPNESS = 5.0  # of the log-sum-exp over patches: 0 is their mean, infinity th
 RARE = 1e-3  # relative frequency of the words that are never dropped
 MEMORY = 0.99  # of the running mean of gradient norms
 FUNCTION_WORDS = {
-    "a", "an", "the", "one", "this", "there", "is", "of", "on", "and", "with", "next", "to", "at", "in", "something", ",",
+    "a", "an", "the", "one", "this", "there", "is", "of", "on", "and", "with", "next", "to", "at", "in", "something",
+    ",",
 }  # fmt: skip
 LINKS = r"\s*(?:,| and | with | next to )\s*"
 
