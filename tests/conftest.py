@@ -27,9 +27,10 @@ import torch
 import webdataset
 from filelock import FileLock
 from PIL import Image
-from support import WORDS, coloured_squares
+from support import WORDS
+from support.data import train_on_squares
 from support.models import write_model
-from support.openclip_releases import PIP, RELEASES
+from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
 
 from openclip_superclip.__main__ import main
@@ -90,7 +91,7 @@ def train_flags(csv_data, tiny_model) -> list[str]:
 @pytest.fixture(scope="session")
 def squares_run(tmp_path_factory) -> Path:
     """The folder of a run that has learned the names of colours; not to be changed."""
-    return coloured_squares.train(tmp_path_factory.mktemp("squares"))
+    return train_on_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="session")
@@ -159,3 +160,18 @@ def parse_args():
     from openclip_superclip.openclip.unpatched import parse_args
 
     return parse_args
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Checks that `superclip` ends with one error line that holds `reason`, and leaves the working folder as it is."""
+
+    def refuses(argv, reason: str) -> None:
+        before = sorted(Path().rglob("*"))
+        assert main([*map(str, argv)]) == 1
+        *_, line = capsys.readouterr().err.splitlines()  # above it: which device is taken
+        assert line.startswith("error: ")
+        assert reason in line
+        assert sorted(Path().rglob("*")) == before
+
+    return refuses

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
-from support.forked_command import run_superclip
-from support.tiny_run import write_plugin, write_recipe, write_slow_loss
+from support.plugins import write_plugin, write_slow_loss
+from support.tiny_run import write_recipe
+from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.plan import make_run

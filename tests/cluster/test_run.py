@@ -16,17 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from ruamel.yaml import YAML
-from support.forked_command import run_superclip
+from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import may_unshare, wait_until
-from support.tiny_run import (
-    SLICES,
-    assert_equal_weights,
-    state,
-    weights,
-    write_disturbed_loss,
-    write_failing_plugin,
-    write_recipe,
-)
+from support.tiny_run import SLICES, assert_equal_weights, state, weights, write_recipe
+from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole

@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from support.forked_command import run_superclip
+from support.data import write_shards
+from support.plugins import write_disturbed_loss, write_failing_plugin, write_slow_loss
 from support.slurm_cluster import Cluster
-from support.small_shards import write_shards
-from support.tiny_run import (
-    SLICES,
-    assert_equal_weights,
-    state,
-    write_disturbed_loss,
-    write_failing_plugin,
-    write_recipe,
-    write_slow_loss,
-)
+from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
+from support.training_runs import run_superclip
 
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.runs.recipe import read_recipe

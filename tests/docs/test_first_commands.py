@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.demo_runs import SMALL, link_scenes, run_demo
-from support.forked_command import run_superclip
 from support.models import write_model
 from support.pages import PAGES, ROOT, blocks, commands
+from support.training_runs import SMALL, link_scenes, run_demo, run_superclip
 
 SMALL_DEMO = {"--quick": "--quick --samples 320", "epoch_20": "epoch_1"}
 SMALL_STUDY = "--seeds 1 --set model=local-dir:tiny --set global_batch_size=16 --set 'samples=1 passes'"

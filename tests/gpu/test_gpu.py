@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from support.colour_shards import write_colours
+from support.data import write_colours, write_shards
 from support.evaluation import records
-from support.released_models import write_random_model
-from support.small_shards import write_shards
+from support.models import write_random_model
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.method.loss import class_loss, plain_class_loss

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import whatthepatch
-from support.openclip_releases import CHANGED, HOOKS, PATCH, PIP, RELEASES, ROOT, copy, each_release, held, metadata
+from support.openclip_trees import CHANGED, HOOKS, PATCH, PIP, RELEASES, ROOT, copy, each_release, held, metadata
 from support.training_runs import run_ranks
 
 import openclip_superclip

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.models import write_model, write_weights
-from support.openclip_releases import each_release
-from support.openclip_trees import enter, openclip_train, openclip_train_without_plugins
+from support.openclip_trees import each_release, enter, openclip_train, openclip_train_without_plugins
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import install_plugin
 from support.training_runs import Run, in_one_order, run_ranks

@@ -1,10 +1,52 @@
-"""Plugins of OpenCLIP as installed distributions."""
+"""Plugins of OpenCLIP as installed distributions, and some that disturb a run."""
+
+import textwrap
+from pathlib import Path
 
 
 def install_plugin(folder, name, source):
     """Writes a plugin with the metadata of an installed distribution; the folder has to be on sys.path."""
-    (folder / f"{name}_module.py").write_text(source)
     info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
+    info.mkdir(parents=True)
+    (folder / f"{name}_module.py").write_text(source)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[open_clip]\n{name} = {name}_module\n")
+
+
+def write_plugin(folder: Path, create_loss: str) -> Path:
+    """Writes a plugin of OpenCLIP's that returns another `loss`; PYTHONPATH=FOLDER installs it."""
+    install_plugin(
+        folder,
+        "cracked",
+        "import itertools, os, time\n"
+        "from open_clip.hooks import hookimpl\n\n"
+        "@hookimpl(wrapper=True)\n"
+        "def open_clip_create_loss(args):\n    from open_clip import create_loss\n\n"
+        "    loss = (yield) or create_loss(args)\n" + textwrap.indent(create_loss, "    "),
+    )
+    return folder
+
+
+def write_slow_loss(folder: Path, seconds: float) -> Path:
+    """Writes a plugin that makes each step take so many seconds more, so that a run can be disturbed in its midst."""
+    return write_plugin(
+        folder, f"def slow(**features):\n    time.sleep({seconds})\n    return loss(**features)\nreturn slow\n"
+    )
+
+
+def write_failing_plugin(folder: Path) -> Path:
+    """Writes a plugin that fails on rank 1 once the model is made."""
+    fails = "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is cracked')\nreturn loss\n"
+    return write_plugin(folder, fails)
+
+
+def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
+    """Writes a plugin with a loss that in the `step`-th step of a process is `what`."""
+    return write_plugin(
+        folder,
+        "steps = itertools.count(1)\n"
+        "def disturbed(**features):\n"
+        "    losses, step = loss(**features), next(steps)\n"
+        f"    return {{name: {what} if step == {step} else value for name, value in losses.items()}}\n"
+        "return disturbed\n",
+    )

@@ -1,14 +1,13 @@
 """A recipe that trains in seconds on CPU processes, and what a run of it leaves behind."""
 
 import json
-import textwrap
 from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
 
+from support.data import SHARD_SIZE, write_shards
 from support.models import write_model
-from support.small_shards import SHARD_SIZE, write_shards
 
 NUM_SHARDS, SLICES, BATCH = 12, 3, 16
 
@@ -49,44 +48,3 @@ def assert_equal_weights(run: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
-
-
-def write_plugin(folder: Path, create_loss: str) -> Path:
-    """Writes a plugin of OpenCLIP's that returns another `loss`; PYTHONPATH=FOLDER installs it."""
-    info = folder / "cracked-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cracked\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[open_clip]\ncracked = cracked\n")
-    (folder / "cracked.py").write_text(
-        "import itertools, os, time\n"
-        "from open_clip.hooks import hookimpl\n\n"
-        "@hookimpl(wrapper=True)\n"
-        "def open_clip_create_loss(args):\n    from open_clip import create_loss\n\n"
-        "    loss = (yield) or create_loss(args)\n" + textwrap.indent(create_loss, "    ")
-    )
-    return folder
-
-
-def write_slow_loss(folder: Path, seconds: float) -> Path:
-    """Writes a plugin that makes each step take so many seconds more, so that a run can be disturbed in its midst."""
-    return write_plugin(
-        folder, f"def slow(**features):\n    time.sleep({seconds})\n    return loss(**features)\nreturn slow\n"
-    )
-
-
-def write_failing_plugin(folder: Path) -> Path:
-    """Writes a plugin that fails on rank 1 once the model is made."""
-    fails = "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is cracked')\nreturn loss\n"
-    return write_plugin(folder, fails)
-
-
-def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
-    """Writes a plugin with a loss that in the `step`-th step of a process is `what`."""
-    return write_plugin(
-        folder,
-        "steps = itertools.count(1)\n"
-        "def disturbed(**features):\n"
-        "    losses, step = loss(**features), next(steps)\n"
-        f"    return {{name: {what} if step == {step} else value for name, value in losses.items()}}\n"
-        "return disturbed\n",
-    )

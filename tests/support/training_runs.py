@@ -1,4 +1,4 @@
-"""OpenCLIP's training in processes of its own, as many ranks as a test asks for."""
+"""Training in processes of its own: forked ranks, `superclip`, and small demo runs."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import random
 import re
 import socket
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 import webdataset
+
+from openclip_superclip.__main__ import main
 
 
 class Run(NamedTuple):
@@ -36,47 +39,54 @@ class Run(NamedTuple):
 
 
 def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
-    """Calls `function(*args)` in `world_size` forked processes that torch.distributed can join, and returns their runs.
-
-    Forked, because the imports are made once and what training replaces or logs stays in the child.
-    """
-    context = multiprocessing.get_context("fork")
+    """Calls `function(*args)` in `world_size` forks that torch.distributed can join, and returns their runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     cwd = Path(cwd or ".")
     outputs = [cwd / f"rank{rank}-{port}.txt" for rank in range(world_size)]
+    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = []
+    for rank, output in enumerate(outputs):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if world_size > 1 else {}
+        children.append(_fork(lambda: function(*args), output, cwd, variables))
+    codes = [_exit_code(child, 300) for child in children]
+    return [Run(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
-    def child(rank):
-        with open(outputs[rank], "w") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+
+def run_superclip(arguments, output: Path, cwd: Path, **variables: str) -> int:
+    """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its exit code."""
+    return _exit_code(_fork(lambda: main([*map(str, arguments)]), output, cwd, variables), 600)
+
+
+def _fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
+    """Starts `function()` in a fork: imports are made once, and what training replaces or logs stays in the child."""
+
+    def child():
+        with open(output, "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (open(one, "w", buffering=1, closefd=False) for one in (1, 2))  # noqa: SIM115
         os.chdir(cwd)
-        if world_size > 1:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )  # fmt: skip
-        sys.exit(function(*args))
+        os.environ.update(variables)
+        sys.exit(function())
 
-    children = [context.Process(target=child, args=(rank,)) for rank in range(world_size)]
-    for process in children:
-        process.start()
-    for process in children:
-        process.join(timeout=300)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-    return [
-        Run(process.exitcode, output.read_text()) for process, output in zip(children, outputs, strict=True)
-    ]  # fmt: skip
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def _exit_code(process: multiprocessing.Process, seconds: float) -> int:
+    """The exit code of a process, which is killed if it takes longer."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
 
 
 def superclip_train(*argv: str) -> int:
     """`superclip train`, as the command line would call it."""
-    from openclip_superclip.__main__ import main
-
     return main(["train", *map(str, argv)])
 
 
@@ -116,3 +126,26 @@ def processes_in(out) -> list[str]:
             if {"study", "demo"}.isdisjoint(words) and any(str(out) in word for word in words):
                 found.append(" ".join(words))
     return found
+
+
+SMALL = ["demo", "--quick", "--samples", "320"]
+
+
+def link_scenes(out: Path, scenes: Path) -> None:
+    """Creates a demo folder with existing scenes."""
+    out.mkdir()
+    (out / "data").symlink_to(scenes)
+
+
+def start_demo(out, *arguments, cwd=None) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "openclip_superclip", *SMALL, "--out", str(out), *arguments],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def run_demo(out, *arguments, cwd=None) -> subprocess.CompletedProcess:
+    process = start_demo(out, *arguments, cwd=cwd)
+    printed, said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.coloured_squares import COLOURS, write_images, write_table
+from support.data import COLOURS, write_images, write_table
 from webdataset import TarWriter
 
 from openclip_superclip.__main__ import main

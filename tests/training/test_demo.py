@@ -7,9 +7,8 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from support.demo_runs import link_scenes, run_demo, start_demo
 from support.slurm_cluster import wait_until
-from support.training_runs import processes_in
+from support.training_runs import link_scenes, processes_in, run_demo, start_demo
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import read_log

@@ -19,8 +19,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
-from support.models import MODELS, VOCAB_SIZE, write_model, write_vocabulary
-from support.released_models import plain_model, random_weights
+from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
 from support.training_runs import run_ranks, superclip_train
 
 import openclip_superclip as superclip

@@ -11,8 +11,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.models import MODELS, write_model
-from support.released_models import add_to_cache, random_weights, write_hf_text_model
+from support.models import MODELS, add_to_cache, random_weights, write_hf_text_model, write_model
 from support.training_runs import run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip

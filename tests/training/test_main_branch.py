@@ -15,9 +15,9 @@ import pytest
 import torch
 from open_clip_train import zero_shot
 from support import WORDS
+from support.data import SHARD_SIZE, write_shards
 from support.models import MODELS, write_model, write_weights
 from support.openclip_trees import openclip_train
-from support.small_shards import SHARD_SIZE, write_shards
 from support.tiny_run import state, write_recipe
 from support.training_runs import Run, in_one_order, load, run_ranks, stock_train, superclip_train
 

@@ -14,8 +14,7 @@ import transformers
 from open_clip.utils import to_2tuple
 from support import WORDS
 from support.losses_by_hand import composed_losses, train_and_compose_losses
-from support.models import MODELS, write_model, write_weights
-from support.released_models import write_tokenizer
+from support.models import MODELS, write_model, write_tokenizer, write_weights
 from support.training_runs import run_ranks, superclip_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.authors_files import CONFIG, altered
-from support.models import VOCAB_SIZE, write_vocabulary
-from support.small_shards import write_shards
+from support.data import write_shards
+from support.models import AUTHORS_CONFIG, VOCAB_SIZE, altered_authors, write_vocabulary
 from support.training_runs import run_ranks, superclip_train
 
 from openclip_superclip.__main__ import main
@@ -55,14 +54,14 @@ def test_a_file_of_frequencies_that_does_not_fit_is_refused_in_one_line_before_a
 
 def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
     """A model of the authors' layout with a vocabulary that has a tokenizer, so that captions fit it."""
-    config = json.loads(CONFIG.read_text())
+    config = json.loads(AUTHORS_CONFIG.read_text())
     vocabulary = {"bpe_path": str(write_vocabulary(tmp_path))}
     config["text_cfg"] |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": vocabulary}
     (tmp_path / "authors.json").write_text(json.dumps(config))
     big = {"text.token_embedding.weight": 48, "text_decoder.text_projection.weight": 64}
     changes = {name: torch.randn(VOCAB_SIZE, width) * 0.02 for name, width in big.items()}
     changes |= {"text_decoder.text_projection.bias": torch.zeros(VOCAB_SIZE), "cap_fq": torch.ones(1, VOCAB_SIZE)}
-    file = altered(tmp_path, **changes)
+    file = altered_authors(tmp_path, **changes)
     convert = ["import", file, "--model", tmp_path / "authors.json", "--out", tmp_path / "out", "--global-batch", 10]
     assert main([*map(str, convert)]) == 0
     (training,) = run_ranks(

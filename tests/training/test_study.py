@@ -11,8 +11,8 @@ from subprocess import PIPE
 
 import pytest
 from ruamel.yaml import YAML
+from support.data import write_shards
 from support.slurm_cluster import wait_until
-from support.small_shards import write_shards
 from support.tiny_run import weights, write_recipe
 from support.training_runs import load, processes_in, run_ranks, superclip_train
 

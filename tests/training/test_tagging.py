@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support import GOLDEN, WORDS
 from support.browser import dumped, needs_browser, num_pixels_outside
-from support.coloured_squares import COLOURS, squares
+from support.data import COLOURS, squares
 from support.models import MODELS, write_model
 from tokenizers import Tokenizer as PlainTokenizer
 from tokenizers.models import WordPiece

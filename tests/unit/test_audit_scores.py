@@ -11,8 +11,8 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg
 from PIL import Image
+from support.data import write_shards
 from support.models import SPECIAL_TOKENS
-from support.small_shards import write_shards
 from webdataset import TarWriter
 
 import openclip_superclip as superclip

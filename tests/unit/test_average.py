@@ -6,8 +6,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import write_model
-from support.released_models import add_to_cache, random_weights
+from support.models import add_to_cache, random_weights, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
 from support.evaluation import evaluate as evaluate_models
-from support.forked_command import run_superclip
-from support.released_models import write_random_model
+from support.models import write_random_model
+from support.training_runs import run_superclip
 
 from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
 from openclip_superclip.errors import InputError

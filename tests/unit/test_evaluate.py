@@ -17,10 +17,9 @@ import webdataset
 from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.colour_shards import write_colours
+from support.data import write_colours
 from support.evaluation import errors, evaluate, num_read, records
-from support.models import write_model
-from support.released_models import add_to_cache, random_weights
+from support.models import add_to_cache, random_weights, write_model
 from support.training_runs import run_ranks
 
 from openclip_superclip import create_model_and_transforms

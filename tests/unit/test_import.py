@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import GOLDEN
-from support.authors_files import CONFIG, THEIRS, altered
+from support.models import AUTHORS, AUTHORS_CONFIG, altered_authors
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -22,9 +22,9 @@ def run(*argv) -> int:
 def imported(request, tmp_path_factory):
     """The folder of an import into each of OpenCLIP's two model classes."""
     folder = tmp_path_factory.mktemp("imported")
-    config = json.loads(CONFIG.read_text()) | {"custom_text": request.param}
+    config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": request.param}
     (folder / "authors-tiny.json").write_text(json.dumps(config))
-    assert run(THEIRS, "--model", folder / "authors-tiny.json", "--out", folder / "out", "--global-batch", 48) == 0
+    assert run(AUTHORS, "--model", folder / "authors-tiny.json", "--out", folder / "out", "--global-batch", 48) == 0
     return folder / "out"
 
 
@@ -37,7 +37,7 @@ def test_features_scale_class_logits_and_counts_equal_the_authors(imported):
     outputs |= {"class_logits": model.class_head.logits(patch_mean), "logit_scale": outputs["logit_scale"].view(1)}
     for name in ("image_features", "text_features", "logit_scale", "class_logits"):
         torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
-    theirs = torch.load(THEIRS, weights_only=True)["state_dict"]
+    theirs = torch.load(AUTHORS, weights_only=True)["state_dict"]
     assert model.statistics.num_captions == theirs["module.num_samples"].item() * 48
     counts = (theirs["module.cap_fq"].flatten() * 48).round().long()
     assert torch.equal(model.statistics.document_frequency, counts)
@@ -62,8 +62,8 @@ def test_float32_means_restore_every_count(global_batch):
 @pytest.mark.parametrize(("given", "is_whole"), [(48, True), (40, False)])
 def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, tmp_path, capsys):
     counts = torch.arange(300) % 47
-    file = altered(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
-    assert run(file, "--model", CONFIG, "--out", tmp_path / "out", "--global-batch", given) == 0
+    file = altered_authors(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
+    assert run(file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "out", "--global-batch", given) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "--global-batch" in line]
     assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [True] * (not is_whole)
 
@@ -87,12 +87,12 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
 def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = json.loads(CONFIG.read_text())
+    config = json.loads(AUTHORS_CONFIG.read_text())
     config["text_cfg"]["width"] = 24
     (tmp_path / "narrow.json").write_text(json.dumps(config))
-    file, flags = (THEIRS, given.split()) if isinstance(given, str) else (altered(tmp_path, **given), [])
+    file, flags = (AUTHORS, given.split()) if isinstance(given, str) else (altered_authors(tmp_path, **given), [])
     before = sorted(tmp_path.iterdir())
-    assert run(file, "--model", CONFIG, "--out", "out", *flags) == 1
+    assert run(file, "--model", AUTHORS_CONFIG, "--out", "out", *flags) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

@@ -5,8 +5,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support.models import write_model
-from support.released_models import plain_model, random_weights
+from support.models import plain_model, random_weights, write_model
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from openclip_superclip.__main__ import main

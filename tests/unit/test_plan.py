@@ -10,7 +10,7 @@ import types
 
 import open_clip_train.data
 import pytest
-from support.small_shards import write_shards
+from support.data import write_shards
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.commands.plan import command_text

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 import webdataset
 from PIL import Image
-from support.small_shards import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
+from support.data import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import check_data, inspect

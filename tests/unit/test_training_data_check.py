@@ -8,8 +8,8 @@ import shutil
 import pytest
 import webdataset
 from PIL import Image
+from support.data import write_shards
 from support.models import VOCAB_SIZE, write_model
-from support.small_shards import write_shards
 
 from openclip_superclip.openclip.train import train
 

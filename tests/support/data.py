@@ -1,16 +1,56 @@
-"""Images of coloured squares with captions that name them, and a SuperCLIP that has learned the names."""
+"""Small data sets: noise with captions, colours with classes, and coloured squares that a model can learn to name."""
 
 import csv
+import io
 import random
 from pathlib import Path
 
+import numpy as np
+import webdataset
 from PIL import Image
 
+from . import WORDS
 from .models import write_model
 from .training_runs import run_ranks, superclip_train
 
+NUM_SHARDS, SHARD_SIZE = 16, 16
+PATTERN = "{000000..000015}.tar"
+CLASSES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
+
+
+def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
+    """Writes shards of images of noise with captions, once, and returns their brace pattern."""
+    pattern = f"{folder}/{{000000..{num_shards - 1:06}}}.tar"
+    if folder.exists():
+        return pattern
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for shard in range(num_shards):
+        with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
+            for sample in range(SHARD_SIZE):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(image, "png")
+                caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
+                tar.write({"__key__": f"{shard:06}{sample:03}", "png": image.getvalue(), "txt": caption})
+    return pattern
+
+
+def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
+    """Writes 48 noisy images a split of three colours, a separable data set in CLIP_benchmark's layout."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        with webdataset.TarWriter(str(folder / split / "0.tar")) as tar:
+            for index in range(48):
+                label = index % len(CLASSES)
+                pixels = rng.normal(list(CLASSES.values())[label], 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                tar.write({"__key__": f"{index:03d}", "png": Image.fromarray(pixels), "cls": label})
+        (folder / split / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("\n".join(CLASSES))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
+    return folder
 
 
 def squares(placed: dict[str, tuple[int, int]], size: int = 32) -> Image.Image:
@@ -40,7 +80,7 @@ def write_table(file: Path, pairs: list[tuple[Path, str]]) -> None:
         csv.writer(opened, lineterminator="\n").writerows([["image", "caption"], *pairs])
 
 
-def train(folder: Path) -> Path:
+def train_on_squares(folder: Path) -> Path:
     """Trains on 256 images, six times, and returns the run's folder; the model's configuration is in `model`."""
     write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
     (run,) = run_ranks(
