@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError
 from ..rules import at_least
 from .options import add_recipe_options, add_settings, opened_run
 
@@ -25,18 +24,17 @@ def main(argv: list[str]) -> int:
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
     from ..files import write_json
     from ..runs.process import Stopped
-    from ..runs.rehearsal import UNINTERRUPTED, Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
 
-    if placement.node == 0:
-        if (folder / UNINTERRUPTED / "run.json").exists():
-            raise InputError(f"--out: {folder} contains a rehearsal: remove it, or give --out another folder")
-        run.check_data()
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)
+    if placement.node == 0:
+        rehearsal.check_folder()
+        run.check_data()
     try:
         code = rehearsal.train()
     except Stopped as stop:
         print(f"superclip rehearse: stopped by {stop}; remove {folder} to start again", file=sys.stderr)
-        return stop.exit_code
+        return 1 if stop.before_time_is_up else stop.exit_code  # a requeued job would have no more time
     if code or placement.node:
         return code
     summary = report(run, rehearsal)

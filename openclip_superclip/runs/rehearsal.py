@@ -30,6 +30,7 @@ SLICES = 2  # that are trained; the training is interrupted in the second
 UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
+MAX_RESTARTS = 2  # of a requeued job
 SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples per second, by the hours that follow
 
 
@@ -64,11 +65,17 @@ def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_secon
 
 
 class Rehearsal:
-    """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see."""
+    """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see. A requeued job starts over."""
 
     def __init__(self, run: Run, placement: Placement, folder: Path):
         self.run, self.placement, self.folder = run, placement, folder
         self.logs = {}  # of the ranks, by the part of the rehearsal
+
+    def check_folder(self) -> None:
+        """Raises InputError if the folder contains a rehearsal that is not of an earlier start of this job."""
+        attempts, here = RunFolder(self.folder / UNINTERRUPTED).record().get("attempts"), self.placement
+        if attempts and not (0 < here.restarts <= MAX_RESTARTS and attempts[0]["job"] == here.job):
+            raise InputError(f"--out: {self.folder} contains a rehearsal: remove it, or give --out another folder")
 
     def train(self) -> int:
         """Trains, trains again until SIGUSR1, and resumes; returns the exit code, 0 if all went well."""
@@ -113,11 +120,11 @@ class Rehearsal:
         return found
 
     def remove_checkpoints(self) -> None:
-        for name in (UNINTERRUPTED, INTERRUPTED):
-            shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
+        for checkpoints in self.folder.glob("*interrupted*/checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / name
+        return self.folder / (f"{name}-{self.placement.restarts}" if self.placement.restarts else name)
 
     def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""

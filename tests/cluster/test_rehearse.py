@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 from support.plugins import write_plugin, write_slow_loss
@@ -9,6 +10,7 @@ from support.tiny_run import write_recipe
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.files import write_json
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 
@@ -17,14 +19,21 @@ pytestmark = pytest.mark.slow
 HERE = ["--device", "cpu"]
 
 
+def job(number: str, restarts: str) -> dict[str, str]:
+    return {"SLURM_JOB_ID": number, "SLURM_RESTART_COUNT": restarts}
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory) -> dict:
+    """A rehearsal by job 17, which was requeued during its first start."""
     folder = tmp_path_factory.mktemp("rehearsal")
     recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
     out = folder / "out"
     command = ["rehearse", str(recipe), *HERE, "--nproc", "2", "--steps", "12", "--out", str(out)]
     slow = write_slow_loss(folder / "slow", 0.1)
-    code = run_superclip(command, folder / "printed", folder, PYTHONPATH=str(slow))
+    (out / "uninterrupted").mkdir(parents=True)
+    write_json(out / "uninterrupted/run.json", {"attempts": [{"job": "17"}]})
+    code = run_superclip(command, folder / "printed", folder, PYTHONPATH=str(slow), **job("17", "1"))
     printed = (folder / "printed").read_text()
     assert code == 0, printed
     summary = json.loads((out / "rehearsal.json").read_text())
@@ -32,7 +41,7 @@ def rehearsed(tmp_path_factory) -> dict:
 
 
 def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
-    attempts = json.loads((rehearsed["out"] / "interrupted/run.json").read_text())["attempts"]
+    attempts = json.loads((rehearsed["out"] / "interrupted-1/run.json").read_text())["attempts"]
     assert [(one["state"], one["error"]) for one in attempts] == [
         ("preempted", "stopped by SIGUSR1"),
         ("finished", None),
@@ -91,10 +100,26 @@ def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
         assert error in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "environment", [{}, job("18", "1"), job("17", "0"), job("17", "3")], ids=["shell", "other job", "step", "restarts"]
+)
+def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(environment, rehearsed, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["rehearse", str(rehearsed["recipe"]), *HERE, "--nproc", "2", "--out", str(rehearsed["out"])]) == 1
+    assert "contains a rehearsal: remove it, or give --out another folder" in capsys.readouterr().err
+
+
+def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued(rehearsed, tmp_path):
+    plugin = write_plugin(tmp_path / "plugin", f"os.kill(os.getppid(), {signal.SIGUSR1:d})\nreturn loss\n")
+    command, printed = ["rehearse", rehearsed["recipe"], *HERE, "--out", tmp_path / "out"], tmp_path / "printed"
+    assert run_superclip(command, printed, rehearsed["recipe"].parent, PYTHONPATH=str(plugin)) == 1
+    assert "superclip rehearse: stopped by SIGUSR1" in printed.read_text()
+
+
 def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, said in (
-        (["--out", str(rehearsed["out"])], "contains a rehearsal: remove it, or give --out another folder"),
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
         (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
         (["--nproc", "3"], "does not divide among 3 GPUs"),
