@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
-from .files import FULL
+from .files import is_full
 
 GROUPS = {
     "start": {
@@ -66,10 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         output.register(sys.stdout, 0)
         if not any(event & select.POLLERR for _, event in output.poll(0)):
             raise
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if not is_full(error):
             raise
-        print(f"error: {error.filename or 'the output'} cannot be written ({error.strerror})", file=sys.stderr)
+        file, why = getattr(error, "filename", None), getattr(error, "strerror", "the disk is full, or a limit reached")
+        print(f"error: {file or 'the output'} cannot be written ({why})", file=sys.stderr)
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,14 @@ from typing import BinaryIO
 from .errors import InputError, reason
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing raises
+FULL_TEXTS = re.compile(  # the same of safetensors and tokenizers, and of torch.save, which have no errno
+    rf"\(os error ({'|'.join(map(str, FULL))})\)|inline_container\.cc.*(unexpected pos|PytorchStreamWriter)"
+)
 
 
-class NotWritten(OSError):
-    """A library could not write a file and gave no errno."""
+def is_full(error: Exception) -> bool:
+    """Returns whether a file could not be written because the disk is full, or a similar limit is reached."""
+    return getattr(error, "errno", None) in FULL or bool(FULL_TEXTS.search(str(error)))
 
 
 @contextmanager
@@ -79,8 +84,8 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
         if overwrite and place.is_dir():
             shutil.rmtree(place)
         os.replace(part, place)
-    except OSError as error:
-        if error.errno not in FULL and not isinstance(error, NotWritten):
+    except Exception as error:
+        if not is_full(error):
             raise
         raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
     finally:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError, reason
-from ..files import NotWritten
 from . import HEAD_NAME, WEIGHTS_NAMES
 from .run_outputs import latest_checkpoints
 
@@ -80,24 +79,21 @@ def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
-    """Writes weights with safetensors or torch.save, depending on the suffix. Raises OSError if writing fails.
+    """Writes weights with safetensors or torch.save, depending on the suffix.
 
     `options` of the run are stored in the file, from which `read_checkpoint` returns them.
     """
     options = dict(sorted((options or {}).items()))
-    try:
-        if file.suffix == ".safetensors":
-            # A single entry, because safetensors writes several in random order. Only transformers reads "format".
-            metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
-            save_file(_untied(weights), file, metadata=metadata)
-            file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
-        else:
-            state = OrderedDict((name, _alone(tensor)) for name, tensor in _untied(weights).items())
-            if options:  # an attribute, like the _metadata of torch's state dicts
-                setattr(state, OPTIONS, options)
-            torch.save(state, file)
-    except (SafetensorError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
-        raise NotWritten(str(error)) from error
+    if file.suffix == ".safetensors":
+        # A single entry, because safetensors writes several in random order. Only transformers reads "format".
+        metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
+        save_file(_untied(weights), file, metadata=metadata)
+        file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
+    else:
+        state = OrderedDict((name, _alone(tensor)) for name, tensor in _untied(weights).items())
+        if options:  # an attribute, like the _metadata of torch's state dicts
+            setattr(state, OPTIONS, options)
+        torch.save(state, file)
 
 
 def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -245,11 +241,3 @@ def _problem(error: Exception) -> str:
         what = f"is a pickle that runs {unsafe[1]}" if unsafe else "contains no weights as torch saves them"
         return f"it {what}; only weights are ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
-
-
-def save_files(tokenizer, folder: Path) -> None:
-    """Writes a transformers tokenizer or processor. Raises OSError if writing fails."""
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise NotWritten(str(error)) from error

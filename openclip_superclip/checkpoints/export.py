@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
 from .architecture import Architecture, architecture_of, expected_head, fit
-from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_files, save_weights
+from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_weights
 from .run_outputs import run_options
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
@@ -77,7 +77,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded from such a file
     saves only one of them, even in the merges.
     """
-    save_files(tokenizer, folder)
+    tokenizer.save_pretrained(folder)
     if tokenizer.pad_token != PADDING:
         return
     file = folder / "tokenizer.json"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .checkpoint import check_match, save_files, save_weights
+from .checkpoint import check_match, save_weights
 
 # Options that CLIPModel supports, or that have no effect after training. All others must have their default values.
 EXPRESSED = {
@@ -147,7 +147,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
-    save_files(CLIPProcessor(image_processor, _tokenizer(architecture)), folder)
+    CLIPProcessor(image_processor, _tokenizer(architecture)).save_pretrained(folder)
     image_processor.save_pretrained(folder)  # preprocessor_config.json, which LLaVA-style projects read
 
 

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +117,17 @@ def in_one_order(train):
         return train(*argv)
 
     return train_in_one_order
+
+
+def on_a_full_disk(function):
+    """`function` with a limit on the size of files, at which writing fails as on a full disk."""
+
+    def limited(*args):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        return function(*args)
+
+    return limited
 
 
 def processes_in(out) -> list[str]:

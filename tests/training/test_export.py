@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
-from support.training_runs import run_ranks, superclip_train
+from support.training_runs import on_a_full_disk, run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -447,15 +445,9 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
     assert opened.logit_scale == weights["logit_scale"] + 1
 
 
-def export_on_a_full_disk(small, out):
-    """Simulates a full disk with a limit on the file size."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-    return run(small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", out)
-
-
 def test_a_full_disk_leaves_nothing_half_written(small, tmp_path):
-    (failed,) = run_ranks(export_on_a_full_disk, small, tmp_path / "out" / "x", cwd=tmp_path)
+    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", tmp_path / "out" / "x"]
+    (failed,) = run_ranks(on_a_full_disk(run), *argv, cwd=tmp_path)
     assert failed.returncode == 1, failed.output[-3000:]
     (error,) = failed.errors()
     assert error.startswith(f"error: --out: {tmp_path}/out/x cannot be written")

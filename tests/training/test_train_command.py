@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.models import VOCAB_SIZE
-from support.training_runs import run_ranks, superclip_train
+from support.training_runs import on_a_full_disk, run_ranks, superclip_train
 
 from openclip_superclip.config import Config, options_of
 
@@ -49,6 +49,14 @@ def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouc
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert run.returncode == 1
     assert (tmp_path / "logs/run/checkpoints").is_dir()
+
+
+def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
+    (run,) = run_ranks(on_a_full_disk(superclip_train), *train_flags, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.errors() == ["error: the output cannot be written (the disk is full, or a limit reached)"]
+    assert "Traceback" not in run.output
+    assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size <= 65536
 
 
 def recorded_options(run_folder: Path) -> dict[str, str]:

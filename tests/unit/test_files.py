@@ -6,7 +6,7 @@ import pytest
 
 from openclip_superclip.environment import require
 from openclip_superclip.errors import InputError, listed, reason
-from openclip_superclip.files import NotWritten, read_json, whole_output
+from openclip_superclip.files import read_json, whole_output
 from openclip_superclip.pages import markdown_table
 
 
@@ -48,7 +48,7 @@ def test_a_message_lists_the_first_names_and_the_number_of_the_others():
 
 
 @pytest.mark.parametrize(("error", "is_input_error"), [
-    (OSError(errno.ENOSPC, "No space left on device"), True), (NotWritten("the disk is full"), True),
+    (OSError(errno.ENOSPC, "No space left on device"), True),
     (FileNotFoundError(errno.ENOENT, "No such file"), False),
 ])  # fmt: skip
 def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_input_error, tmp_path):
