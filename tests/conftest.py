@@ -163,6 +163,21 @@ def parse_args():
 
 
 @pytest.fixture
+def refused(parse_args):
+    """Returns the one line with which OpenCLIP's command line is refused."""
+
+    def refused(*argv) -> str:
+        with pytest.raises(SystemExit) as refusal:
+            parse_args([*map(str, argv)])
+        message = str(refusal.value)
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        return message
+
+    return refused
+
+
+@pytest.fixture
 def refuses(capsys):
     """Checks that `superclip` ends with one error line that holds `reason`, and leaves the working folder as it is."""
 

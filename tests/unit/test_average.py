@@ -117,12 +117,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reason, files, capsys, monkeypatch):
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reason, files, refuses, monkeypatch):
     monkeypatch.chdir(files)
-    before = sorted(files.rglob("*"))
-    assert run(*argv.split()) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert reason in error
-    assert error.count("\n") == 1
-    assert sorted(files.rglob("*")) == before
+    refuses(argv.split(), reason)

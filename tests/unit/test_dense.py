@@ -1,6 +1,5 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against slow plain versions."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
+from support.evaluation import errors, records
 from support.evaluation import evaluate as evaluate_models
 from support.models import write_random_model
 from support.training_runs import run_superclip
@@ -38,13 +38,9 @@ def cells(seed: int) -> np.ndarray:
 def write_cells(folder: Path) -> Path:
     """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has no class."""
     for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
-        for part in (
-            f"masks/images/{place}",
-            f"masks/annotations/{place}",
-            f"depth/{split}/images",
-            f"depth/{split}/depths",
-        ):
+        for part in (f"masks/images/{place}", f"masks/annotations/{place}", f"depth/{split}/images"):
             (folder / part).mkdir(parents=True)
+        (folder / f"depth/{split}/depths").mkdir()
         for index in range(number):
             classes = cells(index + 100 * (split == "test"))
             labels = classes + 1
@@ -69,10 +65,9 @@ def evaluate(model, data, out, *flags) -> int:
     return evaluate_models(*model, "--data", data, "--out", out, "--suite", "dense", *flags)
 
 
-def records(folder: Path) -> dict[str, dict]:
+def by_task(folder: Path) -> dict[str, dict]:
     """The results in a folder by task."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return {record["task"]: record for record in found}
+    return {task: record for (_, _, task), record in records(folder).items()}
 
 
 def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
@@ -117,7 +112,7 @@ def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, data, 
     printed = capsys.readouterr().out
     assert "| mIoU masks | " in printed
     assert "| RMSE depth, cm | " in printed
-    found = records(tmp_path)
+    found = by_task(tmp_path)
     assert found["segmentation"]["metrics"]["miou"] > 0.8
     assert found["depth"]["metrics"]["rmse"] < 0.5  # of 1, 2 or 3 m, whose deviation is 0.82
     for task, record in found.items():
@@ -153,7 +148,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     shutil.copy(model[0], weights)
     (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
-    made = records(tmp_path / "run" / "evaluation")
+    made = by_task(tmp_path / "run" / "evaluation")
     of_classes, of_depth = made["segmentation"], made["depth"]
     assert found == {"mIoU": 100 * of_classes["metrics"]["miou"], "depth_RMSE": 100 * of_depth["metrics"]["rmse"]}
     assert of_classes["settings"]["epochs"] == EPOCHS
@@ -164,10 +159,9 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
 
 def test_wrong_labels_are_named(model, data, tmp_path, capsys):
     def error(*datasets) -> str:
-        capsys.readouterr()
         argv = tmp_path / "data", tmp_path / "out", "--datasets", *datasets
         assert evaluate(model, *argv, "--dense-epochs", "1") == 1
-        return capsys.readouterr().err
+        return "".join(errors(capsys))
 
     write_cells(tmp_path / "data")
     (tmp_path / "data" / "masks" / "classes.txt").write_text("black\nred\n")

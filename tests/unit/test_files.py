@@ -10,11 +10,6 @@ from openclip_superclip.files import read_json, whole_output
 from openclip_superclip.pages import markdown_table
 
 
-def test_read_json_returns_the_object(tmp_path):
-    (tmp_path / "a.json").write_text('{"a": 1}')
-    assert read_json(tmp_path / "a.json") == {"a": 1}
-
-
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
 def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(tmp_path, content):
     path = tmp_path / "a.json"

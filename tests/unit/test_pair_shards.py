@@ -179,11 +179,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("source", "rest", "reason"), REFUSED.values(), ids=REFUSED)
 def test_wrong_arguments_are_refused_in_a_line_and_nothing_is_written(
-    source, rest, reason, kept, table, tmp_path, monkeypatch, capsys
+    source, rest, reason, kept, table, tmp_path, monkeypatch, refuses
 ):
     monkeypatch.chdir(tmp_path)
     (kept / "other.json").write_text("{}")
-    assert main(["shards", *f"{source} {rest}".format(kept=kept, table=table).split()]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and reason.format(kept=kept, table=table) in error
-    assert list(tmp_path.iterdir()) == []
+    argv = f"{source} {rest}".format(kept=kept, table=table).split()
+    refuses(["shards", *argv], reason.format(kept=kept, table=table))

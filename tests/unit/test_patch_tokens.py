@@ -40,19 +40,22 @@ NATIVE = {
     "custom blocks": {"qk_norm": True, "scale_heads": True},
     "patch dropout": {"patch_dropout": 0.5},
 }
-# The configuration, image size and width of the patch tokens.
-OTHER = {
-    "ResNet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}, 64, 256),
-    "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64),
-    "timm ViT, MLP": ({"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"}, 160, 64),
-    "timm ViT, map": ({"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"}, 160, 96),
-    "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64),
+NONE = "has no pooled vector"
+OTHER = {  # configuration, image size, width of the patch tokens, and width of the pooled vector or the error, if read
+    "ResNet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}, 64, 256, NONE),
+    "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64, 64),
+    "timm ViT, MLP": ({"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"}, 160, 64, 64),
+    "timm ViT, map": ({"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"}, 160, 96, 96),
+    "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64, 64),
     "timm ConvNeXt, attention": (
-        {"timm_model_name": "test_convnext", "image_size": 160, "timm_pool": "abs_attn", "timm_proj": ""}, 160, 64,
+        {"timm_model_name": "test_convnext", "image_size": 160, "timm_pool": "abs_attn", "timm_proj": ""},
+        160, 64, NONE,
     ),
-    "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64),
-    "timm SAM2's Hiera": ({"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"}, 64, 768),
-    "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768),
+    "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64, 256),
+    "timm SAM2's Hiera": (
+        {"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"}, 64, 768, None,
+    ),
+    "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768, None),
 }  # fmt: skip
 
 EVERY_NATIVE = pytest.mark.parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
@@ -83,11 +86,27 @@ def same_dropout(function, *args):
 
 @EVERY_NATIVE
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, training):
+@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
+def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit_whatever_the_head_reads(
+    vision_cfg, training, head_input
+):
     visual = native_tower(vision_cfg).train(training)
-    features, _ = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    tokens = patch_tokens(visual)
+    if head_input == "both" and vision_cfg.get("attentional_pool") is True:
+        with pytest.raises(InputError, match="of width 32, to the mean patch token, of width 64, which differ"):
+            head_width(visual, tokens, head_input)
+        return
+    features, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
     own = same_dropout(visual, images(visual))
-    assert torch.equal(features, own[0] if visual.output_tokens else own)
+    own = own[0] if visual.output_tokens else own
+    assert torch.equal(features, own)
+    assert vector.shape == (3, head_width(visual, tokens, head_input))
+    assert vector.dtype == torch.float32
+    if head_input == "pooled":
+        torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
+    elif head_input == "both":
+        parts = (same_dropout(encode_image, visual, tokens, images(visual), one)[1] for one in ("pooled", "patches"))
+        assert torch.equal(vector, sum(parts))
 
 
 @EVERY_NATIVE
@@ -112,17 +131,31 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
     torch.testing.assert_close(patch_mean, expected)
 
 
-@pytest.mark.parametrize(("vision_cfg", "size", "width"), OTHER.values(), ids=OTHER.keys())
+READ = [(name, read) for name in OTHER for read in ("patches", "pooled", "both") if read == "patches" or OTHER[name][3]]
+
+
+@pytest.mark.parametrize(("name", "head_input"), READ)
 @torch.no_grad()
-def test_image_features_of_other_towers_are_their_own_to_the_last_bit(vision_cfg, size, width):
+def test_image_features_of_other_towers_are_their_own_to_the_last_bit_or_what_the_head_would_read_is_refused(
+    name, head_input
+):
+    vision_cfg, size, width, pooled = OTHER[name]
     visual = tower(vision_cfg).eval()
-    image = torch.randn(2, 3, size, size)
     tokens = patch_tokens(visual)
-    features, patch_mean = encode_image(visual, tokens, image)
-    assert torch.equal(features, visual(image))
     assert tokens.width == width
-    assert patch_mean.shape == (2, width)
-    assert patch_mean.dtype == torch.float32
+    error = pooled if pooled == NONE else f"of width {pooled}, to the mean patch token, of width {width}"
+    if (head_input != "patches" and pooled == NONE) or (head_input == "both" and pooled != width):
+        with pytest.raises(InputError, match=f"^--superclip-head-input {head_input}.*{error}"):
+            head_width(visual, tokens, head_input)
+        return
+    image = torch.randn(2, 3, size, size)
+    features, vector = encode_image(visual, tokens, image, head_input)
+    assert torch.equal(features, visual(image))
+    assert vector.shape == (2, head_width(visual, tokens, head_input))
+    assert vector.dtype == torch.float32
+    if head_input != "patches":
+        before_projection = vector - encode_image(visual, tokens, image)[1] if head_input == "both" else vector
+        torch.testing.assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -147,13 +180,12 @@ def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name,
     torch.testing.assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
 
 
-@pytest.mark.parametrize("autocast", [torch.bfloat16])
 @torch.no_grad()
-def test_the_patch_mean_is_float32_under_autocast(autocast):
+def test_the_patch_mean_is_float32_under_autocast():
     visual = native_tower({})
-    with torch.autocast("cpu", autocast):
+    with torch.autocast("cpu", torch.bfloat16):
         features, patch_mean = encode_image(visual, patch_tokens(visual), images(visual))
-    assert features.dtype == autocast
+    assert features.dtype == torch.bfloat16
     assert patch_mean.dtype == torch.float32
 
 
@@ -180,62 +212,6 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     visual.output_tokens = False
     _, expected = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
     assert torch.equal(reading.vector, expected)
-
-
-@EVERY_NATIVE
-@pytest.mark.parametrize("head_input", ["pooled", "both"])
-def test_the_head_of_a_native_vit_can_read_the_vector_before_the_projection(vision_cfg, head_input):
-    visual = native_tower(vision_cfg)
-    tokens = patch_tokens(visual)
-    if head_input == "both" and vision_cfg.get("attentional_pool") is True:
-        with pytest.raises(InputError, match="of width 32, to the mean patch token, of width 64, which differ"):
-            head_width(visual, tokens, head_input)
-        return
-    features, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
-    own = same_dropout(visual, images(visual))
-    own = own[0] if visual.output_tokens else own
-    assert torch.equal(features, own)
-    assert vector.shape == (3, head_width(visual, tokens, head_input))
-    assert vector.dtype == torch.float32
-    if head_input == "pooled":
-        torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
-    else:
-        _, pooled = same_dropout(encode_image, visual, tokens, images(visual), "pooled")
-        _, patch_mean = same_dropout(encode_image, visual, tokens, images(visual))
-        assert torch.equal(vector, pooled + patch_mean)
-
-
-HEADS_OF_OTHERS = {  # the width of the pooled vector, the error for it, the error for both
-    "ResNet": (None, "ModifiedResNet has no pooled vector", "ModifiedResNet has no pooled vector"),
-    "timm ViT": (64, None, None),
-    "timm ViT, MLP": (64, None, None),
-    "timm ViT, map": (96, None, None),
-    "timm ConvNeXt": (64, None, None),
-    "timm ConvNeXt, attention": (None, "TimmModel has no pooled vector", "TimmModel has no pooled vector"),
-    "timm EfficientNet": (256, None, "of width 256, to the mean patch token, of width 64"),
-}
-
-
-@pytest.mark.parametrize("name", HEADS_OF_OTHERS)
-@pytest.mark.parametrize("head_input", ["pooled", "both"])
-@torch.no_grad()
-def test_the_head_of_another_tower_reads_the_vector_before_the_projection_or_is_refused(name, head_input):
-    vision_cfg, size, _ = OTHER[name]
-    width, *errors = HEADS_OF_OTHERS[name]
-    visual = tower(vision_cfg).eval()
-    tokens, error = patch_tokens(visual), errors[head_input == "both"]
-    if error:
-        with pytest.raises(InputError, match=f"^--superclip-head-input {head_input}.*{error}"):
-            head_width(visual, tokens, head_input)
-        return
-    image = torch.randn(2, 3, size, size)
-    features, vector = encode_image(visual, tokens, image, head_input)
-    assert torch.equal(features, visual(image))
-    assert head_width(visual, tokens, head_input) == width
-    pooled = vector
-    if head_input == "both":
-        pooled = vector - encode_image(visual, tokens, image)[1]
-    torch.testing.assert_close(visual.head(pooled), features, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])

@@ -57,13 +57,7 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     printed = capsys.readouterr().out
     progress, end = "31 %, 1 of 4 slices", datetime.fromisoformat(END).astimezone()
     assert rows_of(printed) == {
-        "runs/fast": [
-            "running",
-            progress,
-            "1,234",
-            f"{end:%Y-%m-%d %H:%M}",
-            "18 RUNNING",
-        ],
+        "runs/fast": ["running", progress, "1,234", f"{end:%Y-%m-%d %H:%M}", "18 RUNNING"],
         "runs/gone": ["lost", progress, "", "", ""],
         "runs/bad": ["failed", progress, "", "", ""],
         "runs/refused": ["preempted", progress, "", "", ""],
@@ -81,9 +75,7 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     (["nowhere"], "nowhere is not a folder"), (["empty"], "empty contains no run"),
     ([], "there is no folder runs or studies here"),
 ])  # fmt: skip
-def test_a_folder_without_runs_is_an_error(argv, error, tmp_path, monkeypatch, capsys):
+def test_a_folder_without_runs_is_an_error(argv, error, tmp_path, monkeypatch, refuses):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert main(["status", *argv]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert error in line
+    refuses(["status", *argv], error)
