@@ -199,7 +199,7 @@ def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(s
         make_run(recipe, data=scenes, gpu_batch_max=32, device="cpu", settings=settings)
 
 
-def test_a_task_of_srun_that_was_not_told_where_to_meet_the_others_says_so(runs):
+def test_a_task_of_srun_without_an_address_says_so(runs):
     (run,) = runs["lost"]
     assert run.returncode == 1
     assert "rank 1 of 2" in run.errors()[0]

@@ -117,7 +117,7 @@ def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued
     assert "superclip rehearse: stopped by SIGUSR1" in printed.read_text()
 
 
-def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
     for arguments, said in (
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
@@ -126,9 +126,7 @@ def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearse
         (["--data", "x/{0..2}.tar"], "there is no file x/0.tar"),
         (["--data", "pipe:cat x/{0..1}.tar"], "2 shards are too few for 3 slices"),
     ):
-        assert main(["rehearse", str(rehearsed["recipe"]), *HERE, *arguments]) == 1
-        assert said in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+        refuses(["rehearse", rehearsed["recipe"], *HERE, *arguments], said)
 
 
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):

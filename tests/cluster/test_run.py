@@ -18,12 +18,11 @@ import torch
 from ruamel.yaml import YAML
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import may_unshare, wait_until
-from support.tiny_run import SLICES, assert_equal_weights, state, weights, write_recipe
+from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
-from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.runs import node
 from openclip_superclip.runs.folder import current_state
 from openclip_superclip.runs.run import Run
@@ -113,7 +112,7 @@ def undisturbed(recipe) -> Path:
     return run
 
 
-def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
+def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     found = state(undisturbed)
     assert found.pop("samples_per_second") > 0
     assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(found.pop("heartbeat"))
@@ -137,28 +136,12 @@ def test_a_run_leaves_all_that_tells_what_ran(undisturbed, recipe):
     assert len(list(undisturbed.glob("ranks/*/rank_[01].log"))) == 2
 
 
-def test_two_processes_share_the_rows_of_a_table_and_each_pass_leaves_a_checkpoint(recipe, csv_data, tmp_path):
-    run, counted = recipe.parent / "table", tmp_path / "df.safetensors"
-    flags = ["--data", str(csv_data), "--set", "samples=2 passes", "--set", "global_batch_size=8", *TWO_PROCESSES]
-    code, output = end(recipe, run, *flags)
-    assert code == 0, output
-    found = state(run)
-    assert (found["state"], found["slices"], found["step"], found["steps"]) == ("finished", 2, 16, 16)
-    assert sorted(path.name for path in run.glob("checkpoints/*.pt")) == ["epoch_1.pt", "epoch_2.pt"]
-    model = YAML(typ="safe").load(recipe)["model"]
-    assert main(["frequencies", str(csv_data), "--tokenizer-of", model, "--out", str(counted)]) == 0
-    for epoch in (1, 2):  # of every row once a pass: the ranks' shares have none in common
-        found, frequencies = weights(run, epoch), read_frequencies(counted)
-        assert int(found["statistics.num_captions"]) == epoch * frequencies.num_captions == epoch * 64
-        assert found["statistics.document_frequency"].equal(epoch * frequencies.document_frequency)
-
-
 def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_ends_of_passes(undisturbed):
     kept = {path.name for path in (undisturbed / "checkpoints").iterdir()}
     assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
-def test_a_finished_run_is_left_alone_and_its_folder_stands_for_the_recipe(undisturbed, capsys):
+def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undisturbed, capsys):
     before = (undisturbed / "run.json").read_bytes()
     assert main(["run", str(undisturbed)]) == 0
     assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
@@ -255,7 +238,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     assert not list(troubled["disk"].iterdir())
 
 
-def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(recipe, monkeypatch):
+def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(recipe, monkeypatch):
     run, once = recipe.parent / "standing still", recipe.parent / "it stood still"
     sleeps = f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
     plugin = write_disturbed_loss(recipe.parent / "sleeping", 5, sleeps)
@@ -279,7 +262,7 @@ def test_a_run_that_stands_still_starts_again_and_one_that_always_fails_ends(rec
     assert state(run)["restarts"] == 1
 
 
-def test_a_rank_that_fails_ends_all_and_its_traceback_is_told_first(recipe):
+def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
     run = recipe.parent / "failing"
     code, output = end(recipe, run, PYTHONPATH=str(write_failing_plugin(recipe.parent / "plugin")))
     assert code == 1
@@ -318,7 +301,7 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     assert [one["state"] for one in record["attempts"]] == ["failed", "finished"]
 
 
-def test_too_many_unreadable_shards_fail_the_run_and_their_number_is_told(tmp_path):
+def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
     recipe = write_recipe(tmp_path, batch=4, passes=1, workers=1)
     shards = [tmp_path / f"shards/{number:06}.tar" for number in range(12)]
     os.truncate(shards[3], shards[3].stat().st_size // 2)
@@ -353,7 +336,7 @@ def spoil(shard: Path, member: int, header: bool) -> None:
         file.write(b"spoiled" * 10)
 
 
-def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
+def test_what_the_user_has_to_fix_is_one_line(recipe):
     run = recipe.parent / "plain"
     (run / "checkpoints").mkdir(parents=True)
     torch.save({"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt")
@@ -365,7 +348,7 @@ def test_what_the_user_has_to_mend_is_told_in_one_line(recipe):
 
 
 @pytest.mark.skipif(not may_unshare(), reason="a disk that becomes full is mounted, which needs root (CAP_SYS_ADMIN)")
-def test_a_disk_that_is_too_small_is_told_at_the_start_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
+def test_a_disk_that_is_too_small_is_refused_at_the_start_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
     recipe, tmp_path
 ):
     # The disk is seen through a process that ends with this one, and its mount with that.

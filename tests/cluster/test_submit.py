@@ -98,9 +98,8 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--setup", "nowhere.sh"], "--setup is nowhere.sh; expected a bash file"),
     (["--gpus-per-node", "1", "--out", "model/open_clip_config.json"], "--out: model/"),
 ])  # fmt: skip
-def test_what_cannot_run_is_refused(recipe, arguments, said, capsys):
-    assert main(["submit", str(recipe), *arguments]) == 1
-    assert said.format(recipe=recipe) in capsys.readouterr().err
+def test_what_cannot_run_is_refused(recipe, arguments, said, refuses):
+    refuses(["submit", recipe, *arguments], said)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -109,12 +108,9 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, capsys):
     (["--slurm", "--gpus-per-node", "5"], "a global batch of 32 does not divide among 5 GPUs"),
     (["--slurm", "--nodes", "0"], "--nodes is 0; expected 1 or more"),
 ])  # fmt: skip
-def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
+def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "placebos", *arguments, *(["--dry-run"] if "--slurm" in arguments else [])]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-    assert not [*tmp_path.iterdir()]
+    refuses(["study", "placebos", *arguments, *(["--dry-run"] if "--slurm" in arguments else [])], said)
 
 
 def test_options_of_sbatch_may_have_dashes_and_a_percent_sign_in_a_folder_is_no_pattern(capsys):

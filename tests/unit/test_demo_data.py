@@ -16,7 +16,7 @@ from torch import nn
 from openclip_superclip.demo import measures as measures_module
 from openclip_superclip.demo import natural
 from openclip_superclip.demo import scenes as scenes_module
-from openclip_superclip.demo.data import NATURAL, write_model
+from openclip_superclip.demo.data import NATURAL, needed_merges, write_model
 from openclip_superclip.demo.measures import describe, fraction_found, measure, measure_natural
 from openclip_superclip.demo.natural import COLOURS, NUM_CONCEPTS, World, all_concepts, vocabulary
 from openclip_superclip.demo.scenes import (
@@ -224,13 +224,26 @@ def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(wor
     assert 0.08 < sum(new) / len(new) < 0.12
 
 
-def test_the_vocabulary_spells_every_caption_with_clips_own_tokens(tmp_path, shown):
-    write_model(tmp_path, vocabulary(), NATURAL[0].vision, natural.CONTEXT)
+VOCABULARIES = {
+    "natural": (vocabulary(), NATURAL[0].vision, natural.CONTEXT),
+    "scenes": (names_of(DESIGNERS),),
+    "scenes of other designers": (names_of(SECOND_DESIGNERS),),
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens(kind, shown, tmp_path):
+    words, *options = VOCABULARIES[kind]
+    designers = DESIGNERS if kind == "scenes" else SECOND_DESIGNERS
+    captioned = shown[:200] if kind == "natural" else scenes(300, designers=designers)
+    assert write_model(tmp_path, words, *options) == f"local-dir:{tmp_path}"
     ours, clips = open_clip.get_tokenizer(f"local-dir:{tmp_path}"), open_clip.SimpleTokenizer()
-    for scene in shown[:200]:
-        for text in scene.captions.values():
-            tokens = [ours.decoder[token] for token in ours.encode(text)]
-            assert tokens == [clips.decoder[token] for token in clips.encode(text)]
+    for text in (text for scene in captioned for text in scene.captions.values()):
+        tokens = [ours.decoder[token] for token in ours.encode(text)]
+        assert tokens == [clips.decoder[token] for token in clips.encode(text)]
+        assert len(tokens) + 2 <= ours.context_length
+    if kind != "natural":
+        assert ours.vocab_size == 512 + len(needed_merges(words)) + 2 < 1024
 
 
 def test_a_model_that_finds_objects_and_colours_measures_nearly_100(monkeypatch):

@@ -169,18 +169,6 @@ def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     assert words == [*launcher, *ours.openclip_arguments(), "--logs", "runs", "--name", ours.recipe.name]
 
 
-def test_the_screen_says_everything_and_that_the_data_was_not_looked_at(capsys):
-    assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8", "--samples-per-second", "64000"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    for part in (
-        "imagenet zero shot 63.5", "16,384 = 512 per GPU × 32 GPUs (4 × 8)", "31,250: 512,000,000 samples",
-        "25, 50 per pass; a checkpoint after each, every 1,250 steps, 5.3 minutes", "8.43e+19 FLOPs",
-        "37,996,288 of them in the class head", "2.25 GB", "the recipe's default: not checked; --data",
-        "--nnodes 4 --node-rank $NODE",
-    ):  # fmt: skip
-        assert part in printed, part
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A folder with the demo's model, and with shards small enough for a test."""
@@ -235,11 +223,9 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", RELEASED, *arguments]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert named in line
+    refuses(["plan", RELEASED, *arguments], named)
 
 
 def test_what_a_slice_reads_twice_and_leaves_out_is_reported_of_pipes_too(capsys):

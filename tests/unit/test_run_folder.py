@@ -22,7 +22,6 @@ from openclip_superclip.checkpoints.checkpoint import holds_numbers
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs import node
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
 from openclip_superclip.runs.node import NodeTraining
 from openclip_superclip.runs.plan import make_run, on_machines
@@ -32,7 +31,7 @@ from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import Rehearsal, _resumed, other_training
 from openclip_superclip.runs.run import Run, Settings, Start
-from openclip_superclip.runs.slurm import Placement, ask_job, find_placement
+from openclip_superclip.runs.slurm import Placement, find_placement
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
@@ -301,20 +300,6 @@ def test_a_rank_that_could_not_say_why_it_failed_is_named_with_its_exit_code(tmp
     assert _rank_failure(tmp_path, 2, 1) == said
 
 
-def test_a_node_that_does_not_end_with_the_others_is_lost(tmp_path):
-    nodes = [
-        NodeTraining(run_of(tmp_path, samples=192), Placement(4, number, "17"), RunFolder(tmp_path))
-        for number in range(4)
-    ]
-    nodes[0].logs.mkdir(parents=True)
-    for ended in (nodes[1], nodes[3]):
-        ended._file("ended").touch()
-    assert nodes[0]._silent_nodes(1) == "node 2"
-    assert nodes[2]._orders() == node.END
-    nodes[2]._file("ended").touch()
-    assert nodes[0]._silent_nodes(1) == ""
-
-
 @pytest.mark.parametrize("content", ['{"state": "runn', "[]"])
 def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
     folder = RunFolder(tmp_path / "run")
@@ -342,13 +327,6 @@ def test_a_refused_start_is_noted_and_the_runs_own_state_stays(tmp_path):
     assert state["refused"]["error"] == "--lr was 1 and is 2"
     start(folder)
     assert "refused" not in folder.state()
-
-
-def test_the_job_script_is_told_how_the_job_goes_on(tmp_path):
-    ask_job("started", environment={})
-    ask_job("started", environment={"SUPERCLIP_NEXT": f"{tmp_path}/next"})
-    ask_job("requeue", "node7", environment={"SUPERCLIP_NEXT": f"{tmp_path}/next"})
-    assert (tmp_path / "next").read_text() == "started\nrequeue\nexclude node7\n"
 
 
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):

@@ -85,9 +85,9 @@ def test_check_lists_every_image_that_cannot_be_read(folder, tmp_path, capsys):
 REFUSED = {
     "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
     "too few rows": ("pairs.csv", {"global_batch_size": "128"}, "rows of pairs.csv are fewer than one global batch"),
-    "another number of rows": ("pairs.csv", {"data_samples": "5"}, "the table pairs.csv makes it 70"),
+    "another number of rows": ("pairs.csv", {"data_samples": "5"}, "the table pairs.csv sets it to 70"),
     "other columns": ("tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
-    "no number of passes": ("pairs.csv", {"samples": "9passes"}, "expected a number, or such as '20 passes'"),
+    "no number of passes": ("pairs.csv", {"samples": "9passes"}, "expected a number, or passes: '20 passes'"),
 }
 
 

@@ -67,7 +67,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 SlurmdTimeout=60
 MessageTimeout=20
-KillWait=20
+KillWait=30
 # jobs' records stay visible to scontrol show job this long (there is no sacct without slurmdbd)
 MinJobAge=3600
 JobCompType=jobcomp/filetxt
