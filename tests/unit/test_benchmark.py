@@ -1,13 +1,8 @@
 """The benchmark: its counts are the paper's, its contenders agree, and the class loss takes little memory."""
 
-import json
-
 import pytest
 import torch
-from support.models import write_model
 
-from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark import head_cost
 from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, peak_memory
 from openclip_superclip.method.shapes import count_gmacs, head_share
 
@@ -70,22 +65,3 @@ def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_o
     assert ours <= 0.35 * dense
     logits = 512 * 256_000 * 4
     assert peak_memory(prepare, "class_loss", 512, 16, 256_000, device="cpu") < logits / 2
-
-
-@pytest.mark.slow
-def test_the_command_prints_the_ratios_and_writes_json(tmp_path, monkeypatch, capsys):
-    names = ("three products", "dense targets", "class_loss")
-    monkeypatch.setattr(head_cost, "CONTENDERS", {name: CONTENDERS[name] for name in names})
-    write_model(tmp_path)
-    config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
-    (tmp_path / "small.json").write_text(json.dumps(config))
-    code = main([
-        "benchmark", "--head-batch", "32", "--width", "16", "--vocab", "1000", "--repeats", "2", "--device", "cpu",
-        "--model", f"{tmp_path}/small.json", "--local-batch", "2", "--step-repeats", "1", "--out", str(tmp_path),
-    ])  # fmt: skip
-    printed = capsys.readouterr().out
-    assert code == 0
-    assert "| class_loss |" in printed
-    assert "| with --superclip |" in printed
-    report = json.loads((tmp_path / "benchmark.json").read_text())
-    assert all(len(seconds) == 2 for seconds in report["head_seconds"].values())

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.pages import superclip_parser
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS, main
@@ -76,16 +75,6 @@ def test_doctor_prints_ten_lines(capsys):
     assert "adapter v" in lines["OpenCLIP"] and "patched" in lines["OpenCLIP"]
     assert "superclip" in lines["plugins"]
     assert "GB free" in lines["disk"]
-
-
-def test_what_computes_is_what_this_machine_has_unless_the_command_is_for_other_machines(monkeypatch):
-    defaults = {}
-    for command in COMMANDS.keys() - {"train"}:
-        parser = superclip_parser(command, monkeypatch)
-        if "--device" in parser.format_help():
-            defaults[command] = parser.get_default("device")
-    assert len(defaults) == 9
-    assert {command: device for command, device in defaults.items() if device} == {"plan": "cuda", "submit": "cuda"}
 
 
 def test_only_evaluate_needs_clip_benchmark():

@@ -30,6 +30,7 @@ from openclip_superclip.demo.scenes import (
     drawings,
     drawn_by,
     make_scene,
+    names_of,
     scenes,
     split_of,
     write_shards,

@@ -379,26 +379,6 @@ def test_released_weights_are_named_by_model_and_tag(data, tmp_path, monkeypatch
     assert "error: tiny-ours:nowhere cannot be opened: " in capsys.readouterr().err
 
 
-def test_a_relative_model_is_relative_to_the_folder_of_the_training(tmp_path, monkeypatch, capsys):
-    """Another model of that name is in the folder where the evaluation is called."""
-    trained_in, elsewhere = tmp_path / "there", tmp_path / "here"
-    weights = random_weights(write_model(trained_in / "model", text={"vocab_size": 49408}))
-    write_model(elsewhere / "model", vision={"image_size": 64})
-    run = write_run(trained_in / "logs" / "run", "model: local-dir:model\nlogs: logs\nname: run\n", weights)
-    write_colours(tmp_path / "data" / "colours")
-    monkeypatch.chdir(elsewhere)
-    argv = ["--data", tmp_path / "data", "--datasets", "colours", "--suite", "zeroshot"]
-    checkpoint = "../there/logs/run/checkpoints/epoch_1.pt"
-    assert evaluate(checkpoint, *argv) == 0
-    shutil.copytree(run, tmp_path / "copy")
-    (tmp_path / "copy" / "run.json").write_text(json.dumps({"cwd": str(trained_in)}))
-    assert evaluate(tmp_path / "copy" / "checkpoints" / "epoch_1.pt", *argv) == 0
-    shutil.rmtree(trained_in / "model")
-    capsys.readouterr()
-    assert evaluate(checkpoint, *argv) == 1
-    assert f"which is not at {trained_in}/model: give --model" in capsys.readouterr().err
-
-
 # What is refused
 
 REFUSED = {

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from openclip_superclip.environment import require
-from openclip_superclip.errors import InputError, listed, reason
+from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
 from openclip_superclip.pages import markdown_table
 
@@ -29,17 +29,6 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it():
         "--serve needs no_such_package, which is not installed: install the extra [serve], or "
         "pip install json no-such-package"
     )
-
-
-def test_an_error_is_quoted_in_one_line():
-    assert reason(ValueError("a\n b")) == "a b"
-    assert reason(KeyboardInterrupt()) == "KeyboardInterrupt"
-
-
-def test_a_message_lists_the_first_names_and_the_number_of_the_others():
-    assert listed(["a", 2]) == "a, 2"
-    assert listed(range(5000), most=2) == "0, 1, 4,998 more"
-    assert listed([]) == ""
 
 
 @pytest.mark.parametrize(("error", "is_input_error"), [

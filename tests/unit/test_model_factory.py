@@ -11,18 +11,12 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from support.models import SPECIAL_TOKENS, VOCAB_SIZE, write_model
+from support.models import MODELS, SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.method.patch_tokens import encode_image
 
 NAME = "superclip-tiny"
-COCA = {
-    "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 5, "output_tokens": True},
-    "text": {"embed_cls": True, "output_tokens": True, "context_length": 19, "width": 32, "heads": 2},
-    "multimodal_cfg": {"context_length": 19, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
-    "custom_text": True,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +32,9 @@ def create(*args, **kwargs):
     return superclip.create_model_and_transforms(NAME, *args, **kwargs)[0]
 
 
-def batch(num=4):
-    captions = ["a red cat", "a dog", "the blue boat and the cat", "a house"][:num]
-    return torch.randn(num, 3, 32, 32), open_clip.get_tokenizer(NAME)(captions)
+def batch(model=NAME):
+    captions = ["a red cat", "a dog", "the blue boat and the cat", "a house"]
+    return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
 def test_the_documented_snippet_trains():
@@ -62,7 +56,7 @@ def test_the_documented_snippet_trains():
     assert callable(preprocess_val)
 
 
-MODELS = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("options", "model_class", "stock_class"),
     [
         ({}, "SuperCLIP", CLIP),
@@ -72,9 +66,6 @@ MODELS = pytest.mark.parametrize(
     ],
     ids=str,
 )
-
-
-@MODELS
 @torch.no_grad()
 def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(options, model_class, stock_class):
     ours, stock = create(**options).eval(), open_clip.create_model(NAME, **options, output_dict=True).eval()
@@ -93,34 +84,27 @@ def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_coun
     assert ours.statistics.num_captions == 0
 
 
-def test_in_training_the_contrastive_outputs_are_openclips_to_the_last_bit():
-    ours, stock = create(), open_clip.create_model(NAME, output_dict=True)
+@pytest.mark.parametrize("kind", ["vit", "coca"])
+def test_in_training_the_other_outputs_are_openclips_to_the_last_bit(kind, tmp_path):
+    name = write_model(tmp_path, **MODELS[kind])
+    ours, stock = superclip.create_model_and_transforms(name)[0], open_clip.create_model(name, output_dict=True)
+    images, texts = batch(model=name)
+    assert "class_losses" not in ours.train()(image=images)
+    if kind == "vit":
+        assert "class_losses" not in ours(text=texts)
+    else:
+        assert (type(ours), type(stock)) == (superclip.SuperCoCa, CoCa)
+        torch.nn.init.normal_(ours.text_decoder.text_projection)  # OpenCLIP leaves in it what the memory held
     stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
-    images, texts = batch()
-    assert "class_losses" not in ours.train()(image=images) and "class_losses" not in ours(text=texts)
     assert ours.statistics.num_captions == 0
     outputs, expected = ours(images, texts), stock.train()(images, texts)
-    assert outputs.keys() == expected.keys() | {"class_losses"}
-    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
-
-
-def test_coca_gets_a_head_and_keeps_its_outputs(tmp_path):
-    name = write_model(tmp_path, **COCA)
-    ours = superclip.create_model_and_transforms(name)[0].train()
-    stock = open_clip.create_model(name).train()
-    assert (type(ours), type(stock)) == (superclip.SuperCoCa, CoCa)
-    torch.nn.init.normal_(ours.text_decoder.text_projection)  # OpenCLIP leaves in it what the memory held
-    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
-    images, texts = batch()
-    texts = texts[:, :19]
-    outputs, expected = ours(images, texts), stock(images, texts)
     assert outputs.keys() == expected.keys() | {"class_losses"}
     assert all(torch.equal(outputs[name], expected[name]) for name in expected)
     assert outputs["class_losses"].shape == (4,)
 
 
 def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
-    name = write_model(tmp_path, **COCA)
+    name = write_model(tmp_path, **MODELS["coca"])
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         state = superclip.create_model_and_transforms(name)[0].state_dict()

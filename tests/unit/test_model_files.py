@@ -1,6 +1,7 @@
 """The small models of this package, and models in JSON files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -42,6 +43,20 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     monkeypatch.chdir("/")  # the run's model is found from any working directory
     found = architecture_of(run, {"model": name, "logs": "logs", "name": "run"})
     assert found.model_cfg["embed_dim"] == 32
+
+
+def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path):
+    there = tmp_path / "there"
+    shutil.copytree(tiny_model.removeprefix("local-dir:"), there / "model")
+    options = {"model": "local-dir:model", "logs": "logs", "name": "run"}
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/run.json").write_text(json.dumps({"cwd": str(there)}))
+    checkpoints = [run / "checkpoints/epoch_1.pt" for run in (there / "logs/run", tmp_path / "copy")]
+    for checkpoint in checkpoints:
+        assert architecture_of(checkpoint, options).name == f"local-dir:{there}/model"
+    shutil.rmtree(there / "model")
+    with pytest.raises(superclip.InputError, match=f"which is not at {there}/model: give --model"):
+        architecture_of(checkpoints[0], options)
 
 
 @pytest.mark.parametrize(

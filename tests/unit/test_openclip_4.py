@@ -11,7 +11,6 @@ from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.openclip import v4
 from openclip_superclip.openclip.checks import check_command_line
-from openclip_superclip.openclip.data import _Tokenized
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
 
@@ -140,16 +139,6 @@ def test_a_sample_without_tokens_is_left_out_and_the_pass_is_ended_with_the_numb
     tokens = Tokens()
     assert list(webdataset(tokens).rename(image="jpg", text="txt", keep=False)(iter(SAMPLES[:1]))) == []
     assert tokens.num_kept == 0
-
-
-def test_tokens_pass_openclips_tokenizer_and_filters_as_they_are():
-    tokens = torch.tensor([1, 2])
-    tokenizer = _Tokenized(types.SimpleNamespace(context_length=7, pad_token_id=3))
-    assert tokenizer(tokens, pad=False)[0] is tokens
-    assert (tokenizer.context_length, tokenizer.pad_token_id) == (7, 3)
-    assert v4.PASSED_ON["JsonCaptionExtractor"]("cap", sample_probs=None)(tokens) is tokens
-    assert v4.PASSED_ON["FilterNonEmptyText"]()({"text": tokens})
-    assert v4.row_with_tokens({"image": 1, "text": 2}, tokens) == {"image": 1, "text": tokens}
 
 
 REFUSED = {  # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the one line says

@@ -45,13 +45,6 @@ def test_counts_equal_those_of_python_sets(batch, length, vocab, ignored):
     assert statistics.num_captions == num_captions
 
 
-def test_ignored_tokens_are_never_counted_and_have_weight_0():
-    statistics = TokenStatistics(10, ignored_tokens=[3, 0])
-    statistics.update(torch.tensor([[3, 5, 0], [3, 7, 0]]))
-    assert statistics.document_frequency.nonzero().flatten().tolist() == [5, 7]
-    assert (statistics.idf() == 0).nonzero().flatten().tolist() == [0, 3]
-
-
 def test_idf_is_the_logarithm_of_captions_over_document_frequency_each_plus_one():
     statistics = TokenStatistics(50, ignored_tokens=[0])
     batches = [captions(6, 9, seed=seed) for seed in range(4)]
