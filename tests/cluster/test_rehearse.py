@@ -85,19 +85,12 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     assert json.loads((out / "rehearsal.json").read_text())["resumed"]["repeats"]
 
 
-def test_a_plan_uses_it_and_refuses_that_of_other_machines(rehearsed, capsys):
+def test_a_plan_uses_it(rehearsed, capsys):
     file = str(rehearsed["out"] / "rehearsal.json")
     command = ["plan", str(rehearsed["recipe"]), *HERE, "--rehearsal", file]
     assert main([*command, "--gpus-per-node", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cost"]["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
-    for arguments, error in (
-        ([], "was measured with gpus_per_node 2, and the plan has 1: rehearse it"),
-        (["--gpus-per-node", "2", "--set", "precision=amp_bf16"], "measured with precision fp32, and the plan has"),
-        (["--gpus-per-node", "2", "--rehearsal", str(rehearsed["recipe"])], "cannot be read"),
-    ):
-        assert main([*command, *arguments]) == 1
-        assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

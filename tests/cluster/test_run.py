@@ -150,14 +150,6 @@ def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undistu
     assert f"--set: {undisturbed} is a run, whose description.json holds its options" in capsys.readouterr().err
 
 
-def test_a_folder_takes_no_other_recipe(undisturbed, recipe, capsys):
-    assert main(["run", str(recipe), "--out", str(undisturbed), "--device", "cpu", "--set", "lr=0.5"]) == 1
-    differences = "lr is 0.001 there and 0.5 here, wd is 0.1 there and 0.2 here; give --out another folder"
-    assert differences in capsys.readouterr().err
-    assert differences in state(undisturbed)["refused"]["error"]
-    assert state(undisturbed)["state"] == "finished"
-
-
 @pytest.fixture(scope="module")
 def troubled(recipe) -> dict:
     """One run that is stopped, killed and damaged in every slice, and what was seen of it each time.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent / "slurm"
+START = Path(__file__).parent / "slurm/start.sh"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 CANNOT_BE_INSTALLED = 77  # start.sh's exit code
 
@@ -38,14 +39,14 @@ class Cluster:
         self.environment = {**os.environ, **settings, "PATH": path}
 
     def __enter__(self) -> "Cluster":
-        started = subprocess.run(["bash", SCRIPTS / "start.sh"], env=self.environment, capture_output=True, text=True)
+        started = subprocess.run(["bash", START], env=self.environment, capture_output=True, text=True)
         if started.returncode == CANNOT_BE_INSTALLED:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr
         return self
 
     def __exit__(self, *_) -> None:
-        subprocess.run(["bash", SCRIPTS / "stop.sh"], env=self.environment, check=True)
+        os.kill(int((self.folder / "top.pid").read_text()), signal.SIGKILL)
         wait_until(lambda: not self.processes(), 10, "the cluster's processes to end")
         shutil.rmtree(self.folder)
 

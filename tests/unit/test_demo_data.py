@@ -29,7 +29,6 @@ from openclip_superclip.demo.scenes import (
     different_scenes,
     drawings,
     drawn_by,
-    make_scene,
     names_of,
     scenes,
     split_of,
@@ -102,13 +101,6 @@ def test_the_scenes_are_those_of_the_published_studies(designers, digest):
     for scene in scenes(50, seed=3, designers=designers):
         found.update(scene.image.tobytes() + json.dumps(scene.captions).encode())
     assert found.hexdigest()[:16] == digest
-
-
-def test_scenes_of_other_seeds_splits_and_indices_differ_and_each_can_be_made_alone():
-    keys = [(0, 0, "train"), (1, 0, "train"), (0, 1, "train"), (0, 0, "tune"), (0, 0, "test")]
-    assert len({make_scene(*key, num_objects=(1,)).image.tobytes() for key in keys}) == len(keys)
-    scene, alone = list(scenes(4, seed=3, split="tune"))[3], make_scene(3, 3, "tune")
-    assert (alone.image.tobytes(), alone[1:]) == (scene.image.tobytes(), scene[1:])
 
 
 def test_no_set_of_objects_is_in_two_splits():

@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 import webdataset
-from clip_benchmark.datasets.builder import build_dataset
+from clip_benchmark.datasets.builder import build_dataset, dataset_collection
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.data import write_colours
@@ -28,8 +28,7 @@ from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import find_data
 from openclip_superclip.evaluation.features import Features, Settings
 from openclip_superclip.evaluation.outcomes import read_outcomes
-from openclip_superclip.evaluation.results import table
-from openclip_superclip.evaluation.suites import SUITES
+from openclip_superclip.evaluation.suites import SUITES, THE_38, VTAB_PLUS, averages
 from openclip_superclip.evaluation.tasks import fit_probe
 
 NUM_SCENES = 60
@@ -212,11 +211,21 @@ def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_
     assert set(line.removeprefix("Not evaluated: ").split(", ")) == absent | {"mscoco_captions (retrieval: not found)"}
 
 
-def test_a_wide_table_has_a_row_per_model():
-    task = {"dataset": "colours", "task": "zeroshot_classification"}
-    results = [[{"model": f"m{n}", "metrics": {"acc1": n / 10}, "file": "nowhere.json", **task}] for n in range(6)]
-    assert table(results).splitlines()[:3] == ["| % | colours |", "|---|---|", "| m0 | 0.0 |"]
-    assert table(results[:2]).splitlines() == ["| % | m0 | m1 |", "|---|---|---|", "| colours | 0.0 | 10.0 |"]
+def results(names: list[str]) -> list[dict]:
+    return [{"dataset": name, "task": "zeroshot_classification", "metrics": {"acc1": 0.5}} for name in names]
+
+
+def test_the_38_are_clip_benchmarks_vtab_plus_and_two_more():
+    assert dataset_collection["vtab+"] == VTAB_PLUS
+    assert len(set(THE_38)) == len(THE_38) == 38
+
+
+def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():
+    probe = {"dataset": "mnist", "task": "linear_probe", "metrics": {"lp_acc1": 0.9}}
+    some = [*results(["mnist", "cars", "fer2013"]), probe]
+    assert averages([results(THE_38), some])["average of 3 of the 38"] == [0.5, 0.5]
+    assert averages([results(THE_38)])["average of 38"] == [pytest.approx(0.5)]
+    assert averages([results(["mnist"]), results(["cars"])]) == {}
 
 
 # Results are reused

@@ -226,10 +226,3 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, monkeypatch, refuses):
     monkeypatch.chdir(tmp_path)
     refuses(["plan", RELEASED, *arguments], named)
-
-
-def test_what_a_slice_reads_twice_and_leaves_out_is_reported_of_pipes_too(capsys):
-    command = ["plan", "laion400m/superclip_vit-b-16_512m_bs16k", "--nodes", "32", "--gpus-per-node", "8"]
-    assert main([*command, "--data", "pipe:cat {00000..41455}.tar", "--samples-per-second", "9"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "11.5% of what a slice trains on is read twice, and 15.4% of its samples are left out" in printed

@@ -26,14 +26,6 @@ RELEASED = {  # the released configuration
 DEMO = "demo/superclip_demo-model_8k_bs64"
 
 
-def short(number: int) -> str:
-    """512000000 as 512m."""
-    for unit, size in (("b", 10**9), ("m", 10**6)):
-        if number >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number // 1000}k"
-
-
 def variant(recipe) -> str:
     """What sets a recipe apart from the plain one of its method."""
     options = recipe.superclip or {}
@@ -51,17 +43,6 @@ def test_every_recipe_holds_what_it_held_as_a_file_of_its_own():
     rows = json.loads((ROOT / "tests/golden/recipes.json").read_text())
     ours = {name: RECIPES[name].as_dict() for name in rows}
     assert {name: {key: row[key] for key in row if key != "note"} for name, row in ours.items()} == rows
-
-
-def test_the_name_of_a_recipe_says_what_it_holds():
-    for name, recipe in RECIPES.items():
-        folder = name.partition("/")[0]
-        model = recipe.model.removeprefix("local-dir:").replace("/", "-").lower()
-        batch = recipe.global_batch_size
-        batch = f"{batch // 1024}k" if batch >= 1024 else str(batch)
-        stem = f"{recipe.method}{variant(recipe)}_{model}_{short(recipe.samples)}_bs{batch}"
-        assert name == f"{folder}/{stem}"
-        assert folder in (recipe.data, "finetune"), name
 
 
 def paper_runs() -> dict[str, dict[str, dict[str, float]]]:

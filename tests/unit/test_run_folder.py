@@ -29,7 +29,7 @@ from openclip_superclip.runs.process import HARDWARE, Failure, _rank_failure, fi
 from openclip_superclip.runs.progress import Progress, UnreadableData, read_steps
 from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.rehearsal import Rehearsal, _resumed, other_training
+from openclip_superclip.runs.rehearsal import _resumed, other_training
 from openclip_superclip.runs.run import Run, Settings, Start
 from openclip_superclip.runs.slurm import Placement, find_placement
 
@@ -200,12 +200,6 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     (tmp_path / "description.json").write_text("{")
     with pytest.raises(InputError, match=r"description.json cannot be read .*: give superclip run the recipe"):
         Run.open(tmp_path)
-
-
-def test_a_run_that_ends_no_pass_keeps_some_of_its_checkpoints():
-    plan = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
-    assert (plan.num_slices, plan.slices_per_pass) == (25, 50)
-    assert [epoch for epoch in range(1, 26) if plan.keeps(epoch)] == [5, 10, 15, 20, 25]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -400,23 +394,6 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
     clock[0] += 30
     assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
     assert not Progress(plan, tmp_path / "before the first step").has_stalled(0.1)
-
-
-@pytest.mark.parametrize(("node_number", "codes", "expected"), [
-    (0, [0, None, 0], 0), (0, [0, 1], 1), (0, [75], 75),
-    (1, [0, 1, 0], 0),  # because the first node's ranks were stopped
-])  # fmt: skip
-def test_a_rehearsal_ends_with_its_first_failure(node_number, codes, expected, tmp_path, monkeypatch):
-    left = iter(codes)
-    monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: next(left))
-    assert Rehearsal(None, Placement(node=node_number), tmp_path).train() == expected
-    assert not list(left)
-
-
-def test_a_rehearsal_that_ends_before_it_is_stopped_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(Rehearsal, "_train", lambda *_, **__: 0)
-    with pytest.raises(InputError, match="--steps: training ended before SIGUSR1"):
-        Rehearsal(None, Placement(), tmp_path).train()
 
 
 @pytest.mark.parametrize(("found", "device", "is_error", "said"), [

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import threading
 
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
@@ -259,11 +257,3 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
-
-
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsys):
-    assert main(["study", "one_batch", "--dry-run", "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
-    assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
-    assert not (tmp_path / "out").exists()

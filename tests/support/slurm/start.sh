@@ -2,15 +2,16 @@
 # Starts a real SLURM cluster (slurmctld and N slurmd "machines") on this one host, with no systemd, no munged, no
 # cgroups and no change to the host but Debian's packages, where they are missing: all of it lives in one process tree
 # with network, host name, process, mount and IPC namespaces of its own. Each node has its own network, address, host
-# name, /dev/shm and process table. Killing one process (stop.sh) takes the whole cluster away. Needs root.
+# name, /dev/shm and process table. Killing one process (top.pid) takes the whole cluster away: the kernel ends all
+# others and drops their networks. Needs root.
 #
 #   start.sh            start; returns when all nodes are idle
 #   $D/bin/on login CMD...   run CMD on the login machine (where sbatch, squeue, ... reach the controller)
 #   $D/bin/on node2 CMD...   run CMD on node2
 #   $D/bin/power off|on node2   cut node2's power / boot it again
 #   PATH=$D/bin:$PATH        gives sbatch, squeue, scontrol, ... that run on the login machine
-#   stop.sh             stop
-# Settings (environment), SLURM_TEST_OWNER among them: the process with which the cluster ends, if stop.sh is not called.
+#   kill -9 $(cat $D/top.pid)   stop
+# Settings (environment), SLURM_TEST_OWNER among them: the process with which the cluster ends at the latest.
 set -euo pipefail
 D=${SLURM_TEST_DIR:-${TMPDIR:-/tmp}/superclip-slurm}; D=$(realpath -m "$D")
 NODES=${SLURM_TEST_NODES:-2} CPUS=${SLURM_TEST_CPUS:-8} GPUS=${SLURM_TEST_GPUS:-4} MEM=${SLURM_TEST_MEM:-8000}
@@ -184,7 +185,7 @@ for ((i=0; i<300; i++)); do
 done
 if [ -z "${ok-}" ]; then say "cluster did not come up; logs in $D/log"; tail -n 5 "$D"/log/* >&2; kill -9 $top 2>/dev/null || true; exit 1; fi
 if [ -n "${SLURM_TEST_OWNER-}" ]; then
-  setsid bash -c 'while [ -e /proc/$1 ] && [ -e /proc/$2 ]; do sleep 1; done; SLURM_TEST_DIR=$0 exec bash "$3"' \
-    "$D" "$SLURM_TEST_OWNER" "$top" "$(dirname "$(realpath "$0")")/stop.sh" </dev/null >/dev/null 2>&1 &
+  setsid bash -c 'while [ -e /proc/$1 ] && [ -e /proc/$2 ]; do sleep 1; done; kill -9 $2' \
+    - "$SLURM_TEST_OWNER" "$top" </dev/null >/dev/null 2>&1 &
 fi
 say "$NODES nodes idle; use $D/bin/on login CMD, or put $D/bin first in PATH"
