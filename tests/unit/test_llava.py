@@ -1,30 +1,65 @@
-"""LLaVA's contract: transformers' CLIPVisionModel, which LLaVA builds its tower from, takes an export as it is."""
+"""LLaVA's contract: transformers' own LLaVA takes an exported vision tower as it is."""
+
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from support.models import plain_model, random_weights, write_model
-from transformers import CLIPImageProcessor, CLIPVisionModel
+from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from openclip_superclip.__main__ import main
 
+IMAGE_TOKEN, PATCHES = 49, 16
 LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
 
 
+def export(folder: Path) -> tuple[str, Path]:
+    """A model with random weights, and its export."""
+    model = write_model(folder / "model", text={"vocab_size": 49408, "width": 32, "heads": 2})
+    torch.save(random_weights(model), folder / "weights.pt")
+    argv = ["export", f"{folder}/weights.pt", "--model", model, "--out", f"{folder}/out", "--format", "hf"]
+    assert main(argv) == 0
+    return model, folder / "out"
+
+
+def small_llava(tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
+    """LLaVA with a language model of two random layers, before any tower is loaded."""
+    language = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=tower.config, text_config=language, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES,
+        vision_feature_layer=LAYER, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config).eval()
+
+
 @torch.no_grad()
-def test_an_exported_tower_has_the_hidden_states_that_llava_reads_and_its_processor_the_pixels(tmp_path):
-    model = write_model(tmp_path / "model", text={"vocab_size": 49408, "width": 32, "heads": 2})
-    torch.save(random_weights(model), tmp_path / "weights.pt")
-    out = tmp_path / "out"
-    assert main(["export", f"{tmp_path}/weights.pt", "--model", model, "--out", str(out), "--format", "hf"]) == 0
-    tower, loading = CLIPVisionModel.from_pretrained(out, output_loading_info=True)
+def test_llava_loads_the_tower_strictly_and_computes_the_same_hidden_states_before_and_after_it_is_saved(
+    tmp_path,
+):
+    model, folder = export(tmp_path)
+    tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert all(name.startswith(("text_", "visual_projection", "logit_scale")) for name in loading["unexpected_keys"])
+    llava = small_llava(tower)
+    llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
+    llava.save_pretrained(tmp_path / "llava")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
     images = torch.randn(2, 3, 32, 32)
-    found = tower.eval()(images, output_hidden_states=True).hidden_states
+    expected = tower.eval()(images, output_hidden_states=True).hidden_states
+    for one in (llava, again):
+        found = one.model.vision_tower(images, output_hidden_states=True).hidden_states
+        assert len(found) == len(expected)
+        assert all(map(torch.equal, found, expected))
     stock = plain_model(model, random_weights(model))
     read = stock.visual.forward_intermediates(images, indices=[0], normalize_intermediates=False, output_fmt="NLC")
-    torch.testing.assert_close(found[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0)
-    processor = CLIPImageProcessor.from_pretrained(out)
+    torch.testing.assert_close(expected[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0)
+    words = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5, 6]])
+    answers = [llava(input_ids=words, pixel_values=image).logits[0, -1] for image in images[:, None]]
+    assert not torch.equal(*answers)  # the language model reads the patches
+    processor = CLIPImageProcessor.from_pretrained(folder)
     assert processor.image_mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
     assert processor.crop_size["height"] == 32
