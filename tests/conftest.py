@@ -178,8 +178,9 @@ def refused(parse_args):
 
 
 @pytest.fixture
-def refuses(capsys):
+def refuses(tmp_path, monkeypatch, capsys):
     """Checks that `superclip` ends with one error line that holds `reason`, and leaves the working folder as it is."""
+    monkeypatch.chdir(tmp_path)
 
     def refuses(argv, reason: str) -> None:
         before = sorted(Path().rglob("*"))

@@ -110,8 +110,7 @@ def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued
     assert "superclip rehearse: stopped by SIGUSR1" in printed.read_text()
 
 
-def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, monkeypatch, refuses):
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, refuses):
     for arguments, said in (
         (["--steps", "2"], "--steps is 2; expected 4 or more"),
         (["--nproc", "0"], "--nproc is 0; expected 1 or more"),

@@ -108,8 +108,7 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refuses):
     (["--slurm", "--gpus-per-node", "5"], "a global batch of 32 does not divide among 5 GPUs"),
     (["--slurm", "--nodes", "0"], "--nodes is 0; expected 1 or more"),
 ])  # fmt: skip
-def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, monkeypatch, refuses):
-    monkeypatch.chdir(tmp_path)
+def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, refuses):
     refuses(["study", "placebos", *arguments, *(["--dry-run"] if "--slurm" in arguments else [])], said)
 
 

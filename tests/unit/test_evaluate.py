@@ -46,14 +46,6 @@ def data(tmp_path_factory) -> Path:
     return folder / "sets"
 
 
-def write_run(run: Path, params: str, weights: dict) -> Path:
-    """A run's folder with one checkpoint, as OpenCLIP leaves it."""
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "params.txt").write_text(params)
-    torch.save({"epoch": 1, "state_dict": weights}, run / "checkpoints" / "epoch_1.pt")
-    return run
-
-
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory) -> Path:
     """The folder of a CLIP run and a SuperCLIP run, and of the second's export."""
@@ -62,7 +54,9 @@ def runs(tiny_model, tmp_path_factory) -> Path:
     for name, create in {"clip": open_clip.create_model, "superclip": create_model_and_transforms}.items():
         made = create(tiny_model)
         model = made if name == "clip" else made[0]
-        write_run(folder / name, f"model: {tiny_model}\n", model.state_dict())
+        (folder / name / "checkpoints").mkdir(parents=True)
+        (folder / name / "params.txt").write_text(f"model: {tiny_model}\n")
+        torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / name / "checkpoints" / "epoch_1.pt")
     assert main(["export", f"{folder}/superclip/checkpoints/epoch_1.pt", "--out", f"{folder}/export"]) == 0
     return folder
 

@@ -200,8 +200,7 @@ def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
     ("x/{{0..9.tar", "DATA: x/{0..9.tar has unbalanced braces"),
     ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
 ])  # fmt: skip
-def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, monkeypatch, refuses):
-    monkeypatch.chdir(tmp_path)
+def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, refuses):
     refuses(["frequencies", *flags.format(shards=pattern).split(), "--tokenizer-of", "ViT-B-32", "--out", "df"], named)
 
 

@@ -91,8 +91,7 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
 
 
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
-def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, refuses, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, refuses):
     config = json.loads(AUTHORS_CONFIG.read_text())
     config["text_cfg"]["width"] = 24
     (tmp_path / "narrow.json").write_text(json.dumps(config))

@@ -178,10 +178,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("source", "rest", "reason"), REFUSED.values(), ids=REFUSED)
-def test_wrong_arguments_are_refused_in_a_line_and_nothing_is_written(
-    source, rest, reason, kept, table, tmp_path, monkeypatch, refuses
-):
-    monkeypatch.chdir(tmp_path)
+def test_wrong_arguments_are_refused_in_a_line_and_nothing_is_written(source, rest, reason, kept, table, refuses):
     (kept / "other.json").write_text("{}")
     argv = f"{source} {rest}".format(kept=kept, table=table).split()
     refuses(["shards", *argv], reason.format(kept=kept, table=table))

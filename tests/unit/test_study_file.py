@@ -105,10 +105,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda one: str(one)[:40])
-def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(
-    values, message, tmp_path, monkeypatch, refuses
-):
-    monkeypatch.chdir(tmp_path)
+def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, message, tmp_path, refuses):
     refuses(["study", write_study(tmp_path, **values), "--out", "out"], message)
 
 
@@ -123,8 +120,7 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
-def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path, monkeypatch, refuses):
-    monkeypatch.chdir(tmp_path)
+def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, refuses):
     refuses(["study", *argv], message)
 
 
