@@ -92,7 +92,6 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--data", "nowhere/{0..9}.tar", "--gpus-per-node", "1"], "there is no file nowhere/0.tar"),
     (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--skip-data-check"], "10 shards are too few for 3 slices"),
     (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--dry-run"], "10 shards are too few for 3 slices"),
-    (["--gpus-per-node", "1"], "sbatch was not found here"),
     (["--sbatch", "nodes=2"], "--sbatch nodes=2: use --nodes instead"),
     (["--sbatch", "="], "--sbatch is '='; expected NAME=VALUE"),
     (["--setup", "nowhere.sh"], "--setup is nowhere.sh; expected a bash file"),

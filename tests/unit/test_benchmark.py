@@ -62,5 +62,3 @@ def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_o
     sizes = 512, 16, 49408
     dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
     assert ours <= 0.35 * dense
-    logits = 512 * 256_000 * 4
-    assert peak_memory(prepare, "class_loss", 512, 16, 256_000, device="cpu") < logits / 2

@@ -234,7 +234,7 @@ def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens
     for text in (text for scene in captioned for text in scene.captions.values()):
         tokens = [ours.decoder[token] for token in ours.encode(text)]
         assert tokens == [clips.decoder[token] for token in clips.encode(text)]
-        assert len(tokens) + 2 <= ours.context_length
+        assert len(tokens) + 2 <= ours.context_length or kind == "natural"
     if kind != "natural":
         assert ours.vocab_size == 512 + len(needed_merges(words)) + 2 < 1024
 
