@@ -155,39 +155,39 @@ def cluster():
 
 
 @pytest.fixture
-def parse_args():
-    """Parses OpenCLIP's command line with the plugins' options."""
-    from openclip_superclip.openclip.unpatched import parse_args
+def refused(monkeypatch, capsys):
+    """Calls `superclip` in a folder, where it must fail in one line and write nothing, and returns that line."""
 
-    return parse_args
-
-
-@pytest.fixture
-def refused(parse_args):
-    """Returns the one line with which OpenCLIP's command line is refused."""
-
-    def refused(*argv) -> str:
-        with pytest.raises(SystemExit) as refusal:
-            parse_args([*map(str, argv)])
-        message = str(refusal.value)
-        assert message.startswith("error: ")
-        assert "\n" not in message
-        return message
+    def refused(folder: Path, *argv) -> str:
+        monkeypatch.chdir(folder)
+        before = sorted(folder.rglob("*"))
+        assert main([*map(str, argv)]) == 1
+        *others, line = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert not [other for other in others if other.startswith(("error: ", "Traceback"))]
+        assert sorted(folder.rglob("*")) == before
+        return line
 
     return refused
 
 
 @pytest.fixture
-def refuses(tmp_path, monkeypatch, capsys):
-    """Checks that `superclip` ends with one error line that holds `reason`, and leaves the working folder as it is."""
-    monkeypatch.chdir(tmp_path)
+def refusal(parse_args):
+    """Returns the one line with which `superclip train` refuses its arguments."""
 
-    def refuses(argv, reason: str) -> None:
-        before = sorted(Path().rglob("*"))
-        assert main([*map(str, argv)]) == 1
-        *_, line = capsys.readouterr().err.splitlines()  # above it: which device is taken
-        assert line.startswith("error: ")
-        assert reason in line
-        assert sorted(Path().rglob("*")) == before
+    def refusal(*argv) -> str:
+        with pytest.raises(SystemExit) as refused:
+            parse_args([*map(str, argv)])
+        message = str(refused.value)
+        assert message.startswith("error: ") and "\n" not in message
+        return message
 
-    return refuses
+    return refusal
+
+
+@pytest.fixture
+def parse_args():
+    """Parses OpenCLIP's command line with the plugins' options."""
+    from openclip_superclip.openclip.unpatched import parse_args
+
+    return parse_args

@@ -200,8 +200,9 @@ def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
     ("x/{{0..9.tar", "DATA: x/{0..9.tar has unbalanced braces"),
     ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
 ])  # fmt: skip
-def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, refuses):
-    refuses(["frequencies", *flags.format(shards=pattern).split(), "--tokenizer-of", "ViT-B-32", "--out", "df"], named)
+def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
+    argv = ["frequencies", *flags.format(shards=pattern).split(), "--tokenizer-of", "ViT-B-32", "--out", "df"]
+    assert named in refused(tmp_path, *argv)
 
 
 def test_a_shard_that_breaks_off_is_counted_up_to_there_and_named(folder, tmp_path, capsys):

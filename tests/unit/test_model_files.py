@@ -67,14 +67,14 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
         ('{"embed_dim": 8}', "{file} is not a model configuration: its vision_cfg, text_cfg is missing"),
     ],
 )
-def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, refused, tmp_path):
+def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, refusal, tmp_path):
     file = tmp_path / "my_model.json"
     if content:
         file.write_text(content)
-    assert reason.format(file=file) in refused("--superclip", "--model", file, "--train-data", csv_data)
+    assert reason.format(file=file) in refusal("--superclip", "--model", file, "--train-data", csv_data)
 
 
-def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, refused):
+def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, refusal):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))
-    assert "contains a preprocess_cfg, " in refused("--superclip", "--model", model_file, "--train-data", csv_data)
+    assert "contains a preprocess_cfg, " in refusal("--superclip", "--model", model_file, "--train-data", csv_data)

@@ -223,5 +223,5 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
     (["--set", "samples=1e30"], "expected 1 to 10,000,000,000,000"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(arguments, named, refuses):
-    refuses(["plan", RELEASED, *arguments], named)
+def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refused):
+    assert named in refused(tmp_path, "plan", RELEASED, *arguments)

@@ -60,9 +60,9 @@ def arguments(train_data: str, csv_data, folder) -> list[str]:
 
 
 @pytest.mark.parametrize(("train_data", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refused):
+def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refusal):
     argv = arguments(train_data, csv_data, folder)
-    message = refused("--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip")
+    message = refusal("--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip")
     assert reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder) in message
 
 
@@ -75,17 +75,17 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
-def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, refused):
+def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, refusal):
     image, cut, table = (tmp_path / name for name in ("rot.png", "cut.png", "table.csv"))
     Image.effect_noise((32, 32), 9).save(image)
     cut.write_bytes(image.read_bytes()[:300])
     table.write_text("image,caption\n" + rows.format(image=image, cut=cut), encoding=encoding)
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-    message = refused("--superclip", "--train-data", table, *columns, "--batch-size", "1")
+    message = refusal("--superclip", "--train-data", table, *columns, "--batch-size", "1")
     assert reason.format(table=table, cut=cut) in message
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refused):
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
     Image.effect_noise((16, 16), 9).save(paths[0])
     for path in paths[1:]:
@@ -96,7 +96,7 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     assert parse_args(argv)
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
-    message = refused(*argv)
+    message = refusal(*argv)
     assert f"row 399 names {paths[398]}: no readable image" in message
     assert f"row 400 names {paths[399]}: no such file" in message
 
@@ -108,10 +108,10 @@ def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
 
 
 def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(
-    csv_data, parse_args, refused, capsys
+    csv_data, parse_args, refusal, capsys
 ):
     for flag in (["--superclip"], ["--superclip-slices", "2"]):
-        assert "--train-data is missing" in refused(*flag)
+        assert "--train-data is missing" in refusal(*flag)
         assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
     assert train([]) == 1
     assert capsys.readouterr().err.startswith("error: --train-data is missing")
@@ -125,29 +125,29 @@ def sized(folder, tmp_path_factory) -> str:
     return f"{shards}/{{000000..000015}}.tar"
 
 
-def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, sized, parse_args, refused):
-    message = refused("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
+def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, sized, parse_args, refusal):
+    message = refusal("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
     assert parse_args(["--superclip", "--train-data", sized]).train_num_samples is None
 
 
-def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(sized, parse_args, refused):
+def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(sized, parse_args, refusal):
     argv = ["--train-data", sized, "--superclip-slices", "4", "--batch-size", "8", "--train-num-samples"]
     for num_samples in ("61", "64"):
         assert parse_args([*argv, num_samples]).train_num_samples == int(num_samples)
     for num_samples in ("65", "72"):
-        assert re.search(f"samples is {num_samples}; expected .* 4 slices, 64 of 256", refused(*argv, num_samples))
+        assert re.search(f"samples is {num_samples}; expected .* 4 slices, 64 of 256", refusal(*argv, num_samples))
 
 
-def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(folder, parse_args, refused, monkeypatch):
+def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(folder, parse_args, refusal, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
     argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
     assert parse_args([*argv, "--workers", "0"]).workers == 0
     expected = r"--workers is 1, and .* starts processes by spawn, .*: give --workers 0"
-    assert re.search(expected, refused(*argv, "--workers", "1"))
+    assert re.search(expected, refusal(*argv, "--workers", "1"))
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_args, refused, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_args, refusal, tmp_path):
     model = write_model(tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = VOCAB_SIZE - 1
@@ -155,15 +155,15 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_arg
     assert parse_args(argv).superclip
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     reason = f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size {VOCAB_SIZE - 1}: expected"
-    assert f"--model: the tokenizer of {model} gives {reason}" in refused(*argv)
+    assert f"--model: the tokenizer of {model} gives {reason}" in refusal(*argv)
 
 
-def test_rows_that_are_kept_but_fill_no_batch_are_refused(csv_data, refused, tmp_path):
+def test_rows_that_are_kept_but_fill_no_batch_are_refused(csv_data, refusal, tmp_path):
     table = tmp_path / "table.csv"
     rows = csv_data.read_text().splitlines()
     long = ["long", *["a cat"] * 8, *[""] * 56]
     table.write_text("\n".join(f"{row}\t{cell}" for row, cell in zip(rows, long, strict=True)))
     flags = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long"]
     flags += ["--superclip-missing-long", "skip"]
-    message = refused(*flags, "--train-data", table, "--batch-size", "16")
+    message = refusal(*flags, "--train-data", table, "--batch-size", "16")
     assert "8 rows of 64 that --superclip-missing-long skip keeps do not fill --batch" in message
