@@ -42,6 +42,18 @@ def test_head_and_model_have_the_authors_number_of_parameters(name, width, num_h
     assert sum(p.numel() for p in model.parameters()) == num_head + num_clip
 
 
+def test_openclip_decays_only_the_heads_weight():
+    def excluded(n, p):  # OpenCLIP's rule, open_clip_train/main.py
+        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+
+    head = ClassHead(16, 50)
+    names = [f"class_head.{name}" for name, _ in head.named_parameters()]
+    assert len(names) == 4
+    assert [name for name, p in zip(names, head.parameters(), strict=True) if not excluded(name, p)] == [
+        "class_head.weight"
+    ]
+
+
 def trained_head(width=16, vocab=50):
     """A head whose every parameter matters."""
     head = ClassHead(width, vocab)

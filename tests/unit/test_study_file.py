@@ -253,3 +253,11 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsys):
+    assert main(["study", "one_batch", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
+    assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
