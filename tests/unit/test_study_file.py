@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
