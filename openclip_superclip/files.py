@@ -39,10 +39,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole text file."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file; file names in it may not be valid UTF-8."""
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:

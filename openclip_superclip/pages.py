@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 
@@ -34,6 +35,13 @@ def pyplot() -> ModuleType:
     import matplotlib.pyplot
 
     return matplotlib.pyplot
+
+
+def png(figure: "Figure", **options) -> bytes:
+    """Returns a figure as PNG, and closes it; the options are those of savefig."""
+    figure.savefig(file := io.BytesIO(), dpi=110, format="png", **options)
+    pyplot().close(figure)
+    return file.getvalue()
 
 
 def data_url(image: "bytes | Image", longest: int | None = None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.images import load_image
 from ..data.shards import BROKEN, IMAGES
-from ..files import whole_file
+from ..files import write_text
 from ..pages import data_url, html_template
 from .pairs import AuditedData, numbered_members
 from .scorer import WORD
@@ -55,8 +55,7 @@ def write_page(
         histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
         words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted],
     )  # fmt: skip
-    with whole_file(file) as opened:
-        opened.write(page.encode("utf-8", "replace"))
+    write_text(file, page)
 
 
 def _histogram(title: str, values: np.ndarray) -> dict:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..errors import InputError, reason
-from ..files import whole_file
+from ..files import write_bytes
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
 from .shards import BROKEN, is_remote, read_captions, work_on
@@ -52,8 +52,7 @@ class Frequencies(DocumentFrequency):
         """Writes the safetensors file."""
         tensors = {"document_frequency": self.document_frequency, "num_captions": torch.tensor(self.num_captions)}
         about = {name: getattr(self, name) for name in ("tokenizer", "vocabulary", "captions")}
-        with whole_file(path) as file:
-            file.write(save(tensors, about | {"ignored_tokens": json.dumps(self.ignored_tokens)}))
+        write_bytes(path, save(tensors, about | {"ignored_tokens": json.dumps(self.ignored_tokens)}))
 
 
 def read_frequencies(path: str | Path) -> Frequencies:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..files import whole_file, write_text
+from ..files import whole_file, write_bytes, write_text
 from . import natural
 from .scenes import (
     DESIGNERS,
@@ -45,8 +45,8 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
     merges = needed_merges(names)
-    with whole_file(vocabulary) as file:  # the tokenizer skips the first line
-        file.write(gzip.compress("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode(), mtime=0))
+    lines = ["#version: 0.2", *map(" ".join, merges)]  # the tokenizer skips the first one
+    write_bytes(vocabulary, gzip.compress("\n".join(lines).encode(), mtime=0))
     text_cfg = {
         "context_length": context_length,
         "vocab_size": NUM_TOKENS_WITHOUT_MERGES + len(merges),

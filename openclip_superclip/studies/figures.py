@@ -1,6 +1,5 @@
 """The figures of reports, studies and the demo."""
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
-from ..files import whole_file
-from ..pages import pyplot
+from ..files import write_bytes
+from ..pages import png, pyplot
 from .comparison import Comparison, Series, number
 from .finished_runs import FINISHED
 from .scores import label
@@ -38,14 +37,6 @@ class Figure(NamedTuple):
     file: str
     png: bytes
     describes: str
-
-
-def png(drawing: Drawing) -> bytes:
-    """Returns a figure as PNG, and closes it."""
-    file = io.BytesIO()
-    drawing.savefig(file, dpi=110, format="png")
-    plt.close(drawing)
-    return file.getvalue()
 
 
 def legend(drawing: Drawing, grid, ncols: int) -> None:
@@ -239,8 +230,7 @@ def draw_demo(path: Path, scores: dict[str, dict[str, list[float]]], images: Seq
     _difference_axis(differences, names, len(measures), heading)
     _draw_predictions(bottom, images)
     figure.suptitle(title, fontsize=11)
-    with whole_file(path) as file:
-        file.write(png(figure))
+    write_bytes(path, png(figure))
 
 
 def _draw_predictions(figure, images: Sequence) -> None:

@@ -1,11 +1,10 @@
 """A report on runs: one page of figures and tables, and beside it the same as Markdown and PNG, and the runs as CSV."""
 
-import base64
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files import whole_file, write_text
-from ..pages import csv_text, html_template, markdown_table
+from ..files import write_bytes, write_text
+from ..pages import csv_text, data_url, html_template, markdown_table
 from ..runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
@@ -56,15 +55,13 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
     runs_table = Table("All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs])
     sections.append(Section("Runs", [], [runs_table]))
     for figure in (figure for section in sections for figure in section.figures):
-        with whole_file(out / figure.file) as file:
-            file.write(figure.png)
+        write_bytes(out / figure.file, figure.png)
     keys = in_order([key for run in runs for key in run.scores])
     rows = [[*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs]
     write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
     markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
-    filters = {"base64": lambda image: base64.b64encode(image).decode(), "describe": _describe}
-    page = html_template(Path(__file__).with_name("report.html"), **filters)
+    page = html_template(Path(__file__).with_name("report.html"), data_url=data_url, describe=_describe)
     found = [run for run in runs if run.state != MISSING]
     write_text(out / "report.html", page.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD))
 

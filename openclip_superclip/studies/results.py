@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import whole_file, write_json, write_text
+from ..files import write_bytes, write_json, write_text
 from ..pages import csv_text, markdown_table
 from .statistics import PairedDifference, Spread
 from .study import Study
@@ -136,8 +136,7 @@ class StudyResults:
         write_json(out / "study.json", content)
         write_text(out / "study.csv", self.csv())
         write_text(out / "study.md", self.tables() + "\n")
-        with whole_file(out / "study.png") as file:
-            file.write(draw_study(self))
+        write_bytes(out / "study.png", draw_study(self))
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""

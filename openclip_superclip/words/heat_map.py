@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from ..files import whole_file
-from ..pages import pyplot
+from ..files import write_bytes
+from ..pages import png, pyplot
 from .tagger import Seen
 
 SIDE = 448  # pixels of a drawn image: higher than the resolution of most models
@@ -44,9 +44,7 @@ def draw(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: 
         glow = plt.get_cmap("inferno")(0.05 + 0.9 * light[..., 0])[..., :3]
         panel.imshow((0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * (grey * (1 - light) + shown * light))
         panel.set_title(f"{seen.word}\n{seen.score:.1%}, at best {seen.peak:.0%}", fontsize=10)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=110, format="png", bbox_inches="tight")
-    plt.close(figure)
+    write_bytes(path, png(figure, bbox_inches="tight"))
 
 
 def as_model_sees(image: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:

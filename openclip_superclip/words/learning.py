@@ -1,6 +1,5 @@
 """When a run learned each word, summarized in bands of word frequency."""
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from ..data.captions import token_texts, tokenizer_identity
 from ..errors import InputError, listed, reason
-from ..files import read_json, whole_file, write_json, write_text
+from ..files import read_json, write_bytes, write_json, write_text
 from ..method.token_statistics import EpochWords
-from ..pages import csv_text, markdown_table, pyplot, run_names
+from ..pages import csv_text, markdown_table, png, pyplot, run_names
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"
 ADVICE = "copy it again, or move it away to show the other epochs"
@@ -67,9 +66,8 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     if written.get("vocabulary") != identity.vocabulary or len(written.get("tokens", [])) != len(words.captions):
         write_json(folder / TOKENS, {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))})
     tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
-    with whole_file(folder / f"epoch_{epoch}.safetensors") as file:
-        # A single metadata entry, because safetensors writes several in random order.
-        file.write(save(tensors, {"vocabulary": identity.vocabulary}))
+    # A single metadata entry, because safetensors writes several in random order.
+    write_bytes(folder / f"epoch_{epoch}.safetensors", save(tensors, {"vocabulary": identity.vocabulary}))
 
 
 def find_course(run: Path) -> CourseFiles | None:
@@ -180,40 +178,37 @@ def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
     return courses
 
 
-class BandSummary(NamedTuple):
-    """The words of a band."""
+def course_record(course: WordCourse) -> dict:
+    """Returns the non-empty bands of a run's words, most frequent words first, and their curves, for JSON."""
 
-    band: str
-    words: int
-    learned: int  # excluding forgotten words
-    forgotten: int
-    not_yet: int
-    half_known_after: int | None  # captions trained on when half of the words were first known
+    def numbers(curve: Tensor) -> list[float | None]:
+        return [round(value, 6) if abs(value) < float("inf") else None for value in curve.tolist()]
 
-
-def band_summaries(course: WordCourse) -> list[BandSummary]:
-    """Returns a summary of each non-empty band, most frequent words first."""
-    summaries = []
+    bands = []
     for index in course.band[course.band >= 0].unique().tolist():
         words = course.band == index
         num, learned, forgotten = (
             int((words & which).sum()) for which in (words, course.learned >= 0, course.is_forgotten)
         )
         half = (course.known[index] >= 0.5).nonzero().flatten().tolist()
-        after = course.samples[half[0]] if half else None
-        summaries.append(BandSummary(list(BANDS)[index], num, learned - forgotten, forgotten, num - learned, after))
-    return summaries
+        bands.append({
+            "band": list(BANDS)[index], "words": num, "learned": learned - forgotten, "forgotten": forgotten,
+            "not_yet": num - learned, "half_known_after": course.samples[half[0]] if half else None,
+            "known": numbers(course.known[index]), "median_lift": numbers(course.median_lift[index]),
+        })  # fmt: skip
+    return {
+        "run": course.name, "known_from_lift": KNOWN, "captions_for_a_look": NUM_LOOKED_AT, "epochs": course.epochs,
+        "captions": course.samples, "bands": bands,
+    }  # fmt: skip
 
 
 def course_text(course: WordCourse) -> str:
     """Returns the summary of a run's words in Markdown."""
+    numbers = ("words", "half_known_after", "learned", "not_yet", "forgotten")
     rows = [
-        [
-            one.band, f"{one.words:,}", "–" if one.half_known_after is None else f"{one.half_known_after:,}",
-            f"{one.learned:,}", f"{one.not_yet:,}", f"{one.forgotten:,}",
-        ]
-        for one in band_summaries(course)
-    ]  # fmt: skip
+        [band["band"], *("–" if band[name] is None else f"{band[name]:,}" for name in numbers)]
+        for band in course_record(course)["bands"]
+    ]
     num_rare = int(((course.captions > 0) & (course.band < 0)).sum())
     lines = [
         f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word is known if its "
@@ -230,23 +225,6 @@ def course_text(course: WordCourse) -> str:
     return "\n\n".join([*lines, "\n".join(some)]) + "\n"
 
 
-def course_record(course: WordCourse) -> dict:
-    """Returns the bands of a run's words and their curves as a JSON-serializable dict."""
-
-    def numbers(curves: Tensor, band: str) -> list[float | None]:
-        curve = curves[list(BANDS).index(band)].tolist()
-        return [round(value, 6) if abs(value) < float("inf") else None for value in curve]
-
-    bands = [
-        one._asdict() | {"known": numbers(course.known, one.band), "median_lift": numbers(course.median_lift, one.band)}
-        for one in band_summaries(course)
-    ]
-    return {
-        "run": course.name, "known_from_lift": KNOWN, "captions_for_a_look": NUM_LOOKED_AT, "epochs": course.epochs,
-        "captions": course.samples, "bands": bands,
-    }  # fmt: skip
-
-
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     """Writes word_course.csv (one row per run and word), .json (the curves of each band) and .png (a plot of them)."""
     rows = [["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]]
@@ -259,8 +237,7 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
             ])  # fmt: skip
     write_text(out / f"{NAME}.csv", csv_text(rows))
     write_json(out / f"{NAME}.json", {"runs": [course_record(course) for course in courses]}, allow_nan=False)
-    with whole_file(out / f"{NAME}.png") as file:
-        file.write(draw_word_courses(courses))
+    write_bytes(out / f"{NAME}.png", draw_word_courses(courses))
 
 
 def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
@@ -288,7 +265,4 @@ def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
             axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel("words known, %")
     grid[1, 0].set_ylabel("median lift")
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-    return file.getvalue()
+    return png(figure)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..data.images import load_image
 from ..errors import InputError
-from ..files import whole_file
+from ..files import whole_file, write_text
 from ..pages import data_url, html_template, markdown_table
 from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
 
@@ -104,5 +104,4 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
         num_images=num_images, model=str(model), images=shown, full_bar=FULL_BAR, thumbnail=THUMBNAIL,
         column=700 if any(one.heatmap for one in shown) else THUMBNAIL + 24,
     )  # fmt: skip
-    with whole_file(out / "index.html") as file:
-        file.write(page.encode("utf-8", "replace"))  # see TaggedImage.table
+    write_text(out / "index.html", page)
