@@ -23,6 +23,7 @@ from .scenes import (
     names_of,
     sample,
     scenes,
+    write_scenes,
     write_shards,
 )
 
@@ -120,7 +121,10 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
     if "{seed}" in data.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
         for seed in seeds:
-            natural.write_natural(folder / data.folder.format(seed=seed), seed, num_samples, SHARD_SIZE)
+            world, facts = natural.World(seed), {"natural": natural.VERSION, "seed": seed}
+            facts |= {"num_samples": num_samples, "samples_per_shard": SHARD_SIZE}
+            shown = (world.scene("train", index) for index in range(num_samples))
+            write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
         return model, f"{folder / data.shards}"
     model = write_model(folder / data.model, names_of(data.designers), data.vision)
     place, kind = folder / data.folder, data.caption

@@ -38,18 +38,41 @@ def measure(
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
     probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
-    names = names_of(designers)
+    return _measure((model, preprocess, tokenizer), singles, groups, probe_scenes, names_of(designers))
+
+
+def _measure(
+    opened: tuple[nn.Module, Callable, Callable],
+    singles: Sequence[Scene],
+    groups: Sequence[Scene],
+    probe_scenes: Sequence[Scene],
+    names: Sequence[str],
+    templates: Sequence[str] = ("{}",),
+    **more_texts: str,
+) -> dict[str, float]:
+    """Returns the measures of `measure`.
+
+    Args:
+        opened: model, preprocess and tokenizer.
+        more_texts: the kind of captions for the retrieval of `text`, and of other texts, by their names.
+    """
+    model, preprocess, tokenizer = opened
+    retrieval = {}
     with torch.inference_mode():
-        classifier = name_classifier(model, tokenizer, names)  # [D, N]
+        classifier = name_classifier(model, tokenizer, names, templates)  # [D, N]
         single_features, group_features, probe_features = (
             scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
         )  # [S, D]
-        caption_features = encode(model.encode_text, tokenizer, [scene.captions["long"] for scene in groups])
+        for text, kind in ({"text": "long"} | more_texts).items():
+            of_text = encode(model.encode_text, tokenizer, [scene.captions[kind] for scene in groups])
+            found = retrieval_metrics(group_features, of_text)
+            retrieval[f"image_to_{text}_R@1"] = 100 * float(found["image_to_text_R@1"])
+            retrieval[f"{text}_to_image_R@1"] = 100 * float(found["text_to_image_R@1"])
     group_labels = object_labels(groups, names)
     probe = fit_probe(probe_features, object_labels(probe_scenes, names))
     return {
         "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, names)),
-        **_retrieval(group_features, caption_features),
+        **retrieval,
         "tagging": fraction_found(group_features @ classifier, group_labels),
         "linear_probe": fraction_found(probe(group_features), group_labels),
     }
@@ -91,33 +114,14 @@ def measure_natural(
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
     phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
     with torch.inference_mode():
-        classifier = name_classifier(model, tokenizer, world.names, natural.TEMPLATES)  # [D, N]
         of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
-        single_features, new_features, group_features, probe_features = (
-            scene_features(model, preprocess, shown) for shown in (singles, new, groups, probe_scenes)
-        )  # [S, D]
-        clean, long = (
-            encode(model.encode_text, tokenizer, [scene.captions[kind] for scene in groups])
-            for kind in ("clean", "long")
-        )
-    group_labels = object_labels(groups, world.names)
-    probe = fit_probe(probe_features, object_labels(probe_scenes, world.names))
-    return {
-        "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, world.names)),
-        "new_combinations": fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new]),
-        **_retrieval(group_features, clean),
-        **_retrieval(group_features, long, "long_text"),
-        "tagging": fraction_found(group_features @ classifier, group_labels),
-        "linear_probe": fraction_found(probe(group_features), group_labels),
-    }
-
-
-def _retrieval(image_features: Tensor, text_features: Tensor, text: str = "text") -> dict[str, float]:
-    found = retrieval_metrics(image_features, text_features, logit_scale=1.0)  # the scale does not affect ranks
-    return {
-        f"image_to_{text}_R@1": 100 * float(found["image_to_text_R@1"]),
-        f"{text}_to_image_R@1": 100 * float(found["text_to_image_R@1"]),
-    }
+        new_features = scene_features(model, preprocess, new)  # [S, D]
+    found = _measure(
+        (model, preprocess, tokenizer), singles, groups, probe_scenes, world.names, natural.TEMPLATES,
+        text="clean", long_text="long",
+    )  # fmt: skip
+    found["new_combinations"] = fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new])
+    return {name: found[name] for name in natural.MEASURES}
 
 
 def describe(
@@ -177,11 +181,7 @@ def name_classifier(
 
 def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
     """Returns the normalized image features of the scenes, [S, D]."""
-
-    def stack(batch: Sequence[Scene]) -> Tensor:
-        return torch.stack([preprocess(scene.image) for scene in batch])
-
-    return encode(model.encode_image, stack, shown)
+    return encode(model.encode_image, lambda batch: torch.stack([preprocess(one.image) for one in batch]), shown)
 
 
 def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:

@@ -10,13 +10,12 @@ import random
 import zlib
 from bisect import bisect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile, write_scenes
+from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile
 
 TRAINING_DESIGNERS = ("google", "twitter", "emojione")
 UNSEEN_DESIGNERS = ("fluent",)
@@ -203,13 +202,3 @@ def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     shades = np.minimum(np.array(colour) * shade // 255, 255)
     pixels[..., :3] = (pixels[..., :3] + shades) // 2
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def write_natural(folder: Path, seed: int, num_samples: int, samples_per_shard: int) -> str:
-    """Writes the training scenes of a seed as shards, unless they exist, and returns their brace pattern.
-
-    The `txt` of a sample is its short caption, and `long.txt` is its long caption.
-    """
-    world = World(seed)
-    dataset = {"natural": VERSION, "seed": seed, "num_samples": num_samples, "samples_per_shard": samples_per_shard}
-    return write_scenes(folder, dataset, (world.scene("train", index) for index in range(num_samples)), "short")

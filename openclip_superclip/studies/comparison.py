@@ -1,11 +1,10 @@
 """Comparable runs: of one model, data set and number of samples, by method and batch size, with the paper's scores."""
 
-import functools
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..runs.recipe import CONFIG_FIELDS, METHODS, Recipe, read_recipe, shipped_recipes
+from ..runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
 from .finished_runs import ReportedRun, method_variant
 from .scores import in_order
 from .statistics import PairedDifference, Spread
@@ -25,18 +24,12 @@ class PaperPoint(NamedTuple):
 def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
     """Returns the paper's scores of that model, data set and number of samples."""
     points = []
-    for recipe in _paper_recipes():
-        if (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
-            source = recipe.paper["source"] + (", read off ±0.05" if recipe.paper.get("read_off") else "")
+    for recipe in map(read_recipe, shipped_recipes()):
+        if recipe.paper and (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
+            source = recipe.paper["source"] + (", read off ±0.05" if recipe.paper["read_off"] else "")
             what = recipe.method, method_variant(recipe), recipe.global_batch_size
             points += [PaperPoint(*what, key, value, source) for key, value in recipe.paper["values"].items()]
     return points
-
-
-@functools.cache
-def _paper_recipes() -> list[Recipe]:
-    recipes = [read_recipe(name) for name in shipped_recipes()]
-    return [recipe for recipe in recipes if (recipe.paper or {}).get("values")]
 
 
 @dataclass(frozen=True)

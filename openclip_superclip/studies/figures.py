@@ -14,7 +14,7 @@ from ..files import write_bytes
 from ..pages import png, pyplot
 from .comparison import Comparison, Series, number
 from .finished_runs import FINISHED
-from .scores import label
+from .scores import LABELS
 from .statistics import PairedDifference
 
 plt = pyplot()
@@ -63,12 +63,6 @@ def _batch(size: int) -> str:
     return f"{size // 1024}K" if size % 1024 == 0 else number(size)
 
 
-def _samples_axis(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("samples seen")
-    axes.grid(alpha=0.3)
-
-
 def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
     """Returns scores over the batch size; None if no score has two batch sizes, the paper's included."""
     keys = [key for key in comparison.score_keys if len(_sizes(comparison, key)) > 1][:MOST_PANELS]
@@ -81,7 +75,7 @@ def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
         axes.set_axis_off()
     for axes, key in zip(grid.flat, keys, strict=False):
         draw_scores(axes, comparison, key)
-        axes.set_title(f"{label(key)}, %", fontsize=9)
+        axes.set_title(f"{LABELS.get(key, key)}, %", fontsize=9)
     legend(drawing, grid, ncols=2)
     return Figure(file, png(drawing), "Scores over the batch size")
 
@@ -148,7 +142,9 @@ def _draw_loss(axes: Axes, comparison: Comparison, batch_size: int, loss: str) -
             axes.plot(x, y, label=series.name, linewidth=1.3, alpha=0.8, **_look(comparison, series))
             if run.state != FINISHED:
                 axes.plot(x[-1], y[-1], "x", color="black", markersize=7, label="ended early")
-    _samples_axis(axes)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("samples seen")
+    axes.grid(alpha=0.3)
     axes.margins(x=0.02)
 
 

@@ -9,7 +9,7 @@ from ..runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .finished_runs import MISSING, ReportedRun
-from .scores import format_score, in_order, label
+from .scores import LABELS, format_score, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
@@ -88,7 +88,7 @@ def scores_table(comparison: Comparison) -> Table:
     )
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
-    return Table("Scores", ["method", "batch", "seeds", *map(label, keys)], rows, note)
+    return Table("Scores", ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)], rows, note)
 
 
 def paper_table(comparison: Comparison) -> Table:
@@ -106,7 +106,9 @@ def paper_table(comparison: Comparison) -> Table:
                     here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
                     difference = format_score(key, ours.mean - paper.value, "+")
                 theirs = format_score(key, paper.value)
-                rows.append([series.name_in_paper, f"{batch_size:,}", label(key), here, theirs, difference, source])
+                rows.append(
+                    [series.name_in_paper, f"{batch_size:,}", LABELS.get(key, key), here, theirs, difference, source]
+                )
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return Table("Beside the paper", heads, rows)
 

@@ -6,7 +6,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ..evaluation.suites import averages
 from ..files import read_json
@@ -15,7 +14,7 @@ PAPER_DATASETS = {
     "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
 }  # fmt: skip
 RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
-LABELS = {
+LABELS = {  # for readers
     "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
     "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot", "coco_text_to_image_r1": "COCO text→image R@1",
     "flickr30k_text_to_image_r1": "Flickr30k text→image R@1", "coco_image_to_text_r1": "COCO image→text R@1",
@@ -31,16 +30,8 @@ DEMO = "demo-test.json"  # the measures of superclip demo, and of the studies on
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
-class RunScores(NamedTuple):
-    """The scores of a run."""
-
-    values: dict[str, float]  # in percent, except RMSE
-    epoch: int | None  # of the evaluated checkpoint; None if nothing was evaluated
-    versions: dict[str, str]  # of the packages that measured them
-
-
-def read_scores(run: Path) -> RunScores:
-    """Returns the scores of a run.
+def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]]:
+    """Returns the scores of a run in percent (except RMSE), their epoch, and the versions that measured them.
 
     They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
     epoch (--val-data, --imagenet-val); and the demo's own. Damaged files are left out.
@@ -55,7 +46,7 @@ def read_scores(run: Path) -> RunScores:
     demo = read_json(run / DEMO, default={}).get("measures") or {}
     scores = _of_records(last) | of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
     versions = next((record["versions"] for record in last if record.get("versions")), {})
-    return RunScores(scores, epoch or None, versions)
+    return scores, epoch or None, versions
 
 
 def of_training(run: Path) -> dict[str, float]:
@@ -73,11 +64,6 @@ def of_training(run: Path) -> dict[str, float]:
 def format_score(key: str, value: float, sign: str = "") -> str:
     """Returns a score, or with the sign "+" a difference, as text: percents to a tenth."""
     return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
-
-
-def label(key: str) -> str:
-    """Returns the name of a score for readers."""
-    return LABELS.get(key) or key
 
 
 def in_order(keys: list[str]) -> list[str]:

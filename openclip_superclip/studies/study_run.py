@@ -53,15 +53,6 @@ class StudyRun:
         """The CPU time of its training; None if a job trained it."""
         return read_json(self.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
 
-    def check_folder(self, device: str, data: str | None, advice: str) -> None:
-        """Raises InputError, ended by the advice, if its folder contains a run with other settings, data or device."""
-        folder = RunFolder(self.folder)
-        folder.check_recipe(self.recipe, advice)
-        plan = folder.record().get("plan", {})
-        for name, value in {"data": data or self.recipe.shards, "device": device}.items():
-            if plan.get(name) not in (None, value):
-                raise InputError(f"{self.folder} contains a run with --{name} {plan[name]}, not {value}; {advice}")
-
     def train(self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
         """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
 

@@ -7,9 +7,8 @@ import os
 import shlex
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -17,7 +16,7 @@ from ..checkpoints.run_outputs import read_log
 from ..environment import processor, versions
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json
-from ..runs.folder import lock
+from ..runs.folder import RunFolder, lock
 from ..runs.recipe import read_recipe
 from ..runs.slurm import find_placement
 from .measures import DENSE_SCENES, PACKAGES, measured
@@ -76,7 +75,12 @@ class StudyTraining:
 
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or device."""
-        run.check_folder(self.call.device, self.call.data, f"give {self.call.runs_flag} another folder")
+        call, folder, advice = self.call, RunFolder(run.folder), f"give {self.call.runs_flag} another folder"
+        folder.check_recipe(run.recipe, advice)
+        plan = folder.record().get("plan", {})
+        for name, value in {"data": call.data or run.recipe.shards, "device": call.device}.items():
+            if plan.get(name) not in (None, value):
+                raise InputError(f"{run.folder} contains a run with --{name} {plan[name]}, not {value}; {advice}")
 
     def tune(self) -> dict[str, dict[str, str]]:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure over its trials."""
@@ -169,7 +173,13 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     """
     if not jobs and call.runs_flag == "--runs" and not call.runs_in.is_dir():
         raise InputError(f"--runs: there is no folder {call.runs_in}")
-    with _locked(call):
+    make_folder(call.runs_in, call.runs_flag)
+    make_folder(call.out, "--out")
+    place = call.runs_in.resolve()
+    with (  # other studies may share the folder of the runs
+        lock(call.out / "lock", find_placement()),
+        lock(place.with_name(f"{place.name}.lock"), find_placement(), call.runs_in, call.runs_flag),
+    ):
         training = prepared_training(call, jobs)
         chosen = training.tune()
         results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
@@ -180,19 +190,6 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
         }  # fmt: skip
         results.write(call.out, provenance)
     return results
-
-
-@contextmanager
-def _locked(call: StudyCall) -> Iterator[None]:
-    """Locks the study's folder and that of its runs, which other studies may share."""
-    make_folder(call.runs_in, call.runs_flag)
-    make_folder(call.out, "--out")
-    place = call.runs_in.resolve()
-    with (
-        lock(call.out / "lock", find_placement()),
-        lock(place.with_name(f"{place.name}.lock"), find_placement(), call.runs_in, call.runs_flag),
-    ):
-        yield
 
 
 def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:
