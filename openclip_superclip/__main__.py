@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
 
 from . import __version__
 from .errors import InputError
@@ -81,7 +80,11 @@ def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print(_usage())
+        width = max(map(len, COMMANDS))
+        print("usage: superclip COMMAND ...\n")
+        for title, group in GROUPS.items():
+            print(f"{title}:", *(f"  {name:<{width}}  {help}" for name, help in group.items()), "", sep="\n")
+        print("superclip COMMAND --help lists its options.")
         return 0
     if name == "--version":
         print(f"openclip-superclip {__version__}")
@@ -92,32 +95,18 @@ def _run(argv: list[str] | None) -> int:
         print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     try:
-        return _command(name)(rest)
+        if name == "train":
+            from .openclip.train import train
+
+            return train(rest)
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        return importlib.import_module(f".commands.{module}", __package__).main(rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"superclip {name}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
-
-
-def _command(name: str) -> Callable[[list[str]], int]:
-    """Imports a command's module and returns its function."""
-    if name == "train":
-        from .openclip.train import train
-
-        return train
-    module = f"{name}_" if keyword.iskeyword(name) else name
-    return importlib.import_module(f".commands.{module}", __package__).main
-
-
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    groups = (
-        "\n".join([f"{title}:", *(f"  {name:<{width}}  {help}" for name, help in group.items())])
-        for title, group in GROUPS.items()
-    )
-    return "\n\n".join(["usage: superclip COMMAND ...", *groups, "superclip COMMAND --help lists its options."])
 
 
 if __name__ == "__main__":

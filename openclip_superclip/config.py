@@ -216,7 +216,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         shown = "" if field.default is False or field.default in ("", None) else f" (default: {field.default})"
         group.add_argument(
             field.metadata["flag"],
-            dest=_attribute(field),
+            dest=f"superclip_{field.name}",
             default=argparse.SUPPRESS,
             help=field.metadata["help"].replace("%", "%%") + shown,
             **field.metadata["argparse"],
@@ -241,12 +241,9 @@ def data_config_from(options: dict) -> DataConfig:
 
 def options_of(config: Config) -> dict:
     """Returns every option of `config` under its name on the parsed command line, defaults included."""
-    return {_attribute(field): getattr(config, field.name) for field in dataclasses.fields(Config)}
+    return {f"superclip_{field.name}": getattr(config, field.name) for field in dataclasses.fields(Config)}
 
 
 def _given(config_class: type, options: dict) -> dict[dataclasses.Field, object]:
-    return {f: options[_attribute(f)] for f in dataclasses.fields(config_class) if _attribute(f) in options}
-
-
-def _attribute(field: dataclasses.Field) -> str:
-    return f"superclip_{field.name}"
+    names = {field: f"superclip_{field.name}" for field in dataclasses.fields(config_class)}
+    return {field: options[name] for field, name in names.items() if name in options}

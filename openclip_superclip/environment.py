@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-import os
 import platform
 import signal
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
 from .errors import InputError, reason
 
@@ -66,11 +64,6 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(": ")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def progress_file() -> TextIO:
-    """Returns the stream for a progress bar with counts: standard error if it is a terminal, else a null device."""
-    return sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
 
 
 def end_with_parent(death_signal: int = signal.SIGKILL) -> None:

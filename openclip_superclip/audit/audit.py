@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..environment import progress_file
 from ..errors import InputError
 from ..files import make_folder, read_json, write_json
 from ..words.tagger import NO_HEAD, open_checkpoint
@@ -86,7 +85,7 @@ class Audit:
             if self.scores.exists():  # another call has finished while this one built the model
                 return 0
             num_earlier = _keep_batches(file, self.batch_size)
-            with tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", file=progress_file()) as progress:
+            with tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None) as progress:
                 for records in self._batches(itertools.islice(self.data.pairs(), num_earlier, None), scorer):
                     lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
                     file.write(lines.encode("utf-8", "replace"))

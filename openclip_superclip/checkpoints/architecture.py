@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -30,15 +31,12 @@ class Architecture(NamedTuple):
     model_cfg: dict
     preprocess_cfg: dict
 
-    def on_meta(self) -> nn.Module:
-        """Returns OpenCLIP's model on the meta device. Raises InputError if OpenCLIP cannot build it."""
-        return self.on("meta")
-
-    def on(self, device: str, **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model with random weights. Raises InputError if OpenCLIP cannot build it.
+    def build(self, device: str = "meta", **model_kwargs) -> nn.Module:
+        """Returns OpenCLIP's model without the weights. Raises InputError if OpenCLIP cannot build it.
 
         If the plugin's hooks are active, the argument `superclip` adds a class head.
         """
+        logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights
         with tempfile.TemporaryDirectory() as folder, torch.device(device):
             config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
             Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
@@ -65,8 +63,12 @@ class Architecture(NamedTuple):
         model_cfg, preprocess_cfg = copy.deepcopy(self.model_cfg), dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
-        if options.get("force_naflex_vision"):
-            _convert_to_naflex(model_cfg)
+        if options.get("force_naflex_vision"):  # any image shape, like OpenCLIP 4's --use-naflex
+            try:
+                from open_clip.naflex_convert import apply_naflex_vision_config
+            except ImportError:
+                raise InputError("--model: the run had --use-naflex, whose models need OpenCLIP 4") from None
+            apply_naflex_vision_config(model_cfg)
         size = options.get("force_image_size")
         if size is not None:
             model_cfg["vision_cfg"]["image_size"] = size[0] if isinstance(size, list) and len(size) == 1 else size
@@ -76,15 +78,6 @@ class Architecture(NamedTuple):
             if options.get(f"image_{name}") is not None:
                 preprocess_cfg[name] = options[f"image_{name}"]
         return self._replace(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
-
-
-def _convert_to_naflex(model_cfg: dict) -> None:
-    """Converts the vision tower to NaFlex (any image shape), like OpenCLIP 4's --use-naflex."""
-    try:
-        from open_clip.naflex_convert import apply_naflex_vision_config
-    except ImportError:
-        raise InputError("--model: the run had --use-naflex, whose models need OpenCLIP 4") from None
-    apply_naflex_vision_config(model_cfg)
 
 
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:

@@ -74,7 +74,7 @@ def import_checkpoint(
         # OpenCLIP's CLIP has no separate module for the text tower
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     architecture, weights = fit(architecture, weights)
-    plain = architecture.on_meta()
+    plain = architecture.build()
     check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()

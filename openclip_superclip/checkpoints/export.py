@@ -92,7 +92,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
 def write_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Writes configuration, weights and tokenizer to `folder`, for OpenCLIP's local-dir:.
 
-    `model` is `architecture.on_meta()`, which provides the preprocessing.
+    `model` is `architecture.build()`, which provides the preprocessing.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -129,7 +129,7 @@ def export(
         raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, options, model)
     architecture, weights = fit(found, checkpoint.without_head())
-    plain = architecture.on_meta()
+    plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)
     if with_head:
         check_match(head, expected_head(plain, head_input_of(head)), f"{file}: the class head", found.name)

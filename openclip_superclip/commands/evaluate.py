@@ -1,7 +1,6 @@
 """superclip evaluate: CLIP_benchmark's zero-shot, retrieval and linear-probe scores, models side by side."""
 
 import argparse
-import logging
 import math
 import shlex
 import sys
@@ -84,7 +83,6 @@ def _evaluate(options: argparse.Namespace, command: str) -> int:
     from ..evaluation.features import Settings
     from ..evaluation.models import checkpoints_of, find_model
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
     device = torch.device(check_device(options.device)).type
     settings = Settings(
         device, options.precision or ("amp" if device == "cuda" else "fp32"), options.batch_size, options.workers,

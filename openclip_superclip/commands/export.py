@@ -1,7 +1,6 @@
 """superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without this package."""
 
 import argparse
-import logging
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
@@ -31,7 +30,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from ..checkpoints.export import export
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
     model, usage = export(
         options.checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite
     )

@@ -1,7 +1,6 @@
 """superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for --superclip."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def main(argv: list[str]) -> int:
     at_least(options, global_batch=1)
     from ..checkpoints.authors import import_checkpoint
 
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that models on the meta device have no weights
     num_captions, is_whole = import_checkpoint(
         options.checkpoint, options.model, options.out, options.global_batch, options.overwrite
     )

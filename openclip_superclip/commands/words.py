@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..environment import progress_file, require
+from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
 from ..rules import Rule, at_least, check
@@ -141,7 +141,7 @@ def _tag(options: argparse.Namespace) -> int:
         make_folder(out, "--out")
     tagged = tag_images(paths, tagger, out if options.heatmap else None)
     if writes_folder:
-        tagged = tqdm(write_folder(out, tagged, options.model), total=len(paths), unit=" images", file=progress_file())
+        tagged = tqdm(write_folder(out, tagged, options.model), total=len(paths), unit=" images", disable=None)
     num_skipped = 0
     for one in tagged:
         num_skipped += one.words is None

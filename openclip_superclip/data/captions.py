@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from multiprocessing import Array
 from multiprocessing.util import Finalize
 from typing import NamedTuple
@@ -68,6 +70,7 @@ class Captions(NamedTuple):
     words: str  # for the class loss; "" for a caption that is empty or, in a table, missing
 
 
+@dataclass(eq=False)
 class CaptionTokens:
     """Tokenizes training samples in the workers of the data loader.
 
@@ -83,26 +86,21 @@ class CaptionTokens:
         separate_words: whether each loss has its own tokens: in the mode *dual*, and if a table lacks captions.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        tokenizer,
-        *,
-        caption_key: str,
-        sample_key: str,
-        seed: int,
-        rank: int | None,
-        epoch,
-        batch_size: int = 1,
-        found_long: bool = False,
-        separate_words: bool = False,
-    ):
-        self.config, self.tokenizer = config, tokenizer
-        self.caption_key, self.sample_key = caption_key, sample_key
-        self.seed, self.rank, self.epoch = seed, rank, epoch
-        self.batch_size, self.found_long = batch_size, found_long
-        self.separate_words = separate_words or config.captions == "dual"
-        self.counts = CaptionCounts(config.missing_long)
+    config: Config
+    tokenizer: Callable
+    _: KW_ONLY
+    caption_key: str
+    sample_key: str
+    seed: int
+    rank: int | None
+    epoch: object
+    batch_size: int = 1
+    found_long: bool = False
+    separate_words: bool = False
+
+    def __post_init__(self):
+        self.separate_words |= self.config.captions == "dual"
+        self.counts = CaptionCounts(self.config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
         """Returns the tokens [L], or with `separate_words` the text tower's tokens followed by the class loss's.
@@ -128,7 +126,17 @@ class CaptionTokens:
         key = sample.get(self.sample_key)
         self.counts.add(missing=not long)
         if not long:
-            self._check_missing(sample, key)
+            if self.config.missing_long == "error":
+                raise InputError(
+                    f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
+                )
+            num_samples, num_missing = self.counts.so_far()
+            if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
+                members = listed(name for name in sample if not str(name).startswith("__"))
+                raise InputError(
+                    f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
+                    f"'{self.config.long_caption}'; the last one holds {members}"
+                )
             return None if self.config.missing_long == "skip" else Captions(stock, short)
         if self.config.captions == "dual":
             return Captions(stock, long)
@@ -171,20 +179,6 @@ class CaptionTokens:
             logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
             return None
         return stock, "" if is_empty(short) else stock.strip(), long
-
-    def _check_missing(self, sample: dict, key) -> None:
-        """Raises InputError if a missing long caption should end the run, or if all are missing."""
-        if self.config.missing_long == "error":
-            raise InputError(
-                f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
-            )
-        num_samples, num_missing = self.counts.so_far()
-        if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
-            members = listed(name for name in sample if not str(name).startswith("__"))
-            raise InputError(
-                f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
-                f"'{self.config.long_caption}'; the last one holds {members}"
-            )
 
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1) that is the same in a resumed run.

@@ -16,11 +16,10 @@ from webdataset import TarWriter
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from ..pages import csv_text
-from .images import as_seen, is_deep, is_rotated, open_image, unreadable
+from .images import SUFFIXES, as_seen, is_deep, is_rotated, open_image, unreadable
 from .shards import contract, is_empty, work_on
 from .tables import Columns, is_table, rows_of
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
 SMALLEST, LARGEST = 16, 10_000  # pairs per shard
 VALIDATION_SIZE = 1000  # pairs per shard of the validation split
@@ -79,7 +78,7 @@ def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
     for place, folders, files in os.walk(folder):
         folders.sort()
         names = set(files)
-        for image in sorted(Path(place, name) for name in names if name.lower().endswith(EXTENSIONS)):
+        for image in sorted(Path(place, name) for name in names if name.lower().endswith(SUFFIXES)):
             text, fields = image.with_suffix(".txt"), image.with_suffix(".json")
             if text.name in names or fields.name in names:
                 pair = Pair(str(image), str(image), *_texts(read_json(fields) if fields.name in names else {}, keys))

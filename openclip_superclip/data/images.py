@@ -16,6 +16,7 @@ from ..errors import reason
 
 # Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded at every size.
 FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of images in folders
 MAX_ASPECT = 100  # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
 NUM_THREADS = 8  # Pillow decodes without holding the GIL
 

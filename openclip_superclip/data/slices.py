@@ -16,7 +16,7 @@ forever.
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -47,6 +47,20 @@ def too_few(held: int, batch_size: int) -> str:
         f"--superclip-slices: the shards that a worker reads of a slice hold {held:,} samples, and --batch-size is "
         f"{batch_size:,}; expected a full batch or more: give fewer slices or --workers, or a smaller --batch-size"
     )
+
+
+def at_least_a_batch(
+    samples: Iterable[dict], batch_size: int, message: Callable[[int, int], str]
+) -> Iterator[dict]:  # fmt: skip
+    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever.
+
+    `message` is called with their number and the batch size.
+    """
+    number = 0
+    for number, sample in enumerate(samples, start=1):  # noqa: B007
+        yield sample
+    if number < batch_size:
+        raise InputError(message(number, batch_size))
 
 
 class Reads(NamedTuple):
@@ -181,18 +195,10 @@ class DataOrder:
             worker = get_worker_info()
             self._seed_process(f"worker {worker.id if worker else 0}", epoch)
         return _shuffle(
-            self._at_least_a_batch(samples),
+            at_least_a_batch(samples, self.batch_size, too_few),
             *self.shuffle_sizes,
             random.Random(random.getrandbits(64)),
         )
-
-    def _at_least_a_batch(self, samples: Iterator[dict]) -> Iterator[dict]:
-        """Yields the samples; InputError for less than one batch, for which OpenCLIP would loop forever."""
-        number = 0
-        for number, sample in enumerate(samples, start=1):  # noqa: B007
-            yield sample
-        if number < self.batch_size:
-            raise InputError(too_few(number, self.batch_size))
 
     def _seed_training_process(self) -> None:
         """Seeds the training process whenever OpenCLIP sets the shared epoch, just before the epoch starts."""

@@ -154,10 +154,7 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
     """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
-    import pandas as pd
-
-    captions = pd.read_csv(path, sep=columns.separator, usecols=[columns.caption])[columns.caption]
-    return any(map(is_empty, captions))
+    return any(any(map(is_empty, rows[columns.caption])) for rows in _chunks(path, columns, "--train-data"))
 
 
 def rows_of(path: str, columns: Columns, flag: str) -> Iterator[dict]:

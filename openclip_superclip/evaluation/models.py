@@ -69,7 +69,7 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
     checkpoint = read_checkpoint(path)
     found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(found, checkpoint.without_head())
-    check_match(weights, architecture.on_meta().state_dict(), str(path), found.name)
+    check_match(weights, architecture.build().state_dict(), str(path), found.name)
     run = path.parent.parent if path.parent.name == "checkpoints" else None
     name = f"{run.resolve().name}/{path.stem}" if run else given
     evaluated = Evaluated(name, given, _digest(architecture, weights), path.resolve(), checkpoint.epoch, run)
@@ -92,7 +92,7 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
         name, tag = model.openclip
         if model.plain is not None:
             architecture, weights = model.plain
-            write_model(Path(folder), architecture, architecture.on_meta(), weights)
+            write_model(Path(folder), architecture, architecture.build(), weights)
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device

@@ -3,7 +3,7 @@
 import functools
 
 from .. import hooks
-from ..errors import InputError
+from ..data.slices import at_least_a_batch
 
 HAS_TASKS = False
 PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
@@ -37,16 +37,11 @@ WRAPPERS = {  # names to replace, and what makes the replacement
 }
 
 
-def _at_least_a_batch(samples, batch_size: int):
-    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever."""
-    number = 0
-    for number, sample in enumerate(samples, start=1):  # noqa: B007
-        yield sample
-    if number < batch_size:
-        raise InputError(
-            f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
-            f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
-        )
+def _too_few(number: int, batch_size: int) -> str:
+    return (
+        f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
+        f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
+    )
 
 
 class WebDataset:
@@ -74,7 +69,7 @@ class WebDataset:
 
     def batched(self, batch_size, **options):
         batched = self.__getattr__("batched")(batch_size, **options)
-        return lambda samples: batched(_at_least_a_batch(samples, batch_size))
+        return lambda samples: batched(at_least_a_batch(samples, batch_size, _too_few))
 
     def with_caption(self, sample: dict) -> dict | None:
         """Returns the sample with OpenCLIP's caption as `txt`; None if OpenCLIP skips it."""

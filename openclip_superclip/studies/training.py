@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 import os
 import shlex
 import statistics
@@ -208,5 +207,4 @@ def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:
         from ..demo.scenes import write_dense_scenes
 
         write_dense_scenes(call.scenes / DENSE_SCENES)
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that a model to be trained has no weights
     return StudyTraining(call, jobs)

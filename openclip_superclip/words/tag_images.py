@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.images import load_image
+from ..data.images import SUFFIXES, load_image
 from ..errors import InputError
 from ..files import whole_file, write_text
 from ..pages import data_url, html_template, markdown_table
 from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEAT_MAP = ".words.png"  # suffix of heat map files
 MAX_SHOWN = 200  # images on the page
 THUMBNAIL = 240  # pixels

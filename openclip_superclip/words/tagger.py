@@ -1,6 +1,5 @@
 """Tags images with the words that a model's class head predicts, their scores and their locations."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +99,6 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     Args:
         architecture: name of the OpenCLIP model, if it is not recorded with the weights.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights, which are loaded below
     path, options, has_head = checkpoint.path, run_options(checkpoint), bool(checkpoint.head())
     found = architecture_of(path, options, architecture, flag="--architecture")
     fitted, weights = fit(found, checkpoint.weights)
@@ -108,7 +106,7 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     if has_head:
         head["superclip"] = {"ignored_tokens": special_token_ids(tokenizer), "head_input": head_input_of(weights)}
     with plugins_model_class():
-        model = fitted.on("cpu", **head)
+        model = fitted.build("cpu", **head)
     check_match(weights, model.state_dict(), str(path), found.name)
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
