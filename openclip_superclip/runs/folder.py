@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -63,11 +63,6 @@ class RunFolder:
         self.path = path if path.name not in ("", "..") else path.resolve()  # OpenCLIP needs its name
         self.checkpoints = self.path / "checkpoints"
 
-    def openclip_flags(self) -> list[str]:
-        """Returns the flags that make OpenCLIP write here, and resume from the newest checkpoint."""
-        where = ["--logs", str(self.path.parent), "--name", self.path.name]
-        return [*where, "--resume", "latest", "--save-frequency", "1"]
-
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
         return read_json(self.path / "state.json", default={})
@@ -75,13 +70,6 @@ class RunFolder:
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
         return read_json(self.path / "run.json", default={})
-
-    @contextmanager
-    def lock(self, placement: Placement) -> Iterator[None]:
-        """Holds the folder for one process, as `lock` does."""
-        make_folder(self.path, "--out")
-        with lock(self.path / "lock", placement):
-            yield
 
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError if the folder contains a run of another recipe, which has begun or is in SLURM's queue."""
@@ -129,12 +117,20 @@ class RunFolder:
         make_folder(self.path, "--out")
         write_json(self.path / "submitted.json", {"job": job, "since": _now()})
 
-    def start(self, run: Run, placement: Placement, arguments: list[str], logs: str) -> None:
-        """Writes run.json, with this start added to its attempts, and the state "running"."""
+    def start(
+        self, run: Run, placement: Placement, arguments: list[str], logs: str, changed: Sequence[str] = ()
+    ) -> None:  # fmt: skip
+        """Writes run.json, with this start added to its attempts, and the state "running".
+
+        `changed` are the differences of this start from what the run began with.
+        """
         before, job = self.record(), placement.job
         attempts = before.get("attempts", [])
         if attempts and "state" not in attempts[-1]:
             attempts[-1].update(state=LOST, ended=self.state().get("heartbeat"))
+        changes = before.get("changes", [])
+        if changed:
+            changes = [*changes, {"when": _now(), "start": len(attempts), "changed": changed}]
         attempt = {
             "job": job, "restarts": placement.restarts, "step": placement.step, "hosts": hosts(),
             "nodes": placement.num_nodes, "processes": run.gpus_per_node, "ranks": f"ranks/{logs}",
@@ -143,7 +139,7 @@ class RunFolder:
         write_json(self.path / "run.json", {
             "command": ["superclip", "train", *arguments], "cwd": os.getcwd(), "plan": run.as_dict(),
             "data_check": None, "set": run.set, "versions": versions(*DEPENDS_ON),
-            "hosts": hosts(), "environment": recorded_environment(), "changes": before.get("changes", []),
+            "hosts": hosts(), "environment": recorded_environment(), "changes": changes,
             "attempts": [*attempts, attempt],
         })  # fmt: skip
         self._write_state(RUNNING, job, num_starts=len(attempts) + 1)
@@ -151,12 +147,6 @@ class RunFolder:
     def note(self, **values) -> None:
         """Writes values into run.json."""
         write_json(self.path / "run.json", self.record() | values)
-
-    def note_changes(self, lines: list[str]) -> None:
-        """Writes into run.json the differences of this start from what the run began with."""
-        record = self.record()
-        changed = {"when": _now(), "start": len(record["attempts"]) - 1, "changed": lines}
-        self.note(changes=[*record["changes"], changed])
 
     def beat(self, **values) -> None:
         """Writes into state.json that the run is alive, and its progress."""

@@ -11,27 +11,13 @@ from pathlib import Path
 from ..checkpoints import run_outputs
 from ..checkpoints.resume import beginning, changes_since_beginning, check_beginning
 from ..errors import InputError
+from ..files import make_folder
 from ..openclip.train import check_command
 from ..pages import bytes_text
+from . import process
 from .cost import count_model
-from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder
-from .process import (
-    EXIT_REQUEUE,
-    HARDWARE,
-    LOSS,
-    STALL,
-    Failure,
-    Stopped,
-    describe,
-    dump_stacks,
-    failure_here,
-    first_failure,
-    free_port,
-    node_failed,
-    rank_failed,
-    refresh,
-    run_ranks,
-)
+from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
+from .process import EXIT_REQUEUE, Failure, Stopped, first_failure, node_failed
 from .progress import AddedLines, Progress, UnreadableData
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
@@ -70,13 +56,14 @@ class NodeTraining:
         self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
         settings, was_requeued = run.settings, placement.restarts > 0  # a requeued job has accepted them before
         self.accept_changes = settings.accept_changes and not was_requeued
-        arguments = [*run.openclip_arguments(), *folder.openclip_flags()]
+        arguments = [*run.openclip_arguments(), "--logs", str(folder.path.parent), "--name", folder.path.name]
+        arguments += ["--resume", "latest", "--save-frequency", "1"]
         arguments += ["--horovod"] if settings.engine == "horovod" else []
         arguments += ["--superclip-accept-changes"] if self.accept_changes else []
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
             run, self.logs, arguments, placement.node, placement.num_nodes, placement.master_addr,
-            placement.master_port if placement.num_nodes > 1 else free_port(),
+            placement.master_port if placement.num_nodes > 1 else process.free_port(),
             str(self.staging.folder) if self.staging else None, measures,
         )  # fmt: skip
         self.progress = Progress(run, self.logs)
@@ -105,11 +92,11 @@ class NodeTraining:
             if failure is None:
                 return 0
             failure.write(self._file("error.json"))
-            text = describe(failure, self.logs)
+            text = process.describe(failure, self.logs)
         except OthersFailed:
             pass
         except (InputError, OSError) as error:  # about this node's disk
-            failure_here("superclip run", str(error)).write(self._file("error.json"))
+            process.failure_here("superclip run", str(error)).write(self._file("error.json"))
             text = f"error: {error}"
         finally:
             with contextlib.suppress(OSError):  # on a full disk
@@ -124,7 +111,8 @@ class NodeTraining:
 
     def _first_node(self) -> int:
         folder = self.folder
-        with folder.lock(self.placement):
+        make_folder(folder.path, "--out")
+        with lock(folder.path / "lock", self.placement):
             try:
                 if not self.accept_changes:
                     folder.check_recipe(self.run.recipe)
@@ -138,9 +126,7 @@ class NodeTraining:
             folder.write(self.run)
             for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
-            folder.start(self.run, self.placement, self.start.arguments, self.logs.name)
-            if changed:
-                folder.note_changes(changed)
+            folder.start(self.run, self.placement, self.start.arguments, self.logs.name, changed)
             try:
                 self._check_starts()
                 self._check_disk()
@@ -177,11 +163,11 @@ class NodeTraining:
             self.unreadable.check()
             if self.progress.has_stalled(run.settings.stall_minutes):
                 self._order(DUMP)
-                dump_stacks(self.logs, self.start.ranks)
+                process.dump_stacks(self.logs, self.start.ranks)
                 time.sleep(4)  # until other nodes have dumped theirs
                 raise Stalled(f"no step for {run.settings.stall_minutes:g} minutes")
             new = added.read(log)
-            if not rank_failed(self.logs):  # the first error is reported first
+            if not process.rank_failed(self.logs):  # the first error is reported first
                 sys.stdout.buffer.write(new)
                 sys.stdout.buffer.flush()
                 epoch = run_outputs.newest(self.folder.checkpoints)
@@ -195,7 +181,7 @@ class NodeTraining:
         except OthersFailed:
             failure = first_failure(self.logs)
         except Stalled as stalled:
-            return Failure("", str(stalled), kind=STALL)
+            return Failure("", str(stalled), kind=process.STALL)
         except OSError as error:
             self._make_room()
             return Failure("superclip run", f"{type(error).__name__}: {error}")
@@ -221,7 +207,7 @@ class NodeTraining:
             nonlocal dumped
             orders = "" if is_first else self._orders()
             if orders == DUMP and not dumped:
-                dump_stacks(self.logs, self.start.ranks)
+                process.dump_stacks(self.logs, self.start.ranks)
                 dumped = True
             if is_first and self.placement.num_nodes > 1 and node_failed(self.logs):
                 raise OthersFailed
@@ -237,7 +223,7 @@ class NodeTraining:
             while self.staging and not self.staging.first.is_set():
                 tick()
                 time.sleep(0.5)
-            failure = run_ranks(self.start, tick)
+            failure = process.run_ranks(self.start, tick)
         if failure:
             self._make_room()
         return failure
@@ -261,7 +247,7 @@ class NodeTraining:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-            refresh(self.logs)
+            process.refresh(self.logs)
         names = hosts()
         return ", ".join(names[node] if len(names) > node else f"node {node}" for node in silent)
 
@@ -276,8 +262,8 @@ class NodeTraining:
             folder.end(FINISHED)
             print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.run.num_slices}.pt", flush=True)
             return 0
-        print(describe(failure, self.logs), file=sys.stderr, flush=True)
-        if failure.kind == LOSS:
+        print(process.describe(failure, self.logs), file=sys.stderr, flush=True)
+        if failure.kind == process.LOSS:
             from ..checkpoints.checkpoint import holds_numbers  # imports torch
 
             for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
@@ -285,7 +271,7 @@ class NodeTraining:
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
         if why:  # a rank may not have been able to write its error
             print(f"superclip run: the disk of {folder.path} is full", file=sys.stderr, flush=True)
-        if failure.kind in (HARDWARE, STALL) and not self.disk_was_full and not self.start.measures:
+        if failure.kind in (process.HARDWARE, process.STALL) and not self.disk_was_full and not self.start.measures:
             number = folder.starts_without_a_slice()
             if number < STARTS_WITHOUT_A_SLICE:
                 here = number < 2  # a second failure may be due to the node

@@ -161,16 +161,11 @@ def run_superclip(
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
-def pid_file(logs: Path, rank: int) -> Path:
-    """Returns where a rank writes its process number."""
-    return logs / f"rank_{rank}.pid"
-
-
 def dump_stacks(logs: Path, ranks: range) -> None:
     """Makes this machine's ranks write the stacks of their threads into their logs."""
     for rank in ranks:
         with contextlib.suppress(OSError, ValueError):
-            os.kill(int(pid_file(logs, rank).read_text()), DUMP_STACKS)
+            os.kill(int((logs / f"rank_{rank}.pid").read_text()), DUMP_STACKS)
 
 
 # Kinds of failures. The user must fix those without a kind.

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
 from ..openclip.train import register_plugin, train
-from .process import DUMP_STACKS, LOSS, Failure, failure_here, kind_of, pid_file
+from .process import DUMP_STACKS, LOSS, Failure, failure_here, kind_of
 from .progress import STEPS
 from .run import Run, Start
 from .stage import StagedShards
@@ -43,7 +43,7 @@ def main(file: str) -> int:
     faulthandler.enable()
     faulthandler.register(DUMP_STACKS)
     start, rank = Start.open(file), int(os.environ["RANK"])
-    pid_file(start.logs, rank).write_text(str(os.getpid()))
+    (start.logs / f"rank_{rank}.pid").write_text(str(os.getpid()))
     try:
         _train(start, rank)
         return 0
@@ -83,10 +83,6 @@ def _train(start: Start, rank: int) -> None:
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 
 
-def measures_file(logs: Path, rank: int) -> Path:
-    return logs / f"rank_{rank}.measures.json"
-
-
 def measured(start: Start, rank: int) -> int:
     """Trains and returns the exit code; writes the measures into a file if it is 0."""
     save, saved = torch.save, []
@@ -100,7 +96,7 @@ def measured(start: Start, rank: int) -> int:
     with replaced(torch, save=timed_save):
         code = train(start.arguments)
     if not code:
-        write_json(measures_file(start.logs, rank), {"memory": _memory(), "checkpoints": saved})
+        write_json(start.logs / f"rank_{rank}.measures.json", {"memory": _memory(), "checkpoints": saved})
     return code
 
 

@@ -22,7 +22,6 @@ from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
-from .rank import measures_file
 from .run import Run
 from .slurm import Placement
 
@@ -166,7 +165,7 @@ class Rehearsal:
 def report(run: Run, rehearsal: Rehearsal) -> dict:
     """Returns the content of rehearsal.json; `run` is the whole one."""
     logs = rehearsal.logs[UNINTERRUPTED]
-    ranks = [read_json(measures_file(logs, rank)) for rank in range(run.world_size)]
+    ranks = [read_json(logs / f"rank_{rank}.measures.json") for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
     low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))

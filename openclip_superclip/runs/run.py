@@ -190,15 +190,13 @@ class Run:
 
         Raises InputError if a worker would have no shard of a slice, or less than one batch.
         """
-        from ..data.shards import expand
         from ..data.slices import equal_sizes
 
         if self.is_table:
             return []
-        shards = expand(self.data)
-        split = self._split(len(shards))
+        split = self._split()
         split.check()
-        return split.check_sizes(equal_sizes(self.recipe.data_samples, len(shards)))
+        return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, full: bool = False) -> dict:
         """Returns a report on the data, for JSON; InputError if training could not start.
@@ -207,23 +205,20 @@ class Run:
             full: read all data instead of only the first and the last shard or, of a table, up to 10,000 images.
         """
         from ..data.inspection import check_data
-        from ..data.shards import expand
 
         if self.is_table:
             checked = self._check_table(full)
         else:
-            split, recipe = self._split(len(expand(self.data))), self.recipe
-            checked = check_data(
-                self.data, split, recipe.data_samples, full, long_caption=recipe.caption_config.long_caption_key
-            )
+            key = self.recipe.caption_config.long_caption_key
+            checked = check_data(self.data, self._split(), self.recipe.data_samples, full, long_caption=key)
         return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
 
-    def _split(self, num_shards: int):
+    def _split(self):
+        from ..data.shards import expand
         from ..data.slices import Split
 
-        return Split(
-            num_shards, self.world_size, self.workers, self.slices_per_pass, self.slice_samples, self.batch_size
-        )
+        machines = len(expand(self.data)), self.world_size, self.workers
+        return Split(*machines, self.slices_per_pass, self.slice_samples, self.batch_size)
 
     def _check_table(self, full: bool) -> dict:
         from ..data.tables import MAX_DECODED, check_table, read_table

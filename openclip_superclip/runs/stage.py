@@ -81,7 +81,7 @@ class Staging:
         self.names = expand(run.data)
         self.first = threading.Event()  # set once the slice that is trained first has been copied
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._keep_ahead, daemon=True)
+        self.thread = threading.Thread(target=self._copy_slices, daemon=True)
         self.has_failed = False
 
     def __enter__(self) -> "Staging":
@@ -102,27 +102,24 @@ class Staging:
         self.thread.join()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _keep_ahead(self) -> None:
+    def _copy_slices(self) -> None:
         """Copies the current slice and the next one, and another one whenever a slice is trained."""
         try:
-            self._copy_slices()
+            for epoch in range(self.epoch, self.run.num_slices):
+                while self.epoch < epoch - 1:
+                    if self.stop.wait(1):
+                        return
+                    self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
+                wanted = {self.staged.copy_of(shard) for one in range(self.epoch, epoch) for shard in self._shards(one)}
+                for copy in [path for path in self.folder.rglob("*") if path.is_file() and path not in wanted]:
+                    copy.unlink(missing_ok=True)
+                with ThreadPoolExecutor(COPIES) as pool:
+                    list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
+                self.first.set()
+                if self.stop.is_set():
+                    return
         finally:
             self.first.set()  # even after an error: the ranks then read the originals
-
-    def _copy_slices(self) -> None:
-        for epoch in range(self.epoch, self.run.num_slices):
-            while self.epoch < epoch - 1:
-                if self.stop.wait(1):
-                    return
-                self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
-            wanted = {self.staged.copy_of(shard) for one in range(self.epoch, epoch) for shard in self._shards(one)}
-            for copy in [path for path in self.folder.rglob("*") if path.is_file() and path not in wanted]:
-                copy.unlink(missing_ok=True)
-            with ThreadPoolExecutor(COPIES) as pool:
-                list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
-            self.first.set()
-            if self.stop.is_set():
-                return
 
     def _shards(self, epoch: int) -> list[str]:
         """Returns the shards of a slice that this node's ranks read, in their order; none after the last slice."""
