@@ -38,33 +38,28 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "per pair and a page of the worst pairs. If a call is interrupted, the same command continues it.",
         epilog="example: superclip audit pairs.csv --model logs/superclip --out audit --keep 0.8",
     )
-    parser.add_argument(
-        "data", metavar="DATA", help="a table (.csv, .tsv) or a brace pattern of shards, in quotes, as for training"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a table (.csv, .tsv) or a brace pattern of shards, in quotes, as for training")
+    add(
         "--model", type=Path, required=True,
         help="the folder of a run, a training checkpoint, or a folder of superclip export --with-head or of superclip "
         "import; without a class head there is only the CLIP score",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add_columns(parser)
-    parser.add_argument(
+    add(
         "--by", choices=SORTED_BY, default="",
         help="order of the pairs, for --keep and the page; both: the mean of the ranks by support and by CLIP score "
         "(default: both; clip-score without a head)",
     )  # fmt: skip
-    parser.add_argument(
-        "--keep", type=float, metavar="FRACTION",
-        help="write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards",
-    )  # fmt: skip
-    parser.add_argument("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
-    parser.add_argument("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
-    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N",
-        help="number of threads that read images (default: one per core, at most 8)",
-    )  # fmt: skip
+    about = "write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards"
+    add("--keep", type=float, metavar="FRACTION", help=about)
+    add("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
+    add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
+    add("--device", help="(default: cuda if there is a GPU)")
+    add("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    about = "number of threads that read images (default: one per core, at most 8)"
+    add("--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help=about)
     options = parser.parse_args(argv)
     at_least(options, batch_size=1, threads=1, worst=1)
     if options.keep is not None and not 0 < options.keep < 1:

@@ -25,42 +25,32 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "or roots of its built-in data sets. Downloads nothing but the weights of MODEL:TAG.",
         epilog="example: superclip evaluate epoch_5.pt ViT-B-16:openai --data DIR",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "checkpoints", nargs="+", metavar="CHECKPOINT",
         help="a checkpoint of a run, with or without --superclip; a file of weights; an exported folder; MODEL:TAG of "
         "OpenCLIP's released models",
     )  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of data sets: DIR/imagenet1k, …"
-    )
-    parser.add_argument(
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of data sets: DIR/imagenet1k, …")
+    add(
         "--suite", default="zeroshot,retrieval", metavar="SUITE,…",
         help="zeroshot: CLIP_benchmark's 38 data sets for classification; retrieval: COCO and Flickr30k; probe: a "
         "linear probe on ImageNet-1k; dense: segmentation and depth from the patch tokens, on PASCAL VOC, ADE20k and "
         "NYUv2 (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--datasets", nargs="+", default=[], metavar="NAME", help="data sets of DIR to use instead of the suites' own"
-    )
-    parser.add_argument(
-        "--model",
-        "--architecture",
-        help="for files: an OpenCLIP model's name or a JSON file (default: the one in the run's params.txt)",
-    )
-    parser.add_argument(
+    add("--datasets", nargs="+", default=[], metavar="NAME", help="data sets of DIR to use instead of the suites' own")
+    about = "for files: an OpenCLIP model's name or a JSON file (default: the one in the run's params.txt)"
+    add("--model", "--architecture", help=about)
+    add(
         "--out", type=Path, metavar="DIR",
         help="folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else evaluation); "
         "existing results are reused",
     )  # fmt: skip
-    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
-    parser.add_argument(
-        "--precision", choices=("amp", "fp32"), help="(default: amp on a GPU, like CLIP_benchmark; fp32 on a CPU)"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
-    parser.add_argument(
-        "--every", action="store_true", help="CHECKPOINT is the folder of a run; evaluate all its checkpoints"
-    )
+    add("--device", help="(default: cuda if there is a GPU)")
+    add("--precision", choices=("amp", "fp32"), help="(default: amp on a GPU, like CLIP_benchmark; fp32 on a CPU)")
+    add("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    add("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
+    add("--every", action="store_true", help="CHECKPOINT is the folder of a run; evaluate all its checkpoints")
     probe = parser.add_argument_group("linear probe", "CLIP_benchmark's: AdamW on frozen, normalised features")
     probe.add_argument("--probe-lr", type=float, default=0.1, help="(default: %(default)s)")
     probe.add_argument("--probe-epochs", type=int, default=10, help="(default: %(default)s)")

@@ -14,19 +14,15 @@ def main(argv: list[str]) -> int:
         "opens it as local-dir:FOLDER, or transformers as CLIPModel, with the same features.",
         epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint of a run, a file of weights, or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--model",
-        "--architecture",
-        help="an OpenCLIP model's name or a JSON file (default: the one in the folder or in the run's params.txt)",
-    )
-    parser.add_argument(
-        "--format", choices=("openclip", "hf"), default="openclip",
-        help="OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint of a run, a file of weights, or a folder")
+    add("--out", type=Path, required=True, help="folder to write")
+    about = "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the run's params.txt)"
+    add("--model", "--architecture", help=about)
+    about = "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)"
+    add("--format", choices=("openclip", "hf"), default="openclip", help=about)
+    add("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
+    add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
     from ..checkpoints.export import export
 

@@ -55,24 +55,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "contain each token. --superclip-idf FILE then weights words by the whole data set from the first step on.",
         epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
     )
-    parser.add_argument(
-        "data", metavar="DATA",
-        help="the value of --train-data: 'shards/{00000..41455}.tar', with ::, or a .csv of images and captions",
-    )  # fmt: skip
+    add = parser.add_argument
+    about = "the value of --train-data: 'shards/{00000..41455}.tar', with ::, or a .csv of images and captions"
+    add("data", metavar="DATA", help=about)
     add_columns(parser)
-    parser.add_argument("--text-key", default="txt", metavar="KEY", help="member of a caption (default: %(default)s)")
-    parser.add_argument("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
-    parser.add_argument(
-        "--captions", default="short",
-        help="what the class loss will read: short, long or mixed:P; long for dual (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b, a column"
-    )
-    parser.add_argument("--context", type=int, help="tokens of a caption to read (default: the text tower's)")
-    parser.add_argument("--seed", type=int, default=0, help="seeds the choice of mixed:P (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    add("--text-key", default="txt", metavar="KEY", help="member of a caption (default: %(default)s)")
+    add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
+    about = "what the class loss will read: short, long or mixed:P; long for dual (default: %(default)s)"
+    add("--captions", default="short", help=about)
+    add("--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b, a column")
+    add("--context", type=int, help="tokens of a caption to read (default: the text tower's)")
+    add("--seed", type=int, default=0, help="seeds the choice of mixed:P (default: %(default)s)")
+    add("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3)
     return options

@@ -16,20 +16,17 @@ def main(argv: list[str]) -> int:
         "converts it to plain CLIP.",
         epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
     )
-    parser.add_argument("checkpoint", type=Path, help="the authors' file")
-    parser.add_argument(
-        "--model",
-        "--architecture",
-        required=True,
-        help="its configuration: an OpenCLIP model's name or a JSON file, such as the authors'",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="the authors' file")
+    about = "its configuration: an OpenCLIP model's name or a JSON file, such as the authors'"
+    add("--model", "--architecture", required=True, help=about)
+    add("--out", type=Path, required=True, help="folder to write")
+    add(
         "--global-batch", type=int, default=16_384,
         help="captions per step of the run on all GPUs, to compute counts from its running means (default: "
         "%(default)s, as in the released runs)",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)
     from ..checkpoints.authors import import_checkpoint

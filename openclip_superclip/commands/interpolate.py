@@ -13,13 +13,11 @@ def main(argv: list[str]) -> int:
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class head, TUNED's is kept.",
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
-    parser.add_argument(
-        "released",
-        metavar="RELEASED",
-        help="weights before fine-tuning: a file, a folder, or MODEL:TAG of OpenCLIP's",
-    )
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
-    parser.add_argument("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
+    add = parser.add_argument
+    about = "weights before fine-tuning: a file, a folder, or MODEL:TAG of OpenCLIP's"
+    add("released", metavar="RELEASED", help=about)
+    add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
+    add("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
     add_output(parser)
     options = parser.parse_args(argv)
     from ..checkpoints.averaging import interpolate

@@ -147,31 +147,21 @@ def all_settings(options: argparse.Namespace) -> dict[str, str]:
 
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
     """Adds the options of a job's resource request."""
+    add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
-    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
-    parser.add_argument(
-        "--gpus-per-node", type=int, metavar="N",
-        help=f"GPUs of a node; with --device cpu its processes (default: {gpus_per_node})",
-    )  # fmt: skip
-    parser.add_argument("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
+    add("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
+    about = f"GPUs of a node; with --device cpu its processes (default: {gpus_per_node})"
+    add("--gpus-per-node", type=int, metavar="N", help=about)
+    add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
-    parser.add_argument(
-        "--cpus-per-node", type=int, metavar="N", help="CPUs of each node, which is then shared (default: whole nodes)"
-    )
-    parser.add_argument(
-        "--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7"
-    )
-    parser.add_argument(
-        "--setup", metavar="FILE",
-        help="bash file that the job sources first: module loads, exported variables, CONTAINER",
-    )  # fmt: skip
-    parser.add_argument(
-        "--skip-data-check",
-        action="store_true",
-        help="do not look for the shards, only count them: for data that only the nodes can see",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
+    add("--cpus-per-node", type=int, metavar="N", help="CPUs of each node, which is then shared (default: whole nodes)")
+    add("--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7")
+    about = "bash file that the job sources first: module loads, exported variables, CONTAINER"
+    add("--setup", metavar="FILE", help=about)
+    about = "do not look for the shards, only count them: for data that only the nodes can see"
+    add("--skip-data-check", action="store_true", help=about)
+    add("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
 
 
 def given_slurm_options(options: argparse.Namespace) -> list[str]:

@@ -54,21 +54,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "With --data, it also checks the data.",
         epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
+    add = parser.add_argument
     add_recipe_options(parser, here=False)
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="read all shards or images, not only the first and the last; exit code 1 if one is bad",
-    )
-    parser.add_argument(
-        "--gpu", choices=GPU_TFLOPS, default="A100", help="type of the GPUs, for the hours (default: %(default)s)"
-    )
+    add("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    add("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
+    add("--check", action="store_true", help=about)
+    add("--gpu", choices=GPU_TFLOPS, default="A100", help="type of the GPUs, for the hours (default: %(default)s)")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--samples-per-second", type=float, metavar="S", help="measured throughput of all GPUs together")
     speed.add_argument("--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     speed = options.samples_per_second
     if speed is not None and not 0 < speed < float("inf"):

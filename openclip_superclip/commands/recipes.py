@@ -18,11 +18,10 @@ def main(argv: list[str]) -> int:
         "≈: read off a figure.",
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
-    parser.add_argument(
-        "words", nargs="*", metavar="WORD", help="the name of a recipe, or words that its name contains"
-    )
-    parser.add_argument("--json", action="store_true", help="print all their fields as JSON")
-    parser.add_argument("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
+    add = parser.add_argument
+    add("words", nargs="*", metavar="WORD", help="the name of a recipe, or words that its name contains")
+    add("--json", action="store_true", help="print all their fields as JSON")
+    add("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
     options = parser.parse_args(argv)
     if options.fields:
         print(_fields())

@@ -47,12 +47,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "runs.csv.",
         epilog="example: superclip report logs/clip logs/superclip --out report",
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN",
-        help="folders of superclip run, superclip train or OpenCLIP",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)"
-    )
-    parser.add_argument("--title", help="title of the page (default: the methods of the runs)")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of superclip run, superclip train or OpenCLIP")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)")
+    add("--title", help="title of the page (default: the methods of the runs)")
     return parser.parse_args(argv)

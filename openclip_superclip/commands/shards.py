@@ -39,33 +39,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "converted. Pairs that cannot be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
-    parser.add_argument(
-        "source", metavar="SOURCE",
-        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's captions (.json)",
-    )  # fmt: skip
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder for the shards")
+    add = parser.add_argument
+    about = "a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's captions (.json)"
+    add("source", metavar="SOURCE", help=about)
+    add("out", type=Path, metavar="OUT", help="a new folder for the shards")
     add_columns(parser, of_json=True)
-    parser.add_argument(
-        "--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe"
-    )
-    parser.add_argument(
-        "--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
-    parser.add_argument(
-        "--val-share", type=float, default=0.1, metavar="FRACTION",
-        help="fraction of the images for validation, chosen by a hash of their names (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shard-size",
-        type=int,
-        metavar="N",
-        help="pairs per shard (default: makes 32 shards of 16 to 10,000)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seeds the order (default: %(default)s)")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
-    )
+    add("--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe")
+    add("--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt")
+    add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
+    about = "fraction of the images for validation, chosen by a hash of their names (default: %(default)s)"
+    add("--val-share", type=float, default=0.1, metavar="FRACTION", help=about)
+    add("--shard-size", type=int, metavar="N", help="pairs per shard (default: makes 32 shards of 16 to 10,000)")
+    add("--seed", type=int, default=0, metavar="N", help="seeds the order (default: %(default)s)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")

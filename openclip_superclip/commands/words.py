@@ -42,41 +42,32 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "that the head predicts, weighted by IDF: the distribution that it was trained to predict.",
         epilog="example: superclip words images/ --model logs/superclip --heatmap",
     )
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
+    add(
         "--model", type=Path,
         help="a model with a class head: the folder of a run, a training checkpoint, or a folder of superclip export "
         "--with-head or of superclip import",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--course", nargs="+", type=Path, metavar="RUN",
         help="show when each word was learned, for one run or two side by side, from the folders of runs with "
         "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and .png)",
     )  # fmt: skip
-    parser.add_argument(
-        "--serve", action="store_true",
-        help="start a page for the browser: drop an image to see its words and where they are, or type a word",
-    )  # fmt: skip
-    parser.add_argument(
-        "--port", type=int, default=8000, help="port of --serve; 0 means any free one (default: %(default)s)"
-    )
-    parser.add_argument("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
-    parser.add_argument(
-        "--words", help="only these words and phrases, separated by commas, or a file with one per line"
-    )
-    parser.add_argument(
-        "--top", type=int, metavar="K", help="the K highest words of an image (default: 10, or all of --words)"
-    )
-    parser.add_argument(
-        "--heatmap", action="store_true", help="draw where each word is seen, one PNG per image in --out"
-    )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON per image instead of tables")
-    parser.add_argument(
+    about = "start a page for the browser: drop an image to see its words and where they are, or type a word"
+    add("--serve", action="store_true", help=about)
+    add("--port", type=int, default=8000, help="port of --serve; 0 means any free one (default: %(default)s)")
+    add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
+    add("--words", help="only these words and phrases, separated by commas, or a file with one per line")
+    add("--top", type=int, metavar="K", help="the K highest words of an image (default: 10, or all of --words)")
+    add("--heatmap", action="store_true", help="draw where each word is seen, one PNG per image in --out")
+    add("--json", action="store_true", help="print one line of JSON per image instead of tables")
+    add(
         "--out", type=Path,
         help="folder for index.html, words.jsonl and heat maps (default: words, for folders and heat maps; otherwise "
         "nothing is written)",
     )  # fmt: skip
-    parser.add_argument("--device", help="(default: cuda if there is a GPU)")
+    add("--device", help="(default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
     check(RULES, options)
