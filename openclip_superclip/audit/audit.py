@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -86,7 +85,13 @@ class Audit:
                 return 0
             num_earlier = _keep_batches(file, self.batch_size)
             with tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None) as progress:
-                for records in self._batches(itertools.islice(self.data.pairs(), num_earlier, None), scorer):
+                pairs, preprocess = itertools.islice(self.data.pairs(), num_earlier, None), scorer.opened.preprocess()
+                for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+                    good, found = [pair for pair in batch if not pair.problem], iter(())
+                    if good:
+                        seen = scorer.see(torch.stack([pair.image for pair in good]))
+                        found = iter(scorer.score(seen, [pair.caption for pair in good]))
+                    records = [_record(pair, None if pair.problem else next(found)) for pair in batch]
                     lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
                     file.write(lines.encode("utf-8", "replace"))
                     file.flush()
@@ -94,16 +99,6 @@ class Audit:
             os.fsync(file.fileno())
             os.replace(part, self.scores)
         return num_earlier
-
-    def _batches(self, pairs: Iterator[AuditedPair], scorer: PairScorer) -> Iterator[list[dict]]:
-        """Yields batches of records."""
-        for batch in read_in_batches(pairs, scorer.opened.preprocess(), self.batch_size, self.threads):
-            good = [pair for pair in batch if not pair.problem]
-            found: Iterator[PairScore] = iter(())
-            if good:
-                seen = scorer.see(torch.stack([pair.image for pair in good]))
-                found = iter(scorer.score(seen, [pair.caption for pair in good]))
-            yield [_record(pair, None if pair.problem else next(found)) for pair in batch]
 
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page and the kept pairs, and returns the summary as text.

@@ -10,7 +10,7 @@ import textwrap
 from ..errors import InputError
 from ..pages import bytes_text
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
-from ..runs.recipe import METHODS, Recipe
+from ..runs.recipe import METHODS
 from ..runs.run import Run
 from .options import add_recipe_options, all_settings
 
@@ -79,9 +79,13 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
     slice_minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
     in_head = f", {cost['head_parameters']:,} of them in the class head" if cost["head_parameters"] else ""
+    paper = "reproduces none of its values"
+    if recipe.paper:
+        values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
+        paper = f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
     pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
-        ("paper", paper_text(recipe) or "reproduces none of its values"),
+        ("paper", paper),
         ("batch", f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × {run.world_size} {ranks} "
                   f"({run.nodes} × {run.gpus_per_node})"),
         ("steps", f"{run.steps:,}: {run.samples:,} samples, {run.samples / recipe.data_samples:.3g} × the data set; "
@@ -100,20 +104,9 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     if run.nodes > 1:
         intro = f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the first node:"
     title = f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}"
-    return "\n".join([title, *(_wrapped(label, text) for label, text in rows), "", intro, command_text(run)])
-
-
-def _wrapped(label: str, text: str) -> str:
-    indents = {"initial_indent": f"  {label:<12}", "subsequent_indent": " " * 14}
-    return textwrap.fill(text, 118, **indents, break_long_words=False, break_on_hyphens=False)
-
-
-def paper_text(recipe: Recipe) -> str:
-    """Returns the paper's values of a recipe; "" if there are none."""
-    if recipe.paper is None:
-        return ""
-    values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
-    return f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+    wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
+    lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
+    return "\n".join([title, *lines, "", intro, command_text(run)])
 
 
 def command_text(run: Run) -> str:

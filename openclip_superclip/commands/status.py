@@ -73,9 +73,13 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     job = queue.get(values.get("job")) or queue.get(read_json(run / "submitted.json", default={}).get("job"))
     state = values.get("state") or ("submitted" if job else "not started")
     speed, end = (values.get(name) if state == RUNNING else None for name in ("samples_per_second", "expected_end"))
+    progress = ""
+    if values.get("steps"):
+        percent = 100 * values.get("step", 0) / values["steps"]
+        progress = f"{percent:.0f} %, {values.get('epoch', 0)} of {values.get('slices')} slices"
     row = [
         state,
-        _progress(values),
+        progress,
         f"{speed:,.0f}" if speed else "",
         f"{datetime.fromisoformat(end).astimezone():%Y-%m-%d %H:%M}" if end else "",
         f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
@@ -83,10 +87,3 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     if refused := values.get("refused"):
         return row, f"the start at {refused['since']} was refused: {refused['error']}"
     return row, values.get("error") or ""
-
-
-def _progress(values: dict) -> str:
-    if not values.get("steps"):
-        return ""
-    percent = 100 * values.get("step", 0) / values["steps"]
-    return f"{percent:.0f} %, {values.get('epoch', 0)} of {values.get('slices')} slices"

@@ -18,29 +18,23 @@ from ..config import Config
 from ..errors import InputError, listed
 from .shards import is_empty, long_caption
 
-END_OF_WORD = "</w>"
-
 
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
     """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
+    known = {}
     if isinstance(tokenizer, SimpleTokenizer):
-        known = {id: _of_clip(tokenizer, text, id) for text, id in tokenizer.encoder.items()}
+        for text, id in tokenizer.encoder.items():
+            is_whole = text.endswith("</w>") or text.startswith("<")
+            known[id] = tokenizer.decode([id]).strip() + "-" * (not is_whole)
     else:
         inner = tokenizer.tokenizer
-        known = dict(enumerate(map(_of_others, inner.convert_ids_to_tokens(list(range(min(vocab_size, len(inner))))))))
+        for id, token in enumerate(inner.convert_ids_to_tokens(list(range(min(vocab_size, len(inner)))))):
+            token = token or ""
+            if token[:1] in "▁Ġ":  # SentencePiece's and byte-level BPE's mark of the start of a word
+                known[id] = token[1:] or token
+            else:
+                known[id] = f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
     return [known.get(id, f"<{id}>") for id in range(vocab_size)]
-
-
-def _of_clip(tokenizer: SimpleTokenizer, text: str, id: int) -> str:
-    word = tokenizer.decode([id]).strip()
-    return word if text.endswith(END_OF_WORD) or text.startswith("<") else f"{word}-"
-
-
-def _of_others(token: str | None) -> str:
-    token = token or ""
-    if token[:1] in "▁Ġ":  # SentencePiece's and byte-level BPE's mark of the start of a word
-        return token[1:] or token
-    return f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
 
 
 class TokenizerIdentity(NamedTuple):

@@ -26,14 +26,14 @@ from ..errors import InputError
 TOLERANCE = 0.02  # fraction of a slice's samples that may be read twice or skipped without a warning
 
 
-def shard_order(num_shards: int, seed: int, pass_: int) -> list[int]:
-    """Returns the order of a pass, a permutation of range(num_shards): sorted by a hash, equal on all machines."""
-    return sorted(range(num_shards), key=lambda shard: (blake2b(f"{seed}\0{pass_}\0{shard}".encode()).digest(), shard))
-
-
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
-    """Returns the indices of the shards that `epoch` reads, in the order in which they are split among ranks."""
-    return shard_order(num_shards, seed, epoch // slices)[epoch % slices :: slices]
+    """Returns the indices of the shards that `epoch` reads, in the order in which they are split among ranks.
+
+    A pass sorts all shards by a hash, equally on all machines.
+    """
+    texts = (f"{seed}\0{epoch // slices}\0{shard}" for shard in range(num_shards))
+    order = sorted((blake2b(text.encode()).digest(), shard) for shard, text in enumerate(texts))
+    return [shard for _, shard in order[epoch % slices :: slices]]
 
 
 def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:

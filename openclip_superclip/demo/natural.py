@@ -188,17 +188,12 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
     if rng.randrange(2):
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if thing.colour:
-        drawing = _recoloured(drawing, COLOURS[thing.colour])
+        pixels = np.asarray(drawing).astype(np.int32)  # blended equally with shades of the colour
+        shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
+        shades = np.minimum(np.array(COLOURS[thing.colour]) * shade // 255, 255)
+        pixels[..., :3] = (pixels[..., :3] + shades) // 2
+        drawing = Image.fromarray(pixels.astype(np.uint8))
     drawing = drawing.rotate(rng.randrange(-12, 13), Image.Resampling.BILINEAR)
     corner, room = ((0, 0), IMAGE_SIZE) if alone else (CORNERS[thing.place], QUADRANT)
     left, top = (start + rng.randrange(room - size + 1) for start in corner)
     image.paste(drawing, (left, top), drawing)
-
-
-def _recoloured(drawing: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Returns the drawing blended equally with shades of a colour."""
-    pixels = np.asarray(drawing).astype(np.int32)
-    shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
-    shades = np.minimum(np.array(colour) * shade // 255, 255)
-    pixels[..., :3] = (pixels[..., :3] + shades) // 2
-    return Image.fromarray(pixels.astype(np.uint8))

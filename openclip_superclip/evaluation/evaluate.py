@@ -1,5 +1,6 @@
 """Evaluates every model on every data set, and writes each result immediately."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,9 @@ def evaluate_all(
 
 def _evaluate_model(model, folder, chosen, settings, command, progress, results: Results) -> list[dict]:
     """Returns the results of a model, and adds the number of read ones and errors to `results`."""
-    source, records, planned = model.source_from(folder), [], []
+    # Relative to the results, so that both can be moved together.
+    source = os.path.relpath(model.place, folder.resolve()) if model.place else model.given
+    records, planned = [], []
     for data, task in chosen:
         file = record_file(folder, model.name, data.name, task, source)
         facts = _facts(model, source, data, task, settings)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +31,6 @@ class Evaluated(NamedTuple):
     run: Path | None = None  # the folder of its run
     openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
     plain: tuple[Architecture, dict[str, Tensor]] | None = None  # otherwise the model without its head
-
-    def source_from(self, folder: Path) -> str:
-        """Returns its path relative to a folder of results, so that both can be moved together."""
-        return os.path.relpath(self.place, folder.resolve()) if self.place else self.given
 
 
 def checkpoints_of(run: str) -> list[str]:

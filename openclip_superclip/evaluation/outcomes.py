@@ -165,11 +165,10 @@ def _overlaps(counts: np.ndarray, both: np.ndarray, either: np.ndarray) -> np.nd
         return np.nanmean(counts @ both / (counts @ either), axis=1)
 
 
-def _errors(counts: np.ndarray, squares: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    return np.sqrt(counts @ squares / (counts @ pixels))[:, 0]
-
-
-SCORES = {PRECISION: _precisions, IOU: _overlaps, RMSE: _errors}
+SCORES = {
+    PRECISION: _precisions, IOU: _overlaps,
+    RMSE: lambda counts, squares, pixels: np.sqrt(counts @ squares / (counts @ pixels))[:, 0],
+}  # fmt: skip
 
 
 def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:

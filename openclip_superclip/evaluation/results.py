@@ -106,7 +106,13 @@ def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
         {label: [Part(record, measure)] for record in records for measure, label in _shown(record).items()}
         for records in models
     ]
-    labels = dict.fromkeys(label for record in sorted(chain(*models), key=_place) for label in _shown(record).values())
+    tasks = list(MEASURES)
+
+    def place(record: dict) -> tuple:  # by task, in the order of the suites' lists, then by name
+        name = record["dataset"]
+        return tasks.index(record["task"]), ORDER.index(name) if name in ORDER else len(ORDER), name
+
+    labels = dict.fromkeys(label for record in sorted(chain(*models), key=place) for label in _shown(record).values())
     rows = {label: [column.get(label) for column in columns] for label in labels}
     for label, found in averaged(models).items():
         rows[label] = [[Part(*part) for part in parts] for parts in found]
@@ -154,9 +160,3 @@ def _names(models: list[list[dict]]) -> list[str]:
         return model[next(unique, "source")]
 
     return [name(model) for model in firsts]
-
-
-def _place(record: dict) -> tuple:
-    """Returns the order of a record's rows: by task, in the order of the suites' lists, then by name."""
-    name, tasks = record["dataset"], list(MEASURES)
-    return tasks.index(record["task"]), ORDER.index(name) if name in ORDER else len(ORDER), name

@@ -1,7 +1,5 @@
 """The suites' data sets and the average of 38; does not need CLIP_benchmark, so that reports work without it."""
 
-import statistics
-
 RETRIEVAL = ["mscoco_captions", "flickr30k"]
 VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
     "imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "fer2013", "voc2007",
@@ -36,14 +34,6 @@ def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, str]]]
         return {}
     label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
     return {label: [[parts[name] for name in shared] for parts in found]}
-
-
-def averages(models: list[list[dict]]) -> dict[str, list[float]]:
-    """Returns the average by row label, one value per model, over the data sets that all models have in common."""
-    return {
-        label: [statistics.mean(record["metrics"][measure] for record, measure in parts) for parts in found]
-        for label, found in averaged(models).items()
-    }
 
 
 def _parts(records: list[dict]) -> dict[str, tuple[dict, str]]:

@@ -15,7 +15,6 @@ import traceback
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import holds_numbers
@@ -203,7 +202,12 @@ class LossMonitor:
                 os.pwrite(self.file, f"{step:>20}".encode(), 0)
         self._check_pending()
         total = sum(losses.values()) if isinstance(losses, dict) else losses
-        self.pending = step + 1, *_copy_to_cpu(total.detach())
+        value, copied = total.detach(), None
+        if value.is_cuda:  # copied without waiting: the event tells when it is complete
+            value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self.pending = step + 1, value, copied
         if not total.is_cuda or self.calls == self.steps_per_epoch * self.accum_freq:
             self._check_pending()
         return losses
@@ -217,17 +221,6 @@ class LossMonitor:
             copied.synchronize()
         if not math.isfinite(value.item()):
             raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
-
-
-def _copy_to_cpu(value: Tensor) -> tuple[Tensor, object]:
-    """Returns a copy of the value on the CPU, and the event after which it is complete."""
-    if not value.is_cuda:
-        return value, None
-    here = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-    here.copy_(value, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return here, copied
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..evaluation.suites import averages
+from ..evaluation.suites import averaged
 from ..files import read_json
 
 PAPER_DATASETS = {
@@ -83,8 +83,9 @@ def _of_records(records: list[dict]) -> dict[str, float]:
         pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
         if None not in pair:
             scores[f"{side}_average"] = statistics.mean(pair)
-    average = averages([records]).get("average of 38")
-    return scores | ({"average_of_38": 100 * average[0]} if average is not None else {})
+    for parts in averaged([records]).get("average of 38", []):
+        scores["average_of_38"] = 100 * statistics.mean(part["metrics"][measure] for part, measure in parts)
+    return scores
 
 
 def _of_record(record: dict) -> Iterator[tuple[str, float]]:

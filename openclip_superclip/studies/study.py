@@ -61,11 +61,6 @@ class Study:
         return self.measures != "validation"
 
     @property
-    def tuning_measures(self) -> str:
-        """What measures the trials, which must not see the unseen drawings."""
-        return "demo" if self.measures == "unseen-drawings" else self.measures
-
-    @property
     def cell_field(self) -> str | None:
         return next(iter(self.cells), None)
 

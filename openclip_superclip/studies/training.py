@@ -117,7 +117,9 @@ class StudyTraining:
                 raise InputError("stopped")
             if self.jobs:
                 run.train(self.call.device, self.call.data, stop, self.call.settings)
-            measures = self.study.measures if run.split == "test" else self.study.tuning_measures
+            measures = self.study.measures
+            if run.split != "test" and measures == "unseen-drawings":  # trials must not see these
+                measures = "demo"
             return measured(run, measures, self.call.scenes, stop)
 
         total = sum(run.recipe.samples for run in different.values())
