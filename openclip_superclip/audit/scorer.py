@@ -182,11 +182,7 @@ class PairScorer:
 
     @torch.inference_mode()
     def score(self, seen: Seen, captions: Sequence[str], clip_score: bool = True) -> list[PairScore]:
-        """Returns the scores of each image with its caption.
-
-        Args:
-            clip_score: whether to compute the CLIP score, which requires the text tower.
-        """
+        """Returns the scores of each image with its caption; the CLIP score, if requested, needs the text tower."""
         tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
         cosines = [None] * len(captions)
         if clip_score:

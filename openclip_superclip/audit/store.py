@@ -72,9 +72,7 @@ class ScoredPairs:
     def goodness(self, by: str) -> np.ndarray:
         """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for pairs without a score.
 
-        Args:
-            by: one of SORTED_BY; "both" is the mean of the ranks by support and by CLIP score. For pairs without
-                support, it is the rank by CLIP score.
+        "both" is the mean of the ranks by support and by CLIP score; for pairs without support, the latter alone.
         """
         if by == "both":
             values = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])

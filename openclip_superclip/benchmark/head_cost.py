@@ -38,9 +38,6 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     """Measures, writes benchmark.json and returns its content: seconds, bytes and GMACs.
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
-
-    Args:
-        options: the options of the command.
     """
     register_model(options.model)
     if options.model not in open_clip.list_models():

@@ -64,11 +64,7 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
-    """Returns a run's row of the table, and its error or "".
-
-    Args:
-        queue: from `my_jobs`.
-    """
+    """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
     job = queue.get(values.get("job")) or queue.get(read_json(run / "submitted.json", default={}).get("job"))
     state = values.get("state") or ("submitted" if job else "not started")

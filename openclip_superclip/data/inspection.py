@@ -196,10 +196,7 @@ def check_data(
 ) -> dict:
     """Returns a report on the shards of --data, for JSON; InputError if training could not start.
 
-    With `full` all shards are read; otherwise only the first and the last.
-
-    Args:
-        expected: the number of samples that the recipe assumes.
+    With `full` all shards are read; otherwise only the first and the last. The recipe assumes `expected` samples.
     """
     split.check()
     found = inspect(pattern, split.flag, long_caption, full=full)

@@ -137,10 +137,7 @@ class Split:
         """Returns a warning if some samples would be read twice or skipped because the workers' shards are uneven.
 
         Samples of a slice beyond --train-num-samples are always skipped and not counted here. Raises InputError if a
-        worker has less than one batch.
-
-        Args:
-            sizes: the number of samples of each shard.
+        worker has less than one batch. `sizes` are the numbers of samples of each shard.
         """
         sliced = {"num_samples": self.slice_samples, "batch_size": self.batch_size}
         held, once, again = reads(sizes, self.slices, 0, 0, **sliced, world_size=self.world_size, workers=self.workers)

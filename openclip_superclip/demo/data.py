@@ -114,8 +114,7 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
 def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
     """Writes the model and the shards below `folder`, and returns the values of --model and --train-data.
 
-    Args:
-        seeds: seeds for which to write the data set `natural`; ignored for the other data sets.
+    The data set `natural` is written for each of the seeds.
     """
     num_samples = NUM_SHARDS * SHARD_SIZE
     if "{seed}" in data.folder:

@@ -78,10 +78,7 @@ class Data(NamedTuple):
 def select_datasets(folder: Path, suites: list[str], names: list[str]) -> tuple[list[tuple[Data, str]], list[str]]:
     """Returns the data sets that `suites` evaluate in `folder`, each with its task, and missing ones, with the reason.
 
-    Raises InputError for a missing data set of `names`, and if there is nothing to evaluate.
-
-    Args:
-        names: data sets to use instead of the suites' own.
+    `names` replace the suites' own data sets. Raises InputError if one is missing, or if there is nothing to evaluate.
     """
     for suite in suites:
         if suite not in SUITES:
@@ -223,11 +220,7 @@ def dense_kind(folder: Path) -> str | None:
 
 
 class DenseSet(Dataset):
-    """The images of a split, transformed, with their indices; `label` reads the labels of their pixels.
-
-    Args:
-        split: train or test.
-    """
+    """The images of a split (train or test), transformed, with their indices; `label` reads their pixels' labels."""
 
     def __init__(self, folder: Path, split: str, transform: Callable):
         self.transform, self.classes = transform, None

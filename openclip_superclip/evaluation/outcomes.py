@@ -51,10 +51,7 @@ def estimate(outcome: Outcome, dataset: str) -> Estimate:
 
     Means and mean recalls have Wilson's score interval, which keeps its coverage near 100 %. Its sample size is the
     effective one (Korn and Graubard, 1998) if a sample has several parts or a class weighs more than its samples.
-    Other measures have the percentile bootstrap.
-
-    Args:
-        dataset: its name; the bootstrap resamples each data set independently, from a fixed seed.
+    Other measures have the percentile bootstrap, which resamples each data set independently, from a fixed seed.
     """
     if outcome.kind in (MEAN, RECALL):
         return _wilson(_proportion(outcome))

@@ -69,11 +69,7 @@ Score = list[Part]  # one part, or all parts of an average
 
 
 def table(models: list[list[dict]]) -> str:
-    """Returns the table in Markdown, in percent, with 95 % intervals; a measure that a model lacks is a dash.
-
-    Args:
-        models: the results of each model, at least one.
-    """
+    """Returns the table of each model's results in Markdown, in percent, with 95 % intervals; a dash if missing."""
     rows = {label: [_percent(score) if score else "–" for score in scores] for label, scores in _rows(models).items()}
     return _markdown("%", _names(models), rows)
 
@@ -81,10 +77,7 @@ def table(models: list[list[dict]]) -> str:
 def differences(models: list[list[dict]]) -> str:
     """Returns a table in Markdown of each model's difference to the first one, in points, with the paired interval.
 
-    "" if there is nothing to compare.
-
-    Args:
-        models: as in `table`.
+    Returns "" if there is nothing to compare.
     """
     rows = {label: [_ahead(first, other) for other in others] for label, (first, *others) in _rows(models).items()}
     rows = {label: cells for label, cells in rows.items() if set(cells) - {"–"}}

@@ -23,10 +23,7 @@ SUITES = {  # task and default data sets
 def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, str]]]]:
     """Returns the contents of the average by row label: for each model the same data sets' results and measures.
 
-    These are the data sets of the 38 that all models have in common, at least two.
-
-    Args:
-        models: the results of each model, as in their JSON files.
+    These are the data sets of the 38 that all models, given by their results, have in common, at least two.
     """
     found = [_parts(records) for records in models]
     shared = [name for name in THE_38 if all(name in parts for parts in found)]

@@ -169,10 +169,7 @@ class WordKnowledge:
 
     The sums are not buffers of the model: they are not saved, which is not needed as runs resume at the start of an
     epoch, and casts of the model do not change them. They are float64 because a rare word's 1e-8 would be lost in a
-    large float32 sum.
-
-    Args:
-        counted: bool [V], whether each token is a word.
+    large float32 sum. `counted`, bool [V], is whether each token is a word.
     """
 
     def __init__(self, counted: Tensor):

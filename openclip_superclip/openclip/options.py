@@ -11,11 +11,7 @@ from ..data.training_data import DataOptions
 
 
 class Training:
-    """A training as its command line describes it.
-
-    Args:
-        args: OpenCLIP's parsed arguments.
-    """
+    """A training as OpenCLIP's parsed arguments describe it."""
 
     def __init__(self, args: Namespace):
         self.options = args

@@ -65,8 +65,7 @@ _begun: list[Path] = []  # the run's folder, if it was empty before
 def note_begin(logs: str, name: str | None) -> None:
     """Creates the folder of a run that is about to start; InputError if it is not writable.
 
-    Args:
-        name: None if OpenCLIP names the run by the time.
+    OpenCLIP names the run by the time if `name` is None.
     """
     folder = Path(logs, name or "")
     try:

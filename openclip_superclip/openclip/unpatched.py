@@ -66,10 +66,8 @@ def hooks_module() -> types.ModuleType:
 def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespace:
     """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them.
 
-    Raises InputError if OpenCLIP cannot parse it, and what the plugins raise.
-
-    Args:
-        only_options: whether to leave out the checks of models and data.
+    Raises InputError if OpenCLIP cannot parse it, and what the plugins raise. With `only_options`, models and data are
+    not checked.
     """
     from open_clip_train import params
 

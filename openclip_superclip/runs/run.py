@@ -201,8 +201,7 @@ class Run:
     def check_data(self, full: bool = False) -> dict:
         """Returns a report on the data, for JSON; InputError if training could not start.
 
-        Args:
-            full: read all data instead of only the first and the last shard or, of a table, up to 10,000 images.
+        Unless `full`, it reads only the first and the last shard or, of a table, up to 10,000 images.
         """
         from ..data.inspection import check_data
 

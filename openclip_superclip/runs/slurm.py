@@ -90,8 +90,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
 def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> None:
     """Sends the job's next state to the job script, if there is one: "started", "restart" or "requeue".
 
-    Args:
-        exclude: a host that SLURM should not start the job on again.
+    SLURM should not start the job on the host `exclude` again.
     """
     if "SUPERCLIP_NEXT" in environment:
         with open(environment["SUPERCLIP_NEXT"], "a") as file:
@@ -158,8 +157,7 @@ class SlurmJob:
     def command(self, dependency: str = "") -> list[str]:
         """Returns the sbatch command, which prints the job's number.
 
-        Args:
-            dependency: sbatch's --dependency, such as afterok:17; jobs that can never start are cancelled.
+        With sbatch's --dependency, such as afterok:17, jobs that can never start are cancelled.
         """
         waits = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
         return ["sbatch", "--parsable", *waits, str(self.file)]

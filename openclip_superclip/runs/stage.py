@@ -65,11 +65,8 @@ def check_stage(run: Run) -> None:
 class Staging:
     """A context in which one node's shards are copied; the copies are removed at the end.
 
-    A node copies the shards that its own ranks read, of the current slice and the next one. Copies of a killed start
-    are removed.
-
-    Args:
-        stage: the folder on the node's disk; may contain environment variables: $TMPDIR.
+    A node copies the shards that its own ranks read, of the current slice and the next one, to the folder `stage` on
+    its disk, which may contain environment variables: $TMPDIR. Copies of a killed start are removed.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):

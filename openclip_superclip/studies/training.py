@@ -169,8 +169,7 @@ def _update(progress: tqdm, runs: Sequence[StudyRun]) -> None:
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
     """Trains and measures what is missing, writes the results into the study's folder, and returns them.
 
-    Args:
-        jobs: runs at a time; 0 to train nothing: InputError if a run is not finished.
+    `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
     if not jobs and call.runs_flag == "--runs" and not call.runs_in.is_dir():
         raise InputError(f"--runs: there is no folder {call.runs_in}")

@@ -26,11 +26,7 @@ POLICY = (
 
 
 def words_app(tagger: Tagger, model: str) -> Starlette:
-    """Returns the application, which writes no files and discards each image after its response.
-
-    Args:
-        model: the name of the model, shown on the page.
-    """
+    """Returns the application, which writes no files and discards each image after its response."""
     html = html_template(Path(__file__).with_name("served_page.html")).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
     )  # fmt: skip

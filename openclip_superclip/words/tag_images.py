@@ -64,11 +64,7 @@ class TaggedImage(NamedTuple):
 
 
 def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = None) -> Iterator[TaggedImage]:
-    """Yields each image with its words, in order.
-
-    Args:
-        heatmaps: folder for heat maps; None to draw none.
-    """
+    """Yields each image with its words, in order, and draws heat maps into a folder if one is given."""
     stems: Counter = Counter()
     for path in paths:
         image, reason = load_image(path, SHORTEST)

@@ -34,10 +34,7 @@ class WordProbabilities:
     p = softmax(logits) estimates it. The score of a word with one token is p of that token. The score of a word with
     several tokens c is min(p_c / w_c) · Σ w_c. This is Σ p_c if the tokens occur in the word's own proportions;
     probability in excess of these is attributed to other words. Tokens of weight 0, which every caption contains, carry
-    no information and are ignored.
-
-    Args:
-        weights: w [V].
+    no information and are ignored. `weights` are w [V].
     """
 
     def __init__(self, lexicon: Lexicon, weights: Tensor):
@@ -96,8 +93,7 @@ def open_with_head(path: Path, architecture: str | None = None, device: str | No
 def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, device: str = "cpu") -> Opened:
     """Returns the model of a checkpoint, with its class head if it has one. Raises InputError if it cannot be built.
 
-    Args:
-        architecture: name of the OpenCLIP model, if it is not recorded with the weights.
+    `architecture` is the name of the OpenCLIP model, if it is not recorded with the weights.
     """
     path, options, has_head = checkpoint.path, run_options(checkpoint), bool(checkpoint.head())
     found = architecture_of(path, options, architecture, flag="--architecture")
