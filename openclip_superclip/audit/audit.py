@@ -101,12 +101,7 @@ class Audit:
         return num_earlier
 
     def finish(self, num_worst: int, keep: float | None) -> str:
-        """Writes the page and the kept pairs, and returns the summary as text.
-
-        Args:
-            num_worst: number of pairs on the page.
-            keep: fraction of the pairs to keep; None to leave the kept pairs of an earlier call unchanged.
-        """
+        """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs; returns the summary."""
         scored = ScoredPairs(self.scores)
         problems = ", ".join(f"{number:,} × {problem}" for problem, number in scored.problems.most_common())
         num_scored = len(scored.finite("clip_score"))

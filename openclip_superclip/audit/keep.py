@@ -31,9 +31,7 @@ def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
 def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[Sequence[int]]) -> str:
     """Writes the kept pairs to `out`, replacing those of an earlier call, and returns the table or pattern of shards.
 
-    Args:
-        kept: bool [N].
-        places: (shard, sample) of each kept pair.
+    `kept` is bool [N], and `places` are (shard, sample) of each kept pair.
     """
     if data.columns is None:
         return _write_shards(out / "kept", data, places)

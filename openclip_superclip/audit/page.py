@@ -33,10 +33,7 @@ def write_page(
 ) -> None:  # fmt: skip
     """Writes the page as a single file without scripts or external resources.
 
-    Args:
-        scores: the file of scores, from which the records of the worst pairs are read.
-        goodness: float64 [N], higher for better pairs; −∞ for pairs without a score.
-        num_worst: number of pairs to show.
+    It shows the `num_worst` pairs with the lowest `goodness`, float64 [N], with their records from the file of scores.
     """
     numbers = np.flatnonzero(np.isfinite(goodness)).tolist()
     numbers = heapq.nsmallest(num_worst, numbers, key=lambda number: goodness[number])

@@ -50,11 +50,9 @@ def _measure(
     templates: Sequence[str] = ("{}",),
     **more_texts: str,
 ) -> dict[str, float]:
-    """Returns the measures of `measure`.
+    """Returns the measures of `measure` of a model, given with its preprocess and tokenizer.
 
-    Args:
-        opened: model, preprocess and tokenizer.
-        more_texts: the kind of captions for the retrieval of `text`, and of other texts, by their names.
+    `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their names.
     """
     model, preprocess, tokenizer = opened
     retrieval = {}

@@ -199,11 +199,8 @@ def write_shards(
 def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
     """Writes scenes as shards, unless they exist, and returns their brace pattern.
 
-    Raises InputError if the folder contains another data set.
-
-    Args:
-        dataset: facts that identify the data set, including `num_samples` and `samples_per_shard`.
-        caption: kind of caption for `txt`.
+    `dataset` are facts that identify it, including `num_samples` and `samples_per_shard`; `caption` is the kind of
+    caption for `txt`. Raises InputError if the folder contains another data set.
     """
     num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)

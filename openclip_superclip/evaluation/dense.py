@@ -44,11 +44,8 @@ def dense_probe(
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in metres as `rmse`.
 
     Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a cosine schedule. The
-    scores are over the pixels of all test images at their original sizes.
-
-    Args:
-        splits: train and test.
-        tokens: the patch tokens of both, [N, D, h, w].
+    scores are over the pixels of all test images at their original sizes. `tokens` are the patch tokens of both splits,
+    [N, D, h, w].
     """
     torch.manual_seed(SEED)
     train, test = splits["train"], splits["test"]

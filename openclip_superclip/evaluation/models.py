@@ -42,11 +42,9 @@ def checkpoints_of(run: str) -> list[str]:
 
 
 def find_model(given: str, model: str | None = None) -> Evaluated:
-    """Returns the model that the user named. Raises InputError if it cannot be evaluated.
+    """Returns the model of a file, a folder, hf-hub:REPO or MODEL:TAG; InputError if it cannot be evaluated.
 
-    Args:
-        given: a file, a folder, hf-hub:REPO or MODEL:TAG of OpenCLIP's.
-        model: the OpenCLIP model's name, for files and folders that do not contain it.
+    `model` is the OpenCLIP model's name, for files and folders that do not contain it.
     """
     path = Path(given.removeprefix("local-dir:"))
     name, _, tag = given.partition(":")

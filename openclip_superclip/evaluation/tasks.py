@@ -57,12 +57,8 @@ def evaluate(
 ) -> tuple[Metrics, Outcomes]:
     """Returns metrics by CLIP_benchmark's names, and outcomes; undefined metrics are None.
 
-    Raises InputError if a score would be meaningless.
-
-    Args:
-        model: on `settings.device`.
-        dataset: the test split; only class names and templates are used.
-        by_split: the features of the split test and, for the linear probe, train.
+    Of the test split `dataset`, only class names and templates are used; `by_split` are the features of the split test
+    and, for the linear probe, train. Raises InputError if a score would be meaningless.
     """
     test = by_split["test"]
     if isinstance(test.targets, Tensor):

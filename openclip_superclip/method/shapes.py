@@ -13,12 +13,7 @@ ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations
 
 
 def model_without_weights(model_name: str, patch_dropout: float = 0.0, with_head: bool = True):
-    """Returns an OpenCLIP model without weights, on the device "meta".
-
-    Args:
-        patch_dropout: the fraction of patch tokens to drop, as in --force-patch-dropout.
-        with_head: whether it has the class head.
-    """
+    """Returns an OpenCLIP model on the device "meta", without weights; `patch_dropout` is --force-patch-dropout."""
     model_cfg = open_clip.get_model_config(model_name)
     if patch_dropout:
         model_cfg["vision_cfg"]["patch_dropout"] = patch_dropout

@@ -98,11 +98,8 @@ def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None
     """Makes this process and its data-loading workers append a line of JSON to `file` for everything skipped.
 
     {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}.
-    Truncated tar files are listed too, which tarfile would otherwise ignore.
-
-    Args:
-        epoch: OpenCLIP's shared epoch.
-        name: returns the original name of a shard, given the one that was read.
+    Truncated tar files are listed too, which tarfile would otherwise ignore. `epoch` is OpenCLIP's shared epoch, and
+    `name` returns the original name of a shard that was read.
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data

@@ -107,12 +107,8 @@ def check_models(
 ) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    Models on a hub are checked when they are loaded.
-
-    Args:
-        model: value of --model, already registered, like `pretrained`, `cache_dir` and `context_length`
-            (--force-context-length).
-        teacher: values of --distill-model and --distill-pretrained.
+    Models on a hub are checked when they are loaded. --model has been registered; `teacher` is --distill-model and
+    --distill-pretrained, and `context_length` is --force-context-length.
     """
     _check_model(model, pretrained, "--model", "--pretrained")
     check_pretrained(model, pretrained)

@@ -163,11 +163,8 @@ def read_with_table(name: str, set_: Mapping[str, str], data: str | None) -> Rec
 def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
     """Returns the fields that a table determines (number of pairs, one slice per pass, columns); {} for shards.
 
-    Args:
-        name: a recipe's file or shipped name.
-        data: the training data, by default the recipe's.
-
-    Raises InputError if the table cannot be read, or if `set_` contains a different number of pairs.
+    `name` is a recipe's file or shipped name, and `data` replaces its data. Raises InputError if the table cannot be
+    read, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
     path = data or recipe.shards

@@ -131,12 +131,8 @@ def run_superclip(
 ) -> tuple[int, float]:
     """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its own processes.
 
-    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when this process ends.
-
-    Args:
-        output: the file for its output.
-        one_thread: whether it uses one CPU thread.
-        is_to_stop: called twice a second; ends the process if it returns True.
+    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when this process ends,
+    or when `is_to_stop`, which is called twice a second, returns True. Its output goes to the file `output`.
     """
     threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
     with open(output, "w") as file:

@@ -86,9 +86,7 @@ class AddedLines:
 class UnreadableData:
     """Counts the shards and samples that the ranks of all starts of a run could not read.
 
-    Args:
-        ranks: the folder with a folder for each start.
-        start: this start's name.
+    `ranks` is the folder with a folder for each start, and `start` is this one's name.
     """
 
     def __init__(self, run: Run, ranks: Path, start: str):

@@ -156,12 +156,7 @@ class StepCounter:
 
 
 class CountedEpoch:
-    """The epoch of a table, which OpenCLIP does not share, counted by calls of the loss.
-
-    Args:
-        resume: the checkpoint to resume from, or None.
-        calls: calls of the loss per epoch.
-    """
+    """The epoch of a table, which OpenCLIP does not share, counted by calls of the loss: `calls` are an epoch."""
 
     def __init__(self, resume: str | None, calls: int):
         found = re.search(r"epoch_(\d+)\.pt$", resume or "")

@@ -196,9 +196,8 @@ def _difference_axis(axes: Axes, names: Sequence[str], num_places: int, title: s
 def draw_demo(path: Path, scores: dict[str, dict[str, list[float]]], images: Sequence, title: str) -> None:
     """Draws the demo's figure into a file.
 
-    Args:
-        scores: of each method and measure, in percent, a score for each seed.
-        images: (image, true names, {method: predicted names}).
+    Given are a score for each seed, in percent, of each method and measure; and for each image the true names and
+    {method: predicted names}.
     """
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))

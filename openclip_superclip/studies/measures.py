@@ -34,10 +34,7 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
     """Returns the digest of a trained run's weights, its CPU seconds and its measures.
 
     It is measured now, unless the same versions have measured the same weights. InputError if `stop` ends that.
-
-    Args:
-        measures: one of MEASURES.
-        scenes: the folder of the demo's model and scenes.
+    `measures` is one of MEASURES, and `scenes` is the folder of the demo's model and scenes.
     """
     found = checkpoints(run.folder / "checkpoints")
     last = RunFolder(run.folder).record().get("plan", {}).get("epochs") or max(found, default=None)
@@ -81,12 +78,8 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:
     """Returns the mean IoU of the scenes' classes in percent, and the RMSE of their depths in centimetres.
 
-    They are of a linear map of the frozen patch tokens. The results are in RUN/evaluation, as if `superclip evaluate`
-    had been called by hand.
-
-    Args:
-        weights: RUN/checkpoints/epoch_N.pt.
-        scenes: the folder that `write_dense_scenes` has filled.
+    They are of a linear map of the frozen patch tokens. `weights` are RUN/checkpoints/epoch_N.pt; the results are in
+    RUN/evaluation, as if `superclip evaluate` had been called by hand. `write_dense_scenes` has filled `scenes`.
     """
     out = weights.parent.parent / "evaluation"
     output = out.with_name("evaluation.output")

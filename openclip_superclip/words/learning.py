@@ -53,12 +53,7 @@ class CourseFiles(NamedTuple):
 
 
 def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> None:
-    """Writes the file of an epoch, and tokens.json if it is missing or of another tokenizer.
-
-    Args:
-        epoch: counted from 1.
-        tokenizer: OpenCLIP's tokenizer.
-    """
+    """Writes the file of an epoch, counted from 1, and tokens.json if it is missing or of another tokenizer."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)

@@ -48,11 +48,9 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
 
 
 def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
-    """Returns an image as the model sees it and its words, or an error.
+    """Returns an image as the model sees it and its words, or an error, given the content of its file.
 
-    Args:
-        content: of the image file.
-        typed: words separated by commas; "" for those of the tagger. Unlike --words, they never name a file.
+    `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
     """
     image, reason = load_image(content, SHORTEST)
     if image is None:
