@@ -35,20 +35,14 @@ def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[
     """
     if data.columns is None:
         return _write_shards(out / "kept", data, places)
-    table = out / f"kept{Path(data.given).suffix}"
-    _write_rows(table, data, kept)
-    return str(table)
-
-
-def _write_rows(out: Path, data: AuditedData, kept: np.ndarray) -> None:
-    """Copies the kept rows of a table with all columns and their separator."""
-    separator = data.columns.separator
+    table, separator = out / f"kept{Path(data.given).suffix}", data.columns.separator  # of the copy, too
     as_text = {"sep": separator, "dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
-    with whole_file(out) as file, pandas.read_csv(data.given, **as_text) as chunks:
+    with whole_file(table) as file, pandas.read_csv(data.given, **as_text) as chunks:
         for number, rows in enumerate(chunks):
             chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
             text = chosen.to_csv(sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0)
             file.write(text.encode("utf-8", "replace"))
+    return str(table)
 
 
 def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:

@@ -44,7 +44,10 @@ def write_page(
         if "problem" in record and len(problems) < NUM_PROBLEMS:
             problems.append(record)
     worst = [records[number] for number in numbers]
-    template = html_template(Path(__file__).with_name("audit.html"), segments=_segments, percent=_percent)
+    template = html_template(
+        Path(__file__).with_name("audit.html"), segments=_segments,
+        percent=lambda fraction: f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}",
+    )  # fmt: skip
     page = template.render(
         data=data.given, model=str(model), by="support and CLIP score" if by == "both" else by.replace("-", " "),
         num_pairs=len(goodness), left_out=scored.problems, has_head=len(scored.finite("class_loss")) > 0,
@@ -76,10 +79,6 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
             yield match[0], word
             end = match.end()
     yield caption[end:], None
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}"
 
 
 def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:

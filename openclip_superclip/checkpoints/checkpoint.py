@@ -90,7 +90,11 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
         save_file(_untied(weights), file, metadata=metadata)
         file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
     else:
-        state = OrderedDict((name, _alone(tensor)) for name, tensor in _untied(weights).items())
+        # torch.save writes whole storages, which may be a memory-mapped file: each tensor gets its own.
+        state = OrderedDict(
+            (name, tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor)
+            for name, tensor in _untied(weights).items()
+        )
         if options:  # an attribute, like the _metadata of torch's state dicts
             setattr(state, OPTIONS, options)
         torch.save(state, file)
@@ -104,11 +108,6 @@ def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         untied[name] = tensor.clone() if tied else tensor.contiguous()
         seen.add(tensor.data_ptr())
     return untied
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Returns a tensor with its own storage: torch.save writes whole storages, which may be a memory-mapped file."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 class Checkpoint(NamedTuple):

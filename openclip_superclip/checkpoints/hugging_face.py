@@ -131,7 +131,7 @@ def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_processor(folder: Path, architecture: Architecture, model: nn.Module) -> None:
-    from transformers import CLIPImageProcessor, CLIPProcessor
+    from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
     cfg = model.visual.preprocess_cfg
     size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
@@ -147,20 +147,15 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
     )
-    CLIPProcessor(image_processor, _tokenizer(architecture)).save_pretrained(folder)
-    image_processor.save_pretrained(folder)  # preprocessor_config.json, which LLaVA-style projects read
-
-
-def _tokenizer(architecture: Architecture):
-    """Returns transformers' tokenizer with the model's vocabulary, which cleans clean text as OpenCLIP's does."""
-    from transformers import CLIPTokenizer
-
     tokenizer = architecture.tokenizer()
-    if not isinstance(tokenizer, SimpleTokenizer):
-        return tokenizer.tokenizer
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    return CLIPTokenizer(
-        vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
-        merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
-        model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
-    )
+    if isinstance(tokenizer, SimpleTokenizer):  # transformers' own cleans clean text in the same way
+        names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+        ours = CLIPTokenizer(
+            vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
+            merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
+            model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
+        )
+    else:
+        ours = tokenizer.tokenizer
+    CLIPProcessor(image_processor, ours).save_pretrained(folder)
+    image_processor.save_pretrained(folder)  # preprocessor_config.json, which LLaVA-style projects read

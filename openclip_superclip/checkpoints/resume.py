@@ -77,21 +77,14 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model") and (value.startswith("local-dir:") or value.endswith(".json")):
-        return _model_digest(value)
+        import open_clip
+
+        with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # the value itself if it cannot be read
+            register_model(value)
+            config = open_clip.get_model_config(value)
+            text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
+            return DIGEST + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
     return value
-
-
-def _model_digest(model: str) -> str:
-    """Returns a digest of a model's configuration without its tokenizer, or `model` if it cannot be read."""
-    import open_clip
-
-    try:
-        register_model(model)
-        config = open_clip.get_model_config(model)
-    except (InputError, OSError, ValueError, KeyError):
-        return model
-    text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
-    return DIGEST + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
 
 
 def _identity(shards: list[str]) -> dict:

@@ -15,7 +15,27 @@ def main(argv: list[str]) -> int:
     """Evaluates, prints the table and missing results, and returns the exit code: 1 if something failed."""
     options = _parse(argv)
     require("superclip evaluate", "eval", "clip_benchmark", "requests")
-    return _evaluate(options, shlex.join(["superclip", "evaluate", *argv]))
+    import torch
+
+    from ..evaluation.datasets import select_datasets
+    from ..evaluation.evaluate import evaluate_all, result_folders
+    from ..evaluation.features import Settings
+    from ..evaluation.models import checkpoints_of, find_model
+
+    device = torch.device(check_device(options.device)).type
+    settings = Settings(
+        device, options.precision or ("amp" if device == "cuda" else "fp32"), options.batch_size, options.workers,
+        options.probe_lr, options.probe_epochs, options.dense_lr, options.dense_epochs,
+    )  # fmt: skip
+    chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
+    given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
+    models = [find_model(one, options.model) for one in dict.fromkeys(given)]
+    folders = result_folders(models, options.out)
+    results = evaluate_all(models, folders, chosen, settings, shlex.join(["superclip", "evaluate", *argv]))
+    print(results.summary(absent, folders))
+    for failure in results.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if results.failures else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -63,27 +83,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
     at_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
     return options
-
-
-def _evaluate(options: argparse.Namespace, command: str) -> int:
-    import torch
-
-    from ..evaluation.datasets import select_datasets
-    from ..evaluation.evaluate import evaluate_all, result_folders
-    from ..evaluation.features import Settings
-    from ..evaluation.models import checkpoints_of, find_model
-
-    device = torch.device(check_device(options.device)).type
-    settings = Settings(
-        device, options.precision or ("amp" if device == "cuda" else "fp32"), options.batch_size, options.workers,
-        options.probe_lr, options.probe_epochs, options.dense_lr, options.dense_epochs,
-    )  # fmt: skip
-    chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
-    given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
-    models = [find_model(one, options.model) for one in dict.fromkeys(given)]
-    folders = result_folders(models, options.out)
-    results = evaluate_all(models, folders, chosen, settings, command)
-    print(results.summary(absent, folders))
-    for failure in results.failures:
-        print(f"error: {failure}", file=sys.stderr)
-    return 1 if results.failures else 0

@@ -5,19 +5,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
 from ..runs.recipe import COLUMN_FLAGS
-from ..runs.run import DEFAULTS, DESCRIPTION, Settings
-from ..runs.slurm import NAMED, OURS, SlurmRequest
-
-if TYPE_CHECKING:
-    from ..runs.folder import RunFolder
-    from ..runs.run import Run
-    from ..runs.slurm import Placement
+from ..runs.folder import RunFolder
+from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
+from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
@@ -105,12 +100,10 @@ def flag_of(name: str) -> str:
 
 
 def opened_run(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, placement: "Placement"
-) -> tuple["Run", "RunFolder"]:
+    options: argparse.Namespace, parser: argparse.ArgumentParser, placement: Placement
+) -> tuple[Run, RunFolder]:
     """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
-    from ..runs.folder import RunFolder
     from ..runs.plan import make_run, on_machines, read_with_table
-    from ..runs.run import Run
 
     folder = Path(options.recipe)
     if not (folder / DESCRIPTION).is_file():

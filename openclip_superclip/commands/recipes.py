@@ -24,7 +24,12 @@ def main(argv: list[str]) -> int:
     add("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
     options = parser.parse_args(argv)
     if options.fields:
-        print(_fields())
+        rows = []  # of docs/recipe-fields.md
+        for name, field in FIELDS.items():
+            expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
+            required = "yes" if name in REQUIRED else ""
+            rows.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
+        print(markdown_table(["field", "holds", "required", "meaning"], rows))
         return 0
     found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
     if not found:
@@ -62,13 +67,3 @@ def _score(recipe: Recipe) -> str:
     measure = next(name for name in ("imagenet_zero_shot", "average_of_38", *values) if name in values)
     about = "≈ " if recipe.paper["read_off"] else ""
     return f"{measure.replace('_', ' ')} {about}{values[measure]} ({recipe.paper['source']})"
-
-
-def _fields() -> str:
-    """Returns the table of docs/recipe-fields.md."""
-    rows = []
-    for name, field in FIELDS.items():
-        expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
-        required = "yes" if name in REQUIRED else ""
-        rows.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
-    return markdown_table(["field", "holds", "required", "meaning"], rows)

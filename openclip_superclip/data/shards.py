@@ -96,8 +96,13 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
 
     Raises one of BROKEN if the shard cannot be read to its end.
     """
+    stream = None
+    if is_remote(shard):
+        from webdataset import gopen
+
+        stream = gopen(shard)
     sample: dict = {}
-    with _open(shard) as tar:
+    with tarfile.open(fileobj=stream, mode="r|*") if stream else tarfile.open(shard) as tar:
         for member in tar:
             tar.members.clear()  # otherwise tarfile keeps every header in memory
             name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
@@ -115,14 +120,6 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
                 raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
     if sample:
         yield sample
-
-
-def _open(shard: str) -> tarfile.TarFile:
-    if is_remote(shard):
-        from webdataset import gopen
-
-        return tarfile.open(fileobj=gopen(shard), mode="r|*")
-    return tarfile.open(shard)
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")

@@ -133,15 +133,15 @@ def _percent(score: Score) -> str:
 def _ahead(first: Score | None, other: Score | None) -> str:
     """Returns the paired difference; a dash if outcomes are missing or are of different samples."""
     pairs = [(one, two, one.outcome(), two.outcome()) for one, two in zip(first or [], other or [], strict=False)]
-    if not pairs or not all(_are_paired(*pair) for pair in pairs):
+    for one, two, before, after in pairs:
+        if None in (before, after) or len(before.scored) != len(after.scored):
+            return "–"
+        if one.record.get("data_files") != two.record.get("data_files"):
+            return "–"
+    if not pairs:
         return "–"
     found = mean_of([difference(before, after, one.record["dataset"]) for one, _, before, after in pairs])
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
-
-
-def _are_paired(one: Part, two: Part, before: Outcome | None, after: Outcome | None) -> bool:
-    same_files = one.record.get("data_files") == two.record.get("data_files")
-    return same_files and None not in (before, after) and len(before.scored) == len(after.scored)
 
 
 def _names(models: list[list[dict]]) -> list[str]:

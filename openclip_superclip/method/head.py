@@ -82,8 +82,17 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
 
 
 def keep_fresh_head(module, state_dict, prefix, *_) -> None:
-    """Allows loading weights without a head, which keeps the model's head and statistics, and logs what was loaded."""
-    _read_names(state_dict)
+    """Allows loading weights without a head, which keeps the model's head and statistics, and logs what was loaded.
+
+    Raises InputError for weights of the authors' code.
+    """
+    for name in [name for name in state_dict if "_orig_mod." in name]:  # torch.compile's prefix
+        state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
+    if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
+        raise InputError(
+            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
+            "makes it a folder, which --model local-dir:FOLDER opens"
+        )
     ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
     stored_head, module.stored_head = module.stored_head or {}, None
     if not ours.keys() & state_dict.keys():
@@ -101,14 +110,3 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     num_captions = state_dict.get(f"{prefix}statistics.num_captions")
     if num_captions is not None:  # otherwise torch reports the missing key
         logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
-
-
-def _read_names(state_dict) -> None:
-    """Removes torch.compile's prefix from the names; InputError for weights of the authors' code."""
-    for name in [name for name in state_dict if "_orig_mod." in name]:
-        state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
-    if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
-        raise InputError(
-            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
-            "makes it a folder, which --model local-dir:FOLDER opens"
-        )

@@ -42,11 +42,9 @@ def _horovod():
 def fix_buckets() -> None:
     """Makes torch's DistributedDataParallel keep its initial buckets."""
     ddp = torch.nn.parallel.DistributedDataParallel
-    if not hasattr(ddp, "has_fixed_buckets"):
-        torch.nn.parallel.DistributedDataParallel = _with_fixed_buckets(ddp)
+    if hasattr(ddp, "has_fixed_buckets"):
+        return
 
-
-def _with_fixed_buckets(ddp: type) -> type:
     class DistributedDataParallel(ddp):
         has_fixed_buckets = True
 
@@ -60,4 +58,4 @@ def _with_fixed_buckets(ddp: type) -> type:
             parameters, are_sparse = super()._build_params_for_reducer()
             return parameters[::-1], are_sparse[::-1]  # last gradients first: sums overlap with the backward
 
-    return DistributedDataParallel
+    torch.nn.parallel.DistributedDataParallel = DistributedDataParallel

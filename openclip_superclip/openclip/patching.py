@@ -108,21 +108,18 @@ class Patch:
     def _change(self, path: str, content: bytes, reverse: bool) -> bytes:
         lines = content.decode().split("\n")
         for _, changes in itertools.groupby(self.diffs[path].changes, key=lambda change: change.hunk):
-            _exchange(lines, list(changes), reverse)
+            changes = list(changes)
+            old = [change.line for change in changes if change.old is not None]
+            new = [change.line for change in changes if change.new is not None]
+            if reverse:
+                old, new = new, old
+            # At any position in the file, as line numbers differ between releases.
+            places = [start for start in range(len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
+            assert len(places) == 1 or not old
+            lines[places[0] : places[0] + len(old)] = new
         changed = "\n".join(lines).encode()
         assert blob_id(changed) == (self.before if reverse else self.after)[path]
         return changed
-
-
-def _exchange(lines: list[str], changes: list, reverse: bool) -> None:
-    """Replaces one side of a hunk by the other at any position in the file, as line numbers differ between releases."""
-    old = [change.line for change in changes if change.old is not None]
-    new = [change.line for change in changes if change.new is not None]
-    if reverse:
-        old, new = new, old
-    places = [start for start in range(len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
-    assert len(places) == 1 or not old
-    lines[places[0] : places[0] + len(old)] = new
 
 
 class Status:

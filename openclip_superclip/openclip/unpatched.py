@@ -95,7 +95,10 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
 
 
 def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss."""
+    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss.
+
+    Raises InputError if OpenCLIP lacks a name to replace.
+    """
     student = iter([args])  # the first model; a second one is the teacher of a distillation
 
     def with_model_kwargs(create):
@@ -109,7 +112,16 @@ def install(args: argparse.Namespace) -> None:
 
     from .data import with_plugins_data
 
-    _check_names()
+    missing = []
+    for path in replaced_names():
+        module, _, name = path.rpartition(".")
+        if not hasattr(importlib.import_module(module), name):
+            missing.append(path)
+    if missing:
+        raise InputError(
+            f"open_clip_torch {find_installation().version} has no {', '.join(missing)}, which superclip train "
+            f"replaces: install a tested version, {INSTALL}"
+        )
     _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
@@ -151,20 +163,6 @@ def _with_cpu_ranks(ddp: type) -> type:
             super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
 
     return DistributedDataParallel
-
-
-def _check_names() -> None:
-    """Raises InputError, with all missing names, if OpenCLIP lacks a name to replace."""
-    missing = []
-    for path in replaced_names():
-        module, _, name = path.rpartition(".")
-        if not hasattr(importlib.import_module(module), name):
-            missing.append(path)
-    if missing:
-        raise InputError(
-            f"open_clip_torch {find_installation().version} has no {', '.join(missing)}, which superclip train "
-            f"replaces: install a tested version, {INSTALL}"
-        )
 
 
 def _replace(path: str, make) -> None:

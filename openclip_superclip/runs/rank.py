@@ -95,17 +95,13 @@ def measured(start: Start, rank: int) -> int:
     with replaced(torch, save=timed_save):
         code = train(start.arguments)
     if not code:
-        write_json(start.logs / f"rank_{rank}.measures.json", {"memory": _memory(), "checkpoints": saved})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = {"of": "process", "name": None, "peak": peak, "total": None}  # without data-loading workers
+        if torch.cuda.is_initialized():
+            card, peak = torch.cuda.get_device_properties(torch.cuda.current_device()), torch.cuda.max_memory_reserved()
+            memory = {"of": "GPU", "name": card.name, "peak": peak, "total": card.total_memory}
+        write_json(start.logs / f"rank_{rank}.measures.json", {"memory": memory, "checkpoints": saved})
     return code
-
-
-def _memory() -> dict:
-    """Returns the peak memory of the rank without its data-loading workers and, for a GPU, the total."""
-    if torch.cuda.is_initialized():
-        card = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return {"of": "GPU", "name": card.name, "peak": torch.cuda.max_memory_reserved(), "total": card.total_memory}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"of": "process", "name": None, "peak": peak, "total": None}
 
 
 class NonFiniteLoss(Exception):

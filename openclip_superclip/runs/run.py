@@ -206,7 +206,16 @@ class Run:
         from ..data.inspection import check_data
 
         if self.is_table:
-            checked = self._check_table(full)
+            from ..data.tables import MAX_DECODED, check_table, read_table
+
+            bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
+            most = 0 if full else MAX_DECODED  # all images are decoded below
+            warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", most)
+            if full:
+                table = read_table(self.data, columns, config, "--data", None)
+                bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
+            rows = self.recipe.data_samples
+            checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": warnings}
         else:
             key = self.recipe.caption_config.long_caption_key
             checked = check_data(self.data, self._split(), self.recipe.data_samples, full, long_caption=key)
@@ -218,17 +227,6 @@ class Run:
 
         machines = len(expand(self.data)), self.world_size, self.workers
         return Split(*machines, self.slices_per_pass, self.slice_samples, self.batch_size)
-
-    def _check_table(self, full: bool) -> dict:
-        from ..data.tables import MAX_DECODED, check_table, read_table
-
-        bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
-        max_decoded = 0 if full else MAX_DECODED  # all images are decoded below
-        warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", max_decoded)
-        if full:
-            table = read_table(self.data, columns, config, "--data", None)
-            bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
-        return {"rows": self.recipe.data_samples, "full": full, "bad": bad, "good": None, "warnings": warnings}
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
