@@ -9,8 +9,8 @@ from pathlib import Path
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
-from ..runs.recipe import COLUMN_FLAGS
 from ..runs.folder import RunFolder
+from ..runs.recipe import COLUMN_FLAGS
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 
