@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from ..data.shards import contract
+from ..data.shards import contract, numbered_members
 from ..files import whole_file, whole_output, write_json
-from .pairs import AuditedData, numbered_members
+from .pairs import AuditedData
 
 ROWS_AT_ONCE = 10_000
 
@@ -60,7 +60,7 @@ def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]])
                 tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as target,
                 contextlib.suppress(EOFError, tarfile.TarError),  # damage after the last kept sample
             ):
-                for number, _, member in numbered_members(source):
+                for number, _, _, member in numbered_members(source):
                     if number > max(numbers):
                         break
                     if number in numbers:

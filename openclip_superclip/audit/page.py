@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import load_image
-from ..data.shards import BROKEN, IMAGES
+from ..data.shards import BROKEN, IMAGES, numbered_members
 from ..files import write_text
 from ..pages import data_url, html_template
-from .pairs import AuditedData, numbered_members
+from .pairs import AuditedData
 from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
 
@@ -92,7 +92,7 @@ def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
             by_shard[shard].add(number)
     for shard, numbers in by_shard.items():
         with contextlib.suppress(*BROKEN), tarfile.open(data.files[shard]) as tar:
-            for number, extension, member in numbered_members(tar):
+            for number, _, extension, member in numbered_members(tar):
                 if number > max(numbers):
                     break
                 if number in numbers and extension in IMAGES:

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext
 
 from ..data.conversion import Keys, pairs_of_table
 from ..data.images import open_image, unreadable
@@ -115,17 +113,3 @@ def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:
             yield AuditedPair((index, number), shard, sample["__key__"], caption, image, _problem(image, caption))
     except BROKEN as error:
         yield AuditedPair((index, number + 1), shard, "", "", b"", why_broken(error))
-
-
-def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, tarfile.TarInfo]]:
-    """Yields sample number, extension and header of each file in a shard, grouped into samples as in OpenCLIP."""
-    number, key, extensions = -1, None, set()
-    for member in tar:
-        tar.members.clear()  # otherwise tarfile keeps every header in memory
-        prefix, extension = base_plus_ext(member.name)
-        if not member.isfile() or prefix is None:
-            continue
-        if prefix != key or extension.lower() in extensions:
-            number, key, extensions = number + 1, prefix, set()
-        extensions.add(extension.lower())
-        yield number, extension.lower(), member

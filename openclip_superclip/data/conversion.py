@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,13 +230,13 @@ def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], trai
     captions = {
         image: {"txt": "\n".join(" ".join(pair.caption.split()) for pair in of)} for image, of in by_image.items()
     }
-    _write_data_set(out / "evaluation" / "retrieval", captions, {"dataset_type.txt": "retrieval"})
+    retrieval, classes = out / "evaluation" / "retrieval", out / "evaluation" / "labels"
+    write_data_set(retrieval, _samples(captions), {"dataset_type.txt": "retrieval"})
     if not labels:
         return ["retrieval"]
-    classes = out / "evaluation" / "labels"
     labelled = {image: {"cls": labels[of[0].label]} for image, of in by_image.items() if of[0].label}
     names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
-    _write_data_set(classes, labelled, names)
+    write_data_set(classes, _samples(labelled), names)
     if train:
         (classes / "train").mkdir()
         for number, name in enumerate(train):
@@ -245,10 +245,17 @@ def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], trai
     return ["retrieval", "labels"]
 
 
-def _write_data_set(folder: Path, members: dict[str, dict], texts: dict[str, str]) -> None:
-    (folder / "test").mkdir(parents=True)
-    for name, text in (texts | {"test/nshards.txt": "1"}).items():
+def _samples(members: dict[str, dict]) -> Iterator[dict]:
+    """Yields the samples of images, given their other members."""
+    for number, (image, words) in enumerate(members.items()):
+        yield {"__key__": f"{number:09}", **stored_image(Path(image).read_bytes()), **words}
+
+
+def write_data_set(folder: Path, samples: Iterable[dict], texts: dict[str, str], split: str = "test") -> None:
+    """Writes a split of one shard in CLIP_benchmark's layout, and text files by their names."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for name, text in (texts | {f"{split}/nshards.txt": "1"}).items():
         write_text(folder / name, f"{text}\n")
-    with whole_file(folder / "test" / "0.tar") as file, TarWriter(file, mtime=0) as tar:
-        for number, (image, words) in enumerate(members.items()):
-            tar.write({"__key__": f"{number:09}", **stored_image(Path(image).read_bytes()), **words})
+    with whole_file(folder / split / "0.tar") as file, TarWriter(file, mtime=0) as tar:
+        for sample in samples:
+            tar.write(sample)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,15 +73,6 @@ def read_frequencies(path: str | Path) -> Frequencies:
     return found
 
 
-class ShardCounts(NamedTuple):
-    """The counts of one shard, sparse so that little is sent to the parent process."""
-
-    tokens: Tensor  # int64 [K], the token ids that occur
-    document_frequency: Tensor  # int64 [K]
-    num_captions: int
-    problem: str  # why the shard could not be read to its end, or ""
-
-
 class CaptionCounter:
     """Counts the class loss's captions in shards, or in a table, which counts as one shard.
 
@@ -101,8 +91,12 @@ class CaptionCounter:
             epoch=SimpleNamespace(get_value=lambda: 0),
         )  # fmt: skip
 
-    def count_shard(self, shard: str) -> ShardCounts:
-        """Returns the counts of a shard, up to where it is broken."""
+    def count_shard(self, shard: str) -> tuple[Tensor, Tensor, int, str]:
+        """Returns the counts of a shard, up to where it is broken, sparse so that little is sent to the parent process.
+
+        They are the token ids that occur, int64 [K], their document frequency, int64 [K], the number of captions, and
+        why the shard could not be read to its end, or "".
+        """
         statistics = TokenStatistics(self.vocab_size, special_token_ids(self.tokenizer))
         problems = []
 
@@ -121,7 +115,7 @@ class CaptionCounter:
             statistics.update(self.tokenizer(batch))
         counts = statistics.document_frequency
         tokens = counts.nonzero().flatten()
-        return ShardCounts(tokens, counts[tokens], int(statistics.num_captions), *(problems or [""]))
+        return tokens, counts[tokens], int(statistics.num_captions), *(problems or [""])
 
     def count(self, shards: list[str], workers: int) -> tuple[Frequencies, list[str]]:
         """Returns the counts of all shards, and the shards that could not be read to their end."""
@@ -133,12 +127,12 @@ class CaptionCounter:
             work_on(self.count_shard, shards, workers, "--workers") if workers > 1 else map(self.count_shard, shards)
         )
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
-            for shard, counts in zip(shards, counted, strict=True):
-                document_frequency[counts.tokens] += counts.document_frequency
-                num_captions += counts.num_captions
-                if counts.problem:
+            for shard, (tokens, counts, num_counted, problem) in zip(shards, counted, strict=True):
+                document_frequency[tokens] += counts
+                num_captions += num_counted
+                if problem:
                     broken.append(shard)
-                    logging.warning(f"{shard}: {counts.problem}")
+                    logging.warning(f"{shard}: {problem}")
                 progress.update()
                 progress.set_postfix_str(f"{num_captions:,} captions")
         num_samples, num_missing = self.reader.counts.so_far()

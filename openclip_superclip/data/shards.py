@@ -101,18 +101,13 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
         from webdataset import gopen
 
         stream = gopen(shard)
-    sample: dict = {}
+    sample, last = {}, -1
     with tarfile.open(fileobj=stream, mode="r|*") if stream else tarfile.open(shard) as tar:
-        for member in tar:
-            tar.members.clear()  # otherwise tarfile keeps every header in memory
-            name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
-            if not member.isfile() or name is None:
-                continue
-            key, extension = name[1], name[2].lower()
-            if key != sample.get("__key__") or extension in sample:
+        for number, key, extension, member in numbered_members(tar):
+            if number != last:
                 if sample:
                     yield sample
-                sample = {"__key__": key, "__url__": shard}
+                sample, last = {"__key__": key, "__url__": shard}, number
             sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
         if not is_remote(shard):
             tar.fileobj.seek(tar.offset)
@@ -120,6 +115,21 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
                 raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
     if sample:
         yield sample
+
+
+def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarfile.TarInfo]]:
+    """Yields the number and key of the sample, as OpenCLIP groups them, and extension and header of each file."""
+    number, key, extensions = -1, None, set()
+    for member in tar:
+        tar.members.clear()  # otherwise tarfile keeps every header in memory
+        name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
+        if not member.isfile() or name is None:
+            continue
+        extension = name[2].lower()
+        if name[1] != key or extension in extensions:
+            number, key, extensions = number + 1, name[1], set()
+        extensions.add(extension)
+        yield number, key, extension, member
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")

@@ -3,14 +3,14 @@
 import gzip
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
-from webdataset import TarWriter
 
-from ..files import whole_file, write_bytes, write_text
+from ..data.conversion import write_data_set
+from ..files import write_bytes, write_text
 from . import natural
 from .scenes import (
     DESIGNERS,
@@ -143,25 +143,15 @@ def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes
     facts = f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
     if record.is_file() and record.read_text() == facts:
         return {"demo_objects": objects, "demo_scenes": groups}
-    for path, text in {
-        objects / "classnames.txt": "\n".join(NAMES),
-        objects / "zeroshot_classification_templates.txt": "{c}",  # captions are plain names
-        groups / "dataset_type.txt": "retrieval",
-    }.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, f"{text}\n")
-    _write_split(objects / "test", scenes(num_scenes, split="test", num_objects=(1,)), with_captions=False)
-    _write_split(objects / "train", scenes(num_probe_scenes, num_objects=(1,)), with_captions=False)
-    _write_split(groups / "test", different_scenes(num_scenes, 0, "test"), with_captions=True)
-    write_text(record, facts)
-    return {"demo_objects": objects, "demo_scenes": groups}
 
-
-def _write_split(folder: Path, shown: Iterable[Scene], with_captions: bool) -> None:
-    """Writes one shard of images with captions, or with the index of the single object's name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
+    def samples(shown: Iterable[Scene], with_captions: bool = False) -> Iterator[dict]:
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):
             label = {"txt": scene.captions["long"]} if with_captions else {"cls": NAMES.index(scene.objects[0])}
-            tar.write({"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label})
-    write_text(folder / "nshards.txt", "1\n")
+            yield {"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label}
+
+    names = {"classnames.txt": "\n".join(NAMES), "zeroshot_classification_templates.txt": "{c}"}  # plain names
+    write_data_set(objects, samples(scenes(num_scenes, split="test", num_objects=(1,))), names)
+    write_data_set(objects, samples(scenes(num_probe_scenes, num_objects=(1,))), {}, "train")
+    write_data_set(groups, samples(different_scenes(num_scenes, 0, "test"), True), {"dataset_type.txt": "retrieval"})
+    write_text(record, facts)
+    return {"demo_objects": objects, "demo_scenes": groups}
