@@ -22,19 +22,11 @@ class Rule:
     broken: Callable[[Any], Any]
 
 
-class _Fields:
-    def __init__(self, facts, found):
-        self.facts, self.found = facts, found
-
-    def __getitem__(self, name):
-        return self.found if name == "found" else getattr(self.facts, name)
-
-
 def check(rules: Iterable[Rule], facts: Any) -> None:
     """Raises InputError with the message of the first rule that `facts`, an object such as a dataclass, breaks."""
     for rule in rules:
         if found := rule.broken(facts):
-            raise InputError(rule.message.format_map(_Fields(facts, found)))
+            raise InputError(rule.message.format(**vars(facts) | {"found": found}))
 
 
 def at_least(options: argparse.Namespace, **least: float) -> None:

@@ -17,9 +17,8 @@ def main(argv: list[str]) -> int:
     require("superclip evaluate", "eval", "clip_benchmark", "requests")
     import torch
 
-    from ..evaluation.datasets import select_datasets
+    from ..evaluation.datasets import Settings, select_datasets
     from ..evaluation.evaluate import evaluate_all, result_folders
-    from ..evaluation.features import Settings
     from ..evaluation.models import checkpoints_of, find_model
 
     device = torch.device(check_device(options.device)).type

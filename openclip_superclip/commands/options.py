@@ -49,6 +49,19 @@ def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
         parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
 
 
+def planned_run(
+    options: argparse.Namespace, nodes: int, gpus_per_node: int, device: str, settings: Settings = DEFAULTS
+) -> Run:
+    """Returns the run of the options that `add_recipe_options` adds, on given machines."""
+    from ..runs.plan import make_run, read_with_table
+
+    set_ = all_settings(options)
+    return make_run(
+        read_with_table(options.recipe, set_, options.data), nodes, gpus_per_node, options.data, options.gpu_batch_max,
+        options.workers, device, settings, set_,
+    )  # fmt: skip
+
+
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds options that override the data and the fields of a recipe."""
     parser.add_argument(
@@ -103,20 +116,17 @@ def opened_run(
     options: argparse.Namespace, parser: argparse.ArgumentParser, placement: Placement
 ) -> tuple[Run, RunFolder]:
     """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
-    from ..runs.plan import make_run, on_machines, read_with_table
+    from ..runs.plan import on_machines
 
     folder = Path(options.recipe)
     if not (folder / DESCRIPTION).is_file():
         device = options.device if placement.job is None else options.device or "cuda"  # a job's GPU may have failed
-        device, set_ = device_here(device), all_settings(options)
-        recipe = read_with_table(options.recipe, set_, options.data)
-        run = make_run(
-            recipe, placement.num_nodes, options.nproc or placement.num_processes(device), options.data,
-            options.gpu_batch_max, options.workers, device, run_settings(options), set_,
-        )  # fmt: skip
+        device = device_here(device)
+        num_processes = options.nproc or placement.num_processes(device)
+        run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
         if placement.job is None:
             print_device(options, device)
-        return run, RunFolder(options.out or Path("runs") / recipe.name)
+        return run, RunFolder(options.out or Path("runs") / run.recipe.name)
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):
             flag = flag_of(name)

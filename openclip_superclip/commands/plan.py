@@ -12,7 +12,7 @@ from ..pages import bytes_text
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS
 from ..runs.run import Run
-from .options import add_recipe_options, all_settings
+from .options import add_recipe_options, planned_run
 
 MAX_BAD = 10  # bad shards or images to print
 
@@ -20,13 +20,7 @@ MAX_BAD = 10  # bad shards or images to print
 def main(argv: list[str]) -> int:
     """Prints the plan and returns the exit code, 1 if --check finds a bad shard or image."""
     options = _parse(argv)
-    from ..runs.plan import make_run, read_with_table
-
-    recipe = read_with_table(options.recipe, all_settings(options), options.data)
-    run = make_run(
-        recipe, options.nodes, options.gpus_per_node, options.data, options.gpu_batch_max, options.workers,
-        options.device,
-    )  # fmt: skip
+    run = planned_run(options, options.nodes, options.gpus_per_node, options.device)
     reads_data = options.data is not None or options.check
     warnings = run.check_shards()
     if not reads_data:

@@ -6,20 +6,16 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .options import add_run_options, add_slurm_options, all_settings, given_run_settings, run_settings, slurm_request
+from .options import add_run_options, add_slurm_options, given_run_settings, planned_run, run_settings, slurm_request
 
 
 def main(argv: list[str]) -> int:
     """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
     options = _parse(argv)
     from ..runs.folder import RunFolder
-    from ..runs.plan import make_run, read_with_table
 
-    request, set_ = slurm_request(options), all_settings(options)
-    run = make_run(
-        read_with_table(options.recipe, set_, options.data), request.nodes, request.gpus_per_node, options.data,
-        options.gpu_batch_max, options.workers, request.device, run_settings(options), set_,
-    )  # fmt: skip
+    request = slurm_request(options)
+    run = planned_run(options, request.nodes, request.gpus_per_node, request.device, run_settings(options))
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
     folder.check_submission(run)
     command = "rehearse" if options.rehearse else "run"

@@ -144,15 +144,9 @@ def draw_image(
     return image, layers
 
 
-def scenes(
-    num: int,
-    seed: int = 0,
-    split: str = "train",
-    num_objects: Sequence[int] = range(1, 5),
-    designers: Sequence[str] = DESIGNERS,
-) -> Iterator[Scene]:
-    """Iterates over the first `num` scenes of a split."""
-    return (make_scene(seed, index, split, num_objects, designers) for index in range(num))
+def scenes(num: int, seed: int = 0, split: str = "train", **options) -> Iterator[Scene]:
+    """Iterates over the first `num` scenes of a split; the options are those of `make_scene`."""
+    return (make_scene(seed, index, split, **options) for index in range(num))
 
 
 def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:

@@ -1,4 +1,4 @@
-"""The data sets of the suites, found in the user's folder."""
+"""The data sets of the suites, found in the user's folder, and the image features of their splits."""
 
 import functools
 import hashlib
@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from clip_benchmark.datasets import builder, imagenetv2
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.collate import default_convert
 from torchvision.datasets import VOCSegmentation
+from tqdm import tqdm
 from webdataset import WebDataset
 from webdataset.filters import default_collation_fn
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
@@ -275,3 +276,69 @@ def _pairs(images: Path, labels: Path) -> tuple[list[str], list[str]]:
     if not found:
         raise InputError(f"{images} contains no image; expected .jpg or .png, and its label in {labels}")
     return [*map(str, found)], [*map(str, wanted)]
+
+
+SEED = 0  # CLIP_benchmark's default
+RECALL_K = [1, 5]
+
+
+class Settings(NamedTuple):
+    """How to evaluate; the defaults of the command line are CLIP_benchmark's."""
+
+    device: str  # cpu or cuda
+    precision: str  # amp or fp32
+    batch_size: int
+    workers: int
+    probe_lr: float
+    probe_epochs: int
+    dense_lr: float
+    dense_epochs: int
+
+    def of_task(self, task: str) -> dict:
+        """Returns the settings on which the metrics of a task depend."""
+        probe = {"batch_size": self.batch_size, "lr": self.probe_lr, "epochs": self.probe_epochs, "seed": SEED}
+        more = {
+            "zeroshot_retrieval": {"recall_k": RECALL_K},
+            "linear_probe": probe,
+            **{kind: {"lr": self.dense_lr, "epochs": self.dense_epochs} for kind in DENSE},
+        }
+        return {"precision": self.precision, **more.get(task, {})}
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context in which CLIP_benchmark calls a model."""
+        return torch.autocast(self.device, enabled=self.precision == "amp")
+
+
+class Features(NamedTuple):
+    """The features of a split's images, before any normalisation, in the data set's order.
+
+    Attributes:
+        images: [N, D], or patch tokens [N, D, h, w].
+        targets: labels [N] or [N, classes], or the captions of each image.
+    """
+
+    images: Tensor
+    targets: Tensor | list[list[str]]
+
+
+def encode(model: nn.Module, data: Data, dataset: Dataset, settings: Settings) -> Features:
+    """Returns the features of all images of a split; InputError if it is empty or if they are non-finite."""
+    # Several workers would change the order of an iterable data set.
+    workers = min(settings.workers, 1) if isinstance(dataset, IterableDataset) else settings.workers
+    loader = DataLoader(dataset, batch_size=settings.batch_size, num_workers=workers, collate_fn=data.collate)
+    parts, targets = [], []
+    for images, some in tqdm(loader, desc=data.name, unit=" batches", leave=False, disable=None):
+        with torch.no_grad(), settings.autocast():
+            features = model.encode_image(images.to(settings.device))
+        parts.append(finite(features, "images").cpu())
+        targets += [some] if isinstance(some, Tensor) else [list(captions) for captions in some]
+    if not parts:
+        raise InputError("it contains no image")
+    return Features(torch.cat(parts), torch.cat(targets) if isinstance(targets[0], Tensor) else targets)
+
+
+def finite(features: Tensor, of: str) -> Tensor:
+    """Returns the features; InputError if they are non-finite."""
+    if not torch.isfinite(features).all():
+        raise InputError(f"the model's features of {of} are not finite numbers (NaN or infinite)")
+    return features

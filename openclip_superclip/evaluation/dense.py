@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..method.patch_tokens import patch_map, patch_tokens
-from .datasets import NO_CLASS, DenseSet
-from .features import SEED, Settings
+from .datasets import NO_CLASS, SEED, DenseSet, Settings
 from .outcomes import IOU, RMSE, Outcome, estimate
 
 BATCH_SIZE = 16

@@ -16,9 +16,8 @@ from support.models import SPECIAL_TOKENS
 from webdataset import TarWriter
 
 import openclip_superclip as superclip
-from openclip_superclip.audit import keep
-from openclip_superclip.audit.audit import _lock
-from openclip_superclip.audit.keep import select, write_kept
+from openclip_superclip.audit import audit as audit_module
+from openclip_superclip.audit.audit import _lock, select, write_kept
 from openclip_superclip.audit.page import _segments
 from openclip_superclip.audit.pairs import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
@@ -200,7 +199,7 @@ def test_a_table_is_read_in_order_with_its_problems(pairs):
 
 
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(keep, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(audit_module, "ROWS_AT_ONCE", 4)
     kept = np.array([False, True, False, True, False, True])
     assert write_kept(tmp_path, open_data(str(pairs), COLUMNS), kept, []) == f"{tmp_path}/kept.csv"
     image, cut = tmp_path / "0.png", tmp_path / "cut.png"

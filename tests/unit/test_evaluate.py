@@ -25,10 +25,9 @@ from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
-from openclip_superclip.evaluation.datasets import find_data
-from openclip_superclip.evaluation.features import Features, Settings
+from openclip_superclip.evaluation.datasets import Features, Settings, find_data
 from openclip_superclip.evaluation.outcomes import read_outcomes
-from openclip_superclip.evaluation.suites import SUITES, THE_38, VTAB_PLUS, averages
+from openclip_superclip.evaluation.suites import SUITES, THE_38, VTAB_PLUS, averaged
 from openclip_superclip.evaluation.tasks import fit_probe
 
 NUM_SCENES = 60
@@ -217,9 +216,12 @@ def test_the_38_are_clip_benchmarks_vtab_plus_and_two_more():
 def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():
     probe = {"dataset": "mnist", "task": "linear_probe", "metrics": {"lp_acc1": 0.9}}
     some = [*results(["mnist", "cars", "fer2013"]), probe]
-    assert averages([results(THE_38), some])["average of 3 of the 38"] == [0.5, 0.5]
-    assert averages([results(THE_38)])["average of 38"] == [pytest.approx(0.5)]
-    assert averages([results(["mnist"]), results(["cars"])]) == {}
+    first, second = averaged([results(THE_38), some])["average of 3 of the 38"]
+    assert {record["dataset"] for record, _ in first} == {"mnist", "cars", "fer2013"}
+    assert {record["dataset"] for record, _ in second} == {"mnist", "cars", "fer2013"}
+    (parts,) = averaged([results(THE_38)])["average of 38"]
+    assert [record["metrics"][measure] for record, measure in parts] == [0.5] * 38
+    assert averaged([results(["mnist"]), results(["cars"])]) == {}
 
 
 # Results are reused
