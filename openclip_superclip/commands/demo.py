@@ -11,9 +11,9 @@ from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
 from ..studies.figures import draw_demo
-from ..studies.measures import open_trained
 from ..studies.results import StudyResults
 from ..studies.study import study_call
+from ..studies.study_run import open_trained
 from ..studies.training import run_study
 
 BATCH_SIZE = 32  # of the demo's recipe

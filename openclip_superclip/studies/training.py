@@ -18,10 +18,9 @@ from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
 from ..runs.recipe import read_recipe
 from ..runs.slurm import find_placement
-from .measures import DENSE_SCENES, PACKAGES, measured
 from .results import StudyResults, check_measures
 from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes
-from .study_run import StudyRun, run_name
+from .study_run import DENSE_SCENES, PACKAGES, StudyRun, measured, run_name
 
 
 class StudyTraining:

@@ -20,7 +20,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.runs.folder import lock
 from openclip_superclip.runs.run import DESCRIPTION, Run
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.studies.measures import open_trained
+from openclip_superclip.studies.study_run import open_trained
 
 
 def arguments(folder, *more) -> list[str]:

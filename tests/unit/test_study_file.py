@@ -16,11 +16,10 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
-from openclip_superclip.studies.measures import measured
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.statistics import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
-from openclip_superclip.studies.study_run import StudyRun, run_name
+from openclip_superclip.studies.study_run import StudyRun, measured, run_name
 from openclip_superclip.studies.training import StudyTraining
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
@@ -246,11 +245,11 @@ def measure(folder) -> dict:
 
 @pytest.mark.parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.studies.measures._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.studies.study_run._measure", lambda *_: {"zero_shot": 41.5})
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
-    monkeypatch.setattr("openclip_superclip.studies.measures._measure", None)
+    monkeypatch.setattr("openclip_superclip.studies.study_run._measure", None)
     assert measure(trained) == first
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
