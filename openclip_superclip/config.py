@@ -203,10 +203,7 @@ def is_idf_file(idf: str) -> bool:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a group with --superclip and its options, and an example below the help.
-
-    A flag that is not given leaves no attribute behind.
-    """
+    """Adds a group with --superclip and its options, and an example; a flag that is not given sets no attribute."""
     parser.epilog = "example: superclip train --model RN50 --train-data pairs.csv --superclip"
     group = parser.add_argument_group("SuperCLIP", "a class loss on the mean patch token, beside the contrastive loss")
     group.add_argument(

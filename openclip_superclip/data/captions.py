@@ -143,10 +143,7 @@ class CaptionTokens:
         return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
-        """Raises InputError if a pass over a worker's shards kept too few samples for a batch.
-
-        OpenCLIP would read the same shards in an endless loop.
-        """
+        """Raises InputError if a pass over a worker's shards kept less than one batch: OpenCLIP would loop forever."""
         if num_kept >= self.batch_size:
             return
         if self.config.missing_long == "skip":
@@ -175,10 +172,7 @@ class CaptionTokens:
         return stock, "" if is_empty(short) else stock.strip(), long
 
     def _draw(self, name: str) -> float:
-        """Returns a number in [0, 1) that is the same in a resumed run.
-
-        Several workers may read the same sample in WebDataset: each worker draws its own number.
-        """
+        """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the sample."""
         worker = get_worker_info()
         place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
         text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
