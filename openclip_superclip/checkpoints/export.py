@@ -90,10 +90,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
 
 
 def write_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes configuration, weights and tokenizer to `folder`, for OpenCLIP's local-dir:.
-
-    `model` is `architecture.build()`, which provides the preprocessing.
-    """
+    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`."""
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}

@@ -45,10 +45,7 @@ TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
 def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes a folder for `from_pretrained` of CLIPModel, CLIPVisionModel and CLIPProcessor.
-
-    Raises InputError for an architecture that CLIPModel does not support.
-    """
+    """Writes a folder for CLIPModel and CLIPProcessor; InputError for an architecture that they do not support."""
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])

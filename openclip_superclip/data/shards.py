@@ -92,10 +92,7 @@ def caption_member(long_caption: str) -> str:
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
-    """Yields all samples as OpenCLIP groups them, as bytes by extension; b"" if not in `wanted`.
-
-    Raises one of BROKEN if the shard cannot be read to its end.
-    """
+    """Yields all samples as OpenCLIP groups them, by extension (b"" if not `wanted`); may raise one of BROKEN."""
     stream = None
     if is_remote(shard):
         from webdataset import gopen

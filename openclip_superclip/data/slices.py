@@ -27,10 +27,7 @@ TOLERANCE = 0.02  # fraction of a slice's samples that may be read twice or skip
 
 
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
-    """Returns the indices of the shards that `epoch` reads, in the order in which they are split among ranks.
-
-    A pass sorts all shards by a hash, equally on all machines.
-    """
+    """Returns the shards that `epoch` reads, in the order in which they are split: a pass sorts them by a hash."""
     texts = (f"{seed}\0{epoch // slices}\0{shard}" for shard in range(num_shards))
     order = sorted((blake2b(text.encode()).digest(), shard) for shard, text in enumerate(texts))
     return [shard for _, shard in order[epoch % slices :: slices]]
@@ -86,10 +83,7 @@ def reads(
     world_size: int = 1,
     workers: int = 1,
 ) -> Reads:
-    """Returns what `epoch` reads, given the sizes of the shards; `num_samples` is --train-num-samples.
-
-    Raises InputError if a worker's shards have less than one batch.
-    """
+    """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have less than one batch."""
     workers = max(1, workers)
     batches = math.ceil(math.ceil(num_samples / (batch_size * world_size)) / workers)
     shards = slice_of(len(shard_sizes), slices, seed, epoch)

@@ -112,10 +112,7 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
 
 
 def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
-    """Writes the model and the shards below `folder`, and returns the values of --model and --train-data.
-
-    The data set `natural` is written for each of the seeds.
-    """
+    """Writes a model and shards, of `natural` for each seed, and returns the values of --model and --train-data."""
     num_samples = NUM_SHARDS * SHARD_SIZE
     if "{seed}" in data.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)

@@ -75,10 +75,7 @@ def table(models: list[list[dict]]) -> str:
 
 
 def differences(models: list[list[dict]]) -> str:
-    """Returns a table in Markdown of each model's difference to the first one, in points, with the paired interval.
-
-    Returns "" if there is nothing to compare.
-    """
+    """Returns a table in Markdown of the paired differences to the first model, in points; "" if there are none."""
     rows = {label: [_ahead(first, other) for other in others] for label, (first, *others) in _rows(models).items()}
     rows = {label: cells for label, cells in rows.items() if set(cells) - {"–"}}
     first, *others = _names(models)

@@ -212,10 +212,7 @@ class SuperCoCa(_WithClassHead, CoCa):
 
 
 def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
-    """Returns the word statistics of a model, wrapped or not, since the last call; None if there are none.
-
-    Collective, like `WordKnowledge.take`.
-    """
+    """Returns a model's word statistics since the last call, over all ranks (collective); None if there are none."""
     with_head = next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
     if with_head is None or with_head.word_knowledge is None:
         return None

@@ -195,10 +195,7 @@ def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
 
 
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
-    """Writes `contents` in this order, and returns what was done to each changed file.
-
-    Raises InputError before any change if a file cannot be written.
-    """
+    """Writes `contents` in order, and returns what was done to each changed file; InputError if one is not writable."""
     held = {path: openclip.read(path) for path in contents}
     changed = {path: content for path, content in contents.items() if content != held[path]}
     parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}

@@ -91,10 +91,7 @@ def remove_unstarted_run() -> None:
 
 
 def check_command(argv: list[str]) -> argparse.Namespace:
-    """Returns the parsed arguments of `superclip train`; InputError if OpenCLIP or a plugin rejects them.
-
-    Models and data are not checked.
-    """
+    """Returns the parsed arguments of `superclip train`, models and data unchecked; InputError if they are refused."""
     try:
         return unpatched.parse_args(argv, only_options=True)
     except SystemExit as error:

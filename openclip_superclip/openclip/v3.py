@@ -45,10 +45,7 @@ def _too_few(number: int, batch_size: int) -> str:
 
 
 class WebDataset:
-    """The webdataset package with the plugins' shuffle of samples and their tokens for text.
-
-    Samples are tokenized when their members are renamed.
-    """
+    """The webdataset package with the plugins' order of samples, and their tokens as the text, made on renaming."""
 
     def __init__(self, args, order, caption_tokens):
         self.order, self.caption_tokens = order, caption_tokens

@@ -34,10 +34,7 @@ class Refused(Exception):
 
 
 def main(file: str) -> int:
-    """Trains as described in the file of a Start, and returns the exit code.
-
-    An exception is written into a file before it appears in the output.
-    """
+    """Trains as the file of a Start describes, and returns the exit code; an exception is first written to a file."""
     end_with_parent()
     faulthandler.enable()
     faulthandler.register(DUMP_STACKS)

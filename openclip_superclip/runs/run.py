@@ -186,10 +186,7 @@ class Run:
         return arguments
 
     def check_shards(self) -> list[str]:
-        """Returns warnings about the pattern of shards, without reading any file.
-
-        Raises InputError if a worker would have no shard of a slice, or less than one batch.
-        """
+        """Returns warnings about the pattern of shards, reading none; InputError for too few shards or samples."""
         from ..data.slices import equal_sizes
 
         if self.is_table:

@@ -119,10 +119,7 @@ class WordCourse(NamedTuple):
 
 
 def word_course(name: str, files: CourseFiles) -> WordCourse:
-    """Returns how a run learned its words, ignoring punctuation.
-
-    Reads the files twice, one at a time, because the bands depend on all epochs.
-    """
+    """Returns how a run learned its words, ignoring punctuation; reads each file twice, as bands need all epochs."""
     is_word = torch.tensor([any(map(str.isalnum, text)) for text in files.texts])
 
     def read(epoch: int) -> EpochWords:
