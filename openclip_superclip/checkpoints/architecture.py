@@ -103,21 +103,18 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
             f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
             "hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    preprocess_cfg = _preprocess_cfg(model, tag)
-    check_configuration(model_cfg, preprocess_cfg, model, flag)
-    return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
-
-
-def _preprocess_cfg(model: str, tag: str) -> dict:
     schema, place = parse_model_name(model)
     if schema is None:
         released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
         names = open_clip.transform.PreprocessCfg.__dataclass_fields__
-        return {name: value for name, value in released.items() if name in names}
-    file = Path(place, HF_CONFIG_NAME)
-    if schema == "hf-hub":
-        file = Path(open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME))
-    return read_json(file, default={}).get("preprocess_cfg", {})
+        preprocess_cfg = {name: value for name, value in released.items() if name in names}
+    else:
+        file = Path(place, HF_CONFIG_NAME)
+        if schema == "hf-hub":
+            file = Path(open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME))
+        preprocess_cfg = read_json(file, default={}).get("preprocess_cfg", {})
+    check_configuration(model_cfg, preprocess_cfg, model, flag)
+    return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:

@@ -77,6 +77,13 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     if recipe.paper:
         values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
         paper = f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+    rehearsal = []
+    if rehearsed:
+        hours, memory = rehearsed["hours"], rehearsed["memory"]
+        rehearsal = [("rehearsed", (
+            f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, including checkpoints; peak memory of a "
+            f"{memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
+        ))]  # fmt: skip
     pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
         ("paper", paper),
@@ -88,7 +95,7 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
                    f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),
         ("compute", _compute(run, cost)),
         ("model", f"{cost['parameters']:,} parameters{in_head}"),
-        *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
+        *rehearsal,
         ("checkpoint", f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
                        f"newest, one of every {run.kept_every}{pass_ends}: at most {bytes_text(cost['disk_bytes'])}"),
         *(("warning", warning) for warning in run.warnings),
@@ -140,14 +147,6 @@ def _compute(run: Run, cost: dict) -> str:
     return (
         f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in OpenCLIP's published runs "
         f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse measures it"
-    )
-
-
-def _rehearsed(summary: dict) -> str:
-    hours, memory = summary["hours"], summary["memory"]
-    return (
-        f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, including checkpoints; peak memory of a {memory['of']} "
-        f"{bytes_text(memory['peak'])}; bottleneck: {summary['limit']}"
     )
 
 

@@ -1,7 +1,7 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -34,25 +34,20 @@ def main(argv: list[str]) -> int:
         raise InputError(f"there is no folder {' or '.join(FOLDERS)} here; give the folders of your runs")
     queue = my_jobs() or {}
     rows, notes = [], []
-    for run in find_runs(folders):
+    found: dict[Path, None] = {}  # without duplicates
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; expected the folder of a run, or one that contains runs")
+        here = dict.fromkeys(_runs_in(folder, DEPTH))
+        if not here:
+            raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
+        found |= here
+    for run in found:
         row, note = run_status(run, queue)
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
     print("\n".join([markdown_table(HEADS, rows), *notes]), flush=True)
     return 0
-
-
-def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Returns the run folders among these folders and inside them; InputError for a path without runs."""
-    found: list[Path] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; expected the folder of a run, or one that contains runs")
-        here = list(_runs_in(folder, DEPTH))
-        if not here:
-            raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
-        found += here
-    return list(dict.fromkeys(found))
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:

@@ -25,19 +25,14 @@ def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, str]]]
 
     These are the data sets of the 38 that all models, given by their results, have in common, at least two.
     """
-    found = [_parts(records) for records in models]
+    found = [{} for _ in models]  # each zero-shot result, with its accuracy's or mean average precision's name
+    for parts, records in zip(found, models, strict=True):
+        for record in records:
+            shown = [name for name in ("acc1", "mean_average_precision") if record["metrics"].get(name) is not None]
+            if record.get("task") == "zeroshot_classification" and shown:
+                parts[record.get("dataset")] = record, shown[0]
     shared = [name for name in THE_38 if all(name in parts for parts in found)]
     if len(shared) < 2:
         return {}
     label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
     return {label: [[parts[name] for name in shared] for parts in found]}
-
-
-def _parts(records: list[dict]) -> dict[str, tuple[dict, str]]:
-    """Returns the zero-shot results by data set, with their accuracy's or mean average precision's name."""
-    found = {}
-    for record in records:
-        shown = [name for name in ("acc1", "mean_average_precision") if record["metrics"].get(name) is not None]
-        if record.get("task") == "zeroshot_classification" and shown:
-            found[record.get("dataset")] = record, shown[0]
-    return found

@@ -86,7 +86,15 @@ class _WithClassHead:
         ]
         self._waiting = deque(maxlen=accum_freq)  # micro-batches that are counted but not yet trained on
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
-        logging.info(self._summary())
+        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
+        read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
+        head = sum(p.numel() for p in self.class_head.parameters())
+        rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
+        logging.info(
+            f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special tokens left out); "
+            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
+            f"it reads {read[head_input]}, width {self.class_head.weight.shape[1]}; IDF {idf}"
+        )
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over ranks is the loss.
@@ -174,18 +182,6 @@ class _WithClassHead:
         logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
         return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
-
-    def _summary(self) -> str:
-        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
-        read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
-        head = sum(p.numel() for p in self.class_head.parameters())
-        rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
-        return (
-            f"SuperCLIP: vocabulary {self.statistics.vocab_size:,} "
-            f"({self.statistics.num_ignored} special tokens left out); "
-            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
-            f"it reads {read[self.class_head.reads]}, width {self.class_head.weight.shape[1]}; IDF {self.idf}"
-        )
 
 
 class SuperCLIP(_WithClassHead, CLIP):

@@ -28,6 +28,10 @@ class Training:
     @functools.cached_property
     def data(self) -> DataOptions:
         options = self.options
+        image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))
+        caption = caption or "txt"
+        if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
+            caption = ""  # OpenCLIP 4 reads other images, several captions or JSON
         return DataOptions(
             train_data=options.train_data,
             val_data=options.val_data,
@@ -37,19 +41,12 @@ class Training:
             batch_size=options.batch_size,
             workers=options.workers,
             resampled=options.dataset_resampled,
-            caption=self._caption_member(),
+            caption=caption,
             slices=self.data_config.slices,
             config=self.config,
             rank=launched_rank(),
             world_size=launched_size(),
         )
-
-    def _caption_member(self) -> str:
-        """Returns the extension of the captions; "" if OpenCLIP 4 reads other images, several captions or JSON."""
-        image, text, json = (getattr(self.options, name, None) for name in ("image_key", "text_key", "json_text_key"))
-        if image not in (None, "jpg;png;jpeg;webp") or json or ";" in (text or ""):
-            return ""
-        return text or "txt"
 
     def options_with_defaults(self) -> dict:
         """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""

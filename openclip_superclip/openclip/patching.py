@@ -74,13 +74,12 @@ def patches() -> dict[str, bytes]:
         for block in re.split(rb"^release ", about, flags=re.MULTILINE)[1:]:
             release, *others = block.decode().split("\n")
             ids = dict(line.split() for line in others if line.strip())
-            known[release] = b"".join(_with_ids(diff, ids) for diff in diffs)
+            known[release] = b""
+            for diff in diffs:
+                if (path := diff.split()[2].decode().removeprefix("a/")) in ids:
+                    diff = re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids[path].encode(), diff, count=1)
+                known[release] += diff
     return dict(sorted(known.items()))
-
-
-def _with_ids(diff: bytes, ids: Mapping[str, str]) -> bytes:
-    path = diff.split()[2].decode().removeprefix("a/")
-    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids[path].encode(), diff, count=1) if path in ids else diff
 
 
 def blob_id(content: bytes | None) -> str:

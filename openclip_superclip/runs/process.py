@@ -225,11 +225,6 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def rank_failed(logs: Path) -> bool:
-    """Returns whether a rank has recorded a failure in `logs`."""
-    return any(logs.glob("rank_*.error.json"))
-
-
 def node_failed(logs: Path) -> bool:
     """Returns whether a node other than the first has ended because of a failure."""
     refresh(logs)

@@ -104,7 +104,12 @@ def read_run(path: Path) -> ReportedRun:
     run.points = read_log(log) if log.is_file() else []
     try:
         if (path / "recipe.yaml").is_file():
-            _read_recipe(run, read_recipe(str(path / "recipe.yaml")))
+            recipe = read_recipe(str(path / "recipe.yaml"))
+            run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
+            run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
+            run.variant = method_variant(recipe)
+            flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
+            run.training = _training({**vars(recipe), **flags}, recipe.schedule)
         else:
             _read_options(run, options)
     except InputError as error:
@@ -114,14 +119,6 @@ def read_run(path: Path) -> ReportedRun:
     run.scores, run.epoch, run.measured_with = read_scores(path)
     _set_state(run, current_state(path))
     return run
-
-
-def _read_recipe(run: ReportedRun, recipe: Recipe) -> None:
-    run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
-    run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
-    run.variant = method_variant(recipe)
-    flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
-    run.training = _training({**vars(recipe), **flags}, recipe.schedule)
 
 
 def _read_options(run: ReportedRun, options: dict) -> None:
