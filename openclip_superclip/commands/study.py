@@ -7,22 +7,7 @@ from pathlib import Path
 from ..environment import require
 from ..errors import InputError
 from ..rules import at_least
-from .options import (
-    RUN_SETTINGS,
-    add_data_options,
-    add_device,
-    add_settings,
-    add_slurm_options,
-    add_split_options,
-    all_settings,
-    device_here,
-    flag_of,
-    given_run_settings,
-    given_slurm_options,
-    print_device,
-    run_settings,
-    slurm_request,
-)
+from . import options as shared
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm in addition to a job's
 
@@ -36,17 +21,17 @@ def main(argv: list[str]) -> int:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
-    device = options.device or "cuda" if options.slurm else device_here(options.device)
-    settings = run_settings(options)
+    device = options.device or "cuda" if options.slurm else shared.device_here(options.device)
+    settings = shared.run_settings(options)
     call = study_call(
         options.study, options.out, options.seeds, device, options.data, options.val_data,
-        all_settings(options), options.runs, settings=settings,
+        shared.all_settings(options), options.runs, settings=settings,
     )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
         from ..studies.study_jobs import StudySubmission
 
-        request = slurm_request(options)
+        request = shared.slurm_request(options)
         submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
         print(submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check))
         return 0
@@ -57,7 +42,7 @@ def main(argv: list[str]) -> int:
         print(StudyTraining(call).summary())
         return 0
     if options.only is None:
-        print_device(options, device)
+        shared.print_device(options, device)
     try:
         with stopped_by_signals():
             results = run_study(call, 0 if options.only else options.jobs or 1)
@@ -81,27 +66,27 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--list", action="store_true", help="list the shipped studies and their questions")
     add("--seeds", type=int, metavar="N", help="number of paired seeds (default: the study's)")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm, no limit)")
-    add_device(parser)
-    add_data_options(parser, "the study's")
+    shared.add_device(parser)
+    shared.add_data_options(parser, "the study's")
     about = "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of the demo's scenes"
     add("--val-data", metavar="DATA", help=about)
     add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
     about = "folder of the runs, which studies of one recipe can share (default: OUT/runs)"
     add("--runs", type=Path, metavar="DIR", help=about)
     add("--only", choices=("report",), help="train nothing: evaluate and report finished runs")
-    add_settings(parser, *RUN_SETTINGS)
+    shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit the unfinished runs as an array of jobs")
-    add_slurm_options(slurm, gpus_per_node=1)
-    add_split_options(slurm)
+    shared.add_slurm_options(slurm, gpus_per_node=1)
+    shared.add_split_options(slurm)
     options = parser.parse_args(argv)
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or a name from superclip study --list")
     at_least(options, seeds=1, jobs=1)
-    given = [*given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
+    given = [*shared.given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
     if given and not options.slurm:
-        raise InputError(f"{flag_of(given[0])} applies to SLURM's jobs: add --slurm")
-    if options.only and (trains := given_run_settings(options)):
+        raise InputError(f"{shared.flag_of(given[0])} applies to SLURM's jobs: add --slurm")
+    if options.only and (trains := shared.given_run_settings(options)):
         raise InputError(f"{trains[0]} has no effect with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")

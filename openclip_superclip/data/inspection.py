@@ -13,20 +13,8 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed
 from ..files import read_json
+from . import shards as tar
 from .images import image_problem
-from .shards import (
-    BROKEN,
-    IMAGES,
-    caption_member,
-    contract,
-    expand,
-    has_long_caption,
-    is_remote,
-    is_trained,
-    read_members,
-    why_broken,
-    work_on,
-)  # fmt: skip
 from .slices import Split, equal_sizes, more_than_a_slice
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken
@@ -53,28 +41,30 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
     members, problem, image_error = {}, "", ""
     num_samples = num_long = 0
     has_caption = has_image = False
-    wanted = {caption, caption_member(place), *IMAGES}
+    wanted = {caption, tar.caption_member(place), *tar.IMAGES}
     try:
-        for sample in read_members(shard, wanted):
+        for sample in tar.read_members(shard, wanted):
             members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
-            if not is_trained(sample, caption):
+            if not tar.is_trained(sample, caption):
                 continue
             num_samples += 1
             with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
                 has_caption |= bool(sample[caption].decode().strip())
-            num_long += bool(place) and has_long_caption(sample, place)
+            num_long += bool(place) and tar.has_long_caption(sample, place)
             if not has_image:
-                image_error = image_problem(next(sample[image] for image in IMAGES if image in sample))
+                image_error = image_problem(next(sample[image] for image in tar.IMAGES if image in sample))
                 has_image = not image_error
                 if has_image:
-                    wanted.difference_update(IMAGES)  # the next samples have no images
+                    wanted.difference_update(tar.IMAGES)  # the next samples have no images
             if until_found and has_caption and has_image and (num_long or not place):
                 break
-    except BROKEN as error:
-        problem = why_broken(error)
+    except tar.BROKEN as error:
+        problem = tar.why_broken(error)
     found = listed(members) or "nothing"
     if not problem and not num_samples:
-        problem = f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.{caption}); its members are {found}"
+        problem = (
+            f"no sample has an image (.{', .'.join(tar.IMAGES)}) and a caption (.{caption}); its members are {found}"
+        )
     elif not problem and not has_caption:
         problem = f"all of its captions (.{caption}) are empty or not UTF-8"
     elif not problem and not has_image:
@@ -113,11 +103,11 @@ def inspect(
         caption: the extension of the short caption.
         most: the number of shards whose existence is checked; by default all.
     """
-    found = Inspection(expand(pattern, flag))
-    if any(map(is_remote, found.shards)):
+    found = Inspection(tar.expand(pattern, flag))
+    if any(map(tar.is_remote, found.shards)):
         return found
     for source in pattern.split("::"):
-        shards = expand(source, flag)
+        shards = tar.expand(source, flag)
         if not any(map(os.path.exists, shards)):
             hint = "; superclip demo --data-only writes the demo's" if source.startswith("demo/data/") else ""
             others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
@@ -127,7 +117,7 @@ def inspect(
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
     read = functools.partial(inspect_shard, place=long_caption, until_found=not full, caption=caption)
     if full:
-        reports = work_on(read, there, os.cpu_count() or 1, "--check")
+        reports = tar.work_on(read, there, os.cpu_count() or 1, "--check")
         found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
     else:
         found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
@@ -211,7 +201,7 @@ def check_data(
             f"{split.slice_samples:,}: --set data_samples={num_listed} plans with those"
         )
     warnings = found.warnings
-    if num_remote := sum(map(is_remote, found.shards)):
+    if num_remote := sum(map(tar.is_remote, found.shards)):
         warnings.append(f"{num_remote:,} of {len(found.shards):,} shards are URLs or pipes, which are not checked")
     if is_counted:
         numbers = {report.shard: report.num_samples for report in found.reports}
@@ -232,6 +222,6 @@ def check_data(
         "bytes": sum(found.sizes.values()) if was_read else None, "full": is_counted,
         "samples": samples if is_counted else None, "samples_listed": num_listed or None, "samples_expected": expected,
         "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
-        "good": contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,
+        "good": tar.contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,
         "warnings": warnings,
     }  # fmt: skip

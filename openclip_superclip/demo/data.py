@@ -12,30 +12,20 @@ from tqdm import tqdm
 from ..data.conversion import write_data_set
 from ..files import write_bytes, write_text
 from . import natural
-from .scenes import (
-    DESIGNERS,
-    IMAGE_SIZE,
-    NAMES,
-    SECOND_DESIGNERS,
-    VERSION,
-    Scene,
-    different_scenes,
-    names_of,
-    sample,
-    scenes,
-    write_scenes,
-    write_shards,
-)
+from . import scenes as drawn
 
 CONTEXT = 18  # tokens: enough for four names of two words, separated by commas
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end tokens
-RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
-VIT = {"image_size": IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
+RESNET = {"image_size": drawn.IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
+VIT = {"image_size": drawn.IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
 SMALL_VIT = {**VIT, "image_size": 48}  # scenes are resized
 
 
 def write_model(
-    folder: Path, names: Sequence[str] = NAMES, vision: Mapping[str, object] = RESNET, context_length: int = CONTEXT
+    folder: Path,
+    names: Sequence[str] = drawn.NAMES,
+    vision: Mapping[str, object] = RESNET,
+    context_length: int = CONTEXT,
 ) -> str:
     """Writes a model's configuration and vocabulary, and returns the value of --model that opens it.
 
@@ -91,7 +81,7 @@ class TrainingData(NamedTuple):
     folder: str  # contains {seed} for the data set `natural`, which differs for each seed
     model: str = "model"
     caption: str = "long"  # "long" names all objects of a scene, "short" one of them
-    designers: Sequence[str] = DESIGNERS
+    designers: Sequence[str] = drawn.DESIGNERS
     seed: int = 0
     vision: Mapping[str, object] = RESNET  # vision_cfg of the model's configuration
 
@@ -103,7 +93,7 @@ class TrainingData(NamedTuple):
 SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/scenes"),
     TrainingData("data/scenes-short", caption="short"),
-    TrainingData("data/scenes-second", model="model-second", designers=SECOND_DESIGNERS, seed=1),
+    TrainingData("data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1),
     TrainingData("data/scenes", model="model-vit", vision=VIT),
     TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT),
     TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
@@ -120,11 +110,11 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
             world, facts = natural.World(seed), {"natural": natural.VERSION, "seed": seed}
             facts |= {"num_samples": num_samples, "samples_per_shard": SHARD_SIZE}
             shown = (world.scene("train", index) for index in range(num_samples))
-            write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
+            drawn.write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
         return model, f"{folder / data.shards}"
-    model = write_model(folder / data.model, names_of(data.designers), data.vision)
+    model = write_model(folder / data.model, drawn.names_of(data.designers), data.vision)
     place, kind = folder / data.folder, data.caption
-    return model, write_shards(place, num_samples, data.seed, SHARD_SIZE, kind, designers=data.designers)
+    return model, drawn.write_shards(place, num_samples, data.seed, SHARD_SIZE, kind, designers=data.designers)
 
 
 def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> dict[str, Path]:
@@ -137,18 +127,19 @@ def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
     record = folder / "scenes.txt"  # written last
-    facts = f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
+    facts = f"version {drawn.VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
     if record.is_file() and record.read_text() == facts:
         return {"demo_objects": objects, "demo_scenes": groups}
 
-    def samples(shown: Iterable[Scene], with_captions: bool = False) -> Iterator[dict]:
+    def samples(shown: Iterable[drawn.Scene], with_captions: bool = False) -> Iterator[dict]:
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):
-            label = {"txt": scene.captions["long"]} if with_captions else {"cls": NAMES.index(scene.objects[0])}
-            yield {"__key__": f"{index:06d}", "png": sample(scene, "long")["png"], **label}
+            label = {"txt": scene.captions["long"]} if with_captions else {"cls": drawn.NAMES.index(scene.objects[0])}
+            yield {"__key__": f"{index:06d}", "png": drawn.sample(scene, "long")["png"], **label}
 
-    names = {"classnames.txt": "\n".join(NAMES), "zeroshot_classification_templates.txt": "{c}"}  # plain names
-    write_data_set(objects, samples(scenes(num_scenes, split="test", num_objects=(1,))), names)
-    write_data_set(objects, samples(scenes(num_probe_scenes, num_objects=(1,))), {}, "train")
-    write_data_set(groups, samples(different_scenes(num_scenes, 0, "test"), True), {"dataset_type.txt": "retrieval"})
+    names = {"classnames.txt": "\n".join(drawn.NAMES), "zeroshot_classification_templates.txt": "{c}"}  # plain names
+    write_data_set(objects, samples(drawn.scenes(num_scenes, split="test", num_objects=(1,))), names)
+    write_data_set(objects, samples(drawn.scenes(num_probe_scenes, num_objects=(1,))), {}, "train")
+    different = drawn.different_scenes(num_scenes, 0, "test")
+    write_data_set(groups, samples(different, True), {"dataset_type.txt": "retrieval"})
     write_text(record, facts)
     return {"demo_objects": objects, "demo_scenes": groups}

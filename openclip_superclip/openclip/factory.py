@@ -7,15 +7,8 @@ import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
+from ..checkpoints import pretrained as weights
 from ..checkpoints.model_files import register_model
-from ..checkpoints.pretrained import (
-    check_pretrained,
-    check_teacher,
-    check_weights_file,
-    how_to_load,
-    released_file,
-    stored_head,
-)
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
@@ -47,7 +40,7 @@ def create_model_and_transforms(
     register_model(model_name, "model_name")
     if is_idf_file(idf) and not os.path.isfile(idf):
         raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
-    loading, load = how_to_load(model_name, pretrained)
+    loading, load = weights.how_to_load(model_name, pretrained)
     superclip = head_options(
         model_name, pretrained, idf, special_tokens, cache_dir=kwargs.get("cache_dir"), load=load,
         head_warmup=head_warmup, head_input=head_input,
@@ -87,7 +80,7 @@ def head_options(
         "ignored_tokens": () if special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
-        "stored_head": stored_head(model_name, pretrained, cache_dir),
+        "stored_head": weights.stored_head(model_name, pretrained, cache_dir),
     }
 
 
@@ -111,16 +104,16 @@ def check_models(
     --distill-pretrained, and `context_length` is --force-context-length.
     """
     _check_model(model, pretrained, "--model", "--pretrained")
-    check_pretrained(model, pretrained)
+    weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
-        released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
-    check_weights_file(pretrained)
+        weights.released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
+    weights.check_weights_file(pretrained)
     _check_vocabulary(model, cache_dir, context_length)
     if teacher[0] is not None:
         register_model(teacher[0], "--distill-model")
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
         if teacher[1] is not None:
-            check_teacher(*teacher)
+            weights.check_teacher(*teacher)
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
