@@ -57,15 +57,6 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
         )
 
 
-def check_weights_file(pretrained: str | None) -> None:
-    """Raises InputError if --pretrained is a file from which no weights can be read."""
-    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
-        try:
-            read_checkpoint(pretrained)
-        except InputError as error:
-            raise InputError(f"--pretrained: {error}") from error
-
-
 def check_teacher(model: str, pretrained: str | None) -> None:
     """Raises InputError if OpenCLIP would ignore --distill-pretrained, or if a local-dir: teacher has no weights."""
     schema, place = parse_model_name(model)

@@ -32,7 +32,15 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     if options.course:
         return _course(options)
-    return _serve(options) if options.serve else _tag(options)
+    if not options.serve:
+        return _tag(options)
+    require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
+    import uvicorn
+
+    from ..words.server import words_app
+
+    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=options.port, access_log=False)
+    return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -86,17 +94,6 @@ def _course(options: argparse.Namespace) -> int:
     for course in courses:
         print(course_text(course))
     print(f"see also {out}/{NAME}.csv, .json and .png")
-    return 0
-
-
-def _serve(options: argparse.Namespace) -> int:
-    """Serves the page until Ctrl-C. Returns the exit code."""
-    require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
-    import uvicorn
-
-    from ..words.server import words_app
-
-    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=options.port, access_log=False)
     return 0
 
 

@@ -53,7 +53,19 @@ def dense_probe(
     if not train.num_classes:
         head.append(_Metres(train))
     head.to(settings.device)
-    _fit(head, train, tokens["train"], settings)
+    labelled = _Labelled(train, tokens["train"], train.transform.transforms[0].size)
+    loader = DataLoader(labelled, BATCH_SIZE, shuffle=True, num_workers=settings.workers)
+    optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.dense_epochs * len(loader))
+    for _ in tqdm(range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None):
+        for patches, labels in loader:
+            labels = labels.to(settings.device)
+            outputs = interpolate(head(patches.to(settings.device)), labels.shape[1:], mode="bilinear")
+            loss = _loss(outputs, labels, train.num_classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return _measure(head.eval(), test, tokens["test"], settings)
 
 
@@ -88,22 +100,6 @@ class _Labelled(Dataset):
             resized = interpolate(label[None, None].double(), self.size, mode="nearest-exact")
             label = resized[0, 0].to(label.dtype)
         return self.tokens[index].float().clone(), label  # cloned: a view would be sent to the process as a whole
-
-
-def _fit(head: nn.Module, train: DenseSet, tokens: Tensor, settings: Settings) -> None:
-    size = train.transform.transforms[0].size
-    loader = DataLoader(_Labelled(train, tokens, size), BATCH_SIZE, shuffle=True, num_workers=settings.workers)
-    optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.dense_epochs * len(loader))
-    for _ in tqdm(range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None):
-        for patches, labels in loader:
-            labels = labels.to(settings.device)
-            outputs = interpolate(head(patches.to(settings.device)), labels.shape[1:], mode="bilinear")
-            loss = _loss(outputs, labels, train.num_classes)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
 
 
 def _has_label(labels: Tensor, num_classes: int) -> Tensor:

@@ -8,6 +8,7 @@ from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
+from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.model_files import register_model
 from ..config import is_idf_file
 from ..data.frequencies import read_frequencies
@@ -107,7 +108,11 @@ def check_models(
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
-    weights.check_weights_file(pretrained)
+    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
+        try:
+            read_checkpoint(pretrained)
+        except InputError as error:
+            raise InputError(f"--pretrained: {error}") from error
     _check_vocabulary(model, cache_dir, context_length)
     if teacher[0] is not None:
         register_model(teacher[0], "--distill-model")

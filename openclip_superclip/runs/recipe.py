@@ -296,25 +296,21 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
         file, values = path_or_name, read_yaml(path, "a recipe")
         name = path.absolute().parent.name if path.name == "recipe.yaml" else path.stem  # of a run's folder
     else:
-        file = find_recipe(path_or_name)
+        known, wanted = shipped_recipes(), path_or_name.removesuffix(".yaml").removeprefix("recipes/")
+        found = [full for full in known if wanted in (full, full.partition("/")[2])]
+        if len(found) > 1:
+            raise InputError(f"there are several recipes '{path_or_name}': give one of {', '.join(found)}")
+        if not found:
+            near = difflib.get_close_matches(wanted, [*known, *(full.partition("/")[2] for full in known)])
+            near_names = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
+            raise InputError(
+                f"there is no file and no recipe '{path_or_name}'{near_names}; superclip recipes lists all"
+            )
+        (file,) = found
         name, values = file.partition("/")[2], shipped_recipes()[file]
     if set_:
         values, file = with_settings(values, set_), f"{file} with --set {' '.join(set_)}"
     return Recipe.of(values, file, name)
-
-
-def find_recipe(name: str) -> str:
-    """Returns the full name, FILE/RUN, of a shipped recipe; InputError unless exactly one matches."""
-    known = shipped_recipes()
-    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
-    found = [full for full in known if wanted in (full, full.partition("/")[2])]
-    if len(found) > 1:
-        raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
-    if not found:
-        near = difflib.get_close_matches(wanted, [*known, *(full.partition("/")[2] for full in known)])
-        near_names = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
-        raise InputError(f"there is no file and no recipe '{name}'{near_names}; superclip recipes lists all")
-    return found[0]
 
 
 @functools.cache
