@@ -6,7 +6,6 @@ JOBS holds {name: [function of FUNCTIONS, number of ranks, folder, arguments]}, 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -26,15 +25,7 @@ def superclip_train_in_one_order(*argv: str) -> int:
     return in_one_order(superclip_train)(*argv)
 
 
-def superclip_train_as_a_task_of_srun(*argv: str) -> int:
-    """`superclip train` as the second of two tasks, which nothing has told where they meet."""
-    os.environ.update(SLURM_PROCID="1", SLURM_NTASKS="2", SLURM_LOCALID="1")
-    return superclip_train(*argv)
-
-
-FUNCTIONS = (
-    superclip_train, superclip_train_in_one_order, superclip_train_as_a_task_of_srun, stock_train_under_horovod,
-)  # fmt: skip
+FUNCTIONS = (superclip_train, superclip_train_in_one_order, stock_train_under_horovod)
 
 
 def main(jobs: str, runs: str) -> None:

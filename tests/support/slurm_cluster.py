@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from .training_runs import processes_in
+
 START = Path(__file__).parent / "slurm/start.sh"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 CANNOT_BE_INSTALLED = 77  # start.sh's exit code
@@ -47,20 +49,8 @@ class Cluster:
 
     def __exit__(self, *_) -> None:
         os.kill(int((self.folder / "top.pid").read_text()), signal.SIGKILL)
-        wait_until(lambda: not self.processes(), 10, "the cluster's processes to end")
+        wait_until(lambda: not processes_in(self.folder), 10, "the cluster's processes to end")
         shutil.rmtree(self.folder)
-
-    def processes(self) -> list[str]:
-        """Returns the command lines on this machine that name the cluster's folder."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:  # it has ended
-                continue
-            if str(self.folder) in command:
-                found.append(command)
-        return found
 
     def call(self, *command, cwd: Path | None = None, **variables: str) -> str:
         """Runs a command where SLURM's are, and returns what it printed."""

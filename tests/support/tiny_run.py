@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from support.data import SHARD_SIZE, write_shards
 from support.models import write_model
+from support.training_runs import load
 
 NUM_SHARDS, SLICES, BATCH = 12, 3, 16
 
@@ -39,8 +40,7 @@ def state(run: Path) -> dict:
 
 def weights(run: Path, epoch: int = 2 * SLICES) -> dict[str, torch.Tensor]:
     """The weights, counts included, of a run's checkpoint, without what data parallelism puts before their names."""
-    checkpoint = torch.load(run / "checkpoints" / f"epoch_{epoch}.pt", weights_only=False)
-    return {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
+    return load(run, epoch)["state_dict"]
 
 
 def assert_equal_weights(run: Path, other: Path) -> None:

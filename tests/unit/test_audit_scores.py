@@ -104,20 +104,6 @@ def test_a_learned_word_has_support_once(scorer, seen):
     assert words == [["a", "red", "cat"], ["dog", "house", "a"], ["tree"], [], ["a", "tree", "and"]]
 
 
-def test_rarity_does_not_lower_support(scorer, seen):
-    """Support is 0 if the head predicts the expected probabilities, and 1 if it predicts exactly the caption."""
-    expected = scorer.captions.expected.clamp_min(1e-30).log().expand(len(CAPTIONS), -1)
-    for one in scorer.score(seen[1]._replace(log_probabilities=expected), CAPTIONS):
-        assert one.support in (None, pytest.approx(0, abs=1e-4))
-        assert all(word.support == pytest.approx(0, abs=1e-3) for word in one.words)
-    labels = torch.zeros_like(expected).scatter_(1, scorer.opened.tokenizer(CAPTIONS), 1.0)
-    target = torch.nn.functional.normalize(labels * scorer.weights * scorer.captions.known, p=1, dim=1)
-    sure = seen[1]._replace(log_probabilities=target.clamp_min(1e-30).log())
-    assert [one.support for one in scorer.score(sure, CAPTIONS)] == [
-        None if not caption else pytest.approx(1, abs=1e-4) for caption in CAPTIONS
-    ]
-
-
 def test_suggested_words_are_learned_missing_and_more_probable_than_expected(scorer, seen):
     probabilities = torch.full_like(seen[1].log_probabilities, 1e-6)
     for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # "moon" was not learned

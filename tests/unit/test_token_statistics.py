@@ -57,14 +57,6 @@ def test_idf_is_the_logarithm_of_captions_over_document_frequency_each_plus_one(
     assert statistics.idf().dtype == torch.float32
 
 
-def test_idf_is_0_before_any_caption_and_for_a_token_of_every_caption():
-    statistics = TokenStatistics(10)
-    assert (statistics.idf() == 0).all()
-    statistics.update(torch.tensor([[1, 2], [1, 3], [1, 4]]))
-    assert statistics.idf()[1] == 0
-    assert (statistics.idf()[[0, 2, 3, 4]] > 0).all()
-
-
 def test_counts_stay_exact_beyond_what_a_float_can_hold():
     statistics = TokenStatistics(10)
     statistics.document_frequency.fill_(10**12)
