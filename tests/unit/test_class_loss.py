@@ -153,17 +153,6 @@ def test_scale_multiplies_losses_and_gradients(scale, upstream):
     assert_close(scaled, [float(scale) * x for x in exact])
 
 
-def test_a_caption_without_words_has_no_loss_and_no_gradient():
-    leaves, tokens, idf = problem()
-    assert (tokens[2] == 0).all()
-    losses, grad_features, _, _ = losses_and_gradients(class_loss, leaves, tokens, idf)
-    assert losses[2] == 0
-    assert (grad_features[2] == 0).all()
-    assert (losses[[0, 1, 3, 4, 5, 6]] > 0).all()
-    for x in losses_and_gradients(class_loss, leaves, torch.zeros_like(tokens), idf):
-        assert (x == 0).all()
-
-
 def test_the_order_the_repetition_and_the_integer_type_of_tokens_change_nothing():
     leaves, tokens, idf = problem()
     twice = torch.cat([tokens, tokens.flip(1)], dim=1).to(torch.uint8)

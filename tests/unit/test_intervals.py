@@ -1,4 +1,4 @@
-"""Scores and intervals of outcomes, against slow plain versions, scipy's, and the nominal coverage."""
+"""Scores and intervals of outcomes, against slow plain versions and scipy's."""
 
 import numpy as np
 import pytest
