@@ -185,7 +185,7 @@ def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_dig
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
 def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason, train_flags, monkeypatch, refusal):
     monkeypatch.setattr(checks, "check_horovod", lambda: None)
-    assert reason in refusal(*train_flags, "--horovod", *flags.split())
+    assert reason in refusal(*train_flags, "--precision", "fp32", "--horovod", *flags.split())
 
 
 def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
