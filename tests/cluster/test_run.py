@@ -72,11 +72,6 @@ def stop_in_slice(process: subprocess.Popen, run: Path, number: int) -> None:
     signal_ranks(run, signal.SIGSTOP)
 
 
-def num_logs(run: Path) -> int:
-    """How often the ranks were started."""
-    return len(list(run.glob("ranks/*/rank_0.log")))
-
-
 def signal_ranks(run: Path, number: int) -> None:
     for process in ranks(run):
         os.kill(process, number)
@@ -93,10 +88,7 @@ def ranks(run: Path) -> list[int]:
 
 
 def assert_no_rank_is_left(run: Path) -> None:
-    deadline = time.monotonic() + 300
-    while ranks(run):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not ranks(run), 300, "the ranks to end")
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +171,10 @@ def troubled(recipe) -> dict:
     seen["after kill -9"] = (code, left["state"], left.get("error"))
 
     process = start_in_slice(recipe, run, 2, *staged)
-    before, logs = num_begun(run), num_logs(run)
+    before, logs = num_begun(run), len(list(run.glob("ranks/*/rank_0.log")))
     os.kill(ranks(run)[1], signal.SIGKILL)
     signal_ranks(run, signal.SIGCONT)
-    wait_until(lambda: num_logs(run) > logs, 300, "another start")
+    wait_until(lambda: len(list(run.glob("ranks/*/rank_0.log"))) > logs, 300, "another start")
     stop_in_slice(process, run, before + 1)
     seen["after a rank was killed"] = run.with_suffix(".output").read_text()
     process.send_signal(signal.SIGINT)

@@ -221,9 +221,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
 
 
-@pytest.fixture(scope="module")
-def study(work, recipe) -> list:
-    """A study of two trials and two runs in the folder "the study", and how it is submitted."""
+def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(cluster, work, recipe):
     arms = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}
     set_ = {"samples": 192, "global_batch_size": 16, "flags.val-num-samples": 32}
     values = {
@@ -233,11 +231,8 @@ def study(work, recipe) -> list:
     YAML().dump(values, work / "which.yaml")
     sets = [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
     one_cpu = ["--slurm", "--device", "cpu", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
-    return ["superclip", "study", "which.yaml", "--out", "the study", "--val-data", write_shards(work / "val", 2),
-            *sets, *one_cpu]  # fmt: skip
-
-
-def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(cluster, work, study):
+    study = ["superclip", "study", "which.yaml", "--out", "the study", "--val-data", write_shards(work / "val", 2),
+             *sets, *one_cpu]  # fmt: skip
     cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")  # jobs wait, so that none has ended yet
     (trials,) = re.findall(r"^job (\d+) trains 2 trials", cluster.call(*study, cwd=work), flags=re.MULTILINE)
     assert "nothing was submitted" in cluster.call(*study, cwd=work)
