@@ -5,7 +5,9 @@ import importlib.util
 import io
 import json
 import re
+import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -439,9 +441,17 @@ def test_only_requests_to_this_machine_by_name_are_answered(tagger):
     assert (status, json.loads(content)) == (422, {"error": "no readable image (cannot identify image file)"})
 
 
-def test_serve_opens_the_model_and_serves_the_page(squares_run, monkeypatch):
-    started = {}
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.update(options, app=app))
-    assert words("--serve", "--model", squares_run, "--port", 0) == 0
-    assert started["port"] == 0 and "host" not in started  # uvicorn's default, 127.0.0.1
-    assert "The words of an image" in fetched(f"{served(started['app'])}/")[1]
+def test_serve_serves_the_page_and_words_until_ctrl_c(squares_run, image):
+    command = [sys.executable, "-m", "openclip_superclip", "words", "--serve", "--model", squares_run, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            started = next(line for line in process.stderr if "running on" in line)
+            address = re.search(r"http://127\.0\.0\.1:\d+", started)[0]
+            assert "The words of an image" in fetched(f"{address}/")[1]
+            status, content = fetched(f"{address}/words?words=red,green", content=image.read_bytes())
+            assert (status, [seen["word"] for seen in json.loads(content)["words"]]) == (200, ["red", "green"])
+            process.send_signal(signal.SIGINT)
+            assert "Traceback" not in process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0
