@@ -15,12 +15,12 @@ from .files import is_full
 GROUPS = {
     "start": {
         "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
-        "train": "train with OpenCLIP; takes --superclip among its flags",
+        "train": "train with OpenCLIP, with or without --superclip",
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
         "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": "find pairs whose image does not fit the caption, word by word; choose what to keep",
+        "audit": "find captions that do not match their images, word by word; select the pairs to keep",
         "frequencies": "count the captions of a data set that contain each token, for --superclip-idf FILE",
     },
     "weights": {
@@ -32,19 +32,19 @@ GROUPS = {
     "cluster": {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
         "plan": "compute a recipe's steps, cost and command, and check its data",
-        "rehearse": "measure speed and memory on the run's own machines in some minutes",
+        "rehearse": "measure speed and memory on the run's own machines, in a few minutes",
         "run": "train a recipe on this machine, into a folder that records the run",
         "submit": "train a recipe on SLURM",
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
     },
-    "look": {
+    "results": {
         "evaluate": "evaluate checkpoints: zero-shot, retrieval, probes, segmentation, with intervals",
         "report": "compare runs and the paper on one page: losses, scores, cost",
-        "words": "show which words the class head sees in images, and where",
+        "words": "show the words that the class head finds in images, and their locations",
     },
-    "once": {
-        "patch": "patch or unpatch OpenCLIP, so that its own training command takes these flags",
-        "benchmark": "measure what the class head costs on this machine, in time, memory and FLOPs",
+    "installation": {
+        "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
+        "benchmark": "measure the cost of the class head on this machine: time, memory, FLOPs",
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }

@@ -64,8 +64,8 @@ class Config:
     long_caption: str = _flag(
         "--superclip-long-caption",
         "",
-        "where a sample's long caption is: another member (long.txt), a field of its JSON (json:re_caption, json:a.b), "
-        "or a column of the table",
+        "the location of a sample's long caption: another member (long.txt), a field of its JSON (json:re_caption, "
+        "json:a.b), or a column of the table",
         metavar="KEY",
     )
     missing_long: str = _flag(

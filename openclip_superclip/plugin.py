@@ -57,7 +57,7 @@ class Plugin:
             return
         vars(args).update(options_of(training.config))  # OpenCLIP records all values in params.txt
         if hasattr(args, "opt_fallback_list") and "muon" in args.opt.lower():
-            # Muon's fallback trains the head's weight, whose rows are words and must not be orthogonalised.
+            # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
             given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
             args.opt_fallback_list = [*given, "class_head.*"]
 

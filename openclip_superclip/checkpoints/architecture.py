@@ -67,7 +67,7 @@ class Architecture(NamedTuple):
             try:
                 from open_clip.naflex_convert import apply_naflex_vision_config
             except ImportError:
-                raise InputError("--model: the run had --use-naflex, whose models need OpenCLIP 4") from None
+                raise InputError("--model: the run had --use-naflex, which requires OpenCLIP 4") from None
             apply_naflex_vision_config(model_cfg)
         size = options.get("force_image_size")
         if size is not None:

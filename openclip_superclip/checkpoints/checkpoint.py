@@ -117,7 +117,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     epoch: int | None = None  # completed epochs; None if the file is not one of the trainer
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
-    of_tasks: bool = False  # written by OpenCLIP 4, whose optimizer has other parameter groups than OpenCLIP 3
+    of_tasks: bool = False  # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     head_beside: bool = False  # the class head was read from the separate file of an export
     options: dict = {}  # options of the run, from the file itself  # noqa: RUF012
 

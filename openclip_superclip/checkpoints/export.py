@@ -49,7 +49,7 @@ tags:
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
-    """Returns a transformers tokenizer with the same ids, except for padding, whose id `save_tokenizer` sets to 0."""
+    """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that of padding to 0."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -64,8 +64,8 @@ def check_teacher(model: str, pretrained: str | None) -> None:
         return
     if pretrained not in (model, place):
         raise InputError(
-            f"--distill-pretrained {pretrained} is ignored by OpenCLIP beside --distill-model {model}, whose weights "
-            f"are those in its folder: give --distill-pretrained {model}"
+            f"--distill-pretrained {pretrained} has no effect with --distill-model {model}: OpenCLIP uses the weights "
+            f"in its folder; give --distill-pretrained {model}"
         )
     try:
         file_of_weights(Path(place))

@@ -21,7 +21,7 @@ from .run_outputs import is_complete, latest_checkpoints, read_options
 
 NAME = "began_with.json"
 LATEST = "epoch_latest"  # the checkpoint of --save-most-recent
-NUM_MEASURED = 16  # maximum number of shards whose sizes are recorded
+NUM_MEASURED = 16  # maximum number of shards with recorded sizes
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
@@ -234,10 +234,10 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         kind = "with --superclip: add --superclip"
     elif has_tasks is not None and checkpoint.of_tasks != has_tasks:
         other = 4 if checkpoint.of_tasks else 3
-        kind = f"on OpenCLIP {other}, whose optimizer has other parameter groups: resume it with OpenCLIP {other}"
+        kind = f"on OpenCLIP {other}, with other parameter groups of the optimizer: resume it with OpenCLIP {other}"
     elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
         ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
-        kind = f"of {ranks}, whose weights have other names: resume it with those"
+        kind = f"of {ranks}, with other names of the weights: resume it with those"
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.

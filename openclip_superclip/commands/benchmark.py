@@ -20,8 +20,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip benchmark",
         description="Times the class loss and its gradients, the three matrix products that every implementation "
-        "needs, and other implementations; then a training step with and without the class head. All take turns in one "
-        "process.",
+        "needs, and other implementations; then a training step with and without the class head. The measurements "
+        "alternate in one process.",
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
     add = parser.add_argument

@@ -69,20 +69,20 @@ def _draw(results: StudyResults, out: Path) -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip demo",
-        description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with OpenCLIP by paired seeds "
-        "(equal initial weights of the towers, equal order of the data, equal crops), and prints the difference on "
+        description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with paired seeds (the same "
+        "initial weights of the towers, the same order of the data, the same crops), and prints the difference on "
         "held-out scenes with its 95 % interval. The same as superclip study demo.",
         epilog="example: superclip demo --quick",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="train one seed, as a test: a few minutes")
     add("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
-    add("--samples", type=int, metavar="N", help="training samples of each run (default: 40960)")
+    add("--samples", type=int, metavar="N", help="training samples per run (default: 40960)")
     add("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     add("--out", type=Path, default=Path("demo"), help="folder for data, runs and results (default: %(default)s)")
-    about = "train nothing: write the held-out scenes as data sets for superclip evaluate"
+    about = "only write the held-out scenes, as data sets for superclip evaluate"
     add("--write-evaluation", type=Path, metavar="DIR", help=about)
-    add("--data-only", action="store_true", help="train nothing: write the model and the shards of the demo's recipes")
+    add("--data-only", action="store_true", help="only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
     if options.quick and options.seeds not in (None, 1):

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip evaluate",
-        description="Measures models with LAION's CLIP_benchmark on local data sets: WebDataset folders in its layout, "
-        "or roots of its built-in data sets. Downloads nothing but the weights of MODEL:TAG.",
+        description="Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset folders in its "
+        "layout, or roots of its built-in data sets. It only downloads the weights of MODEL:TAG.",
         epilog="example: superclip evaluate epoch_5.pt ViT-B-16:openai --data DIR",
     )
     add = parser.add_argument
@@ -57,7 +57,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "linear probe on ImageNet-1k; dense: segmentation and depth from the patch tokens, on PASCAL VOC, ADE20k and "
         "NYUv2 (default: %(default)s)",
     )  # fmt: skip
-    add("--datasets", nargs="+", default=[], metavar="NAME", help="data sets of DIR to use instead of the suites' own")
+    add("--datasets", nargs="+", default=[], metavar="NAME", help="data sets of DIR, instead of those of the suites")
     about = "for files: an OpenCLIP model's name or a JSON file (default: the one in the run's params.txt)"
     add("--model", "--architecture", help=about)
     add(
@@ -70,10 +70,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="(default: %(default)s)")
     add("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
     add("--every", action="store_true", help="CHECKPOINT is the folder of a run; evaluate all its checkpoints")
-    probe = parser.add_argument_group("linear probe", "CLIP_benchmark's: AdamW on frozen, normalised features")
+    probe = parser.add_argument_group("linear probe", "as in CLIP_benchmark: AdamW on frozen, normalised features")
     probe.add_argument("--probe-lr", type=float, default=0.1, help="(default: %(default)s)")
     probe.add_argument("--probe-epochs", type=int, default=10, help="(default: %(default)s)")
-    dense = parser.add_argument_group("segmentation and depth", "a linear layer on the frozen patch tokens, by AdamW")
+    dense = parser.add_argument_group("segmentation and depth", "a linear layer on frozen patch tokens, with AdamW")
     dense.add_argument("--dense-lr", type=float, default=1e-3, help="(default: %(default)s)")
     dense.add_argument("--dense-epochs", type=int, default=20, help="(default: %(default)s)")
     options = parser.parse_args(argv)

@@ -51,21 +51,21 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip frequencies",
-        description="Counts, in one pass over WebDataset shards or a table, without reading images, how many captions "
-        "contain each token. --superclip-idf FILE then weights words by the whole data set from the first step on.",
+        description="Counts the captions with each token, in one pass over WebDataset shards or a table, without "
+        "reading images. --superclip-idf FILE then weights words by the whole data set from the first step on.",
         epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
     )
     add = parser.add_argument
-    about = "the value of --train-data: 'shards/{00000..41455}.tar', with ::, or a .csv of images and captions"
+    about = "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv"
     add("data", metavar="DATA", help=about)
     add_columns(parser)
-    add("--text-key", default="txt", metavar="KEY", help="member of a caption (default: %(default)s)")
+    add("--text-key", default="txt", metavar="KEY", help="member with captions (default: %(default)s)")
     add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
-    about = "what the class loss will read: short, long or mixed:P; long for dual (default: %(default)s)"
+    about = "captions of the class loss: short, long or mixed:P; for dual, long (default: %(default)s)"
     add("--captions", default="short", help=about)
-    add("--long-caption", default="", metavar="KEY", help="where the long caption is: long.txt, json:a.b, a column")
-    add("--context", type=int, help="tokens of a caption to read (default: the text tower's)")
-    add("--seed", type=int, default=0, help="seeds the choice of mixed:P (default: %(default)s)")
+    add("--long-caption", default="", metavar="KEY", help="location of the long caption: long.txt, json:a.b, a column")
+    add("--context", type=int, help="number of tokens per caption to read (default: the text tower's)")
+    add("--seed", type=int, default=0, help="seed of mixed:P (default: %(default)s)")
     add("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(argv)

@@ -18,12 +18,12 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="the authors' file")
-    about = "its configuration: an OpenCLIP model's name or a JSON file, such as the authors'"
+    about = "the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'"
     add("--model", "--architecture", required=True, help=about)
     add("--out", type=Path, required=True, help="folder to write")
     add(
         "--global-batch", type=int, default=16_384,
-        help="captions per step of the run on all GPUs, to compute counts from its running means (default: "
+        help="captions per step of the run, over all GPUs, to convert its running means to counts (default: "
         "%(default)s, as in the released runs)",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing folder")

@@ -71,7 +71,7 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     )  # fmt: skip
     add_columns(parser, of_recipe=True)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace the value of a field of the recipe"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace the value of a recipe's field"
     )
 
 
@@ -130,7 +130,7 @@ def opened_run(
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):
             flag = flag_of(name)
-            raise InputError(f"{flag}: {folder} is a run, whose {DESCRIPTION} holds its options; leave {flag} out")
+            raise InputError(f"{flag}: the options of the run {folder} are in its {DESCRIPTION}; leave {flag} out")
     run = Run.open(folder)
     if getattr(options, "accept_changes", False):
         run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, accept_changes=True))
@@ -153,16 +153,16 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
     add("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
-    about = f"GPUs of a node; with --device cpu its processes (default: {gpus_per_node})"
+    about = f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})"
     add("--gpus-per-node", type=int, metavar="N", help=about)
     add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
-    add("--cpus-per-node", type=int, metavar="N", help="CPUs of each node, which is then shared (default: whole nodes)")
+    add("--cpus-per-node", type=int, metavar="N", help="CPUs per node, for shared nodes (default: whole nodes)")
     add("--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7")
     about = "bash file that the job sources first: module loads, exported variables, CONTAINER"
     add("--setup", metavar="FILE", help=about)
-    about = "do not look for the shards, only count them: for data that only the nodes can see"
+    about = "count the shards without looking for them: for data that only the nodes can access"
     add("--skip-data-check", action="store_true", help=about)
     add("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
 
@@ -193,7 +193,7 @@ def slurm_request(options: argparse.Namespace) -> SlurmRequest:
     )  # fmt: skip
 
 
-COLUMN_HELP = ("separator of a table's columns", "column of its images", "column of its captions")
+COLUMN_HELP = ("column separator of a table", "column of the images", "column of the captions")
 
 
 def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False) -> None:

@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     add = parser.add_argument
-    add("words", nargs="*", metavar="WORD", help="the name of a recipe, or words that its name contains")
-    add("--json", action="store_true", help="print all their fields as JSON")
-    add("--fields", action="store_true", help="print what a recipe's fields mean, in Markdown")
+    add("words", nargs="*", metavar="WORD", help="the name of a recipe, or words contained in its name")
+    add("--json", action="store_true", help="print all fields as JSON")
+    add("--fields", action="store_true", help="print the fields of a recipe, explained, in Markdown")
     options = parser.parse_args(argv)
     if options.fields:
         rows = []  # of docs/recipe-fields.md

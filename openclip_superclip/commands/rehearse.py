@@ -1,4 +1,4 @@
-"""superclip rehearse: trains a run for a few minutes on its own machines, and estimates the whole run."""
+"""superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole run."""
 
 import argparse
 import sys
@@ -9,9 +9,9 @@ from .options import add_recipe_options, add_settings, opened_run
 
 
 def main(argv: list[str]) -> int:
-    """Rehearses, prints an estimate of the whole run, writes rehearsal.json; returns 0, or 1 if it failed.
+    """Rehearses, prints an estimate of the whole run and writes rehearsal.json.
 
-    It also fails if the resumed training differs from the uninterrupted one.
+    Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted one.
     """
     from ..runs.slurm import ask_job, find_placement
 
@@ -50,9 +50,9 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="superclip rehearse",
-        description="Trains a few minutes of a recipe with the batch, precision, data and ranks of the whole run. "
-        "Stops itself by SIGUSR1, resumes, compares that with uninterrupted training, and prints the hours of the "
-        "whole run, its bottleneck and what to change. Under srun, with one task per node, it uses all nodes.",
+        description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
+        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, and prints the hours of "
+        "the whole run, its bottleneck and what to change. Under srun, with one task per node, it uses all nodes.",
         epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
     )
     add_recipe_options(parser, here=True)
@@ -60,6 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
     parser.add_argument(
         "--steps", type=int, default=100, metavar="N",
-        help="of each of the two slices that are trained, twice (default: %(default)s)",
+        help="steps of each of two slices, which are trained twice (default: %(default)s)",
     )  # fmt: skip
     return parser

@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="superclip run",
         description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
-        "under srun with one task per node, of all nodes of the job. Instead of a recipe, it takes the folder of a run "
-        "to resume.",
+        "under srun with one task per node, of all nodes of the job. To resume a run, give its folder instead of a "
+        "recipe.",
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)

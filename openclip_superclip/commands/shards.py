@@ -35,7 +35,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip shards",
         description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
-        "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would show rotated or nearly white are "
+        "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would read rotated or nearly white are "
         "converted. Pairs that cannot be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
@@ -44,13 +44,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("source", metavar="SOURCE", help=about)
     add("out", type=Path, metavar="OUT", help="a new folder for the shards")
     add_columns(parser, of_json=True)
-    add("--label-key", default="", metavar="KEY", help="column or field of a class, for zero-shot and linear probe")
-    add("--long-key", default="", metavar="KEY", help="column or field of a longer caption, which becomes long.txt")
+    add("--label-key", default="", metavar="KEY", help="column or field with a class, for zero-shot and linear probe")
+    add("--long-key", default="", metavar="KEY", help="column or field with a longer caption, which becomes long.txt")
     add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
     about = "fraction of the images for validation, chosen by a hash of their names (default: %(default)s)"
     add("--val-share", type=float, default=0.1, metavar="FRACTION", help=about)
-    add("--shard-size", type=int, metavar="N", help="pairs per shard (default: makes 32 shards of 16 to 10,000)")
-    add("--seed", type=int, default=0, metavar="N", help="seeds the order (default: %(default)s)")
+    add("--shard-size", type=int, metavar="N", help="pairs per shard (default: 16 to 10,000, for 32 shards)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the order (default: %(default)s)")
     add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:

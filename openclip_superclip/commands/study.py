@@ -71,9 +71,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     about = "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of the demo's scenes"
     add("--val-data", metavar="DATA", help=about)
     add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
-    about = "folder of the runs, which studies of one recipe can share (default: OUT/runs)"
+    about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
     add("--runs", type=Path, metavar="DIR", help=about)
-    add("--only", choices=("report",), help="train nothing: evaluate and report finished runs")
+    add("--only", choices=("report",), help="only evaluate and report finished runs")
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument("--slurm", action="store_true", help="submit the unfinished runs as an array of jobs")

@@ -1,4 +1,4 @@
-"""superclip words: names the words that a class head sees in images, and shows when a run learned them."""
+"""superclip words: lists the words that a class head finds in images, and shows when a run learned them."""
 
 import argparse
 import json
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip words",
-        description="Names the words that the class head sees in images. A word's score is its fraction of the caption "
-        "that the head predicts, weighted by IDF: the distribution that it was trained to predict.",
+        description="Lists the words that the class head finds in images. The score of a word is its probability: the "
+        "head was trained to predict the words of the caption, weighted by IDF.",
         epilog="example: superclip words images/ --model logs/superclip --heatmap",
     )
     add = parser.add_argument
@@ -59,16 +59,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     add(
         "--course", nargs="+", type=Path, metavar="RUN",
-        help="show when each word was learned, for one run or two side by side, from the folders of runs with "
+        help="show when each word was learned, for one run or two side by side, given as folders of runs with "
         "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and .png)",
     )  # fmt: skip
-    about = "start a page for the browser: drop an image to see its words and where they are, or type a word"
+    about = "serve a web page: drop an image to see its words and their locations, or type a word"
     add("--serve", action="store_true", help=about)
     add("--port", type=int, default=8000, help="port of --serve; 0 means any free one (default: %(default)s)")
     add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
-    add("--words", help="only these words and phrases, separated by commas, or a file with one per line")
-    add("--top", type=int, metavar="K", help="the K highest words of an image (default: 10, or all of --words)")
-    add("--heatmap", action="store_true", help="draw where each word is seen, one PNG per image in --out")
+    add("--words", help="words and phrases to show, separated by commas, or a file with one per line")
+    add("--top", type=int, metavar="K", help="the K most likely words of an image (default: 10, or all of --words)")
+    add("--heatmap", action="store_true", help="draw a heat map of each word, one PNG per image in --out")
     add("--json", action="store_true", help="print one line of JSON per image instead of tables")
     add(
         "--out", type=Path,

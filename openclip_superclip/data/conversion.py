@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
-    """Returns the pairs of a table, a folder or COCO's JSON, whose images are in `images`; InputError for none."""
+    """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`; InputError for none."""
     place = Path(path)
     if is_table(path):
         pairs = list(pairs_of_table(path, keys))

@@ -92,7 +92,7 @@ class CaptionCounter:
         )  # fmt: skip
 
     def count_shard(self, shard: str) -> tuple[Tensor, Tensor, int, str]:
-        """Returns the counts of a shard, up to where it is broken, sparse so that little is sent to the parent process.
+        """Returns the counts of a shard, up to its first defect, sparse so that little is sent to the parent process.
 
         They are the token ids that occur, int64 [K], their document frequency, int64 [K], the number of captions, and
         why the shard could not be read to its end, or "".

@@ -101,7 +101,7 @@ def inspect(
         full: read all shards, with a process per core, instead of the beginnings of the first and the last one and, if
             these are broken, of a few more.
         caption: the extension of the short caption.
-        most: the number of shards whose existence is checked; by default all.
+        most: the number of shards to look for; by default all.
     """
     found = Inspection(tar.expand(pattern, flag))
     if any(map(tar.is_remote, found.shards)):

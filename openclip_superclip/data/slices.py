@@ -39,7 +39,7 @@ def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_si
 
 
 def too_few(held: int, batch_size: int) -> str:
-    """Returns the error message for a data-loading worker whose shards contain less than one batch."""
+    """Returns the error message for a data-loading worker with less than one batch in its shards."""
     return (
         f"--superclip-slices: the shards that a worker reads of a slice hold {held:,} samples, and --batch-size is "
         f"{batch_size:,}; expected a full batch or more: give fewer slices or --workers, or a smaller --batch-size"

@@ -117,7 +117,7 @@ def _measure(opened, data: Data, task: str, settings: Settings, cache: dict) -> 
 
 
 def _facts(model: Evaluated, source: str, data: Data, task: str, settings: Settings) -> dict:
-    """Returns what a result depends on, and where it comes from."""
+    """Returns what a result depends on, and its source."""
     return {
         "model": model.name,
         "checkpoint": model.given,

@@ -174,8 +174,8 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     for line, template in enumerate(templates if isinstance(templates, list) else [], start=1):
         if not _has_placeholder(template):
             raise InputError(
-                f"zeroshot_classification_templates.txt: line {line} is '{template}'; expected {{c}} where the class "
-                "name goes, and no other braces"
+                f"zeroshot_classification_templates.txt: line {line} is '{template}'; expected {{c}} in place of "
+                "the class name, and no other braces"
             )
 
 

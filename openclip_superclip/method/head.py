@@ -64,7 +64,7 @@ FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with
 
 
 def without_class_head(model_class: type) -> type:
-    """Returns a subclass of the same name whose models ignore a class head in the weights that they load."""
+    """Returns a subclass of the same name that ignores a class head in the weights that it loads."""
 
     def __init__(self, *args, **kwargs):
         model_class.__init__(self, *args, **kwargs)

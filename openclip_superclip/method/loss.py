@@ -69,7 +69,7 @@ def class_loss(
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row factors [B].
 
-    A caption whose weights are all 0 has target 0 and factor 0: no loss and no gradient.
+    If all weights of a caption are 0, its target and factor are 0: no loss and no gradient.
     """
     labels, _ = tokens.long().sort(dim=1)
     weights = idf.float()[labels]

@@ -22,7 +22,7 @@ def world_size() -> int:
 
 
 def begin_sum(tensor: Tensor, name: str):
-    """Starts an in-place sum of `tensor` over the ranks; returns an object whose `wait()` blocks until it is done.
+    """Starts an in-place sum of `tensor` over the ranks; returns a handle with `wait()`, which blocks until it is done.
 
     Collective. `name` distinguishes it from other sums in progress.
     """

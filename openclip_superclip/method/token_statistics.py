@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from . import ranks
 
-SAMPLE = 64  # captions of each batch and rank whose words are observed
+SAMPLE = 64  # observed captions of each batch and rank
 
 
 def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:

@@ -43,7 +43,7 @@ WITH_HEAD = [
         lambda o: o.config.captions.startswith("mixed") and getattr(o, "json_text_key_probs", None),
     ),
     Rule(
-        "--fsdp-checkpoint sharded does not work with --superclip, whose commands read single files: leave it out",
+        "--fsdp-checkpoint sharded does not work with --superclip: its commands read single files; leave it out",
         lambda o: getattr(o, "fsdp_checkpoint", None) == "sharded",
     ),
 ]

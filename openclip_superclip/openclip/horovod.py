@@ -97,7 +97,7 @@ def join_ranks() -> None:
         return
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise InputError(
-            f"--horovod: this is rank {rank} of {size}, and it is unknown where the ranks meet: set MASTER_ADDR (rank "
+            f"--horovod: this is rank {rank} of {size}, and rank 0's address is unknown: set MASTER_ADDR (rank "
             "0's host) and MASTER_PORT (a free port there), or start them with horovodrun"
         )
     os.environ.update(_meet(rank, size))

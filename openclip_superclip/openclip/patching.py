@@ -1,7 +1,7 @@
 """Applies and reverts patches of OpenCLIP on disk: atomic per file, and idempotent.
 
-A patch is a git diff, whose headers contain the blob ids of each file before and after. These ids determine the state
-of every file, so that an interrupted run can be completed or reverted without a journal.
+A patch is a git diff. Its headers contain the blob ids of each file before and after. These ids determine the state of
+every file, so that an interrupted run can be completed or reverted without a journal.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ PASSED_ON = {
 
 
 def with_plugins_task(create):
-    """Returns an OpenCLIP `create_task` whose task uses the plugins' loss, if any."""
+    """Returns an OpenCLIP `create_task` that uses the plugins' loss, if any."""
 
     @functools.wraps(create)
     def create_task(args, *task_args, **kwargs):

@@ -54,7 +54,7 @@ def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[st
 class RunFolder:
     """RUN/, which is --logs PARENT --name NAME for OpenCLIP.
 
-    A damaged state.json or run.json counts as missing: the checkpoints alone decide where a run resumes.
+    A damaged state.json or run.json counts as missing: a run resumes from its newest checkpoint in any case.
     """
 
     def __init__(self, path: Path):
@@ -200,7 +200,7 @@ def _now() -> str:
 
 @contextmanager
 def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out") -> Iterator[None]:
-    """Holds the lock, whose file names its owner; raises InputError, naming the owner, if another one is alive.
+    """Holds the lock, with its owner in the file; raises InputError, naming the owner, if another one is alive.
 
     A second file is locked with flock, which the kernel releases when the process ends. Some file
     systems lack flock or do not share it between machines; there squeue shows whether the owner's job is alive.

@@ -35,7 +35,7 @@ class Settings:
     )
     stall_minutes: float = _setting(
         30.0,
-        "minutes without a step after which the run restarts; 0 for never (default: %(default)s)",
+        "restart after this many minutes without a step; 0 for never (default: %(default)s)",
         type=float,
         metavar="M",
     )
@@ -46,12 +46,12 @@ class Settings:
     )
     stage: str | None = _setting(
         None,
-        "folder on each node's own disk, to which the shards of a slice are copied while the slice before it trains",
+        "folder on each node's own disk, to which the shards of a slice are copied while the previous one trains",
         metavar="DIR",
     )
     engine: str = _setting(
         "torchrun",
-        "whether torch.distributed or Horovod averages the gradients (default: %(default)s)",
+        "average the gradients with torch.distributed or Horovod (default: %(default)s)",
         choices=("torchrun", "horovod"),
     )
 

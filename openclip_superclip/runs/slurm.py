@@ -33,7 +33,7 @@ class Placement:
     def name_of_start(self, num_earlier: int) -> str:
         """Returns the name of this start of a run, equal on all nodes, given the number of earlier starts.
 
-        Earlier starts are only counted on a single node, where a shell can start the run again within the same step.
+        Earlier starts only count on a single node, because a shell there can start the run again within the same step.
         """
         return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
 

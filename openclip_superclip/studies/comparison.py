@@ -133,8 +133,8 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
 def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
     """Returns the runs by series and batch size, in the order of tables.
 
-    Runs of one batch size whose training differs (a learning rate) are not seeds of each other: the difference becomes
-    part of the series.
+    If the training of two runs of one batch size differs (a learning rate), they are not seeds of each other: the
+    difference becomes part of the series.
     """
     groups = defaultdict(list)
     for run in runs:

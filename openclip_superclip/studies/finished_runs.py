@@ -132,7 +132,7 @@ def _read_options(run: ReportedRun, options: dict) -> None:
     base = "siglip" if options.get("siglip") else "flip" if options.get("force_patch_dropout") else "clip"
     run.method = f"super{base}" if with_head else base
     run.model, run.data, run.seed = str(options["model"]), str(options.get("train_data")), options.get("seed")
-    logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table, whose length is not an option
+    logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table: its length is not an option
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
     run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
     run.variant = _superclip_variant(superclip, run.method) if options.get("superclip") else {}

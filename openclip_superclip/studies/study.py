@@ -18,8 +18,8 @@ from ..runs.recipe import Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
 
 TUNING_SEEDS = 1000  # the first seed of the trials that tune learning rates: the seeds of results are below it
-LIKE = "like"  # in an arm: another arm, whose fields it takes, the tuned learning rate among them
-DEMO = Path("demo")  # where the shipped recipes expect the demo's model and scenes
+LIKE = "like"  # in an arm: the arm from which it inherits the fields, including the tuned learning rate
+DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
 OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
 MEASURES = {  # by what measures a run: its measures
     "demo": OF_SCENES,

@@ -26,7 +26,7 @@ from ..words.tagger import open_checkpoint
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
-EPOCHS = 2  # of the linear map: CLIP's mIoU is better than at 10, where the map overfits its scenes
+EPOCHS = 2  # of the linear map: CLIP's mIoU is better than with 10, which overfit the map's scenes
 DENSE = {"segmentation": ("mIoU", "miou"), "depth": ("depth_RMSE", "rmse")}  # the study's name, the result's
 UNNAMED = ("method", "seed", "chosen", "paper")  # fields that are not in a run's name, or in another place of it
 

@@ -81,7 +81,7 @@ def find_course(run: Path) -> CourseFiles | None:
 class WordCourse(NamedTuple):
     """How a run learned its words, over its E recorded epochs.
 
-    A word's lift is its mean probability for images whose caption contains it, divided by its mean probability for all
+    A word's lift is its mean probability for images with the word in their caption, divided by its mean probability for
     other images; it is 1 if the head has learned nothing about the word. The lift is evaluated at the end of an epoch,
     once NUM_LOOKED_AT captions have contained the word since the last evaluation. A missing epoch is assumed to have as
     many captions as the next recorded one.

@@ -139,7 +139,7 @@ def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undistu
     assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
     assert (undisturbed / "run.json").read_bytes() == before
     assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
-    assert f"--set: {undisturbed} is a run, whose description.json holds its options" in capsys.readouterr().err
+    assert f"--set: the options of the run {undisturbed} are in its description.json" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ def test_the_sentence_of_ten_seeds_is_what_their_study_found():
     found = results("one_batch")
     means = [found.spread(arm, None, found.study.primary).mean for arm in ("CLIP", "SuperCLIP")]
     difference = found.difference("SuperCLIP", "CLIP", None, found.study.primary)
-    sentence = f"zero-shot went from {means[0]:.1f} to {means[1]:.1f}, {difference}"
+    sentence = f"zero-shot increases from {means[0]:.1f} to {means[1]:.1f}, {difference}"
     assert (found.study.seeds, sentence in " ".join(PAGES["docs/demo.md"].split())) == (10, True)
 
 

@@ -97,7 +97,7 @@ def test_the_hooks_and_the_names_that_the_launcher_replaces_are_counted_and_name
     names = [name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec")]
     architecture = " ".join(PAGES["docs/architecture.md"].split())
     assert re.findall(r"^\| `(open_clip_\w+)` \|", PAGES["docs/architecture.md"], flags=re.MULTILINE) == names
-    assert f"holds {words[len(names)]} [pluggy]" in architecture
+    assert f"defines {words[len(names)]} [pluggy]" in architecture
     assert f"[the {words[len(names)]} hooks]" in PAGES["docs/patching.md"]
     assert f"the {words[len(REPLACED)]} names that" in architecture
 

@@ -306,7 +306,7 @@ REFUSED = {  # flags: what the one line says
     "--resume logs/with-head/checkpoints/epoch_1.pt": "add --superclip",
     "--resume latest --name with-head": "logs/with-head/checkpoints/epoch_",
     "--superclip --pretrained corrupt.pt": "error: --pretrained: corrupt.pt cannot be read",
-    f"{TEACHER} bare.pt": "is ignored by OpenCLIP beside --distill-model local-dir:teacher, whose weights",
+    f"{TEACHER} bare.pt": "--distill-pretrained bare.pt has no effect with --distill-model local-dir:teacher: ",
     f"{TEACHER} local-dir:teacher": "error: --distill-model: teacher contains no weights",
     f"{WARM_UP} -1": "error: --superclip-head-warmup is -1; expected 0 or more samples",
     "--superclip --model ViT-B-23": "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32",

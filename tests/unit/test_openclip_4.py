@@ -185,9 +185,9 @@ def test_muon_leaves_the_class_head_to_its_fallback(options, expected, parse_arg
 
 
 KINDS = {  # of a saved run: its file's content, the ranks and the OpenCLIP that resume it, and what the one line says
-    "OpenCLIP 3": ({}, None, True, "of a run on OpenCLIP 3, whose optimizer has other parameter groups"),
-    "OpenCLIP 4": ({"global_step": 8}, None, False, "of a run on OpenCLIP 4, whose optimizer has other"),
-    "torchrun, by Horovod": ({}, False, False, "of a run of torchrun's ranks, whose weights have other names"),
+    "OpenCLIP 3": ({}, None, True, "of a run on OpenCLIP 3, with other parameter groups of the optimizer"),
+    "OpenCLIP 4": ({"global_step": 8}, None, False, "of a run on OpenCLIP 4, with other parameter groups"),
+    "torchrun, by Horovod": ({}, False, False, "of a run of torchrun's ranks, with other names of the weights"),
 }
 
 
