@@ -38,10 +38,8 @@ class Audit:
     Raises InputError if `by` needs a class head and the model has none, and if the folder contains other files or
     another audit.
 
-    Args:
-        by: the score that sorts the pairs, one of SORTED_BY; "" for the default, which depends on the model.
-        architecture: name of the OpenCLIP model, if it is not recorded with the weights.
-        threads: number of threads that decode images.
+    The pairs are sorted by `by`, one of SORTED_BY, or "" for the model's default. `architecture` is the name of the
+    OpenCLIP model, if it is not recorded with the weights.
     """
 
     data: AuditedData

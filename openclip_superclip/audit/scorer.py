@@ -67,11 +67,9 @@ class CaptionSupport:
         self.offered_expected = self.offered.of(self.expected)  # [N]
 
     def words(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns the words of each caption for which support is defined, in order of appearance.
+        """Returns the words of each caption, tokens [B, L], for which support is defined, in order of appearance.
 
-        Args:
-            probabilities: [B, V], given the images.
-            tokens: [B, L], the tokenized captions.
+        `probabilities`, [B, V], are those given the images.
         """
         words = [words_of(caption) for caption in captions]
         spelled = self._on_device(lexicon(sorted(set().union(*words)), self.tokenizer, len(self.weights)))

@@ -74,12 +74,9 @@ def read_frequencies(path: str | Path) -> Frequencies:
 
 
 class CaptionCounter:
-    """Counts the class loss's captions in shards, or in a table, which counts as one shard.
+    """Counts the class loss's captions in shards, or in a table, which has `columns` and counts as one shard.
 
-    Args:
-        seed: seeds the choice of the mode *mixed*.
-        columns: the columns of a table; None for shards.
-        member: the extension of the short caption in a shard's samples.
+    `member` is the extension of a sample's short caption, and `seed` seeds the choice of the mode *mixed*.
     """
 
     def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None, member: str = "txt"):

@@ -155,12 +155,8 @@ class DataOrder:
     """The stages that replace OpenCLIP's two shuffles, seeded by (seed, epoch, rank, worker).
 
     At the start of each epoch, the generators of torch, Python and NumPy are seeded in every data-loading process
-    (random crops) and in the training process (patch dropout). With --workers 0 both are the same process.
-
-    Args:
-        slices: number of epochs per pass.
-        epoch: OpenCLIP's shared epoch.
-        shuffle_sizes: size and initial size of the buffer that shuffles samples.
+    (random crops) and in the training process (patch dropout). With --workers 0 both are the same process. A pass has
+    `slices` epochs, `epoch` is OpenCLIP's shared one, and `shuffle_sizes` are those of the buffer of samples.
     """
 
     def __init__(self, slices: int, seed: int, rank: int, batch_size: int, epoch, shuffle_sizes: tuple[int, int]):

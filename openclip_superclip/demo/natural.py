@@ -102,11 +102,8 @@ class World:
         """Returns a scene of 64 by 64 pixels with a "short", a "long" and a "clean" caption.
 
         A clean caption is a short one that is correct and names at least one object. A set of two or more objects
-        occurs in one split only.
-
-        Args:
-            concept: the concept of a scene with a single object; None for random concepts.
-            colour: the colour of the single object; None for a random one, among those that training shows.
+        occurs in one split only. A scene with a single object may be given its concept and its colour; otherwise they
+        are random, the colour among those that training shows.
         """
         rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
         count = num_objects[rng.randrange(len(num_objects))]

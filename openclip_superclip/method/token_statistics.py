@@ -128,10 +128,7 @@ class TokenStatistics(nn.Module):
         return idf(self.document_frequency, self.num_captions + 1) * self.counted
 
     def _check_ids(self, tokens: Tensor) -> None:
-        """Raises InputError for an id outside the vocabulary.
-
-        On accelerators only the first batch is checked, to avoid synchronization.
-        """
+        """Raises InputError for an id outside the vocabulary; on accelerators, only the first batch is checked."""
         if self._checked_ids and tokens.device.type != "cpu":
             return
         self._checked_ids = True

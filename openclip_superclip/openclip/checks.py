@@ -88,15 +88,12 @@ HAS_DATA = Rule(
     lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
 )
 HAS_IMAGENET = Rule(
-    "{found}: there is no such folder",
-    lambda o: next(
-        (
-            f"{flag} {folder}"
-            for flag, folder in (("--imagenet-val", o.imagenet_val), ("--imagenet-v2", o.imagenet_v2))
-            if folder and not os.path.isdir(folder)
-        ),
-        None,
-    ),
+    "{found[0]}: there is no such folder",
+    lambda o: [
+        f"{flag} {folder}"
+        for flag, folder in (("--imagenet-val", o.imagenet_val), ("--imagenet-v2", o.imagenet_v2))
+        if folder and not os.path.isdir(folder)
+    ],
 )
 
 

@@ -33,11 +33,8 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward pass is two forward
     ones, gradient checkpointing and accumulation are one more each, of the towers. The contrastive loss's own products,
-    0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted.
-
-    Args:
-        gpu_tflops: a GPU's peak, in 10^12 FLOPs per second.
-        samples_per_second: measured throughput of all GPUs together.
+    0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and
+    `samples_per_second` the measured throughput of all GPUs together.
     """
     counts = count_model(run)
     gmacs = counts.pop("gmacs")

@@ -195,12 +195,9 @@ class SlurmRequest:
     def training(
         self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""
     ) -> SlurmJob:  # fmt: skip
-        """Returns a job that trains runs, given as folders with descriptions.
+        """Returns a job that trains or rehearses runs, given as folders with descriptions, or an array of such jobs.
 
-        Args:
-            file: the script; its folder contains the job's output and the copy of --setup.
-            command: run or rehearse.
-            array: sbatch's, one task per run.
+        The folder of the script `file` contains the job's output and the copy of --setup.
         """
         options = self._options(file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j")
         options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else {"exclusive": "", "mem": "0"}

@@ -125,11 +125,9 @@ class Seen(NamedTuple):
 
 
 class Tagger:
-    """Tags images with words.
+    """Tags images with the `top` words of those chosen, by default all of them.
 
-    Args:
-        chosen: words to score; None for all words that are single tokens of the model's vocabulary.
-        top: maximum number of words per image; the default is 10, or all of `chosen`.
+    If none are chosen, these are all words that are single tokens of the model's vocabulary, and the best 10 of them.
     """
 
     def __init__(self, opened: Opened, chosen: Lexicon | None = None, top: int | None = None):
