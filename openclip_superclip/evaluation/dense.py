@@ -125,12 +125,7 @@ def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple
         known = _has_label(label, test.num_classes)
         num_known += int(known.sum())
         if test.num_classes:
-            found, true = output.argmax(dim=0)[known], label[known]
-            # The pixels of each class in both and in either, [C] each.
-            both, ours, theirs = (
-                torch.bincount(classes, minlength=test.num_classes) for classes in (true[found == true], found, true)
-            )
-            parts.append((both.numpy(), (ours + theirs - both).numpy()))
+            parts.append(_overlaps(output.argmax(dim=0)[known], label[known], test.num_classes))
         else:
             parts.append((float(((output[0] - label)[known] ** 2).sum()), int(known.sum())))
     if not num_known:
@@ -139,3 +134,10 @@ def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
     return {name: estimate(outcome, "").value}, {name: outcome}
+
+
+def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels of each class in both and in either, [C] each."""
+    both = torch.bincount(label[found == label], minlength=num_classes)
+    either = torch.bincount(found, minlength=num_classes) + torch.bincount(label, minlength=num_classes) - both
+    return both.numpy(), either.numpy()
