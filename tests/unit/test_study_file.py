@@ -125,13 +125,6 @@ def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path
     assert message in refused(tmp_path, "study", *argv)
 
 
-def test_setting_the_method_makes_a_recipe_its_own_baseline_and_back():
-    ours = read_recipe(RECIPE)
-    plain = read_recipe(RECIPE, {"method": "clip"})
-    assert (plain.method, plain.superclip) == ("clip", None)
-    assert read_recipe("demo/clip_demo-model_40k_bs32", {"method": "superclip"}).superclip == ours.superclip
-
-
 # Differences
 
 CELLS = [16, 32, 64]
