@@ -29,7 +29,7 @@ from filelock import FileLock
 from PIL import Image
 from support import WORDS
 from support.data import train_on_squares
-from support.models import write_model
+from support.models import write_model, write_weights
 from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
 
@@ -76,6 +76,22 @@ def shards(csv_data) -> str:
 def tiny_model(tmp_path_factory) -> str:
     """--model of a two-layer ViT."""
     return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> str:
+    """--model of a model whose checkpoints are small."""
+    return write_model(
+        tmp_path_factory.mktemp("small-model"), vision={"width": 32, "head_width": 16}, text={"width": 16, "heads": 2}
+    )
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> str:
+    """--model of a folder that holds the weights of a plain OpenCLIP model as well."""
+    teacher = write_model(tmp_path_factory.mktemp("teacher"))
+    write_weights(teacher)
+    return teacher
 
 
 @pytest.fixture(scope="session")

@@ -187,14 +187,6 @@ def test_the_tables_of_the_pages_and_the_list_of_verdicts_are_the_computed_ones(
         assert list(csv.reader(file)) == verdicts.verdicts_csv(FOUND)
 
 
-@pytest.mark.parametrize(
-    "page", [DOCS / "audit/README.md", *sorted(STUDIES.rglob("*.md"))], ids=lambda page: page.parent.name
-)
-def test_every_link_of_a_study_page_leads_to_a_file(page):
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
-        assert (page.parent / target.partition("#")[0]).exists(), target
-
-
 def test_holms_correction_and_power_of_examples():
     assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     draws = np.random.default_rng(0).normal(3.2, 4.1, (4000, 20))  # the rate at which simulated studies exclude zero

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.models import write_model, write_weights
 from support.openclip_trees import each_release, enter, openclip_train, openclip_train_without_plugins
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import install_plugin
-from support.training_runs import Run, in_one_order, run_ranks
+from support.training_runs import Run, completed, error_of, in_one_order
 
 openclip_train_in_one_order, superclip_train_in_one_order = in_one_order(openclip_train), in_one_order(superclip_train)
 
@@ -26,8 +25,7 @@ def losses(train_flags, tmp_path_factory):
     @functools.cache
     def losses(train, tree, flags="", world_size=1):
         argv = [*train_flags, "--batch-size", str(32 // world_size), "--logs", "none", *flags.split()]
-        runs = run_ranks(train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run"))
-        assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+        runs = completed(train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run"))
         assert len(runs[0].losses()) == 2
         return runs[0].losses()
 
@@ -47,55 +45,33 @@ def test_a_patched_openclip_without_plugins_is_stock(released, patched, losses):
     assert losses(openclip_train_without_plugins, patched["3.3.0"]) == losses(openclip_train, released["3.3.0"])
 
 
-VARIANTS = [
-    "--siglip",
-    "--accum-freq 2 --batch-size 16",
-    "--superclip-captions dual --superclip-long-caption filepath --superclip-long-context 30",
-    "--distill-model {teacher} --distill-pretrained {teacher}",
-]
+WEBDATASET = "--dataset-type webdataset --train-data {shards} --train-num-samples"
+EQUAL = {  # release, flags, ranks
+    "SigLIP": ("3.3.0", "--superclip --siglip", 1),
+    "accumulation": ("3.3.0", "--superclip --accum-freq 2 --batch-size 16", 1),
+    "distillation": ("3.3.0", "--superclip --distill-model {teacher} --distill-pretrained {teacher}", 1),
+    "two ranks": ("3.3.0", "--superclip", 2),
+    "two captions": ("3.3.0", "--superclip --superclip-captions dual --superclip-long-caption filepath "
+                     "--superclip-long-context 30", 1),
+    "WebDataset": ("3.3.0", f"--superclip {WEBDATASET} 64", 1),
+    "WebDataset, two captions": ("3.3.0", f"--superclip --superclip-captions dual --superclip-long-caption txt "
+                                 f"{WEBDATASET} 64", 1),
+    "slices of CLIP": ("3.3.0", f"--superclip-slices 2 --epochs 2 {WEBDATASET} 32", 1),
+    "slices": ("3.0.0", f"--superclip --superclip-slices 2 --epochs 2 --workers 1 {WEBDATASET} 32", 1),
+}  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory) -> str:
-    """--model of a folder that holds the weights of a plain model as well."""
-    model = write_model(tmp_path_factory.mktemp("teacher"))
-    write_weights(model)
-    return model
-
-
-@pytest.mark.parametrize("flags", VARIANTS)
-def test_other_models_and_losses_are_equal_too(flags, released, patched, teacher, losses):
-    flags = f"--superclip {flags.format(teacher=teacher)}"
-    assert losses(openclip_train, patched["3.3.0"], flags) == losses(superclip_train, released["3.3.0"], flags)
-
-
-@pytest.mark.parametrize("captions", ["short", "dual"])
-def test_long_captions_of_webdataset_are_equal_too(captions, released, patched, shards, losses):
-    place = "" if captions == "short" else "--superclip-long-caption txt"
-    flags = f"--superclip --superclip-captions {captions} {place} --dataset-type webdataset"
-    flags += f" --train-data {shards} --train-num-samples 64"
-    expected = losses(superclip_train_in_one_order, released["3.3.0"], flags)
-    assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == expected
+@pytest.mark.parametrize(("release", "flags", "world_size"), EQUAL.values(), ids=EQUAL)
+def test_losses_are_those_of_the_launcher(release, flags, world_size, released, patched, teacher, shards, losses):
+    flags = flags.format(teacher=teacher, shards=shards)
+    expected = losses(superclip_train_in_one_order, released[release], flags, world_size)
+    assert losses(openclip_train_in_one_order, patched[release], flags, world_size) == expected
 
 
 def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patched, shards, losses):
-    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+    flags = f"{WEBDATASET} 64".format(shards=shards)
     stock = losses(openclip_train_in_one_order, released["3.3.0"], flags)
-    assert losses(superclip_train_in_one_order, released["3.3.0"], flags) == stock
     assert losses(openclip_train_in_one_order, patched["3.3.0"], flags) == stock
-
-
-@pytest.mark.parametrize(("release", "workers"), [("3.0.0", 1), ("3.3.0", 0)])
-def test_slices_are_equal_too(release, workers, released, patched, shards, losses):
-    flags = f"--dataset-type webdataset --train-data {shards} --train-num-samples 32 --workers {workers}"
-    flags += f" --superclip-slices 2 --epochs 2 {'--superclip' if workers else ''}"
-    expected = losses(superclip_train, released[release], flags)
-    assert losses(openclip_train, patched[release], flags) == expected
-
-
-def test_two_cpu_ranks_train_as_with_the_launcher(released, patched, losses):
-    expected = losses(superclip_train, released["3.3.0"], "--superclip", world_size=2)
-    assert losses(openclip_train, patched["3.3.0"], "--superclip", world_size=2) == expected
 
 
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
@@ -125,18 +101,18 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess:
+def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> Run:
+    command = [sys.executable, "-m", *module.split(), *argv]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", *module.split(), *argv], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return Run(done.returncode, done.stderr)
 
 
 def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched, train_flags, losses, tmp_path):
     flags = [*train_flags, "--batch-size", "32", "--superclip"]
-    done = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert Run(0, done.stderr).losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
+    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
+    assert run.returncode == 0, run.output[-2000:]
+    assert run.losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
@@ -148,8 +124,8 @@ def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, 
     argv += ["--superclip-long-caption", "long", "--superclip-missing-long", "error"]
     run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
     assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    (error,) = Run(1, run.stderr).errors()
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
     assert error.startswith("error: --superclip-missing-long: sample ")
 
 
@@ -158,13 +134,11 @@ def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, t
     (tree / "open_clip/hooks.py").unlink()
     run = in_a_process_of_its_own(tree, "openclip_superclip train", *train_flags, cwd=tmp_path)
     assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    (line,) = run.output.splitlines()
     assert "superclip patch apply" in line
 
 
 def test_what_superclip_refuses_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
-    (run,) = run_ranks(openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    assert run.output.startswith("error: --trace cannot save a model with the class head")
+    error = error_of(openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path)
+    assert error.startswith("error: --trace cannot save a model with the class head")
     assert not (tmp_path / "logs").exists()

@@ -13,11 +13,11 @@ import transformers
 from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
 from openclip_superclip.files import whole_file
 
-from . import GOLDEN
+from . import GOLDEN, WORDS
 
 VOCAB_SIZE = 4096
 SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
-LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "house"]
+LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *WORDS]
 AUTHORS, AUTHORS_CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"  # their small checkpoint
 
 
@@ -148,12 +148,13 @@ def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS) -> l
 
 
 def write_hf_text_model(folder: Path) -> str:
-    """Writes the configuration of a model with a BERT as its text tower, and returns its --model."""
+    """Writes the configuration of a model with a BERT of random weights as its text tower, and returns its --model."""
     write_tokenizer(folder)
-    transformers.BertConfig(
+    config = transformers.BertConfig(
         vocab_size=len(LIST_OF_WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
         intermediate_size=96, max_position_embeddings=20,
-    ).save_pretrained(folder / "tower")  # fmt: skip
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder / "tower")
     text = {"hf_model_name": str(folder / "tower"), "hf_tokenizer_name": str(folder), "hf_pooler_type": "cls_pooler"}
     return write_model(folder, text=text)
 

@@ -1,6 +1,7 @@
 """Training in processes of its own: forked ranks, `superclip`, and small demo runs."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,8 @@ import webdataset
 
 from openclip_superclip.__main__ import main
 
+from . import WORDS
+
 
 class Run(NamedTuple):
     """What one rank of a training run left behind."""
@@ -34,6 +37,10 @@ class Run(NamedTuple):
     def values(self, name: str) -> list[float]:
         """What OpenCLIP printed under `name`, a number a step."""
         return [float(value) for value in re.findall(rf"\b{name}: (\S+)", "\n".join(self.losses()))]
+
+    def metrics(self) -> list[str]:
+        """What OpenCLIP printed of each evaluation."""
+        return [line.partition("Eval Epoch")[2] for line in self.output.splitlines() if "Eval Epoch" in line]
 
     def errors(self) -> list[str]:
         """The lines that tell the user of a mistake."""
@@ -87,6 +94,22 @@ def _exit_code(process: multiprocessing.Process, seconds: float) -> int:
     return process.exitcode
 
 
+def completed(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
+    """Returns the runs of run_ranks, all of which must succeed."""
+    runs = run_ranks(function, *args, world_size=world_size, cwd=cwd)
+    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-3000:]
+    return runs
+
+
+def error_of(function, *args, cwd: Path) -> str:
+    """Returns the line with which a run must end, instead of a traceback."""
+    (run,) = run_ranks(function, *args, cwd=cwd)
+    assert run.returncode == 1, run.output[-3000:]
+    assert "Traceback" not in run.output
+    (error,) = run.errors()
+    return error
+
+
 def superclip_train(*argv: str) -> int:
     """`superclip train`, as the command line would call it."""
     return main(["train", *map(str, argv)])
@@ -107,6 +130,89 @@ def load(run_folder: Path, epoch: int = 1) -> dict:
     checkpoint = torch.load(run_folder / f"checkpoints/epoch_{epoch}.pt")
     weights = checkpoint["state_dict"].items()
     return checkpoint | {"state_dict": {name.removeprefix("module."): value for name, value in weights}}
+
+
+def bits(run_folder: Path, epoch: int) -> dict[str, bytes]:
+    """Every bit of a checkpoint's weights, counts and optimizer."""
+    checkpoint = load(run_folder, epoch)
+    tensors = dict(checkpoint["state_dict"])
+    for index, values in checkpoint["optimizer"]["state"].items():
+        tensors |= {f"{index} {name}": value for name, value in values.items()}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_train) -> int:
+    """Compares what `superclip train` and stock OpenCLIP print to the last digit, and returns the number of steps."""
+    both = (("ours", superclip_train), ("stock", stock))
+    ours, theirs = (
+        completed(in_one_order(train), *argv, "--name", name, world_size=world_size, cwd=cwd)[0] for name, train in both
+    )
+    assert ours.losses() == theirs.losses()
+    assert ours.metrics() == theirs.metrics()
+    return len(theirs.losses())
+
+
+def assert_resumes(train, *argv, folder: Path, world_size: int = 1) -> None:
+    """Trains two epochs at once, and one after the other, and compares all that both runs save."""
+    for name, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
+        (folder / name).mkdir()
+        for last in epochs:
+            flags = ["--epochs", last, "--lr-scheduler", "const", "--resume", "latest"]
+            completed(train, *argv, *flags, world_size=world_size, cwd=folder / name)
+    assert bits(folder / "resumed/logs/run", 2) == bits(folder / "whole/logs/run", 2)
+
+
+def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
+    """`superclip train` that writes each batch's epoch and tokens to trained-RANK.txt.
+
+    It is killed before the batch `killed_at`, an epoch and a number.
+    """
+    import open_clip_train.main
+
+    get_data = open_clip_train.main.get_data
+
+    def get_traced_data(args, *rest, **options):
+        data = get_data(args, *rest, **options)
+        train = data["train"]
+        loader = train.dataloader
+
+        class Traced:
+            num_batches, num_samples = loader.num_batches, loader.num_samples
+
+            def __iter__(self):
+                epoch = train.shared_epoch.get_value()
+                with open(f"trained-{args.rank}.txt", "a") as trained:
+                    for number, batch in enumerate(loader):
+                        if (epoch, number) == killed_at:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        texts = batch["text"] if isinstance(batch, dict) else batch[1]
+                        print(json.dumps([epoch, texts.tolist()]), file=trained, flush=True)
+                        yield batch
+
+        train.dataloader = Traced()
+        return data
+
+    open_clip_train.main.get_data = get_traced_data
+    return superclip_train(*argv)
+
+
+def train_with(folder: Path, *argv: str) -> int:
+    """`superclip train` in a process that also has the plugins in `folder`."""
+    from openclip_superclip import hooks
+
+    sys.path.insert(0, str(folder))
+    hooks.plugin_manager.cache_clear()
+    return superclip_train(*argv)
+
+
+def train_on_five_classes(*argv: str) -> int:
+    """`superclip train` if ImageNet has five classes."""
+    import open_clip
+    from open_clip_train import zero_shot
+
+    zero_shot.IMAGENET_CLASSNAMES = WORDS[:5]
+    zero_shot.OPENAI_IMAGENET_TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES[:2]
+    return superclip_train(*argv)
 
 
 def in_one_order(train):

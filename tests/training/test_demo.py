@@ -1,6 +1,5 @@
 """`superclip demo`: its files, resuming after an interruption, and errors."""
 
-import importlib.util
 import json
 import signal
 
@@ -10,8 +9,6 @@ from PIL import Image
 from support.slurm_cluster import wait_until
 from support.training_runs import link_scenes, processes_in, run_demo, start_demo
 
-from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.studies.study import OF_SCENES
 
 
@@ -36,32 +33,14 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert pixels.std() > 20  # not blank
 
 
-def test_only_superclip_has_a_class_loss_in_openclips_log(demo):
-    logs = {log.parent.name.split("_")[0]: read_log(log) for log in demo[0].glob("runs/*/out.log")}
-    assert all("class_loss" in point for point in logs["superclip"])
-    assert not any("class_loss" in point for point in logs["clip"])
-
-
-def test_a_second_call_reads_finished_runs_and_prints_the_same_table(demo):
-    out, finished = demo
-    checkpoints = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*.pt")}
-    assert len(checkpoints) == 2
-    again = run_demo(out)
-    assert again.stdout == finished.stdout
-    assert checkpoints == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*.pt")}
-
-
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--seeds", "0"], "--seeds is 0"),
     (["--samples", "31"], "--samples is 31"),
     (["--jobs", "0"], "--jobs is 0"),
     (["--quick", "--seeds", "4"], "--quick trains one seed"),
 ])  # fmt: skip
-def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, named, tmp_path, capsys):
-    assert main(["demo", *arguments, "--out", str(tmp_path / "out")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert named in line
-    assert not (tmp_path / "out").exists()
+def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, named, tmp_path, refused):
+    assert named in refused(tmp_path, "demo", *arguments, "--out", "out")
 
 
 def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, tmp_path):
@@ -74,13 +53,3 @@ def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, tmp_path):
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     wait_until(lambda: not processes_in(out), 120, "the runs to end")
-
-
-@pytest.mark.parametrize("command", [["demo"], ["report", "run"]])
-def test_without_matplotlib_the_extra_to_install_is_named(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
-    assert main(command) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "[report]" in line

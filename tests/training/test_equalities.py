@@ -7,22 +7,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support.models import MODELS, SPECIAL_TOKENS, VOCAB_SIZE, write_model
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE
 from support.three_steps import assert_same_gradients, batch, results_of, train_three_steps
-from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, stock_train, superclip_train
+from support.training_runs import WHOLE_PICTURES, assert_trains_as_stock, completed, load, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.words.learning import find_course
 
 # The whole image, always: what a run sees then depends on the order of the samples alone.
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory) -> str:
-    """--model of a model whose checkpoints are small."""
-    return write_model(
-        tmp_path_factory.mktemp("small-model"), vision={"width": 32, "head_width": 16}, text={"width": 16, "heads": 2}
-    )
 
 
 # Flag absent
@@ -37,20 +29,9 @@ def small_model(tmp_path_factory) -> str:
         "--siglip --precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5",
     ],
 )
-def test_without_the_flag_the_launcher_trains_as_stock_openclip_to_the_last_digit(
-    flags, shards, csv_data, train_flags, tmp_path
-):
+def test_without_the_flag_training_is_stock_to_the_last_digit(flags, shards, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--logs", "none", *flags.format(shards=shards, csv=csv_data).split()]
-    (ours,) = run_ranks(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
-    (stock,) = run_ranks(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
-    assert ours.returncode == stock.returncode == 0
-    assert len(stock.losses()) == (2 if "--accum-freq" in flags else 4)
-    assert ours.losses() == stock.losses()
-    assert _metrics(ours) == _metrics(stock)
-
-
-def _metrics(run) -> list[str]:
-    return [line.partition("Eval Epoch")[2] for line in run.output.splitlines() if "Eval Epoch" in line]
+    assert assert_trains_as_stock(*argv, cwd=tmp_path) == (2 if "--accum-freq" in flags else 4)
 
 
 # Two ranks and one
@@ -122,9 +103,7 @@ def accumulated_and_whole(argv, batch_size: int, world_size: int, folder: Path) 
     parts = ["--name", "parts", "--batch-size", batch_size // 2 // world_size, "--accum-freq", "2"]
     whole = ["--name", "whole", "--batch-size", batch_size // world_size]
     argv = [*argv, "--precision", "fp32", *WHOLE_PICTURES, "--superclip"]
-    runs = [run_ranks(superclip_train, *argv, *more, world_size=world_size, cwd=folder) for more in (parts, whole)]
-    assert [run.returncode for ranks in runs for run in ranks] == [0] * 2 * world_size
-    return [ranks[0] for ranks in runs]
+    return [completed(superclip_train, *argv, *more, world_size=world_size, cwd=folder)[0] for more in (parts, whole)]
 
 
 @pytest.mark.parametrize(("flags", "world_size"), [*((flags, 2) for flags in ACCUMULATED), ("", 1)])
@@ -157,13 +136,11 @@ def test_accumulated_gradients_are_as_large_as_one_batchs(flags, small_model, tr
 def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_flags, tmp_path):
     # Two ranks: their sampler's order depends on the epoch alone. OpenCLIP does not restore the random state.
     argv = [*train_flags, "--model", small_model, "--epochs", "2", "--superclip", *WHOLE_PICTURES]
-    unbroken = run_ranks(superclip_train, *argv, "--logs", "unbroken", world_size=2, cwd=tmp_path)
-    assert [run.returncode for run in unbroken] == [0, 0]
+    unbroken = completed(superclip_train, *argv, "--logs", "unbroken", world_size=2, cwd=tmp_path)
     shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
     (tmp_path / "stopped/run/checkpoints/epoch_2.pt").unlink()
     (tmp_path / "stopped/run/words/epoch_2.safetensors").unlink()
-    resumed = run_ranks(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
-    assert [run.returncode for run in resumed] == [0, 0]
+    resumed = completed(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
     assert len(resumed[0].losses()) == 2
     assert resumed[0].values("Class_loss") == unbroken[0].values("Class_loss")[2:]
     one, other = load(tmp_path / "unbroken/run", epoch=2), load(tmp_path / "stopped/run", epoch=2)
@@ -188,8 +165,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_fl
 def test_every_trained_caption_is_counted_once(flags, world_size, small_model, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--model", small_model, "--batch-size", "16", "--epochs", "2", "--save-frequency", "0"]
     argv += ["--superclip", *flags.format(csv=csv_data).split()]
-    runs = run_ranks(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
-    assert [run.returncode for run in runs] == [0] * world_size
+    completed(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
     counts = load(tmp_path / "logs/run", epoch=2)["state_dict"]
     with open(csv_data, newline="") as table:
         captions = [row["title"] for row in csv.DictReader(table, delimiter="\t")]
@@ -204,36 +180,6 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
     assert [epoch.num_captions for epoch in words] == [trained, trained]
     if trained == 64:
         assert torch.equal(words[0].captions + words[1].captions, frequency)
-
-
-# Inference
-
-
-INFERENCE = {  # what has a head: its configuration
-    "CLIP": {},
-    "CustomTextCLIP": {"custom_text": True},
-    **{name: MODELS[name] for name in ("timm-vit", "resnet", "coca")},
-}
-
-
-@pytest.mark.parametrize("cfg", INFERENCE.values(), ids=INFERENCE)
-def test_inference_is_openclips_and_never_calls_the_head(cfg, tmp_path, monkeypatch):
-    name = write_model(tmp_path, **cfg)
-    torch.manual_seed(0)
-    stock, _, _ = open_clip.create_model_and_transforms(name, output_dict=True)
-    ours, _, _ = superclip.create_model_and_transforms(name)
-    ours.load_state_dict(stock.state_dict())
-    for part, method in ((ours.class_head, "forward"), (ours.statistics, "begin")):
-        monkeypatch.setattr(part, method, lambda *_: pytest.fail("inference called the head"))
-    stock.eval(), ours.eval()
-    size = cfg.get("vision", {}).get("image_size", 32)
-    images, tokens = torch.randn(4, 3, size, size), batch(name, 4)[1]
-    equal = {"rtol": 0, "atol": 0, "equal_nan": True}  # OpenCLIP leaves a weight of CoCa's decoder as the memory was
-    with torch.no_grad():
-        assert torch.equal(ours.encode_image(images), stock.encode_image(images))
-        assert torch.equal(ours.encode_text(tokens), stock.encode_text(tokens))
-        torch.testing.assert_close(ours(images, tokens), stock(images, tokens), **equal)
-        torch.testing.assert_close(ours(images), stock(images), **equal)
 
 
 # Sharded and whole

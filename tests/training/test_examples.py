@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip_train.data import SharedEpoch
 from support.three_steps import results_of
-from support.training_runs import WHOLE_PICTURES, in_one_order, load, run_ranks, superclip_train
-
-from openclip_superclip import hooks
+from support.training_runs import WHOLE_PICTURES, assert_resumes, completed, in_one_order, superclip_train, train_with
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
@@ -95,10 +93,7 @@ def test_without_memory_the_global_contrastive_loss_is_openclips():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-GATHERS = [(False, False), (False, True), (True, True)]
-
-
-@pytest.mark.parametrize(("local_loss", "gather_with_grad"), GATHERS)
+@pytest.mark.parametrize(("local_loss", "gather_with_grad"), [(False, False), (False, True), (True, True)])
 def test_two_ranks_have_the_gradients_and_the_estimates_of_one(local_loss, gather_with_grad, tmp_path):
     def steps(rank, world_size):
         gather = {"local_loss": local_loss, "gather_with_grad": gather_with_grad}
@@ -171,13 +166,6 @@ def installed(tmp_path_factory) -> Path:
     return folder
 
 
-def train_with(folder: Path, *argv: str) -> int:
-    """`superclip train` in a process that has also the plugins in `folder`."""
-    sys.path.insert(0, str(folder))
-    hooks.plugin_manager.cache_clear()
-    return superclip_train(*argv)
-
-
 GLOBAL = ["--global-contrastive-size", "1000000"]  # at which no two of 64 hashes are equal
 SUBS = ["--sub-captions", "2", "--sub-captions-weight", "0.5"]
 SUPER = ["--superclip"]
@@ -186,17 +174,16 @@ ALL = [*GLOBAL, *SUBS, *SUPER]
 
 @pytest.fixture(scope="module")
 def train(installed, shards, train_flags, tmp_path_factory):
-    """Trains two epochs of 4 steps in one order of the samples and returns the ranks' runs and their folder."""
+    """Trains two epochs of 4 steps in one order of the samples, once with the same flags."""
 
-    def train(*flags, plugins=True, world_size=1):
+    @functools.cache
+    def train(*flags, plugins=True):
         function = functools.partial(train_with, installed) if plugins else superclip_train
-        cwd = tmp_path_factory.mktemp("run")
         data = ["--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
-        argv = [*train_flags, *data, "--epochs", "2", "--batch-size", str(16 // world_size), *WHOLE_PICTURES, *flags]
-        runs = run_ranks(in_one_order(function), *argv, world_size=world_size, cwd=cwd)
-        assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
-        assert len(runs[0].losses()) == 8
-        return runs, cwd / "logs/run"
+        argv = [*train_flags, *data, "--epochs", "2", *WHOLE_PICTURES, *flags]
+        (run,) = completed(in_one_order(function), *argv, cwd=tmp_path_factory.mktemp("run"))
+        assert len(run.losses()) == 8
+        return run
 
     return train
 
@@ -210,29 +197,20 @@ COMBINATIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs(train):
-    return functools.cache(lambda name: train(*COMBINATIONS[name][0]))
-
-
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_each_plugin_trains_alone_and_with_the_others(name, runs):
-    (run,), _ = runs(name)
-    expected = COMBINATIONS[name][1] | {"Contrastive_loss"}
+@pytest.mark.parametrize(("flags", "losses"), COMBINATIONS.values(), ids=COMBINATIONS)
+def test_each_plugin_trains_alone_and_with_the_others(flags, losses, train):
+    run, expected = train(*flags), losses | {"Contrastive_loss"}
     assert set(re.findall(r"(\w*loss): ", run.losses()[0])) == expected
     for step, total in enumerate(run.values("Loss")):
         assert total == pytest.approx(sum(run.values(loss)[step] for loss in expected), rel=1e-4)
 
 
-def test_installed_but_off_the_plugins_change_nothing(runs, train):
-    (without,), _ = train(plugins=False)
-    (off,), _ = runs("neither")
-    assert off.losses() == without.losses()
+def test_installed_but_off_the_plugins_change_nothing(train):
+    assert train().losses() == train(plugins=False).losses()
 
 
-def test_accumulated_steps_are_those_of_the_large_batch(runs, train):
-    (large,), _ = runs("all")
-    (accumulated,), _ = train(*ALL, "--batch-size", "8", "--accum-freq", "2")
+def test_accumulated_steps_are_those_of_the_large_batch(train):
+    large, accumulated = train(*ALL), train(*ALL, "--batch-size", "8", "--accum-freq", "2")
     for name in ("Contrastive_loss", "Sub_caption_loss", "Class_loss"):
         ours, theirs = accumulated.values(name), large.values(name)
         assert ours[:2] == pytest.approx(theirs[:2], rel=2e-4)
@@ -241,16 +219,8 @@ def test_accumulated_steps_are_those_of_the_large_batch(runs, train):
 
 def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards, train_flags, tmp_path):
     data = ["--dataset-type", "webdataset", "--train-data", shards, "--superclip-slices", "1"]
-    argv = [*train_flags, *data, "--train-num-samples", "64", *ALL, *WHOLE_PICTURES, "--resume", "latest"]
-    for folder, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
-        (tmp_path / folder).mkdir()
-        for last in epochs:
-            flags = ["--epochs", last, "--lr-scheduler", "const"]
-            (run,) = run_ranks(functools.partial(train_with, installed), *argv, *flags, cwd=tmp_path / folder)
-            assert run.returncode == 0, run.output[-2000:]
-    whole, resumed = (load(tmp_path / folder / "logs/run", 2)["state_dict"] for folder in ("whole", "resumed"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    argv = [*train_flags, *data, "--train-num-samples", "64", *ALL, *WHOLE_PICTURES]
+    assert_resumes(functools.partial(train_with, installed), *argv, folder=tmp_path)
 
 
 def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
-from support.training_runs import on_a_full_disk, run_ranks, superclip_train
+from support.training_runs import completed, on_a_full_disk, run_ranks, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -63,8 +63,7 @@ def trained(train_flags, tmp_path_factory):
     model = write_model(folder / "model")
     flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
     flags += " --force-quick-gelu --force-context-length 16"
-    (run,) = run_ranks(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder)
-    assert run.returncode == 0, run.output[-3000:]
+    completed(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder)
     return folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"
 
 
@@ -183,7 +182,7 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 # The model card
 
 
-def test_the_model_card_contains_only_known_facts(exports, csv_data):
+def test_the_model_card_contains_only_known_facts_and_escapes_recorded_values(exports, csv_data):
     card = (exports / "openclip" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: open_clip\n")
     for fact in (
@@ -194,15 +193,11 @@ def test_the_model_card_contains_only_known_facts(exports, csv_data):
         assert fact in card
     assert not any(absent in card for absent in ("None", str(exports), str(csv_data.parent)))
     assert "The class head is in `superclip_head.safetensors`" in (exports / "with-head" / "README.md").read_text()
-
-
-def test_the_model_card_of_plain_weights_claims_no_class_loss_and_escapes_recorded_values():
-    options = {"pretrained": "<script>alert(1)</script>", "lr": "1\n\n# A heading"}
-    options["train_data"] = "/home/me/a.tar::/b/c.tar"
-    card = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
+    options = {"pretrained": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/me/a.tar::/b/c.tar"}
+    plain = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
     for absent in ("captions seen", "trained with the class loss", "- superclip", "<script>", "\n# A heading"):
-        assert absent not in card
-    assert "- data: a.tar::c.tar\n" in card
+        assert absent not in plain
+    assert "- data: a.tar::c.tar\n" in plain
 
 
 # The class head of an export
@@ -275,13 +270,7 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-STRINGS = [
-    "a photo of a cat", "A red CAT, isn't it?", "café", "cafe\u0301", "naïve", "a  b\tc", "100% real", "em—dash",
-    "ellipsis…", "😀", "ÄÖÜ ß", "x²", "I've 2 dogs", "A.B.C.", "1,000", " trailing ",
-]  # fmt: skip
-
-
-def test_the_processor_gives_openclips_pixels_and_tokens(small, tmp_path):
+def test_the_processor_gives_openclips_pixels(small, tmp_path):
     """Pixels are equal with backend="pil"; torchvision, the default, resizes tensors with different rounding.
 
     OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds down.
@@ -297,9 +286,6 @@ def test_the_processor_gives_openclips_pixels_and_tokens(small, tmp_path):
         ours = preprocess(resized)
         assert torch.equal(exact(images=resized, return_tensors="pt")["pixel_values"][0], ours), size
         assert (default(images=resized, return_tensors="pt")["pixel_values"][0] - ours).abs().max() < 0.05
-    tokenizer = open_clip.get_tokenizer(model)
-    for text in STRINGS:
-        assert default.tokenizer(text)["input_ids"] == [token for token in tokenizer(text)[0].tolist() if token], text
 
 
 def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_refused_by_name():
@@ -346,10 +332,6 @@ CHANGES = {  # by file: the tensor to change, and how
     "most.pt": ("statistics.num_captions", lambda t: torch.full_like(t, 2**63 - 1)),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
 }
-CONFIGURATIONS = {  # by file: its text, or changes to the small model's configuration
-    "number.json": '{"embed_dim": 32, "vision_cfg": {}, "text_cfg": 3}',
-    "unknown.json": '{"embed_dim": 32, "vision_cfg": {"novelty": 1}, "text_cfg": {}}',
-}
 
 
 @pytest.fixture(scope="module")
@@ -363,13 +345,10 @@ def small(tmp_path_factory):
         changed = weights | head_of(16, VOCAB_SIZE)
         torch.save(changed | {name: change(changed[name])}, folder / file)
     config = json.loads((folder / "model" / "open_clip_config.json").read_text())
-    for file, text in CONFIGURATIONS.items():
-        (folder / file).write_text(text if isinstance(text, str) else json.dumps(config | text))
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"novelty": 1}
     (folder / "novelty.json").write_text(json.dumps(config))
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.pt").write_text("no checkpoint at all")
     torch.save(weights | {"module.visual.proj": weights["visual.proj"] + 1}, folder / "both.pt")
     torch.save([1, 2], folder / "list.pt")
     torch.save({"state_dict": RunsCode()}, folder / "code.pt")
@@ -387,14 +366,11 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
-    "plain.pt --model number.json": "its text_cfg is missing or wrong",
-    "plain.pt --model unknown.json": "OpenCLIP cannot build unknown",
     "plain.pt --model novelty.json": "novelty has no tokenizer that OpenCLIP can open",
     "plain.pt --model nonsense": "OpenCLIP has no 'nonsense'",
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
-    "text.pt": "contains no weights as torch saves them",
     "both.pt": "both.pt contains visual.proj twice",
     "list.pt": "expected tensors by name",
     "code.pt": ".mkdir; only weights are ever loaded",
@@ -412,15 +388,8 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
-def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, reason, small, capsys, monkeypatch):
-    monkeypatch.chdir(small)
-    before = sorted(small.rglob("*"))
-    assert run("--model", "local-dir:model", "--out", "out", *argv.split()) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert reason in error
-    assert error.count("\n") == 1
-    assert sorted(small.rglob("*")) == before
+def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, reason, small, refused):
+    assert reason in refused(small, "export", "--model", "local-dir:model", "--out", "out", *argv.split())
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
@@ -430,19 +399,13 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
-    """No files of the old export remain, such as the class head."""
-    model = f"local-dir:{small}/model"
-    weights = random_weights(model)
-    torch.save(weights | head_of(16, VOCAB_SIZE), tmp_path / "run.pt")
-    assert run(tmp_path / "run.pt", "--model", model, "--out", tmp_path / "out", "--with-head") == 0
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/superclip_head.safetensors").touch()
     (tmp_path / "link").symlink_to("out")
-    torch.save(weights | {"logit_scale": weights["logit_scale"] + 1}, tmp_path / "other.pt")
-    argv = ["--model", model, "--out", tmp_path / "link", "--overwrite"]
-    assert run(tmp_path / "other.pt", *argv) == 0
+    argv = ["--model", f"local-dir:{small}/model", "--out", tmp_path / "link", "--overwrite"]
+    assert run(small / "plain.pt", *argv) == 0
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
-    opened = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}/out")[0]
-    assert opened.logit_scale == weights["logit_scale"] + 1
 
 
 def test_a_full_disk_leaves_nothing_half_written(small, tmp_path):

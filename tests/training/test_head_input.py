@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.models import write_model
-from support.training_runs import load, run_ranks, superclip_train
+from support.training_runs import completed, error_of, load, superclip_train
 
 from openclip_superclip.__main__ import main
 
@@ -19,8 +19,7 @@ def runs(train_flags, tmp_path_factory):
     model = write_model(folder / "model", vision={"width": 16, "head_width": 8}, text={"width": 16, "heads": 2})
     for reads in READS:
         argv = [*train_flags, "--model", model, "--superclip", "--superclip-head-input", reads, "--name", reads]
-        (run,) = run_ranks(superclip_train, *argv, cwd=folder)
-        assert run.returncode == 0, run.output[-3000:]
+        completed(superclip_train, *argv, cwd=folder)
     return folder
 
 
@@ -33,12 +32,10 @@ def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_i
     assert load(runs / "logs" / reads)["state_dict"]["class_head.input"] == 1 + READS.index(reads)
     argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--name", "again"]
     for flags in (["--resume", checkpoint(runs, reads)], ["--pretrained", checkpoint(runs, reads)]):
-        (run,) = run_ranks(superclip_train, *argv, *flags, cwd=runs)
-        assert run.returncode == 1
-        assert run.errors() == [
+        assert error_of(superclip_train, *argv, *flags, cwd=runs) == (
             f"error: --superclip-head-input is patches, and the weights' class head reads {reads}: give "
             f"--superclip-head-input {reads}"
-        ]
+        )
         assert not (runs / "logs/again").exists()
 
 
@@ -46,8 +43,7 @@ def test_a_run_resumes_with_the_same_input(runs, train_flags):
     reads = "both"
     argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--superclip-head-input", reads]
     argv += ["--resume", checkpoint(runs, reads), "--name", f"{reads}-resumed", "--epochs", "2"]
-    (run,) = run_ranks(superclip_train, *argv, cwd=runs)
-    assert run.returncode == 0, run.output[-3000:]
+    completed(superclip_train, *argv, cwd=runs)
     assert load(runs / f"logs/{reads}-resumed", epoch=2)["state_dict"]["statistics.num_captions"] == 128
 
 
@@ -73,17 +69,15 @@ def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, 
     assert main([*audit, "--csv-separator", "\t"]) == 0
 
 
-def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, capsys):
-    pooled, both = (str(checkpoint(runs, reads)) for reads in READS)
-    assert main(["average", pooled, both, "--out", str(tmp_path / "mean.pt")]) == 1
-    assert "its class head reads both, expected pooled" in capsys.readouterr().err
+def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, refused):
+    error = refused(tmp_path, "average", *(checkpoint(runs, reads) for reads in READS), "--out", "mean.pt")
+    assert "its class head reads both, expected pooled" in error
 
 
 @pytest.mark.parametrize("recorded", [torch.tensor(7), torch.tensor([1, 2])])
-def test_an_impossible_record_of_the_input_is_refused(recorded, runs, tmp_path, capsys):
+def test_an_impossible_record_of_the_input_is_refused(recorded, runs, tmp_path, refused):
     state = load(runs / "logs/pooled")["state_dict"] | {"class_head.input": recorded}
     torch.save({"state_dict": state}, tmp_path / "damaged.pt")
-    argv = ["words", str(tmp_path), "--model", str(tmp_path / "damaged.pt"), "--architecture"]
-    (tmp_path / "picture.png").write_bytes(b"")
-    assert main([*argv, f"local-dir:{runs}/model", "--out", str(tmp_path / "out")]) == 1
-    assert "class_head.input is" in capsys.readouterr().err
+    (tmp_path / "picture.png").touch()
+    argv = ["words", ".", "--model", "damaged.pt", "--architecture", f"local-dir:{runs}/model", "--out", "out"]
+    assert "class_head.input is" in refused(tmp_path, *argv)

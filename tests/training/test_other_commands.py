@@ -1,13 +1,12 @@
 """OpenCLIP trains with what other commands write: a file of frequencies, an import, a plan."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from support.data import write_shards
 from support.models import AUTHORS_CONFIG, VOCAB_SIZE, altered_authors, write_vocabulary
-from support.training_runs import run_ranks, superclip_train
+from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import Frequencies
@@ -17,39 +16,12 @@ from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 
 
-def test_two_ranks_train_with_a_file_of_frequencies(shards, tiny_model, train_flags, tmp_path):
-    frequencies = tmp_path / "df.safetensors"
-    assert main(["frequencies", shards, "--tokenizer-of", tiny_model, "--out", str(frequencies)]) == 0
-    flags = ["--superclip", "--superclip-idf", frequencies, "--batch-size", 32]
-    runs = run_ranks(superclip_train, *train_flags, *flags, "--logs", "none", world_size=2, cwd=tmp_path)
-    assert [run.returncode for run in runs] == [0, 0], runs[0].output[-2000:]
-    assert runs[0].values("Class_loss")[0] > 0
-
-
-def other_tokenizer(path: Path) -> str:
-    """Writes frequencies of a vocabulary that no model has."""
-    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(path)
-    return "HFTokenizer other (300 of them)"
-
-
-@pytest.mark.parametrize(("write", "reason"), [
-    (other_tokenizer, "HFTokenizer other"),
-    (lambda path: path.write_bytes(b"no safetensors"), "superclip frequencies wrote"),
-    (lambda path: None, "expected online, off or a file"),
-])  # fmt: skip
-def test_a_file_of_frequencies_that_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(
-    write, reason, train_flags, tmp_path
-):
-    path = tmp_path / "df.safetensors"
-    write(path)
-    argv = [*train_flags, "--superclip", "--superclip-idf", path]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert "--superclip-idf" in error or str(path) in error
-    assert reason in error
-    assert not (tmp_path / "logs").exists()
+def test_frequencies_that_do_not_fit_are_refused_before_anything_is_loaded(train_flags, refusal, tmp_path):
+    other, broken = tmp_path / "other.safetensors", tmp_path / "broken.safetensors"
+    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(other)
+    broken.write_bytes(b"no safetensors")
+    for path, reason in ((other, "HFTokenizer other"), (broken, "superclip frequencies wrote")):
+        assert reason in refusal(*train_flags, "--superclip", "--superclip-idf", path)
 
 
 def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
@@ -64,10 +36,8 @@ def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
     file = altered_authors(tmp_path, **changes)
     convert = ["import", file, "--model", tmp_path / "authors.json", "--out", tmp_path / "out", "--global-batch", 10]
     assert main([*map(str, convert)]) == 0
-    (training,) = run_ranks(
-        superclip_train, *train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out", cwd=tmp_path
-    )  # fmt: skip
-    assert training.returncode == 0, training.output[-3000:]
+    argv = [*train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out"]
+    (training,) = completed(superclip_train, *argv, cwd=tmp_path)
     assert "the weights contain a class head and the counts of 500 captions" in training.output
 
 
@@ -83,8 +53,7 @@ def test_openclip_runs_the_steps_that_were_planned_and_writes_checkpoints_of_the
     )  # fmt: skip
     # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
     assert (ours.num_slices, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
-    (run,) = run_ranks(superclip_train, *ours.openclip_arguments(), "--logs", "logs", "--name", "run", cwd=tmp_path)
-    assert run.returncode == 0, run.output
+    completed(superclip_train, *ours.openclip_arguments(), "--logs", "logs", "--name", "run", cwd=tmp_path)
     folder = tmp_path / "logs/run/checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["epoch_1.pt", "epoch_2.pt"]
     checkpoint = torch.load(folder / "epoch_2.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""`superclip study`: paired seeds, placebos, and going on where it stopped."""
+"""`superclip study`: paired seeds, placebos, and resuming after a stop."""
 
 import csv
 import json
@@ -9,13 +9,16 @@ import subprocess
 import sys
 from subprocess import PIPE
 
+import open_clip
 import pytest
+import torch
 from ruamel.yaml import YAML
 from support.data import write_shards
 from support.slurm_cluster import wait_until
 from support.tiny_run import weights, write_recipe
-from support.training_runs import load, processes_in, run_ranks, superclip_train
+from support.training_runs import processes_in
 
+import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.folder import lock
 from openclip_superclip.runs.run import DESCRIPTION, Run
@@ -33,12 +36,6 @@ def start_study(folder, *more):
     command = [sys.executable, "-m", "openclip_superclip", *arguments(folder, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
-
-
-def study(folder, *more):
-    process = start_study(folder, *more)
-    out, err = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -74,8 +71,11 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(prepared):
-    """The study, finished."""
-    return prepared, study(prepared)
+    """The folder of the finished study, and what it printed."""
+    process = start_study(prepared)
+    printed, error = process.communicate()
+    assert process.returncode == 0, error
+    return prepared, printed
 
 
 def run(folder, arm: str):
@@ -83,11 +83,10 @@ def run(folder, arm: str):
 
 
 def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
-    folder, done = studied
-    assert done.returncode == 0, done.stderr
+    folder, printed = studied
     arms = "| % | CLIP | SuperCLIP | head detached | captions shuffled |"
     pairs = " SuperCLIP − CLIP | head detached − CLIP | captions shuffled − CLIP |"
-    assert f"{arms}{pairs}" in done.stdout.splitlines()
+    assert f"{arms}{pairs}" in printed.splitlines()
     rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
     assert len({row["checkpoint"] for row in rows}) == len(rows) == 4
 
@@ -123,9 +122,9 @@ def test_a_report_reads_what_the_runs_of_a_study_leave(studied, tmp_path):
 
 
 def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
-    folder, done = studied
+    folder, printed = studied
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
-    assert study_here(folder) == done.stdout
+    assert study_here(folder) == printed
     assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
 
 
@@ -207,14 +206,11 @@ def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again
     assert all(weights(clip, 2)[name].equal(tensor) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize("method", ["--superclip --siglip", "--force-patch-dropout 0.5"])
-def test_what_a_study_has_trained_is_opened_for_its_measures(method, tmp_path, train_flags, tiny_model):
-    flags = [*train_flags, "--logs", str(tmp_path), *method.split()]
-    (trained,) = run_ranks(superclip_train, *flags, cwd=tmp_path)
-    assert trained.returncode == 0, trained.output
-    saved = load(tmp_path / "run")["state_dict"]
-    model, *_ = open_trained(tmp_path / "run" / "checkpoints" / "epoch_1.pt", tiny_model)
-    opened = model.state_dict()
-    assert opened.keys() == saved.keys()
-    assert all(opened[name].equal(value) for name, value in saved.items())
-    assert ("logit_bias" in opened) == ("--siglip" in method)
+def test_what_a_study_has_trained_is_opened_for_its_measures(tmp_path, tiny_model):
+    siglip, *_ = superclip.create_model_and_transforms(tiny_model, init_logit_bias=-10.0)
+    for trained in (siglip, open_clip.create_model(tiny_model, force_patch_dropout=0.5)):
+        saved = trained.state_dict()
+        torch.save({"epoch": 1, "state_dict": saved}, tmp_path / "epoch_1.pt")
+        opened = open_trained(tmp_path / "epoch_1.pt", tiny_model)[0].state_dict()
+        assert opened.keys() == saved.keys()
+        assert all(opened[name].equal(value) for name, value in saved.items())

@@ -4,22 +4,43 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.models import VOCAB_SIZE
-from support.training_runs import on_a_full_disk, run_ranks, superclip_train
+from support.training_runs import completed, error_of, on_a_full_disk, run_ranks, superclip_train
 
 from openclip_superclip.config import Config, options_of
 
+DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
+SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
 
-def test_a_name_that_is_taken_exits_with_an_error(train_flags, tmp_path):
-    (tmp_path / "logs/run").mkdir(parents=True)
-    (tmp_path / "logs/run/out.log").touch()
-    (run,) = run_ranks(superclip_train, *train_flags, "--superclip", cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Experiment already exists" in run.output
-    assert (tmp_path / "logs/run/out.log").exists()
+
+REFUSED = {  # flags: what the error says
+    "--superclip --torchscript": "--torchscript cannot save a model with the class head",
+    "--superclip --lock-image": "--lock-image leaves only the class head to train",
+    "--superclip --superclip-weight -1": "--superclip-weight is -1.0; expected a finite number",
+    "--superclip --superclip-idf bogus": "--superclip-idf is 'bogus'; expected online, off or a file",
+    "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
+    "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
+    "--superclip --superclip-captions dual": "--superclip-captions",
+    "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": "--superclip-captions",
+    "--superclip --superclip-missing-long pass": "--superclip-missing-long",
+    "--superclip --superclip-long-caption long.txt": "--superclip-long-caption",
+    f"{DUAL} --superclip-long-context -1": "--superclip-long-context",
+    f"{DUAL} --dataset-type synthetic": "--superclip-captions",
+    f"{DUAL} --distill-model ViT-B-32": "--superclip-captions",
+    "--superclip --superclip-placebo shuffled-captions --batch-size 1": "--superclip-placebo",
+    f"{SLICES} --superclip-slices 0": "--superclip-slices is 0",
+    "--superclip-slices 2 --train-num-samples 32": "--superclip-slices cuts",
+    f"{SLICES} --dataset-resampled": "--dataset-resampled",
+    f"{SLICES} --superclip-slices 3": "expected 3",
+    "--superclip-slices 1 --train-data {shards} --dataset-type webdataset": "--train-num-samples is not given",
+}
+
+
+@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+def test_flags_that_cannot_work_are_refused_in_one_line(flags, reason, train_flags, shards, refusal):
+    assert reason in refusal(*train_flags, *flags.format(shards=shards).split())
 
 
 LATE = {  # flags: what the error says
@@ -32,11 +53,7 @@ LATE = {  # flags: what the error says
 @pytest.mark.parametrize(("flags", "reason"), LATE.items(), ids=LATE)
 def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(flags, reason, train_flags, tmp_path):
     (tmp_path / "file").touch()
-    (run,) = run_ranks(superclip_train, *train_flags, "--superclip", *flags.split(), cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    (line,) = run.errors()
-    assert reason in line
+    assert reason in error_of(superclip_train, *train_flags, "--superclip", *flags.split(), cwd=tmp_path)
     assert not (tmp_path / "logs/run").exists()
 
 
@@ -52,47 +69,25 @@ def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouc
 
 
 def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
-    (run,) = run_ranks(on_a_full_disk(superclip_train), *train_flags, cwd=tmp_path)
-    assert run.returncode == 1
-    assert run.errors() == ["error: the output cannot be written (the disk is full, or a limit reached)"]
-    assert "Traceback" not in run.output
+    error = error_of(on_a_full_disk(superclip_train), *train_flags, cwd=tmp_path)
+    assert error == "error: the output cannot be written (the disk is full, or a limit reached)"
     assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size <= 65536
 
 
-def recorded_options(run_folder: Path) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in (run_folder / "params.txt").read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("flags", "config"),
-    [
-        ("", None),
-        ("--superclip", Config()),
-        (
-            "--superclip --superclip-weight 2.5 --superclip-idf off --superclip-special-tokens",
-            Config(weight=2.5, idf="off", special_tokens=True),
-        ),
-    ],
-)
-def test_params_txt_records_our_options_with_the_flag_and_nothing_of_ours_without(flags, config, train_flags, tmp_path):
-    argv = [*train_flags, "--batch-size", "64", "--save-frequency", "0", *flags.split()]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
-    assert run.returncode == 0
-    options = recorded_options(tmp_path / "logs/run")
+@pytest.mark.parametrize("config", [None, Config(weight=2.5, special_tokens=True)])
+def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, train_flags, tmp_path):
+    flags = ["--superclip", "--superclip-weight", "2.5", "--superclip-special-tokens"] if config else []
+    (run,) = completed(superclip_train, *train_flags, "--save-frequency", "0", *flags, cwd=tmp_path)
+    options = dict(line.split(": ", 1) for line in (tmp_path / "logs/run/params.txt").read_text().splitlines())
     ours = {"superclip": True, **options_of(config)} if config else {}
-    assert {name: value for name, value in options.items() if "superclip" in name} == {
-        k: str(v) for k, v in ours.items()
-    }
-    assert options["batch_size"] == "64"
-
-
-def test_the_log_describes_the_head_at_the_start(train_flags, tmp_path):
-    (run,) = run_ranks(superclip_train, *train_flags, "--logs", "none", "--superclip", cwd=tmp_path)
-    (line,) = [line for line in run.output.splitlines() if "SuperCLIP: " in line]
+    recorded = {name: value for name, value in options.items() if "superclip" in name}
+    assert recorded == {name: str(value) for name, value in ours.items()}
+    assert options["batch_size"] == "16"
+    lines = [line for line in run.output.partition("Train Epoch")[0].splitlines() if "SuperCLIP: " in line]
+    assert len(lines) == bool(config)
     head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
     for part in (f"vocabulary {VOCAB_SIZE:,}", head, "patch tokens", "width 64", "IDF online"):
-        assert part in line
-    assert run.output.index(line) < run.output.index("Train Epoch")
+        assert all(part in line for line in lines)
 
 
 def test_it_trains_under_torchrun(train_flags, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.training_runs import run_ranks, superclip_train
+from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.method.token_statistics import EpochWords
@@ -21,11 +21,8 @@ def run(train_flags, tmp_path_factory):
     """The folder of a run of three epochs in bfloat16, and one of a run without records."""
     folder = tmp_path_factory.mktemp("course")
     argv = [*train_flags, "--epochs", "3", "--precision", "amp_bf16", "--save-frequency", "0", "--superclip"]
-    with_words, without = (
-        run_ranks(superclip_train, *argv, *more, cwd=folder)[0]
-        for more in ([], ["--superclip-word-course", "off", "--name", "without"])
-    )
-    assert with_words.returncode == without.returncode == 0
+    (with_words,) = completed(superclip_train, *argv, cwd=folder)
+    (without,) = completed(superclip_train, *argv, "--superclip-word-course", "off", "--name", "without", cwd=folder)
     assert with_words.losses() == without.losses()
     assert not (folder / "logs/without/words").exists()
     return folder / "logs/run"
@@ -52,17 +49,11 @@ def test_a_run_records_its_words_and_the_command_shows_them(run, tmp_path, capsy
     assert (tmp_path / "out/word_course.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_broken_file_is_named(run, tmp_path, capsys):
+def test_a_broken_file_is_named(run, tmp_path, refused):
     shutil.copytree(run, tmp_path / "run")
-    words = tmp_path / "run/words"
-
-    def refused() -> str:
-        assert main(["words", "--course", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
+    words, command = tmp_path / "run/words", ["words", "--course", "run", "--out", "out"]
     (words / "epoch_2.safetensors").write_bytes(b"cut")
-    assert "epoch_2.safetensors is not a file of words" in refused()
+    assert "epoch_2.safetensors is not a file of words" in refused(tmp_path, *command)
     for damage, reason in (
         ({"captions": torch.ones(7).long()}, "epoch_2.safetensors belongs to another tokenizer"),
         ({"num_captions": torch.ones(2)}, "epoch_2.safetensors is not a file of words"),
@@ -70,9 +61,9 @@ def test_a_broken_file_is_named(run, tmp_path, capsys):
         with safe_open(run / "words/epoch_2.safetensors", "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()} | damage  # noqa: SIM118
             save_file(tensors, words / "epoch_2.safetensors", file.metadata())
-        assert reason in refused()
+        assert reason in refused(tmp_path, *command)
     (words / "tokens.json").write_text("[]")
-    assert "tokens.json cannot be read (it holds no JSON object)" in refused()
+    assert "tokens.json cannot be read (it holds no JSON object)" in refused(tmp_path, *command)
 
 
 def test_a_missing_epoch_counts_as_the_next_one_and_runs_of_the_same_name_are_distinguished(run, tmp_path):
