@@ -191,7 +191,7 @@ class LossMonitor:
         self._check_pending()
         total = sum(losses.values()) if isinstance(losses, dict) else losses
         value, copied = total.detach(), None
-        if value.is_cuda:  # copied without waiting: the event tells when it is complete
+        if value.is_cuda:  # copied without waiting: the event marks its completion
             value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
