@@ -12,7 +12,6 @@ from typing import NamedTuple
 import open_clip
 import pytest
 import torch
-from support.models import write_model
 from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import WHOLE_PICTURES, Run, load, run_ranks, superclip_train
 
@@ -94,13 +93,6 @@ def horovod(wheel, tmp_path_factory) -> Horovod:
     folder = tmp_path_factory.mktemp("horovod")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True)
     return Horovod(folder)
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory) -> str:
-    """--model of a model whose checkpoints are small."""
-    text = {"width": 16, "heads": 2}
-    return write_model(tmp_path_factory.mktemp("model"), vision={"width": 32, "head_width": 16}, text=text)
 
 
 @pytest.fixture(scope="module")
