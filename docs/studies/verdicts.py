@@ -262,6 +262,10 @@ CLAIMS = [
         "SuperCLIP − CLIP", flaw="scores near chance",
     ),
     Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Long tail, careless captions, unseen drawings: better zero-shot, small ViT", "", "natural", "SuperCLIP − CLIP"
+    ),
+    Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
     Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
