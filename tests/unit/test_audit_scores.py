@@ -1,9 +1,7 @@
 """Parts of superclip audit: scores against slow plain formulas, data, and the page."""
 
 import math
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -18,12 +16,10 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.audit import audit as audit_module
 from openclip_superclip.audit.audit import _lock, select, write_kept
-from openclip_superclip.audit.page import _segments
 from openclip_superclip.audit.pairs import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import WordTable, mean_of_ranks
 from openclip_superclip.data.tables import Columns
-from openclip_superclip.demo.scenes import scenes
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.patch_tokens import encode_image
 from openclip_superclip.words.tagger import Opened
@@ -115,13 +111,6 @@ def test_suggested_words_are_learned_missing_and_more_probable_than_expected(sco
     assert all(word.support > 0 for one in found for word in one.offered)
 
 
-def test_a_model_without_a_head_gives_only_the_clip_score(opened, tiny_model):
-    plain = Opened(open_clip.create_model(tiny_model).eval(), opened.tokenizer, opened.preprocess_cfg, None)
-    (one,) = PairScorer(plain).score(PairScorer(plain).see(torch.randn(1, 3, 32, 32)), ["a cat"])
-    assert -1 <= one.clip_score <= 1
-    assert (one.class_loss, one.support, one.words, one.offered) == (None, None, (), ())
-
-
 # Ranks, words, selection
 
 
@@ -146,16 +135,6 @@ def test_words_are_sorted_by_the_lower_bound_of_their_doubts():
 def test_a_fraction_of_the_scored_pairs_is_kept():
     assert select(np.array([1, -np.inf, 3, 2, 3, 0]), 0.4).tolist() == [False, False, True, False, True, False]
     assert select(np.array([2, 1, -np.inf]), 0.1).tolist() == [True, False, False]  # at least one
-
-
-def test_the_script_that_measures_planted_errors_runs(tiny_model, opened):
-    script = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "docs/audit/measure.py")))
-    model, _, preprocess = superclip.create_model_and_transforms(tiny_model)
-    model.statistics.update(opened.tokenizer([scene.captions["long"] for scene in scenes(400, 0, "train")]))
-    named = opened._replace(model=model.eval(), token_weights=model.statistics.idf())
-    found = script.measure(PairScorer(named), preprocess, 0, num_scenes=20)
-    assert found.keys() >= {"swapped, class loss", "replaced, support and CLIP score", "mislabelled 10%, first"}
-    assert all(0 <= value <= 100 for value in found.values())
 
 
 # Data and files
@@ -218,15 +197,6 @@ def test_shards_are_read_with_their_problems(tmp_path):
     assert problems[2] == ["no such file"]
     assert problems[3] == ["", "no caption", "no image"]
     assert data.num_pairs is None  # without sizes.json
-
-
-def test_function_words_are_neither_counted_nor_marked():
-    table = WordTable()
-    table.add([("of", -3.0), ("dog", -3.0)])
-    assert [row.word for row in table.rows()] == ["dog"]
-    words = [{"word": word, "support": -3.0} for word in ("a", "dog")]
-    marked = [text for text, word in _segments({"caption": "A dog", "words": words}) if word]
-    assert marked == ["dog"]
 
 
 def test_two_calls_do_not_write_the_same_scores(tmp_path):

@@ -101,17 +101,13 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
 REFUSED = {
     "average 1.pt --out x.pt": "only one checkpoint is given",
     "average 1.pt plain.safetensors --out x.pt": "plain.safetensors does not match 1.pt: class_head.bias is missing",
-    "average 1.pt nowhere.pt --out x.pt": "there is no file nowhere.pt",
     "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",
-    "average 1.pt 2.pt --out plain.safetensors/x.pt": "cannot be written",
     "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale contains NaN or infinity",
     "average 1.pt whole.pt --out x.pt": "logit_scale is torch.int64, expected torch.float32",
     "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is or contains 1.pt, which is an input",
     "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a file",
     "interpolate 1.pt 2.pt --alpha nan --out x.pt": "--alpha is nan",
-    "interpolate 1.pt nan.pt --out x.pt": "nan.pt: logit_scale contains NaN or infinity",
     "interpolate 1.pt model --out x.pt": "contains no weights",
-    "interpolate no-such:tag 2.pt --out x.pt": "no MODEL:TAG",
     "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be downloaded or read",
 }
 

@@ -36,16 +36,6 @@ def test_the_contenders_compute_the_same_gradients():
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (["--head-batch", "0"], "--head-batch"),
-    (["--model", "no-such-model"], "no-such-model"),
-    (["--device", "cuda:9"], "cuda:9"),
-    (["--step-repeats", "-1"], "--step-repeats"),
-])  # fmt: skip
-def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, named, tmp_path, refused):
-    assert named in refused(tmp_path, "benchmark", *arguments, "--out", ".")
-
-
 def allocate(num_bytes):
     kept = torch.ones(2**20)
     return lambda: torch.ones(num_bytes // 4).sum() + kept.sum()

@@ -73,8 +73,6 @@ def test_doctor_prints_ten_lines(capsys):
     assert len(lines) == 10
     assert lines["openclip-superclip"].split()[0] == __version__
     assert "adapter v" in lines["OpenCLIP"] and "patched" in lines["OpenCLIP"]
-    assert "superclip" in lines["plugins"]
-    assert "GB free" in lines["disk"]
 
 
 def test_only_evaluate_needs_clip_benchmark():

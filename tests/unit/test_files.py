@@ -4,7 +4,6 @@ import errno
 
 import pytest
 
-from openclip_superclip.environment import require
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
 from openclip_superclip.pages import markdown_table
@@ -19,16 +18,6 @@ def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(t
     with pytest.raises(InputError, match=r"^--data: .*a\.json cannot be read \(.*\): remove it$") as error:
         read_json(path, flag="--data", advice="remove it")
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_package_is_named_with_the_extra_that_brings_it():
-    require("--serve", "serve", "json", "torch")
-    with pytest.raises(InputError) as error:
-        require("--serve", "serve", "json", "no_such_package")
-    assert str(error.value) == (
-        "--serve needs no_such_package, which is not installed: install the extra [serve], or "
-        "pip install json no-such-package"
-    )
 
 
 @pytest.mark.parametrize(("error", "is_input_error"), [

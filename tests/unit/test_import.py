@@ -76,24 +76,17 @@ def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, 
 
 REFUSED = {  # changes to the authors' file, or flags, and the error message
     "visual.novelty is [3], expected no such name": {"visual.novelty": torch.ones(3)},
-    "visual.proj is missing, expected [64, 32]": {"visual.proj": None},
     "document_frequency is [299], expected [300]": {"cap_fq": torch.ones(1, 299)},
     "ours is one linear layer: text_decoder.mlp.0": {"text_decoder.mlp.0.weight": torch.ones(2, 2)},
     "no checkpoint of SuperCLIP's authors: it lacks text_decoder.ln_mlp.weight": {"text_decoder.ln_mlp.weight": None},
     "num_samples contains NaN or infinity": {"num_samples": torch.full((1, 1), float("nan"))},
-    "num_samples is [2], expected one number": {"num_samples": torch.ones(2)},
     "cap_fq contains 99; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
     "OpenCLIP has no 'no-such-model'": "--model no-such-model",
     "--model: nowhere.json cannot be read": "--model nowhere.json",
-    "local-dir:nowhere has no readable configuration": "--model local-dir:nowhere",
-    " more": "--model narrow.json",  # more than three mismatches
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
 def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, refused):
-    config = json.loads(AUTHORS_CONFIG.read_text())
-    config["text_cfg"]["width"] = 24
-    (tmp_path / "narrow.json").write_text(json.dumps(config))
     file, flags = (AUTHORS, given.split()) if isinstance(given, str) else (altered_authors(tmp_path, **given), [])
     assert reason in refused(tmp_path, "import", file, "--model", AUTHORS_CONFIG, "--out", "out", *flags)

@@ -177,17 +177,3 @@ def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(t
         created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
     assert all(type(model) is superclip.SuperCLIP for model in created)
     assert open_clip.factory.CLIP is before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"idf": "offline"}, "idf is 'offline'; expected online, off or a file.*"),
-        ({"head_warmup": float("nan")}, "head_warmup is nan; expected 0 or more captions"),
-        ({"head_input": "patch"}, "head_input is 'patch'; expected one of patches, pooled, both"),
-    ],
-    ids=str,
-)
-def test_an_impossible_option_is_refused_by_name(options, message):
-    with pytest.raises(superclip.InputError, match=f"^{message}$"):
-        create(**options)

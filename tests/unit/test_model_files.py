@@ -59,21 +59,6 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
         architecture_of(checkpoints[0], options)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "--model: {file} cannot be read"),
-        ("{", "--model: {file} cannot be read"),
-        ('{"embed_dim": 8}', "{file} is not a model configuration: its vision_cfg, text_cfg is missing"),
-    ],
-)
-def test_an_invalid_model_file_is_refused_by_name(content, reason, csv_data, refusal, tmp_path):
-    file = tmp_path / "my_model.json"
-    if content:
-        file.write_text(content)
-    assert reason.format(file=file) in refusal("--superclip", "--model", file, "--train-data", csv_data)
-
-
 def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, refusal):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))

@@ -157,23 +157,11 @@ def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_pat
         assert first.removesuffix(", 0") == second.removesuffix(", 1")
 
 
-def test_if_no_pair_is_left_the_list_gives_the_reasons(tmp_path, capsys):
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs/a.png").write_text("no image")
-    (tmp_path / "pairs/a.txt").write_text("a cat")
-    shards(tmp_path / "pairs", tmp_path / "out", "--val-share", "0", code=1)
-    listed = tmp_path / "out/left_out.csv"
-    assert f"no pair of the split train is left: 1 × no readable image; {listed} lists all" in capsys.readouterr().err
-    assert "no readable image" in listed.read_text()
-
-
 REFUSED = {
     "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
     "other columns": ("{kept}/pairs.csv", "OUT --csv-caption-key text", "--csv-caption-key: {kept}/pairs.csv has no"),
-    "no label": ("{kept}/pairs.csv", "OUT --label-key kind", "--label-key: {kept}/pairs.csv has no column 'kind'"),
     "used": ("{kept}/pairs.csv", "{table}", "OUT: {table} is not empty"),
     "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions: 'images' is missing"),
-    "a text": ("{kept}/notes.txt", "OUT", "expected a table (.csv, .tsv), a folder of images or COCO's .json"),
 }  # fmt: skip
 
 

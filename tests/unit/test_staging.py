@@ -109,12 +109,8 @@ def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(plans
 
 
 def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypatch):
-    for stage in (str(disk / "nowhere"), "$NOWHERE/x"):
-        with (
-            pytest.raises(InputError, match=r"--stage is .*NOWHERE|nowhere on .*; expected a folder there that can be"),
-            Staging(plans[1], Placement(), RunFolder(disk / "run"), stage),
-        ):
-            pass
+    with pytest.raises(InputError, match=r"--stage is .*NOWHERE.*; expected a folder there that can be"):
+        Staging(plans[1], Placement(), RunFolder(disk / "run"), "$NOWHERE/x").__enter__()
     usage = shutil.disk_usage(disk)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with (

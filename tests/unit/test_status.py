@@ -69,12 +69,3 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert "runs/gone: no heartbeat" in printed
     assert main(["status", "runs/bad", "runs/gone"]) == 0
     assert rows_of(capsys.readouterr().out).keys() == {"runs/bad", "runs/gone"}
-
-
-@pytest.mark.parametrize(("argv", "error"), [
-    (["nowhere"], "nowhere is not a folder"), (["empty"], "empty contains no run"),
-    ([], "there is no folder runs or studies here"),
-])  # fmt: skip
-def test_a_folder_without_runs_is_an_error(argv, error, tmp_path, refused):
-    (tmp_path / "empty").mkdir()
-    assert error in refused(tmp_path, "status", *argv)

@@ -3,16 +3,13 @@
 import csv
 import io
 import json
-import re
 import threading
 
 import pytest
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.recipe import WORDS, read_recipe
@@ -94,14 +91,12 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
 
 
 REFUSED = [
-    ({"arms": {"CLIP": {}}}, "two or more"), ({"seeds": 0}, "seeds is 0"), ({"seeds": "many"}, "seeds is 'many'"),
+    ({"arms": {"CLIP": {}}}, "two or more"), ({"seeds": 0}, "seeds is 0"),
     ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like an arm that does not exist"),
     ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
     ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
     ({"primary": "imagenet"}, "primary is 'imagenet'; demo measures zero_shot"),
-    ({"measures": "taste"}, "measures is 'taste'"), ({"cells": {"lr": []}}, "cells is"),
-    ({"choose": {"lr": [1e-3]}}, "choose is"), ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
-    ({"placebo": True}, "there is no field 'placebo'"), ({"recipe": "nowhere"}, "no file and no recipe 'nowhere'"),
+    ({"cells": {"lr": []}}, "cells is"), ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
 ]  # fmt: skip
 
 
@@ -117,7 +112,6 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["placebos", "--set", "samples=many"], "samples"), (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
     (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
-    (["one_batch", "--only", "report", "--runs", "nix"], "--runs: there is no folder nix"),
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
@@ -180,24 +174,6 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     results.write(tmp_path, {"versions": {}})
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
-    assert Image.open(tmp_path / "study.png").size[0] > 500
-
-
-def test_a_run_that_lacks_a_measure_is_named(study):
-    found = records(A=[50, 60], B=[53, 62])
-    del found[2]["measures"]["zero_shot"]
-    with pytest.raises(InputError, match="B_seed0 was measured without zero_shot"):
-        StudyResults(study, found)
-
-
-def test_the_table_has_the_primary_measure_first_and_the_sentence_says_what_excludes_zero(study):
-    text = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])).tables()
-    lines = text.splitlines()
-    assert lines[2] == "| % | A | B | B − A |"
-    assert lines[4] == "| zero shot (primary) | 60.0 ± 10.0 | 63.0 ± 10.5 | +3.0 [+0.5, +5.5] |"
-    assert "B − A: above zero in zero shot; not significant in probe." in text
-    assert "scores near chance" not in text
-    assert "scores near chance" in StudyResults(study, records(A=[1, 2], B=[1.5, 2.5])).tables()
 
 
 def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):
@@ -247,11 +223,3 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
-
-
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, capsys):
-    assert main(["study", "one_batch", "--dry-run", "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^trials: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
-    assert re.search(r"^runs: \d+, of which \d+ are left to train: [\d,]+ samples$", printed, re.MULTILINE)
-    assert not (tmp_path / "out").exists()

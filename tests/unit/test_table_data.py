@@ -64,24 +64,6 @@ def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
     assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
 
 
-def test_a_look_at_the_table_counts_what_has_no_caption(folder, capsys):
-    assert main(["plan", OWN, "--data", f"{folder}/pairs.csv", "--device", "cpu"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"a table of {NUM_ROWS} pairs" in shown
-    assert f"1 of the {NUM_ROWS} rows of" in shown and "have no caption" in shown
-
-
-def test_check_lists_every_image_that_cannot_be_read(folder, tmp_path, capsys):
-    cut = tmp_path / "cut.png"
-    cut.write_bytes((folder / "0.png").read_bytes()[:300])
-    table = tmp_path / "pairs.csv"
-    table.write_text((folder / "pairs.csv").read_text() + f"{cut},a cat\nnix.png,a dog\n")
-    assert main(["plan", OWN, "--data", str(table), "--device", "cpu", "--check"]) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"bad image {cut}: no readable image" in shown
-    assert "bad image nix.png: no such file" in shown
-
-
 REFUSED = {
     "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
     "too few rows": ("pairs.csv", {"global_batch_size": "128"}, "rows of pairs.csv are fewer than one global batch"),

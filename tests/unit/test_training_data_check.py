@@ -19,15 +19,10 @@ Image.effect_noise((32, 32), 9).save(IMAGE, "png")
 IMAGE = IMAGE.getvalue()
 REFUSED = {
     "image column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
-    "caption column": ("{table} --csv-caption-key image", "--csv-caption-key: {csv} has no column 'image'"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
-    "second source's braces": ("{wds}::x/{{0..9.tar", "--train-data: {wds}::x/{{0..9.tar has unbalanced braces"),
     "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet ends in neither .tar, .csv nor .tsv"),
-    "empty captions": ("{folder}/empty.tar", "empty.tar: all of its captions (.txt) are empty or not UTF-8"),
-    "no batch": ("{table} --batch-size 0", "--batch-size is 0; expected 1 or more"),
-    "validation table": ("{table} --val-data nowhere.csv", "--val-data: there is no file nowhere.csv"),
     "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/90.tar"),
     "ImageNet": ("{table} --imagenet-val nowhere", "--imagenet-val nowhere: there is no such folder"),
@@ -45,7 +40,7 @@ def folder(tmp_path_factory):
     (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
     broken = {
         "text": {"txt": b"a cat"}, "latin": {"png": IMAGE, "txt": "grün".encode("latin-1")},
-        "cut": {"png": b"x", "txt": b"a cat"}, "empty": {"png": IMAGE, "txt": b" "},
+        "cut": {"png": b"x", "txt": b"a cat"},
     }  # fmt: skip
     for name, members in broken.items():
         with webdataset.TarWriter(str(folder / f"{name}.tar")) as tar:
@@ -68,7 +63,6 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
 
 TABLES = {
     "a comma outside quotes": ("{image},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
-    "a cut image": ("{image},rot\n{cut},grün\n", "utf-8", "row 2 names {cut}: no readable image"),
     "no row": ("", "utf-8", "{table} holds no row below its header"),
     "another encoding": ("{image},grün\n", "latin-1", "save it as UTF-8"),
 }  # fmt: skip
@@ -76,13 +70,12 @@ TABLES = {
 
 @pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
 def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, refusal):
-    image, cut, table = (tmp_path / name for name in ("rot.png", "cut.png", "table.csv"))
+    image, table = tmp_path / "rot.png", tmp_path / "table.csv"
     Image.effect_noise((32, 32), 9).save(image)
-    cut.write_bytes(image.read_bytes()[:300])
-    table.write_text("image,caption\n" + rows.format(image=image, cut=cut), encoding=encoding)
+    table.write_text("image,caption\n" + rows.format(image=image), encoding=encoding)
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
     message = refusal("--superclip", "--train-data", table, *columns, "--batch-size", "1")
-    assert reason.format(table=table, cut=cut) in message
+    assert reason.format(table=table) in message
 
 
 def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal):
@@ -99,12 +92,6 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     message = refusal(*argv)
     assert f"row 399 names {paths[398]}: no readable image" in message
     assert f"row 400 names {paths[399]}: no such file" in message
-
-
-def test_shards_that_are_not_there_are_counted(folder, parse_args, capfd):
-    argv = ["--superclip", "--train-data", f"{folder}/{{000000..000019}}.tar", "--train-num-samples", "64"]
-    assert parse_args([*argv, "--workers", "1"])
-    assert f"4 of 20 shards are missing or broken, the first is {folder}/000016.tar" in capfd.readouterr().err
 
 
 def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(
@@ -156,14 +143,3 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_arg
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     reason = f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size {VOCAB_SIZE - 1}: expected"
     assert f"--model: the tokenizer of {model} gives {reason}" in refusal(*argv)
-
-
-def test_rows_that_are_kept_but_fill_no_batch_are_refused(csv_data, refusal, tmp_path):
-    table = tmp_path / "table.csv"
-    rows = csv_data.read_text().splitlines()
-    long = ["long", *["a cat"] * 8, *[""] * 56]
-    table.write_text("\n".join(f"{row}\t{cell}" for row, cell in zip(rows, long, strict=True)))
-    flags = ["--superclip", "--superclip-captions", "long", "--superclip-long-caption", "long"]
-    flags += ["--superclip-missing-long", "skip"]
-    message = refusal(*flags, "--train-data", table, "--batch-size", "16")
-    assert "8 rows of 64 that --superclip-missing-long skip keeps do not fill --batch" in message
