@@ -6,7 +6,7 @@ import shlex
 import pytest
 from support.pages import parse_superclip, superclip_parser
 
-from openclip_superclip.__main__ import COMMANDS, GROUPS
+from openclip_superclip.__main__ import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -16,7 +16,3 @@ def test_help_ends_with_an_example_that_the_command_takes(command, monkeypatch):
     program, *argv = shlex.split(example)
     assert (program, argv[0]) == ("superclip", command)
     assert parse_superclip(argv, monkeypatch)
-
-
-def test_every_command_is_in_one_group():
-    assert sorted(COMMANDS) == sorted(name for group in GROUPS.values() for name in group)

@@ -11,15 +11,11 @@ import torch
 import yaml
 from support.pages import PAGES, ROOT
 
-import openclip_superclip
-from openclip_superclip import __version__, hooks
-from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip import __version__
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.benchmark.head_cost import head_cost_tables
 from openclip_superclip.commands import patch
 from openclip_superclip.config import Config, DataConfig
-from openclip_superclip.openclip import patching
-from openclip_superclip.openclip.unpatched import REPLACED
 
 README = PAGES["README.md"]
 
@@ -86,55 +82,6 @@ def test_a_page_lists_every_extra_and_a_missing_one_is_named_by_what_asks_for_it
             assert file.stem in rows[extra], (file, extra)
 
 
-def test_the_pages_name_every_command():
-    assert (
-        set(COMMANDS) - {name for page in PAGES.values() for name in re.findall(r"superclip ([a-z]+)", page)} == set()
-    )
-
-
-def test_the_hooks_and_the_names_that_the_launcher_replaces_are_counted_and_named():
-    words = {6: "six", 7: "seven", 8: "eight", 9: "nine", 12: "twelve", 13: "thirteen", 14: "fourteen"}
-    names = [name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec")]
-    architecture = " ".join(PAGES["docs/architecture.md"].split())
-    assert re.findall(r"^\| `(open_clip_\w+)` \|", PAGES["docs/architecture.md"], flags=re.MULTILINE) == names
-    assert f"defines {words[len(names)]} [pluggy]" in architecture
-    assert f"[the {words[len(names)]} hooks]" in PAGES["docs/patching.md"]
-    assert f"the {words[len(REPLACED)]} names that" in architecture
-
-
-def test_architecture_lists_the_layers_of_the_import_contract():
-    contract, *_ = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (table,) = re.findall(r"^\| layer, .*?\n\n", PAGES["docs/architecture.md"], flags=re.DOTALL | re.MULTILINE)
-    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:] if line]
-    assert rows == [re.split(r" [:|] ", layer) for layer in contract["layers"]]
-
-
-def test_the_pages_list_every_study_and_every_folder_of_recipes():
-    first = {
-        name: re.findall(r"^\| (`.*?`) \|", PAGES[f"docs/{name}.md"], flags=re.MULTILINE)
-        for name in ("studies", "recipes")
-    }
-    studies = {path.stem for path in (ROOT / "recipes/studies").glob("*.yaml")}
-    assert set(re.findall(r"`(\w+)`", " ".join(first["studies"]))) == studies
-    folders = {path.stem for path in (ROOT / "recipes").iterdir()}
-    assert set(re.findall(r"`(\w+)/`", " ".join(first["recipes"]))) - {"ranks"} == folders
-
-
-def test_contributing_lists_the_markers_of_tests():
-    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
-    (table,) = re.findall(r"^\| marker \|.*?\n\n", PAGES["docs/contributing.md"], flags=re.DOTALL | re.MULTILINE)
-    listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
-    assert listed == [re.split(r"[:(]", marker)[0] for marker in markers]
-
-
-def test_the_releases_that_a_patch_is_for_are_listed():
-    (listed,) = re.findall(r"^\| ([\d., ]+) \| \[open_clip-3\.patch\]", PAGES["docs/patching.md"], flags=re.MULTILINE)
-    (main,) = re.findall(
-        r"^\| main, (\S+) at \w+ \| \[open_clip-4\.patch\]", PAGES["docs/patching.md"], flags=re.MULTILINE
-    )
-    assert [*listed.split(", "), main] == list(patching.patches())
-
-
 def test_patchings_table_of_exit_codes_is_the_commands():
     codes = re.findall(r"^\| (\d) \| (.+) \|$", PAGES["docs/patching.md"], flags=re.MULTILINE)
     assert {state: int(code) for code, state in codes} == patch.EXIT_CODES
@@ -145,9 +92,3 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
     assert {"cff-version", "message", "title", "authors", "preferred-citation"} <= set(citation)
     assert citation["version"] == __version__
     assert citation["preferred-citation"]["title"] in " ".join(README.replace("*", "").split())
-
-
-def test_the_changelog_names_what_is_public_and_where_modules_went():
-    changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert f"## {__version__}" in changelog
-    assert all(f"`{name}`" in changelog for name in openclip_superclip.__all__ if name != "__version__")
