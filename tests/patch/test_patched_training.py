@@ -116,19 +116,6 @@ def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched,
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
-def test_what_superclip_finds_in_a_data_loaders_worker_is_one_line_too(patched, train_flags, csv_data, tmp_path):
-    header, *rows = csv_data.read_text().splitlines()
-    table = tmp_path / "table.csv"
-    table.write_text("\n".join([f"{header}\tlong", f"{rows[0]}\ta long caption", *(f"{row}\t" for row in rows[1:])]))
-    argv = [*train_flags, "--train-data", str(table), "--workers", "1", "--superclip", "--superclip-captions", "long"]
-    argv += ["--superclip-long-caption", "long", "--superclip-missing-long", "error"]
-    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *argv, cwd=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.output
-    (error,) = run.errors()
-    assert error.startswith("error: --superclip-missing-long: sample ")
-
-
 def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, train_flags, tmp_path):
     tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
     (tree / "open_clip/hooks.py").unlink()
