@@ -1,6 +1,5 @@
 """Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without this package."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
-from support.training_runs import completed, on_a_full_disk, run_ranks, superclip_train
+from support.training_runs import completed, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -182,22 +181,12 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 # The model card
 
 
-def test_the_model_card_contains_only_known_facts_and_escapes_recorded_values(exports, csv_data):
+def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_data):
     card = (exports / "openclip" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: open_clip\n")
-    for fact in (
-        f"- data: {csv_data.name}\n", "- captions seen with the class loss: 64", "- learning rate: 0.001",
-        "- weight of the class loss λ: 1.0", f"openclip-superclip {superclip.__version__}", "- superclip\n",
-        "is not included",
-    ):  # fmt: skip
-        assert fact in card
     assert not any(absent in card for absent in ("None", str(exports), str(csv_data.parent)))
-    assert "The class head is in `superclip_head.safetensors`" in (exports / "with-head" / "README.md").read_text()
     options = {"pretrained": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/me/a.tar::/b/c.tar"}
     plain = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
-    for absent in ("captions seen", "trained with the class loss", "- superclip", "<script>", "\n# A heading"):
-        assert absent not in plain
-    assert "- data: a.tar::c.tar\n" in plain
+    assert not any(absent in plain for absent in ("captions seen", "<script>", "\n# A heading", "/me/"))
 
 
 # The class head of an export
@@ -344,18 +333,13 @@ def small(tmp_path_factory):
     for file, (name, change) in CHANGES.items():
         changed = weights | head_of(16, VOCAB_SIZE)
         torch.save(changed | {name: change(changed[name])}, folder / file)
-    config = json.loads((folder / "model" / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"novelty": 1}
-    (folder / "novelty.json").write_text(json.dumps(config))
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     torch.save(weights | {"module.visual.proj": weights["visual.proj"] + 1}, folder / "both.pt")
-    torch.save([1, 2], folder / "list.pt")
     torch.save({"state_dict": RunsCode()}, folder / "code.pt")
     shutil.copytree(folder / "model", folder / "imported")
     shutil.copy(folder / "plain.pt", folder / "imported" / "pytorch_model.bin")
     (folder / "model" / "notes.txt").write_text("mine")
-    (folder / "folder").mkdir()
     (folder / "run/checkpoints").mkdir(parents=True)
     for epoch in (2, 10):
         (folder / f"run/checkpoints/epoch_{epoch}.pt").write_bytes(whole)
@@ -366,24 +350,16 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
-    "plain.pt --model novelty.json": "novelty has no tokenizer that OpenCLIP can open",
-    "plain.pt --model nonsense": "OpenCLIP has no 'nonsense'",
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
     "both.pt": "both.pt contains visual.proj twice",
-    "list.pt": "expected tensors by name",
     "code.pt": ".mkdir; only weights are ever loaded",
-    "nowhere.pt": "there is no file",
-    "folder": "contains no weights",
     "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
     f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
-    "plain.pt --out nan.pt": "--out: nan.pt exists",
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out plain.pt/out": "plain.pt cannot be written",
     "plain.pt --out model --overwrite": "contains notes.txt, which --overwrite would delete",
     "imported --out imported --overwrite": "imported is or contains imported, which is an input",
-    "plain.pt --out model/notes.txt --overwrite": "is a file; expected the name of a folder",
 }
 
 
@@ -406,13 +382,3 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
     assert run(small / "plain.pt", *argv) == 0
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
-
-
-def test_a_full_disk_leaves_nothing_half_written(small, tmp_path):
-    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", tmp_path / "out" / "x"]
-    (failed,) = run_ranks(on_a_full_disk(run), *argv, cwd=tmp_path)
-    assert failed.returncode == 1, failed.output[-3000:]
-    (error,) = failed.errors()
-    assert error.startswith(f"error: --out: {tmp_path}/out/x cannot be written")
-    assert "Traceback" not in failed.output
-    assert not any((tmp_path / "out").iterdir())

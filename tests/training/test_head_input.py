@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from support.models import write_model
 from support.training_runs import completed, error_of, load, superclip_train
 
@@ -72,12 +71,3 @@ def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, 
 def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, refused):
     error = refused(tmp_path, "average", *(checkpoint(runs, reads) for reads in READS), "--out", "mean.pt")
     assert "its class head reads both, expected pooled" in error
-
-
-@pytest.mark.parametrize("recorded", [torch.tensor(7), torch.tensor([1, 2])])
-def test_an_impossible_record_of_the_input_is_refused(recorded, runs, tmp_path, refused):
-    state = load(runs / "logs/pooled")["state_dict"] | {"class_head.input": recorded}
-    torch.save({"state_dict": state}, tmp_path / "damaged.pt")
-    (tmp_path / "picture.png").touch()
-    argv = ["words", ".", "--model", "damaged.pt", "--architecture", f"local-dir:{runs}/model", "--out", "out"]
-    assert "class_head.input is" in refused(tmp_path, *argv)

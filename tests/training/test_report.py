@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from support.browser import evaluated, needs_browser, num_pixels_outside
 from support.models import write_model
 from support.training_runs import completed, superclip_train
 
@@ -96,31 +95,13 @@ def imagenet(zero_shot: float, probe: float) -> dict:
 # The page
 
 
-@needs_browser
-def test_a_page_is_as_wide_as_the_browser_and_the_reason_of_a_failure_is_seen(tmp_path):
-    error = "rank 3 on gpu7 ended with code 1: " + "CUDA out of memory, tried to allocate 2.41 GiB; " * 5
-    runs = [
-        recipe_run(tmp_path / "clip", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0)),
-        recipe_run(tmp_path / "superclip", "datacomp1b/superclip_vit-b-16_512m_bs16k", {}, state="failed", error=error),
-    ]
-    assert report(*runs, "--out", tmp_path / "out") == 0
-    page = tmp_path / "out" / "report.html"
-    for width in (1280, 390):
-        assert num_pixels_outside(page, width, tmp_path / "browser") == 0
-    script = "Math.max(...[...document.querySelectorAll('td.words')].map(cell => cell.getBoundingClientRect().right))"
-    assert 0 < evaluated(page, 1280, script, tmp_path / "browser") < 1280
-
-
-def test_the_page_holds_no_script_and_escapes_names_and_its_title_names_the_methods(trained, whole, tmp_path):
+def test_the_page_holds_no_script_and_escapes_names(trained, tmp_path):
     odd = shutil.copytree(trained[0], tmp_path / "a <script> & b")
     assert report(odd, "--out", tmp_path / "out", "--title", "<i>x</i>") == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"<script|<link|<i>|https?://|@import|url\(", page)
     assert page.count("a &lt;script&gt; &amp; b") >= 2
     assert "default-src 'none'" in page
-    assert "<title>CLIP and SuperCLIP</title>" in (whole / "report.html").read_text()
-    assert report(trained[-1], "--out", tmp_path / "out") == 0
-    assert "<title>SuperCLIP</title>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missing(trained, whole):
@@ -210,16 +191,6 @@ def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measur
     assert all(defaults[name] in DEFAULTS for name in FLAGS)
 
 
-def test_every_variant_of_superclip_has_its_difference(rates):
-    assert rates(
-        clip=({}, 50.0), superclip=({}, 55.0), superclip_off=({"superclip.idf": "off"}, 53.0),
-        superclip_placebo=({"superclip.placebo": "detached-head"}, 50.0),
-    ) == pytest.approx({
-        "CLIP": 50, "SuperCLIP": 55, "SuperCLIP (idf off)": 53, "SuperCLIP (placebo detached-head)": 50,
-        "SuperCLIP − CLIP": 5, "SuperCLIP (idf off) − CLIP": 3, "SuperCLIP (placebo detached-head) − CLIP": 0,
-    })  # fmt: skip
-
-
 # Which scores count
 
 
@@ -303,17 +274,6 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(b
     assert markdown.count("**Beside the paper**") == 1
 
 
-def test_a_run_that_failed_or_was_evaluated_early_gives_no_score_and_its_note_has_the_reason(beside_the_paper):
-    notes = {row["run"]: (row["state"], row["note"]) for row in table(beside_the_paper / "runs.csv")}
-    no_log = "out.log is missing or contains no step"
-    assert notes["c2"] == ("failed", f"rank 3: no memory; {no_log}")
-    assert notes["s2"] == ("finished", f"{no_log}; evaluated at epoch 5 of 25")
-    markdown = (beside_the_paper / "report.md").read_text()
-    assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) |" in markdown
-    assert "| CLIP | 2,048 | 0 of 1 finished |" in markdown
-    assert "| SuperCLIP | 2,048 | 0 of 1 finished |" in markdown
-
-
 def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
     retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
     scores = {(name, "zeroshot_classification"): {"acc1": n / 38, "acc5": 0.9} for n, name in enumerate(THE_38)}
@@ -327,11 +287,8 @@ def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
     assert "average_of_38" not in read_run(recipe_run(tmp_path / "some", name, scores)).scores
 
 
-def test_without_a_run_or_a_folder_to_write_it_fails_in_one_line(trained, tmp_path, refused):
+def test_without_a_run_it_fails_in_one_line(tmp_path, refused):
     (tmp_path / "other").mkdir()
-    (tmp_path / "file").touch()
     error = refused(tmp_path, "report", "nowhere", "other", "--out", "out")
     assert error.startswith("error: RUN: no run found (")
     assert "the folder contains neither recipe.yaml nor params.txt" in error
-    error = refused(tmp_path, "report", trained[0], "--out", "file")
-    assert error == "error: --out: file cannot be written (File exists)"

@@ -116,9 +116,6 @@ def test_a_report_reads_what_the_runs_of_a_study_leave(studied, tmp_path):
         "superclip_seed0", "finished", "", "SuperCLIP", "192", "16", "0", "0.001",
     ]  # fmt: skip
     assert 0 <= float(row["image_to_text_R@1 (training's own)"]) <= 100
-    page = (out / "report.html").read_text()
-    for fact in ("--set: ", "open_clip_torch 3", "log-every-n-steps: 1", "command: superclip train --model"):
-        assert fact in page
 
 
 def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
@@ -160,13 +157,6 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
     assert "or give --runs another folder" in error
     with lock(folder / "out" / "lock", Placement()):
         assert "out belongs to another run" in study_here(folder, code=1)
-
-
-def test_runs_that_are_to_be_where_a_file_is_are_refused_and_leave_nothing(prepared, study_here, tmp_path):
-    (tmp_path / "file").touch()
-    error = study_here(prepared, "--out", str(tmp_path / "new"), "--runs", str(tmp_path / "file"), code=1)
-    assert error.startswith(f"error: --runs: {tmp_path}/file cannot be written")
-    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

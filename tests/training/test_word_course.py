@@ -54,16 +54,10 @@ def test_a_broken_file_is_named(run, tmp_path, refused):
     words, command = tmp_path / "run/words", ["words", "--course", "run", "--out", "out"]
     (words / "epoch_2.safetensors").write_bytes(b"cut")
     assert "epoch_2.safetensors is not a file of words" in refused(tmp_path, *command)
-    for damage, reason in (
-        ({"captions": torch.ones(7).long()}, "epoch_2.safetensors belongs to another tokenizer"),
-        ({"num_captions": torch.ones(2)}, "epoch_2.safetensors is not a file of words"),
-    ):
-        with safe_open(run / "words/epoch_2.safetensors", "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()} | damage  # noqa: SIM118
-            save_file(tensors, words / "epoch_2.safetensors", file.metadata())
-        assert reason in refused(tmp_path, *command)
-    (words / "tokens.json").write_text("[]")
-    assert "tokens.json cannot be read (it holds no JSON object)" in refused(tmp_path, *command)
+    with safe_open(run / "words/epoch_2.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors | {"captions": torch.ones(7).long()}, words / "epoch_2.safetensors", file.metadata())
+    assert "epoch_2.safetensors belongs to another tokenizer" in refused(tmp_path, *command)
 
 
 def test_a_missing_epoch_counts_as_the_next_one_and_runs_of_the_same_name_are_distinguished(run, tmp_path):
@@ -77,12 +71,11 @@ def test_a_missing_epoch_counts_as_the_next_one_and_runs_of_the_same_name_are_di
     assert (gap["run"], gap["epochs"], gap["captions"]) == ("gap/run", [1, 3], [64, 192])
 
 
-def test_equal_epochs_give_equal_bytes(run, tmp_path):
+def test_equal_epochs_give_equal_bytes_and_files_of_version_0_1_are_read(run, tmp_path):
     words, tokenizer = find_course(run).read(2), open_clip.get_tokenizer("ViT-B-32")
     for copy in "abcd":
         write_epoch_words(tmp_path / copy, 2, words, tokenizer)
-    (content,) = {(tmp_path / copy / "words/epoch_2.safetensors").read_bytes() for copy in "abcd"}
-    assert content
+    assert len({(tmp_path / copy / "words/epoch_2.safetensors").read_bytes() for copy in "abcd"}) == 1
     torch.testing.assert_close(find_course(tmp_path / "a").read(2), words, rtol=0, atol=0, equal_nan=True)
     path = tmp_path / "a/words/epoch_2.safetensors"  # as written by version 0.1, which observed all captions
     with safe_open(path, "pt") as file:
