@@ -110,17 +110,6 @@ def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued
     assert "superclip rehearse: stopped by SIGUSR1" in printed.read_text()
 
 
-def test_what_cannot_be_rehearsed_is_refused_before_anything_is_trained(rehearsed, tmp_path, refused):
-    for arguments, said in (
-        (["--steps", "2"], "--steps is 2; expected 4 or more"),
-        (["--nproc", "0"], "--nproc is 0; expected 1 or more"),
-        (["--nproc", "3"], "does not divide among 3 GPUs"),
-        (["--data", "x/{0..2}.tar"], "there is no file x/0.tar"),
-        (["--data", "pipe:cat x/{0..1}.tar"], "2 shards are too few for 3 slices"),
-    ):
-        assert said in refused(tmp_path, "rehearse", rehearsed["recipe"], *HERE, *arguments)
-
-
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
     command = ["submit", str(rehearsed["recipe"]), "--gpus-per-node", "2", "--rehearse"]
     assert main([*command, "--dry-run"]) == 0
