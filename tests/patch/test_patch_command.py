@@ -1,8 +1,9 @@
-"""superclip patch: the patches themselves; apply, check and revert, interrupted or given bad input; and our wheel."""
+"""superclip patch: the patches themselves; apply, check and revert, interrupted or given bad input; and pip."""
 
 import csv
 import itertools
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import whatthepatch
 from support.openclip_trees import CHANGED, HOOKS, PATCH, PIP, RELEASES, ROOT, copy, each_release, held, metadata
 from support.training_runs import run_ranks
 
+import openclip_superclip
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.openclip import patching
@@ -212,7 +215,55 @@ def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, sup
     assert f"--source {wheel / 'nowhere'} has no OpenCLIP" in output
 
 
+def apply_on_a_full_disk(folder) -> int:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # main.py still fits, factory.py does not
+    return main(["patch", "apply", "--source", str(folder)])
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
+    before = held(wheel)
+    (run,) = run_ranks(apply_on_a_full_disk, wheel, cwd=tmp_path)
+    assert run.returncode == 2
+    assert f"error: cannot write {wheel / CHANGED[0]}: " in run.output
+    assert "nothing was changed" in run.output
+    assert held(wheel) == before
+
+
 # Installed
+
+
+def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp_path):
+    """In a virtual environment without torch, and with this package beside it on the path."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python, path = tmp_path / "venv/bin/python", tmp_path / "path"
+    site_packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    shutil.copytree(Path(whatthepatch.__file__).parent, path / "whatthepatch")
+    shutil.copytree(Path(openclip_superclip.__file__).parent, path / "openclip_superclip")
+    shutil.copytree(ROOT / "patches", path / "patches")
+
+    def pip(*argv) -> None:
+        subprocess.run([*PIP, "--python", python, *argv], check=True)
+
+    def apply() -> tuple[int, str]:
+        command = [python, "-m", "openclip_superclip", "patch", "apply"]
+        environment = os.environ | {"PYTHONPATH": str(path)}
+        done = subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = apply()
+    assert code == 2
+    assert output.startswith("error: OpenCLIP is not installed: pip install ")
+    empty = held(site_packages)
+    pip("install", "--no-deps", wheels["3.3.0"])
+    fresh = held(site_packages).keys()
+    pip("install", "--no-deps", wheels["3.2.0"])
+    assert apply()[0] == 0
+    pip("install", "--no-deps", wheels["3.3.0"])
+    assert held(site_packages).keys() == fresh
+    assert apply()[0] == 0
+    subprocess.run([python, "-m", "compileall", "-q", site_packages / "open_clip"], check=True)
+    pip("uninstall", "--yes", "open_clip_torch")
+    assert held(site_packages) == empty
 
 
 def test_our_wheel_holds_the_patches_and_patches_the_installed_openclip_without_torch(wheel, tmp_path):
