@@ -69,14 +69,12 @@ class Plugin:
         from .checkpoints.pretrained import how_to_load
         from .openclip.factory import head_options
 
-        config = training.config
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(
-                args.model, args.pretrained, config.idf, config.special_tokens,
-                separate_words=training.separates_words, context_length=args.force_context_length,
-                cache_dir=args.cache_dir, load=load, accum_freq=args.accum_freq, head_warmup=config.head_warmup,
-                placebo=config.placebo, head_input=config.head_input, word_course=training.records_words,
+                args.model, args.pretrained, training.config, separate_words=training.separates_words,
+                context_length=args.force_context_length, cache_dir=args.cache_dir, load=load,
+                accum_freq=args.accum_freq, word_course=training.records_words,
             )
         }  # fmt: skip
 

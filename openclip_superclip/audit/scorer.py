@@ -174,7 +174,7 @@ class PairScorer:
         model, images = self.opened.model, images.to(self.device)
         if not self.has_head:
             return Seen(model.encode_image(images, normalize=True).float(), None)
-        features, head_input = encode_image(model.visual, model.patch_tokens, images, model.class_head.reads)
+        features, _, head_input = encode_image(model.visual, model.patch_tokens, images, model.class_head.reads)
         logits = model.class_head.logits(head_input).float()  # [B, V]
         return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 

@@ -144,13 +144,8 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
-    weights = {}
-    for name, tensor in state.items():
-        plain = name.replace("_orig_mod.", "").removeprefix("module.")
-        if plain in weights:
-            raise InputError(f"{file} contains {plain} twice, with and without a prefix: expected it once")
-        if not plain.startswith(TRAINING_ONLY):
-            weights[plain] = tensor
+    plain = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    weights = {name: tensor for name, tensor in plain.items() if not name.startswith(TRAINING_ONLY)}
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "

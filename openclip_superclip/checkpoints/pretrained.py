@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD
-from .checkpoint import file_of_weights, holds_head, is_torchscript, read_checkpoint, read_head
+from .checkpoint import holds_head, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -55,22 +55,6 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
             f"--pretrained {pretrained} cannot go with --model {model}: expected a file of weights, or leave it out "
             "for those that are there"
         )
-
-
-def check_teacher(model: str, pretrained: str | None) -> None:
-    """Raises InputError if OpenCLIP would ignore --distill-pretrained, or if a local-dir: teacher has no weights."""
-    schema, place = parse_model_name(model)
-    if schema != "local-dir":
-        return
-    if pretrained not in (model, place):
-        raise InputError(
-            f"--distill-pretrained {pretrained} has no effect with --distill-model {model}: OpenCLIP uses the weights "
-            f"in its folder; give --distill-pretrained {model}"
-        )
-    try:
-        file_of_weights(Path(place))
-    except InputError as error:
-        raise InputError(f"--distill-model: {error}") from error
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:

@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 from ..config import Config
 from ..errors import InputError, listed
 from .shards import is_empty, long_caption
+from .slices import check_batch
 
 
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
@@ -143,18 +144,9 @@ class CaptionTokens:
         return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
-        """Raises InputError if a pass over a worker's shards kept less than one batch: OpenCLIP would loop forever."""
-        if num_kept >= self.batch_size:
-            return
-        if self.config.missing_long == "skip":
-            found = f"--superclip-missing-long skip keeps {num_kept:,} samples of the shards that a worker reads"
-            instead = ", or --superclip-missing-long use-short"
-        else:
-            found, instead = f"--train-data: the shards that a worker reads hold {num_kept:,} samples", ""
-        raise InputError(
-            f"{found}, and --batch-size is {self.batch_size:,}; expected a full batch or more: give fewer --workers or "
-            f"a smaller --batch-size{instead}"
-        )
+        """Raises InputError if a pass over a worker's shards kept less than one batch."""
+        skips = self.config.missing_long == "skip"
+        check_batch(num_kept, self.batch_size, "--superclip-missing-long skip" if skips else "--train-data")
 
     def _read(self, sample: dict) -> tuple[str, str, str] | None:
         """Returns the short caption as stock OpenCLIP reads it, its words and the long caption.

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import ExifTags
 from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from ..pages import csv_text
-from .images import SUFFIXES, as_seen, is_deep, is_rotated, open_image, unreadable
+from .images import SUFFIXES, as_seen, is_deep, open_image, unreadable
 from .shards import contract, is_empty, work_on
 from .tables import Columns, is_table, rows_of
 
@@ -115,7 +116,8 @@ def stored_image(data: bytes) -> dict[str, bytes]:
         image.load()
         is_jpeg = image.format in ("JPEG", "MPO")
         extension = "jpg" if is_jpeg else {"PNG": "png", "WEBP": "webp"}.get(image.format)
-        if extension and not is_deep(image) and not is_rotated(image):
+        is_rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        if extension and not is_deep(image) and not is_rotated:
             return {extension: data}
         written = io.BytesIO()
         if is_jpeg:

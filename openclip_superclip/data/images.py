@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import reason
@@ -51,11 +51,6 @@ def unreadable(error: Exception) -> str:
 def is_deep(image: Image.Image) -> bool:
     """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values, mostly to white."""
     return image.mode.startswith(("I", "F"))
-
-
-def is_rotated(image: Image.Image) -> bool:
-    """Returns whether the EXIF data rotates or mirrors the image; OpenCLIP ignores it."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 def as_seen(image: Image.Image, shortest: int | None = None) -> Image.Image:

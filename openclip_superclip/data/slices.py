@@ -16,7 +16,7 @@ forever.
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -38,26 +38,22 @@ def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_si
     return -(-num_samples // global_batch_size) > -(-total // (slices * global_batch_size))
 
 
-def too_few(held: int, batch_size: int) -> str:
-    """Returns the error message for a data-loading worker with less than one batch in its shards."""
-    return (
-        f"--superclip-slices: the shards that a worker reads of a slice hold {held:,} samples, and --batch-size is "
-        f"{batch_size:,}; expected a full batch or more: give fewer slices or --workers, or a smaller --batch-size"
-    )
+def check_batch(num_samples: int, batch_size: int, flag: str) -> None:
+    """Raises InputError if a worker's shards hold less than one batch, for which OpenCLIP would loop forever."""
+    if num_samples < batch_size:
+        raise InputError(
+            f"{flag}: the shards that a worker reads provide {num_samples:,} samples, and --batch-size is "
+            f"{batch_size:,}; expected a full batch or more: give fewer --workers or slices or a smaller --batch-size, "
+            "or find broken shards with superclip plan --check"
+        )
 
 
-def at_least_a_batch(
-    samples: Iterable[dict], batch_size: int, message: Callable[[int, int], str]
-) -> Iterator[dict]:  # fmt: skip
-    """Yields the samples of a pass; InputError for less than one batch, for which OpenCLIP would loop forever.
-
-    `message` is called with their number and the batch size.
-    """
+def at_least_a_batch(samples: Iterable[dict], batch_size: int, flag: str) -> Iterator[dict]:
+    """Yields the samples of a pass, and then calls `check_batch`."""
     number = 0
     for number, sample in enumerate(samples, start=1):  # noqa: B007
         yield sample
-    if number < batch_size:
-        raise InputError(message(number, batch_size))
+    check_batch(number, batch_size, flag)
 
 
 class Reads(NamedTuple):
@@ -91,8 +87,7 @@ def reads(
     for rank in range(world_size):
         for worker in range(workers):
             holds = sum(shard_sizes[shard] for shard in shards[rank::world_size][worker::workers])
-            if holds < batch_size:
-                raise InputError(too_few(holds, batch_size))
+            check_batch(holds, batch_size, "--superclip-slices")
             held += holds
             once += min(holds // batch_size, batches) * batch_size
     return Reads(held, once, batches * workers * world_size * batch_size - once)
@@ -181,11 +176,8 @@ class DataOrder:
             self._seeded = epoch
             worker = get_worker_info()
             self._seed_process(f"worker {worker.id if worker else 0}", epoch)
-        return _shuffle(
-            at_least_a_batch(samples, self.batch_size, too_few),
-            *self.shuffle_sizes,
-            random.Random(random.getrandbits(64)),
-        )
+        samples = at_least_a_batch(samples, self.batch_size, "--superclip-slices")
+        return _shuffle(samples, *self.shuffle_sizes, random.Random(random.getrandbits(64)))
 
     def _seed_training_process(self) -> None:
         """Seeds the training process whenever OpenCLIP sets the shared epoch, just before the epoch starts."""

@@ -10,7 +10,6 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
-from ..config import HEAD_INPUTS, PLACEBOS
 from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
@@ -59,11 +58,6 @@ class _WithClassHead:
         text_length: int | None = None,
         stored_head: dict[str, Tensor] | None = None,
     ) -> None:
-        if not head_warmup >= 0:
-            raise InputError(f"head_warmup is {head_warmup}; expected 0 or more captions")
-        for name, value, known in (("head_input", head_input, HEAD_INPUTS), ("placebo", placebo, PLACEBOS)):
-            if value not in known:
-                raise InputError(f"{name} is '{value}'; expected one of {', '.join(known)}")
         self.output_dict = True  # the class losses need a dict
         if not self.reads_tower_tokens:
             self.visual.output_tokens = False

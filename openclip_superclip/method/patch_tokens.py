@@ -66,14 +66,6 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
     return width
 
 
-def encode_image(
-    visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str = "patches"
-) -> tuple[Tensor, Tensor]:
-    """Returns the image features [B, E], exactly `visual(image)`, and the class head's input, float32 [B, W]."""
-    features, _, vector = _read(visual, tokens, image, head_input)
-    return features, vector
-
-
 def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
     """Returns the patch tokens as a feature map, [B, W, h, w]; their mean is `encode_image`'s."""
     output = visual.forward_intermediates(
@@ -93,7 +85,7 @@ def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_i
     """
     if head_input == "patches":
         return patch_map(visual, tokens, image)
-    _, pooled = encode_image(visual, tokens, image, "pooled")
+    _, _, pooled = encode_image(visual, tokens, image, "pooled")
     pooled = pooled[:, :, None, None]
     return pooled if head_input == "pooled" else pooled + patch_map(visual, tokens, image).float()
 
@@ -115,7 +107,7 @@ class _Readable:
     def forward(self, image: Tensor, reading: Reading | None = None):
         if reading is None:
             return super().forward(image)
-        features, pooled_tokens, reading.vector = _read(self, reading.tokens, image, reading.head_input)
+        features, pooled_tokens, reading.vector = encode_image(self, reading.tokens, image, reading.head_input)
         return (features, pooled_tokens) if getattr(self, "output_tokens", False) else features
 
 
@@ -125,11 +117,14 @@ def make_readable(visual: nn.Module) -> None:
     visual.__class__ = type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
 
 
-def _read(visual, tokens: PatchTokens, image, head_input: str) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns image features [B, E], CoCa's pooled tokens [B, Q, E] if the tower has them, and the head's input.
+def encode_image(
+    visual: nn.Module, tokens: PatchTokens, image: Tensor | dict, head_input: str = "patches"
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Returns the outputs of a tower, exactly those of `visual(image)`, and the class head's input, float32 [B, W].
 
-    The image features are computed last because FSDP gathers the tower's weights when their gradient enters the tower,
-    and autograd starts with the latest results.
+    The outputs are image features [B, E] and CoCa's pooled tokens [B, Q, E], if the tower has them. The
+    features are computed last because FSDP gathers the tower's weights when their gradient enters the tower, and
+    autograd starts with the latest results.
     """
     if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
         return _read_vit(visual, tokens, image, head_input)

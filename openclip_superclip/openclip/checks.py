@@ -20,11 +20,6 @@ WITH_HEAD = [
         lambda o: next((f"--{name}" for name in ("torchscript", "trace") if getattr(o, name, False)), None),
     ),
     Rule(
-        "--lock-image leaves only the class head to train by the class loss: leave out --superclip, or unlock groups "
-        "with --lock-image-unlocked-groups",
-        lambda o: o.lock_image and o.lock_image_unlocked_groups == 0,
-    ),
-    Rule(
         "--superclip-placebo shuffled-captions gives each image the caption of another image in its rank's batch, and "
         "--batch-size is 1; expected 2 or more",
         lambda o: o.config.placebo == "shuffled-captions" and o.batch_size == 1,
@@ -57,10 +52,6 @@ OURS = [
         lambda o: o.slices is not None and getattr(o, "use_naflex", False),
     ),
     Rule(
-        "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use more GPUs",
-        lambda o: o.distill_model is not None and o.accum_freq > 1,
-    ),
-    Rule(
         "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",
         lambda o: o.lr_scheduler == "const-cooldown" and o.epochs_cooldown is None,
     ),
@@ -87,14 +78,6 @@ HAS_DATA = Rule(
     "--train-data is missing: expected a table or a pattern of shards to train on",
     lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
 )
-HAS_IMAGENET = Rule(
-    "{found[0]}: there is no such folder",
-    lambda o: [
-        f"{flag} {folder}"
-        for flag, folder in (("--imagenet-val", o.imagenet_val), ("--imagenet-v2", o.imagenet_v2))
-        if folder and not os.path.isdir(folder)
-    ],
-)
 
 
 def check_command_line(training: Training) -> None:
@@ -119,7 +102,7 @@ def check_command_line(training: Training) -> None:
         return
     warnings = []
     if is_ours:
-        check([HAS_DATA, HAS_IMAGENET], options)
+        check([HAS_DATA], options)
         warnings = training.data.check()
     if training.config is not None and options.distill_model is not None and training.data.has_empty_captions:
         raise InputError(

@@ -10,7 +10,7 @@ from open_clip.model import CLIPTextCfg
 from ..checkpoints import pretrained as weights
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.model_files import register_model
-from ..config import is_idf_file
+from ..config import Config, is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
 from ..method.token_statistics import special_token_ids
@@ -39,13 +39,9 @@ def create_model_and_transforms(
             projection; or "both", their sum.
     """
     register_model(model_name, "model_name")
-    if is_idf_file(idf) and not os.path.isfile(idf):
-        raise InputError(f"idf is '{idf}'; expected online, off or a file that superclip frequencies wrote")
+    config = Config(idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input)
     loading, load = weights.how_to_load(model_name, pretrained)
-    superclip = head_options(
-        model_name, pretrained, idf, special_tokens, cache_dir=kwargs.get("cache_dir"), load=load,
-        head_warmup=head_warmup, head_input=head_input,
-    )  # fmt: skip
+    superclip = head_options(model_name, pretrained, config, cache_dir=kwargs.get("cache_dir"), load=load)
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
     with plugins_model_class():
@@ -57,8 +53,7 @@ def create_model_and_transforms(
 def head_options(
     model_name: str,
     pretrained: str | None,
-    idf: str,
-    special_tokens: bool,
+    config: Config,
     *,
     separate_words: bool = False,
     context_length: int | None = None,
@@ -72,24 +67,17 @@ def head_options(
     """
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
-    if is_idf_file(idf):
-        frequencies = read_frequencies(idf)
-        frequencies.check(tokenizer, idf)
+    if is_idf_file(config.idf):
+        frequencies = read_frequencies(config.idf)
+        frequencies.check(tokenizer, config.idf)
     return options | {
-        "idf": idf,
+        **{name: getattr(config, name) for name in ("idf", "head_warmup", "placebo", "head_input")},
         "frequencies": frequencies,
-        "ignored_tokens": () if special_tokens else special_token_ids(tokenizer),
+        "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
         "stored_head": weights.stored_head(model_name, pretrained, cache_dir),
     }
-
-
-OTHER_KINDS = {  # other models that OpenCLIP 4 can train, by the part of the configuration that only they have
-    "genlip_cfg": "it generates captions and has no contrastive loss",
-    "genlap_cfg": "it generates captions of audio and has no contrastive loss",
-    "audio_cfg": "it has an audio tower and no image patches",
-}
 
 
 def check_models(
@@ -117,8 +105,6 @@ def check_models(
     if teacher[0] is not None:
         register_model(teacher[0], "--distill-model")
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
-        if teacher[1] is not None:
-            weights.check_teacher(*teacher)
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
@@ -147,11 +133,8 @@ def _check_vocabulary(model: str, cache_dir: str | None, context_length: int | N
     if parse_model_name(model)[0] == "hf-hub":
         return
     model_cfg = open_clip.get_model_config(model)
-    if kind := next((kind for part, kind in OTHER_KINDS.items() if part in model_cfg), None):
-        raise InputError(
-            f"--superclip cannot train --model {model}: {kind}; expected an image and a text tower with a contrastive "
-            "loss"
-        )
+    if model_cfg.keys() & {"genlip_cfg", "genlap_cfg", "audio_cfg"}:  # other kinds of models of OpenCLIP 4
+        raise InputError(f"--superclip cannot train --model {model}; expected an image and a text tower")
     text_cfg = model_cfg["text_cfg"]
     if "hf_model_name" in text_cfg:
         return

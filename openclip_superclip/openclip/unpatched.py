@@ -19,7 +19,7 @@ from .. import hooks
 from ..environment import replaced
 from ..errors import InputError
 from . import current
-from .patching import INSTALL, find_installation
+from .patching import INSTALL
 
 PATCHED_FILES = ("open_clip/factory.py", *(f"open_clip_train/{name}.py" for name in ("data", "main", "params")))
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
@@ -95,10 +95,7 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
 
 
 def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss.
-
-    Raises InputError if OpenCLIP lacks a name to replace.
-    """
+    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss."""
     student = iter([args])  # the first model; a second one is the teacher of a distillation
 
     def with_model_kwargs(create):
@@ -112,16 +109,6 @@ def install(args: argparse.Namespace) -> None:
 
     from .data import with_plugins_data
 
-    missing = []
-    for path in replaced_names():
-        module, _, name = path.rpartition(".")
-        if not hasattr(importlib.import_module(module), name):
-            missing.append(path)
-    if missing:
-        raise InputError(
-            f"open_clip_torch {find_installation().version} has no {', '.join(missing)}, which superclip train "
-            f"replaces: install a tested version, {INSTALL}"
-        )
     _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)

@@ -37,13 +37,6 @@ WRAPPERS = {  # names to replace, and what makes the replacement
 }
 
 
-def _too_few(number: int, batch_size: int) -> str:
-    return (
-        f"--train-data: of the shards that a worker reads {number:,} samples can be read, and --batch-size is "
-        f"{batch_size:,}; expected a full batch or more: superclip plan --check finds broken shards"
-    )
-
-
 class WebDataset:
     """The webdataset package with the plugins' order of samples, and their tokens as the text, made on renaming."""
 
@@ -66,7 +59,7 @@ class WebDataset:
 
     def batched(self, batch_size, **options):
         batched = self.__getattr__("batched")(batch_size, **options)
-        return lambda samples: batched(at_least_a_batch(samples, batch_size, _too_few))
+        return lambda samples: batched(at_least_a_batch(samples, batch_size, "--train-data"))
 
     def with_caption(self, sample: dict) -> dict | None:
         """Returns the sample with OpenCLIP's caption as `txt`; None if OpenCLIP skips it."""

@@ -75,7 +75,7 @@ def _class_loss(model, passes, args) -> float:
     with get_autocast(args.precision, device_type="cpu")():
         for images, _, random_state in passes:
             torch.set_rng_state(random_state)
-            patch_means.append(encode_image(model.visual, model.patch_tokens, images)[1])
+            patch_means.append(encode_image(model.visual, model.patch_tokens, images)[2])
     head = model.class_head.float()
     features = head.ln(torch.cat(patch_means).float())
     tokens = torch.cat([texts for _, texts, _ in passes])

@@ -166,7 +166,7 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
 
 
 def test_a_worker_whose_shards_fill_no_batch_is_refused():
-    with pytest.raises(InputError, match="hold 4 samples, and --batch-size is 5"):
+    with pytest.raises(InputError, match="provide 4 samples, and --batch-size is 5"):
         reads(SHARD_SIZES, 12, 0, 0, num_samples=4, batch_size=5)
 
 
@@ -318,5 +318,5 @@ def test_a_pass_that_decodes_less_than_a_batch_ends_the_run(flags, train_flags, 
     argv = [*train_flags, *data, "--train-num-samples", "16"]
     (run,) = run_ranks(superclip_train, *argv, "--batch-size", "16", *flags, "--workers", "0", cwd=tmp_path)
     assert run.returncode == 1, run.output[-2000:]
-    assert "of the shards that a worker reads" in run.output
+    assert "the shards that a worker reads provide" in run.output
     assert "--batch-size is 16; expected a full batch or more" in run.output

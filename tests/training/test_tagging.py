@@ -103,7 +103,7 @@ def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_e
         printed.append(capsys.readouterr().out)
     assert printed == printed[:1] * 4
     model, pixels = opened.model, opened.preprocess()(Image.open(image))[None]
-    _, patch_mean = encode_image(model.visual, model.patch_tokens, pixels)
+    _, _, patch_mean = encode_image(model.visual, model.patch_tokens, pixels)
     probabilities = model.class_head.logits(patch_mean)[0].softmax(dim=0)
     red, blue = (probabilities[opened.tokenizer.encode(name)[0]].item() for name in ("red", "blue"))
     assert set(re.findall(r"\| (\w+) \| (\S+) \|", printed[0])) == {
@@ -119,7 +119,7 @@ def test_every_tower_has_patches_whose_mean_is_what_the_head_was_trained_on(conf
     model, _, preprocess = superclip.create_model_and_transforms(write_model(tmp_path / "model", **config))
     pixels = preprocess(Image.open(image))[None]
     map = patch_map(model.eval().visual, model.patch_tokens, pixels)
-    torch.testing.assert_close(map.mean(dim=(2, 3)), encode_image(model.visual, model.patch_tokens, pixels)[1])
+    torch.testing.assert_close(map.mean(dim=(2, 3)), encode_image(model.visual, model.patch_tokens, pixels)[2])
 
 
 # Words and tokens

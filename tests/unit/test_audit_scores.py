@@ -59,7 +59,7 @@ def test_class_loss_and_clip_score_equal_those_of_training(opened, scorer, seen)
     images, found = seen
     model, tokens = opened.model, opened.tokenizer(CAPTIONS)
     with torch.no_grad():
-        _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
+        _, _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
         losses = model.class_head(patch_mean, tokens, model.statistics.idf()).tolist()
         images, texts = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
     for one, caption, loss, cosine in zip(

@@ -178,7 +178,7 @@ def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
     tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
-        _, patch_mean = encode_image(clip.visual, clip.patch_tokens, torch.ones(2, 3, 32, 32))
+        _, _, patch_mean = encode_image(clip.visual, clip.patch_tokens, torch.ones(2, 3, 32, 32))
     words, num_captions = expected(0)
     weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):

@@ -33,7 +33,7 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(importe
     model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
-    _, patch_mean = encode_image(model.visual, model.patch_tokens, golden["image"])
+    _, _, patch_mean = encode_image(model.visual, model.patch_tokens, golden["image"])
     outputs |= {"class_logits": model.class_head.logits(patch_mean), "logit_scale": outputs["logit_scale"].view(1)}
     for name in ("image_features", "text_features", "logit_scale", "class_logits"):
         torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)

@@ -139,7 +139,7 @@ def test_online_idf_weighs_rare_words_more_and_off_weighs_all_words_alike():
         assert losses.shape == (4,)
         alike = torch.ones(VOCAB_SIZE).index_fill_(0, torch.tensor(SPECIAL_TOKENS), 0)
         weights = model.statistics.idf() if idf == "online" else alike
-        _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
+        _, _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
         head = model.class_head
         expected = superclip.plain_class_loss(head.ln(patch_mean), head.weight, head.bias, texts, weights)
         torch.testing.assert_close(losses, expected)

@@ -96,7 +96,7 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit_whatever_the
         with pytest.raises(InputError, match="of width 32, to the mean patch token, of width 64, which differ"):
             head_width(visual, tokens, head_input)
         return
-    features, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
+    features, _, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
     own = same_dropout(visual, images(visual))
     own = own[0] if visual.output_tokens else own
     assert torch.equal(features, own)
@@ -105,7 +105,7 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit_whatever_the
     if head_input == "pooled":
         torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
     elif head_input == "both":
-        parts = (same_dropout(encode_image, visual, tokens, images(visual), one)[1] for one in ("pooled", "patches"))
+        parts = (same_dropout(encode_image, visual, tokens, images(visual), one)[2] for one in ("pooled", "patches"))
         assert torch.equal(vector, sum(parts))
 
 
@@ -126,7 +126,7 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
             token = tokens[image, patch]
             expected[image] += (token if pooled_before_norm else visual.ln_post(token)) / num_patches
 
-    _, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    _, _, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
     assert patch_mean.dtype == torch.float32
     torch.testing.assert_close(patch_mean, expected)
 
@@ -149,12 +149,12 @@ def test_image_features_of_other_towers_are_their_own_to_the_last_bit_or_what_th
             head_width(visual, tokens, head_input)
         return
     image = torch.randn(2, 3, size, size)
-    features, vector = encode_image(visual, tokens, image, head_input)
+    features, _, vector = encode_image(visual, tokens, image, head_input)
     assert torch.equal(features, visual(image))
     assert vector.shape == (2, head_width(visual, tokens, head_input))
     assert vector.dtype == torch.float32
     if head_input != "patches":
-        before_projection = vector - encode_image(visual, tokens, image)[1] if head_input == "both" else vector
+        before_projection = vector - encode_image(visual, tokens, image)[2] if head_input == "both" else vector
         torch.testing.assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_the_patch_mean_of_a_resnet_and_a_convnext_is_that_of_the_last_feature_m
     for name, layer in (("ResNet", "layer4"), ("timm ConvNeXt", "trunk.norm_pre")):
         visual, seen = tower(OTHER[name][0]).eval(), []
         visual.get_submodule(layer).register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
-        _, patch_mean = encode_image(visual, patch_tokens(visual), torch.randn(2, 3, 64, 64))
+        _, _, patch_mean = encode_image(visual, patch_tokens(visual), torch.randn(2, 3, 64, 64))
         torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
 
 
@@ -176,7 +176,7 @@ def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name,
     assert visual.trunk.num_prefix_tokens == 1
     image = torch.randn(2, 3, 160, 160)
     tokens = visual.trunk.forward_features(image)  # after the trunk's last norm
-    _, patch_mean = encode_image(visual, patch_tokens(visual), image)
+    _, _, patch_mean = encode_image(visual, patch_tokens(visual), image)
     torch.testing.assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
 
 
@@ -184,7 +184,7 @@ def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name,
 def test_the_patch_mean_is_float32_under_autocast():
     visual = native_tower({})
     with torch.autocast("cpu", torch.bfloat16):
-        features, patch_mean = encode_image(visual, patch_tokens(visual), images(visual))
+        features, _, patch_mean = encode_image(visual, patch_tokens(visual), images(visual))
     assert features.dtype == torch.bfloat16
     assert patch_mean.dtype == torch.float32
 
@@ -210,7 +210,7 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     assert torch.equal(features, own_features)
     assert torch.equal(pooled, own_pooled)
     visual.output_tokens = False
-    _, expected = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
+    _, _, expected = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
     assert torch.equal(reading.vector, expected)
 
 
@@ -221,7 +221,7 @@ def test_the_mean_over_the_patches_of_what_the_head_reads_is_what_it_reads_of_th
     tokens = patch_tokens(visual)
     found = head_input_map(visual, tokens, images(visual), head_input)
     assert found.shape == ((3, 64, 1, 1) if head_input == "pooled" else (3, 64, 4, 4))
-    _, vector = encode_image(visual, tokens, images(visual), head_input)
+    _, _, vector = encode_image(visual, tokens, images(visual), head_input)
     torch.testing.assert_close(found.mean(dim=(2, 3)), vector)
     if head_input == "patches":
         assert torch.equal(found, patch_map(visual, tokens, images(visual)))
@@ -241,7 +241,7 @@ def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(na
     reading = Reading(patch_tokens(visual), "patches")
     assert torch.equal(visual(image, reading), own)
     assert torch.equal(seen[0], own)
-    assert torch.equal(reading.vector, encode_image(visual, patch_tokens(visual), image)[1])
+    assert torch.equal(reading.vector, encode_image(visual, patch_tokens(visual), image)[2])
     visual._forward_hooks.clear()
     assert torch.equal(copy.deepcopy(visual)(image), own)
 
@@ -283,10 +283,10 @@ def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head
     visual, image = naflex_tower(pool), torch.randn(3, 3, 32, 32)
     tokens = patch_tokens(visual)
     padded = patches_of(image, padding=5)
-    features, vector = encode_image(visual, tokens, padded, head_input)
+    features, _, vector = encode_image(visual, tokens, padded, head_input)
     assert torch.equal(features, visual(padded))
     for same in (patches_of(image, padding=0), image):
-        expected_features, expected_vector = encode_image(visual, tokens, same, head_input)
+        expected_features, _, expected_vector = encode_image(visual, tokens, same, head_input)
         torch.testing.assert_close(features, expected_features)
         torch.testing.assert_close(vector, expected_vector)
     assert vector.dtype == torch.float32

@@ -178,7 +178,7 @@ def test_sizes_json_is_compared_with_the_recipe(folder):
 
 
 def test_a_worker_whose_shards_fill_no_batch_could_not_start(whole):
-    with pytest.raises(InputError, match="hold 16 samples, and --batch-size is 17"):
+    with pytest.raises(InputError, match="provide 16 samples, and --batch-size is 17"):
         check(whole, world_size=4, slice_samples=64, batch_size=17)
 
 
