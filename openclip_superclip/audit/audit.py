@@ -120,10 +120,6 @@ class Audit:
         lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored" + f"; left out: {problems}" * bool(problems)]
         if not self.has_head:
             lines.append("the model has no class head: only the CLIP score")
-        doubted = [row for row in scored.words.rows()[:5] if row.num_doubted]
-        if doubted:
-            named = (f"{row.word} ({row.num_doubted:,} of {row.num_captions:,} captions)" for row in doubted)
-            lines.append(f"words that are doubtful most often: {', '.join(named)}")
         if scored.suggestion:
             lines.append(scored.suggestion)
         if num_sorted < num_scored:

@@ -35,8 +35,5 @@ def main(argv: list[str]) -> int:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options --out and --overwrite."""
-    parser.add_argument(
-        "--out", type=Path, required=True,
-        help=".pt or .safetensors file to write",
-    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help=".pt or .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

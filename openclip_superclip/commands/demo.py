@@ -7,7 +7,6 @@ from pathlib import Path
 from ..demo.data import SCENES
 from ..demo.measures import describe
 from ..environment import require
-from ..errors import InputError
 from ..files import make_folder
 from ..rules import at_least
 from ..studies.figures import draw_demo
@@ -15,8 +14,6 @@ from ..studies.results import StudyResults
 from ..studies.study import study_call
 from ..studies.study_run import open_trained
 from ..studies.training import run_study
-
-BATCH_SIZE = 32  # of the demo's recipe
 
 
 def main(argv: list[str]) -> int:
@@ -28,11 +25,11 @@ def main(argv: list[str]) -> int:
     require("superclip demo", "report", "matplotlib", "scipy")
     from ..runs.process import Stopped, stopped_by_signals
 
-    out, seeds = options.out, 1 if options.quick else options.seeds
+    out = options.out
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
     try:
         with stopped_by_signals():
-            call = study_call("demo", out, seeds, "cpu", None, None, set_, scenes=out)
+            call = study_call("demo", out, options.seeds, "cpu", None, None, set_, scenes=out)
             results = run_study(call, options.jobs)
             _draw(results, out)
     except Stopped as stop:
@@ -49,10 +46,6 @@ def _draw(results: StudyResults, out: Path) -> None:
     """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
     from ..checkpoints.run_outputs import checkpoints
 
-    scores = {
-        arm: {measure: results.spread(arm, None, measure).values for measure in results.measures}
-        for arm in results.study.arms
-    }
     described = {}
     for record in results.records:
         if record["seed"] == results.study.first_seed:
@@ -62,8 +55,7 @@ def _draw(results: StudyResults, out: Path) -> None:
         (image, objects, {"CLIP": predicted, "SuperCLIP": ours[2]})
         for (image, objects, predicted), ours in zip(described["CLIP"], described["SuperCLIP"], strict=True)
     ]
-    title = f"superclip demo: scenes composed of real drawings, {results.study.seeds} paired seed(s)"
-    draw_demo(out / "demo.png", scores, images, title)
+    draw_demo(out / "demo.png", results, images)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -75,8 +67,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         epilog="example: superclip demo --quick",
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="train one seed, as a test: a few minutes")
-    add("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
+    seeds = parser.add_mutually_exclusive_group()
+    about = "train one seed, as a test: a few minutes"
+    seeds.add_argument("--quick", action="store_const", const=1, dest="seeds", help=about)
+    seeds.add_argument("--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)")
     add("--samples", type=int, metavar="N", help="training samples per run (default: 40960)")
     add("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     add("--out", type=Path, default=Path("demo"), help="folder for data, runs and results (default: %(default)s)")
@@ -84,9 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--write-evaluation", type=Path, metavar="DIR", help=about)
     add("--data-only", action="store_true", help="only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
-    at_least(options, seeds=1, samples=BATCH_SIZE, jobs=1)
-    if options.quick and options.seeds not in (None, 1):
-        raise InputError(f"--quick trains one seed, and --seeds is {options.seeds}: leave one of them out")
+    at_least(options, seeds=1, jobs=1)
     return options
 
 

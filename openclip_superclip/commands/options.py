@@ -22,19 +22,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
 
 
-def device_here(device: str | None) -> str:
-    """Returns the device of --device, by default the GPU if there is one."""
-    if device is None:
-        import torch
+def device_here() -> str:
+    """Returns the default of --device: the GPU if there is one."""
+    import torch
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def print_device(options: argparse.Namespace, device: str) -> None:
-    """Prints the device if --device is not given; called after all checks."""
-    if options.device is None:
-        print(f"superclip: trains with --device {device}", file=sys.stderr)
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
@@ -103,11 +95,6 @@ def run_settings(options: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(options, name) for name in names})
 
 
-def given_run_settings(options: argparse.Namespace) -> list[str]:
-    """Returns the flags of RUN_SETTINGS that are given."""
-    return [flag_of(name) for name in RUN_SETTINGS if getattr(options, name) != getattr(DEFAULTS, name)]
-
-
 def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -120,12 +107,9 @@ def opened_run(
 
     folder = Path(options.recipe)
     if not (folder / DESCRIPTION).is_file():
-        device = options.device if placement.job is None else options.device or "cuda"  # a job's GPU may have failed
-        device = device_here(device)
+        device = options.device or (placement.job and "cuda") or device_here()  # a job's GPU may have failed
         num_processes = options.nproc or placement.num_processes(device)
         run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
-        if placement.job is None:
-            print_device(options, device)
         return run, RunFolder(options.out or Path("runs") / run.recipe.name)
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):

@@ -9,8 +9,6 @@ from ..openclip import patching
 from ..openclip.patching import Installation, find_installation
 
 EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.MODIFIED: 4}
-
-
 ERROR = 2  # argparse's own
 
 

@@ -91,7 +91,7 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
                   f"({run.nodes} × {run.gpus_per_node})"),
         ("steps", f"{run.steps:,}: {run.samples:,} samples, {run.samples / recipe.data_samples:.3g} × the data set; "
                   f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"),
-        ("slices", f"{run.num_slices}, {run.slices_per_pass} per pass; a checkpoint after each, every "
+        ("slices", f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
                    f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),
         ("compute", _compute(run, cost)),
         ("model", f"{cost['parameters']:,} parameters{in_head}"),

@@ -52,11 +52,7 @@ def _table(recipes: dict[str, Recipe]) -> str:
         method, batch, samples = METHODS[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
         rows.append((name, method, recipe.model, recipe.data, batch, samples, _score(recipe)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [">" if head in ("batch", "samples") else "<" for head in HEAD]
-    return "\n".join(
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _score(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import __version__
 from ..environment import require
 from ..errors import InputError
+from ..files import make_folder
 
 
 def main(argv: list[str]) -> int:
@@ -28,10 +29,8 @@ def main(argv: list[str]) -> int:
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     title = options.title or " and ".join(dict.fromkeys(METHODS.get(run.method, run.method) for run in found))
-    try:
-        write_report(options.out, title, facts, runs, find_comparisons(runs))
-    except OSError as error:
-        raise InputError(f"--out: {options.out} cannot be written ({error.strerror})") from error
+    make_folder(options.out, "--out")
+    write_report(options.out, title, facts, runs, find_comparisons(runs))
     print(f"{options.out}/report.html: {summary}")
     for run in runs:
         if run.note:

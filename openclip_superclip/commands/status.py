@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
     for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; expected the folder of a run, or one that contains runs")
-        here = dict.fromkeys(_runs_in(folder, DEPTH))
+        here = dict.fromkeys(_runs_in(folder, DEPTH)) if folder.is_dir() else {}
         if not here:
             raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
         found |= here

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
-    device = options.device or "cuda" if options.slurm else shared.device_here(options.device)
+    device = options.device or ("cuda" if options.slurm else shared.device_here())
     settings = shared.run_settings(options)
     call = study_call(
         options.study, options.out, options.seeds, device, options.data, options.val_data,
@@ -41,8 +41,6 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(StudyTraining(call).summary())
         return 0
-    if options.only is None:
-        shared.print_device(options, device)
     try:
         with stopped_by_signals():
             results = run_study(call, 0 if options.only else options.jobs or 1)
@@ -86,8 +84,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = [*shared.given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
     if given and not options.slurm:
         raise InputError(f"{shared.flag_of(given[0])} applies to SLURM's jobs: add --slurm")
-    if options.only and (trains := shared.given_run_settings(options)):
-        raise InputError(f"{trains[0]} has no effect with --only, which trains nothing: leave one of them out")
     if options.slurm and options.only:
         raise InputError("--only runs here, --slurm submits: expected one of them")
     return options

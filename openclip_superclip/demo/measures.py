@@ -95,8 +95,7 @@ def measure_natural(
     image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets of at least two
         objects that training never shows.
     image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
-    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
-    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes.
+    tagging, linear_probe: as in `measure`.
     """
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
@@ -123,10 +122,10 @@ def measure_natural(
 
 
 def describe(
-    model: nn.Module, preprocess: Callable, tokenizer: Callable, num: int = 6, split: str = "test"
+    model: nn.Module, preprocess: Callable, tokenizer: Callable
 ) -> list[tuple[Image.Image, list[str], list[str]]]:
-    """Returns a few scenes with at least two objects: the image, its k objects and the k most similar names."""
-    groups = different_scenes(num, 0, split)
+    """Returns six scenes with at least two objects: the image, its k objects and the k most similar names."""
+    groups = different_scenes(6, 0, "test")
     with torch.inference_mode():
         scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
     ranked = scores.argsort(dim=1, descending=True).tolist()

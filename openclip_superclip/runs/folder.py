@@ -204,10 +204,7 @@ def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str
 
     A second file is locked with flock, which the kernel releases when the process ends. Some file
     systems lack flock or do not share it between machines; there squeue shows whether the owner's job is alive.
-
-    Args:
-        path: the lock's file.
-        folder, flag: what is locked, by default the file's folder, and the flag that names it.
+    `folder` is what is locked, by default the file's folder, and `flag` names it.
     """
     with open(f"{path}.flock", "a") as held:
         owner = read_json(path, default={})

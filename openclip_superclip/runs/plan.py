@@ -26,12 +26,7 @@ def make_run(
 ) -> Run:
     """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch cannot be split.
 
-    Args:
-        data: --train-data, by default the recipe's.
-        gpu_batch_max: the maximum batch size per GPU; larger batches are accumulated.
-        workers: workers per rank, by default the recipe's.
-        device: "cuda" or "cpu".
-        settings, set_: stored with the run.
+    `data` and `workers` are by default the recipe's; a batch above `gpu_batch_max` per GPU is accumulated.
     """
     workers = recipe.workers if workers is None else workers
     for flag, value, least in (

@@ -145,11 +145,9 @@ def run_superclip(
     try:
         while not ended:
             time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
-            if is_to_stop():
+            if stops := is_to_stop():
                 process.terminate()
-                ended, status, usage = os.wait4(process.pid, 0)
-            else:
-                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            ended, status, usage = os.wait4(process.pid, 0 if stops else os.WNOHANG)
     finally:
         if not ended:
             process.terminate()
@@ -206,11 +204,6 @@ class Failure(NamedTuple):
 def failure_here(who: str, message: str, traceback: str = "", kind: str = "") -> Failure:
     """Returns a failure on this machine, now."""
     return Failure(f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind=kind, host=this_host())
-
-
-def kind_of(message: str) -> str:
-    """Returns HARDWARE if the message is about machines, else ""."""
-    return HARDWARE if OF_HARDWARE.search(message) else ""
 
 
 def this_host() -> str:

@@ -29,8 +29,11 @@ class Progress:
 
     def look(self) -> None:
         """Reads the number of steps."""
-        steps, now = read_steps(self.steps_file), time.monotonic()
-        if steps is None or (self.seen and steps <= self.seen[-1][1]):
+        try:
+            steps, now = int(self.steps_file.read_text()), time.monotonic()
+        except (OSError, ValueError):  # before the first step
+            return
+        if self.seen and steps <= self.seen[-1][1]:
             return
         self.last_step = now
         self.seen.append((now, steps))
@@ -55,13 +58,6 @@ class Progress:
             "samples_per_second": round(speed * self.run.global_batch_size, 3) if speed else None,
             "expected_end": end.isoformat(timespec="seconds") if end else None,
         }  # fmt: skip
-
-
-def read_steps(steps_file: Path) -> int | None:
-    """Returns the number of steps that rank 0 has written, None before the first."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(steps_file.read_text())
-    return None
 
 
 class AddedLines:
@@ -127,7 +123,7 @@ class UnreadableData:
 
     @cached_property
     def _shards_of_a_slice(self) -> int:
-        return math.ceil(len(expand(self.run.data)) / self.run.slices_per_pass)
+        return math.ceil(len(expand(self.run.data)) / self.run.recipe.slices)
 
     def _error(self, found: str, shards: dict[str, str]) -> InputError:
         named = [f"{shard} ({why})" for shard, why in list(shards.items())[:NUM_NAMED]]

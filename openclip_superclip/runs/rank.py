@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
 from ..openclip.train import register_plugin, train
-from .process import DUMP_STACKS, LOSS, Failure, failure_here, kind_of
+from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here
 from .progress import STEPS
 from .run import Run, Start
 from .stage import StagedShards
@@ -56,7 +56,7 @@ def _failure(error: Exception, rank: int) -> Failure:
     if isinstance(error, Refused):
         return failure_here(f"rank {rank}", str(error))
     message = f"{type(error).__name__}: {error}"
-    kind = "" if isinstance(error, InputError) else kind_of(message)
+    kind = HARDWARE if OF_HARDWARE.search(message) and not isinstance(error, InputError) else ""
     return failure_here(f"rank {rank}", message, traceback.format_exc(), kind)
 
 

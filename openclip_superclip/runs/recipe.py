@@ -103,11 +103,6 @@ class Recipe:
         yaml.dump({name: self.values[name] for name in FIELDS if name in self.values}, text)
         return text.getvalue()
 
-    def with_flags(self, **flags) -> "Recipe":
-        """Returns the recipe with more of OpenCLIP's flags."""
-        flags = {**self.flags, **flags}
-        return dataclasses.replace(self, flags=flags, values={**self.values, "flags": flags})
-
     @property
     def columns(self) -> Columns:
         """The columns of the recipe's tables."""
@@ -286,10 +281,8 @@ def _parsed(field: dataclasses.Field | None, value: str):
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
     """Returns the recipe of a file, or a shipped recipe by its name with or without its folder.
 
-    Raises InputError, with file and field, for missing, unknown or invalid values.
-
-    Args:
-        set_: new values of fields (`lr`, `superclip.weight`).
+    `set_` are new values of fields (`lr`, `superclip.weight`). Raises InputError, with file and field, for missing,
+    unknown or invalid values.
     """
     if Path(path_or_name).is_file():
         path = Path(path_or_name)

@@ -22,6 +22,7 @@ from .folder import RunFolder
 from .node import NodeTraining
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
+from .recipe import Recipe, with_settings
 from .run import Run
 from .slurm import Placement
 
@@ -256,7 +257,8 @@ def rehearsed_run(run: Run, steps: int) -> Run:
     """Returns the run shortened to two slices of about `steps` steps, with the same batch, ranks, workers and data."""
     if run.is_table:
         raise InputError(f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal needs shards")
-    recipe = run.recipe.with_flags(**{"log-every-n-steps": 1})
+    values = with_settings(run.recipe.values, {"flags.log-every-n-steps": "1"})
+    recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
     slice_steps = openclip_steps(slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq)
     return dataclasses.replace(

@@ -122,10 +122,6 @@ class Run:
         return self.nodes * self.gpus_per_node
 
     @property
-    def slices_per_pass(self) -> int:
-        return self.recipe.slices
-
-    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.slice_steps * self.num_slices
@@ -143,7 +139,7 @@ class Run:
     @property
     def kept_every(self) -> int:
         """The number of slices between kept checkpoints, in addition to the newest and those at the ends of passes."""
-        slices = self.num_slices if self.is_table else self.slices_per_pass
+        slices = self.num_slices if self.is_table else self.recipe.slices
         return min(slices, math.ceil(self.num_slices / NUM_KEPT_LONG))
 
     @property
@@ -154,13 +150,13 @@ class Run:
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after this number of slices is kept permanently."""
-        ends_pass = not self.is_table and epoch % self.slices_per_pass == 0  # every epoch of a table is a pass
+        ends_pass = not self.is_table and epoch % self.recipe.slices == 0  # every epoch of a table is a pass
         return epoch % self.kept_every == 0 or ends_pass
 
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        of_shards = {"train-num-samples": self.slice_samples, "superclip-slices": self.slices_per_pass}
+        of_shards = {"train-num-samples": self.slice_samples, "superclip-slices": self.recipe.slices}
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
             "model": recipe.model,
@@ -223,7 +219,7 @@ class Run:
         from ..data.slices import Split
 
         machines = len(expand(self.data)), self.world_size, self.workers
-        return Split(*machines, self.slices_per_pass, self.slice_samples, self.batch_size)
+        return Split(*machines, self.recipe.slices, self.slice_samples, self.batch_size)
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
@@ -243,8 +239,8 @@ class Run:
             "device": self.device, "nodes": self.nodes, "gpus_per_node": self.gpus_per_node,
             "world_size": self.world_size, "global_batch_size": self.global_batch_size, "batch_size": self.batch_size,
             "accum_freq": self.accum_freq, "workers": self.workers, "samples": self.samples,
-            "recipe_samples": recipe.samples, "steps": self.steps, "slices": self.slices_per_pass,
-            "epochs": self.num_slices, "passes": self.num_slices / self.slices_per_pass,
+            "recipe_samples": recipe.samples, "steps": self.steps, "slices": self.recipe.slices,
+            "epochs": self.num_slices, "passes": self.num_slices / self.recipe.slices,
             "slice_samples": self.slice_samples, "slice_steps": self.slice_steps, "warnings": self.warnings,
             "command": self.openclip_arguments(),
         }  # fmt: skip

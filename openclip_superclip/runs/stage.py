@@ -123,7 +123,7 @@ class Staging:
         if epoch >= self.run.num_slices:
             return []
         run, of_node = self.run, self.placement.node
-        places = slice_of(len(self.names), run.slices_per_pass, run.recipe.seed, epoch)
+        places = slice_of(len(self.names), run.recipe.slices, run.recipe.seed, epoch)
         return [
             self.names[index] for place, index in enumerate(places)
             if place % run.world_size // run.gpus_per_node == of_node

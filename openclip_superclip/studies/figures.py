@@ -193,37 +193,33 @@ def _difference_axis(axes: Axes, names: Sequence[str], num_places: int, title: s
     axes.grid(axis="y", alpha=0.3)
 
 
-def draw_demo(path: Path, scores: dict[str, dict[str, list[float]]], images: Sequence, title: str) -> None:
-    """Draws the demo's figure into a file.
-
-    Given are a score for each seed, in percent, of each method and measure; and for each image the true names and
-    {method: predicted names}.
-    """
+def draw_demo(path: Path, results, images: Sequence) -> None:
+    """Draws the demo's figure into a file, given (image, true names, {method: predicted names}) of some scenes."""
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
     bars, differences = top.subplots(1, 2, width_ratios=(3, 2))
-    measures = list(scores["CLIP"])
+    study, measures = results.study, results.measures
     names = [measure.replace("_", " ").replace(" to ", "→") for measure in measures]
-    width = 0.8 / len(scores)
-    for place, (method, found) in enumerate(scores.items()):
+    width = 0.8 / len(study.arms)
+    for place, method in enumerate(study.arms):
         left = [index + place * width for index in range(len(measures))]
-        means = [float(np.mean(found[measure])) for measure in measures]
-        bars.bar(left, means, width * 0.92, color=DEMO_COLOURS[method], label=method)
-        for x, measure in zip(left, measures, strict=True):
-            bars.plot([x] * len(found[measure]), found[measure], ".", color="black", markersize=4)
+        spreads = [results.spread(method, None, measure) for measure in measures]
+        bars.bar(left, [one.mean for one in spreads], width * 0.92, color=DEMO_COLOURS[method], label=method)
+        for x, one in zip(left, spreads, strict=True):
+            bars.plot([x] * len(one.values), one.values, ".", color="black", markersize=4)
     bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=8)
     bars.set_ylim(0, 100)
     bars.set_title("held-out scenes, % (a dot for each seed)", fontsize=10)
     bars.grid(axis="y", alpha=0.3)
     bars.legend(frameon=False, fontsize=8)
     for x, measure in enumerate(measures):
-        pairs = zip(scores["SuperCLIP"][measure], scores["CLIP"][measure], strict=True)
-        difference = PairedDifference([ours - theirs for ours, theirs in pairs])
+        difference = results.difference("SuperCLIP", "CLIP", None, measure)
         _draw_difference(differences, x, difference, DEMO_COLOURS["SuperCLIP"])
         differences.plot(x, difference.mean, "o", color=DEMO_COLOURS["SuperCLIP"])
     heading = "SuperCLIP − CLIP, points (bar: 95 % interval, dot: a seed)"
     _difference_axis(differences, names, len(measures), heading)
     _draw_predictions(bottom, images)
+    title = f"superclip demo: scenes composed of real drawings, {study.seeds} paired seed(s)"
     figure.suptitle(title, fontsize=11)
     write_bytes(path, png(figure))
 

@@ -42,15 +42,11 @@ class ReportedRun:
     training: dict = field(default_factory=dict)  # optimizer settings and the like, without the seed
     recipe: Recipe | None = None
     record: dict = field(default_factory=dict)  # run.json
-    measured_with: dict = field(default_factory=dict)  # versions, of the evaluation
+    set: dict = field(default_factory=dict)  # its values of --set
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     epoch: int | None = None  # of the scores
     epochs: int | None = None
-
-    @property
-    def set(self) -> dict:
-        return self.record.get("set") or {}
 
     @property
     def is_whole(self) -> bool:
@@ -101,6 +97,7 @@ def read_run(path: Path) -> ReportedRun:
     run = ReportedRun(path, MISSING)
     options, log = read_options(path), path / "out.log"
     run.record = read_json(path / "run.json", default={})
+    run.set = run.record.get("set", {})
     run.points = read_log(log) if log.is_file() else []
     try:
         if (path / "recipe.yaml").is_file():
@@ -116,7 +113,7 @@ def read_run(path: Path) -> ReportedRun:
         run.note = str(error)
         return run
     run.epochs = (run.record.get("plan") or options).get("epochs")
-    run.scores, run.epoch, run.measured_with = read_scores(path)
+    run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
     return run
 

@@ -42,7 +42,6 @@ class Section(NamedTuple):
 
 def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]) -> None:
     """Writes report.html, and beside it report.md, the figures and runs.csv."""
-    out.mkdir(parents=True, exist_ok=True)
     sections = []
     for place, comparison in enumerate(comparisons, 1):
         suffix = f"_{place}" if len(comparisons) > 1 else ""
@@ -130,18 +129,7 @@ def _text(value: str | float | None) -> str:
 
 
 def _describe(run: ReportedRun) -> str:
-    """Returns what the end of the page shows of a run: state, versions, command and recipe."""
-
-    def listed(found: dict | None, sign: str) -> str:
-        return ", ".join(f"{name}{sign}{value}" for name, value in (found or {}).items())
-
-    lines = {
-        "state": run.state + (f" ({run.note})" if run.note else ""),
-        "versions": listed(run.record.get("versions"), " ") or "not recorded",
-        "measured with": listed(run.measured_with, " "),
-        "hosts": ", ".join(run.record.get("hosts") or ()),
-        "--set": listed(run.set, "="),
-        "command": " ".join(map(str, run.record.get("command") or ())),
-    }
-    text = [f"{name}: {value}" for name, value in lines.items() if value]
-    return "\n".join([*text, *(["", run.recipe.text.strip()] if run.recipe else [])])
+    """Returns what the end of the page shows of a run: versions and recipe."""
+    versions = ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())
+    recipe = run.recipe.text.strip() if run.recipe else ""
+    return f"versions: {versions or 'not recorded'}\n\n{recipe}"

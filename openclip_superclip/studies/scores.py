@@ -30,8 +30,8 @@ DEMO = "demo-test.json"  # the measures of superclip demo, and of the studies on
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
-def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]]:
-    """Returns the scores of a run in percent (except RMSE), their epoch, and the versions that measured them.
+def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
+    """Returns the scores of a run in percent (except RMSE), and their epoch.
 
     They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
     epoch (--val-data, --imagenet-val); and the demo's own. Damaged files are left out.
@@ -42,11 +42,9 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, str]
         if isinstance(record.get("metrics"), dict):
             by_epoch[record.get("epoch") or 0].append(record)
     epoch = max(by_epoch, default=None)
-    last = by_epoch.get(epoch, [])
     demo = read_json(run / DEMO, default={}).get("measures") or {}
-    scores = _of_records(last) | of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
-    versions = next((record["versions"] for record in last if record.get("versions")), {})
-    return scores, epoch or None, versions
+    own = of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
+    return _of_records(by_epoch.get(epoch, [])) | own, epoch or None
 
 
 def of_training(run: Path) -> dict[str, float]:

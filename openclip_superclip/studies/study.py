@@ -241,15 +241,8 @@ def study_call(
 ) -> StudyCall:  # fmt: skip
     """Returns the call; InputError if something cannot be trained or measured.
 
-    Args:
-        name: a study's file or shipped name.
-        out: studies/NAME if None.
-        seeds: the number of paired seeds; None for the study's.
-        data, val_data: shards instead of the study's; with `val_data` OpenCLIP's own retrieval measures.
-        set_: fields of the recipe with their values, of every run.
-        runs_in: the folder of the runs, which studies of one recipe may share; OUT/runs if None.
-        scenes: the folder for the demo's model and scenes.
-        settings: of every `superclip run`.
+    `name` is a study's file or shipped name. If None, `out` is studies/NAME, `runs_in` is OUT/runs, and the others are
+    the study's. With `val_data`, the measures are OpenCLIP's own.
     """
     study = read_study(name)
     out = out or Path("studies") / study.name

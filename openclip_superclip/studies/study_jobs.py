@@ -101,7 +101,7 @@ class StudySubmission:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            different[plan.data, plan.slices_per_pass, plan.slice_samples, long_caption] = plan
+            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption] = plan
         for plan in different.values():
             plan.check_data() if reads_data else plan.check_shards()
 

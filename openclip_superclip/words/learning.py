@@ -65,12 +65,15 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     write_bytes(folder / f"epoch_{epoch}.safetensors", save(tensors, {"vocabulary": identity.vocabulary}))
 
 
-def find_course(run: Path) -> CourseFiles | None:
-    """Returns the word files in a run's folder, or None if there are none. Raises InputError for a bad tokens.json."""
+def find_course(run: Path) -> CourseFiles:
+    """Returns the word files in a run's folder. Raises InputError if there are none, and for a bad tokens.json."""
     found = (re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name) for path in (run / FOLDER).glob("epoch_*"))
     epochs = sorted(int(match[1]) for match in found if match)
     if not epochs:
-        return None
+        raise InputError(
+            f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run with --superclip and "
+            "--superclip-word-course on"
+        )
     path, advice = run / FOLDER / TOKENS, "copy it again, or from another run with the same tokenizer"
     tokens = read_json(path, advice=advice)
     if "vocabulary" not in tokens or not isinstance(tokens.get("tokens"), list):
@@ -158,16 +161,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
 
 def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
     """Returns the word course of each run, under unique names. Raises InputError for a run without word files."""
-    courses = []
-    for run, name in zip(runs, run_names(runs), strict=True):
-        files = find_course(run)
-        if files is None:
-            raise InputError(
-                f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run with --superclip "
-                "and --superclip-word-course on"
-            )
-        courses.append(word_course(name, files))
-    return courses
+    return [word_course(name, find_course(run)) for run, name in zip(runs, run_names(runs), strict=True)]
 
 
 def course_record(course: WordCourse) -> dict:

@@ -35,7 +35,6 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
 
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--seeds", "0"], "--seeds is 0"),
-    (["--quick", "--seeds", "4"], "--quick trains one seed"),
 ])  # fmt: skip
 def test_impossible_options_are_refused_in_one_line_that_names_them(arguments, named, tmp_path, refused):
     assert named in refused(tmp_path, "demo", *arguments, "--out", "out")

@@ -26,7 +26,7 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
     assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
     assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
     # 512 M × 50 / 1.3 G = 19.7, and 25 divides 31,250
-    assert (ours.slices_per_pass, ours.num_slices, ours.slice_steps) == (50, 25, 1250)
+    assert (ours.recipe.slices, ours.num_slices, ours.slice_steps) == (50, 25, 1250)
     assert ours.slice_samples == 20_480_000
     assert ours.warnings == []
 
