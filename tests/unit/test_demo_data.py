@@ -130,12 +130,13 @@ def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, frac
 
 def test_a_model_that_knows_the_objects_measures_100():
     known = [*scenes(50, split="tune", num_objects=(1,)), *different_scenes(50, 0, "tune"), *scenes(1000)]
+    known += different_scenes(6, 0, "test")  # that are described
     oracle = Oracle(NAMES, {scene.image.tobytes(): scene.captions["long"] for scene in known})
     result = measure(oracle, oracle.preprocess, oracle.tokenizer, "tune", num_scenes=50, num_probe_scenes=1000)
     assert result == pytest.approx(
         {"zero_shot": 100, "image_to_text_R@1": 100, "text_to_image_R@1": 100, "tagging": 100, "linear_probe": 100}
     )
-    for _, names, predicted in describe(oracle, oracle.preprocess, oracle.tokenizer, num=6, split="tune"):
+    for _, names, predicted in describe(oracle, oracle.preprocess, oracle.tokenizer):
         assert sorted(names) == sorted(predicted)
 
 
