@@ -20,6 +20,11 @@ WITH_HEAD = [
         lambda o: next((f"--{name}" for name in ("torchscript", "trace") if getattr(o, name, False)), None),
     ),
     Rule(
+        "--lock-image leaves only the class head to train by the class loss: leave out --superclip, or unlock groups "
+        "with --lock-image-unlocked-groups",
+        lambda o: o.lock_image and o.lock_image_unlocked_groups == 0,
+    ),
+    Rule(
         "--superclip-placebo shuffled-captions gives each image the caption of another image in its rank's batch, and "
         "--batch-size is 1; expected 2 or more",
         lambda o: o.config.placebo == "shuffled-captions" and o.batch_size == 1,
@@ -50,6 +55,10 @@ OURS = [
     Rule(
         "--superclip-slices does not work with --use-naflex, which repeats its shards: leave out one of the two",
         lambda o: o.slices is not None and getattr(o, "use_naflex", False),
+    ),
+    Rule(
+        "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use more GPUs",
+        lambda o: o.distill_model is not None and o.accum_freq > 1,
     ),
     Rule(
         "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",

@@ -105,6 +105,8 @@ def check_models(
     if teacher[0] is not None:
         register_model(teacher[0], "--distill-model")
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
+        if teacher[1] is not None:
+            weights.check_teacher(*teacher)
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:

@@ -224,15 +224,20 @@ def runs(small_flags, tmp_path_factory):
     torch.save(saved(folder, "plain")["state_dict"], folder / "bare.pt")
     (folder / "empty").mkdir()
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
+    (folder / "teacher").mkdir()
+    (folder / "teacher" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
     return folder
 
 
+TEACHER = "--superclip --distill-model local-dir:teacher --distill-pretrained"
 REFUSED = {  # flags: what the one line says
     "--superclip --resume logs/plain/checkpoints/epoch_1.pt": "--pretrained logs/plain/checkpoints/epoch_1.pt",
     "--superclip --resume latest --name plain --save-most-recent": "epoch_latest.pt",
     "--superclip --resume corrupt.pt": "corrupt.pt cannot be read",
     "--resume logs/with-head/checkpoints/epoch_1.pt": "add --superclip",
     "--resume latest --name with-head": "logs/with-head/checkpoints/epoch_",
+    f"{TEACHER} bare.pt": "--distill-pretrained bare.pt has no effect: ",
+    f"{TEACHER} local-dir:teacher": "error: teacher contains no weights",
     f"{WARM_UP} -1": "error: --superclip-head-warmup is -1; expected 0 or more samples",
     "--superclip --model ViT-B-23": "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32",
     "--superclip --model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",

@@ -17,6 +17,7 @@ SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --da
 
 REFUSED = {  # flags: what the error says
     "--superclip --torchscript": "--torchscript cannot save a model with the class head",
+    "--superclip --lock-image": "--lock-image leaves only the class head to train",
     "--superclip --superclip-weight -1": "--superclip-weight is -1.0; expected a finite number",
     "--superclip --superclip-idf bogus": "--superclip-idf is 'bogus'; expected online, off or a file",
     "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
@@ -44,7 +45,6 @@ def test_flags_that_cannot_work_are_refused_in_one_line(flags, reason, train_fla
 
 LATE = {  # flags: what the error says
     "--logs file": "--logs: cannot write to file/run: Not a directory",
-    "--lock-image": "--lock-image-unlocked-groups 0 leaves the class loss only",
     "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 leaves the class loss only",
     "--train-num-samples nine": "invalid int value: 'nine' (superclip train --help lists every flag)",
 }

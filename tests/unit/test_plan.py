@@ -172,6 +172,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--nodes", "0"], "--nodes is 0"),
     (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
+    (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
