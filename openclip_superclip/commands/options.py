@@ -89,10 +89,12 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(flag_of(name), default=about.default, **about.metadata)
 
 
-def run_settings(options: argparse.Namespace) -> Settings:
-    """Returns the settings of the options; InputError for an invalid value."""
-    names = [name for name in Settings.__dataclass_fields__ if hasattr(options, name)]
-    return Settings(**{name: getattr(options, name) for name in names})
+def run_settings(options: argparse.Namespace, without_runs: str = "") -> Settings:
+    """Returns the settings of the options; InputError for an invalid one, or any beside a flag that trains no run."""
+    given = [name for name in RUN_SETTINGS if without_runs and getattr(options, name) != getattr(DEFAULTS, name)]
+    if given:
+        raise InputError(f"{flag_of(given[0])} has no effect with {without_runs}: leave one of them out")
+    return Settings(**{name: value for name, value in vars(options).items() if name in Settings.__dataclass_fields__})
 
 
 def flag_of(name: str) -> str:

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
     device = options.device or ("cuda" if options.slurm else shared.device_here())
-    settings = shared.run_settings(options)
+    settings = shared.run_settings(options, "--only" if options.only else "")
     call = study_call(
         options.study, options.out, options.seeds, device, options.data, options.val_data,
         shared.all_settings(options), options.runs, settings=settings,

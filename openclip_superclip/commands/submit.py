@@ -14,7 +14,8 @@ def main(argv: list[str]) -> int:
     from ..runs.folder import RunFolder
 
     request = slurm_request(options)
-    run = planned_run(options, request.nodes, request.gpus_per_node, request.device, run_settings(options))
+    settings = run_settings(options, "--rehearse" if options.rehearse else "")
+    run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
     folder.check_submission(run)
     command = "rehearse" if options.rehearse else "run"
@@ -51,7 +52,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
-    parser.add_argument(
-        "--rehearse", action="store_true", help="run superclip rehearse instead, into runs/NAME-rehearsal"
-    )
+    parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
     return parser.parse_args(argv)

@@ -22,7 +22,7 @@ each_release = pytest.mark.parametrize("release", RELEASES)
 
 
 def copy(source: Path, folder: Path) -> Path:
-    """Copies what the patch can touch, and what tells the release, to `folder`, and returns it."""
+    """Copies an OpenCLIP without its model configurations and vocabulary to `folder`, and returns it."""
     return shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model_configs", "*.gz"))
 
 

@@ -112,6 +112,7 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["placebos", "--set", "samples=many"], "samples"), (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
     (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
+    (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ])  # fmt: skip
 def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path, refused):
