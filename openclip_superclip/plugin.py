@@ -4,8 +4,8 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-from .config import add_options, options_of
 from .errors import InputError, print_in_one_line
+from .flags import add_options, options_of
 from .hooks import hookimpl
 from .openclip.checks import check_command_line
 from .openclip.options import Training

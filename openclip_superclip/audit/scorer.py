@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..method.patch_tokens import encode_image
+from ..method.head_input import encode_image
 from ..words.lexicon import Lexicon, lexicon, open_lexicon
 from ..words.tagger import Opened, WordProbabilities
 

@@ -24,8 +24,8 @@ from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
 from ..errors import InputError
 from ..files import make_folder, write_json
+from ..method.flops import count_gmacs, head_share
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
-from ..method.shapes import count_gmacs, head_share
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
 from ..pages import markdown_table

@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import config_from, is_idf_file, options_of
 from ..data.shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
+from ..flags import config_from, is_idf_file, options_of
 from .model_files import model_for_pretrained, register_model
 from .run_outputs import is_complete, latest_checkpoints, read_options
 

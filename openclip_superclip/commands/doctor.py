@@ -54,7 +54,7 @@ def _version(distribution: str) -> str:
 
 def _openclip() -> str:
     from ..openclip import current
-    from ..openclip.unpatched import is_patched
+    from ..openclip.replacing import is_patched
 
     version = _version("open_clip_torch")
     try:

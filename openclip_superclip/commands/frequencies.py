@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
     import torch
 
     from ..checkpoints.model_files import register_model
-    from ..config import Config
     from ..data.frequencies import CaptionCounter
     from ..data.shards import expand
+    from ..flags import Config
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     if options.captions == "dual":

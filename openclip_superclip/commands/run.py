@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
     from ..environment import check_horovod
-    from ..runs.node import NodeTraining
     from ..runs.process import EXIT_REQUEUE, Stopped, stopped_by_signals
+    from ..runs.supervisor import NodeTraining
 
     placement = find_placement()
     run, folder = opened_run(options, parser, placement)

@@ -14,8 +14,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ..config import Config
 from ..errors import InputError, listed
+from ..flags import Config
 from .shards import is_empty, long_caption
 from .slices import check_batch
 

@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import Config
 from ..errors import InputError, reason
 from ..files import write_bytes
+from ..flags import Config
 from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
 from .shards import BROKEN, is_remote, read_captions, work_on

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..config import Config
 from ..errors import InputError, listed, reason
+from ..flags import Config
 from .images import image_problems
 from .shards import has_long_caption, is_empty, is_remote
 

@@ -5,8 +5,8 @@ import math
 import multiprocessing
 from dataclasses import dataclass
 
-from ..config import Config
 from ..errors import InputError
+from ..flags import Config
 from ..rules import Rule, check
 from .inspection import NUM_LOOKED_FOR, inspect, total_samples
 from .shards import expand

@@ -9,7 +9,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..method.patch_tokens import patch_map, patch_tokens
+from ..method.head_input import patch_map, patch_tokens
 from .datasets import NO_CLASS, SEED, DenseSet, Settings
 from .outcomes import IOU, RMSE, Outcome, estimate
 

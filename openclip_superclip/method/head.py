@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import HEAD_INPUTS
 from ..errors import InputError
+from ..flags import HEAD_INPUTS
 from .loss import class_loss
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
-from .patch_tokens import Reading, head_width, make_readable, patch_tokens
+from .head_input import Reading, head_width, make_readable, patch_tokens
 from .token_statistics import DocumentFrequency, EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
-from ..config import is_idf_file
 from ..environment import check_horovod
 from ..errors import InputError
+from ..flags import is_idf_file
 from ..rules import Rule, at_least, check
 from . import current
 from .options import Training

@@ -10,11 +10,11 @@ from open_clip.model import CLIPTextCfg
 from ..checkpoints import pretrained as weights
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.model_files import register_model
-from ..config import Config, is_idf_file
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
+from ..flags import Config, is_idf_file
 from ..method.token_statistics import special_token_ids
-from .unpatched import plugins_model_class
+from .replacing import plugins_model_class
 
 
 def create_model_and_transforms(

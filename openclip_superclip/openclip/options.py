@@ -5,9 +5,9 @@ import os
 from argparse import Namespace
 
 from ..checkpoints.resume import Resumed
-from ..config import Config, DataConfig, config_from, data_config_from
 from ..data.tables import Columns
 from ..data.training_data import DataOptions
+from ..flags import Config, DataConfig, config_from, data_config_from
 
 
 class Training:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError, one_line, reason
 from ..rules import check
-from . import unpatched
+from . import replacing
 from .checks import HAS_DATA
 from .horovod import join_ranks
 from .options import launched_rank
@@ -19,7 +19,7 @@ from .options import launched_rank
 def register_plugin(plugin: object) -> None:
     """Registers a plugin in this process, in addition to the installed ones."""
     with contextlib.suppress(RuntimeError):  # an installed plugin cannot be loaded; training reports it
-        unpatched.hooks_module().plugin_manager().register(plugin)
+        replacing.hooks_module().plugin_manager().register(plugin)
 
 
 def train(argv: list[str]) -> int:
@@ -41,10 +41,10 @@ def train(argv: list[str]) -> int:
 
 def _train(argv: list[str]):
     try:
-        unpatched.hooks_module().plugin_manager()
+        replacing.hooks_module().plugin_manager()
     except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
-    args = None if unpatched.is_patched() else unpatched.parse_args(argv)
+    args = None if replacing.is_patched() else replacing.parse_args(argv)
     if args is not None:
         check([HAS_DATA], args)
     from open_clip_train.main import main
@@ -52,9 +52,9 @@ def _train(argv: list[str]):
     if "--horovod" in argv:
         join_ranks()
     if args is not None:
-        unpatched.install(args)
+        replacing.install(args)
         if launched_rank() == 0:
-            names = ", ".join(unpatched.replaced_names())
+            names = ", ".join(replacing.replaced_names())
             print(f"superclip: this OpenCLIP is not patched; in this process the plugins replace {names}", flush=True)
     return main(argv)
 
@@ -93,7 +93,7 @@ def remove_unstarted_run() -> None:
 def check_command(argv: list[str]) -> argparse.Namespace:
     """Returns the parsed arguments of `superclip train`, models and data unchecked; InputError if they are refused."""
     try:
-        return unpatched.parse_args(argv, only_options=True)
+        return replacing.parse_args(argv, only_options=True)
     except SystemExit as error:
         raise InputError(f"flags: {str(error).removeprefix('error: ')}") from None
     except (SyntaxError, ValueError) as error:  # including OpenCLIP's own, such as for a NAME=VALUE

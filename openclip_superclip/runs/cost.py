@@ -76,7 +76,7 @@ def count_model(run: Run) -> dict:
     from open_clip import get_model_config  # OpenCLIP takes seconds to import
 
     from ..checkpoints.model_files import register_model
-    from ..method.shapes import count_gmacs, model_without_weights
+    from ..method.flops import count_gmacs, model_without_weights
 
     model, with_head = run.recipe.model, run.recipe.superclip is not None
     folder = model.removeprefix("local-dir:")

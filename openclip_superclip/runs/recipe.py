@@ -14,10 +14,10 @@ from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.error import MarkedYAMLError
 
 from ..checkpoints.model_files import model_for_pretrained
-from ..config import Config, is_idf_file
 from ..data.tables import Columns
 from ..errors import InputError, reason
 from ..files import shipped_folder
+from ..flags import Config, is_idf_file
 from ..rules import Rule, check
 
 METHODS = {  # with the paper's names

@@ -19,12 +19,12 @@ from ..errors import InputError
 from ..files import read_json
 from ..pages import bytes_text
 from .folder import RunFolder
-from .node import NodeTraining
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
 from .recipe import Recipe, with_settings
 from .run import Run
 from .slurm import Placement
+from .supervisor import NodeTraining
 
 SLICES = 2  # that are trained; the training is interrupted in the second
 UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's

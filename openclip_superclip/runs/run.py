@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import Config
 from ..data.tables import is_table
 from ..files import read_json, write_json
+from ..flags import Config
 from ..rules import Rule, check
 from .recipe import CONFIG_FIELDS, Recipe
 

@@ -22,7 +22,7 @@ class PaperPoint(NamedTuple):
 
 
 def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
-    """Returns the paper's scores of that model, data set and number of samples."""
+    """Returns the paper's scores of that model, data set and number of samples, from `paper:` of the recipes."""
     points = []
     for recipe in map(read_recipe, shipped_recipes()):
         if recipe.paper and (recipe.model, recipe.data, recipe.samples) == (model, data, samples):

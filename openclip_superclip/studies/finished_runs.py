@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.run_outputs import read_log, read_options
-from ..config import RECORDED_ALONE
 from ..errors import InputError
 from ..files import read_json
+from ..flags import RECORDED_ALONE
 from ..pages import run_names
 from ..runs.folder import current_state
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe

@@ -16,9 +16,9 @@ from ..checkpoints.run_outputs import latest_checkpoints, run_options
 from ..environment import check_device
 from ..errors import InputError
 from ..method.head import head_input_of
-from ..method.patch_tokens import head_input_map
+from ..method.head_input import head_input_map
 from ..method.token_statistics import special_token_ids
-from ..openclip.unpatched import plugins_model_class
+from ..openclip.replacing import plugins_model_class
 from .lexicon import Lexicon, open_lexicon
 
 FULL_BAR = 0.2  # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it

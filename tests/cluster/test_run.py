@@ -23,7 +23,7 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
-from openclip_superclip.runs import node
+from openclip_superclip.runs import supervisor
 from openclip_superclip.runs.folder import current_state
 from openclip_superclip.runs.run import Run
 
@@ -225,8 +225,8 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
     assert (set(found[:-1]), found[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
 
     run = recipe.parent / "always failing"
-    assert node.STARTS_WITHOUT_A_SLICE == 3
-    monkeypatch.setattr(node, "STARTS_WITHOUT_A_SLICE", 2)  # they are slow
+    assert supervisor.STARTS_WITHOUT_A_SLICE == 3
+    monkeypatch.setattr(supervisor, "STARTS_WITHOUT_A_SLICE", 2)  # they are slow
     plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
     code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1

@@ -15,7 +15,7 @@ from openclip_superclip import __version__
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.benchmark.head_cost import head_cost_tables
 from openclip_superclip.commands import patch
-from openclip_superclip.config import Config, DataConfig
+from openclip_superclip.flags import Config, DataConfig
 
 README = PAGES["README.md"]
 

@@ -77,7 +77,7 @@ def test_webdataset_without_the_flags_is_stock_to_the_last_digit(released, patch
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
-    importlib.import_module("openclip_superclip.openclip.unpatched")._replace = None
+    importlib.import_module("openclip_superclip.openclip.replacing")._replace = None
     return importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from open_clip_train.precision import get_autocast
 
 import openclip_superclip as superclip
-from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.method.head_input import encode_image
 
 from .training_runs import Run, superclip_train
 

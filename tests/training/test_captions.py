@@ -15,9 +15,9 @@ from PIL import Image
 from support.models import write_model
 from support.training_runs import completed, in_one_order, load, stock_train, superclip_train
 
-from openclip_superclip.config import Config
 from openclip_superclip.data.captions import CaptionTokens, long_caption
 from openclip_superclip.errors import InputError
+from openclip_superclip.flags import Config
 from openclip_superclip.method.model import _WithClassHead
 
 SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]

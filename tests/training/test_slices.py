@@ -24,7 +24,7 @@ from torchvision import transforms
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
 from openclip_superclip.data.slices import reads, slice_of
 from openclip_superclip.errors import InputError
-from openclip_superclip.openclip import unpatched
+from openclip_superclip.openclip import replacing
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
@@ -78,8 +78,8 @@ def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_sha
 
 def pipeline(*argv: str, epochs: range) -> int:
     """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions, and images' digests."""
-    args = unpatched.parse_args([*argv])
-    unpatched.install(args)
+    args = replacing.parse_args([*argv])
+    replacing.install(args)
     args.rank, args.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     crop = transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])
     data = open_clip_train.data.get_data(args, (crop, crop), epoch=epochs.start, tokenizer=lambda caption: [caption])

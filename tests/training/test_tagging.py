@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.images import load_image
-from openclip_superclip.method.patch_tokens import encode_image, patch_map
+from openclip_superclip.method.head_input import encode_image, patch_map
 from openclip_superclip.words.lexicon import lexicon, open_lexicon
 from openclip_superclip.words.server import answer_to, words_app
 from openclip_superclip.words.tagger import Tagger, WordProbabilities, open_with_head

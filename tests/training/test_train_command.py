@@ -9,7 +9,7 @@ import pytest
 from support.models import VOCAB_SIZE
 from support.training_runs import completed, error_of, on_a_full_disk, run_ranks, superclip_train
 
-from openclip_superclip.config import Config, options_of
+from openclip_superclip.flags import Config, options_of
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
 SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"

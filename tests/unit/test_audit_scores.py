@@ -21,7 +21,7 @@ from openclip_superclip.audit.scorer import PairScorer
 from openclip_superclip.audit.store import WordTable, mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
-from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.words.tagger import Opened
 
 LEARNED = ["a red cat", "a dog", "the blue house", "a cat, a dog and a red house", "a", "tree", "a tree"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, peak_memory
-from openclip_superclip.method.shapes import count_gmacs, head_share
+from openclip_superclip.method.flops import count_gmacs, head_share
 
 
 @pytest.mark.parametrize(("model", "vision", "text", "share"), [

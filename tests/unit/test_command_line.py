@@ -11,7 +11,7 @@ import pytest
 
 from openclip_superclip import __version__
 from openclip_superclip.__main__ import COMMANDS, main
-from openclip_superclip.config import Config, DataConfig
+from openclip_superclip.flags import Config, DataConfig
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]

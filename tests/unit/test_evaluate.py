@@ -26,9 +26,9 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import Features, Settings, find_data
+from openclip_superclip.evaluation.metrics import fit_probe
 from openclip_superclip.evaluation.outcomes import read_outcomes
 from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
-from openclip_superclip.evaluation.tasks import fit_probe
 
 NUM_SCENES = 60
 

@@ -18,7 +18,7 @@ from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, VOCAB_SIZE, write_mode
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import read_frequencies
-from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.method.token_statistics import idf
 
 NUM_SHARDS, PER_SHARD = 4, 25

@@ -11,7 +11,7 @@ from support.models import AUTHORS, AUTHORS_CONFIG, altered_authors
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.authors import from_authors
-from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.method.head_input import encode_image
 
 
 def run(*argv) -> int:

@@ -8,6 +8,7 @@ from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from openclip_superclip.evaluation import outcomes
+from openclip_superclip.evaluation.metrics import _of_logits
 from openclip_superclip.evaluation.outcomes import (
     IOU,
     MEAN,
@@ -20,7 +21,6 @@ from openclip_superclip.evaluation.outcomes import (
     mean_of,
     right,
 )
-from openclip_superclip.evaluation.tasks import _of_logits
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3

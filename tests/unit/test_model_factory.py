@@ -14,7 +14,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from support.models import MODELS, SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
-from openclip_superclip.method.patch_tokens import encode_image
+from openclip_superclip.method.head_input import encode_image
 
 NAME = "superclip-tiny"
 
@@ -154,7 +154,7 @@ def test_every_public_name_can_be_imported_and_no_other():
 
 
 @pytest.mark.parametrize(("module", "packages"), [
-    ("openclip_superclip", "torch, open_clip, numpy"), ("openclip_superclip.runs.node", "open_clip, torchvision"),
+    ("openclip_superclip", "torch, open_clip, numpy"), ("openclip_superclip.runs.supervisor", "open_clip, torchvision"),
 ])  # fmt: skip
 def test_the_package_loads_no_torch_and_what_watches_a_run_no_openclip(module, packages):
     code = f"import {module}, sys; print(sorted(set('{packages}'.split(', ')) & sys.modules.keys()))"

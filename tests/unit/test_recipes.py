@@ -10,9 +10,9 @@ from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.model_files import register_model
-from openclip_superclip.config import Config, config_from
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.errors import InputError
+from openclip_superclip.flags import Config, config_from
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import WORDS, read_recipe, shipped_recipes

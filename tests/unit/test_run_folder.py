@@ -23,7 +23,6 @@ from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
-from openclip_superclip.runs.node import NodeTraining
 from openclip_superclip.runs.plan import make_run, on_machines
 from openclip_superclip.runs.process import HARDWARE, OF_HARDWARE, Failure, _rank_failure, first_failure
 from openclip_superclip.runs.progress import Progress, UnreadableData
@@ -32,6 +31,7 @@ from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.rehearsal import _resumed, other_training
 from openclip_superclip.runs.run import Run, Settings, Start
 from openclip_superclip.runs.slurm import Placement, find_placement
+from openclip_superclip.runs.supervisor import NodeTraining
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",

@@ -1,4 +1,4 @@
-"""Models without weights, to count parameters and FLOPs."""
+"""Counts FLOPs, and builds models without weights, whose parameters can be counted."""
 
 import open_clip
 import torch

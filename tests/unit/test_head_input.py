@@ -11,7 +11,7 @@ from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 
 from openclip_superclip import InputError
-from openclip_superclip.method.patch_tokens import (
+from openclip_superclip.method.head_input import (
     Reading,
     encode_image,
     head_input_map,

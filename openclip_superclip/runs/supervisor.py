@@ -1,4 +1,4 @@
-"""One start of a run on one of its nodes: checks, training, and the recorded state."""
+"""Supervises a run on one of its nodes: checks, training, whether it restarts after a failure, the recorded state."""
 
 import contextlib
 import shutil
