@@ -1,6 +1,7 @@
 """Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without this package."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
-from support.training_runs import completed, superclip_train
+from support.training_runs import completed, error_of, on_a_full_disk, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -380,3 +381,14 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
     assert run(small / "plain.pt", *argv) == 0
     assert (tmp_path / "link").is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
+
+
+@pytest.mark.parametrize("format", ["openclip", "hf"])
+def test_a_full_disk_leaves_the_earlier_export(format, small, tmp_path):
+    (models := tmp_path / "models").mkdir()
+    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", models / "out"]
+    assert run(*argv) == 0
+    before = {path: path.read_bytes() for path in models.rglob("*.*")}
+    error = error_of(on_a_full_disk(run), *argv, "--overwrite", cwd=tmp_path)
+    assert re.fullmatch(r"error: .* cannot be written \(.*\)", error)
+    assert {path: path.read_bytes() for path in models.rglob("*.*")} == before
