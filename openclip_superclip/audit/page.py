@@ -14,7 +14,7 @@ from ..data.images import load_image
 from ..data.shards import BROKEN, IMAGES, numbered_members
 from ..files import write_text
 from ..pages import data_url, html_template
-from .pairs import AuditedData
+from .reading import AuditedData
 from .scorer import WORD
 from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
 

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     """Runs the audit, prints the summary, and returns the exit code."""
     options = _parse(argv)
     from ..audit.audit import Audit
-    from ..audit.pairs import open_data
+    from ..audit.reading import open_data
     from ..environment import check_device
     from ..words.tagger import read_model
 

@@ -8,15 +8,6 @@ from ..rules import at_least
 
 def main(argv: list[str]) -> int:
     """Measures, prints the tables, writes benchmark.json; returns the exit code."""
-    options = _parse(argv)
-    from ..benchmark.head_cost import head_cost_tables, measure_head_cost
-
-    report = measure_head_cost(options)
-    print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip benchmark",
         description="Times the class loss and its gradients, the three matrix products that every implementation "
@@ -40,4 +31,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=1, local_batch=1, repeats=1, step_repeats=0)
-    return options
+    from ..benchmark.head_cost import head_cost_tables, measure_head_cost
+
+    report = measure_head_cost(options)
+    print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")
+    return 0

@@ -16,7 +16,20 @@ def main(argv: list[str]) -> int:
     from ..runs.slurm import ask_job, find_placement
 
     ask_job("started")
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="superclip rehearse",
+        description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
+        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, and prints the hours of "
+        "the whole run, its bottleneck and what to change. Under srun, with one task per node, it uses all nodes.",
+        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
+    )
+    add_recipe_options(parser, here=True)
+    add_settings(parser, "engine")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
+    parser.add_argument(
+        "--steps", type=int, default=100, metavar="N",
+        help="steps of each of two slices, which are trained twice (default: %(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
     placement = find_placement()
@@ -45,21 +58,3 @@ def main(argv: list[str]) -> int:
         print(f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="superclip rehearse",
-        description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
-        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, and prints the hours of "
-        "the whole run, its bottleneck and what to change. Under srun, with one task per node, it uses all nodes.",
-        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
-    )
-    add_recipe_options(parser, here=True)
-    add_settings(parser, "engine")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
-    parser.add_argument(
-        "--steps", type=int, default=100, metavar="N",
-        help="steps of each of two slices, which are trained twice (default: %(default)s)",
-    )  # fmt: skip
-    return parser

@@ -13,7 +13,17 @@ def main(argv: list[str]) -> int:
     from ..runs.slurm import ask_job, find_placement
 
     ask_job("started")
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="superclip run",
+        description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
+        "under srun with one task per node, of all nodes of the job. To resume a run, give its folder instead of a "
+        "recipe.",
+        epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
+    )
+    add_run_options(parser, here=True)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the batch, the steps and OpenCLIP's command; train nothing"
+    )
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
     from ..environment import check_horovod
@@ -45,18 +55,3 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
         return stop.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="superclip run",
-        description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
-        "under srun with one task per node, of all nodes of the job. To resume a run, give its folder instead of a "
-        "recipe.",
-        epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
-    )
-    add_run_options(parser, here=True)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the batch, the steps and OpenCLIP's command; train nothing"
-    )
-    return parser

@@ -70,6 +70,17 @@ def why_broken(error: Exception) -> str:
     return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists every format it tried
 
 
+class StrictTarInfo(tarfile.TarInfo):
+    """A member's header; a broken one raises ReadError, while tarfile takes it for the end of the file."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
+
+
 def is_trained(sample: dict, caption: str = "txt") -> bool:
     """Returns whether OpenCLIP trains on a sample: it has an image and a caption."""
     return caption in sample and any(image in sample for image in IMAGES)
@@ -99,17 +110,13 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
 
         stream = gopen(shard)
     sample, last = {}, -1
-    with tarfile.open(fileobj=stream, mode="r|*") if stream else tarfile.open(shard) as tar:
+    with tarfile.open(shard, "r|*" if stream else "r", stream, tarinfo=StrictTarInfo) as tar:
         for number, key, extension, member in numbered_members(tar):
             if number != last:
                 if sample:
                     yield sample
                 sample, last = {"__key__": key, "__url__": shard}, number
             sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
-        if not is_remote(shard):
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops silently at broken data
-                raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none")
     if sample:
         yield sample
 

@@ -15,6 +15,7 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset
 
 from .. import hooks
+from ..data.shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
 from . import current
@@ -107,7 +108,7 @@ def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None
         data.tarfile_to_samples_nothrow, handler=functools.partial(unreadable.shard, data.log_and_continue)
     )
     data.log_and_continue = functools.partial(unreadable.sample, data.log_and_continue)
-    strictly = functools.partial(tarfile.open, tarinfo=_StrictTarInfo)
+    strictly = functools.partial(tarfile.open, tarinfo=StrictTarInfo)
     webdataset.tariterators.tarfile = types.SimpleNamespace(open=strictly)
 
 
@@ -158,14 +159,3 @@ def skip_unreadable_rows(file: Path, epoch) -> None:
         return read
 
     CsvDataset.__getitem__, _Table.__getitem__ = or_next(_read_row), or_next(_Table.__getitem__)
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A member's header; a broken one raises ReadError instead of ending the file."""
-
-    @classmethod
-    def fromtarfile(cls, tar):
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
