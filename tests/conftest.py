@@ -32,11 +32,13 @@ from support.data import train_on_squares
 from support.models import write_model, write_weights
 from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
+from support.training_runs import SMALL, in_forks, run_superclip
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.data import write_training_data
+from openclip_superclip.demo import data
 
 torch.set_num_threads(1)
+data.SHARD_SIZE = 128  # of the demo's 1,024, which take 20 seconds to draw
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores both, and all that
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
@@ -124,8 +126,25 @@ def demo_scenes(tmp_path_factory) -> Path:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "demo.lock"):
-        write_training_data(shared / "demo")  # what is whole is left as it is
+        data.write_training_data(shared / "demo")  # what is whole is left as it is
     return shared / "demo" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo(demo_scenes) -> Path:
+    """The folder of a small demo, trained once for all workers; what it printed is beside it."""
+    folder = demo_scenes.parents[1]
+    with FileLock(folder / "trained.lock"), in_forks():
+        if not (folder / "demo/demo.png").exists():  # written last
+            assert run_superclip(SMALL, folder / "printed", folder) == 0, (folder / "printed").read_text()
+    return folder / "demo"
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """What a module's studies and runs start are forks."""
+    with in_forks():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,21 @@ import socket
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 import webdataset
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.demo.measures import measure, measure_natural
+from openclip_superclip.demo.scenes import write_dense_scenes
+from openclip_superclip.runs.process import STOPPED_BY
+from openclip_superclip.runs.rank import main as train_rank
 
 from . import WORDS
 
@@ -65,7 +73,12 @@ def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> 
 
 def run_superclip(arguments, output: Path, cwd: Path, **variables: str) -> int:
     """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its exit code."""
-    return _exit_code(_fork(lambda: main([*map(str, arguments)]), output, cwd, variables), 600)
+    return _exit_code(start_superclip(arguments, output, cwd, **variables), 600)
+
+
+def start_superclip(arguments, output: Path, cwd: Path, **variables: str) -> multiprocessing.Process:
+    """Starts `superclip ARGUMENTS` in a fork; what it prints is added to a file."""
+    return _fork(lambda: main([*map(str, arguments)]), output, cwd, variables)
 
 
 def _fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
@@ -247,6 +260,53 @@ def processes_in(out) -> list[str]:
     return found
 
 
+@contextlib.contextmanager
+def in_forks() -> Iterator[None]:
+    """Makes what studies, runs and the benchmark start forks: a new process takes five seconds to import OpenCLIP.
+
+    A study trains its runs one after the other, because only a process of one thread can fork safely. The demo measures
+    and writes 50 scenes of each kind instead of up to 3,000.
+    """
+    forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPython})
+    forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openclip_superclip.runs.process.subprocess", forked)
+        patch.setattr("openclip_superclip.studies.training.ThreadPoolExecutor", AtOnce)
+        patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
+        patch.setattr("openclip_superclip.benchmark.head_cost.multiprocessing", forking)
+        for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
+            few = (min(value, 50) if isinstance(value, int) else value for value in function.__defaults__)
+            patch.setattr(function, "__defaults__", tuple(few))
+        yield
+
+
+class ForkedPython:
+    """`subprocess.Popen` of `python -m MODULE`, for the modules that studies and runs start."""
+
+    def __init__(self, command: list[str], stdout, preexec_fn, env: dict[str, str], **_):
+        module, *arguments = command[command.index("-m") + 1 :]
+
+        def run():
+            os.setsid()
+            preexec_fn()
+            for each in STOPPED_BY:
+                signal.signal(each, signal.SIG_DFL)
+            return train_rank(*arguments) if module == train_rank.__module__ else main(arguments)
+
+        process = _fork(run, stdout.name, Path.cwd(), env)
+        self.pid, self.poll = process.pid, lambda: process.exitcode
+        self.wait, self.terminate = process.join, process.terminate
+
+
+class AtOnce(ThreadPoolExecutor):
+    """An executor that calls a function when it is submitted, in this thread."""
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
 SMALL = ["demo", "--quick", "--samples", "320"]
 
 
@@ -254,17 +314,3 @@ def link_scenes(out: Path, scenes: Path) -> None:
     """Creates a demo folder with existing scenes."""
     out.mkdir()
     (out / "data").symlink_to(scenes)
-
-
-def start_demo(out, *arguments, cwd=None) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "openclip_superclip", *SMALL, "--out", str(out), *arguments],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-
-
-def run_demo(out, *arguments, cwd=None) -> subprocess.CompletedProcess:
-    process = start_demo(out, *arguments, cwd=cwd)
-    printed, said = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)

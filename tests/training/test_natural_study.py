@@ -19,15 +19,14 @@ ARMS = {
 
 
 @pytest.mark.slow
-def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypatch):
+def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypatch, forks):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "SHARD_SIZE", 16)  # for 1,024
     measured = []
 
     def measure_few(*args, seed, **options):
         measured.append(seed)
-        sizes = {"scenes_per_concept": 1, "num_scenes": 50, "num_probe_scenes": 300}
-        return few(*args, seed=seed, **options, **sizes)
+        return few(*args, seed=seed, scenes_per_concept=1, **options)
 
     few = measures.measure_natural
     monkeypatch.setattr(measures, "measure_natural", measure_few)

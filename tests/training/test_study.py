@@ -1,13 +1,12 @@
 """`superclip study`: paired seeds, placebos, and resuming after a stop."""
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-from subprocess import PIPE
 
 import open_clip
 import pytest
@@ -16,7 +15,7 @@ from ruamel.yaml import YAML
 from support.data import write_shards
 from support.slurm_cluster import wait_until
 from support.tiny_run import weights, write_recipe
-from support.training_runs import processes_in
+from support.training_runs import in_forks, processes_in, start_superclip
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -30,12 +29,6 @@ def arguments(folder, *more) -> list[str]:
     which = [] if more and more[0].endswith(".yaml") else ["which.yaml"]
     more = *more, "--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32"
     return ["study", *which, "--out", "out", "--jobs", "2", *more]
-
-
-def start_study(folder, *more):
-    command = [sys.executable, "-m", "openclip_superclip", *arguments(folder, *more)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
 
 
 @pytest.fixture
@@ -72,10 +65,10 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def studied(prepared):
     """The folder of the finished study, and what it printed."""
-    process = start_study(prepared)
-    printed, error = process.communicate()
-    assert process.returncode == 0, error
-    return prepared, printed
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(prepared)
+        assert main(arguments(prepared)) == 0
+    return prepared, printed.getvalue()
 
 
 def run(folder, arm: str):
@@ -161,14 +154,16 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
-    stopped = start_study(prepared, "--out", str(tmp_path / "out"), "--stall-minutes", "9")
+    more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
+    stopped = start_superclip(arguments(prepared, *more), tmp_path / "printed", prepared)
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
     runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{DESCRIPTION}")]
     assert runs and {run.settings.stall_minutes for run in runs} == {9}
-    stopped.send_signal(number)  # to this process alone, unlike a terminal's Ctrl-C
-    said = stopped.communicate()[1]
+    os.kill(stopped.pid, number)  # this process alone, unlike a terminal's Ctrl-C
+    stopped.join()
+    said = (tmp_path / "printed").read_text()
     assert number == signal.SIGKILL or said.splitlines()[-1].endswith("; the same command resumes")
-    assert stopped.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    assert stopped.exitcode == (-9 if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not processes_in(tmp_path / "out"), 120, "the runs")
     assert "Traceback" not in said
 
@@ -186,13 +181,15 @@ def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again
     values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1}
     with open(tmp_path / "which.yaml", "w") as file:
         YAML().dump({**values, "measures": "validation", "arms": arms}, file)
-    study_here(tmp_path)
+    with in_forks():
+        study_here(tmp_path)
     clip, detached = (tmp_path / "out/runs" / name for name in ("clip_seed0", "superclip_placebo-detached-head_seed0"))
     assert all(weights(detached, 2)[name].equal(tensor) for name, tensor in weights(clip, 2).items())
     before = weights(clip, 2)
     (clip / "checkpoints/epoch_2.pt").unlink()  # as if stopped after the first pass, whose order would come again
     (clip / "state.json").write_text(json.dumps({"state": "preempted", "epoch": 1}))
-    study_here(tmp_path)
+    with in_forks():
+        study_here(tmp_path)
     assert all(weights(clip, 2)[name].equal(tensor) for name, tensor in before.items())
 
 
