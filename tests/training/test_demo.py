@@ -5,8 +5,7 @@ import signal
 
 import numpy as np
 from PIL import Image
-from support.slurm_cluster import wait_until
-from support.training_runs import SMALL, link_scenes, processes_in, start_superclip
+from support.training_runs import run_superclip
 
 from openclip_superclip.studies.study import OF_SCENES
 
@@ -28,13 +27,8 @@ def test_impossible_options_are_refused_in_one_line_that_names_them(tmp_path, re
     assert "--seeds is 0" in refused(tmp_path, "demo", "--seeds", "0", "--out", "out")
 
 
-def test_a_stopped_demo_leaves_no_training_behind(demo_scenes, tmp_path):
-    out = tmp_path / "out"
-    link_scenes(out, demo_scenes)
-    process = start_superclip([*SMALL, "--samples", "2560", "--out", out], out / "printed", tmp_path)
-    wait_until(lambda: list(out.glob("runs/*/out.log")), 300, "a run to begin")
-    assert processes_in(out)
-    process.terminate()
-    process.join()
-    assert process.exitcode == 128 + signal.SIGTERM
-    wait_until(lambda: not processes_in(out), 120, "the runs to end")
+def test_a_stopped_demo_exits_as_its_signal_demands(tmp_path, monkeypatch):
+    stopped = "openclip_superclip.commands.demo.run_study", lambda *_: signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(*stopped)
+    assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
