@@ -20,6 +20,7 @@ from support.training_runs import in_forks, processes_in, start_superclip
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.runs.folder import lock
+from openclip_superclip.runs.process import run_superclip
 from openclip_superclip.runs.run import DESCRIPTION, Run
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies.study_run import open_trained
@@ -65,7 +66,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def studied(prepared):
     """The folder of the finished study, and what it printed."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed, in_forks():
         patch.chdir(prepared)
         assert main(arguments(prepared)) == 0
     return prepared, printed.getvalue()
@@ -166,6 +167,12 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepare
     assert stopped.exitcode == (-9 if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not processes_in(tmp_path / "out"), 120, "the runs")
     assert "Traceback" not in said
+
+
+def test_a_run_is_a_process_of_its_own_with_its_output_and_cpu_time(tmp_path):
+    code, seconds = run_superclip(["--version"], tmp_path / "output", True, lambda: False)
+    assert code == 0 and seconds > 0
+    assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
 
 
 def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_here):
