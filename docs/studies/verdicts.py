@@ -358,6 +358,22 @@ def rates_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     return "\n".join(lines)
 
 
+def scores_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """The scores of trials at one learning rate by arm and seed, best mean first."""
+    rows = {arm: scores for arm, cells in trials.items() for rates in cells.values() for scores in rates.values()}
+    seeds = max(map(len, rows.values()))
+    lines = [f"| arm | {' | '.join(f'seed {1000 + n}' for n in range(seeds))} | mean |", "|---|" + "---|" * (seeds + 1)]
+    for arm, scores in sorted(rows.items(), key=lambda row: -statistics.mean(row[1])):
+        shown = [f"{score:.1f}" for score in scores] + [""] * (seeds - len(scores))
+        lines.append(f"| {arm} | {' | '.join(shown)} | {statistics.mean(scores):.1f} |")
+    return "\n".join(lines)
+
+
+def trials_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    tuned = {rate for cells in trials.values() for rates in cells.values() for rate in rates}
+    return rates_table(trials) if len(tuned) > 1 else scores_table(trials)
+
+
 def verdicts_csv(found: Sequence[Comparison]) -> list[list[str]]:
     rows = [["study", "comparison", "measure", "primary", "n", "mean", "std", "low", "high", "p", "holm_p", "verdict"]]
     for one in found:
@@ -376,7 +392,7 @@ def blocks(found: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
         page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
         made[page] = {"verdicts": study_table([one for one in found if one.study == name])}
     for file in sorted(HERE.glob("*/trials.json")):
-        made.setdefault(file.with_name("README.md"), {})["trials"] = rates_table(json.loads(file.read_text()))
+        made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(json.loads(file.read_text()))
     flip = next(one for one in found if one.study == "flip" and one.is_primary)
     made[HERE / "flip/README.md"]["power"] = power_table(flip.std, (2, 3.2), (5, 10, 20, 36))
     return made
