@@ -267,7 +267,7 @@ def in_forks() -> Iterator[None]:
     A study trains its runs one after the other, because only a process of one thread can fork safely. The demo measures
     and writes 50 scenes of each kind instead of up to 3,000.
     """
-    forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPython})
+    forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.process.subprocess", forked)
@@ -280,22 +280,20 @@ def in_forks() -> Iterator[None]:
         yield
 
 
-class ForkedPython:
+def fork_python(command: list[str], stdout, preexec_fn, env: dict[str, str], **_) -> multiprocessing.Process:
     """`subprocess.Popen` of `python -m MODULE`, for the modules that studies and runs start."""
+    module, *arguments = command[command.index("-m") + 1 :]
 
-    def __init__(self, command: list[str], stdout, preexec_fn, env: dict[str, str], **_):
-        module, *arguments = command[command.index("-m") + 1 :]
+    def run():
+        os.setsid()
+        preexec_fn()
+        for each in STOPPED_BY:
+            signal.signal(each, signal.SIG_DFL)
+        return train_rank(*arguments) if module == train_rank.__module__ else main(arguments)
 
-        def run():
-            os.setsid()
-            preexec_fn()
-            for each in STOPPED_BY:
-                signal.signal(each, signal.SIG_DFL)
-            return train_rank(*arguments) if module == train_rank.__module__ else main(arguments)
-
-        process = _fork(run, stdout.name, Path.cwd(), env)
-        self.pid, self.poll = process.pid, lambda: process.exitcode
-        self.wait, self.terminate = process.join, process.terminate
+    process = _fork(run, stdout.name, Path.cwd(), env)
+    process.poll, process.wait = lambda: process.exitcode, process.join
+    return process
 
 
 class AtOnce(ThreadPoolExecutor):
@@ -308,9 +306,3 @@ class AtOnce(ThreadPoolExecutor):
 
 
 SMALL = ["demo", "--quick", "--samples", "320"]
-
-
-def link_scenes(out: Path, scenes: Path) -> None:
-    """Creates a demo folder with existing scenes."""
-    out.mkdir()
-    (out / "data").symlink_to(scenes)
