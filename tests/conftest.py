@@ -121,23 +121,14 @@ def squares_export(squares_run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_scenes(tmp_path_factory) -> Path:
-    """What `superclip demo` calls data: the scenes, written once for all workers; not to be changed."""
+def demo(tmp_path_factory) -> Path:
+    """The folder of a small demo, trained once for all workers, beside what it printed; not to be changed."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(shared / "demo.lock"):
-        data.write_training_data(shared / "demo")  # what is whole is left as it is
-    return shared / "demo" / "data"
-
-
-@pytest.fixture(scope="session")
-def demo(demo_scenes) -> Path:
-    """The folder of a small demo, trained once for all workers; what it printed is beside it."""
-    folder = demo_scenes.parents[1]
-    with FileLock(folder / "trained.lock"), in_forks():
-        if not (folder / "demo/demo.png").exists():  # written last
-            assert run_superclip(SMALL, folder / "printed", folder) == 0, (folder / "printed").read_text()
-    return folder / "demo"
+    with FileLock(shared / "demo.lock"), in_forks():
+        if not (shared / "demo/demo.png").exists():  # written last
+            assert run_superclip(SMALL, shared / "printed", shared) == 0, (shared / "printed").read_text()
+    return shared / "demo"
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_
         (tmp_path / "demo").symlink_to(request.getfixturevalue("demo"))
     if page in ON_ITS_SCENES:
         (tmp_path / "demo").mkdir()
-        (tmp_path / "demo/data").symlink_to(request.getfixturevalue("demo_scenes"))
+        (tmp_path / "demo/data").symlink_to(request.getfixturevalue("demo") / "data")
     if page in ON_OWN_DATA:
         write_own_data(tmp_path, csv_data)
     recorded = commands(command, tmp_path_factory.mktemp("recorder"))

@@ -66,22 +66,17 @@ def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> 
     children = []
     for rank, output in enumerate(outputs):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if world_size > 1 else {}
-        children.append(_fork(lambda: function(*args), output, cwd, variables))
+        children.append(fork(lambda: function(*args), output, cwd, variables))
     codes = [_exit_code(child, 300) for child in children]
     return [Run(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
 
 def run_superclip(arguments, output: Path, cwd: Path, **variables: str) -> int:
     """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its exit code."""
-    return _exit_code(start_superclip(arguments, output, cwd, **variables), 600)
+    return _exit_code(fork(lambda: main([*map(str, arguments)]), output, cwd, variables), 600)
 
 
-def start_superclip(arguments, output: Path, cwd: Path, **variables: str) -> multiprocessing.Process:
-    """Starts `superclip ARGUMENTS` in a fork; what it prints is added to a file."""
-    return _fork(lambda: main([*map(str, arguments)]), output, cwd, variables)
-
-
-def _fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
+def fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
     """Starts `function()` in a fork: imports are made once, and what training replaces or logs stays in the child."""
 
     def child():
@@ -291,7 +286,7 @@ def fork_python(command: list[str], stdout, preexec_fn, env: dict[str, str], **_
             signal.signal(each, signal.SIG_DFL)
         return train_rank(*arguments) if module == train_rank.__module__ else main(arguments)
 
-    process = _fork(run, stdout.name, Path.cwd(), env)
+    process = fork(run, stdout.name, Path.cwd(), env)
     process.poll, process.wait = lambda: process.exitcode, process.join
     return process
 

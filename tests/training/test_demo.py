@@ -1,13 +1,19 @@
-"""`superclip demo`: its files, resuming after an interruption, and errors."""
+"""`superclip demo`: its files, and an interruption; and a study of the data set `natural`."""
 
 import json
+import logging
 import signal
 
 import numpy as np
+import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 from support.training_runs import run_superclip
 
-from openclip_superclip.studies.study import OF_SCENES
+from openclip_superclip.demo import data, measures
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.studies.study import OF_SCENES, study_call
+from openclip_superclip.studies.training import run_study
 
 
 def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):
@@ -23,12 +29,49 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert pixels.std() > 20  # not blank
 
 
-def test_impossible_options_are_refused_in_one_line_that_names_them(tmp_path, refused):
-    assert "--seeds is 0" in refused(tmp_path, "demo", "--seeds", "0", "--out", "out")
-
-
 def test_a_stopped_demo_exits_as_its_signal_demands(tmp_path, monkeypatch):
     stopped = "openclip_superclip.commands.demo.run_study", lambda *_: signal.raise_signal(signal.SIGTERM)
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
+
+
+LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}
+ARMS = {
+    "constant target": {"superclip.placebo": "constant-target", **LONG},
+    "second contrastive": {"superclip.placebo": "second-contrastive", "superclip.head_input": "both"},
+}
+
+
+@pytest.mark.slow
+def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypatch, forks):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "SHARD_SIZE", 16)  # for 128
+    measured = []
+
+    def measure_few(*args, seed, **options):
+        measured.append(seed)
+        return few(*args, seed=seed, scenes_per_concept=1, **options)
+
+    few = measures.measure_natural
+    monkeypatch.setattr(measures, "measure_natural", measure_few)
+    fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
+    with open("few.yaml", "w") as file:
+        YAML().dump({
+            "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
+            "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
+        }, file)  # fmt: skip
+    level = logging.getLogger().level
+    results = run_study(study_call("few.yaml", None, None, "cpu", None, None, {}), jobs=2)
+    logging.getLogger().setLevel(level)
+    assert sorted(measured) == [4, 4, 5, 5]
+    assert len(results.records) == 4
+    for record in results.records:
+        folder = tmp_path / "studies/few/runs" / record["run"]
+        assert read_recipe(str(folder / "recipe.yaml")).shards.startswith(f"demo/data/natural-{record['seed']}/")
+        assert "natural" not in record["run"]
+        assert list(record["measures"]) == list(data.natural.MEASURES)
+        log = json.loads((folder / "natural-test.json").read_text())
+        assert log["measures"] == record["measures"]
+    first, second = (tmp_path / f"demo/data/natural-{seed}" for seed in (4, 5))
+    assert (first / "000000.tar").read_bytes() != (second / "000000.tar").read_bytes()

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from support.data import write_shards
 from support.slurm_cluster import wait_until
 from support.tiny_run import weights, write_recipe
-from support.training_runs import in_forks, processes_in, start_superclip
+from support.training_runs import fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -156,7 +156,7 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
     more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
-    stopped = start_superclip(arguments(prepared, *more), tmp_path / "printed", prepared)
+    stopped = fork(lambda: main(arguments(prepared, *more)), tmp_path / "printed", prepared, {})
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
     runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{DESCRIPTION}")]
     assert runs and {run.settings.stall_minutes for run in runs} == {9}
