@@ -18,6 +18,8 @@ from pathlib import Path
 
 from scipy.stats import nct, t
 
+from openclip_superclip.studies.study import TUNING_SEEDS
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent
 AUDIT = "train_again"
@@ -362,7 +364,8 @@ def scores_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     """The scores of trials at one learning rate by arm and seed, best mean first."""
     rows = {arm: scores for arm, cells in trials.items() for rates in cells.values() for scores in rates.values()}
     seeds = max(map(len, rows.values()))
-    lines = [f"| arm | {' | '.join(f'seed {1000 + n}' for n in range(seeds))} | mean |", "|---|" + "---|" * (seeds + 1)]
+    heads = [f"seed {TUNING_SEEDS + n}" for n in range(seeds)]
+    lines = [f"| arm | {' | '.join(heads)} | mean |", "|---|" + "---|" * (seeds + 1)]
     for arm, scores in sorted(rows.items(), key=lambda row: -statistics.mean(row[1])):
         shown = [f"{score:.1f}" for score in scores] + [""] * (seeds - len(scores))
         lines.append(f"| {arm} | {' | '.join(shown)} | {statistics.mean(scores):.1f} |")

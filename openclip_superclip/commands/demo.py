@@ -78,7 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--write-evaluation", type=Path, metavar="DIR", help=about)
     add("--data-only", action="store_true", help="only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
-    at_least(options, seeds=1, jobs=1)
+    at_least(options, seeds=1, samples=32, jobs=1)  # a batch of the demo's recipe
     return options
 
 

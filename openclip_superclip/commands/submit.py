@@ -10,7 +10,16 @@ from .options import add_run_options, add_slurm_options, planned_run, run_settin
 
 def main(argv: list[str]) -> int:
     """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
-    options = _parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="superclip submit",
+        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the failure of "
+        "a node. For several runs, see superclip study --slurm.",
+        epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
+    )
+    add_run_options(parser, here=False)
+    add_slurm_options(parser, gpus_per_node=8)
+    parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
+    options = parser.parse_args(argv)
     from ..runs.folder import RunFolder
 
     request = slurm_request(options)
@@ -41,16 +50,3 @@ def main(argv: list[str]) -> int:
         sep="\n",
     )
     return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="superclip submit",
-        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the failure of "
-        "a node. For several runs, see superclip study --slurm.",
-        epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
-    )
-    add_run_options(parser, here=False)
-    add_slurm_options(parser, gpus_per_node=8)
-    parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
-    return parser.parse_args(argv)

@@ -87,6 +87,9 @@ HAS_DATA = Rule(
     "--train-data is missing: expected a table or a pattern of shards to train on",
     lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
 )
+HAS_IMAGENET = Rule(
+    "--imagenet-val: there is no folder {imagenet_val}", lambda o: o.imagenet_val and not os.path.isdir(o.imagenet_val)
+)
 
 
 def check_command_line(training: Training) -> None:
@@ -111,7 +114,7 @@ def check_command_line(training: Training) -> None:
         return
     warnings = []
     if is_ours:
-        check([HAS_DATA], options)
+        check([HAS_DATA, HAS_IMAGENET], options)
         warnings = training.data.check()
     if training.config is not None and options.distill_model is not None and training.data.has_empty_captions:
         raise InputError(

@@ -29,7 +29,7 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert pixels.std() > 20  # not blank
 
 
-def test_a_stopped_demo_exits_as_its_signal_demands(tmp_path, monkeypatch):
+def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):
     stopped = "openclip_superclip.commands.demo.run_study", lambda *_: signal.raise_signal(signal.SIGTERM)
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM

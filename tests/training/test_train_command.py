@@ -22,6 +22,7 @@ REFUSED = {  # flags: what the error says
     "--superclip --superclip-idf bogus": "--superclip-idf is 'bogus'; expected online, off or a file",
     "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
     "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
+    "--superclip --imagenet-val nowhere": "--imagenet-val: there is no folder nowhere",
     "--superclip --superclip-captions dual": "--superclip-captions",
     "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": "--superclip-captions",
     "--superclip --superclip-missing-long pass": "--superclip-missing-long",
