@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
@@ -25,8 +26,7 @@ WITH_HEAD = [
         lambda o: o.lock_image and o.lock_image_unlocked_groups == 0,
     ),
     Rule(
-        "--superclip-placebo shuffled-captions gives each image the caption of another image in its rank's batch, and "
-        "--batch-size is 1; expected 2 or more",
+        "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is 1; expected 2 or more",
         lambda o: o.config.placebo == "shuffled-captions" and o.batch_size == 1,
     ),
     Rule(
@@ -38,8 +38,7 @@ WITH_HEAD = [
         lambda o: o.config.captions == "dual" and o.distill_model is not None,
     ),
     Rule(
-        "--json-text-key-probs samples the short caption, and --superclip-captions {config.captions} samples between "
-        "the short and the long one: use only one of the two",
+        "--json-text-key-probs and --superclip-captions {config.captions} both sample captions: use only one of them",
         lambda o: o.config.captions.startswith("mixed") and getattr(o, "json_text_key_probs", None),
     ),
     Rule(
@@ -83,13 +82,17 @@ HOROVOD = [
     ),
     Rule("--horovod ignores --use-bn-sync: leave it out", lambda o: o.use_bn_sync),
 ]
-HAS_DATA = Rule(
-    "--train-data is missing: expected a table or a pattern of shards to train on",
-    lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
-)
-HAS_IMAGENET = Rule(
-    "--imagenet-val: there is no folder {imagenet_val}", lambda o: o.imagenet_val and not os.path.isdir(o.imagenet_val)
-)
+DATA = [
+    Rule(
+        "--train-data is missing: expected a table or a pattern of shards to train on",
+        lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
+    ),
+    Rule("--imagenet-val: there is no folder {imagenet_val}", lambda o: not os.path.isdir(o.imagenet_val or ".")),
+    Rule(
+        "--imagenet-v2 needs imagenetv2_pytorch, which is not on PyPI: leave it out, and use superclip evaluate",
+        lambda o: o.imagenet_v2 and find_spec("imagenetv2_pytorch") is None,
+    ),
+]
 
 
 def check_command_line(training: Training) -> None:
@@ -114,7 +117,7 @@ def check_command_line(training: Training) -> None:
         return
     warnings = []
     if is_ours:
-        check([HAS_DATA, HAS_IMAGENET], options)
+        check(DATA, options)
         warnings = training.data.check()
     if training.config is not None and options.distill_model is not None and training.data.has_empty_captions:
         raise InputError(
@@ -159,20 +162,18 @@ def _check_resume(training: Training) -> None:
         return
     from open_clip_train.distributed import is_using_distributed
 
-    run = os.path.join(options.logs, options.name or "")
-    resumed = resumed_checkpoint(options.resume, run, options.save_most_recent)
+    resumed = resumed_checkpoint(options.resume, f"{options.logs}/{options.name or ''}", options.save_most_recent)
     if training.is_ours:
         training.resumed = resumed
     file = resumed.file
     if file is None or (resumed.damaged and not training.is_ours):
         return
     has_tasks = current().HAS_TASKS
-    with_ddp = False if getattr(options, "horovod", False) else is_using_distributed() or None
-    if has_tasks:
-        with_ddp = None  # the names in a checkpoint do not depend on the ranks
+    with_ddp = None  # the names in a checkpoint depend on the ranks in OpenCLIP 3
+    if not has_tasks:
+        with_ddp = False if getattr(options, "horovod", False) else is_using_distributed() or None
     check_kind(file, training.config is not None, with_ddp, options.model, has_tasks if training.is_ours else None)
     folder = Path(file).parent.parent
-    was_sliced = (folder / NAME).exists()
-    if options.train_data and (data.slices is not None or was_sliced) and not data.accept_changes:
+    if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
         now = beginning(training.options_with_defaults(), training.data.world_size)
         check_beginning(folder, now, "--superclip-accept-changes")

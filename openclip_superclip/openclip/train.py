@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import InputError, one_line, reason
 from ..rules import check
 from . import replacing
-from .checks import HAS_DATA
+from .checks import DATA
 from .horovod import join_ranks
 from .options import launched_rank
 
@@ -46,7 +46,7 @@ def _train(argv: list[str]):
         raise InputError(str(error)) from error
     args = None if replacing.is_patched() else replacing.parse_args(argv)
     if args is not None:
-        check([HAS_DATA], args)
+        check(DATA, args)
     from open_clip_train.main import main
 
     if "--horovod" in argv:

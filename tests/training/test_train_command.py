@@ -23,6 +23,7 @@ REFUSED = {  # flags: what the error says
     "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
     "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
     "--superclip --imagenet-val nowhere": "--imagenet-val: there is no folder nowhere",
+    "--superclip --imagenet-v2 .": "not on PyPI: leave it out, and use superclip evaluate",
     "--superclip --superclip-captions dual": "--superclip-captions",
     "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": "--superclip-captions",
     "--superclip --superclip-missing-long pass": "--superclip-missing-long",

@@ -143,7 +143,7 @@ def test_a_sample_without_tokens_is_left_out_and_the_pass_is_ended_with_the_numb
 
 REFUSED = {  # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the one line says
     "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
-    "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "--json-text-key-probs samples the short caption"),
+    "two draws": ({"json_text_key_probs": [1.0]}, "mixed:0.5", None, "both sample captions: use only one"),
     "sharded": ({"fsdp_checkpoint": "sharded"}, "short", None, "--fsdp-checkpoint sharded does not work with"),
     "NaFlex in slices": ({"use_naflex": True}, None, 2, "--superclip-slices does not work with --use-naflex"),
 }
