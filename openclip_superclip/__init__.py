@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import InputError as InputError
+    from .method.idf import TokenStatistics as TokenStatistics
     from .method.loss import SuperCLIPLoss as SuperCLIPLoss
     from .method.loss import class_loss as class_loss
     from .method.loss import plain_class_loss as plain_class_loss
     from .method.model import SuperCLIP as SuperCLIP
     from .method.model import SuperCoCa as SuperCoCa
     from .method.model import SuperCustomTextCLIP as SuperCustomTextCLIP
-    from .method.token_statistics import TokenStatistics as TokenStatistics
     from .openclip.factory import create_model_and_transforms as create_model_and_transforms
 
 __version__ = "0.2.0"
@@ -22,7 +22,7 @@ _HOME = {
     "SuperCLIPLoss": "method.loss",
     "SuperCoCa": "method.model",
     "SuperCustomTextCLIP": "method.model",
-    "TokenStatistics": "method.token_statistics",
+    "TokenStatistics": "method.idf",
     "class_loss": "method.loss",
     "create_model_and_transforms": "openclip.factory",
     "plain_class_loss": "method.loss",

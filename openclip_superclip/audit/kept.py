@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from ..data.shards import contract, numbered_members
 from ..data.tables import ROWS_AT_ONCE
+from ..data.tar_shards import contract, numbered_members
 from ..files import whole_file, whole_output, write_json
 from .reading import AuditedData
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import load_image
-from ..data.shards import BROKEN, IMAGES, numbered_members
+from ..data.tar_shards import BROKEN, IMAGES, numbered_members
 from ..files import write_text
 from ..pages import data_url, html_template
 from .reading import AuditedData

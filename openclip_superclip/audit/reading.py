@@ -13,8 +13,8 @@ from torch import Tensor
 from ..data.conversion import Keys, pairs_of_table
 from ..data.images import open_image, unreadable
 from ..data.inspection import listed_samples
-from ..data.shards import BROKEN, IMAGES, expand, is_remote, read_members, why_broken
 from ..data.tables import Columns, is_table
+from ..data.tar_shards import BROKEN, IMAGES, expand, is_remote, read_members, why_broken
 from ..errors import InputError
 
 AHEAD = 2  # batches to prefetch

@@ -19,7 +19,7 @@ from ..errors import InputError, reason
 from ..files import read_json
 from ..method.head import ClassHead
 from ..method.head_input import head_width, patch_tokens
-from ..method.token_statistics import TokenStatistics
+from ..method.idf import TokenStatistics
 from .model_files import check_configuration, read_model_file, register_model
 from .run_outputs import training_folder
 

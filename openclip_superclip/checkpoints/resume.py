@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.shards import expand, is_remote
+from ..data.tar_shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json

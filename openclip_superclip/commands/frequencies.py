@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
     from ..checkpoints.model_files import register_model
     from ..data.frequencies import CaptionCounter
-    from ..data.shards import expand
+    from ..data.tar_shards import expand
     from ..flags import Config
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool

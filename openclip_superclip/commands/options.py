@@ -10,9 +10,9 @@ from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError
 from ..rules import at_least
 from ..runs.folder import RunFolder
-from ..runs.job_script import NAMED, OURS, SlurmRequest
 from ..runs.recipe import COLUMN_FLAGS
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
+from ..runs.sbatch import NAMED, OURS, SlurmRequest
 from ..runs.slurm import Placement
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")

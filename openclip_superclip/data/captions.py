@@ -16,8 +16,8 @@ from torch.utils.data import get_worker_info
 
 from ..errors import InputError, listed
 from ..flags import Config
-from .shards import is_empty, long_caption
 from .slices import check_batch
+from .tar_shards import is_empty, long_caption
 
 
 def token_texts(tokenizer, vocab_size: int) -> list[str]:

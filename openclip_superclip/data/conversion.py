@@ -18,8 +18,8 @@ from ..errors import InputError, listed
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from ..pages import csv_text
 from .images import SUFFIXES, as_seen, is_deep, open_image, unreadable
-from .shards import contract, is_empty, work_on
 from .tables import Columns, is_table, rows_of
+from .tar_shards import contract, is_empty, work_on
 
 NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
 SMALLEST, LARGEST = 16, 10_000  # pairs per shard

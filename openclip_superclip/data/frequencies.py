@@ -18,10 +18,10 @@ from tqdm import tqdm
 from ..errors import InputError, reason
 from ..files import write_bytes
 from ..flags import Config
-from ..method.token_statistics import DocumentFrequency, TokenStatistics, special_token_ids
+from ..method.idf import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
-from .shards import BROKEN, is_remote, read_captions, work_on
 from .tables import Columns, rows_of
+from .tar_shards import BROKEN, is_remote, read_captions, work_on
 
 BATCH = 1024  # captions tokenized at a time
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed
 from ..files import read_json
-from . import shards as tar
+from . import tar_shards as tar
 from .images import image_problem
 from .slices import Split, equal_sizes, more_than_a_slice
 

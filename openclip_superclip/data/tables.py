@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import InputError, listed, reason
 from ..flags import Config
 from .images import image_problems
-from .shards import has_long_caption, is_empty, is_remote
+from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names

@@ -9,9 +9,9 @@ from ..errors import InputError
 from ..flags import Config
 from ..rules import Rule, check
 from .inspection import NUM_LOOKED_FOR, inspect, total_samples
-from .shards import expand
 from .slices import Split, more_than_a_slice
 from .tables import MAX_DECODED, Columns, check_table, has_empty_captions, is_table, kind
+from .tar_shards import expand
 
 RULES = [  # on DataOptions
     Rule("--train-num-samples is {num_samples}; expected 1 or more", lambda o: (o.num_samples or 1) < 1),

@@ -14,7 +14,7 @@ from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .token_statistics import DocumentFrequency, EpochWords, FixedIDF, TokenStatistics, WordKnowledge
+from .idf import DocumentFrequency, EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 
 
 class _WithClassHead:

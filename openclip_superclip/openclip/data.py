@@ -15,7 +15,7 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset
 
 from .. import hooks
-from ..data.shards import StrictTarInfo
+from ..data.tar_shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
 from . import current

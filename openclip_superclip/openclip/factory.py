@@ -13,7 +13,7 @@ from ..checkpoints.model_files import register_model
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
 from ..flags import Config, is_idf_file
-from ..method.token_statistics import special_token_ids
+from ..method.idf import special_token_ids
 from .replacing import plugins_model_class
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
-from ..data.shards import expand
+from ..data.tar_shards import expand
 from ..errors import InputError
 from .run import Run
 

@@ -215,8 +215,8 @@ class Run:
         return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
 
     def _split(self):
-        from ..data.shards import expand
         from ..data.slices import Split
+        from ..data.tar_shards import expand
 
         machines = len(expand(self.data)), self.world_size, self.workers
         return Split(*machines, self.recipe.slices, self.slice_samples, self.batch_size)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..checkpoints import run_outputs
-from ..data.shards import expand, is_remote
 from ..data.slices import slice_of
+from ..data.tar_shards import expand, is_remote
 from ..errors import InputError
 from ..pages import bytes_text
 from .folder import RunFolder

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
-from ..runs.job_script import SlurmJob, SlurmRequest
 from ..runs.run import Run
+from ..runs.sbatch import SlurmJob, SlurmRequest
 from ..runs.slurm import find_placement, my_jobs
 from .study import StudyCall
 from .study_run import StudyRun

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.captions import token_texts, tokenizer_identity
 from ..errors import InputError, listed, reason
 from ..files import read_json, write_bytes, write_json, write_text
-from ..method.token_statistics import EpochWords
+from ..method.idf import EpochWords
 from ..pages import csv_text, markdown_table, png, pyplot, run_names
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.captions import token_texts
 from ..errors import InputError, listed, reason
-from ..method.token_statistics import special_token_ids
+from ..method.idf import special_token_ids
 
 SHORTEST = 3  # letters: shorter tokens are almost always the end of a longer word
 CHUNK = 4096  # words tokenized at once

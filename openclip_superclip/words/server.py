@@ -27,7 +27,7 @@ POLICY = (
 
 def words_app(tagger: Tagger, model: str) -> Starlette:
     """Returns the application, which writes no files and discards each image after its response."""
-    html = html_template(Path(__file__).with_name("served_page.html")).render(
+    html = html_template(Path(__file__).with_name("word_map.html")).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
     )  # fmt: skip
     one_at_a_time = threading.Lock()  # images and the logits of all patches take much memory

@@ -17,7 +17,7 @@ from ..environment import check_device
 from ..errors import InputError
 from ..method.head import head_input_of
 from ..method.head_input import head_input_map
-from ..method.token_statistics import special_token_ids
+from ..method.idf import special_token_ids
 from ..openclip.replacing import plugins_model_class
 from .lexicon import Lexicon, open_lexicon
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
+from openclip_superclip.method.idf import WordKnowledge
 from openclip_superclip.method.model import take_epoch_words
-from openclip_superclip.method.token_statistics import WordKnowledge
 from support import WORDS
 
 from .training_runs import run_ranks

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.method.token_statistics import EpochWords
+from openclip_superclip.method.idf import EpochWords
 from openclip_superclip.words.learning import CourseFiles, find_course, word_course, write_epoch_words
 
 

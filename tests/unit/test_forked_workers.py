@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from openclip_superclip.data.shards import work_on
+from openclip_superclip.data.tar_shards import work_on
 from openclip_superclip.errors import InputError
 
 

@@ -19,7 +19,7 @@ import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.method.head_input import encode_image
-from openclip_superclip.method.token_statistics import idf
+from openclip_superclip.method.idf import idf
 
 NUM_SHARDS, PER_SHARD = 4, 25
 

@@ -12,8 +12,8 @@ from support.data import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import check_data, inspect
-from openclip_superclip.data.shards import contract, expand
 from openclip_superclip.data.slices import Split
+from openclip_superclip.data.tar_shards import contract, expand
 from openclip_superclip.errors import InputError
 
 IMAGE = io.BytesIO()

@@ -10,8 +10,8 @@ from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shards import expand
 from openclip_superclip.data.slices import slice_of
+from openclip_superclip.data.tar_shards import expand
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.plan import make_run

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from openclip_superclip import InputError, TokenStatistics
-from openclip_superclip.method.token_statistics import special_token_ids
+from openclip_superclip.method.idf import special_token_ids
 
 
 def captions(num, length, vocab=50, seed=0):

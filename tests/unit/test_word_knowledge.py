@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openclip_superclip.method.head import ClassHead
-from openclip_superclip.method.token_statistics import SAMPLE, WordKnowledge
+from openclip_superclip.method.idf import SAMPLE, WordKnowledge
 
 BATCH, WIDTH, VOCAB, LENGTH = 13, 16, 53, 9
 COUNTED = torch.arange(VOCAB) > 0  # 0 is padding
