@@ -45,7 +45,7 @@ class Config:
     head_warmup: int = _flag(
         "--superclip-head-warmup",
         0,
-        "train a new head alone for this many samples, without the class loss's gradient in the vision tower",
+        "for this many samples, the class loss trains only a new head, not the vision tower",
         type=int,
     )
     head_input: str = _flag(
@@ -83,9 +83,9 @@ class Config:
     placebo: str = _flag(
         "--superclip-placebo",
         "off",
-        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of other images, has no "
-        "gradient below its head, or the same target for all captions (the words' weighted frequencies); a second "
-        "contrastive loss on the head's input replaces it; or the image tower learns from it alone",
+        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of other images, trains "
+        "only its head, or has one target for all captions (the words' weighted frequencies); is replaced by a second "
+        "contrastive loss on the head's input; or is the image tower's only loss",
         PLACEBOS,
         metavar="CONTROL",
     )
@@ -154,8 +154,7 @@ METHOD = [
         ),
     ),
     Rule(
-        "--superclip-long-context is {long_context}; expected 3 tokens or more, and --superclip-captions dual: no text "
-        "tower reads that caption",
+        "--superclip-long-context is {long_context}; expected 3 or more, and only with --superclip-captions dual",
         lambda c: c.long_context and (c.long_context < 3 or c.captions != "dual"),
     ),
 ]

@@ -162,8 +162,7 @@ class PairScorer:
         counts = opened.model.statistics
         if not counts.document_frequency.any():
             raise InputError(
-                "--model holds a class head without the counts of words that expectations need: give a training "
-                "checkpoint"
+                "--model has no word counts, which the expected probabilities require: give a training checkpoint"
             )
         self.weights = opened.token_weights.float().to(self.device)
         self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)

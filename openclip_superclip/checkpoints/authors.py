@@ -34,10 +34,10 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     """
     missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
     if missing:
-        raise InputError(f"this is no checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
+        raise InputError(f"not a checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
     hidden = sorted(name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES)
     if hidden:
-        raise InputError(f"its head has hidden layers, ours is one linear layer: {listed(hidden)}")
+        raise InputError(f"its head has hidden layers; ours is one linear layer: {listed(hidden)}")
     if weights["num_samples"].numel() != 1:
         raise InputError(f"num_samples is {list(weights['num_samples'].shape)}, expected one number")
     steps, means = weights["num_samples"].double().item(), weights["cap_fq"].double().flatten()

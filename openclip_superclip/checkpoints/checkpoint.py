@@ -69,7 +69,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
-        raise InputError(f"{what}: {NUM_CAPTIONS} and {DOCUMENT_FREQUENCY} are no counts; expected int64")
+        raise InputError(f"{what}: {NUM_CAPTIONS} and {DOCUMENT_FREQUENCY} are not counts; expected int64")
     total = num_captions.item()
     if not 0 <= total <= MAX_CAPTIONS:
         raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")

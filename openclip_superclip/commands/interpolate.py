@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     add = parser.add_argument
-    about = "weights before fine-tuning: a file, a folder, or MODEL:TAG of OpenCLIP's"
+    about = "weights before fine-tuning: a file, a folder, or OpenCLIP's MODEL:TAG"
     add("released", metavar="RELEASED", help=about)
     add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
     add("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")

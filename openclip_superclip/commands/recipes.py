@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
             expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
             required = "yes" if name in REQUIRED else ""
             rows.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
-        print(markdown_table(["field", "holds", "required", "meaning"], rows))
+        print(markdown_table(["field", "type", "required", "meaning"], rows))
         return 0
     found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
     if not found:

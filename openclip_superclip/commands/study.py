@@ -85,5 +85,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if given and not options.slurm:
         raise InputError(f"{shared.flag_of(given[0])} applies to SLURM's jobs: add --slurm")
     if options.slurm and options.only:
-        raise InputError("--only runs here, --slurm submits: expected one of them")
+        raise InputError("--only and --slurm: expected one of them")
     return options

@@ -105,8 +105,8 @@ def _tagger(options: argparse.Namespace):
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
         raise InputError(
-            f"--heatmap: the class head of {options.model} reads the pooled vector, which has no places: leave the "
-            "flag out, or train with --superclip-head-input both or patches"
+            f"--heatmap: the class head of {options.model} reads the pooled vector, not patches: leave the flag "
+            "out, or train with --superclip-head-input both or patches"
         )
     chosen = None
     if options.words is not None:

@@ -38,7 +38,7 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
     found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(data.rpartition(".")[2], "")
     if flag and not found:
-        raise InputError(f"{flag}: {data} ends in neither .tar, .csv nor .tsv: say what it is with --dataset-type")
+        raise InputError(f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type")
     return found
 
 

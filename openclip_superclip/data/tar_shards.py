@@ -67,7 +67,7 @@ def why_broken(error: Exception) -> str:
     """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return f"not a whole tar file ({str(error).partition(':')[0]})"  # tarfile lists every format it tried
+    return f"broken tar file ({str(error).partition(':')[0]})"  # tarfile lists every format it tried
 
 
 class StrictTarInfo(tarfile.TarInfo):

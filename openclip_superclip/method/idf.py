@@ -47,7 +47,7 @@ class FixedIDF(nn.Module):
         vocab_size = len(counted)
         if found[vocab_size:].any():
             raise InputError(
-                f"--superclip-idf: the file counts {len(found):,} tokens, the text tower's vocabulary ends at "
+                f"--superclip-idf: the file counts {len(found):,} tokens; the text tower's vocabulary ends at "
                 f"{vocab_size - 1}"
             )
         padded = nn.functional.pad(found[:vocab_size], (0, max(0, vocab_size - len(found))))

@@ -119,7 +119,7 @@ class Recipe:
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.metadata}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-KINDS = {int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+KINDS = {int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
 KEEPS_PAPER_VALUES = ("seed", "data_samples")  # the paper's values still apply if these change
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns

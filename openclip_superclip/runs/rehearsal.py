@@ -53,7 +53,7 @@ def read_rehearsal(file: str, run: Run) -> dict:
     except (TypeError, KeyError, ZeroDivisionError):
         raise InputError(f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse") from None
     for name, (there, here) in different.items():
-        raise InputError(f"--rehearsal: {file} was measured with {name} {there}, and the plan has {here}: rehearse it")
+        raise InputError(f"--rehearsal: {file} was measured with {name} {there}, not {here}: rehearse again")
     return summary
 
 

@@ -161,7 +161,7 @@ RULES = [
         lambda study: study.measures not in [*MEASURES],
     ),
     Rule(
-        "{path}: primary is {primary!r}; {measures} measures {found}",
+        "{path}: primary is {primary!r}; expected one of {found}",
         lambda study: study.primary not in MEASURES[study.measures] and ", ".join(MEASURES[study.measures]),
     ),
     Rule(
@@ -201,7 +201,7 @@ def read_study(path_or_name: str) -> Study:
         wanted = path_or_name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
         if wanted not in shipped:
             near = difflib.get_close_matches(wanted, shipped) or list(shipped)
-            raise InputError(f"there is no file and no study '{path_or_name}'; there is {', '.join(near)}")
+            raise InputError(f"there is no file or study '{path_or_name}'; there is {', '.join(near)}")
         path = shipped[wanted]
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")
     for name in values:
@@ -260,7 +260,7 @@ def study_call(
     if val_data is not None:
         set_ = {**set_, "flags.val-data": val_data}
     if study.is_of_scenes and data:
-        raise InputError("--data without --val-data: the demo's scenes would measure what was trained on other data")
+        raise InputError("--data requires --val-data: this study would otherwise evaluate on the demo's scenes")
     if study.measures == "dense-scenes":
         require("a study of dense-scenes", "eval", "clip_benchmark", "requests")
     recipe = study.first_recipe(set_)

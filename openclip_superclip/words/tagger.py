@@ -86,7 +86,7 @@ def open_with_head(path: Path, architecture: str | None = None, device: str | No
     device = check_device(device)
     checkpoint = read_model(path)
     if not checkpoint.head():
-        raise InputError(f"--model: {path} holds no class head, which sees the words: {NO_HEAD}")
+        raise InputError(f"--model: {path} has no class head, which predicts words: {NO_HEAD}")
     return open_checkpoint(checkpoint, architecture, device)
 
 

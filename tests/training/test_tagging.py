@@ -246,7 +246,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
         ("image.png", "--model is missing"),
         ("empty --model model", "empty holds no images; expected .bmp .gif"),
         ("text.pt --model model --words red", "none of the 1 images could be read"),
-        ("image.png --model plain --heatmap", "--model: plain holds no class head, which sees the words: train with"),
+        ("image.png --model plain --heatmap", "--model: plain has no class head, which predicts words: train with"),
         ("image.png --model lone.pt", "--architecture is missing: the model of lone.pt is not recorded"),
         ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
         ("image.png --model model --words red,&nbsp;", "--words: the model's tokenizer has no tokens for"),

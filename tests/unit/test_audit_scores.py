@@ -194,7 +194,7 @@ def test_shards_are_read_with_their_problems(tmp_path):
     for pair in found:
         problems.setdefault(pair.place[0], []).append(pair.problem.partition(" (")[0])
     assert problems[0] == [""] * 16
-    assert problems[1][-1] == "not a whole tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
+    assert problems[1][-1] == "broken tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
     assert problems[2] == ["no such file"]
     assert problems[3] == ["", "no caption", "no image"]
     assert data.num_pairs is None  # without sizes.json

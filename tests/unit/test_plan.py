@@ -161,7 +161,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
     )
-    with pytest.raises(InputError, match=r"measured with nodes 4, and the plan has 2: rehearse it"):
+    with pytest.raises(InputError, match=r"measured with nodes 4, not 2: rehearse again"):
         read_rehearsal(str(file), plan(nodes=2, gpus=16))
     del summary["samples_per_second"]
     file.write_text(json.dumps(summary))

@@ -70,7 +70,7 @@ def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
 def test_a_first_or_last_shard_that_was_cut_is_found(name, size, folder):
     path = folder / name
     path.write_bytes(path.read_bytes()[:size])
-    assert "not a whole tar file" in problems(check(folder))[path.name]
+    assert "broken tar file" in problems(check(folder))[path.name]
 
 
 def test_a_first_and_a_last_shard_that_are_broken_are_not_taken_for_all(folder):
@@ -79,7 +79,7 @@ def test_a_first_and_a_last_shard_that_are_broken_are_not_taken_for_all(folder):
     assert list(problems(check(folder))) == ["000000.tar", "000015.tar"]
     for number in (1, 2, 3):
         (folder / f"{number:06}.tar").write_bytes(b"")
-    with pytest.raises(InputError, match=r"000000\.tar: not a whole tar file"):
+    with pytest.raises(InputError, match=r"000000\.tar: broken tar file"):
         check(folder)
 
 
@@ -202,5 +202,5 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     printed = " ".join(capsys.readouterr().out.split())
     assert "16 of 16 shards exist" in printed
     assert "240 samples counted; all were read" in printed
-    assert "bad shard 000003.tar: not a whole tar file" in printed
+    assert "bad shard 000003.tar: broken tar file" in printed
     assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
