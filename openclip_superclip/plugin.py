@@ -32,6 +32,10 @@ class Plugin:
         handlers = logging.root.handlers[:]  # otherwise OpenCLIP would log each line twice
         try:
             self.training = training = Training(args)
+            if training.config is not None and hasattr(args, "opt_fallback_list") and "muon" in args.opt.lower():
+                # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
+                given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
+                args.opt_fallback_list = [*given, "class_head.*"]
             check_command_line(training)
             if training.only_options:
                 return
@@ -56,10 +60,6 @@ class Plugin:
         if training.config is None:
             return
         vars(args).update(options_of(training.config))  # OpenCLIP records all values in params.txt
-        if hasattr(args, "opt_fallback_list") and "muon" in args.opt.lower():
-            # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
-            given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
-            args.opt_fallback_list = [*given, "class_head.*"]
 
     @hookimpl
     def open_clip_model_kwargs(self, args):

@@ -35,7 +35,7 @@ HARMLESS = (
     "fsdp_checkpoint", "superclip_word_course", "superclip_accept_changes",
     # added to the parsed options by OpenCLIP or this package
     "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
-    "trackio", "train_sz", "variable_text", "only_options",
+    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options",
 )  # fmt: skip
 DIGEST = "sha256:"
 
@@ -114,7 +114,9 @@ def read_beginning(folder: Path) -> dict | None:
 def differences(before: dict, now: dict) -> list[str]:
     """Returns a line for each difference between the record of a run's start and that of its resumption."""
     was, given = before["options"], now["options"]
-    compared = [name for name in was if name in given and not _is_harmless(name)]
+    # Older records leave out what was not given; a record of another OpenCLIP may lack the option itself.
+    same_openclip = before["versions"].get("open_clip_torch") == now["versions"].get("open_clip_torch")
+    compared = [name for name in given if name in was or (same_openclip and not name.startswith("superclip_"))]
     lines = [
         f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
         for name in dict.fromkeys([*compared, "superclip_slices"])  # recorded only if given

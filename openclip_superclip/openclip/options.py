@@ -52,8 +52,8 @@ class Training:
         """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""
         from open_clip_train.params import get_default_params
 
-        given = {name: value for name, value in vars(self.options).items() if value is not None}
-        return get_default_params(self.options.model) | given
+        given, defaults = vars(self.options), get_default_params(self.options.model)
+        return given | {name: value for name, value in defaults.items() if given[name] is None}
 
     def leaves_head_out(self) -> bool:
         """Returns whether a model without a class head, student or teacher, loads weights with one."""

@@ -25,6 +25,7 @@ from openclip_superclip.checkpoints.resume import beginning, differences, write_
 from openclip_superclip.data.slices import reads, slice_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import replacing
+from openclip_superclip.openclip.options import Training
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
@@ -262,6 +263,26 @@ def test_other_settings_are_refused(flags, reason, began, train_data, train_flag
     (noted,) = json.loads((folder / "began_with.json").read_text())["changes"]
     assert reason in "; ".join(noted["changed"])
     parse_args(argv)  # which is what it goes on with now
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["a record", "an older record"])
+def test_a_flag_without_a_default_that_is_added_or_left_out_is_a_difference(
+    is_old, train_flags, train_data, parse_args
+):
+    argv = [*train_flags, *slice_flags(train_data), "--superclip"]
+    plain, clipped = (
+        beginning(Training(parse_args([*argv, *flags])).options_with_defaults(), world_size=1)
+        for flags in ([], ["--grad-clip-norm", "1"])
+    )
+    before = json.loads(json.dumps(plain))
+    if is_old:  # without what was not given, and before --superclip-head-input
+        before["options"] = {name: value for name, value in plain["options"].items() if value is not None}
+        del before["options"]["superclip_head_input"]
+    assert differences(before, plain) == []
+    assert differences(before, clipped) == ["--grad-clip-norm was not given and is 1.0"]
+    assert differences(clipped, plain) == ["--grad-clip-norm was 1.0 and is not given"]
+    before["versions"]["open_clip_torch"] = "3.0.0"
+    assert len(differences(before, clipped)) == 2 - is_old  # that OpenCLIP may not have had the flag
 
 
 def test_a_refused_resume_renames_no_checkpoint(began, train_data, train_flags, parse_args, refusal, tmp_path):
