@@ -72,18 +72,18 @@ class Study:
     def fields_of_cell(self, cell) -> dict[str, str]:
         """Returns the fields that a cell sets in addition to its own."""
         values = self.cells.get(self.cell_field)
-        return _texts(values[cell]) if isinstance(values, dict) else {}
+        return texts(values[cell]) if isinstance(values, dict) else {}
 
     def settings(self, arm: str, cell=None, of_all: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Returns the values of --set for the runs of an arm in a cell, `of_all` being those of every run.
 
         An arm that is like another has that one's fields first. Samples in percent are whole steps, rounded up.
         """
-        own = _texts(self.arms[arm])
+        own = texts(self.arms[arm])
         other = own.pop(LIKE, None)
-        found = self.settings(other, None, of_all) if other else _texts(self.set) | dict(of_all)
+        found = self.settings(other, None, of_all) if other else texts(self.set) | dict(of_all)
         if cell is not None:
-            found |= _texts({self.cell_field: cell}) | self.fields_of_cell(cell)
+            found |= texts({self.cell_field: cell}) | self.fields_of_cell(cell)
         if own.get("samples", "").endswith("%"):
             recipe = read_recipe(self.recipe, found)
             fraction = float(own["samples"].removesuffix("%")) / 100
@@ -120,7 +120,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Study) if field.name
 REQUIRED = [name for name, field in FIELDS.items() if field.default is field.default_factory is dataclasses.MISSING]
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
+def texts(values: Mapping[str, object]) -> dict[str, str]:
     """Returns values as --set KEY=VALUE takes them."""
     return {key: f"{value}".lower() if isinstance(value, bool) else f"{value}" for key, value in values.items()}
 

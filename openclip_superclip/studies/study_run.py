@@ -5,9 +5,10 @@ import re
 import shlex
 import shutil
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import nn
 
@@ -92,13 +93,13 @@ def last_line(output: Path) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def run_name(common: Recipe, recipe: Recipe, unnamed: Set[str] = frozenset()) -> str:
+def run_name(common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = MappingProxyType({})) -> str:
     """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed.
 
-    Fields of `unnamed`, which are equal in all runs of a study, are left out.
+    `is_common` has the fields that a study sets for all runs: whether this run has that value, which is left out.
     """
     ours, theirs = _flat(recipe.as_dict()), _flat(common.as_dict())
-    differ = [key for key in ours if key not in unnamed and (key not in theirs or ours[key] != theirs[key])]
+    differ = [key for key in ours if not is_common.get(key, key in theirs and ours[key] == theirs[key])]
     values = {key: re.sub(r"[^\w.-]|_", "-", str(ours[key])).lower() for key in differ}
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     return "_".join([recipe.method, *parts, f"seed{recipe.seed}"])

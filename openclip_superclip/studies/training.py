@@ -19,7 +19,7 @@ from ..runs.folder import RunFolder, lock
 from ..runs.recipe import read_recipe
 from ..runs.slurm import find_placement
 from .results import StudyResults, check_measures
-from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes
+from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
 from .study_run import DENSE_SCENES, PACKAGES, StudyRun, measured, run_name
 
 
@@ -38,8 +38,9 @@ class StudyTraining:
         study, runs = self.study, []
         seeds = range(study.first_seed, study.first_seed + study.seeds)
         for seed, cell, arm in itertools.product(seeds, study.cell_values, study.arms):
-            rate = chosen.get(study.arms[arm].get(LIKE, arm), {}).get(str(cell))
-            runs.append(self._run(arm, cell, seed, {"lr": rate} if rate else {}))
+            values = study.arms[arm]
+            rate = values.get("lr") or chosen.get(values.get(LIKE, arm), {}).get(str(cell))
+            runs.append(self._run(arm, cell, seed, {"lr": f"{rate}"} if rate else {}))
         return runs
 
     def trials(self) -> list[StudyRun]:
@@ -57,7 +58,8 @@ class StudyTraining:
         settings = {**study.settings(arm, cell, of_all), **more, "seed": str(seed)}
         of_data = {name: of_all[name] for name in ("data_samples",) if name in of_all}  # passes are as many samples
         common = read_recipe(study.recipe, {**of_data, "seed": str(seed)})
-        name = run_name(common, read_recipe(study.recipe, settings), {*study.set, *of_all})
+        is_common = {name: settings[name] == value for name, value in (texts(study.set) | dict(of_all)).items()}
+        name = run_name(common, read_recipe(study.recipe, settings), is_common)
         return StudyRun(arm, cell, seed, study.recipe, tuple(settings.items()), self.call.runs_in / name, split)
 
     def summary(self) -> str:

@@ -81,13 +81,28 @@ def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, s
 
 
 def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
-    def name(set_, unnamed=frozenset()):
-        return run_name(read_recipe(RECIPE), read_recipe(RECIPE, set_), unnamed)
+    def name(set_, **is_common):
+        return run_name(read_recipe(RECIPE), read_recipe(RECIPE, set_), is_common)
 
     assert name({"lr": "0.0005", "seed": "3"}) == "superclip_seed3"
     assert name({"method": "clip", "lr": "1e-3", "seed": "0"}) == "clip_lr-0.001_seed0"
     assert name({"superclip.placebo": "detached-head"}) == "superclip_placebo-detached-head_seed0"
-    assert name({"wd": "0.1", "flags.val-num-samples": "8"}, {"wd"}) == "superclip_val-num-samples-8_seed0"
+    assert name({"wd": "0.1", "flags.val-num-samples": "8"}, wd=True) == "superclip_val-num-samples-8_seed0"
+
+
+@pytest.mark.parametrize(("arms", "values", "set_", "names"), [
+    ({"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}, {}, {"samples": "4096"},
+     ["clip", "clip_samples-4512"]),
+    ({"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}}, {"set": {"wd": 0.1}}, {},
+     ["superclip_wd-0.2", "superclip", "superclip"]),
+    ({"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}}, {"choose": {"lr": [1e-3], "seeds": 1}}, {},
+     ["superclip_lr-0.001", "superclip_lr-0.004", "superclip_lr-0.001"]),
+])  # fmt: skip
+def test_only_equal_runs_of_a_study_share_a_folder(arms, values, set_, names, tmp_path):
+    study = write_study(tmp_path, arms=arms, seeds=1, **values)
+    tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
+    runs = StudyTraining(study_call(study, tmp_path, None, "cpu", None, None, set_)).runs(tuned)
+    assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names]
 
 
 REFUSED = [
