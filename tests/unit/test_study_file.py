@@ -121,7 +121,8 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["nowhere"], "no file or study 'nowhere'"), ([], "expected a STUDY"), (["one_batch", "--seeds", "0"], "--seeds is 0"),
+    (["nowhere"], "no file or study 'nowhere'"), ([], "expected a STUDY"),
+    (["one_batch", "--seeds", "0"], "--seeds is 0"),
     (["one_batch", "--set", "lr=1e-3"], "--set lr: the study varies or tunes this field"),
     (["one_batch", "--set", "method=clip"], "--set method"), (["placebos", "--set", "seed=3"], "--set seed"),
     (["placebos", "--set", "samples=many"], "samples"), (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
