@@ -81,8 +81,8 @@ def remove_unstarted_run() -> None:
     """Removes the folder of a run without a training step, because OpenCLIP refuses a name that has a log."""
     for folder in _begun:
         logging.disable(logging.CRITICAL)  # torch would log compilation statistics at exit
-        log = folder / "out.log"
-        has_started = (log.is_file() and "Train Epoch" in log.read_text()) or any(folder.glob("checkpoints/*"))
+        logs = folder.glob("out*")  # out.log, or out-RANK with --log-local
+        has_started = any("Train Epoch" in log.read_text() for log in logs) or any(folder.glob("checkpoints/*"))
         if not has_started:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it contains other runs

@@ -1,5 +1,6 @@
 """`superclip train`: how it starts, and what a run records."""
 
+import logging
 import re
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from support.models import VOCAB_SIZE
 from support.training_runs import completed, error_of, on_a_full_disk, run_ranks, superclip_train
 
 from openclip_superclip.flags import Config, options_of
+from openclip_superclip.openclip.train import note_begin, remove_unstarted_run
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
 SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
@@ -68,6 +70,16 @@ def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouc
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert run.returncode == 1
     assert (tmp_path / "logs/run/checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("log", ["out.log", "out-0"])
+def test_a_run_that_ends_in_its_first_epoch_keeps_its_logs(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
+    for text, is_kept in (("Start epoch 0", False), ("Train Epoch: 0 [16/64", True)):
+        note_begin(str(tmp_path), "run")
+        (tmp_path / "run" / log).write_text(text)
+        remove_unstarted_run()
+        assert (tmp_path / "run").exists() == is_kept
 
 
 def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
