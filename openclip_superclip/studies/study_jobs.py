@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
 from ..runs.run import Run
@@ -44,7 +45,9 @@ class StudySubmission:
 
     def submit(self, reads_data: bool) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
-        out, queue, summary = self.call.out, my_jobs() or {}, []
+        out, queue, summary = self.call.out, my_jobs(), []
+        if queue is None:
+            raise InputError("--slurm: squeue does not answer, so runs in the queue would be submitted again: try later")
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call)

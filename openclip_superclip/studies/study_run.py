@@ -68,10 +68,11 @@ class StudyRun:
     def train(self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
         """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
 
-        Raises InputError if it fails, with its last message, and if `stop` ends it.
+        Raises InputError if it fails, with its last message, if `stop` ends it, and if it is trained elsewhere.
         """
         if self.is_finished:
             return
+        RunFolder(self.folder).check_is_free()
         if is_table(data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
         output = self.folder.with_name(f"{self.folder.name}.output")

@@ -101,11 +101,12 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refused):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--nodes", "2"], "--nodes applies to SLURM's jobs: add --slurm"),
-    (["--slurm", "--only", "report"], "expected one of them"),
+    (["--slurm", "--only", "report", "--dry-run"], "expected one of them"),
+    (["--slurm", "--device", "cpu"], "--slurm: squeue does not answer"),
 ])  # fmt: skip
-def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, refused):
-    dry_run = ["--dry-run"] if "--slurm" in arguments else []
-    assert said in refused(tmp_path, "study", "placebos", *arguments, *dry_run)
+def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert said in refused(tmp_path, "study", "placebos", *arguments)
 
 
 def test_options_of_sbatch_may_have_dashes_and_a_percent_sign_in_a_folder_is_no_pattern(capsys):

@@ -1,5 +1,6 @@
 """A study's file, and what a study shows of its records."""
 
+import contextlib
 import csv
 import io
 import json
@@ -12,7 +13,9 @@ from scipy import stats
 
 from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
+from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.recipe import WORDS, read_recipe
+from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.statistics import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
@@ -239,3 +242,14 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
+
+
+@pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process"])
+def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, monkeypatch):
+    monkeypatch.setenv("PATH", "/bin")  # without squeue: the job may be in the queue
+    if "job" in trainer:
+        RunFolder(trained).note_submission("17")
+    held = lock(trained / "lock", Placement()) if "process" in trainer else contextlib.nullcontext()
+    with held, pytest.raises(InputError, match=trainer):
+        StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "pairs.csv", threading.Event())
+    assert (trained / "checkpoints/epoch_1.pt").exists()
