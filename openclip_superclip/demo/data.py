@@ -55,21 +55,14 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     """Returns the merges that CLIP's tokenizer uses for the names, in the order of its vocabulary."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    tokenizer = SimpleTokenizer()
-    ranks, needed = tokenizer.bpe_ranks, set()
-    for word in sorted(set(tokenizer.pat.findall(", ".join(names).lower()))):
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
-            best = min(pairs, key=ranks.get)
-            needed.add(best)
-            joined: list[str] = []
-            for part in parts:
-                if joined and (joined[-1], part) == best:
-                    joined[-1] += part
-                else:
-                    joined.append(part)
-            parts = joined
-    return sorted(needed, key=ranks.get)
+    tokenizer, needed = SimpleTokenizer(), set()
+    merge_of = {"".join(merge): merge for merge in tokenizer.bpe_ranks}  # each string has one merge
+    parts = {tokenizer.decoder[token] for token in tokenizer.encode(", ".join(names))}
+    while parts:
+        found = {merge_of[part] for part in parts if part in merge_of}
+        needed |= found
+        parts = set(itertools.chain(*found))
+    return sorted(needed, key=tokenizer.bpe_ranks.get)
 
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batch sizes of 16 to 256
