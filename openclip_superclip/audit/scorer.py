@@ -90,21 +90,13 @@ class CaptionSupport:
 
         Only words that the head has learned and that are more probable than expected are returned.
         """
-        if not self.lexicon.words:
-            return [[] for _ in tokens]
-        found = []
-        for row, present in zip(probabilities, _present(tokens, len(self.weights), blank=False), strict=True):
-            shares = self.offered.of(row)  # [N]
-            shares = shares.masked_fill(
-                present[self.lexicon.tokens].any(dim=1) | (shares <= self.offered_expected), 0.0
-            )
-            best = shares.topk(min(NUM_OFFERED, len(shares)))
-            found.append([
-                word_support(self.lexicon.words[place], value, self.offered_expected[place].item())
-                for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                if value > 0
-            ])  # fmt: skip
-        return found
+        shares, words, expected = self.offered.of(probabilities), self.lexicon.words, self.offered_expected  # [B, N]
+        present = _present(tokens, len(self.weights), blank=False)[:, self.lexicon.tokens].any(dim=2)
+        best = shares.masked_fill(present | (shares <= expected), 0.0).topk(min(NUM_OFFERED, len(words)))
+        return [
+            [word_support(words[place], value, expected[place].item()) for value, place in pairs if value > 0]
+            for pairs in map(zip, best.values.tolist(), best.indices.tolist())
+        ]
 
     def _on_device(self, of: Lexicon) -> Lexicon:
         return of._replace(tokens=of.tokens.to(self.weights.device))
