@@ -24,9 +24,10 @@ from torchvision.datasets import VOCSegmentation
 from tqdm import tqdm
 from webdataset import WebDataset
 from webdataset.filters import default_collation_fn
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander, tarfile_samples
+from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_samples
 
 from ..data.images import open_image
+from ..data.tar_shards import numbered_members
 from ..environment import replaced
 from ..errors import InputError
 from .suites import SUITES
@@ -191,18 +192,14 @@ class ShardSamples(Dataset):
 
 def _samples_of(shard: Path) -> list[tuple[int, int]]:
     """Returns first byte and end of a shard's samples: consecutive files that differ only in the extension."""
-    found, key = [], None
+    found, last = [], -1
     try:
         with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                tar.members = []  # otherwise it keeps all headers in memory
-                prefix = base_plus_ext(member.name)[0] if member.isreg() and not member.name.startswith("__") else None
-                if prefix is None:
-                    continue
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                start = found.pop()[0] if prefix == key else member.offset
-                found.append((start, end))
-                key = prefix
+            for number, key, _, member in numbered_members(tar):
+                if not key.startswith("__"):  # which CLIP_benchmark does not read
+                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    found.append((found.pop()[0] if number == last else member.offset, end))
+                    last = number
     except tarfile.TarError as error:
         raise InputError(f"{shard} is not a complete, uncompressed tar file ({error})") from error
     return found
@@ -310,15 +307,10 @@ class Settings(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The features of a split's images, before any normalisation, in the data set's order.
+    """The features of a split's images, before any normalisation, in the data set's order."""
 
-    Attributes:
-        images: [N, D], or patch tokens [N, D, h, w].
-        targets: labels [N] or [N, classes], or the captions of each image.
-    """
-
-    images: Tensor
-    targets: Tensor | list[list[str]]
+    images: Tensor  # [N, D], or patch tokens [N, D, h, w]
+    targets: Tensor | list[list[str]]  # labels [N] or [N, classes], or the captions of each image
 
 
 def encode(model: nn.Module, data: Data, dataset: Dataset, settings: Settings) -> Features:

@@ -9,6 +9,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,22 +27,8 @@ Metrics = dict[str, float | None]
 Outcomes = dict[str, Outcome]
 
 
-class _CachedImages(nn.Module):
-    """A model that receives features instead of images, and only encodes texts."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def encode_image(self, features: Tensor) -> Tensor:
-        return features.flatten(1)
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return finite(self.model.encode_text(tokens), "texts")
-
-
 class _Batches:
-    """A data loader for CLIP_benchmark: features as one-pixel images with D channels."""
+    """A data loader for CLIP_benchmark: features instead of images."""
 
     def __init__(self, features: Features, batch_size: int, dataset: object):
         self.features, self.batch_size, self.dataset = features, batch_size, dataset
@@ -49,7 +36,7 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | list[list[str]]]]:
         for start in range(0, len(self.features.targets), self.batch_size):
             some = slice(start, start + self.batch_size)
-            yield self.features.images[some, ..., None, None], self.features.targets[some]
+            yield self.features.images[some], self.features.targets[some]
 
 
 def evaluate(
@@ -64,7 +51,10 @@ def evaluate(
     if isinstance(test.targets, Tensor):
         for features in by_split.values():
             _check_labels(features.targets, getattr(dataset, "classes", None))
-    cached, options = _CachedImages(model), {"device": settings.device, "amp": settings.precision == "amp"}
+    options = {"device": settings.device, "amp": settings.precision == "amp"}
+    cached = SimpleNamespace(
+        encode_image=lambda features: features, encode_text=lambda tokens: finite(model.encode_text(tokens), "texts")
+    )
     batches = _Batches(test, settings.batch_size, dataset)
     torch.manual_seed(SEED)
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
