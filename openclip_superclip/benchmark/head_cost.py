@@ -24,7 +24,7 @@ from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
 from ..errors import InputError
 from ..files import make_folder, write_json
-from ..method.flops import count_gmacs, head_share
+from ..method.flops import count_gmacs
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms
@@ -269,6 +269,7 @@ def _gmacs_table(report: dict) -> str:
         for label, gmacs in (("", counts["without_attention"]), (", attention's products included", counts["all"])):
             towers = [f"{gmacs[part]:.3f}" for part in ("vision", "text", "head")]
             paper = "–" if label else f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
-            rows.append([f"{name}{label}", *towers, f"+{head_share(gmacs):.3%}", paper])
+            added = gmacs["head"] / (gmacs["vision"] + gmacs["text"])
+            rows.append([f"{name}{label}", *towers, f"+{added:.3%}", paper])
     heads = ["", "vision", "text", "head", "head adds", "by the paper's count"]
     return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"

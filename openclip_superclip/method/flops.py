@@ -49,8 +49,3 @@ def count_gmacs(model_name: str, with_attention: bool = True, patch_dropout: flo
             if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
         )
     return gmacs
-
-
-def head_share(gmacs: dict[str, float]) -> float:
-    """Returns the ratio of the head's GMACs to those of both towers."""
-    return gmacs["head"] / (gmacs["vision"] + gmacs["text"])
