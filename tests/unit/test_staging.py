@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.runs.stage import StagedShards, Staging
+from openclip_superclip.runs.supervisor import NodeTraining
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +135,18 @@ def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch
     for command in (["run", "--dry-run"], ["submit", "--dry-run", "--gpus-per-node", "1"]):
         assert main([command[0], recipe, *command[1:], "--device", "cpu", "--data", data, "--stage", "/tmp"]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_copying_the_first_slice_is_not_a_stall(plans, disk, monkeypatch):
+    class Copying(nullcontext):
+        first = threading.Event()
+
+    def each_second():
+        assert not training.progress.has_stalled(30)
+        Copying.first.set()
+
+    training = NodeTraining(plans[1], Placement(), RunFolder(disk.parent / "run"))
+    training.staging, training.progress.last_step = Copying(), -7200
+    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", lambda *_: None)
+    assert training._run_ranks(each_second) is None
+    assert Copying.first.is_set()
