@@ -221,6 +221,7 @@ class NodeTraining:
             self._order("")  # NFS shows a change within seconds, and a new file within a minute
         with self.staging or contextlib.nullcontext():
             while self.staging and not self.staging.first.is_set():
+                self.progress.last_step = time.monotonic()  # copying is not a stall
                 tick()
                 time.sleep(0.5)
             failure = process.run_ranks(self.start, tick)
