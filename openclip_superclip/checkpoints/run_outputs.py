@@ -132,14 +132,24 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def is_unreadable(path: str | Path) -> bool:
+    """Returns whether a file exists but cannot be read, for example for lack of permission; it may be complete."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+    return False
+
+
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
-    """Renames the newest checkpoints until one is good, so that OpenCLIP's `--resume latest` uses that one.
+    """Renames the newest checkpoints until one is good, or unreadable, so that `--resume latest` uses that one.
 
     Without a `suffix` for their new names, removes them. Returns the new names or the removed checkpoints.
     """
     bad = []
     for path in reversed(checkpoints(folder).values()):
-        if is_good(path):
+        if is_good(path) or is_unreadable(path):
             break
         if suffix is None:
             path.unlink()

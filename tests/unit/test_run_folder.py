@@ -19,7 +19,7 @@ from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.checkpoint import holds_numbers
-from openclip_superclip.checkpoints.resume import read_beginning
+from openclip_superclip.checkpoints.resume import read_beginning, resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
@@ -161,6 +161,17 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
     assert run_outputs.newest(folder) == 1
     assert quarantine(folder, run_outputs.is_complete, None) == [path]
     assert list(run_outputs.checkpoints(folder)) == [1]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_neither_renamed_nor_removed(tmp_path):
+    folder = write_checkpoints(tmp_path / "checkpoints", 1)
+    path = folder / "epoch_2.pt"
+    path.symlink_to(path)  # cannot be opened, even by root
+    for suffix in ("damaged", None):
+        assert quarantine(folder, run_outputs.is_complete, suffix) == []
+    with pytest.raises(InputError, match="cannot be opened: make it readable"):
+        resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
+    assert path.is_symlink()
 
 
 def test_pruning_never_counts_on_a_checkpoint_that_is_being_written(tmp_path):
