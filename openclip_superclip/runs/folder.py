@@ -85,6 +85,13 @@ class RunFolder:
         keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
         return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
+    def check_plan(self, advice: str, **values: str) -> None:
+        """Raises InputError if the folder contains a run whose plan has other values, such as `data`."""
+        plan = self.record().get("plan", {})
+        for name, value in values.items():
+            if plan.get(name) not in (None, value):
+                raise InputError(f"{self.path} contains a run with --{name} {plan[name]}, not {value}; {advice}")
+
     def _queued_job(self) -> str | None:
         """Returns the job that was submitted last, if SLURM has it or does not answer."""
         job = self.submitted_job()

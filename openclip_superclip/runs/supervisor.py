@@ -5,11 +5,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from ..checkpoints import run_outputs
-from ..checkpoints.resume import beginning, changes_since_beginning, check_beginning
+from ..checkpoints.resume import beginning, check_beginning, write_beginning
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
@@ -51,11 +52,12 @@ class NodeTraining:
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
+        settings, was_requeued = run.settings, placement.restarts > 0  # a requeued job has accepted them before
+        self.accept_changes = settings.accept_changes and not was_requeued
+        run = replace(run, settings=replace(settings, accept_changes=False))  # later starts accept no changes
         self.run, self.placement, self.folder = run, placement, folder
         num_local = len(list(folder.path.glob("ranks/local-*")))
         self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
-        settings, was_requeued = run.settings, placement.restarts > 0  # a requeued job has accepted them before
-        self.accept_changes = settings.accept_changes and not was_requeued
         arguments = [*run.openclip_arguments(), "--logs", str(folder.path.parent), "--name", folder.path.name]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
         arguments += ["--horovod"] if settings.engine == "horovod" else []
@@ -117,6 +119,7 @@ class NodeTraining:
                 if not self.accept_changes:
                     folder.check_recipe(self.run.recipe)
                 if self._is_finished():
+                    folder.check_plan("give --out another folder", data=self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 changed = self._changes()
@@ -305,9 +308,10 @@ class NodeTraining:
         if not run_outputs.newest(self.folder.checkpoints):  # nothing was trained yet
             return []
         now = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
-        if not self.accept_changes:
-            check_beginning(self.folder.path, now, "--accept-changes")
-        return changes_since_beginning(self.folder.path, now)
+        if self.accept_changes:
+            return write_beginning(self.folder.path, now, resumes=True)
+        check_beginning(self.folder.path, now, "--accept-changes")
+        return []
 
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""

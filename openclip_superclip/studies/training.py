@@ -77,10 +77,7 @@ class StudyTraining:
         """Raises InputError if the run's folder contains a run with other settings, data or device."""
         call, folder, advice = self.call, RunFolder(run.folder), f"give {self.call.runs_flag} another folder"
         folder.check_recipe(run.recipe, advice)
-        plan = folder.record().get("plan", {})
-        for name, value in {"data": call.data or run.recipe.shards, "device": call.device}.items():
-            if plan.get(name) not in (None, value):
-                raise InputError(f"{run.folder} contains a run with --{name} {plan[name]}, not {value}; {advice}")
+        folder.check_plan(advice, data=call.data or run.recipe.shards, device=call.device)
 
     def tune(self) -> dict[str, dict[str, str]]:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure over its trials."""

@@ -1,0 +1,50 @@
+"""What `superclip run` accepts and records when it starts, without training."""
+
+from dataclasses import replace
+
+import pytest
+from support.tiny_run import write_recipe
+
+from openclip_superclip.errors import InputError
+from openclip_superclip.files import write_json
+from openclip_superclip.runs.folder import RunFolder
+from openclip_superclip.runs.plan import make_run
+from openclip_superclip.runs.process import Failure
+from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.run import Run, Settings
+from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.runs.supervisor import NodeTraining
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    """The folder of a run that accepts changes and has not begun."""
+    folder, recipe = RunFolder(tmp_path / "run"), read_recipe(str(write_recipe(tmp_path)))
+    folder.write(make_run(recipe, device="cpu", settings=Settings(accept_changes=True)))
+    return folder
+
+
+def started(folder: RunFolder, **values) -> int:
+    """Returns the exit code of a start, whose run has other values than the folder's."""
+    return NodeTraining(replace(Run.open(folder.path), **values), Placement(), folder).train()
+
+
+def test_changes_are_accepted_at_one_start(folder, monkeypatch):
+    monkeypatch.setattr("openclip_superclip.checkpoints.run_outputs.newest", lambda _: 1)
+    monkeypatch.setattr(NodeTraining, "_check_data", lambda _: {})
+    monkeypatch.setattr(NodeTraining, "_train", lambda _: Failure("rank 0", "it failed"))
+    params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 16\naccum_freq: 1\nworld_size: 1\n"
+    (folder.path / "params.txt").write_text(params)
+    assert started(folder) == started(folder) == 1
+    (changes,) = folder.record()["changes"]
+    assert "--seed was 3 and is 0" in changes["changed"]
+    with pytest.raises(InputError, match=r"--train-data was 12 shards .* and is 4 shards"):
+        started(folder, data="{0..3}.tar")
+
+
+def test_a_finished_run_of_other_data_is_refused(folder):
+    write_json(folder.path / "state.json", {"state": "finished"})
+    write_json(folder.path / "run.json", {"plan": Run.open(folder.path).as_dict()})
+    assert started(folder) == 0
+    with pytest.raises(InputError, match=r"with --data .*, not other.tar; give --out another folder"):
+        started(folder, data="other.tar")
