@@ -12,7 +12,6 @@ from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    """Runs the audit, prints the summary, and returns the exit code."""
     options = _parse(argv)
     from ..audit.audit import Audit
     from ..audit.reading import open_data

@@ -7,7 +7,6 @@ from ..errors import InputError
 
 
 def main(argv: list[str]) -> int:
-    """Writes the mean and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model, with the caption counts of "

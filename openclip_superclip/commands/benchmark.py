@@ -7,7 +7,6 @@ from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
-    """Measures, prints the tables, writes benchmark.json; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip benchmark",
         description="Times the class loss and its gradients, the three matrix products that every implementation "

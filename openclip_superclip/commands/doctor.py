@@ -20,7 +20,6 @@ EXTRAS = {  # with the packages that each installs
 
 
 def main(argv: list[str]) -> int:
-    """Prints the information and returns the exit code."""
     argparse.ArgumentParser(
         prog="superclip doctor",
         description="Prints ten lines to paste into an issue: versions, devices, extras, free disk space and SLURM.",

@@ -7,7 +7,6 @@ from ..checkpoints import HEAD_NAME
 
 
 def main(argv: list[str]) -> int:
-    """Runs the export, prints how to open the folder, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip export",
         description="Writes a folder with the model, its preprocessing, its tokenizer and a model card. Stock OpenCLIP "

@@ -11,7 +11,6 @@ from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    """Counts, prints a summary and returns the exit code."""
     options = _parse(argv)
     import open_clip
     import torch

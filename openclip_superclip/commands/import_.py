@@ -8,7 +8,6 @@ from ..rules import at_least
 
 
 def main(argv: list[str]) -> int:
-    """Runs the import, prints how to use the folder, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "

@@ -7,7 +7,6 @@ from .average import add_output
 
 
 def main(argv: list[str]) -> int:
-    """Writes the interpolated weights and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip interpolate",
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class head, TUNED's is kept.",

@@ -13,7 +13,6 @@ ERROR = 2  # argparse's own
 
 
 def main(argv: list[str]) -> int:
-    """Applies, reverts or checks; prints the result and returns the exit code."""
     options = _parse(argv)
     try:
         openclip = find_installation(options.source)

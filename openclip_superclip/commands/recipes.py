@@ -11,7 +11,6 @@ HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's va
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table, a recipe, or JSON, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip recipes",
         description="Lists the recipes for superclip plan, run and submit, or prints one of them as YAML. "

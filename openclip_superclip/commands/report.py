@@ -11,7 +11,6 @@ from ..files import make_folder
 
 
 def main(argv: list[str]) -> int:
-    """Reads the runs, writes the report and returns the exit code."""
     options = _parse(argv)
     require("superclip report", "report", "matplotlib", "scipy")
     from ..runs.recipe import METHODS

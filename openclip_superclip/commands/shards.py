@@ -11,7 +11,6 @@ from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    """Writes the shards, prints a summary with skipped pairs, and returns the exit code."""
     options = _parse(argv)
     from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
 

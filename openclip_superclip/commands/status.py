@@ -18,7 +18,6 @@ HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="superclip status",
         description="Prints a table of runs: state, progress, samples per second, expected end and SLURM job. A run "
