@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
 
 import open_clip
 import torch
@@ -85,18 +84,11 @@ def _measure(options: argparse.Namespace) -> dict:
     return report
 
 
-class Inputs(NamedTuple):
-    """The head's input for a batch."""
+def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> list[Tensor]:
+    """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the given sizes.
 
-    features: Tensor  # [B, W]
-    weight: Tensor  # [V, W]
-    bias: Tensor  # [V]
-    tokens: Tensor  # [B, L]
-    idf: Tensor  # [V]
-
-
-def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> Inputs:
-    """Returns random inputs of the given sizes; captions have 3 to 30 words, like web captions, and padding."""
+    Captions have 3 to 30 words, like web captions, and padding.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocab_size, (batch, context_length), generator=generator)
     lengths = torch.randint(3, 31, (batch, 1), generator=generator)
@@ -106,7 +98,7 @@ def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_le
     features = torch.randn(batch, width, generator=generator)
     weight = torch.randn(vocab_size, width, generator=generator) * width**-0.5
     leaves = [tensor.to(device).requires_grad_() for tensor in (features, weight, torch.zeros(vocab_size))]
-    return Inputs(*leaves, tokens.to(device), idf.to(device))
+    return [*leaves, tokens.to(device), idf.to(device)]
 
 
 @torch.no_grad()
@@ -140,11 +132,11 @@ CONTENDERS: dict[str, Callable[..., None]] = {
 }
 
 
-def compute(name: str, inputs: Inputs, autocast: torch.dtype | None = None) -> None:
+def compute(name: str, inputs: list[Tensor], autocast: torch.dtype | None = None) -> None:
     """Runs a contender with cleared gradients, under autocast if a dtype is given."""
     for leaf in inputs[:3]:
         leaf.grad = None
-    with torch.autocast(inputs.features.device.type, dtype=autocast, enabled=autocast is not None):
+    with torch.autocast(inputs[0].device.type, dtype=autocast, enabled=autocast is not None):
         CONTENDERS[name](*inputs)
 
 
