@@ -48,10 +48,7 @@ class CaptionSupport:
     Support is undefined for words that no training caption or every training caption contains, and for words beyond the
     context length of the text tower.
 
-    Args:
-        tokenizer: OpenCLIP's tokenizer.
-        weights: w [V], the IDF weights of training.
-        document_frequency: int64 [V], df.
+    `weights`, w [V], are the IDF weights of training; `document_frequency`, int64 [V], is df.
     """
 
     def __init__(self, tokenizer: Callable, weights: Tensor, document_frequency: Tensor):

@@ -36,17 +36,11 @@ def read_scores(file: Path) -> Iterator[dict]:
 
 
 class ScoredPairs:
-    """The scores in a finished file. Uses twelve bytes of memory per pair.
-
-    Attributes:
-        scores: the scores by name, float32 [N] each; NaN for pairs without a score.
-        words: counts of the captions' words, and of how often they are doubtful.
-        problems: number of pairs by problem.
-    """
+    """The scores in a finished file, float32 [N] each by name; NaN for pairs without a score."""
 
     def __init__(self, file: Path):
         found = {name: array("f") for name in SCORES}
-        self.words, self.problems = WordTable(), Counter()
+        self.words, self.problems = WordTable(), Counter()  # the latter: number of pairs by problem
         for record in read_scores(file):
             for name, values in found.items():
                 value = record.get(name)

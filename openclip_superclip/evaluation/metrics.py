@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..environment import replaced
 from ..errors import InputError
 from .datasets import RECALL_K, SEED, Features, Settings, finite
 from .outcomes import MEAN, PRECISION, RECALL, Outcome, estimate, right
@@ -47,10 +47,10 @@ def evaluate(
     Of the test split `dataset`, only class names and templates are used; `by_split` are the features of the split test
     and, for the linear probe, train. Raises InputError if a score would be meaningless.
     """
-    test = by_split["test"]
-    if isinstance(test.targets, Tensor):
+    test, classes = by_split["test"], getattr(dataset, "classes", None)
+    if isinstance(test.targets, Tensor) and classes is not None:
         for features in by_split.values():
-            _check_labels(features.targets, getattr(dataset, "classes", None))
+            _check_labels(features.targets, classes)
     options = {"device": settings.device, "amp": settings.precision == "amp"}
     cached = SimpleNamespace(
         encode_image=lambda features: features, encode_text=lambda tokens: finite(model.encode_text(tokens), "texts")
@@ -81,7 +81,7 @@ def _recorded(owner: object, name: str) -> Iterator[list[tuple[tuple, object]]]:
         calls.append((args, function(*args, **options)))
         return calls[-1][1]
 
-    with replaced(owner, **{name: recording}):
+    with mock.patch.object(owner, name, recording):
         yield calls
 
 
@@ -176,9 +176,7 @@ def _has_placeholder(template: str) -> bool:
         return False
 
 
-def _check_labels(labels: Tensor, classes: list[str] | None) -> None:
-    if classes is None:
-        return
+def _check_labels(labels: Tensor, classes: list[str]) -> None:
     if labels.dim() == 2:  # one column per class
         if labels.shape[1] != len(classes):
             raise InputError(f"its labels have {labels.shape[1]} columns, but there are {len(classes)} class names")

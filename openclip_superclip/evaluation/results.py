@@ -129,16 +129,14 @@ def _percent(score: Score) -> str:
 
 def _ahead(first: Score | None, other: Score | None) -> str:
     """Returns the paired difference; a dash if outcomes are missing or are of different samples."""
-    pairs = [(one, two, one.outcome(), two.outcome()) for one, two in zip(first or [], other or [], strict=False)]
-    for one, two, before, after in pairs:
-        if None in (before, after) or len(before.scored) != len(after.scored):
+    found = []
+    for one, two in zip(first or [], other or [], strict=False):
+        before, after = one.outcome(), two.outcome()
+        same_data = one.record.get("data_files") == two.record.get("data_files")
+        if None in (before, after) or len(before.scored) != len(after.scored) or not same_data:
             return "–"
-        if one.record.get("data_files") != two.record.get("data_files"):
-            return "–"
-    if not pairs:
-        return "–"
-    found = mean_of([difference(before, after, one.record["dataset"]) for one, _, before, after in pairs])
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in found))
+        found.append(difference(before, after, one.record["dataset"]))
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in mean_of(found))) if found else "–"
 
 
 def _names(models: list[list[dict]]) -> list[str]:

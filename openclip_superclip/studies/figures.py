@@ -52,10 +52,8 @@ def legend(drawing: Drawing, grid, ncols: int) -> None:
 def _look(comparison: Comparison, series: Series) -> dict:
     """Returns the colour and the line style of a series."""
     same = [other for other in comparison.series if other.method == series.method]
-    return {
-        "color": COLOURS.get(series.method, "#333333"),
-        "linestyle": STYLES[same.index(series) % len(STYLES)],
-    }
+    style = STYLES[same.index(series) % len(STYLES)]
+    return {"color": COLOURS.get(series.method, "#333333"), "linestyle": style}
 
 
 def _batch(size: int) -> str:
@@ -91,13 +89,12 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
     """Draws one panel: a score of every series over the batch size, and the paper's curve."""
     for series in comparison.series:
         look = _look(comparison, series)
-        found = [(size, comparison.score(series, size, key)) for size in comparison.batch_sizes]
-        found = [(size, spread) for size, spread in found if spread]
-        if found:
-            sizes, means = [size for size, _ in found], [spread.mean for _, spread in found]
-            errors = [spread.std or 0.0 for _, spread in found]
+        sizes = [size for size in comparison.batch_sizes if comparison.score(series, size, key)]
+        spreads = [comparison.score(series, size, key) for size in sizes]
+        means, errors = [spread.mean for spread in spreads], [spread.std or 0.0 for spread in spreads]
+        if sizes:
             axes.errorbar(sizes, means, yerr=errors, marker="o", markersize=5, capsize=3, label=series.name, **look)
-        for size, spread in found:
+        for size, spread in zip(sizes, spreads, strict=True):
             if len(spread.values) > 1:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
         if paper := comparison.paper_curve(series, key):
