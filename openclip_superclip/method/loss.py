@@ -196,6 +196,8 @@ class SuperCLIPLoss(nn.Module):
                 "openclip_superclip.create_model_and_transforms and keep it in training mode, or call eval() on the "
                 "loss for the contrastive loss alone"
             )
+        if {"logits", "labels"} <= outputs.keys():  # OpenCLIP 4 takes CoCa's labels from the tokens of both captions
+            outputs["labels"] = outputs["labels"][:, : outputs["logits"].shape[1]]
         losses = self.contrastive(**outputs, output_dict=True)
         if class_losses is not None:
             class_loss = self.weight * class_losses.mean()

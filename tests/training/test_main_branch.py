@@ -113,6 +113,7 @@ ONE_STEP = {  # --model, flags, ranks on main
     "WebDataset": ("vit", SHARDS, 1),
     "two captions": ("vit", f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
                      "--superclip-long-context 30", 1),
+    "CoCa, two captions": ("coca", "--superclip-captions dual --superclip-long-caption filepath --accum-freq 2", 1),
     "two ranks": ("vit", "", 2),
     "FSDP": ("vit", "--fsdp", 2),
 }  # fmt: skip

@@ -125,6 +125,13 @@ def test_weight_times_the_mean_is_added_to_openclips_own_losses(stock, weight):
     assert loss(**outputs, class_losses=CLASS_LOSSES) == tuple(ours.values())
 
 
+def test_cocas_labels_are_those_of_the_text_towers_caption():
+    stock = LOSSES["CoCaLoss"]
+    outputs = {**outputs_for(stock), "class_losses": CLASS_LOSSES}
+    of_both = torch.cat([outputs["labels"], torch.randint(1, 50, (4, 6))], dim=1)  # as OpenCLIP 4 gives them
+    assert SuperCLIPLoss(stock)(**{**outputs, "labels": of_both}) == SuperCLIPLoss(stock)(**outputs)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.125, 0.0])
 def test_gradient_scale_multiplies_the_class_losss_gradient_and_nothing_else(scale):
     stock = LOSSES["ClipLoss"]
