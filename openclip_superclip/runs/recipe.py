@@ -237,7 +237,7 @@ def _typed(field: str, value, file: str):
 
 
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
-    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`).
+    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes a flag.
 
     `chosen` records each as given with --set. The paper's values are dropped if the run differs from the paper's.
     """
@@ -254,6 +254,8 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
             if not isinstance(values.get(name), dict):
                 values[name] = {}
             values[name][inner] = _parsed(CONFIG_FIELDS.get(inner) if name == "superclip" else None, value)
+            if name == "flags" and values[name][inner] is None:
+                del values[name][inner]
         else:
             values[name] = _parsed(FIELDS[name], value)
         if name == "method":  # which determines whether there is a class loss

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +123,8 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is field.def
 
 def texts(values: Mapping[str, object]) -> dict[str, str]:
     """Returns values as --set KEY=VALUE takes them."""
-    return {key: f"{value}".lower() if isinstance(value, bool) else f"{value}" for key, value in values.items()}
+    as_json = (bool, type(None))
+    return {key: json.dumps(value) if isinstance(value, as_json) else f"{value}" for key, value in values.items()}
 
 
 def _are_cells(cells) -> bool:

@@ -99,7 +99,8 @@ def run_name(common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = Map
 
     `is_common` has the fields that a study sets for all runs: whether this run has that value, which is left out.
     """
-    ours, theirs = _flat(recipe.as_dict()), _flat(common.as_dict())
+    theirs = _flat(common.as_dict())
+    ours = {key: None for key in theirs if key.startswith("flags.")} | _flat(recipe.as_dict())
     differ = [key for key in ours if not is_common.get(key, key in theirs and ours[key] == theirs[key])]
     values = {key: re.sub(r"[^\w.-]|_", "-", str(ours[key])).lower() for key in differ}
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]

@@ -202,3 +202,9 @@ def test_recipes_prints_all_one_or_json(capsys):
 def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
     assert main(["recipes", "--fields"]) == 0
     assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
+
+
+@pytest.mark.parametrize("nothing", ["", "null"])
+def test_set_removes_a_flag(nothing):
+    name = "demo/superclip_demo-model_40k_bs32"
+    assert read_recipe(name, {"flags.log-every-n-steps": nothing}).flags == {}

@@ -64,9 +64,9 @@ def test_the_batch_size_study_trains_the_shipped_recipes():
 
 def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(tmp_path):
     cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
-    everywhere = {"wd": 0.1, "flags.grad-checkpointing": True}
+    everywhere = {"wd": 0.1, "flags.grad-checkpointing": True, "flags.pretrained": None}
     study = read_study(write_study(tmp_path, cells=cells, set=everywhere))
-    texts = {"wd": "0.1", "flags.grad-checkpointing": "true"}
+    texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
     assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
     assert study.settings("CLIP longer", 32) == {
@@ -90,6 +90,7 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
     assert name({"lr": "0.0005", "seed": "3"}) == "superclip_seed3"
     assert name({"method": "clip", "lr": "1e-3", "seed": "0"}) == "clip_lr-0.001_seed0"
     assert name({"superclip.placebo": "detached-head"}) == "superclip_placebo-detached-head_seed0"
+    assert name({"flags.log-every-n-steps": "null"}) == "superclip_log-every-n-steps-none_seed0"
     assert name({"wd": "0.1", "flags.val-num-samples": "8"}, wd=True) == "superclip_val-num-samples-8_seed0"
 
 
