@@ -91,6 +91,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--data", "nowhere/{0..9}.tar", "--gpus-per-node", "1"], "there is no file nowhere/0.tar"),
     (["--data", "x/{0..9}.tar", "--gpus-per-node", "4", "--skip-data-check"], "10 shards are too few for 3 slices"),
     (["--sbatch", "nodes=2"], "--sbatch nodes=2: use --nodes instead"),
+    (["--sbatch", "no-requeue"], "--sbatch no-requeue=: use a copy of slurm/train.sbatch instead"),
     (["--sbatch", "="], "--sbatch is '='; expected NAME=VALUE"),
     (["--setup", "nowhere.sh"], "--setup is nowhere.sh; expected a bash file"),
     (["--gpus-per-node", "1", "--out", "model/open_clip_config.json"], "--out: model/"),
