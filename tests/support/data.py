@@ -19,6 +19,8 @@ PATTERN = "{000000..000015}.tar"
 CLASSES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
+Image.effect_noise((32, 32), 9).save(noise := io.BytesIO(), "png")
+IMAGE = noise.getvalue()
 
 
 def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:

@@ -136,11 +136,11 @@ def add_to_cache(cache: Path, repo: str, *files: Path) -> None:
 
 
 def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS) -> list[Path]:
-    """Writes a Hugging Face tokenizer of a few words, the special ones first, and returns its files."""
+    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its files."""
     words = {word: index for index, word in enumerate(list_of_words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(*((end, words[end]) for end in ("[SEP]", "[CLS]")))
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)

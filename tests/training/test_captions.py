@@ -1,7 +1,6 @@
 """Long captions: which words reach which loss, through OpenCLIP's own training on WebDataset and tables."""
 
 import functools
-import io
 import json
 import re
 import types
@@ -11,7 +10,7 @@ import open_clip
 import pytest
 import torch
 import webdataset
-from PIL import Image
+from support.data import IMAGE
 from support.models import write_model
 from support.training_runs import completed, in_one_order, load, stock_train, superclip_train
 
@@ -23,9 +22,6 @@ from openclip_superclip.method.model import _WithClassHead
 SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]
 LONG = ["sun moon", "fish bird", "sky", "stone road", "book", "green light", "door", "paper glass ring"]
 NUM_SAMPLES = 32
-IMAGE = io.BytesIO()
-Image.effect_noise((32, 32), 9).save(IMAGE, "png")
-IMAGE = IMAGE.getvalue()
 
 
 def short(index: int) -> str:

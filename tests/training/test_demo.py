@@ -56,11 +56,10 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
     few = measures.measure_natural
     monkeypatch.setattr(measures, "measure_natural", measure_few)
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
-    with open("few.yaml", "w") as file:
-        YAML().dump({
-            "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
-            "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
-        }, file)  # fmt: skip
+    YAML().dump({
+        "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
+        "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
+    }, tmp_path / "few.yaml")  # fmt: skip
     level = logging.getLogger().level
     results = run_study(study_call("few.yaml", None, None, "cpu", None, None, {}), jobs=2)
     logging.getLogger().setLevel(level)

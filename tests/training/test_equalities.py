@@ -14,9 +14,6 @@ from support.training_runs import WHOLE_PICTURES, assert_trains_as_stock, comple
 import openclip_superclip as superclip
 from openclip_superclip.words.learning import find_course
 
-# The whole image, always: what a run sees then depends on the order of the samples alone.
-
-
 # Flag absent
 
 
@@ -167,8 +164,7 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
     argv += ["--superclip", *flags.format(csv=csv_data).split()]
     completed(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
     counts = load(tmp_path / "logs/run", epoch=2)["state_dict"]
-    with open(csv_data, newline="") as table:
-        captions = [row["title"] for row in csv.DictReader(table, delimiter="\t")]
+    captions = [row["title"] for row in csv.DictReader(csv_data.read_text().splitlines(), delimiter="\t")]
     frequency = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
     for tokens in open_clip.get_tokenizer(small_model)(captions):
         frequency[[token for token in set(tokens.tolist()) if token not in SPECIAL_TOKENS]] += 2  # epochs

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from support.models import MODELS, add_to_cache, random_weights, write_hf_text_model, write_model
 from support.three_steps import results_of
-from support.training_runs import completed, run_ranks, stock_train, superclip_train
+from support.training_runs import completed, load, run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.checkpoint import is_torchscript
@@ -199,15 +199,11 @@ def test_the_heads_warm_up_ends_at_once_on_all_ranks(tmp_path):
 WARM_UP = "--superclip --superclip-head-warmup"
 
 
-def saved(folder, name="run"):
-    return torch.load(folder / "logs" / str(name) / "checkpoints" / "epoch_1.pt", weights_only=True)
-
-
 def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(small_flags, tmp_path):
     (stock,) = run_ranks(stock_train, *small_flags, "--name", "stock", cwd=tmp_path)
     (run,) = run_ranks(superclip_train, *small_flags, *WARM_UP.split(), "64", cwd=tmp_path)
     assert run.values("Contrastive_loss") == stock.values("Contrastive_loss")
-    stock, whole = (saved(tmp_path, name)["state_dict"] for name in ("stock", "run"))
+    stock, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("stock", "run"))
     assert all(torch.equal(whole[name], tensor) for name, tensor in stock.items())
     assert whole["class_head.bias"].any()
 
@@ -221,7 +217,7 @@ def runs(small_flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, flags in {"plain": [], "with-head": ["--superclip"]}.items():
         completed(superclip_train, *small_flags, "--name", name, "--save-most-recent", *flags, cwd=folder)
-    torch.save(saved(folder, "plain")["state_dict"], folder / "bare.pt")
+    torch.save(load(folder / "logs/plain")["state_dict"], folder / "bare.pt")
     (folder / "empty").mkdir()
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
     (folder / "teacher").mkdir()
@@ -266,8 +262,8 @@ def test_the_advice_to_start_from_a_runs_weights_works(name, world_size, runs, s
     (error,) = refused.errors()
     advice = re.search(r"give (--pretrained .+) and a new --name", error)[1]
     completed(superclip_train, *flags, *advice.split(), "--name", "advised", **ranks)
-    found = {k.removeprefix("module."): v for k, v in saved(tmp_path, "advised")["state_dict"].items()}
-    torch.testing.assert_close(plain(found), plain(saved(runs, name)["state_dict"]), rtol=0, atol=0)
+    found, given = (load(folder)["state_dict"] for folder in (tmp_path / "logs/advised", runs / "logs" / name))
+    torch.testing.assert_close(plain(found), plain(given), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("flags", ["--model local-dir:{folder}", "--superclip --distill-model {name} --model {name} "
@@ -279,7 +275,7 @@ def test_weights_with_a_class_head_start_a_model_without_one(flags, small_flags,
     argv = flags.format(name=NAME, folder=tmp_path).split()
     completed(superclip_train, *small_flags, *argv, *STILL, cwd=tmp_path)
     if "distill" not in flags:
-        torch.testing.assert_close(saved(tmp_path)["state_dict"], plain(weights), rtol=0, atol=0)
+        torch.testing.assert_close(load(tmp_path / "logs/run")["state_dict"], plain(weights), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("others", [["epoch_1.pt"], []], ids=["a whole one", "no other"])

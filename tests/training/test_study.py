@@ -58,8 +58,7 @@ def prepared(tmp_path_factory):
     }  # fmt: skip
     values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1,
               "measures": "validation"}  # fmt: skip
-    with open(folder / "which.yaml", "w") as file:
-        YAML().dump({**values, "arms": arms}, file)
+    YAML().dump({**values, "arms": arms}, folder / "which.yaml")
     return folder
 
 
@@ -133,12 +132,10 @@ def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, st
 
 def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study_here):
     folder, _ = studied
-    with open(folder / "which.yaml") as file:
-        values = YAML(typ="safe").load(file)
+    values = YAML(typ="safe").load(folder / "which.yaml")
     detached = values["arms"].pop("head detached")
     arms = {**values["arms"], "SuperCLIP, detached": detached}
-    with open(folder / "other.yaml", "w") as file:
-        YAML().dump({**values, "question": "another?", "arms": arms}, file)
+    YAML().dump({**values, "question": "another?", "arms": arms}, folder / "other.yaml")
     there = sorted(folder.glob("out/runs/*"))
     command = ["other.yaml", "--out", "other", "--runs", "out/runs"]
     study_here(folder, *command)
@@ -186,8 +183,7 @@ def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again
     recipe = write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes")
     arms = {"CLIP": {"method": "clip"}, "head detached": {"superclip.placebo": "detached-head"}}
     values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1}
-    with open(tmp_path / "which.yaml", "w") as file:
-        YAML().dump({**values, "measures": "validation", "arms": arms}, file)
+    YAML().dump({**values, "measures": "validation", "arms": arms}, tmp_path / "which.yaml")
     with in_forks():
         study_here(tmp_path)
     clip, detached = (tmp_path / "out/runs" / name for name in ("clip_seed0", "superclip_placebo-detached-head_seed0"))

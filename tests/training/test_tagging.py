@@ -24,11 +24,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support.browser import dumped, needs_browser
 from support.data import COLOURS, squares
-from support.models import MODELS, write_model
-from tokenizers import Tokenizer as PlainTokenizer
-from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from support.models import MODELS, write_model, write_tokenizer
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -143,13 +139,10 @@ def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_
 
 
 def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens(tmp_path):
-    pieces = ["[PAD]", "[UNK]", "cat", "sun", "##flower", "flower", "ab"]
-    inner = PlainTokenizer(WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(tmp_path)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "sun", "##flower", "flower", "ab"]
+    write_tokenizer(tmp_path, pieces)
     found = open_lexicon(HFTokenizer(str(tmp_path), context_length=8), len(pieces))
-    assert dict(zip(found.words, found.tokens.tolist(), strict=True)) == {"cat": [2], "sun": [3], "flower": [5]}
+    assert dict(zip(found.words, found.tokens.tolist(), strict=True)) == {"cat": [4], "sun": [5], "flower": [7]}
 
 
 def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_path, capsys):

@@ -40,8 +40,7 @@ def test_a_run_records_its_words_and_the_command_shows_them(run, tmp_path, capsy
     assert main(["words", "--course", str(run), str(run.parent / "run"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "run: 192 captions in 3 epochs" in printed
-    with open(tmp_path / "out/word_course.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader((tmp_path / "out/word_course.csv").read_text().splitlines()))
     assert {row["word"] for row in rows} == held
     assert {row["state"] for row in rows} <= {"learned", "not yet learned", "forgotten", "too rare to tell"}
     (first, _) = json.loads((tmp_path / "out/word_course.json").read_text())["runs"]

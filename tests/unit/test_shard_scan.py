@@ -1,14 +1,12 @@
 """The data check of `superclip plan`: what it finds in shards that are missing, broken, too few or not as expected."""
 
-import io
 import json
 import shutil
 import tarfile
 
 import pytest
 import webdataset
-from PIL import Image
-from support.data import NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
+from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import check_data, inspect
@@ -16,9 +14,6 @@ from openclip_superclip.data.slices import Split
 from openclip_superclip.data.tar_shards import contract, expand
 from openclip_superclip.errors import InputError
 
-IMAGE = io.BytesIO()
-Image.effect_noise((32, 32), 9).save(IMAGE, "png")
-IMAGE = IMAGE.getvalue()
 SAMPLES = NUM_SHARDS * SHARD_SIZE
 
 

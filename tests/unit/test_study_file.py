@@ -31,8 +31,7 @@ STUDY = {
 
 def write_study(folder, **values):
     path = folder / "which.yaml"
-    with open(path, "w") as file:
-        YAML().dump({**STUDY, **values}, file)
+    YAML().dump({**STUDY, **values}, path)
     return str(path)
 
 

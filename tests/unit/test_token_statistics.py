@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from open_clip.tokenizer import HFTokenizer
+from support.models import write_tokenizer
 from support.training_runs import run_ranks
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from openclip_superclip import InputError, TokenStatistics
 from openclip_superclip.method.idf import special_token_ids
@@ -127,22 +126,12 @@ def test_openclips_tokenizer_adds_no_other_ids_to_a_caption():
     assert set(tokenizer("a red cat")[0].tolist()) - words == set(special_token_ids(tokenizer))
 
 
-@pytest.fixture
-def hugging_face_tokenizer(tmp_path):
-    """OpenCLIP's wrapper of a tokenizer of nine words and five special tokens, loaded from a folder."""
-    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    words = ["a", "the", "red", "blue", "cat", "dog", "sits", "on", "mat"]
-    vocabulary = {word: index for index, word in enumerate([*words[:5], *special.values(), *words[5:], "[MASK]"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
-    fast.save_pretrained(tmp_path)
-    return HFTokenizer(str(tmp_path), context_length=8)
-
-
-def test_only_words_of_a_hugging_face_tokenizers_captions_are_counted(hugging_face_tokenizer):
-    assert special_token_ids(hugging_face_tokenizer) == (0, 5, 6, 7, 8, 13)  # its own, and 0
-    statistics = TokenStatistics(14, special_token_ids(hugging_face_tokenizer))
-    statistics.update(hugging_face_tokenizer(["the cat sits on the mat", "dog", "unheard of"]))
+def test_only_words_of_a_hugging_face_tokenizers_captions_are_counted(tmp_path):
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    write_tokenizer(tmp_path, ["a", "the", "red", "blue", "cat", *special, "dog", "sits", "on", "mat"])
+    tokenizer = HFTokenizer(str(tmp_path), context_length=8)
+    assert special_token_ids(tokenizer) == (0, 5, 6, 7, 8)  # its own, and 0
+    statistics = TokenStatistics(13, special_token_ids(tokenizer))
+    statistics.update(tokenizer(["the cat sits on the mat", "dog", "unheard of"]))
     assert statistics.num_captions == 2
-    assert statistics.document_frequency.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0]
+    assert statistics.document_frequency.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1]

@@ -1,6 +1,5 @@
 """Training data that OpenCLIP could not train on is refused in one line, before anything is loaded or written."""
 
-import io
 import json
 import multiprocessing
 import re
@@ -9,14 +8,11 @@ import shutil
 import pytest
 import webdataset
 from PIL import Image
-from support.data import write_shards
+from support.data import IMAGE, write_shards
 from support.models import VOCAB_SIZE, write_model
 
 from openclip_superclip.openclip.train import train
 
-IMAGE = io.BytesIO()
-Image.effect_noise((32, 32), 9).save(IMAGE, "png")
-IMAGE = IMAGE.getvalue()
 REFUSED = {
     "image column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
@@ -70,7 +66,7 @@ TABLES = {
 @pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
 def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, refusal):
     image, table = tmp_path / "rot.png", tmp_path / "table.csv"
-    Image.effect_noise((32, 32), 9).save(image)
+    image.write_bytes(IMAGE)
     table.write_text("image,caption\n" + rows.format(image=image), encoding=encoding)
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
     message = refusal("--superclip", "--train-data", table, *columns, "--batch-size", "1")
