@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
@@ -21,6 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
     options = parser.parse_args(argv)
     from ..runs.folder import RunFolder
+    from ..runs.progress import check_data
 
     request = slurm_request(options)
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
@@ -29,14 +29,10 @@ def main(argv: list[str]) -> int:
     folder.check_submission(run)
     command = "rehearse" if options.rehearse else "run"
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
-    if options.dry_run or options.skip_data_check:
-        for warning in run.check_shards():
-            print(f"superclip submit: {warning}", file=sys.stderr)
+    check_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
     if options.dry_run:
         print(job.text, end="")
         return 0
-    if not options.skip_data_check:
-        run.check_data()
     folder.write(run)
     request.keep_setup(folder.path)
     number = job.submit()

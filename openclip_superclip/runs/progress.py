@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 from collections import Counter, defaultdict, deque
 from datetime import datetime, timedelta
@@ -133,3 +134,15 @@ class UnreadableData:
             f"{found} cannot be read, more than --unreadable-max {self.limit:g} allows{listed}; superclip plan --check "
             "finds all bad shards and prints a pattern without them"
         )
+
+
+def check_data(run: Run, command: str, reads_data: bool = True) -> dict:
+    """Checks the run's data, or only its pattern, prints the warnings of data and plan, and returns the report.
+
+    Raises InputError for a problem, or if more shards are missing or damaged than --unreadable-max allows.
+    """
+    checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
+    UnreadableData(run, Path(), "").check_missing(checked)
+    for warning in [*run.warnings, *checked["warnings"]]:
+        print(f"superclip {command}: {warning}", file=sys.stderr, flush=True)
+    return checked

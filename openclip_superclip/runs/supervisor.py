@@ -19,7 +19,7 @@ from . import process
 from .cost import count_model
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
 from .process import EXIT_REQUEUE, Failure, Stopped, first_failure, node_failed
-from .progress import AddedLines, Progress, UnreadableData
+from .progress import AddedLines, Progress, UnreadableData, check_data
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
 from .stage import Staging
@@ -133,7 +133,7 @@ class NodeTraining:
             try:
                 self._check_starts()
                 self._check_disk()
-                folder.note(data_check=self._check_data())
+                folder.note(data_check=check_data(self.run, "run"))
                 return self._end(self._train())
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))
@@ -335,13 +335,6 @@ class NodeTraining:
                 f"--out: the disk of {folder.path} has {bytes_text(free)} free, and {num_more} more checkpoints of "
                 f"{bytes_text(size)} need {bytes_text(needed)}: free some space, or give --out another folder"
             )
-
-    def _check_data(self) -> dict:
-        checked = self.run.check_data()
-        self.unreadable.check_missing(checked)
-        for warning in [*self.run.warnings, *checked["warnings"]]:
-            print(f"superclip run: {warning}", flush=True)
-        return checked
 
     def _log(self, text: str) -> None:
         """Prints a line, and adds it to OpenCLIP's log."""

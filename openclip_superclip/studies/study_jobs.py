@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
+from ..runs.progress import check_data
 from ..runs.run import Run
 from ..runs.sbatch import SlurmJob, SlurmRequest
 from ..runs.slurm import find_placement, my_jobs
@@ -105,9 +106,9 @@ class StudySubmission:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption] = plan
+            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, *plan.warnings] = plan
         for plan in different.values():
-            plan.check_data() if reads_data else plan.check_shards()
+            check_data(plan, "study", reads_data)
 
 
 def _unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:

@@ -140,3 +140,11 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     Path("run/state.json").write_text('{"state": "finished"}')
     assert main([*submit, "--set", "lr=1e-4"]) == 1
     assert "run is finished: give --out another folder" in capsys.readouterr().err
+
+
+def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused, capsys):
+    submit = ["submit", str(recipe), "--gpus-per-node", "1", "--out", "run"]
+    assert main([*submit, "--set", "warmup=1000", "--dry-run"]) == 0
+    assert "superclip submit: warm-up takes 1,000 steps, but the run has 24" in capsys.readouterr().err
+    (recipe.parent / "shards/000003.tar").unlink()
+    assert "1 of 12 shards cannot be read, more than --unreadable-max 0.01" in refused(recipe.parent, *submit)
