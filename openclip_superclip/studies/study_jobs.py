@@ -106,7 +106,7 @@ class StudySubmission:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, *plan.warnings] = plan
+            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)] = plan
         for plan in different.values():
             check_data(plan, "study", reads_data)
 
