@@ -78,7 +78,7 @@ class SlurmRequest:
         options |= {"array": array} if array else {}
         run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
         lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
-        lines = [*self._setup(file.parent), *lines, f'command=("$superclip" {command} {run})']
+        lines = [*self._setup(file.parent), *lines, f'command=("${{superclip[@]}}" {command} {run})']
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(options)), ("command", lines)):
             before, _, rest = text.partition(f"# <{mark}>\n")
@@ -92,7 +92,7 @@ class SlurmRequest:
             "#!/bin/bash",
             *self._directives(options),
             *self._setup(file.parent),
-            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "$superclip" '
+            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "${superclip[@]}" '
             + shlex.join(arguments),
         ]
         return SlurmJob(file, "\n".join(lines) + "\n")
@@ -117,5 +117,5 @@ class SlurmRequest:
         """Returns the lines that set up the job and find `superclip`; in a container, on its own PATH."""
         setup = shlex.quote(f"{folder}/{SETUP}")
         lines = [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'] if self.setup else []
-        superclip = shlex.quote(str(Path(sys.executable).with_name("superclip")))
-        return [*lines, f"superclip={superclip}", '[ -z "${CONTAINER:-}" ] || superclip=superclip']
+        superclip = f"{shlex.quote(sys.executable)} -m openclip_superclip"
+        return [*lines, f"superclip=({superclip})", '[ -z "${CONTAINER:-}" ] || superclip=(superclip)']

@@ -10,10 +10,10 @@
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
-superclip=/venv/bin/superclip
-[ -z "${CONTAINER:-}" ] || superclip=superclip
+superclip=(/venv/bin/python -m openclip_superclip)
+[ -z "${CONTAINER:-}" ] || superclip=(superclip)
 runs=(
     /runs/b16
 )
-command=("$superclip" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 # …

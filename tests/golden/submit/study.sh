@@ -16,8 +16,8 @@ report=$(sbatch --parsable --dependency=afterany:${runs%%;*} --kill-on-invalid-d
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
-superclip=/venv/bin/superclip
-[ -z "${CONTAINER:-}" ] || superclip=superclip
+superclip=(/venv/bin/python -m openclip_superclip)
+[ -z "${CONTAINER:-}" ] || superclip=(superclip)
 runs=(
     'runs/figure 4/runs/clip_global_batch_size-1024_lr-0.00025_warmup-8000_seed0'
     'runs/figure 4/runs/superclip_global_batch_size-1024_lr-0.00025_warmup-8000_seed0'
@@ -32,7 +32,7 @@ runs=(
     'runs/figure 4/runs/clip_global_batch_size-32768_lr-0.00141_warmup-250_seed0'
     'runs/figure 4/runs/superclip_global_batch_size-32768_lr-0.00141_warmup-250_seed0'
 )
-command=("$superclip" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 # …
 
 # runs/figure 4/report.sh
@@ -46,6 +46,6 @@ command=("$superclip" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 #SBATCH --cpus-per-task=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
-superclip=/venv/bin/superclip
-[ -z "${CONTAINER:-}" ] || superclip=superclip
-exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "$superclip" study datacomp_batch_size --out 'runs/figure 4' --device cuda --set flags.imagenet-val=/imagenet/val --only report
+superclip=(/venv/bin/python -m openclip_superclip)
+[ -z "${CONTAINER:-}" ] || superclip=(superclip)
+exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "${superclip[@]}" study datacomp_batch_size --out 'runs/figure 4' --device cuda --set flags.imagenet-val=/imagenet/val --only report
