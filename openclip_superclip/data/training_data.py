@@ -14,7 +14,6 @@ from .tables import MAX_DECODED, Columns, check_table, has_empty_captions, is_ta
 from .tar_shards import expand
 
 RULES = [  # on DataOptions
-    Rule("--train-num-samples is {num_samples}; expected 1 or more", lambda o: (o.num_samples or 1) < 1),
     Rule(
         "--train-num-samples is not given; expected the number of images of --dataset-type synthetic",
         lambda o: o.num_samples is None and o.kind == "synthetic",

@@ -110,7 +110,7 @@ def check_command_line(training: Training) -> None:
         check(WITH_HEAD, facts)
     if is_ours:
         check(OURS, facts)
-        at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
+        at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0, train_num_samples=1)
     _check_models(training)
     _check_resume(training)
     if training.only_options:

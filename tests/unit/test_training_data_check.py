@@ -18,6 +18,7 @@ REFUSED = {
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
     "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
+    "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet does not end in .tar, .csv or .tsv"),
     "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/90.tar"),
