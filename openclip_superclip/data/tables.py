@@ -92,10 +92,11 @@ def check_table(
     world_size: int,
     flag: str = "--train-data",
     max_decoded: int = MAX_DECODED,
+    accum_freq: int = 1,
 ) -> list[str]:
     """Returns warnings about the table at `path`; a URL is not checked.
 
-    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one batch per rank.
+    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one step needs.
     """
     if is_remote(path):
         return []
@@ -114,12 +115,14 @@ def check_table(
             f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its columns are "
             f"{listed(table.names)}"
         )
-    num_kept, needed = table.num_trained(config), world_size * (batch_size - 1) + 1  # ranks share the rows, rounded up
+    num_kept = table.num_trained(config)
+    needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if num_kept < needed:
         skips = f" of {table.num_rows:,} that --superclip-missing-long skip keeps" * (num_kept < table.num_rows)
+        accumulated = f" with --accum-freq {accum_freq}" * (accum_freq > 1)
         raise InputError(
-            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,} on {world_size} "
-            f"rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
+            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,}{accumulated} on "
+            f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
         )
     if not table.num_empty:
         return []

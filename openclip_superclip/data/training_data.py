@@ -41,6 +41,7 @@ class DataOptions:
     columns: Columns
     num_samples: int | None  # --train-num-samples
     batch_size: int  # of a rank
+    accum_freq: int
     workers: int
     resampled: bool  # --dataset-resampled
     caption: str  # extension of the captions in shards; "" if the shards cannot be checked
@@ -78,9 +79,8 @@ class DataOptions:
         config = self.config or Config()
         if self.kind == "table":
             decoded = MAX_DECODED if self.rank == 0 else 0
-            return check_table(
-                self.train_data, self.columns, config, self.batch_size, self.world_size, max_decoded=decoded
-            )
+            of_a_rank = {"accum_freq": self.accum_freq, "max_decoded": decoded}
+            return check_table(self.train_data, self.columns, config, self.batch_size, self.world_size, **of_a_rank)
         if self.kind == "synthetic":
             return []
         self._check_workers()
@@ -105,6 +105,14 @@ class DataOptions:
                 flag="--train-data", slices_flag="--superclip-slices ",
             ).check()  # fmt: skip
         batch = self.batch_size * self.world_size
+        if samples := self.num_samples or total:
+            workers = max(1, self.workers)
+            batches = math.ceil(math.ceil(samples / batch) / workers) * workers
+            if batches < self.accum_freq:
+                raise InputError(
+                    f"--accum-freq is {self.accum_freq}, and a rank has {batches} batches in an epoch: expected "
+                    f"{batches} or less, or a larger --train-num-samples"
+                )
         if self.slices is None:
             if self.num_samples is None and total is None:
                 raise InputError(

@@ -39,6 +39,7 @@ class Training:
             columns=Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key),
             num_samples=options.train_num_samples,
             batch_size=options.batch_size,
+            accum_freq=options.accum_freq,
             workers=options.workers,
             resampled=options.dataset_resampled,
             caption=caption,

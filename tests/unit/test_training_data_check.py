@@ -16,6 +16,8 @@ from openclip_superclip.openclip.train import train
 REFUSED = {
     "image column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
     "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
+    "no step of a table": ("{table} --accum-freq 5", "do not fill --batch-size 16 with --accum-freq 5 on 1 rank;"),
+    "no step of shards": ("{wds} --accum-freq 5", "--accum-freq is 5, and a rank has 4 batches in an epoch:"),
     "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
     "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
     "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
