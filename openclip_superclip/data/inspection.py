@@ -172,7 +172,9 @@ def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
 
 
 def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP knows it, from sizes.json or `__len__` beside the shards."""
+    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__` of the only folder."""
+    if len({os.path.dirname(shard) for shard in shards}) > 1:
+        return None
     numbers = listed_samples(shards, "--train-data")
     if len(numbers) == len(shards):
         return sum(numbers.values())

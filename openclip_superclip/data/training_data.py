@@ -116,8 +116,8 @@ class DataOptions:
         if self.slices is None:
             if self.num_samples is None and total is None:
                 raise InputError(
-                    "--train-num-samples is not given, and no sizes.json lists the shards: expected the samples per "
-                    "epoch"
+                    "--train-num-samples is not given, and no sizes.json beside all of the shards lists them: expected "
+                    "the samples per epoch"
                 )
         elif self.num_samples is None or (total and more_than_a_slice(self.num_samples, total, slices, batch)):
             given = "is not given" if self.num_samples is None else f"is {self.num_samples:,}"

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -110,9 +111,11 @@ def sized(folder, tmp_path_factory) -> str:
     return f"{shards}/{{000000..000015}}.tar"
 
 
-def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, sized, parse_args, refusal):
+def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, sized, parse_args, refusal, tmp_path):
     message = refusal("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
+    other = shutil.copytree(Path(sized).parent, tmp_path / "other")  # OpenCLIP reads only the first folder's sizes.json
+    assert "--train-num-samples is not given" in refusal("--superclip", "--train-data", f"{sized}::{other}/000000.tar")
     assert parse_args(["--superclip", "--train-data", sized]).train_num_samples is None
 
 
