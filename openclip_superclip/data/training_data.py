@@ -63,13 +63,18 @@ class DataOptions:
         """Whether the training data is a table in which captions are missing."""
         return self.is_table and has_empty_captions(self.train_data, self.columns)
 
+    @property
+    def max_decoded(self) -> int:
+        """The number of images of a table that this rank decodes."""
+        return MAX_DECODED if self.rank == 0 else 0
+
     def check(self) -> list[str]:
         """Returns warnings about the data; InputError if OpenCLIP cannot train or evaluate on it."""
         warnings = self._check_training() if self.train_data or self.dataset_type == "synthetic" else []
         if not self.val_data or self.dataset_type == "synthetic":
             return warnings
         if kind(self.val_data, self.dataset_type, "--val-data") == "table":
-            return warnings + check_table(self.val_data, self.columns, Config(), 1, 1, "--val-data")
+            return warnings + check_table(self.val_data, self.columns, Config(), 1, 1, "--val-data", self.max_decoded)
         if not self.caption:
             return warnings
         return warnings + inspect(self.val_data, "--val-data", caption=self.caption, most=NUM_LOOKED_FOR).warnings
@@ -78,8 +83,7 @@ class DataOptions:
         check(RULES, self)
         config = self.config or Config()
         if self.kind == "table":
-            decoded = MAX_DECODED if self.rank == 0 else 0
-            of_a_rank = {"accum_freq": self.accum_freq, "max_decoded": decoded}
+            of_a_rank = {"accum_freq": self.accum_freq, "max_decoded": self.max_decoded}
             return check_table(self.train_data, self.columns, config, self.batch_size, self.world_size, **of_a_rank)
         if self.kind == "synthetic":
             return []

@@ -77,7 +77,9 @@ def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, r
     assert reason.format(table=table) in message
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal):
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
+    tmp_path, parse_args, refusal, monkeypatch
+):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
     Image.effect_noise((16, 16), 9).save(paths[0])
     for path in paths[1:]:
@@ -89,6 +91,8 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
     message = refusal(*argv)
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parse_args([*argv, "--val-data", str(table)])  # only one rank decodes
     assert f"row 399 names {paths[398]}: no readable image" in message
     assert f"row 400 names {paths[399]}: no such file" in message
 
