@@ -82,10 +82,11 @@ HOROVOD = [
     ),
     Rule("--horovod ignores --use-bn-sync: leave it out", lambda o: o.use_bn_sync),
 ]
+SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 DATA = [
     Rule(
         "--train-data is missing: expected a table or a pattern of shards to train on",
-        lambda o: not any((o.train_data, o.dataset_type == "synthetic", o.val_data, o.imagenet_val, o.imagenet_v2)),
+        lambda o: not (o.dataset_type.startswith("synthetic") or any(vars(o).get(name) for name in SOURCES)),
     ),
     Rule("--imagenet-val: there is no folder {imagenet_val}", lambda o: not os.path.isdir(o.imagenet_val or ".")),
     Rule(

@@ -10,9 +10,10 @@ from torch import nn
 from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.openclip import v4
-from openclip_superclip.openclip.checks import check_command_line
+from openclip_superclip.openclip.checks import DATA, check_command_line
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
+from openclip_superclip.rules import check
 
 
 @pytest.fixture
@@ -162,6 +163,15 @@ def test_what_openclip_4_cannot_train_with_our_flags_is_refused_in_one_line(
         args.superclip_slices = slices
     with pytest.raises(InputError, match=f"^[^\n]*{reason}[^\n]*$"):
         check_command_line(Training(args))
+
+
+@pytest.mark.parametrize("options", [{"dataset_type": "synthetic-audio"}, {"audio_zeroshot_dataset": "esc50"}])
+def test_audio_is_data_too(options, parse_args):
+    args = parse_args([])
+    with pytest.raises(InputError, match="--train-data is missing"):
+        check(DATA, args)
+    vars(args).update(options)
+    check(DATA, args)
 
 
 MUON = {  # what is given: what Muon leaves to its fallback
