@@ -42,6 +42,7 @@ class DataOptions:
     num_samples: int | None  # --train-num-samples
     batch_size: int  # of a rank
     accum_freq: int
+    counts_tokens: bool  # --naflex-num-train-image-tokens sets the size of an epoch
     workers: int
     resampled: bool  # --dataset-resampled
     caption: str  # extension of the captions in shards; "" if the shards cannot be checked
@@ -118,7 +119,7 @@ class DataOptions:
                     f"{batches} or less, or a larger --train-num-samples"
                 )
         if self.slices is None:
-            if self.num_samples is None and total is None:
+            if self.num_samples is None and total is None and not self.counts_tokens:
                 raise InputError(
                     "--train-num-samples is not given, and no sizes.json beside all of the shards lists them: expected "
                     "the samples per epoch"

@@ -29,7 +29,7 @@ class Training:
     def data(self) -> DataOptions:
         options = self.options
         image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))
-        caption = caption or "txt"
+        caption, naflex = caption or "txt", getattr(options, "use_naflex", False)
         if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
             caption = ""  # OpenCLIP 4 reads other images, several captions or JSON
         return DataOptions(
@@ -39,7 +39,8 @@ class Training:
             columns=Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key),
             num_samples=options.train_num_samples,
             batch_size=options.batch_size,
-            accum_freq=options.accum_freq,
+            accum_freq=1 if naflex else options.accum_freq,  # NaFlex has batches of various sizes
+            counts_tokens=naflex and options.naflex_num_train_image_tokens is not None,
             workers=options.workers,
             resampled=options.dataset_resampled,
             caption=caption,

@@ -174,6 +174,16 @@ def test_audio_is_data_too(options, parse_args):
     check(DATA, args)
 
 
+def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
+    args = parse_args(["--dataset-type", "synthetic"])
+    given = {"dataset_type": "webdataset", "train_data": "0.tar", "text_key": "not;checked", "accum_freq": 8}
+    vars(args).update(given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0)
+    with pytest.raises(InputError, match="--train-num-samples is not given"):
+        Training(args).data.check()
+    args.naflex_num_train_image_tokens = 1000
+    Training(args).data.check()
+
+
 MUON = {  # what is given: what Muon leaves to its fallback
     "nothing": ({}, ["class_head.*"]),
     "a list": ({"opt_fallback_list": ["*.proj"]}, ["*.proj", "class_head.*"]),
