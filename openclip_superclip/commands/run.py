@@ -10,7 +10,7 @@ from .options import add_run_options, opened_run
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
-    from ..runs.slurm import ask_job, find_placement
+    from ..runs.slurm import ask_job, find_placement, has_script
 
     ask_job("started")
     parser = argparse.ArgumentParser(
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         with stopped_by_signals():
             while True:
                 code = NodeTraining(run, placement, folder).train()
-                if code != EXIT_REQUEUE or placement.job:  # a job's script restarts it
+                if code != EXIT_REQUEUE or placement.num_nodes > 1 or has_script():
                     return code
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)

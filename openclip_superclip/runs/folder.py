@@ -188,12 +188,13 @@ class RunFolder:
     def starts_without_a_slice(self) -> int:
         """Returns how many starts in a row, including this one, have not saved a slice.
 
-        Earlier starts count if they failed and the run was started again, or if they were of the same job.
+        Earlier starts count if they failed and the run was started again, or if SLURM has requeued their job since.
         """
         *earlier, this = self.record()["attempts"]
         reached, number = newest(self.checkpoints), 0
         for one in (this, *reversed(earlier)):
-            counts = one is this or one.get("again") or (this["job"] and one["job"] == this["job"])
+            requeued = this["job"] and one["job"] == this["job"] and one["restarts"] != this["restarts"]
+            counts = one is this or one.get("again") or requeued
             if one["epoch_before"] != reached or not counts:
                 break
             number += 1

@@ -82,12 +82,17 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     )
 
 
+def has_script(environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether slurm/train.sbatch, which restarts and requeues, has started this process."""
+    return "SUPERCLIP_NEXT" in environment
+
+
 def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> None:
     """Sends the job's next state to the job script, if there is one: "started", "restart" or "requeue".
 
     SLURM should not start the job on the host `exclude` again.
     """
-    if "SUPERCLIP_NEXT" in environment:
+    if has_script(environment):
         with open(environment["SUPERCLIP_NEXT"], "a") as file:
             file.write(f"{what}\n" + (f"exclude {exclude}\n" if exclude else ""))
 

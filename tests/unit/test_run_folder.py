@@ -188,10 +188,10 @@ def run_of(folder: Path, **values) -> Run:
 RUN = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4, gpus_per_node=8)
 
 
-def start(folder: RunFolder, job: str | None = None) -> None:
+def start(folder: RunFolder, job: str | None = None, restarts: int = 0) -> None:
     """Begins a start of a run in the folder's records."""
     folder.path.mkdir(exist_ok=True)
-    folder.start(RUN, Placement(job=job), [], "local-0")
+    folder.start(RUN, Placement(job=job, restarts=restarts), [], "local-0")
 
 
 def test_a_run_is_what_its_description_holds(tmp_path):
@@ -224,15 +224,17 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
 
 def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
     folder, counted = RunFolder(tmp_path / "run"), []
-    for job, again in ((None, True), (None, True), (None, False), (None, True), ("17", False), ("17", False)):
-        start(folder, job)
+    for *job, again in ((None, True), (None, True), (None, False), (None, True), ("17", False), ("17", 1, False)):
+        start(folder, *job)
         counted.append(folder.starts_without_a_slice())
         folder.end(PREEMPTED, again=again)
     training = NodeTraining(run_of(tmp_path, samples=192), Placement(job="17"), folder)
     training._check_starts()
-    start(folder, "17")
+    start(folder, "17", 2)
     with pytest.raises(InputError, match="was started 3 times and stopped before a slice was trained"):
         training._check_starts()
+    start(folder, "17", 2)  # by hand, in the same allocation
+    training._check_starts()
     write_checkpoints(folder.checkpoints, 1)
     training._check_starts()
     counted.append(folder.starts_without_a_slice())
@@ -390,14 +392,3 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     summary = {"device": device, "resumed": {"steps": 8, **dict(zip(names, found, strict=True))}}
     assert bool(other_training(summary)) == is_error
     assert (other_training(summary) or _resumed(summary)).startswith(said)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
-def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
-    (tmp_path / "began_with.json").write_text(content)
-    assert read_beginning(tmp_path) is None
-    params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
-    (tmp_path / "params.txt").write_text(params)
-    record = read_beginning(tmp_path)
-    assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
-    assert record["shards"]["number"] == 4

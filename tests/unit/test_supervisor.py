@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 from support.tiny_run import write_recipe
 
+from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import write_json
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.process import Failure
+from openclip_superclip.runs.process import EXIT_REQUEUE, Failure
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
@@ -48,3 +50,24 @@ def test_a_finished_run_of_other_data_is_refused(folder):
     assert started(folder) == 0
     with pytest.raises(InputError, match=r"with --data .*, not other.tar; give --out another folder"):
         started(folder, data="other.tar")
+
+
+@pytest.mark.parametrize(("script", "codes"), [(False, [0]), (True, [EXIT_REQUEUE, 0])])
+def test_a_run_starts_again_itself_unless_the_jobs_script_does(script, codes, folder, monkeypatch):
+    exit_codes = iter([EXIT_REQUEUE, 0])
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    if script:
+        monkeypatch.setenv("SUPERCLIP_NEXT", str(folder.path / "next"))
+    monkeypatch.setattr(NodeTraining, "train", lambda _: next(exit_codes))
+    assert [main(["run", str(folder.path)]) for _ in codes] == codes
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
+def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
+    (tmp_path / "began_with.json").write_text(content)
+    assert read_beginning(tmp_path) is None
+    params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
+    (tmp_path / "params.txt").write_text(params)
+    record = read_beginning(tmp_path)
+    assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
+    assert record["shards"]["number"] == 4
