@@ -19,7 +19,7 @@ from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.checkpoint import holds_numbers
-from openclip_superclip.checkpoints.resume import read_beginning, resumed_checkpoint
+from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
