@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from ..evaluation.datasets import Settings, select_datasets
-    from ..evaluation.evaluate import evaluate_all, result_folders
+    from ..evaluation.evaluate import evaluate_all
     from ..evaluation.models import checkpoints_of, find_model
 
     device = torch.device(check_device(options.device)).type
@@ -29,9 +29,8 @@ def main(argv: list[str]) -> int:
     chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
     given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
     models = [find_model(one, options.model) for one in dict.fromkeys(given)]
-    folders = result_folders(models, options.out)
-    results = evaluate_all(models, folders, chosen, settings, shlex.join(["superclip", "evaluate", *argv]))
-    print(results.summary(absent, folders))
+    results = evaluate_all(models, options.out, chosen, settings, shlex.join(["superclip", "evaluate", *argv]))
+    print(results.summary(absent))
     for failure in results.failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if results.failures else 0

@@ -19,40 +19,35 @@ from .results import PACKAGES, differences, read_record, record_file, table
 
 @dataclass
 class Results:
-    """All results of a call, computed or read, and its errors."""
+    """All results of a call, computed or read, their folders, one for each model, and its errors."""
 
+    folders: list[Path]
     models: list[list[dict]] = field(default_factory=list)  # the results of each model, if there are any
     failures: list[str] = field(default_factory=list)
     num_read: int = 0
 
-    def summary(self, absent: list[str], folders: list[Path]) -> str:
+    def summary(self, absent: list[str]) -> str:
         """Returns the tables and the lists of result folders and of missing data sets."""
         parts = [table(self.models), differences(self.models)] if self.models else []
-        num_results, places = sum(map(len, self.models)), ", ".join(dict.fromkeys(map(str, folders)))
+        num_results, places = sum(map(len, self.models)), ", ".join(dict.fromkeys(map(str, self.folders)))
         lines = [f"{num_results} results, {self.num_read} of them from before: {places}"]
         if absent:
             lines.append(f"Not evaluated: {', '.join(absent)}")
         return "\n\n".join(filter(None, [*parts, "\n".join(lines)]))
 
 
-def result_folders(models: list[Evaluated], out: Path | None) -> list[Path]:
-    """Creates and returns the folder of each model's results: `out`, or one below its run."""
-    folders = [out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models]
-    for folder in folders:
-        make_folder(folder, "--out")
-    return folders
-
-
 def evaluate_all(
-    models: list[Evaluated], folders: list[Path], chosen: list[tuple[Data, str]], settings: Settings, command: str
+    models: list[Evaluated], out: Path | None, chosen: list[tuple[Data, str]], settings: Settings, command: str
 ) -> Results:
-    """Evaluates all models on every chosen data set; continues after errors.
+    """Evaluates all models on every chosen data set, into `out` or a folder below each run; continues after errors.
 
-    Valid results in `folders`, one for each model, are read. The `command` line is recorded in the results.
+    Valid results in these folders are read. The `command` line is recorded in the results.
     """
-    results = Results()
+    results = Results([out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models])
+    for folder in results.folders:
+        make_folder(folder, "--out")
     with tqdm(total=len(models) * len(chosen), desc="evaluate", unit=" results", disable=None) as progress:
-        for model, folder in zip(models, folders, strict=True):
+        for model, folder in zip(models, results.folders, strict=True):
             if records := _evaluate_model(model, folder, chosen, settings, command, progress, results):
                 results.models.append(records)
     return results

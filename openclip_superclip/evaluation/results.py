@@ -141,10 +141,8 @@ def _ahead(first: Score | None, other: Score | None) -> str:
 
 def _names(models: list[list[dict]]) -> list[str]:
     """Returns each model's name or, if it is not unique, the user's argument, else its source."""
-    firsts = [records[0] for records in models]
-
-    def name(model: dict) -> str:
+    firsts, names = [records[0] for records in models], []
+    for model in firsts:
         unique = (key for key in ("model", "checkpoint") if [first[key] for first in firsts].count(model[key]) == 1)
-        return model[next(unique, "source")]
-
-    return [name(model) for model in firsts]
+        names.append(model[next(unique, "source")])
+    return names
