@@ -162,18 +162,11 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     if not templates:
         raise InputError("zeroshot_classification_templates.txt is empty; expected a line such as: a photo of a {c}.")
     for line, template in enumerate(templates if isinstance(templates, list) else [], start=1):
-        if not _has_placeholder(template):
+        if "{c}" not in template or set("{}").intersection(template.replace("{c}", "")):
             raise InputError(
                 f"zeroshot_classification_templates.txt: line {line} is '{template}'; expected {{c}} in place of "
                 "the class name, and no other braces"
             )
-
-
-def _has_placeholder(template: str) -> bool:
-    try:
-        return "\0" in template.format(c="\0")
-    except (LookupError, ValueError):
-        return False
 
 
 def _check_labels(labels: Tensor, classes: list[str]) -> None:
