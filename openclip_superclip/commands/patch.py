@@ -13,24 +13,6 @@ ERROR = 2  # argparse's own
 
 
 def main(argv: list[str]) -> int:
-    options = _parse(argv)
-    try:
-        openclip = find_installation(options.source)
-        if options.action == "check":
-            return _check(openclip)
-        done = getattr(patching, options.action)(openclip)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ERROR
-    if not done:
-        print(f"{openclip}: {'already applied' if options.action == 'apply' else 'not patched, nothing to revert'}")
-        return 0
-    print(f"{openclip}: {'applied' if options.action == 'apply' else 'reverted'}")
-    print(*(f"  {what} {path}" for path, what in done.items()), sep="\n")
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip patch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +31,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--source", type=Path, metavar="DIR",
         help="a checkout or an unpacked wheel (default: the installed OpenCLIP)",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        openclip = find_installation(options.source)
+        if options.action == "check":
+            return _check(openclip)
+        done = getattr(patching, options.action)(openclip)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    if not done:
+        print(f"{openclip}: {'already applied' if options.action == 'apply' else 'not patched, nothing to revert'}")
+        return 0
+    print(f"{openclip}: {'applied' if options.action == 'apply' else 'reverted'}")
+    print(*(f"  {what} {path}" for path, what in done.items()), sep="\n")
+    return 0
 
 
 def _check(openclip: Installation) -> int:

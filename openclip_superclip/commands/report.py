@@ -11,7 +11,18 @@ from ..files import make_folder
 
 
 def main(argv: list[str]) -> int:
-    options = _parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="superclip report",
+        description="Writes one page, report.html, on training runs and their evaluations: loss curves, scores over "
+        "the batch size, and tables beside the paper's values. Also writes the page as Markdown with PNG figures, and "
+        "runs.csv.",
+        epilog="example: superclip report logs/clip logs/superclip --out report",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of superclip run, superclip train or OpenCLIP")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)")
+    add("--title", help="title of the page (default: the methods of the runs)")
+    options = parser.parse_args(argv)
     require("superclip report", "report", "matplotlib", "scipy")
     from ..runs.recipe import METHODS
     from ..studies.comparison import find_comparisons
@@ -35,18 +46,3 @@ def main(argv: list[str]) -> int:
         if run.note:
             print(f"{run.path}: {run.state}, {run.note}")
     return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="superclip report",
-        description="Writes one page, report.html, on training runs and their evaluations: loss curves, scores over "
-        "the batch size, and tables beside the paper's values. Also writes the page as Markdown with PNG figures, and "
-        "runs.csv.",
-        epilog="example: superclip report logs/clip logs/superclip --out report",
-    )
-    add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of superclip run, superclip train or OpenCLIP")
-    add("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)")
-    add("--title", help="title of the page (default: the methods of the runs)")
-    return parser.parse_args(argv)

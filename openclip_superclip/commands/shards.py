@@ -11,26 +11,6 @@ from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    options = _parse(argv)
-    from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
-
-    keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
-    written = write_pair_shards(
-        read_pairs(options.source, keys, options.images), out := options.out,
-        val_share=options.val_share, shard_size=options.shard_size, seed=options.seed, jobs=options.jobs,
-    )  # fmt: skip
-    for split, pattern in written.patterns.items():
-        print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
-    if written.left_out:
-        print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
-    if "val" in written.patterns:
-        print(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
-        data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
-        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={written.sizes['train']}"]))
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="superclip shards",
         description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
@@ -55,4 +35,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
     at_least(options, shard_size=1, jobs=1)
-    return options
+    from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
+
+    keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
+    written = write_pair_shards(
+        read_pairs(options.source, keys, options.images), out := options.out,
+        val_share=options.val_share, shard_size=options.shard_size, seed=options.seed, jobs=options.jobs,
+    )  # fmt: skip
+    for split, pattern in written.patterns.items():
+        print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
+    if written.left_out:
+        print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
+    if "val" in written.patterns:
+        print(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
+        data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
+        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={written.sizes['train']}"]))
+    return 0
