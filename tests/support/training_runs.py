@@ -8,7 +8,6 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -25,7 +24,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.measures import measure, measure_natural
 from openclip_superclip.demo.scenes import write_dense_scenes
-from openclip_superclip.runs.process import STOPPED_BY
+from openclip_superclip.runs.process import STOPPED_BY, free_port
 from openclip_superclip.runs.rank import main as train_rank
 
 from . import WORDS
@@ -57,10 +56,7 @@ class Run(NamedTuple):
 
 def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
     """Calls `function(*args)` in `world_size` forks that torch.distributed can join, and returns their runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    cwd = Path(cwd or ".")
+    cwd, port = Path(cwd or "."), free_port()
     outputs = [cwd / f"rank{rank}-{port}.txt" for rank in range(world_size)]
     address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = []

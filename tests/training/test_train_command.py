@@ -2,7 +2,6 @@
 
 import logging
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from support.training_runs import completed, error_of, on_a_full_disk, run_ranks
 
 from openclip_superclip.flags import Config, options_of
 from openclip_superclip.openclip.train import note_begin, remove_unstarted_run
+from openclip_superclip.runs.process import free_port
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
 SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
@@ -105,10 +105,8 @@ def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, tr
 
 
 def test_it_trains_under_torchrun(train_flags, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [*launcher, "--master-port", str(free_port())]
     superclip = ["-m", "openclip_superclip", "train", "--", *train_flags, "--batch-size", "16", "--superclip"]
     done = subprocess.run([*torchrun, *superclip], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -13,24 +13,11 @@ from torch import nn
 
 from openclip_superclip.demo import measures as measures_module
 from openclip_superclip.demo import natural
-from openclip_superclip.demo import scenes as scenes_module
+from openclip_superclip.demo import scenes as drawn
 from openclip_superclip.demo.data import NATURAL, needed_merges, write_model
 from openclip_superclip.demo.measures import describe, fraction_found, measure, measure_natural
 from openclip_superclip.demo.natural import COLOURS, World, vocabulary
-from openclip_superclip.demo.scenes import (
-    DESIGNERS,
-    NAMES,
-    SECOND_DESIGNERS,
-    SPLITS,
-    UNSEEN_DESIGNERS,
-    different_scenes,
-    drawings,
-    drawn_by,
-    names_of,
-    scenes,
-    split_of,
-    write_shards,
-)
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
 
 CONTEXT_LENGTH = 24
 TINY_MODEL = {
@@ -76,7 +63,8 @@ class Oracle(nn.Module):
 
 
 @pytest.mark.parametrize(("designers", "digest"), [
-    (DESIGNERS, "938f87102b3586fb"), (SECOND_DESIGNERS, "12cc98f78697a429"), (UNSEEN_DESIGNERS, "fd674cab7b7257ed"),
+    (DESIGNERS, "938f87102b3586fb"), (SECOND_DESIGNERS, "12cc98f78697a429"),
+    (drawn.UNSEEN_DESIGNERS, "fd674cab7b7257ed"),
 ], ids=["first", "second", "unseen"])  # fmt: skip
 def test_the_scenes_are_those_of_the_published_studies(designers, digest):
     found = hashlib.sha256()
@@ -87,9 +75,10 @@ def test_the_scenes_are_those_of_the_published_studies(designers, digest):
 
 def test_no_set_of_objects_is_in_two_splits():
     held = {
-        split: {frozenset(scene.objects) for scene in scenes(700, split=split, num_objects=(2, 3))} for split in SPLITS
+        split: {frozenset(scene.objects) for scene in scenes(700, split=split, num_objects=(2, 3))}
+        for split in drawn.SPLITS
     }
-    assert all(split_of(list(objects)) == split for split in SPLITS for objects in held[split])
+    assert all(drawn.split_of(list(objects)) == split for split in drawn.SPLITS for objects in held[split])
     assert len(frozenset().union(*held.values())) == sum(len(sets) for sets in held.values())
     groups = different_scenes(1000, seed=0, split="test")  # for retrieval: all different
     assert len({frozenset(scene.objects) for scene in groups}) == 1000
@@ -98,19 +87,19 @@ def test_no_set_of_objects_is_in_two_splits():
 
 def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_path, monkeypatch):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pattern = write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
+        pattern = drawn.write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
     assert sorted(contents(tmp_path / "a")) == ["000000.tar", "000001.tar", "dataset.json"]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
-    monkeypatch.setattr(scenes_module, "make_scene", None)
-    assert write_shards(tmp_path / "c", 30, 1, 20) == pattern == f"{tmp_path}/c/{{000000..000001}}.tar"
+    monkeypatch.setattr(drawn, "make_scene", None)
+    assert drawn.write_shards(tmp_path / "c", 30, 1, 20) == pattern == f"{tmp_path}/c/{{000000..000001}}.tar"
     with pytest.raises(ValueError, match="another data set"):
-        write_shards(tmp_path / "c", 30, 2, 20)
+        drawn.write_shards(tmp_path / "c", 30, 2, 20)
 
 
 def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny):
     _, preprocess, tokenizer = tiny
-    pattern = write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption="short")
+    pattern = drawn.write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption="short")
     args = SimpleNamespace(val_data=pattern, val_num_samples=30, batch_size=8, workers=0)
     batches = list(get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader)
     images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
@@ -151,11 +140,11 @@ def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, 
 
 
 def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
-    drawn = set(drawings("fluent")) & set(NAMES)
-    assert set(NAMES) - drawn == {"leafless tree"}
-    assert drawn_by(UNSEEN_DESIGNERS) == drawn
-    assert drawn_by(DESIGNERS) == set(NAMES)
-    assert not set(UNSEEN_DESIGNERS) & set(DESIGNERS)
+    found = set(drawn.drawings("fluent")) & set(NAMES)
+    assert set(NAMES) - found == {"leafless tree"}
+    assert drawn.drawn_by(drawn.UNSEEN_DESIGNERS) == found
+    assert drawn.drawn_by(DESIGNERS) == set(NAMES)
+    assert not set(drawn.UNSEEN_DESIGNERS) & set(DESIGNERS)
 
 
 # The data set `natural`
@@ -187,7 +176,7 @@ def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(wor
         world.scene("train", index)
     assert not any(thing.colour and world.is_new(thing.concept, thing.colour) for thing in pairs)
     assert any(thing.colour for thing in pairs)
-    assert {split_of(scene.objects) for scene in shown if len(scene.objects) > 1} == {"train"}
+    assert {drawn.split_of(scene.objects) for scene in shown if len(scene.objects) > 1} == {"train"}
     new = [world.is_new(concept, colour) for concept in world.concepts for colour in COLOURS]
     assert 0.08 < sum(new) / len(new) < 0.12
 

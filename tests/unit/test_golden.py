@@ -8,12 +8,7 @@ from safetensors.torch import load_file
 from support import GOLDEN
 from support.training_runs import run_ranks
 
-from openclip_superclip import (
-    SuperCLIPLoss,
-    TokenStatistics,
-    class_loss,
-    plain_class_loss,
-)
+from openclip_superclip import SuperCLIPLoss, TokenStatistics, class_loss, plain_class_loss
 
 BOTH = pytest.mark.parametrize("function", [class_loss, plain_class_loss])
 

@@ -9,18 +9,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from openclip_superclip.evaluation import outcomes
 from openclip_superclip.evaluation.metrics import _of_logits
-from openclip_superclip.evaluation.outcomes import (
-    IOU,
-    MEAN,
-    PRECISION,
-    RECALL,
-    RMSE,
-    Outcome,
-    difference,
-    estimate,
-    mean_of,
-    right,
-)
+from openclip_superclip.evaluation.outcomes import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3
@@ -82,7 +71,7 @@ def test_a_difference_is_paired_and_agrees_with_the_two_scores(kind):
     assert difference(first, first, "x").value == 0
 
 
-@pytest.mark.parametrize("kind", [PRECISION, IOU, RMSE])
+@pytest.mark.parametrize("kind", [PRECISION, outcomes.IOU, RMSE])
 def test_other_measures_have_the_percentile_bootstrap(kind):
     if kind == RMSE:
         squares = RNG.exponential(size=400)
@@ -109,7 +98,7 @@ def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
 
 def test_the_interval_of_a_mean_of_four_data_sets_is_half_as_wide():
     found = estimate(right(HITS), "x")
-    mean = mean_of([found] * 4)
+    mean = outcomes.mean_of([found] * 4)
     assert mean.value == pytest.approx(found.value)
     assert mean.high - mean.low == pytest.approx((found.high - found.low) / 2)
 

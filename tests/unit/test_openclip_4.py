@@ -187,10 +187,7 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
 MUON = {  # what is given: what Muon leaves to its fallback
     "nothing": ({}, ["class_head.*"]),
     "a list": ({"opt_fallback_list": ["*.proj"]}, ["*.proj", "class_head.*"]),
-    "a list among the optimizer's arguments": (
-        {"opt_kwargs": {"fallback_list": ["*.proj"]}},
-        ["*.proj", "class_head.*"],
-    ),
+    "a list of its arguments": ({"opt_kwargs": {"fallback_list": ["*.proj"]}}, ["*.proj", "class_head.*"]),
     "another optimizer": ({"opt": "timm/lamb"}, None),
 }
 

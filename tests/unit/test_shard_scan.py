@@ -189,9 +189,7 @@ def test_a_pattern_made_of_names_is_those_names(names):
 def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypatch):
     (folder / "000003.tar").write_bytes(b"")
     monkeypatch.chdir(folder)
-    sizes = [
-        f"--set={key}={value}" for key, value in {"samples": 256, "data_samples": 256, "model": "ViT-Ti-16-96"}.items()
-    ]
+    sizes = ["--set=samples=256", "--set=data_samples=256", "--set=model=ViT-Ti-16-96"]
     arguments = ["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN]
     assert main([*arguments, "--check"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
