@@ -20,6 +20,7 @@ from .. import hooks
 from ..data.tar_shards import StrictTarInfo
 from ..errors import InputError, reason
 from . import current
+from .options import Training
 
 
 def with_plugins_data(get_dataset_fn):
@@ -44,7 +45,7 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
     names = {}  # of OpenCLIP's data module, and what replaces them
     if order is not None or caption_tokens is not None:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
-    if names or is_pass:  # a pass that fills no batch ends the run
+    if names or (is_pass and Training(args).is_ours):  # a pass that fills no batch ends the run
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]

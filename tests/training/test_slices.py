@@ -25,6 +25,7 @@ from openclip_superclip.checkpoints.resume import beginning, differences, write_
 from openclip_superclip.data.slices import reads, slice_of
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import replacing
+from openclip_superclip.openclip.data import _get_dataset
 from openclip_superclip.openclip.options import Training
 
 SHARD_SIZES = [4] * 12
@@ -169,6 +170,20 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
 def test_a_worker_whose_shards_fill_no_batch_is_refused():
     with pytest.raises(InputError, match="provide 4 samples, and --batch-size is 5"):
         reads(SHARD_SIZES, 12, 0, 0, num_samples=4, batch_size=5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--superclip"]], ids=["stock", "--superclip"])
+def test_without_our_flags_openclip_reads_shards_as_it_always_does(
+    flags, train_data, train_flags, parse_args, monkeypatch
+):
+    read_with = []
+    monkeypatch.setattr(
+        open_clip_train.data, "get_wds_dataset", lambda *_, **__: read_with.append(open_clip_train.data.wds)
+    )
+    args = parse_args([*train_flags, "--train-data", train_data, "--dataset-type", "webdataset", *flags,
+                       "--train-num-samples", "48"])  # fmt: skip
+    _get_dataset(open_clip_train.data.get_wds_dataset, args, None, is_train=True)
+    assert (read_with == [webdataset]) == (not flags)
 
 
 # Training
@@ -328,7 +343,7 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(beg
     assert "--superclip-slices was not given and is 3" in refusal(*sliced, "--resume", began)
 
 
-@pytest.mark.parametrize("flags", [[], ["--superclip-slices", "1"]], ids=["stock", "slices"])
+@pytest.mark.parametrize("flags", [["--superclip"], ["--superclip-slices", "1"]], ids=" ".join)
 def test_a_pass_that_decodes_less_than_a_batch_ends_the_run(flags, train_flags, train_data, tmp_path):
     shutil.copytree(Path(train_data).parent, tmp_path / "shards")
     for shard in sorted((tmp_path / "shards").glob("*.tar"))[1:5]:  # the checks read the first and the last
