@@ -99,7 +99,8 @@ DATA = [
 def check_command_line(training: Training) -> None:
     """Raises InputError, with a suggestion, for a command that cannot train, and prints warnings on one rank.
 
-    Without a flag of ours, only a checkpoint for --resume is refused, if OpenCLIP would fail as well.
+    Without a flag of ours, only a checkpoint for --resume is refused: one of a run in slices, if anything has changed,
+    or one with which OpenCLIP would fail as well.
     """
     options, is_ours = training.options, training.is_ours
     facts = argparse.Namespace(**vars(options), config=training.config, slices=training.data_config.slices)
@@ -177,4 +178,5 @@ def _check_resume(training: Training) -> None:
     folder = Path(file).parent.parent
     if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
         now = beginning(training.options_with_defaults(), training.data.world_size)
-        check_beginning(folder, now, "--superclip-accept-changes")
+        slices = "" if data.slices is not None else "--superclip-slices with "  # without which nothing is compared
+        check_beginning(folder, now, f"{slices}--superclip-accept-changes")

@@ -336,7 +336,9 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(beg
     whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
     assert parse_args(whole).resume == str(began)  # no run in slices began there
     write_beginning(folder, beginning(vars(parse_args(sliced)), world_size=1), resumes=True)
-    assert "--superclip-slices was 3 and is not given" in refusal(*whole)
+    message = refusal(*whole)
+    assert "--superclip-slices was 3 and is not given" in message
+    assert "or pass --superclip-slices with --superclip-accept-changes, which" in message
     (folder / "began_with.json").unlink()
     params = folder / "params.txt"
     params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))
