@@ -94,6 +94,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
         factory._MODEL_CONFIGS[name] = model_cfg  # OpenCLIP finds the tokenizer under this name
         return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
     register_model(None)
+    model = model if ":" in model else model.replace("/", "-")  # as OpenCLIP looks it up
     try:
         model_cfg = open_clip.get_model_config(model)
     except Exception as error:  # file, JSON and hub errors

@@ -93,6 +93,7 @@ def check_models(
     --distill-pretrained, and `context_length` is --force-context-length.
     """
     _check_model(model, pretrained, "--model", "--pretrained")
+    model = model if ":" in model else model.replace("/", "-")  # as OpenCLIP looks it up
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)

@@ -14,7 +14,9 @@ from open_clip.model import CLIP, CustomTextCLIP
 from support.models import MODELS, SPECIAL_TOKENS, VOCAB_SIZE, write_model
 
 import openclip_superclip as superclip
+from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.method.head_input import encode_image
+from openclip_superclip.openclip import factory
 
 NAME = "superclip-tiny"
 
@@ -92,6 +94,14 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
     finally:
         torch.use_deterministic_algorithms(False)
     assert not [name for name, tensor in state.items() if tensor.isnan().any()]
+
+
+def test_a_slash_in_a_models_name_is_a_dash(monkeypatch):
+    released = []
+    monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
+    factory.check_models("ViT-B/32", "openai", (None, None), None, None)
+    assert released == ["ViT-B-32:openai"]
+    assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
 
 
 def test_the_factorys_names_are_put_back_after_an_error():
