@@ -1,6 +1,7 @@
 """Registers models with OpenCLIP: the small ones of this package, and JSON files given as --model."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
@@ -16,16 +17,18 @@ def register_model(model: str | None, flag: str = "--model") -> None:
     `model_cfg` as in open_clip_config.json. Raises InputError if the file does not exist or is invalid.
     """
     from open_clip import factory
+    from open_clip.transform import PreprocessCfg
 
     known = factory._MODEL_CONFIGS  # add_model_config would drop the path of the file from the name
     for file in CONFIGURATIONS.glob("*.json"):
         known.setdefault(file.stem, json.loads(file.read_text()))
     if model and model.endswith(".json") and ":" not in model:
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
-        if preprocess_cfg:
+        defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
+        if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:  # the model determines the size
             raise InputError(
                 f"{flag}: {model} contains a preprocess_cfg, which training only reads from a folder: name the file "
-                "open_clip_config.json and give local-dir:FOLDER"
+                "open_clip_config.json and give local-dir:FOLDER, or remove it and give --image-mean and the like"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
 
@@ -58,5 +61,5 @@ def model_for_pretrained(model: str) -> str | None:
     For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder, or random ones.
     """
     schema, _, place = model.partition(":")
-    instead = {"local-dir": f"{place}/open_clip_config.json", "hf-hub": "a file, its open_clip_config.json"}
+    instead = {"local-dir": f"{place}/open_clip_config.json", "hf-hub": "FILE (its open_clip_config.json)"}
     return instead.get(schema)

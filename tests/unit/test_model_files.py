@@ -59,7 +59,11 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
         architecture_of(checkpoints[0], options)
 
 
-def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, refusal):
+def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, parse_args, refusal):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     model_file.write_text(json.dumps(content))
-    assert "contains a preprocess_cfg, " in refusal("--superclip", "--model", model_file, "--train-data", csv_data)
+    argv = ["--superclip", "--model", str(model_file), "--train-data", str(csv_data)]
+    assert "contains a preprocess_cfg, " in refusal(*argv)
+    content["preprocess_cfg"] = {"size": 32, "mean": open_clip.OPENAI_DATASET_MEAN, "resize_mode": "shortest"}
+    model_file.write_text(json.dumps(content))  # the defaults, as in an export
+    assert parse_args(argv).superclip

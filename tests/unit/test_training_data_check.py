@@ -77,9 +77,7 @@ def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, r
     assert reason.format(table=table) in message
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
-    tmp_path, parse_args, refusal, monkeypatch
-):
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal, monkeypatch):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
     Image.effect_noise((16, 16), 9).save(paths[0])
     for path in paths[1:]:
