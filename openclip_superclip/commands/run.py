@@ -10,9 +10,9 @@ from .options import add_run_options, opened_run
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
-    from ..runs.slurm import ask_job, find_placement, has_script
+    from ..runs.slurm import ask_job, find_placement
 
-    ask_job("started")
+    has_script = ask_job("started")
     parser = argparse.ArgumentParser(
         prog="superclip run",
         description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         with stopped_by_signals():
             while True:
                 code = NodeTraining(run, placement, folder).train()
-                if code != EXIT_REQUEUE or placement.num_nodes > 1 or has_script():
+                if code != EXIT_REQUEUE or placement.num_nodes > 1 or has_script:
                     return code
     except Stopped as stop:
         print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)

@@ -221,6 +221,7 @@ def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str
     systems lack flock or do not share it between machines; there squeue shows whether the owner's job is alive.
     `folder` is what is locked, by default the file's folder, and `flag` names it.
     """
+    make_folder(path.parent, flag)
     with open(f"{path}.flock", "a") as held:
         owner = read_json(path, default={})
         try:

@@ -62,7 +62,7 @@ class SlurmRequest:
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
-        if self.setup:
+        if self.setup and self.setup.resolve() != (folder / SETUP).resolve():
             make_folder(folder, "--out")
             shutil.copyfile(self.setup, folder / SETUP)
 

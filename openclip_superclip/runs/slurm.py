@@ -82,19 +82,16 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     )
 
 
-def has_script(environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether slurm/train.sbatch, which restarts and requeues, has started this process."""
-    return "SUPERCLIP_NEXT" in environment
-
-
-def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> None:
-    """Sends the job's next state to the job script, if there is one: "started", "restart" or "requeue".
+def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+    """Sends "started", "restart" or "requeue" to slurm/train.sbatch, and returns whether it runs this process.
 
     SLURM should not start the job on the host `exclude` again.
     """
-    if has_script(environment):
+    has_script = "SUPERCLIP_NEXT" in environment
+    if has_script:
         with open(environment["SUPERCLIP_NEXT"], "a") as file:
             file.write(f"{what}\n" + (f"exclude {exclude}\n" if exclude else ""))
+    return has_script
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:

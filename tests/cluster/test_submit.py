@@ -12,6 +12,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run
+from openclip_superclip.runs.sbatch import SlurmRequest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
@@ -148,3 +149,11 @@ def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused
     assert "superclip submit: warm-up takes 1,000 steps, but the run has 24" in capsys.readouterr().err
     (recipe.parent / "shards/000003.tar").unlink()
     assert "1 of 12 shards cannot be read, more than --unreadable-max 0.01" in refused(recipe.parent, *submit)
+
+
+def test_the_kept_setup_can_be_submitted_again(tmp_path):
+    setup = tmp_path / "setup.sh"
+    setup.write_text("module load cuda\n")
+    for given in (setup, tmp_path / "run/setup.sh"):
+        SlurmRequest("cpu", 1, 1, setup=given).keep_setup(tmp_path / "run")
+    assert (tmp_path / "run/setup.sh").read_text() == setup.read_text()

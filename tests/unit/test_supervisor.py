@@ -9,7 +9,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import write_json
-from openclip_superclip.runs.folder import RunFolder
+from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.process import EXIT_REQUEUE, Failure
 from openclip_superclip.runs.recipe import read_recipe
@@ -71,3 +71,10 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
     record = read_beginning(tmp_path)
     assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
     assert record["shards"]["number"] == 4
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    held = lock(tmp_path / "file/runs.lock", Placement(), flag="--runs")
+    with pytest.raises(InputError, match=r"--runs: .*/file cannot be written"), held:
+        pass
