@@ -23,7 +23,7 @@ from webdataset import TarWriter
 from openclip_superclip.demo.data import write_model
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
 from openclip_superclip.studies.statistics import PairedDifference
-from openclip_superclip.words.learning import BANDS, WordCourse, draw_word_courses, read_word_courses
+from openclip_superclip.words.learning import BANDS, WordCourse, draw_word_courses, find_course, word_course
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024
 SEEDS, IDF = (0, 1, 2), ("online", "off")
@@ -70,7 +70,7 @@ def train(work: Path, seed: int, idf: str) -> WordCourse:
         settings = ["--set", f"seed={seed}", "--set", f"superclip.idf={idf}"]
         command = ["run", RECIPE, "--data", shards, "--device", "cpu", *settings, "--out", str(run)]
         subprocess.run([sys.executable, "-m", "openclip_superclip", *command], cwd=work, check=True)
-    return read_word_courses([work / run])[0]
+    return word_course(run.name, find_course(work / run))
 
 
 def measures(course: WordCourse) -> tuple[list[dict], float]:

@@ -7,24 +7,9 @@ from pathlib import Path
 from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
-from ..rules import Rule, at_least, check
+from ..rules import at_least
 
 SKIPPED = 3  # exit code if some images could not be read
-
-RULES = [
-    Rule(
-        "expected one of IMAGE, --serve and --course",
-        lambda given: bool(given.images) + given.serve + (given.course is not None) != 1,
-    ),
-    Rule(
-        "--course has {found} runs; expected one, or two to compare",
-        lambda given: len(given.course or ()) > 2 and len(given.course),
-    ),
-    Rule(
-        "--model is missing: expected the folder of a run or of superclip export --with-head, or a checkpoint",
-        lambda given: not given.course and given.model is None,
-    ),
-]
 
 
 def main(argv: list[str]) -> int:
@@ -78,17 +63,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--device", help="(default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
-    check(RULES, options)
+    if bool(options.images) + options.serve + (options.course is not None) != 1:
+        raise InputError("expected one of IMAGE, --serve and --course")
+    if len(options.course or ()) > 2:
+        raise InputError(f"--course has {len(options.course)} runs; expected one, or two to compare")
+    if not options.course and options.model is None:
+        expected = "the folder of a run or of superclip export --with-head, or a checkpoint"
+        raise InputError(f"--model is missing: expected {expected}")
     return options
 
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
     require("--course", "report", "matplotlib")
-    from ..words.learning import NAME, course_text, read_word_courses, write_word_courses
+    from ..pages import run_names
+    from ..words.learning import NAME, course_text, find_course, word_course, write_word_courses
 
     out = options.out or Path(NAME)
-    courses = read_word_courses(options.course)
+    names = run_names(options.course)
+    courses = [word_course(name, find_course(run)) for name, run in zip(names, options.course, strict=True)]
     make_folder(out, "--out")
     write_word_courses(out, courses)
     for course in courses:

@@ -14,7 +14,7 @@ from ..data.captions import token_texts, tokenizer_identity
 from ..errors import InputError, listed, reason
 from ..files import read_json, write_bytes, write_json, write_text
 from ..method.idf import EpochWords
-from ..pages import csv_text, markdown_table, png, pyplot, run_names
+from ..pages import csv_text, markdown_table, png, pyplot
 
 FOLDER, TOKENS, NAME = "words", "tokens.json", "word_course"
 ADVICE = "copy it again, or move it away to show the other epochs"
@@ -157,11 +157,6 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         name, files.texts, files.epochs, samples[1:], num_captions, totals, band, learned, lift,
         torch.tensor(known).double().T, torch.tensor(median_lift).double().T,
     )  # fmt: skip
-
-
-def read_word_courses(runs: Sequence[Path]) -> list[WordCourse]:
-    """Returns the word course of each run, under unique names. Raises InputError for a run without word files."""
-    return [word_course(name, find_course(run)) for run, name in zip(runs, run_names(runs), strict=True)]
 
 
 def course_record(course: WordCourse) -> dict:
