@@ -14,7 +14,7 @@ from openclip_superclip.method.idf import WordKnowledge
 from openclip_superclip.method.model import take_epoch_words
 from support import WORDS
 
-from .training_runs import run_ranks
+from .training_runs import completed
 
 
 def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +85,5 @@ def in_ranks(function):
 
 def results_of(function, world_size: int, folder: Path) -> list[dict]:
     folder.mkdir()
-    runs = run_ranks(in_ranks(function), world_size, world_size=world_size, cwd=folder)
-    assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-2000:]
+    completed(in_ranks(function), world_size, world_size=world_size, cwd=folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
