@@ -39,7 +39,7 @@ class ReportedRun:
     batch_size: int = 0
     seed: int | None = None
     variant: dict = field(default_factory=dict)  # fields of the method and the starting point that are not the default
-    training: dict = field(default_factory=dict)  # optimizer settings and the like, without the seed
+    training: dict = field(default_factory=dict)  # optimizer settings, --data and the like, without the seed
     recipe: Recipe | None = None
     record: dict = field(default_factory=dict)  # run.json
     set: dict = field(default_factory=dict)  # its values of --set
@@ -106,7 +106,9 @@ def read_run(path: Path) -> ReportedRun:
             run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
             run.variant = method_variant(recipe)
             flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
+            data = run.record.get("plan", {}).get("data", recipe.shards)
             run.training = _training({**vars(recipe), **flags}, recipe.schedule)
+            run.training["data"] = "the recipe's" if data == recipe.shards else data
         else:
             _read_options(run, options)
     except InputError as error:

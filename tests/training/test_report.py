@@ -148,6 +148,14 @@ def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_l
     assert read_run(on_table).samples == 128
 
 
+def test_runs_on_other_data_are_not_seeds_of_each_other(tmp_path):
+    runs = [recipe_run(tmp_path / f"{n}", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(50.0, 70.0)) for n in range(2)]
+    record = json.loads((runs[1] / "run.json").read_text())
+    (runs[1] / "run.json").write_text(json.dumps({**record, "plan": {**record["plan"], "data": "other/0.tar"}}))
+    (found,) = find_comparisons([read_run(run) for run in runs])
+    assert [series.name for series in found.series] == ["CLIP (data other/0.tar)", "CLIP (data the recipe's)"]
+
+
 @pytest.fixture
 def rates(tmp_path):
     """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns the scores and differences."""
