@@ -1,17 +1,18 @@
-"""Counts are of captions, exact, and the same on every rank; IDF follows from them."""
+"""Counts are of captions, exact, and the same on every rank; IDF and the record of each word follow from them."""
 
+import itertools
 import math
 
 import open_clip
 import pytest
 import torch
-import torch.distributed as dist
 from open_clip.tokenizer import HFTokenizer
 from support.models import write_tokenizer
-from support.training_runs import run_ranks
+from support.three_steps import results_of
 
 from openclip_superclip import InputError, TokenStatistics
-from openclip_superclip.method.idf import special_token_ids
+from openclip_superclip.method.head import ClassHead
+from openclip_superclip.method.idf import SAMPLE, WordKnowledge, special_token_ids
 
 
 def captions(num, length, vocab=50, seed=0):
@@ -100,24 +101,18 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_caption_and_the_batch_no
     assert statistics.num_captions == 6
 
 
-def count_as_a_rank(batch_sizes):
-    dist.init_process_group("gloo")
-    statistics, counted = TokenStatistics(50, [0]), []
-    for step in range(3):
-        batches = [captions(size, 9, seed=10 * step + rank) for rank, size in enumerate(batch_sizes)]
-        assert statistics.update(batches[dist.get_rank()]) == sum(batch_sizes)
-        counted += batches
-    document_frequency, num_captions = counted_with_sets(counted, 50, [0])
-    assert statistics.document_frequency.tolist() == document_frequency
-    assert statistics.num_captions == num_captions
-    dist.destroy_process_group()
-    print("equal")
-
-
 @pytest.mark.parametrize("batch_sizes", [(4, 4), (1, 7)], ids=str)
 def test_two_ranks_count_what_one_would(batch_sizes, tmp_path):
-    runs = run_ranks(count_as_a_rank, batch_sizes, world_size=2, cwd=tmp_path)
-    assert [(run.returncode, run.output.strip()) for run in runs] == [(0, "equal")] * 2
+    steps = [[captions(size, 9, seed=10 * step + rank) for rank, size in enumerate(batch_sizes)] for step in range(3)]
+
+    def count(rank, world_size):
+        statistics = TokenStatistics(50, [0])
+        assert [statistics.update(batches[rank]) for batches in steps] == [sum(batch_sizes)] * 3
+        return statistics.state_dict()
+
+    expected = counted_with_sets(itertools.chain(*steps), 50, [0])
+    for state in results_of(count, 2, tmp_path / "ranks"):
+        assert (state["document_frequency"].tolist(), state["num_captions"]) == expected
 
 
 def test_openclips_tokenizer_adds_no_other_ids_to_a_caption():
@@ -135,3 +130,79 @@ def test_only_words_of_a_hugging_face_tokenizers_captions_are_counted(tmp_path):
     statistics.update(tokenizer(["the cat sits on the mat", "dog", "unheard of"]))
     assert statistics.num_captions == 2
     assert statistics.document_frequency.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1]
+
+
+# How well the head predicts each word
+
+
+BATCH, WIDTH, VOCAB, LENGTH = 13, 16, 53, 9
+COUNTED = torch.arange(VOCAB) > 0  # 0 is padding
+
+
+def batch(num: int = BATCH, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, VOCAB, (num, LENGTH), generator=generator)
+    tokens[3] = 0  # a caption without words
+    tokens[4, 1:] = tokens[4, 0]  # a caption of one word
+    return torch.randn(num, WIDTH, generator=generator), tokens
+
+
+def head(seed: int = 0) -> ClassHead:
+    torch.manual_seed(seed)
+    return ClassHead(WIDTH, VOCAB)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shares_are_the_softmax_with_and_without_the_word_as_a_label(dtype, autocast):
+    model, knowledge = head().to(dtype), WordKnowledge(COUNTED)
+    features, tokens = batch()
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        knowledge.observe(model, features, tokens)
+        knowledge.observe(model, features, tokens)
+        shares = model.logits(features).float().softmax(dim=1).detach()
+    labels = torch.zeros(BATCH, VOCAB, dtype=torch.bool).scatter_(1, tokens, True) & COUNTED
+    trained = labels.any(dim=1)
+    words = knowledge.take(torch.device("cpu"))
+    assert words.num_captions == words.num_trained == 2 * trained.sum() == 2 * (BATCH - 1)
+    assert torch.equal(words.captions, 2 * labels.sum(dim=0))
+    others = trained[:, None] & ~labels
+    close = {"rtol": 1e-5, "atol": 1e-9, "equal_nan": True}
+    torch.testing.assert_close(words.share_where_label, (shares * labels).sum(0) / labels.sum(0), **close)
+    torch.testing.assert_close(words.share_where_not, (shares * others).sum(0) / others.sum(0), **close)
+    assert knowledge.take(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_token_in_every_caption_has_no_share_without_the_label_despite_rounding(seed):
+    knowledge = WordKnowledge(torch.ones(VOCAB, dtype=torch.bool))
+    for step in range(5):
+        features, tokens = batch(seed=10 * seed + step)
+        tokens[:, 0], tokens[:, 1] = 0, VOCAB - 1
+        knowledge.observe(head(seed), features, tokens)
+    words = knowledge.take(torch.device("cpu"))
+    assert (words.captions[[0, -1]] == words.num_captions).all()
+    assert words.share_where_not[[0, -1]].isnan().all()
+    assert words.share_where_not[1:-1].isfinite().all()
+
+
+def test_the_first_captions_of_a_batch_are_observed_and_all_are_counted_as_trained():
+    features, tokens = batch(SAMPLE + 20)
+    of_all, of_first = WordKnowledge(COUNTED), WordKnowledge(COUNTED)
+    of_all.observe(head(), features, tokens)
+    of_first.observe(head(), features[:SAMPLE], tokens[:SAMPLE])
+    ours, expected = of_all.take(torch.device("cpu")), of_first.take(torch.device("cpu"))
+    torch.testing.assert_close(ours[:4], expected[:4], rtol=0, atol=0, equal_nan=True)
+    assert (ours.num_captions, ours.num_trained) == (SAMPLE - 1, SAMPLE + 19)
+
+
+def test_a_probability_is_not_lost_in_the_sum_over_1e9_captions():
+    knowledge, model = WordKnowledge(COUNTED), head()
+    knowledge.observe(model, *batch())
+    single = knowledge.sums[VOCAB : 2 * VOCAB].clone()
+    knowledge.sums += 1e9
+    before = knowledge.sums.clone()
+    knowledge.observe(model, *batch())
+    of_labels = (knowledge.sums - before)[VOCAB : 2 * VOCAB]
+    assert 0 < of_labels[of_labels > 0].min() < 1e-2
+    torch.testing.assert_close(of_labels, single, rtol=0, atol=1e-6)
