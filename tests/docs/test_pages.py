@@ -1,4 +1,4 @@
-"""The pages' commands are taken by the real parsers; their flags, links and file names exist."""
+"""The commands of pages and of --help are taken by the real parsers; the pages' flags, links and file names exist."""
 
 import argparse
 import re
@@ -130,3 +130,12 @@ def test_the_site_builds_without_a_warning_and_its_navigation_holds_every_page(t
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'not included in the "nav"' not in done.stderr
     assert "class_loss" in (tmp_path / "api.html").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example_that_the_command_takes(command, monkeypatch):
+    shown = superclip_parser(command, monkeypatch).format_help()
+    (example,) = re.findall(r"\nexample: (superclip .*)\n$", shown, flags=re.DOTALL)
+    program, *argv = shlex.split(example)
+    assert (program, argv[0]) == ("superclip", command)
+    assert parse_superclip(argv, monkeypatch)
