@@ -3,7 +3,9 @@
 import html
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,6 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from support.browser import dumped, needs_browser
 from support.data import COLOURS, squares
 from support.models import MODELS, write_model, write_tokenizer
 
@@ -267,6 +268,11 @@ def test_formats_that_run_code_are_not_opened(kind, folder, squares_export, tagg
 # The web page
 
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WITHOUT_NETWORK = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
 DRIVER = """<script>
 const found = {}
 async function drive(name, words) {
@@ -307,7 +313,16 @@ def fetched(address: str, headers: dict[str, str] | None = None, content: bytes 
         return error.code, error.read().decode()
 
 
-@needs_browser
+def dumped(address: str, out: Path) -> str:
+    """The page at an address of this machine, once its scripts and requests are done."""
+    flags = [f"--user-data-dir={out}/profile", "--virtual-time-budget=30000", "--dump-dom"]
+    environment = {**os.environ, "HOME": str(out)}
+    command = [BROWSER, *WITHOUT_NETWORK, *flags, address]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment).stdout
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
 def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, tmp_path):
     good = encoded(squares({"red": (0, 0), "blue": (1, 1)}))
     files = {
