@@ -164,7 +164,8 @@ def _check_resume(training: Training) -> None:
         return
     from open_clip_train.distributed import is_using_distributed
 
-    resumed = resumed_checkpoint(options.resume, f"{options.logs}/{options.name or ''}", options.save_most_recent)
+    run_folder = os.path.join(options.logs, options.name or "")
+    resumed = resumed_checkpoint(options.resume, run_folder, options.save_most_recent)
     if training.is_ours:
         training.resumed = resumed
     file = resumed.file
