@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import itertools
 import json
 import re
@@ -32,7 +31,7 @@ def report(*argv) -> int:
 
 
 def table(file: Path) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(file.read_text())))
+    return list(csv.DictReader(file.read_text().splitlines()))
 
 
 def changed_copy(run: Path, to: Path, **options) -> Path:

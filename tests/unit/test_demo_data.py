@@ -108,11 +108,7 @@ def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny):
     assert torch.equal(texts, tokenizer([scene.captions["short"] for scene in expected]))
 
 
-@pytest.mark.parametrize(
-    ("scores", "fraction"),
-    [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)],
-    ids=["all", "half", "none"],
-)
+@pytest.mark.parametrize(("scores", "fraction"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)])
 def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, fraction):
     assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == fraction
 

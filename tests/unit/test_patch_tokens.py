@@ -167,9 +167,7 @@ def test_the_patch_mean_of_a_resnet_and_a_convnext_is_that_of_the_last_feature_m
         torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
 
 
-@pytest.mark.parametrize(
-    ("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")], ids=lambda name: name
-)
+@pytest.mark.parametrize(("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")])
 @torch.no_grad()
 def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name, pool):
     visual = tower({"timm_model_name": name, "image_size": 160, "timm_pool": pool}).eval()
