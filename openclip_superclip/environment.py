@@ -5,6 +5,8 @@ import importlib.util
 import platform
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,3 +71,16 @@ def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     if prctl:
         prctl(1, int(death_signal))
+
+
+@contextmanager
+def replaced(owner: object, **values: object) -> Iterator[None]:
+    """Temporarily replaces attributes of a module or class."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

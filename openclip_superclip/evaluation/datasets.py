@@ -13,7 +13,6 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_sa
 
 from ..data.images import open_image
 from ..data.tar_shards import numbered_members
+from ..environment import replaced
 from ..errors import InputError
 from .suites import SUITES
 
@@ -143,8 +143,7 @@ def _no_downloads() -> Iterator[None]:
     def refuse(source, **_):
         raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
 
-    requests = SimpleNamespace(get=refuse)
-    with mock.patch.object(builder, "call", refuse), mock.patch.object(imagenetv2, "requests", requests):
+    with replaced(builder, call=refuse), replaced(imagenetv2, requests=SimpleNamespace(get=refuse)):
         yield
 
 

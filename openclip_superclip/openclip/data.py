@@ -1,6 +1,5 @@
 """OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot be read."""
 
-import contextlib
 import functools
 import json
 import logging
@@ -9,7 +8,6 @@ import tarfile
 import types
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import open_clip_train.data
 import pandas as pd
@@ -18,6 +16,7 @@ from open_clip_train.data import CsvDataset
 
 from .. import hooks
 from ..data.tar_shards import StrictTarInfo
+from ..environment import replaced
 from ..errors import InputError, reason
 from . import current
 from .options import Training
@@ -52,7 +51,7 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
     if caption_tokens is not None:
         names |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
         tokenizer = _Tokenized(tokenizer)
-    with mock.patch.multiple(open_clip_train.data, **names) if names else contextlib.nullcontext():
+    with replaced(open_clip_train.data, **names):
         data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer, **options)
     if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch

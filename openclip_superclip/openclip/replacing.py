@@ -14,9 +14,9 @@ import sys
 import threading
 import types
 from pathlib import Path
-from unittest import mock
 
 from .. import hooks
+from ..environment import replaced
 from ..errors import InputError
 from . import current
 from .patching import INSTALL
@@ -90,7 +90,7 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
         def error(self, message):  # without OpenCLIP's long usage
             raise InputError(f"{message} (superclip train --help lists every flag)")
 
-    with mock.patch.object(params, "argparse", types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})):
+    with replaced(params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})):
         return params.parse_args(argv)
 
 
@@ -123,7 +123,7 @@ def install(args: argparse.Namespace) -> None:
 def plugins_model_class():
     """A context in which OpenCLIP's factory calls the plugins for the model class. One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
-    with _FACTORY, mock.patch.multiple(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
+    with _FACTORY, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
         if not is_patched():
             for name in MODEL_CLASSES:
                 _replace(f"open_clip.factory.{name}", _ModelSelector)

@@ -13,13 +13,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from unittest import mock
 
 import torch
 
 from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import holds_numbers
-from ..environment import end_with_parent
+from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
@@ -90,7 +89,7 @@ def measured(start: Start, rank: int) -> int:
         if isinstance(file, str | os.PathLike):
             saved.append({"seconds": time.perf_counter() - start, "bytes": os.path.getsize(file)})
 
-    with mock.patch.object(torch, "save", timed_save):
+    with replaced(torch, save=timed_save):
         code = train(start.arguments)
     if not code:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
