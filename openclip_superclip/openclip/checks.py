@@ -179,5 +179,5 @@ def _check_resume(training: Training) -> None:
     folder = Path(file).parent.parent
     if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
         now = beginning(training.options_with_defaults(), training.data.world_size)
-        slices = "" if data.slices is not None else "--superclip-slices with "  # without which nothing is compared
+        slices = "" if data.slices is not None else "--superclip-slices and "  # without which nothing is compared
         check_beginning(folder, now, f"{slices}--superclip-accept-changes")

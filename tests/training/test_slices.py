@@ -338,7 +338,7 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(beg
     write_beginning(folder, beginning(vars(parse_args(sliced)), world_size=1), resumes=True)
     message = refusal(*whole)
     assert "--superclip-slices was 3 and is not given" in message
-    assert "or pass --superclip-slices with --superclip-accept-changes, which" in message
+    assert "or pass --superclip-slices and --superclip-accept-changes, which" in message
     (folder / "began_with.json").unlink()
     params = folder / "params.txt"
     params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))
