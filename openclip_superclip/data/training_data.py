@@ -110,14 +110,13 @@ class DataOptions:
                 flag="--train-data", slices_flag="--superclip-slices ",
             ).check()  # fmt: skip
         batch = self.batch_size * self.world_size
-        if samples := self.num_samples or total:
-            workers = max(1, self.workers)
-            batches = math.ceil(math.ceil(samples / batch) / workers) * workers
-            if batches < self.accum_freq:
-                raise InputError(
-                    f"--accum-freq is {self.accum_freq}, and a rank has {batches} batches in an epoch: expected "
-                    f"{batches} or less, or a larger --train-num-samples"
-                )
+        workers = max(1, self.workers)
+        batches = math.ceil(math.ceil((self.num_samples or total or 0) / batch) / workers) * workers
+        if 0 < batches < self.accum_freq:
+            raise InputError(
+                f"--accum-freq is {self.accum_freq}, and a rank has {batches} batches in an epoch: expected {batches} "
+                "or less, or a larger --train-num-samples"
+            )
         if self.slices is None:
             if self.num_samples is None and total is None and not self.counts_tokens:
                 raise InputError(

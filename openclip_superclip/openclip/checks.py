@@ -99,8 +99,7 @@ DATA = [
 def check_command_line(training: Training) -> None:
     """Raises InputError, with a suggestion, for a command that cannot train, and prints warnings on one rank.
 
-    Without a flag of ours, only a checkpoint for --resume is refused: one of a run in slices, if anything has changed,
-    or one with which OpenCLIP would fail as well.
+    Without a flag of ours, only --resume is checked: it is refused if OpenCLIP would fail, or for a run in slices.
     """
     options, is_ours = training.options, training.is_ours
     facts = argparse.Namespace(**vars(options), config=training.config, slices=training.data_config.slices)
