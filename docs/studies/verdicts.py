@@ -268,6 +268,11 @@ CLAIMS = [
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT", "", "natural", "SuperCLIP − CLIP"
     ),
     Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
+    Claim(
+        "Beyond the paper, same data: equally long gradients beat the paper's recipe", "", "ideas",
+        "equal gradients − SuperCLIP",
+    ),
+    Claim("… and the head on the class token alone", "", "ideas", "equal gradients − pooled"),
     Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(

@@ -49,7 +49,9 @@ def results(name: str) -> StudyResults:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_seeds_than_planned(name):
-    found, folder, shipped = results(name), RECORDED[name].parent, read_study(name)
+    found, folder = results(name), RECORDED[name].parent
+    file = folder / "decision.yaml"  # of the study `ideas`, which is not shipped
+    shipped = read_study(str(file) if file.exists() else name)
     assert f"{found.tables()}\n" == (folder / "study.md").read_text()
     assert found.csv() == (folder / "study.csv").read_text()
     assert (folder / "study.png").stat().st_size > 1000
