@@ -25,18 +25,14 @@ from PIL import Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support.data import COLOURS, squares
-from support.models import MODELS, write_model, write_tokenizer
+from support.models import write_tokenizer
 
-import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.images import load_image
-from openclip_superclip.method.head_input import encode_image, patch_map
+from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.words.lexicon import lexicon, open_lexicon
 from openclip_superclip.words.server import answer_to, words_app
 from openclip_superclip.words.tagger import Tagger, WordProbabilities, open_with_head
-
-TOWERS = {"oblong": {"vision": {"image_size": [32, 48]}}}
-TOWERS |= {name: MODELS[name] for name in ("resnet", "timm-convnext", "coca")}
 
 
 def words(*argv) -> int:
@@ -107,16 +103,6 @@ def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_e
         ("word", "score"), ("red", f"{red:.1%}"), ("blue", f"{blue:.1%}")
     }  # fmt: skip
     assert "| a\\|b | " in printed[0]  # bars in words are escaped
-
-
-@pytest.mark.parametrize("config", TOWERS.values(), ids=TOWERS.keys())
-@torch.no_grad()
-def test_every_tower_has_patches_whose_mean_is_what_the_head_was_trained_on(config, tmp_path, image):
-    torch.manual_seed(0)
-    model, _, preprocess = superclip.create_model_and_transforms(write_model(tmp_path / "model", **config))
-    pixels = preprocess(Image.open(image))[None]
-    map = patch_map(model.eval().visual, model.patch_tokens, pixels)
-    torch.testing.assert_close(map.mean(dim=(2, 3)), encode_image(model.visual, model.patch_tokens, pixels)[2])
 
 
 # Words and tokens
@@ -313,14 +299,6 @@ def fetched(address: str, headers: dict[str, str] | None = None, content: bytes 
         return error.code, error.read().decode()
 
 
-def dumped(address: str, out: Path) -> str:
-    """The page at an address of this machine, once its scripts and requests are done."""
-    flags = [f"--user-data-dir={out}/profile", "--virtual-time-budget=30000", "--dump-dom"]
-    environment = {**os.environ, "HOME": str(out)}
-    command = [BROWSER, *WITHOUT_NETWORK, *flags, address]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment).stdout
-
-
 @pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
 def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, tmp_path):
@@ -339,7 +317,10 @@ def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, 
 
     app.routes.append(Route("/driver", driver))
     app.routes.append(Route("/file/{name}", lambda request: Response(files[request.path_params["name"]])))
-    dom = dumped(f"{served(app)}/driver", tmp_path)
+    dump = ["--virtual-time-budget=30000", "--dump-dom"]  # the page, once its scripts and requests are done
+    command = [BROWSER, *WITHOUT_NETWORK, f"--user-data-dir={tmp_path}/profile", *dump, f"{served(app)}/driver"]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment).stdout
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
     assert {line.split()[0] for line in found["good"]["lines"][:2]} == {"red", "blue"}
     assert len(found["good"]["lines"]) == 4
