@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.data import write_colours
 from support.evaluation import errors, evaluate, num_read, records
-from support.models import add_to_cache, random_weights, write_model
+from support.models import add_to_cache, random_weights
 from support.training_runs import run_ranks
 
 from openclip_superclip import create_model_and_transforms
@@ -50,9 +50,8 @@ def runs(tiny_model, tmp_path_factory) -> Path:
     """The folder of a CLIP run and a SuperCLIP run, and of the second's export."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
-    for name, create in {"clip": open_clip.create_model, "superclip": create_model_and_transforms}.items():
-        made = create(tiny_model)
-        model = made if name == "clip" else made[0]
+    models = {"clip": open_clip.create_model(tiny_model), "superclip": create_model_and_transforms(tiny_model)[0]}
+    for name, model in models.items():
         (folder / name / "checkpoints").mkdir(parents=True)
         (folder / name / "params.txt").write_text(f"model: {tiny_model}\n")
         torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / name / "checkpoints" / "epoch_1.pt")
@@ -209,12 +208,11 @@ def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_le
 # Results are reused
 
 
-def test_a_result_is_reused_until_something_that_it_depends_on_has_changed(tmp_path, capsys):
+def test_a_result_is_reused_until_something_that_it_depends_on_has_changed(tiny_model, tmp_path, capsys):
     colours = write_colours(tmp_path / "data" / "colours")
-    model = write_model(tmp_path / "model")
-    weights = random_weights(model)
+    weights = random_weights(tiny_model)
     torch.save(weights, tmp_path / "weights.pt")
-    argv = [tmp_path / "weights.pt", "--model", model, "--data", tmp_path / "data", "--datasets", "colours"]
+    argv = [tmp_path / "weights.pt", "--model", tiny_model, "--data", tmp_path / "data", "--datasets", "colours"]
     argv += ["--suite", "zeroshot", "--out", tmp_path / "out"]
 
     def is_read(*flags) -> int:
@@ -311,9 +309,7 @@ def test_a_model_of_nan_is_named(runs, data, tmp_path, capsys):
     argv = [tmp_path / "nan", runs / "export", "--data", data, "--datasets", "wds/flickr30k", "own/colours"]
     assert evaluate(*argv, "--out", tmp_path / "out") == 1
     assert {model for model, _, _ in records(tmp_path / "out")} == {f"{runs}/export"}
-    found = errors(capsys)
-    assert len(found) == 2
-    assert all("features of images are not finite" in error for error in found)
+    assert ["features of images are not finite" in error for error in errors(capsys)] == [True, True]
 
 
 def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloaded(runs, tmp_path, capsys):
@@ -342,12 +338,10 @@ def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloade
 # Models
 
 
-def test_released_weights_are_named_by_model_and_tag(data, tmp_path, monkeypatch, capsys):
+def test_released_weights_are_named_by_model_and_tag(tiny_model, data, tmp_path, monkeypatch, capsys):
     """As OpenCLIP names them; here in a cache that a download would have left, and then in none."""
-    model = write_model(tmp_path / "tiny")
-    weights = random_weights(model)
-    config = json.loads((tmp_path / "tiny" / "open_clip_config.json").read_text())["model_cfg"]
-    (tmp_path / "tiny-ours.json").write_text(json.dumps(config))
+    weights = random_weights(tiny_model)
+    (tmp_path / "tiny-ours.json").write_text(json.dumps(open_clip.get_model_config(tiny_model)))
     open_clip.add_model_config(tmp_path / "tiny-ours.json")
     save_file(weights, tmp_path / "open_clip_model.safetensors")
     add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
