@@ -142,11 +142,11 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
 
     # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
     wait_for_slice(cluster, run, 3, 1)
-    cluster.call("on", "node2", "pkill", "-STOP", "-f", "bin/superclip run")
+    cluster.call("on", "node2", "pkill", "-STOP", "-f", "openclip_superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
     cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
     seen["silence"] = (state(run)["error"], cluster.job(job)["JobState"])
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "bin/superclip run")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip run")
 
     wait_for_slice(cluster, run, 4, 2)
     cluster.call("power", "off", "node2")
