@@ -7,6 +7,7 @@
 # The wheel stays in ${XDG_CACHE_HOME:-~/.cache}/openclip-superclip, one for each Python and PyTorch. Collectives are
 # gloo's on the CPU, and NCCL's where PyTorch is a CUDA build and NCCL's header is found: in its pip package, which
 # PyTorch brings, in $HOROVOD_NCCL_HOME, or in CUDA's own folder. Needs g++ 10 or newer and, for CUDA, nvcc.
+# CMake gets the options in $CMAKE_ARGS as well.
 set -euo pipefail
 horovod=0.28.1
 python=${PYTHON:-python}
@@ -60,12 +61,12 @@ find_tools() {
 
 # Writes the compiler wrappers $scratch/cxx and $scratch/cmake, and exports the options of Horovod's build.
 configure() {
-    local options=""
+    local options=${CMAKE_ARGS-}
     export CXX=$scratch/cxx HOROVOD_CMAKE=$scratch/cmake MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
     export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
     export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
     if [ "$cuda" = none ]; then  # even if there is an nvcc
-        options="-DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON"
+        options+=" -DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON"
     else  # nvcc has to take the same C++ as the compiler that it calls
         export CUDA_HOME=$cuda_home HOROVOD_CUDA_HOME=$cuda_home NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} -std=c++20"
     fi

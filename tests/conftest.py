@@ -44,8 +44,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than cores: tests of clusters and of stopped runs wait, and leave a core to the others."""
-    return (os.cpu_count() or 1) + 2
+    """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the others."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
