@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..environment import replaced
 from ..errors import InputError
 from .datasets import RECALL_K, SEED, Features, Settings, finite
 from .outcomes import MEAN, PRECISION, RECALL, Outcome, estimate, right
@@ -81,7 +81,7 @@ def _recorded(owner: object, name: str) -> Iterator[list[tuple[tuple, object]]]:
         calls.append((args, function(*args, **options)))
         return calls[-1][1]
 
-    with mock.patch.object(owner, name, recording):
+    with replaced(owner, **{name: recording}):
         yield calls
 
 

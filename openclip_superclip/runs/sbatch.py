@@ -16,7 +16,7 @@ SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 OURS = {  # options of sbatch that the scripts set, and how to change them
     "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "gpus": "--nodes and --gpus-per-node",
     "cpus-per-task": "--cpus-per-node", "ntasks": "--nodes", "ntasks-per-node": "--gpus-per-node",
-    "array": "superclip study --slurm", "job-name": "--out", "output": "--out", "chdir": "cd DIR && superclip",
+    "array": "superclip study --slurm", "job-name": "--out", "output": "--out", "chdir": "cd DIR before the command",
     **dict.fromkeys(("signal", "requeue", "no-requeue", "open-mode"), "a copy of slurm/train.sbatch"),
 }  # fmt: skip
 
