@@ -14,7 +14,7 @@ from openclip_superclip.files import write_json
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 HERE = ["--device", "cpu"]
 

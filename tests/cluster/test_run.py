@@ -27,6 +27,8 @@ from openclip_superclip.runs import supervisor
 from openclip_superclip.runs.folder import current_state
 from openclip_superclip.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("forks")  # but what `start` starts
+
 SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
 
@@ -82,7 +84,7 @@ def ranks(run: Path) -> list[int]:
     alive = []
     for file in sorted(run.glob("ranks/*/rank_*.pid")):
         with contextlib.suppress(OSError, ValueError):  # it has ended, or is about to write its number
-            if str(run).encode() in Path(f"/proc/{int(file.read_text())}/cmdline").read_bytes():
+            if Path(f"/proc/{int(file.read_text())}/cmdline").read_bytes():  # not of a process that has ended
                 alive.append(int(file.read_text()))
     return alive
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 import webdataset
 
+from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.measures import measure, measure_natural
@@ -82,6 +83,8 @@ def fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multip
         sys.stdout, sys.stderr = (open(one, "w", buffering=1, closefd=False) for one in (1, 2))  # noqa: SIM115
         os.chdir(cwd)
         os.environ.update(variables)
+        sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
+        hooks.plugin_manager.cache_clear()  # plugins may lie there
         sys.exit(function())
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -202,8 +205,6 @@ def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
 
 def train_with(folder: Path, *argv: str) -> int:
     """`superclip train` in a process that also has the plugins in `folder`."""
-    from openclip_superclip import hooks
-
     sys.path.insert(0, str(folder))
     hooks.plugin_manager.cache_clear()
     return superclip_train(*argv)
