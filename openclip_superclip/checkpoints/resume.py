@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from .model_files import model_for_pretrained, register_model
-from .run_outputs import is_complete, is_unreadable, latest_checkpoints, read_options
+from .run_outputs import is_complete, is_damaged, latest_checkpoints, read_options
 
 NAME = "began_with.json"
 LATEST = "epoch_latest"  # the checkpoint of --save-most-recent
@@ -195,7 +196,7 @@ class Resumed(NamedTuple):
 def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool) -> Resumed:
     """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
-    Raises InputError for a file that does not exist or cannot be opened. `run_folder` is LOGS/NAME.
+    Raises InputError for a file that does not exist or cannot be read. `run_folder` is LOGS/NAME.
     """
     if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
@@ -204,10 +205,11 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
         if save_most_recent:
             files.sort(key=lambda file: Path(file).stem != LATEST)
             files = files if files and Path(files[0]).stem == LATEST else []
-        whole = next((place for place, file in enumerate(files) if is_complete(file)), len(files))
-        if unreadable := next(filter(is_unreadable, files[:whole]), None):
-            raise InputError(f"--resume: {unreadable} cannot be opened: make it readable, or rename or remove it")
-        return Resumed(files[whole] if whole < len(files) else None, tuple(files[:whole]))
+        damaged = tuple(itertools.takewhile(is_damaged, files))
+        file = files[len(damaged)] if len(damaged) < len(files) else None
+        if file and not is_complete(file):
+            raise InputError(f"--resume: {file} cannot be read: make it readable, or rename or remove it")
+        return Resumed(file, damaged)
     if not os.path.isfile(resume):
         problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
         raise InputError(f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest")

@@ -130,24 +130,30 @@ def is_complete(path: str | Path, checksums: bool = False) -> bool:
 is_whole = functools.partial(is_complete, checksums=True)
 
 
-def is_unreadable(path: str | Path) -> bool:
-    """Returns whether a file exists but cannot be read, for example for lack of permission; it may be complete."""
+def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> bool:
+    """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be complete.
+
+    Tests it twice, because an input/output error of a disk or a network can be transient.
+    """
+    if is_good(path):
+        return False
     try:
         with open(path, "rb") as file:
-            file.read(1)
+            while file.read(8 << 20):
+                pass
     except OSError as error:
-        return not isinstance(error, FileNotFoundError)
-    return False
+        return isinstance(error, FileNotFoundError)
+    return not is_good(path)
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
-    """Renames the newest checkpoints until one is good, or unreadable, so that `--resume latest` uses that one.
+    """Renames the newest checkpoints until one is good, or cannot be read, so that `--resume latest` uses that one.
 
     Without a `suffix` for their new names, removes them. Returns the new names or the removed checkpoints.
     """
     bad = []
     for path in reversed(checkpoints(folder).values()):
-        if is_good(path) or is_unreadable(path):
+        if not is_damaged(path, is_good):
             break
         if suffix is None:
             path.unlink()

@@ -12,7 +12,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.runs.cost import estimate_cost
 from openclip_superclip.runs.plan import make_run, openclip_steps
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.rehearsal import _setup, read_rehearsal
+from openclip_superclip.runs.rehearsal import _resumed, _setup, other_training, read_rehearsal
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
@@ -167,6 +167,19 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
     file.write_text(json.dumps(summary))
     with pytest.raises(InputError, match=r"is not a rehearsal\.json"):
         read_rehearsal(str(file), longer)
+
+
+@pytest.mark.parametrize(("found", "device", "is_error", "said"), [
+    ((2, 0, 0.5, False, False), "cpu", True, "other losses in 2 of 8 steps, by up to 0.5, other weights"),
+    ((2, 0, 0.5, True, False), "cuda", False, "other losses in 2 of 8 steps, by up to 0.5; they differ"),
+    ((0, 0, 0.0, True, True), "cpu", False, "after SIGUSR1, with equal losses in all 8 steps and equal weights"),
+    ((3, 3, 0.0, False, False), "cpu", True, "3 of 8 steps are missing"),
+])  # fmt: skip
+def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(found, device, is_error, said):
+    names = ("different", "missing", "largest", "equal_weights", "repeats")
+    summary = {"device": device, "resumed": {"steps": 8, **dict(zip(names, found, strict=True))}}
+    assert bool(other_training(summary)) == is_error
+    assert (other_training(summary) or _resumed(summary)).startswith(said)
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
