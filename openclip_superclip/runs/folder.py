@@ -104,19 +104,19 @@ class RunFolder:
             write_text(self.path / "recipe.yaml", run.recipe.text)
         run.save(self.path)
 
-    def check_is_free(self) -> None:
-        """Raises InputError if a job trains the run, or waits to, or if another process trains it."""
+    def check_is_free(self, placement: Placement) -> None:
+        """Raises InputError if a job trains the run, or waits to, or if a process of another start trains it."""
         if job := self._queued_job():
             raise InputError(
                 f"job {job} already trains {self.path}: scancel {job} ends it, or give --out another folder"
             )
         if (self.path / "lock").exists():
-            with lock(self.path / "lock", Placement()):
+            with lock(self.path / "lock", placement):
                 pass
 
     def check_submission(self, run: Run) -> None:
         """Raises InputError if the run is being trained, or the folder contains another run or a finished one."""
-        self.check_is_free()
+        self.check_is_free(Placement())
         if not run.settings.accept_changes:
             self.check_recipe(run.recipe)
         if self.state().get("state") == FINISHED:

@@ -23,6 +23,7 @@ from ..runs.plan import make_run
 from ..runs.process import run_superclip
 from ..runs.recipe import Recipe, read_recipe
 from ..runs.run import DEFAULTS, Run, Settings
+from ..runs.slurm import find_placement
 from ..words.tagger import open_checkpoint
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
@@ -72,7 +73,7 @@ class StudyRun:
         """
         if self.is_finished:
             return
-        RunFolder(self.folder).check_is_free()
+        RunFolder(self.folder).check_is_free(find_placement())
         if is_table(data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
         output = self.folder.with_name(f"{self.folder.name}.output")

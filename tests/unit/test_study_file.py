@@ -235,12 +235,19 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
         measure(trained)
 
 
-@pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process"])
+@pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"])
 def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, monkeypatch):
     monkeypatch.setenv("PATH", "/bin")  # without squeue: the job may be in the queue
     if "job" in trainer:
         RunFolder(trained).note_submission("17")
     held = lock(trained / "lock", Placement()) if "process" in trainer else contextlib.nullcontext()
+    if "failed" in trainer:  # the job's earlier start held the lock
+        owner = {"job": "17", "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon"}
+        (trained / "lock").write_text(json.dumps(owner))
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        train = "openclip_superclip.studies.study_run.run_superclip"
+        monkeypatch.setattr(train, lambda _, output, *__: (output.write_text("as it may"), 0.0))
     with held, pytest.raises(InputError, match=trainer):
         StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "pairs.csv", threading.Event())
-    assert (trained / "checkpoints/epoch_1.pt").exists()
+    assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)
