@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,9 +94,9 @@ class RunFolder:
                 raise InputError(f"{self.path} contains a run with --{name} {plan[name]}, not {value}; {advice}")
 
     def _queued_job(self) -> str | None:
-        """Returns the job that was submitted last, if SLURM has it or does not answer."""
+        """Returns the job that was submitted last, if SLURM has it or does not answer; None where SLURM is missing."""
         job = self.submitted_job()
-        return job if job and has_job(job) else None
+        return job if job and shutil.which("squeue") and has_job(job) else None
 
     def write(self, run: Run) -> None:
         """Writes the run's description and, unless the folder contains it, its recipe."""
@@ -108,7 +109,8 @@ class RunFolder:
         """Raises InputError if a job trains the run, or waits to, or if a process of another start trains it."""
         if job := self._queued_job():
             raise InputError(
-                f"job {job} already trains {self.path}: scancel {job} ends it, or give --out another folder"
+                f"job {job} already trains {self.path}: scancel {job} ends it, or give --out another folder; if it has "
+                f"ended, remove {self.path}/submitted.json"
             )
         if (self.path / "lock").exists():
             with lock(self.path / "lock", placement):

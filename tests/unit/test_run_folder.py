@@ -256,23 +256,24 @@ def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
     assert counted == [1, 2, 3, 1, 2, 3, 0]
 
 
-def test_the_reason_of_a_recipe_may_change_and_its_values_not(tmp_path):
+def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(tmp_path, monkeypatch):
     folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
-    folder.write(make_run(read_recipe(path), device="cpu"))
-    folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
-    folder.check_recipe(read_recipe(path, {"lr": "2.0e-3"}))  # nothing has been trained
-    folder.checkpoints.mkdir()
-    with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
-        folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
-
-
-def test_the_recipe_of_a_queued_job_is_not_replaced(tmp_path, monkeypatch):
-    folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
+    other = read_recipe(path, {"lr": "2e-3"})
     folder.write(make_run(read_recipe(path), device="cpu"))
     folder.note_submission("17")
-    monkeypatch.setenv("PATH", "/bin")  # without squeue: the job may be in the queue
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder.check_recipe(other)  # nothing has been trained, and there is no SLURM
+    folder.check_is_free(Placement())
+    (tmp_path / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue
     with pytest.raises(InputError, match="contains a run of another recipe: lr is"):
-        folder.check_recipe(read_recipe(path, {"lr": "2e-3"}))
+        folder.check_recipe(other)
+    with pytest.raises(InputError, match=r"job 17 already trains .*; if it has ended, remove .*/run/submitted\.json"):
+        folder.check_is_free(Placement())
+    (folder.path / "submitted.json").unlink()
+    folder.checkpoints.mkdir()
+    folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
+    with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
+        folder.check_recipe(other)
 
 
 def test_no_secret_is_recorded():

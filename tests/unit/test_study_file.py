@@ -237,7 +237,8 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
 
 @pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"])
 def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, monkeypatch):
-    monkeypatch.setenv("PATH", "/bin")  # without squeue: the job may be in the queue
+    (trained / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue
+    monkeypatch.setenv("PATH", str(trained))
     if "job" in trainer:
         RunFolder(trained).note_submission("17")
     held = lock(trained / "lock", Placement()) if "process" in trainer else contextlib.nullcontext()
