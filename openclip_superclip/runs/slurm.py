@@ -116,10 +116,15 @@ class QueuedJob(NamedTuple):
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
-    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None if SLURM does not answer."""
+    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None if SLURM does not answer.
+
+    There are none where SLURM is missing.
+    """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        return {}
     except (OSError, subprocess.CalledProcessError):
         return None
     jobs = [QueuedJob(*line.strip().split("|", 3)) for line in listed.splitlines() if line.strip()]

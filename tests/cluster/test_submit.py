@@ -107,8 +107,17 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refused):
     (["--slurm", "--device", "cpu"], "--slurm: squeue does not answer"),
 ])  # fmt: skip
 def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, refused, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "squeue").symlink_to("/bin/false")
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert said in refused(tmp_path, "study", "placebos", *arguments)
+
+
+def test_where_slurm_is_missing_a_study_writes_its_scripts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    study = ["study", "datacomp_batch_size", "--slurm", "--gpus-per-node", "8", "--skip-data-check"]
+    assert main([*study, "--set", "flags.imagenet-val=/imagenet/val", "--out", f"{tmp_path}/out"]) == 1
+    assert f"submit on a login node, with sbatch {tmp_path}/out/runs.sh" in capsys.readouterr().err
+    assert (tmp_path / "out/runs.sh").exists()
 
 
 def test_options_of_sbatch_may_have_dashes_and_a_percent_sign_in_a_folder_is_no_pattern(capsys):
