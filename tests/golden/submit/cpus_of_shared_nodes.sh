@@ -1,11 +1,12 @@
 # …
-#SBATCH --job-name=b16
+#SBATCH '--job-name=50% of it'
 #SBATCH --nodes=1
 #SBATCH --time=24:00:00
-#SBATCH --output=/runs/b16/slurm-%j.out
+#SBATCH '--output=/runs/50%% of it/slurm-%j.out'
 #SBATCH --chdir=/
 #SBATCH --cpus-per-task=16
 #SBATCH --mem=64G
+#SBATCH --overcommit
 #SBATCH --signal=B:USR1@300       # this script gets SIGUSR1 five minutes before the time is up
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
@@ -13,7 +14,7 @@ set -o pipefail
 superclip=(/venv/bin/python -m openclip_superclip)
 [ -z "${CONTAINER:-}" ] || superclip=(superclip)
 runs=(
-    /runs/b16
+    '/runs/50% of it'
 )
 command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 # …

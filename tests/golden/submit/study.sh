@@ -8,7 +8,7 @@ report=$(sbatch --parsable --dependency=afterany:${runs%%;*} --kill-on-invalid-d
 #SBATCH --time=24:00:00
 #SBATCH '--output=runs/figure 4/slurm-%A_%a.out'
 #SBATCH --chdir=/
-#SBATCH --gpus-per-node=8
+#SBATCH --gpus-per-node=a100:8
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --array=0-11%2
@@ -42,7 +42,7 @@ command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 #SBATCH --time=24:00:00
 #SBATCH '--output=runs/figure 4/slurm-%j.out'
 #SBATCH --chdir=/
-#SBATCH --gpus-per-node=1
+#SBATCH --gpus-per-node=a100:1
 #SBATCH --cpus-per-task=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
