@@ -38,8 +38,7 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
     """
-    register_model(options.model)
-    if options.model not in open_clip.list_models():
+    if register_model(options.model) not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's models or a JSON file")
     options.device = check_device(options.device)
     make_folder(options.out, "--out")

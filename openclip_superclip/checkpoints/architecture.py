@@ -93,8 +93,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
         factory._MODEL_CONFIGS[name] = model_cfg  # OpenCLIP finds the tokenizer under this name
         return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
-    register_model(None)
-    model = model if ":" in model else model.replace("/", "-")  # as OpenCLIP looks it up
+    model = register_model(model)
     try:
         model_cfg = open_clip.get_model_config(model)
     except Exception as error:  # file, JSON and hub errors

@@ -10,11 +10,12 @@ from ..files import PACKAGE, read_json
 CONFIGURATIONS = PACKAGE / "model_configs"
 
 
-def register_model(model: str | None, flag: str = "--model") -> None:
+def register_model(model: str, flag: str = "--model") -> str:
     """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
 
-    The file contains OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg), either at the top level or under
-    `model_cfg` as in open_clip_config.json. Raises InputError if the file does not exist or is invalid.
+    Returns the name under which OpenCLIP finds its configuration: ViT-B-16 for ViT-B/16. The file contains OpenCLIP's
+    model configuration (embed_dim, vision_cfg, text_cfg), either at the top level or under `model_cfg` as in
+    open_clip_config.json. Raises InputError if the file does not exist or is invalid.
     """
     from open_clip import factory
     from open_clip.transform import PreprocessCfg
@@ -22,7 +23,7 @@ def register_model(model: str | None, flag: str = "--model") -> None:
     known = factory._MODEL_CONFIGS  # add_model_config would drop the path of the file from the name
     for file in CONFIGURATIONS.glob("*.json"):
         known.setdefault(file.stem, json.loads(file.read_text()))
-    if model and model.endswith(".json") and ":" not in model:
+    if model.endswith(".json") and ":" not in model:
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
         defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
         if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:  # the model determines the size
@@ -31,6 +32,7 @@ def register_model(model: str | None, flag: str = "--model") -> None:
                 "open_clip_config.json and give local-dir:FOLDER, or remove it and give --image-mean and the like"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
+    return model if model in known or ":" in model else model.replace("/", "-")
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:

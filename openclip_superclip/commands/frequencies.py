@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     if options.captions == "dual":
         raise InputError("--captions dual: the class loss reads the long captions, count them with --captions long")
-    register_model(options.tokenizer_of, "--tokenizer-of")
-    tokenizer = open_clip.get_tokenizer(options.tokenizer_of, context_length=options.context)
+    model = register_model(options.tokenizer_of, "--tokenizer-of")
+    tokenizer = open_clip.get_tokenizer(model, context_length=options.context)
     columns, shards = None, [options.data]
     if is_table(options.data):
         columns = columns_of(options, options.data)

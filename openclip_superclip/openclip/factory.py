@@ -38,7 +38,7 @@ def create_model_and_transforms(
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector before the
             projection; or "both", their sum.
     """
-    register_model(model_name, "model_name")
+    model_name = register_model(model_name, "model_name")
     config = Config(idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input)
     loading, load = weights.how_to_load(model_name, pretrained)
     superclip = head_options(model_name, pretrained, config, cache_dir=kwargs.get("cache_dir"), load=load)
@@ -89,11 +89,10 @@ def check_models(
 ) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    Models on a hub are checked when they are loaded. --model has been registered; `teacher` is --distill-model and
-    --distill-pretrained, and `context_length` is --force-context-length.
+    Models on a hub are checked when they are loaded. `teacher` is --distill-model and --distill-pretrained, and
+    `context_length` is --force-context-length.
     """
-    _check_model(model, pretrained, "--model", "--pretrained")
-    model = model if ":" in model else model.replace("/", "-")  # as OpenCLIP looks it up
+    model = _check_model(model, pretrained, "--model", "--pretrained")
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
@@ -104,17 +103,16 @@ def check_models(
             raise InputError(f"--pretrained: {error}") from error
     _check_vocabulary(model, cache_dir, context_length)
     if teacher[0] is not None:
-        register_model(teacher[0], "--distill-model")
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
         if teacher[1] is not None:
             weights.check_teacher(*teacher)
 
 
-def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> None:
-    schema, place = parse_model_name(model)
+def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> str:
+    """Returns the name under which OpenCLIP finds the model; InputError for an unknown model or unknown weights."""
+    schema, name = parse_model_name(model)[0], register_model(model, flag)
     if schema == "hf-hub":
-        return
-    name = model if schema else place.replace("/", "-")  # as OpenCLIP looks it up
+        return name
     try:
         known = open_clip.get_model_config(name) is not None
     except (OSError, ValueError, KeyError) as error:
@@ -129,6 +127,7 @@ def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag:
                 f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for {name}"
                 f": expected a file or one of {listed(tags, 30) or 'none'}"
             )
+    return name
 
 
 def _check_vocabulary(model: str, cache_dir: str | None, context_length: int | None) -> None:

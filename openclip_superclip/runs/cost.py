@@ -83,7 +83,7 @@ def count_model(run: Run) -> dict:
     if folder != model and not os.path.isfile(f"{folder}/open_clip_config.json"):
         hint = "; superclip demo --data-only writes the demo's" if folder == "demo/model" else ""
         raise InputError(f"model: there is no {folder}/open_clip_config.json{hint}")
-    register_model(model, "model")
+    model = register_model(model, "model")
     if get_model_config(model) is None:
         raise InputError(f"model: OpenCLIP has no model {model}; open_clip.list_models() lists all")
     shapes = model_without_weights(model, with_head=with_head)

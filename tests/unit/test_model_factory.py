@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 import open_clip
@@ -15,6 +16,7 @@ from support.models import MODELS, SPECIAL_TOKENS, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.benchmark import head_cost
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
 from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
 from openclip_superclip.openclip import factory
@@ -95,12 +97,14 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
     assert not [name for name, tensor in state.items() if tensor.isnan().any()]
 
 
-def test_a_slash_in_a_models_name_is_a_dash(monkeypatch):
+def test_a_slash_in_a_models_name_is_a_dash(monkeypatch, tmp_path):
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
     factory.check_models("ViT-B/32", "openai", (None, None), None, None)
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
+    monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})
+    assert head_cost.measure_head_cost(Namespace(model="ViT-B/32", device="cpu", out=tmp_path)) == {"measured": 1}
 
 
 def test_the_factorys_names_are_put_back_after_an_error():
