@@ -15,6 +15,7 @@ from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
+from ..environment import replaced
 from ..errors import InputError, reason
 from ..files import read_json
 from ..method.head import ClassHead
@@ -52,7 +53,9 @@ class Architecture(NamedTuple):
     def tokenizer(self):
         """Returns OpenCLIP's tokenizer for the model. Raises InputError if it cannot be opened."""
         try:
-            return open_clip.get_tokenizer(self.name, context_length=self.model_cfg["text_cfg"].get("context_length"))
+            context = self.model_cfg["text_cfg"].get("context_length")
+            with replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
+                return open_clip.get_tokenizer(self.name, context_length=context)  # files of a name may differ
         except Exception as error:  # Hugging Face tokenizers can raise anything
             raise InputError(
                 f"--model: {self.name} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
@@ -91,7 +94,6 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     if model.endswith(".json"):
         name = Path(model).stem
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
-        factory._MODEL_CONFIGS[name] = model_cfg  # OpenCLIP finds the tokenizer under this name
         return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
     model = register_model(model)
     try:

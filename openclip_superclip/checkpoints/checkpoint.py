@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, reason
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .run_outputs import latest_checkpoints
+from .run_outputs import newest_weights
 
 NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
@@ -200,7 +200,7 @@ def file_of_weights(path: Path) -> Path:
 
         found = _find_checkpoint_in_dir(path)
         if found is None:
-            last = next(iter(latest_checkpoints(path / "checkpoints")), None)
+            last = newest_weights(path)
             expected = f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
             raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)

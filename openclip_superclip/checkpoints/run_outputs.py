@@ -115,6 +115,12 @@ def latest_checkpoints(folder: str | Path) -> list[str]:
     return sorted(glob.glob(f"{folder}**/*.pt", recursive=True), key=natural_key, reverse=True)
 
 
+def newest_weights(run: Path) -> Path | None:
+    """Returns the newest checkpoint that a run has trained, or None."""
+    files = map(Path, latest_checkpoints(f"{run}/checkpoints/"))
+    return next((file for file in files if file.stem.startswith("epoch_")), None)
+
+
 def is_complete(path: str | Path, checksums: bool = False) -> bool:
     """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of contents.
 

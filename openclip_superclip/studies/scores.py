@@ -39,8 +39,8 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
         record = read_json(file, default={})
-        if isinstance(record.get("metrics"), dict):
-            by_epoch[record.get("epoch") or 0].append(record)
+        if isinstance(record.get("metrics"), dict) and record.get("epoch", 0) is not None:  # as of averaged weights
+            by_epoch[record.get("epoch", 0)].append(record)
     epoch = max(by_epoch, default=None)
     demo = read_json(run / DEMO, default={}).get("measures") or {}
     own = of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}

@@ -29,7 +29,7 @@ from ..words.tagger import open_checkpoint
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
 EPOCHS = 2  # of the linear map: CLIP's mIoU is better than with 10, which overfit the map's scenes
-DENSE = {"segmentation": ("mIoU", "miou"), "depth": ("depth_RMSE", "rmse")}  # the study's name, the result's
+DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}  # the study's name, the result's
 UNNAMED = ("method", "seed", "chosen", "paper")  # fields that are not in a run's name, or in another place of it
 
 
@@ -177,7 +177,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     out = weights.parent.parent / "evaluation"
     output = out.with_name("evaluation.output")
     command = [
-        "evaluate", str(weights), "--data", str(scenes), "--suite", "dense", "--datasets", "demo_masks", "demo_depth",
+        "evaluate", str(weights), "--data", str(scenes), "--suite", "dense", "--datasets", *DENSE,
         "--dense-epochs", str(EPOCHS), "--device", "cpu", "--workers", "0", "--out", str(out),
     ]  # fmt: skip
     code, _ = run_superclip(command, output, True, is_to_stop)
@@ -187,8 +187,8 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     model = f"{weights.resolve().parent.parent.name}/{weights.stem}"
     records = [read_json(file) for file in sorted(out.glob("*.json"))]
     found = {
-        record["task"]: record["metrics"]
+        record["dataset"]: record["metrics"]
         for record in records
-        if record.get("model") == model and record["task"] in DENSE
+        if record.get("model") == model and record.get("dataset") in DENSE
     }
-    return {name: 100 * found[task][metric] for task, (name, metric) in DENSE.items()}
+    return {name: 100 * found[dataset][metric] for dataset, (name, metric) in DENSE.items()}

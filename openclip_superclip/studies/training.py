@@ -16,7 +16,7 @@ from ..environment import processor, versions
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
-from ..runs.recipe import read_recipe
+from ..runs.recipe import Recipe, read_recipe
 from ..runs.slurm import find_placement
 from .results import StudyResults, check_measures
 from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
@@ -32,6 +32,7 @@ class StudyTraining:
 
     def __init__(self, call: StudyCall, jobs: int = 0):
         self.call, self.study, self.jobs = call, call.study, jobs
+        self._recipes: dict[str, Recipe] = {}
 
     def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a study of fewer seeds."""
@@ -59,7 +60,9 @@ class StudyTraining:
         of_data = {name: of_all[name] for name in ("data_samples",) if name in of_all}  # passes are as many samples
         common = read_recipe(study.recipe, {**of_data, "seed": str(seed)})
         is_common = {name: settings[name] == value for name, value in (texts(study.set) | dict(of_all)).items()}
-        name = run_name(common, read_recipe(study.recipe, settings), is_common)
+        name = run_name(common, recipe := read_recipe(study.recipe, settings), is_common)
+        if self._recipes.setdefault(name, recipe) != recipe:
+            raise InputError(f"arms: {arm} and another arm would share the folder {name}: rename the file that differs")
         return StudyRun(arm, cell, seed, study.recipe, tuple(settings.items()), self.call.runs_in / name, split)
 
     def summary(self) -> str:
@@ -171,6 +174,7 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     """
     if not jobs and call.runs_flag == "--runs" and not call.runs_in.is_dir():
         raise InputError(f"--runs: there is no folder {call.runs_in}")
+    StudyTraining(call).runs({})  # InputError if two different runs would be in one folder
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
     place = call.runs_in.resolve()

@@ -1,7 +1,7 @@
 """Tags many images and writes tables, JSON Lines, heat maps and a page."""
 
+import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class TaggedImage(NamedTuple):
 
 def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = None) -> Iterator[TaggedImage]:
     """Yields each image with its words, in order, and draws heat maps into a folder if one is given."""
-    stems: Counter = Counter()
+    taken: set[str] = set()
     for path in paths:
         image, reason = load_image(path, SHORTEST)
         if image is None:
@@ -75,9 +75,9 @@ def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = No
         if heatmaps and words:
             from .heat_map import draw  # needs matplotlib
 
-            stems[path.stem] += 1
-            number = f"-{stems[path.stem]}" if stems[path.stem] > 1 else ""
-            heatmap = heatmaps / f"{path.stem}{number}{HEAT_MAP}"
+            names = (f"{path.stem}{f'-{number}' * (number > 1)}{HEAT_MAP}" for number in itertools.count(1))
+            taken.add(name := next(name for name in names if name not in taken))
+            heatmap = heatmaps / name
             draw(heatmap, image, words, tagger.opened.preprocess_cfg)
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.architecture import architecture_of, fit
 from ..checkpoints.checkpoint import Checkpoint, check_match, check_values, read_checkpoint
-from ..checkpoints.run_outputs import latest_checkpoints, run_options
+from ..checkpoints.run_outputs import newest_weights, run_options
 from ..environment import check_device
 from ..errors import InputError
 from ..method.head import head_input_of
@@ -71,10 +71,9 @@ def read_model(path: Path) -> Checkpoint:
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
     if (path / "checkpoints").is_dir():
-        last = next(iter(latest_checkpoints(path / "checkpoints")), None)
-        if last is None:
+        if not (newest := newest_weights(path)):
             raise InputError(f"--model: {path} is a run without a checkpoint; expected checkpoints/epoch_N.pt in it")
-        path = Path(last)
+        path = newest
     try:
         return read_checkpoint(path)
     except InputError as error:

@@ -210,6 +210,8 @@ def test_the_demos_scores_count_and_damaged_results_are_left_out(tmp_path):
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')
     assert read_run(run).scores == pytest.approx(scores)
+    of_averaged_weights = recipe_run(tmp_path / "averaged", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=None)
+    assert read_run(of_averaged_weights).scores == {}
 
 
 def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trained, tmp_path):

@@ -165,21 +165,23 @@ def test_a_folder_gives_a_self_contained_page_and_json_lines(folder, squares_exp
 
 
 def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squares_export, tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name / "image.png")
+    for name in ("a/image.png", "b/image-2.png", "b/image.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name)
     for _ in range(2):
         assert words(tmp_path, "--model", squares_export, "--words", "red, blue", "--heatmap", "--out", tmp_path) == 0
-        assert "2 images, 0 skipped" in capsys.readouterr().out
+        assert "3 images, 0 skipped" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
-    assert [Path(record["heatmap"]).name for record in records] == ["image.words.png", "image-2.words.png"]
+    assert [Path(record["heatmap"]).name for record in records] == [
+        "image.words.png", "image-2.words.png", "image-3.words.png",
+    ]  # fmt: skip
     for record in records:
         drawn = np.asarray(Image.open(record["heatmap"]).convert("RGB")).astype(int)
         panels = np.array_split(drawn[drawn.shape[0] // 3 :], 3, axis=1)  # the image and two words, below their titles
         for word, panel in zip(record["words"], panels[1:], strict=True):
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
-    assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 2
+    assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
 
 
 # Image formats

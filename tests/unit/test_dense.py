@@ -1,5 +1,6 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against slow plain versions."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -147,7 +148,11 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     weights.parent.mkdir(parents=True)
     shutil.copy(model[0], weights)
     (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
+    other = {"model": "run/epoch_1", "dataset": "pascal_voc", "task": "segmentation", "metrics": {"miou": -1}}
+    (tmp_path / "run/evaluation").mkdir()
+    (tmp_path / "run/evaluation/z.json").write_text(json.dumps(other))
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
+    (tmp_path / "run/evaluation/z.json").unlink()
     made = by_task(tmp_path / "run" / "evaluation")
     of_classes, of_depth = made["segmentation"], made["depth"]
     assert found == {"mIoU": 100 * of_classes["metrics"]["miou"], "depth_RMSE": 100 * of_depth["metrics"]["rmse"]}

@@ -198,6 +198,12 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
     model, *_ = superclip.create_model_and_transforms(name)
     assert model.class_head
+    models = [read_architecture(name)]
+    config = json.loads(model_file.read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {"clean": "whitespace"}  # keeps capital letters
+    model_file.write_text(json.dumps(config))
+    models.append(read_architecture(name))  # another file of this name
+    assert [len(one.tokenizer().encode("AB")) for one in models] == [1, 2]
     assert open_clip.get_tokenizer(name).context_length == model.context_length
     assert main(["plan", "demo/superclip_demo-model_8k_bs64", "--device", "cpu", "--set", f"model={name}"]) == 0
     assert name in capsys.readouterr().out

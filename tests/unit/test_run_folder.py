@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -139,6 +140,13 @@ def write_checkpoints(folder: Path, *epochs: int) -> Path:
         weight = torch.frombuffer(bytearray(b"some weights" * 300), dtype=torch.uint8)
         torch.save({"epoch": epoch, "state_dict": {"weight": weight}}, folder / f"epoch_{epoch}.pt")
     return folder
+
+
+def test_the_newest_weights_of_a_run_are_its_own(tmp_path):
+    folder = write_checkpoints(tmp_path / "checkpoints", 9, 10)
+    write_checkpoints(tmp_path / "checkpoints_before", 11)
+    shutil.copy(folder / "epoch_9.pt", folder / "mean.pt")
+    assert run_outputs.newest_weights(tmp_path) == folder / "epoch_10.pt"
 
 
 @pytest.mark.parametrize("bit", [1, 128])

@@ -111,6 +111,8 @@ REFUSED = [
     ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
     ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
     ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
+    ({"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
+     "arms: B and another arm would share the folder"),
     ({"cells": {"lr": []}}, "cells is"), ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
 ]  # fmt: skip
 
