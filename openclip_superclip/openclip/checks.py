@@ -179,4 +179,5 @@ def _check_resume(training: Training) -> None:
     if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
         now = beginning(training.options_with_defaults(), training.data.world_size)
         slices = "" if data.slices is not None else "--superclip-slices and "  # without which nothing is compared
-        check_beginning(folder, now, f"{slices}--superclip-accept-changes")
+        accept = f"{slices}--superclip-accept-changes"
+        check_beginning(folder, now, "--accept-changes to superclip run" if training.data.is_table else accept)

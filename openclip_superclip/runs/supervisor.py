@@ -61,7 +61,7 @@ class NodeTraining:
         arguments = [*run.openclip_arguments(), "--logs", str(folder.path.parent), "--name", folder.path.name]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
         arguments += ["--horovod"] if settings.engine == "horovod" else []
-        arguments += ["--superclip-accept-changes"] if self.accept_changes else []
+        arguments += ["--superclip-accept-changes"] if self.accept_changes and not run.is_table else []
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
             run, self.logs, arguments, placement.node, placement.num_nodes, placement.master_addr,

@@ -44,6 +44,12 @@ def test_changes_are_accepted_at_one_start(folder, monkeypatch):
         started(folder, data="{0..3}.tar")
 
 
+def test_only_runs_of_shards_pass_on_that_changes_are_accepted(folder):
+    run = Run.open(folder.path)
+    starts = [NodeTraining(replace(run, data=data), Placement(), folder).start for data in (run.data, "pairs.csv")]
+    assert ["--superclip-accept-changes" in start.arguments for start in starts] == [True, False]
+
+
 def test_a_finished_run_of_other_data_is_refused(folder):
     write_json(folder.path / "state.json", {"state": "finished"})
     write_json(folder.path / "run.json", {"plan": Run.open(folder.path).as_dict()})
