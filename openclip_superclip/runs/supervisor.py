@@ -52,8 +52,10 @@ class NodeTraining:
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
-        settings, was_requeued = run.settings, placement.restarts > 0  # a requeued job has accepted them before
-        self.accept_changes = settings.accept_changes and not was_requeued
+        settings, attempts = run.settings, folder.record().get("attempts", [])
+        self.accept_changes = settings.accept_changes and not any(  # a start before the job was requeued accepted them
+            one.get("job") == placement.job and one["restarts"] < placement.restarts for one in attempts
+        )
         run = replace(run, settings=replace(settings, accept_changes=False))  # later starts accept no changes
         self.run, self.placement, self.folder = run, placement, folder
         num_local = len(list(folder.path.glob("ranks/local-*")))

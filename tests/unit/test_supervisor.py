@@ -44,6 +44,13 @@ def test_changes_are_accepted_at_one_start(folder, monkeypatch):
         started(folder, data="{0..3}.tar")
 
 
+@pytest.mark.parametrize(("job", "restarts", "accepts"), [("16", 0, True), ("17", 0, False), ("17", 1, True)])
+def test_a_requeued_job_accepts_changes_unless_an_earlier_start_has(folder, job, restarts, accepts):
+    write_json(folder.path / "run.json", {"attempts": [{"job": job, "restarts": restarts}]})
+    training = NodeTraining(Run.open(folder.path), Placement(job="17", restarts=1), folder)
+    assert training.accept_changes == accepts
+
+
 def test_only_runs_of_shards_pass_on_that_changes_are_accepted(folder):
     run = Run.open(folder.path)
     starts = [NodeTraining(replace(run, data=data), Placement(), folder).start for data in (run.data, "pairs.csv")]
