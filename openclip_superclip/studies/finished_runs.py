@@ -78,7 +78,7 @@ def _flags_variant(flags: dict, method: str) -> dict:
     """Returns OpenCLIP's flags, without dashes, that set what is trained and from which weights."""
     own = "force-patch-dropout" if method.endswith("flip") else ""  # it is that method
     return {
-        name: value
+        name: tuple(value) if isinstance(value, list) else value  # hashable, as in Series
         for name, value in flags.items()
         if value and name != own and name.startswith(("force-", "lock-", "pretrained"))
     }

@@ -141,9 +141,11 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
 def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_long_as_its_log(trained, tmp_path):
     others = [changed_copy(run, tmp_path / "other" / run.name, model="ViT-L-14") for run in trained[:2]]
     on_table = changed_copy(trained[0], tmp_path / "csv", train_num_samples=None)
-    first, second = find_comparisons([read_run(path) for path in (*trained, *others, on_table)])
+    wide = changed_copy(trained[0], tmp_path / "wide", force_image_size=[48, 64])
+    first, second = find_comparisons([read_run(path) for path in (*trained, *others, on_table, wide)])
     assert [run.path for run in second.runs] == others and second.model == "ViT-L-14"
-    assert {run.path for run in first.runs} == {*trained, on_table}
+    assert {run.path for run in first.runs} == {*trained, on_table, wide}
+    assert "CLIP (force-image-size (48, 64))" in [series.name for series in first.series]
     assert read_run(on_table).samples == 128
 
 
