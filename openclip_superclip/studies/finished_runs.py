@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.run_outputs import read_log, read_options
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import read_json
 from ..flags import RECORDED_ALONE
 from ..pages import run_names
@@ -121,9 +121,12 @@ def read_run(path: Path) -> ReportedRun:
 
 
 def _read_options(run: ReportedRun, options: dict) -> None:
-    """Fills in what OpenCLIP's params.txt holds; InputError if there is no model."""
-    if not options.get("model"):
+    """Fills in what OpenCLIP's params.txt holds; InputError if it is missing or truncated."""
+    if not options:
         raise InputError("the folder contains neither recipe.yaml nor params.txt")
+    needed = ("model", "epochs", "batch_size", "world_size", "accum_freq")
+    if missing := [name for name in needed if options.get(name) in (None, "")]:
+        raise InputError(f"params.txt is incomplete: it lacks {listed(missing)}")
     superclip = {
         name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
     }

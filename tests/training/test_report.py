@@ -223,9 +223,13 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
     third = [match.start() for match in re.finditer("Train Epoch", log)][2]
     (cut / "out.log").write_text(log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")])
     assert len(read_log(cut / "out.log")) == 2
-    assert report(cut, *trained[1:], "--out", tmp_path / "out") == 0
-    row = table(tmp_path / "out" / "runs.csv")[0]
-    assert (row["state"], row["note"]) == ("cut short", "the log ends at 32 samples of 128")
+    shutil.copytree(trained[1], half := tmp_path / "half")
+    options = (half / "params.txt").read_text()
+    (half / "params.txt").write_text(options[: options.index("world_size: ") + len("world_size: ")])
+    assert report(cut, *trained[1:], half, "--out", tmp_path / "out") == 0
+    rows = [(row["state"], row["note"]) for row in table(tmp_path / "out" / "runs.csv")]
+    assert rows[0] == ("cut short", "the log ends at 32 samples of 128")
+    assert rows[-1] == ("missing", "params.txt is incomplete: it lacks world_size")
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "| CLIP | 8 | 2 (seed 0, 1) |" in markdown
     assert "| CLIP | 16 | 1 (seed 1) |" in markdown  # the other one counts alone
