@@ -4,9 +4,12 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
+from typing import get_origin
 
 from ..demo import natural
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
@@ -15,7 +18,7 @@ from ..errors import InputError
 from ..files import shipped_folder
 from ..rules import Rule, check
 from ..runs.plan import make_run, settings_of_table
-from ..runs.recipe import Recipe, read_recipe, read_yaml
+from ..runs.recipe import KINDS, Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
 
 TUNING_SEEDS = 1000  # the first seed of the trials that tune learning rates: the seeds of results are below it
@@ -85,10 +88,9 @@ class Study:
         found = self.settings(other, None, of_all) if other else texts(self.set) | dict(of_all)
         if cell is not None:
             found |= texts({self.cell_field: cell}) | self.fields_of_cell(cell)
-        if own.get("samples", "").endswith("%"):
+        if percent := re.fullmatch(r"(\d*\.?\d+) ?%", own.get("samples", "")):
             recipe = read_recipe(self.recipe, found)
-            fraction = float(own["samples"].removesuffix("%")) / 100
-            steps = math.ceil(round(recipe.samples * fraction / recipe.global_batch_size, 6))
+            steps = math.ceil(round(recipe.samples * float(percent[1]) / 100 / recipe.global_batch_size, 6))
             own["samples"] = str(steps * recipe.global_batch_size)
         return found | own
 
@@ -124,18 +126,30 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is field.def
 def texts(values: Mapping[str, object]) -> dict[str, str]:
     """Returns values as --set KEY=VALUE takes them."""
     as_json = (bool, type(None))
-    return {key: json.dumps(value) if isinstance(value, as_json) else f"{value}" for key, value in values.items()}
+    return {f"{key}": json.dumps(value) if isinstance(value, as_json) else f"{value}" for key, value in values.items()}
 
 
-def _are_cells(cells) -> bool:
-    values = [*cells.values()] if isinstance(cells, dict) else [None]
-    return not cells or (len(values) == 1 and isinstance(values[0], list | dict) and len(values[0]) > 0)
+def _wrong_types(study) -> list[str]:
+    """Returns a message for each field whose value has another type."""
+    kinds = {name: get_origin(field.type) or field.type for name, field in FIELDS.items()}
+    given = {name: getattr(study, name) for name, kind in kinds.items() if type(getattr(study, name)) is not kind}
+    return [f"{name} is {value!r}; expected {KINDS.get(kinds[name], 'a list')}" for name, value in given.items()]
 
 
-def _can_tune(choose) -> bool:
-    if not isinstance(choose, dict) or set(choose) not in (set(), {"lr", "seeds"}):
-        return False
-    return not choose or (isinstance(choose["lr"], list) and len(choose["lr"]) > 0 and isinstance(choose["seeds"], int))
+def _are_cells(cells: dict) -> bool:
+    if len(cells) != 1:
+        return not cells
+    (values,) = cells.values()
+    more = values.values() if isinstance(values, dict) else ()
+    return isinstance(values, list | dict) and len(values) > 0 and all(isinstance(fields, dict) for fields in more)
+
+
+def _can_tune(choose: dict) -> bool:
+    if choose.keys() != {"lr", "seeds"}:
+        return not choose
+    rates, seeds = choose["lr"], choose["seeds"]
+    are_rates = isinstance(rates, list) and all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
+    return are_rates and len(rates) > 0 and type(seeds) is int and seeds > 0
 
 
 def _wrong_likes(study) -> list[str]:
@@ -149,12 +163,12 @@ SEEDS = Rule(
     lambda study: not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS,
 )
 RULES = [
+    Rule("{path}: {found[0]}", _wrong_types),
     Rule(
-        "{path}: arms is {arms!r}; expected two or more, each a mapping of a recipe's fields",
+        "{path}: arms is {arms!r}; expected two or more, each a name and a mapping of a recipe's fields",
         lambda study: (
-            not isinstance(study.arms, dict)
-            or len(study.arms) < 2
-            or not all(isinstance(arm, dict) for arm in study.arms.values())
+            len(study.arms) < 2
+            or not all(isinstance(name, str) and isinstance(arm, dict) for name, arm in study.arms.items())
         ),
     ),
     Rule("{path}: arm '{found[0]}' is like an arm that does not exist or has `like` itself", _wrong_likes),
@@ -166,17 +180,13 @@ RULES = [
         "{path}: primary is {primary!r}; expected one of {found}",
         lambda study: study.primary not in MEASURES[study.measures] and ", ".join(MEASURES[study.measures]),
     ),
-    Rule(
-        "{path}: seeds is {seeds!r}; expected a number of seeds",
-        lambda study: not isinstance(study.seeds, int) or not isinstance(study.first_seed, int),
-    ),
     SEEDS,
     Rule(
         "{path}: cells is {cells!r}; expected one field and its values, or a mapping of more fields for each value",
         lambda study: not _are_cells(study.cells),
     ),
     Rule(
-        "{path}: choose is {choose!r}; expected lr: a list of rates, and seeds: their number",
+        "{path}: choose is {choose!r}; expected lr: a list of rates, and seeds: the number of trials of each",
         lambda study: not _can_tune(study.choose),
     ),
     Rule(
@@ -185,7 +195,7 @@ RULES = [
     ),
     Rule(
         "{path}: compare is {compare!r}; expected pairs [arm, baseline] of the arms",
-        lambda study: not all(len(pair) == 2 and {*pair} <= {*study.arms} for pair in study.compare),
+        lambda study: [pair for pair in study.compare if pair not in [[*two] for two in permutations(study.arms, 2)]],
     ),
 ]
 
@@ -210,9 +220,9 @@ def read_study(path_or_name: str) -> Study:
         if name not in FIELDS:
             raise InputError(f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}")
     for name in REQUIRED:
-        if name not in values:
+        if values.get(name) is None:
             raise InputError(f"{path}: {name} is missing; a study needs {', '.join(REQUIRED)}")
-    study = Study(**values, name=path.stem)
+    study = Study(**{name: value for name, value in values.items() if value is not None}, name=path.stem)
     check(RULES, SimpleNamespace(path=path, **vars(study)))
     try:
         study.check_recipes()

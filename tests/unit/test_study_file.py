@@ -62,7 +62,7 @@ def test_the_batch_size_study_trains_the_shipped_recipes():
 def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(tmp_path):
     cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
     everywhere = {"wd": 0.1, "flags.grad-checkpointing": True, "flags.pretrained": None}
-    study = read_study(write_study(tmp_path, cells=cells, set=everywhere))
+    study = read_study(write_study(tmp_path, cells=cells, set=everywhere, choose=None, compare=None))
     texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
     assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
@@ -113,7 +113,12 @@ REFUSED = [
     ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
     ({"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
      "arms: B and another arm would share the folder"),
-    ({"cells": {"lr": []}}, "cells is"), ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
+    ({"arms": None}, "arms is missing"), ({"recipe": 3}, "recipe is 3; expected a string"),
+    ({"set": ["lr"]}, "set is ['lr']; expected a mapping"), ({"set": {1: 2}}, "there is no field '1'"),
+    ({"cells": {"lr": []}}, "cells is"), ({"cells": {"lr": {1: 3}}}, "cells is"), ({"compare": ["CLIP"]}, "compare is"),
+    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"), ({"compare": 3}, "compare is 3; expected a list"),
+    ({"choose": {"lr": [1e-3], "seeds": 0}}, "choose is"), ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
+    ({"arms": {"CLIP": {}, "B": {"samples": "x%"}}}, "arm 'B': "),
 ]  # fmt: skip
 
 
