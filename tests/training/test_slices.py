@@ -322,9 +322,7 @@ def test_contents_and_versions_are_compared_and_not_paths(train_data, train_flag
     assert package == "torch was 1.0 and is 2.0"
 
 
-def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
-    began, train_data, csv_data, parse_args, refusal
-):
+def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args, refusal):
     folder, sliced = began.parent.parent, [*slice_flags(train_data), "--workers", "0"]
     whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
     assert parse_args(whole).resume == str(began)  # no run in slices began there
@@ -332,8 +330,8 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
     message = refusal(*whole)
     assert "--superclip-slices was 3 and is not given" in message
     assert "or pass --superclip-slices and --superclip-accept-changes, which" in message
-    table = refusal("--train-data", csv_data, "--resume", began)
-    assert "or pass --accept-changes to superclip run, which" in table  # a table has no slices
+    table = refusal("--train-data", "pairs.csv", "--resume", began)  # which has no slices
+    assert "or pass --accept-changes to superclip run, which" in table
     (folder / "began_with.json").unlink()
     params = folder / "params.txt"
     params.write_text(params.read_text().replace("superclip_slices: 3\n", ""))

@@ -159,30 +159,23 @@ def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    return write_model(
-        tmp_path_factory.mktemp("model"), vision={"width": 16, "head_width": 8}, text={"width": 16, "heads": 2}
-    )
-
-
-@pytest.fixture(scope="module")
-def fitting(pattern, model, tmp_path_factory) -> Path:
+def fitting(pattern, small_model, tmp_path_factory) -> Path:
     """The file of the short captions' frequencies in the model's vocabulary."""
     out = tmp_path_factory.mktemp("fitting") / "df.safetensors"
-    call(pattern, "--tokenizer-of", model, "--out", out)
+    call(pattern, "--tokenizer-of", small_model, "--out", out)
     return out
 
 
-def test_a_file_fixes_the_weights_from_the_first_step(fitting, model):
-    clip, _, _ = superclip.create_model_and_transforms(model, idf=str(fitting))
-    tokens = open_clip.get_tokenizer(model)(["cat dog", "red"])
+def test_a_file_fixes_the_weights_from_the_first_step(fitting, small_model):
+    clip, _, _ = superclip.create_model_and_transforms(small_model, idf=str(fitting))
+    tokens = open_clip.get_tokenizer(small_model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
         _, _, patch_mean = encode_image(clip.visual, clip.patch_tokens, torch.ones(2, 3, 32, 32))
     words, num_captions = expected(0)
     weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):
-        weights[open_clip.get_tokenizer(model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
+        weights[open_clip.get_tokenizer(small_model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
     assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
     before = clip.fixed_idf()
     assert clip.to(torch.bfloat16).fixed_idf().equal(before)  # no cast reaches the counts

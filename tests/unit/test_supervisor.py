@@ -1,5 +1,7 @@
-"""What `superclip run` accepts and records when it starts, without training."""
+"""What `superclip run` accepts and records when it starts, and how it names failures, without training."""
 
+import signal
+import socket
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.files import write_json
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.process import EXIT_REQUEUE, Failure
+from openclip_superclip.runs.process import EXIT_REQUEUE, HARDWARE, OF_HARDWARE, Failure, _rank_failure, first_failure
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
@@ -47,14 +49,11 @@ def test_changes_are_accepted_at_one_start(folder, monkeypatch):
 @pytest.mark.parametrize(("job", "restarts", "accepts"), [("16", 0, True), ("17", 0, False), ("17", 1, True)])
 def test_a_requeued_job_accepts_changes_unless_an_earlier_start_has(folder, job, restarts, accepts):
     write_json(folder.path / "run.json", {"attempts": [{"job": job, "restarts": restarts}]})
-    training = NodeTraining(Run.open(folder.path), Placement(job="17", restarts=1), folder)
-    assert training.accept_changes == accepts
-
-
-def test_only_runs_of_shards_pass_on_that_changes_are_accepted(folder):
-    run = Run.open(folder.path)
-    starts = [NodeTraining(replace(run, data=data), Placement(), folder).start for data in (run.data, "pairs.csv")]
-    assert ["--superclip-accept-changes" in start.arguments for start in starts] == [True, False]
+    for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):  # a table has no slices
+        run = replace(Run.open(folder.path), data=data)
+        training = NodeTraining(run, Placement(job="17", restarts=1), folder)
+        assert training.accept_changes == accepts
+        assert ("--superclip-accept-changes" in training.start.arguments) == is_passed_on
 
 
 def test_a_finished_run_of_other_data_is_refused(folder):
@@ -91,3 +90,40 @@ def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
     held = lock(tmp_path / "file/runs.lock", Placement(), flag="--runs")
     with pytest.raises(InputError, match=r"--runs: .*/file cannot be written"), held:
         pass
+
+
+def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path):
+    Failure("rank 0", "Connection closed by peer", timestamp=2.0).write(tmp_path / "rank_0.error.json")
+    Failure("rank 3", "ZeroDivisionError", timestamp=1.0).write(tmp_path / "rank_3.error.json")
+    assert first_failure(tmp_path).who == "rank 3"
+    Failure("rank 5", "Signal 9", timestamp=3.0, is_cause=True).write(tmp_path / "node_1.error.json")
+    assert first_failure(tmp_path).who == "rank 5"
+
+
+@pytest.mark.parametrize(("exit_code", "message", "kind"), [
+    (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", HARDWARE),
+    (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", HARDWARE),
+    (-signal.SIGTERM, "it was ended by Signal 15 (SIGTERM)", ""),
+    (3, "it ended with exit code 3", ""),
+])  # fmt: skip
+def test_a_rank_that_could_not_say_why_it_failed_is_named_with_its_exit_code(tmp_path, exit_code, message, kind):
+    failure = _rank_failure(tmp_path, 2, exit_code)
+    assert (failure.who, failure.message) == (f"rank 2 on {socket.gethostname()}", message)
+    assert (failure.kind, failure.is_cause) == (kind, exit_code == -signal.SIGKILL)
+    said = Failure("rank 2 on node1", "ZeroDivisionError: division by zero", "Traceback …", timestamp=1.5)
+    said.write(tmp_path / "rank_2.error.json")
+    assert _rank_failure(tmp_path, 2, 1) == said
+
+
+@pytest.mark.parametrize(("message", "kind"), [
+    ("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:268, unhandled system error", HARDWARE),
+    ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", HARDWARE),
+    ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.", HARDWARE),
+    ("RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [192.0.2.2]:4242", HARDWARE),
+    ("DistNetworkError: The server socket has failed to listen on any local network address. EADDRINUSE", HARDWARE),
+    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", ""),
+    ("ZeroDivisionError: division by zero", ""),
+    ("FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'", ""),
+])  # fmt: skip
+def test_a_failure_is_of_the_machines_or_the_users(message, kind):
+    assert (HARDWARE if OF_HARDWARE.search(message) else "") == kind
