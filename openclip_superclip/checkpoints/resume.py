@@ -1,6 +1,7 @@
 """Selects the checkpoint for --resume, and checks that this run can resume from it before anything is loaded."""
 
 import contextlib
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -26,14 +27,14 @@ NUM_MEASURED = 16  # maximum number of shards with recorded sizes
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
-# Options that do not affect the weights, by name or by prefix ending in "_". All others are compared. The global batch
-# and the shards are compared separately.
+# Patterns of options that do not affect the weights. All others are compared. The global batch and the shards are
+# compared separately.
 HARMLESS = (
-    "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_", "ddp_static_graph",
-    "debug", "delete_previous_checkpoint", "device", "dist_", "grad_checkpointing", "help", "imagenet_", "log_", "logs",
-    "name", "no_set_device_rank", "remote_sync", "remote_sync_", "report_to", "resume", "save_", "val_", "workers",
-    "wandb", "wandb_", "zeroshot_frequency", "audio_zeroshot_", "trace", "torchscript", "train_loss_ema_samples",
-    "fsdp_checkpoint", "superclip_word_course", "superclip_accept_changes",
+    "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_*", "ddp_static_graph",
+    "debug", "delete_previous_checkpoint", "device", "dist_*", "grad_checkpointing", "help", "imagenet_*", "log_*",
+    "logs", "name", "no_set_device_rank", "remote_sync*", "report_to", "resume", "save_*", "val_*", "workers", "wandb*",
+    "zeroshot_frequency", "audio_zeroshot_*", "trace", "torchscript", "train_loss_ema_samples", "fsdp_checkpoint",
+    "superclip_word_course", "superclip_accept_changes",
     # added to the parsed options by OpenCLIP or this package
     "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
     "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options",
@@ -49,7 +50,8 @@ def beginning(options: dict, world_size: int) -> dict:
 
 
 def _record(options: dict) -> dict:
-    kept = {name: _content(name, value) for name, value in sorted(options.items()) if not _is_harmless(name)}
+    harmless = {name for pattern in HARMLESS for name in fnmatch.filter(options, pattern)}
+    kept = {name: _content(name, value) for name, value in sorted(options.items()) if name not in harmless}
     if kept.get("lr_scheduler") == "const":  # a constant schedule does not depend on the number of epochs
         del kept["epochs"]
     factors = [options.get(name) for name in ("batch_size", "accum_freq", "world_size")]
@@ -60,10 +62,6 @@ def _record(options: dict) -> dict:
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
-
-
-def _is_harmless(name: str) -> bool:
-    return any(name == harmless or (harmless.endswith("_") and name.startswith(harmless)) for harmless in HARMLESS)
 
 
 def _content(name: str, value):
