@@ -137,10 +137,7 @@ is_whole = functools.partial(is_complete, checksums=True)
 
 
 def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> bool:
-    """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be complete.
-
-    Tests it twice, because an input/output error of a disk or a network can be transient.
-    """
+    """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be complete."""
     if is_good(path):
         return False
     try:
@@ -149,7 +146,7 @@ def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> boo
                 pass
     except OSError as error:
         return isinstance(error, FileNotFoundError)
-    return not is_good(path)
+    return not is_good(path)  # which failed before if a disk or network had a transient error
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:

@@ -116,10 +116,7 @@ class QueuedJob(NamedTuple):
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
-    """Returns this user's jobs by number, and tasks of arrays by ARRAY_TASK too; None if SLURM does not answer.
-
-    There are none where SLURM is missing.
-    """
+    """Returns this user's jobs by number and by ARRAY_TASK; {} without squeue, and None if it does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -107,15 +107,6 @@ def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus,
         assert plan.slice_samples <= recipe.data_samples / recipe.slices, name
 
 
-def edited(tmp_path, name, change):
-    """A file of a recipe, its text changed."""
-    path = tmp_path / "edited.yaml"
-    changed = change(RECIPES[name].text)
-    assert changed != RECIPES[name].text
-    path.write_text(changed)
-    return str(path)
-
-
 @pytest.mark.parametrize(("change", "named"), [
     (lambda text: text.replace("lr: 0.0005\n", ""), "lr is missing"),
     (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
@@ -135,10 +126,12 @@ def edited(tmp_path, name, change):
     (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one run as a recipe"),
 ])  # fmt: skip
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
-    path = edited(tmp_path, DEMO, change)
+    path, changed = tmp_path / "edited.yaml", change(RECIPES[DEMO].text)
+    assert changed != RECIPES[DEMO].text
+    path.write_text(changed)
     with pytest.raises(InputError) as refusal:
-        read_recipe(path)
-    assert path in str(refusal.value)
+        read_recipe(str(path))
+    assert str(path) in str(refusal.value)
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -30,10 +30,8 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "shards")
 
 
-def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, **options):
-    split = Split(
-        NUM_SHARDS, world_size, workers, slices, options.pop("slice_samples", None), options.pop("batch_size", None)
-    )
+def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(None, None), **options):
+    split = Split(NUM_SHARDS, world_size, workers, slices, *sizes)  # of a slice and of a batch
     return check_data(f"{folder}/{PATTERN}", split, expected, **options)
 
 
@@ -43,7 +41,7 @@ def problems(checked) -> dict[str, str]:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_whole_shards_give_their_number_and_bytes_and_no_warning(full, whole):
-    checked = check(whole, full=full, slice_samples=64, batch_size=16)
+    checked = check(whole, full=full, sizes=(64, 16))
     assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (16, 16, [], [])
     assert checked["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
     assert checked["samples"] == (SAMPLES if full else None)
@@ -174,7 +172,7 @@ def test_sizes_json_is_compared_with_the_recipe(folder):
 
 def test_a_worker_whose_shards_fill_no_batch_could_not_start(whole):
     with pytest.raises(InputError, match="provide 16 samples, and --batch-size is 17"):
-        check(whole, world_size=4, slice_samples=64, batch_size=17)
+        check(whole, world_size=4, sizes=(64, 17))
 
 
 @pytest.mark.parametrize("names", [
