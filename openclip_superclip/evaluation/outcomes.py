@@ -126,7 +126,7 @@ def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
 
 
 def _limits(drawn: np.ndarray) -> list[float]:
-    return np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+    return np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 
 def _score(outcome: Outcome) -> float:
@@ -157,15 +157,17 @@ def _precisions(counts: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> n
     return np.mean(by_class, axis=0)
 
 
+@np.errstate(invalid="ignore")  # a class without samples in a resample
 def _overlaps(counts: np.ndarray, both: np.ndarray, either: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a class without samples in a resample
-        return np.nanmean(counts @ both / (counts @ either), axis=1)
+    return np.nanmean(counts @ both / (counts @ either), axis=1)
 
 
-SCORES = {
-    PRECISION: _precisions, IOU: _overlaps,
-    RMSE: lambda counts, squares, pixels: np.sqrt(counts @ squares / (counts @ pixels))[:, 0],
-}  # fmt: skip
+@np.errstate(invalid="ignore")  # a resample without labelled pixels: NaN
+def _errors(counts: np.ndarray, squares: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    return np.sqrt(counts @ squares / (counts @ pixels))[:, 0]
+
+
+SCORES = {PRECISION: _precisions, IOU: _overlaps, RMSE: _errors}
 
 
 def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:

@@ -78,6 +78,8 @@ def test_other_measures_have_the_percentile_bootstrap(kind):
         first, second = Outcome(kind, squares, np.ones(400)), Outcome(kind, squares * 1.1, np.ones(400))
         theirs = bootstrap((squares,), lambda x, axis: x.mean(axis) ** 0.5, method="percentile", rng=0)
         assert estimate(first, "a")[1:] == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+        few = Outcome(RMSE, np.array([4.0, 9.0, 0.0]), np.array([1, 1, 0]))  # a third image without labelled pixels
+        assert estimate(few, "a")[1:] == (2, 3)  # of the resamples with labelled pixels
     else:
         scored = RNG.random((400, 3)) if kind == PRECISION else RNG.integers(0, 50, (400, 3))
         of = RNG.integers(0, 2, (400, 3)) if kind == PRECISION else scored + RNG.integers(1, 50, (400, 3))
