@@ -40,6 +40,8 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     """
     if register_model(options.model) not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's models or a JSON file")
+    if "multimodal_cfg" in open_clip.get_model_config(options.model):
+        raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")
     options.device = check_device(options.device)
     make_folder(options.out, "--out")
     try:
@@ -156,7 +158,8 @@ def make_step(
     optimizer = torch.optim.AdamW(model.parameters())
     in_precision = autocast(precision, torch.device(device).type)
     images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
-    texts = torch.randint(1, 1000, (batch, model.context_length), device=device)
+    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    texts = torch.randint(1, min(1000, vocab_size), (batch, model.context_length), device=device)
     texts[:, 20:] = 0
 
     def step() -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from support.models import write_model
 
-from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, peak_memory
+from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, make_step, peak_memory
 from openclip_superclip.method.flops import count_gmacs
 
 
@@ -34,6 +35,12 @@ def test_the_contenders_compute_the_same_gradients():
     for name in ("sparse targets", "class_loss"):
         for gradient, expected in zip(gradients[name], gradients["dense targets"], strict=True):
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_training_step_runs_with_a_small_vocabulary_and_coca_is_refused(tmp_path, refused):
+    write_model(tmp_path, text={"vocab_size": 101})
+    make_step(f"local-dir:{tmp_path}", True, 2, "cpu", "fp32", False)()
+    assert "--model: coca_ViT-B-32 is a CoCa model" in refused(tmp_path, "benchmark", "--model", "coca_ViT-B-32")
 
 
 def allocate(num_bytes):
