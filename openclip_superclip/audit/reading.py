@@ -82,6 +82,8 @@ def open_data(given: str, columns: Columns) -> AuditedData:
         for _, image, *_ in pairs_of_table(given, Keys(columns), "DATA"):
             num_pairs += 1
             num_found += os.path.exists(image)
+        if not num_pairs:
+            raise InputError(f"DATA: {given} has no rows")
         if not num_found:
             raise InputError(
                 f"DATA: none of the {num_pairs:,} images of {given} exists, such as {image}: paths are relative to "

@@ -128,6 +128,7 @@ def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys
 def wrong(work) -> Path:
     """Invalid data and output folders for an audit."""
     (work / "elsewhere.csv").write_text("image;caption\nnix/0.png;red\n")
+    (work / "none.csv").write_text("image,caption\n")
     (work / "full").mkdir()
     (work / "full" / "letter.txt").write_text("dear reader")
     assert main(["export", f"{work}/run/checkpoints/epoch_6.pt", "--out", str(work / "plain")]) == 0
@@ -136,6 +137,7 @@ def wrong(work) -> Path:
 
 @pytest.mark.parametrize(("argv", "reason"), [
     ("elsewhere.csv", "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative"),
+    ("none.csv", "DATA: none.csv has no rows"),
     ("pairs.csv --csv-img-key file", "pairs.csv has no column 'file'; its columns are image, "),
     ("nix.csv", "DATA: there is no file nix.csv"),
     ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
@@ -184,6 +186,9 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, ca
     (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # the same length
     assert audit(*flags) == 1
     assert "or these files have changed" in capsys.readouterr().err
+    TarWriter(str(tmp_path / "empty.tar")).close()
+    assert audit(tmp_path / "empty.tar", *run, "--out", tmp_path / "empty") == 1
+    assert "empty.tar contains no samples" in capsys.readouterr().err
     with TarWriter(str(tmp_path / "1.tar")) as tar:
         tar.write({"__key__": "0", "png": image, "txt": "..."})
     assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
