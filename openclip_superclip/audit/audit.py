@@ -103,10 +103,8 @@ class Audit:
         scored = ScoredPairs(self.scores)
         problems = ", ".join(f"{number:,} × {problem}" for problem, number in scored.problems.most_common())
         num_scored = len(scored.finite("clip_score"))
-        if not len(scored.scores["clip_score"]):
-            raise InputError(f"DATA: {self.data.given} contains no samples")
         if not num_scored:
-            raise InputError(f"none of the pairs could be scored ({problems}): see {self.scores}")
+            raise InputError(f"none of the pairs could be scored ({problems or 'DATA has none'}): see {self.scores}")
         goodness = scored.goodness(self.by)
         num_sorted = int(np.isfinite(goodness).sum())
         if not num_sorted:

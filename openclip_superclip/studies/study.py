@@ -166,10 +166,7 @@ RULES = [
     Rule("{path}: {found[0]}", _wrong_types),
     Rule(
         "{path}: arms is {arms!r}; expected two or more, each a name and a mapping of a recipe's fields",
-        lambda study: (
-            len(study.arms) < 2
-            or not all(isinstance(name, str) and isinstance(arm, dict) for name, arm in study.arms.items())
-        ),
+        lambda study: len(study.arms) < 2 or {*map(type, study.arms), *map(type, study.arms.values())} != {str, dict},
     ),
     Rule("{path}: arm '{found[0]}' is like an arm that does not exist or has `like` itself", _wrong_likes),
     Rule(

@@ -188,7 +188,7 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, ca
     assert "or these files have changed" in capsys.readouterr().err
     TarWriter(str(tmp_path / "empty.tar")).close()
     assert audit(tmp_path / "empty.tar", *run, "--out", tmp_path / "empty") == 1
-    assert "empty.tar contains no samples" in capsys.readouterr().err
+    assert "could be scored (DATA has none)" in capsys.readouterr().err
     with TarWriter(str(tmp_path / "1.tar")) as tar:
         tar.write({"__key__": "0", "png": image, "txt": "..."})
     assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
