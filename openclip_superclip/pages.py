@@ -28,10 +28,11 @@ def html_template(file: Path, **filters: Callable) -> Template:
 
 
 def pyplot() -> ModuleType:
-    """Returns matplotlib.pyplot with a backend that needs no display."""
+    """Returns matplotlib.pyplot with a backend that needs no display; a $ in words and names is not mathematics."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
     import matplotlib.pyplot
 
     return matplotlib.pyplot
