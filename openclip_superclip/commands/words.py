@@ -63,6 +63,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--device", help="(default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
+    if not 0 <= options.port < 2**16:
+        raise InputError(f"--port is {options.port}; expected 0 to 65535")
     if bool(options.images) + options.serve + (options.course is not None) != 1:
         raise InputError("expected one of IMAGE, --serve and --course")
     if len(options.course or ()) > 2:

@@ -182,6 +182,8 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squa
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
+    argv = ["--model", squares_export, "--words", "red$^$", "--heatmap"]  # invalid as mathematics
+    assert words(tmp_path / "a", *argv, "--out", tmp_path / "math") == 0
 
 
 # Image formats
@@ -233,6 +235,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
         ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
         ("image.png --model model --words red,&nbsp;", "--words: the model's tokenizer has no tokens for"),
         ("image.png --serve --model x", "expected one of IMAGE, --serve and --course"),
+        ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
         ("--course a b c", "--course has 3 runs; expected one, or two"),
     ],
 )
