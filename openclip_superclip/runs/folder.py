@@ -195,9 +195,9 @@ class RunFolder:
         *earlier, this = self.record()["attempts"]
         reached, number = newest(self.checkpoints), 0
         for one in (this, *reversed(earlier)):
-            requeued = this["job"] and one["job"] == this["job"] and one["restarts"] != this["restarts"]
+            requeued = this["job"] and one.get("job") == this["job"] and one["restarts"] != this["restarts"]
             counts = one is this or one.get("again") or requeued
-            if one["epoch_before"] != reached or not counts:
+            if one.get("epoch_before") != reached or not counts:
                 break
             number += 1
         return number

@@ -305,6 +305,8 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
     folder.beat(step=7)
     folder.end(PREEMPTED, "stopped")
     assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)
+    start(folder, "17")
+    assert folder.starts_without_a_slice() == 1
 
 
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):
