@@ -54,7 +54,7 @@ class NodeTraining:
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
         settings, attempts = run.settings, folder.record().get("attempts", [])
         self.accept_changes = settings.accept_changes and not any(  # a start before the job was requeued accepted them
-            one.get("job") == placement.job and one["restarts"] < placement.restarts for one in attempts
+            one.get("job") == placement.job and one.get("restarts", 0) < placement.restarts for one in attempts
         )
         run = replace(run, settings=replace(settings, accept_changes=False))  # later starts accept no changes
         self.run, self.placement, self.folder = run, placement, folder
