@@ -129,11 +129,8 @@ def test_float32_means_restore_every_count(global_batch):
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(global_batch + 1, (50, 300), generator=generator)
     means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
-    head = {
-        name: torch.zeros(1)
-        for name in ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
-    }
-    weights = {f"text_decoder.{name}": tensor for name, tensor in head.items()}
+    head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
+    weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
     ours = from_authors(weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch)
     assert torch.equal(ours["statistics.document_frequency"], counts.sum(dim=0))
     assert ours["statistics.num_captions"] == 50 * global_batch

@@ -64,22 +64,19 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
     assert mean["statistics.num_captions"] == 30
 
 
-def test_the_average_of_equal_checkpoints_is_that_checkpoint(files, tmp_path):
-    assert run("average", files / "2.pt", files / "2.pt", "--out", tmp_path / "same.pt") == 0
-    assert equal(state(tmp_path / "same.pt"), state(files / "2.pt"))
-
-
-@pytest.mark.parametrize(("alpha", "end"), [(0, "1.pt"), (1, "2.pt")])
-def test_an_interpolation_ends_at_both_checkpoints(alpha, end, files, tmp_path):
-    assert run("interpolate", files / "1.pt", files / "2.pt", "--alpha", alpha, "--out", tmp_path / "out.pt") == 0
-    out, expected = state(tmp_path / "out.pt"), state(files / end)
-    assert all(torch.equal(out[k], v) for k, v in expected.items() if v.is_floating_point())
-
-
-def test_a_head_that_the_tuned_weights_lack_is_dropped(files, tmp_path):
-    ends = files / "2.pt", files / "plain.safetensors"
-    assert run("interpolate", *ends, "--alpha", 1, "--out", tmp_path / "out.pt") == 0
-    assert equal(state(tmp_path / "out.pt"), state(ends[1]))
+@pytest.mark.parametrize(("argv", "weights", "counts"), [
+    ("average 2.pt 2.pt", "2.pt", "2.pt"),
+    ("interpolate 1.pt 2.pt --alpha 0", "1.pt", "2.pt"),
+    ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
+    ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),  # without the head
+])  # fmt: skip
+def test_equal_checkpoints_and_the_ends_of_an_interpolation_are_given_back(
+    argv, weights, counts, files, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(files)
+    assert run(*argv.split(), "--out", tmp_path / "out.pt") == 0
+    out, floats, others = (state(file) for file in (tmp_path / "out.pt", files / weights, files / counts))
+    assert equal(out, {name: (floats if t.is_floating_point() else others)[name] for name, t in others.items()})
 
 
 def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, monkeypatch):
