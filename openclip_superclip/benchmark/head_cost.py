@@ -38,7 +38,8 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
     """
-    if register_model(options.model) not in open_clip.list_models():
+    options.model = register_model(options.model)
+    if options.model not in open_clip.list_models():
         raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's models or a JSON file")
     if "multimodal_cfg" in open_clip.get_model_config(options.model):
         raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from ..checkpoints.architecture import Architecture, architecture_of, fit
 from ..checkpoints.checkpoint import check_match, read_checkpoint
 from ..checkpoints.export import write_model
-from ..checkpoints.run_outputs import checkpoints, run_options
-from ..errors import InputError
+from ..checkpoints.run_outputs import checkpoints, is_complete, run_options
+from ..errors import InputError, listed
 
 
 class Evaluated(NamedTuple):
@@ -34,11 +35,13 @@ class Evaluated(NamedTuple):
 
 
 def checkpoints_of(run: str) -> list[str]:
-    """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
-    found = checkpoints(Path(run, "checkpoints"))
-    if not found:
+    """Returns the complete checkpoints of a run's epochs, in order; InputError if it has none."""
+    found = list(checkpoints(Path(run, "checkpoints")).values())
+    if damaged := [path for path in found if not is_complete(path)]:
+        print(f"--every leaves out damaged checkpoints: {listed(damaged)}", file=sys.stderr)
+    if found == damaged:
         raise InputError(f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run")
-    return [*map(str, found.values())]
+    return [str(path) for path in found if path not in damaged]
 
 
 def find_model(given: str, model: str | None = None) -> Evaluated:
