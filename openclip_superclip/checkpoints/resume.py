@@ -27,8 +27,7 @@ NUM_MEASURED = 16  # maximum number of shards with recorded sizes
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
-# Patterns of options that do not affect the weights. All others are compared. The global batch and the shards are
-# compared separately.
+# Patterns of options that do not affect the weights. All others, the global batch and the shards are compared.
 HARMLESS = (
     "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_*", "ddp_static_graph",
     "debug", "delete_previous_checkpoint", "device", "dist_*", "grad_checkpointing", "help", "imagenet_*", "log_*",

@@ -50,7 +50,7 @@ def _draw(results: StudyResults, out: Path) -> None:
     for record in results.records:
         if record["seed"] == results.study.first_seed:
             *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-            described[record["arm"]] = describe(*open_trained(weights, f"local-dir:{out / SCENES.model}"))
+            described[record["arm"]] = describe(open_trained(weights, f"local-dir:{out / SCENES.model}"))
     images = [
         (image, objects, {"CLIP": predicted, "SuperCLIP": ours[2]})
         for (image, objects, predicted), ours in zip(described["CLIP"], described["SuperCLIP"], strict=True)

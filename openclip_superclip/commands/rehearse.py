@@ -1,6 +1,7 @@
 """superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole run."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def main(argv: list[str]) -> int:
     if code or placement.node:
         return code
     summary = report(run, rehearsal)
-    rehearsal.remove_checkpoints()
+    for checkpoints in folder.glob("*interrupted*/checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
     write_json(folder / "rehearsal.json", summary)
     print(f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json uses this estimate")
     if other := other_training(summary):

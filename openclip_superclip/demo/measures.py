@@ -14,12 +14,11 @@ from . import natural
 from .scenes import DESIGNERS, NAMES, Scene, different, different_scenes, names_of, scenes
 
 BATCH_SIZE = 250
+OpenedModel = tuple[nn.Module, Callable, Callable]  # on the CPU, in evaluation mode; its preprocess and tokenizer
 
 
 def measure(
-    model: nn.Module,
-    preprocess: Callable,
-    tokenizer: Callable,
+    opened: OpenedModel,
     split: str = "test",
     seed: int = 0,
     num_scenes: int = 1000,
@@ -27,7 +26,7 @@ def measure(
     designers: Sequence[str] = DESIGNERS,
     trained_on: Sequence[str] = DESIGNERS,
 ) -> dict[str, float]:
-    """Returns the measures of a model on scenes of a split, in percent. It must be on the CPU, in evaluation mode.
+    """Returns the measures of a model on scenes of a split, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
     image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at least two objects.
@@ -38,11 +37,11 @@ def measure(
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
     probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
-    return _measure((model, preprocess, tokenizer), singles, groups, probe_scenes, names_of(designers))
+    return _measure(opened, singles, groups, probe_scenes, names_of(designers))
 
 
 def _measure(
-    opened: tuple[nn.Module, Callable, Callable],
+    opened: OpenedModel,
     singles: Sequence[Scene],
     groups: Sequence[Scene],
     probe_scenes: Sequence[Scene],
@@ -50,7 +49,7 @@ def _measure(
     templates: Sequence[str] = ("{}",),
     **more_texts: str,
 ) -> dict[str, float]:
-    """Returns the measures of `measure` of a model, given with its preprocess and tokenizer.
+    """Returns the measures of `measure`.
 
     `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their names.
     """
@@ -77,9 +76,7 @@ def _measure(
 
 
 def measure_natural(
-    model: nn.Module,
-    preprocess: Callable,
-    tokenizer: Callable,
+    opened: OpenedModel,
     split: str = "test",
     seed: int = 0,
     scenes_per_concept: int = 5,
@@ -97,6 +94,7 @@ def measure_natural(
     image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
     tagging, linear_probe: as in `measure`.
     """
+    model, preprocess, tokenizer = opened
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
     order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
@@ -113,18 +111,15 @@ def measure_natural(
     with torch.inference_mode():
         of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
         new_features = scene_features(model, preprocess, new)  # [S, D]
-    found = _measure(
-        (model, preprocess, tokenizer), singles, groups, probe_scenes, world.names, natural.TEMPLATES,
-        text="clean", long_text="long",
-    )  # fmt: skip
+    texts = {"text": "clean", "long_text": "long"}
+    found = _measure(opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, **texts)
     found["new_combinations"] = fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new])
     return {name: found[name] for name in natural.MEASURES}
 
 
-def describe(
-    model: nn.Module, preprocess: Callable, tokenizer: Callable
-) -> list[tuple[Image.Image, list[str], list[str]]]:
+def describe(opened: OpenedModel) -> list[tuple[Image.Image, list[str], list[str]]]:
     """Returns six scenes with at least two objects: the image, its k objects and the k most similar names."""
+    model, preprocess, tokenizer = opened
     groups = different_scenes(6, 0, "test")
     with torch.inference_mode():
         scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]

@@ -74,7 +74,7 @@ class Rehearsal:
     def check_folder(self) -> None:
         """Raises InputError if the folder contains a rehearsal that is not of an earlier start of this job."""
         attempts, here = RunFolder(self.folder / UNINTERRUPTED).record().get("attempts"), self.placement
-        if attempts and not (0 < here.restarts <= MAX_RESTARTS and attempts[0]["job"] == here.job):
+        if attempts and not (0 < here.restarts <= MAX_RESTARTS and attempts[0].get("job") == here.job):
             raise InputError(f"--out: {self.folder} contains a rehearsal: remove it, or give --out another folder")
 
     def train(self) -> int:
@@ -118,10 +118,6 @@ class Rehearsal:
                 speed = point["samples_per_second"]
                 found.append((speed, min(1.0, point["data_seconds"] * speed / batch)))
         return found
-
-    def remove_checkpoints(self) -> None:
-        for checkpoints in self.folder.glob("*interrupted*/checkpoints"):
-            shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / (f"{name}-{self.placement.restarts}" if self.placement.restarts else name)

@@ -159,13 +159,13 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
 
     model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
     if measures == "natural":
-        return measure_natural(*model, split=run.split, seed=run.seed)
+        return measure_natural(model, split=run.split, seed=run.seed)
     second = SECOND_DRAW.designers
     options = {
         "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
         "second-draw": {"designers": second, "trained_on": second, "seed": SECOND_DRAW.seed},
     }
-    return measure(*model, split=run.split, **options.get(measures, {}))
+    return measure(model, split=run.split, **options.get(measures, {}))
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:

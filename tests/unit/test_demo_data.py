@@ -120,18 +120,18 @@ def test_a_model_that_knows_the_objects_measures_100():
     known = [*scenes(50, split="tune", num_objects=(1,)), *different_scenes(50, 0, "tune"), *scenes(1000)]
     known += different_scenes(6, 0, "test")  # that are described
     oracle = Oracle(NAMES, {scene.image.tobytes(): scene.captions["long"] for scene in known})
-    result = measure(oracle, oracle.preprocess, oracle.tokenizer, "tune", num_scenes=50, num_probe_scenes=1000)
+    result = measure((oracle, oracle.preprocess, oracle.tokenizer), "tune", num_scenes=50, num_probe_scenes=1000)
     assert result == pytest.approx(
         {"zero_shot": 100, "image_to_text_R@1": 100, "text_to_image_R@1": 100, "tagging": 100, "linear_probe": 100}
     )
-    for _, names, predicted in describe(oracle, oracle.preprocess, oracle.tokenizer):
+    for _, names, predicted in describe((oracle, oracle.preprocess, oracle.tokenizer)):
         assert sorted(names) == sorted(predicted)
 
 
 def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, monkeypatch):
-    first = measure(*tiny, num_scenes=300, num_probe_scenes=100)
+    first = measure(tiny, num_scenes=300, num_probe_scenes=100)
     monkeypatch.setattr(measures_module, "BATCH_SIZE", 100)
-    second = measure(*tiny, num_scenes=300, num_probe_scenes=100)
+    second = measure(tiny, num_scenes=300, num_probe_scenes=100)
     assert first == pytest.approx(second, abs=1)
     assert first["zero_shot"] < 4  # chance: 1
     assert max(first["image_to_text_R@1"], first["text_to_image_R@1"]) < 2  # chance: 0.33
@@ -206,8 +206,8 @@ def test_a_model_that_finds_objects_and_colours_measures_nearly_100(monkeypatch)
     monkeypatch.setattr(World, "scene", noted)
     oracle = Oracle([*world.names, *COLOURS], known)
     sizes = {"scenes_per_concept": 1, "num_scenes": 50, "num_probe_scenes": 300}
-    found = measure_natural(oracle, oracle.preprocess, oracle.tokenizer, **sizes)
+    found = measure_natural((oracle, oracle.preprocess, oracle.tokenizer), **sizes)
     assert min(found["zero_shot"], found["new_combinations"], found["tagging"]) > 95
     assert found["image_to_long_text_R@1"] > 80
     assert list(found) == list(natural.MEASURES)
-    assert measure_natural(oracle, oracle.preprocess, oracle.tokenizer, "tune", **sizes)["zero_shot"] > 95
+    assert measure_natural((oracle, oracle.preprocess, oracle.tokenizer), "tune", **sizes)["zero_shot"] > 95
