@@ -11,6 +11,7 @@ from pathlib import Path
 import open_clip
 import pytest
 from open_clip.model import CLIP
+from support.pages import PAGES
 from support.plugins import install_plugin
 from support.training_runs import completed, train_with
 
@@ -21,6 +22,7 @@ HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "op
 
 
 def test_every_hook_is_documented_and_has_a_test():
+    assert sorted(re.findall(r"^\| `(open_clip_\w+)`", PAGES["docs/plugins.md"], re.MULTILINE)) == HOOKS
     for name in HOOKS:
         assert len((getattr(hooks, name).__doc__ or "").split()) > 5
         assert any(test.startswith(f"test_{name}_") for test in globals()), name
