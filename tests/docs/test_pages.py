@@ -1,6 +1,5 @@
 """The commands of pages and of --help are taken by the real parsers; the pages' flags, links and file names exist."""
 
-import argparse
 import re
 import shlex
 import subprocess
@@ -86,13 +85,10 @@ def assert_taken(command: list[str], monkeypatch) -> None:
 
 @each_page_on_ours
 def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
-    known = {flag for name in COMMANDS for flag in flags_of(superclip_parser(name, monkeypatch))}
+    parsers = [superclip_parser(name, monkeypatch) for name in COMMANDS]
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     named = {flag for span in code_spans(PAGES[page]) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known | NOT_OURS
-
-
-def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    return [flag for action in parser._actions for flag in action.option_strings]
 
 
 @pytest.mark.parametrize("file", [*FILES.values(), *ROOT.glob("docs/*/**/*.md")], ids=str)

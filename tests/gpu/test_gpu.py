@@ -7,6 +7,7 @@ import torch
 from support.data import write_colours, write_shards
 from support.evaluation import records
 from support.models import write_random_model
+from support.training_runs import Run
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.method.loss import class_loss, plain_class_loss
@@ -57,6 +58,5 @@ def test_a_run_in_amp_bfloat16_learns(compile, tmp_path):
     assert main([*command, *compile]) == 0
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "epoch_4.pt", map_location="cpu", weights_only=True)
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
-    log = (tmp_path / "run" / "out.log").read_text()
-    losses = [float(line.split("Class_loss: ")[1].split()[0]) for line in log.splitlines() if "Class_loss: " in line]
+    losses = Run(0, (tmp_path / "run" / "out.log").read_text()).values("Class_loss")
     assert losses and all(map(math.isfinite, losses)) and losses[-1] < losses[0]

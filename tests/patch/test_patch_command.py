@@ -3,7 +3,6 @@
 import csv
 import itertools
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import whatthepatch
 from support.openclip_trees import CHANGED, HOOKS, PATCH, PIP, RELEASES, ROOT, copy, each_release, held, metadata
-from support.training_runs import run_ranks
+from support.training_runs import on_a_full_disk, run_ranks
 
 import openclip_superclip
 from openclip_superclip import hooks
@@ -215,14 +214,10 @@ def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, sup
     assert f"--source {wheel / 'nowhere'} has no OpenCLIP" in output
 
 
-def apply_on_a_full_disk(folder) -> int:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # main.py still fits, factory.py does not
-    return main(["patch", "apply", "--source", str(folder)])
-
-
 def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
     before = held(wheel)
-    (run,) = run_ranks(apply_on_a_full_disk, wheel, cwd=tmp_path)
+    apply = on_a_full_disk(main, 30_000)  # main.py still fits, factory.py does not
+    (run,) = run_ranks(apply, ["patch", "apply", "--source", str(wheel)], cwd=tmp_path)
     assert run.returncode == 2
     assert f"error: cannot write {wheel / CHANGED[0]}: " in run.output
     assert "nothing was changed" in run.output

@@ -68,10 +68,10 @@ def assert_same_gradients(ours: dict, expected: dict) -> None:
         assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
 
 
-def in_ranks(function):
-    """`function(rank, world_size)` in a process of run_ranks; what it returns is saved as rank0.pt, rank1.pt."""
+def results_of(function, world_size: int, folder: Path) -> list[dict]:
+    """What `function(rank, world_size)` returns in each process of run_ranks, saved there as rank0.pt, rank1.pt."""
 
-    def in_rank(world_size):
+    def in_rank():
         rank = 0
         if world_size > 1:
             dist.init_process_group("gloo")
@@ -80,10 +80,6 @@ def in_ranks(function):
         if world_size > 1:
             dist.destroy_process_group()
 
-    return in_rank
-
-
-def results_of(function, world_size: int, folder: Path) -> list[dict]:
     folder.mkdir()
-    completed(in_ranks(function), world_size, world_size=world_size, cwd=folder)
+    completed(in_rank, world_size=world_size, cwd=folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]

@@ -230,12 +230,12 @@ def in_one_order(train):
     return train_in_one_order
 
 
-def on_a_full_disk(function):
-    """`function` with a limit on the size of files, at which writing fails as on a full disk."""
+def on_a_full_disk(function, size: int = 65536):
+    """`function` with a limit on the size of files in bytes, at which writing fails as on a full disk."""
 
     def limited(*args):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         return function(*args)
 
     return limited

@@ -11,7 +11,6 @@ import pytest
 import torch
 import webdataset
 from support.data import IMAGE
-from support.models import write_model
 from support.training_runs import completed, in_one_order, load, stock_train, superclip_train
 
 from openclip_superclip.data.captions import CaptionTokens, long_caption
@@ -30,16 +29,6 @@ def short(index: int) -> str:
 
 def long(index: int) -> str:
     return LONG[index % 8]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """--model of a model that is quick to train."""
-    return write_model(
-        tmp_path_factory.mktemp("model"),
-        vision={"width": 16, "head_width": 8, "layers": 1},
-        text={"context_length": 6, "width": 16, "heads": 2, "layers": 1},
-    )
 
 
 def write_shards(folder: Path, members) -> list[str]:
@@ -106,11 +95,11 @@ def words(tokenizer, tokens: torch.Tensor) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def train(model, train_flags, tmp_path_factory):
+def train(small_model, train_flags, tmp_path_factory):
     """Trains and returns the runs of all ranks."""
 
     def train(*flags, cwd=None, world_size=1):
-        argv = [*train_flags, "--model", model, "--batch-size", "8", "--workers", "0", "--superclip", *flags]
+        argv = [*train_flags, "--model", small_model, "--batch-size", "8", "--workers", "0", "--superclip", *flags]
         return completed(recording_train, *argv, world_size=world_size, cwd=cwd or tmp_path_factory.mktemp("run"))
 
     return train
@@ -131,7 +120,7 @@ both_types = pytest.mark.parametrize("kind", ["webdataset", "csv"])
 # The four modes
 
 
-def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(data, train, model, tmp_path):
+def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(data, train, small_model, tmp_path):
     flags = ["--superclip-captions", "dual", "--workers", "1"]
     runs = train(*data["webdataset"], *flags, world_size=2, cwd=tmp_path)
     assert pairs(runs[0]) | pairs(runs[1]) == set(zip(SHORT, LONG, strict=True))
@@ -139,7 +128,7 @@ def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(data, train,
     weights = load(tmp_path / "logs/run")["state_dict"]
     counted = weights["statistics.document_frequency"].nonzero()
     expected = {word for caption in LONG for word in caption.split()}
-    assert set(words(open_clip.get_tokenizer(model), counted)) == expected
+    assert set(words(open_clip.get_tokenizer(small_model), counted)) == expected
     assert weights["statistics.num_captions"] == NUM_SAMPLES
 
 
@@ -240,10 +229,10 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(kind, 
     assert num_missing == pytest.approx(num_samples / 2, abs=8)
 
 
-def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, model, tmp_path):
+def test_missing_captions_change_nothing_of_the_contrastive_loss(train_flags, small_model, tmp_path):
     cells = ["cat", "", "dog", "NA", "red house", "null", "tree", "None"]
     flags = write_table(tmp_path, "title", cells)
-    argv = [*train_flags, "--model", model, *flags, "--batch-size", "4", "--workers", "0", "--logs", "none"]
+    argv = [*train_flags, "--model", small_model, *flags, "--batch-size", "4", "--workers", "0", "--logs", "none"]
     (stock,) = completed(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
     argv += ["--name", "ours", "--superclip", "--superclip-weight", "0"]
     (ours,) = completed(in_one_order(superclip_train), *argv, cwd=tmp_path)
@@ -273,8 +262,8 @@ def test_duals_class_loss_may_read_more_than_the_text_tower():
         assert decode(tokens[None, 8:]) == [" ".join(SHORT[:num_words])]
 
 
-def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, model, parse_args):
+def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, small_model, parse_args):
     for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, long.txt")):
         flags = ["--superclip", "--superclip-long-caption", "re_captoin", "--superclip-captions", "dual"]
         with pytest.raises(SystemExit, match=f"re_captoin.*{found}$"):
-            parse_args(["--model", model, *data[kind][:-2], "--workers", "0", "--batch-size", "8", *flags])
+            parse_args(["--model", small_model, *data[kind][:-2], "--workers", "0", "--batch-size", "8", *flags])

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from support.models import write_model
 from support.training_runs import completed, error_of, load, superclip_train
 
 from openclip_superclip.__main__ import main
@@ -12,12 +11,11 @@ READS = ("pooled", "both")
 
 
 @pytest.fixture(scope="module")
-def runs(train_flags, tmp_path_factory):
-    """A folder with a small model, and a run for each input of the head."""
+def runs(small_model, train_flags, tmp_path_factory):
+    """A folder with a run for each input of the head."""
     folder = tmp_path_factory.mktemp("head-input")
-    model = write_model(folder / "model", vision={"width": 16, "head_width": 8}, text={"width": 16, "heads": 2})
     for reads in READS:
-        argv = [*train_flags, "--model", model, "--superclip", "--superclip-head-input", reads, "--name", reads]
+        argv = [*train_flags, "--model", small_model, "--superclip", "--superclip-head-input", reads, "--name", reads]
         completed(superclip_train, *argv, cwd=folder)
     return folder
 
@@ -27,9 +25,11 @@ def checkpoint(runs, reads):
 
 
 @pytest.mark.parametrize("reads", READS)
-def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_in_one_line(reads, runs, train_flags):
+def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_in_one_line(
+    reads, runs, small_model, train_flags
+):
     assert load(runs / "logs" / reads)["state_dict"]["class_head.input"] == 1 + READS.index(reads)
-    argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--name", "again"]
+    argv = [*train_flags, "--model", small_model, "--superclip", "--name", "again"]
     for flags in (["--resume", checkpoint(runs, reads)], ["--pretrained", checkpoint(runs, reads)]):
         assert error_of(superclip_train, *argv, *flags, cwd=runs) == (
             f"error: --superclip-head-input is patches, and the weights' class head reads {reads}: give "
@@ -38,12 +38,11 @@ def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_i
         assert not (runs / "logs/again").exists()
 
 
-def test_a_run_resumes_with_the_same_input(runs, train_flags):
-    reads = "both"
-    argv = [*train_flags, "--model", f"local-dir:{runs}/model", "--superclip", "--superclip-head-input", reads]
-    argv += ["--resume", checkpoint(runs, reads), "--name", f"{reads}-resumed", "--epochs", "2"]
+def test_a_run_resumes_with_the_same_input(runs, small_model, train_flags):
+    argv = [*train_flags, "--model", small_model, "--superclip", "--superclip-head-input", "both"]
+    argv += ["--resume", checkpoint(runs, "both"), "--name", "resumed", "--epochs", "2"]
     completed(superclip_train, *argv, cwd=runs)
-    assert load(runs / f"logs/{reads}-resumed", epoch=2)["state_dict"]["statistics.num_captions"] == 128
+    assert load(runs / "logs/resumed", epoch=2)["state_dict"]["statistics.num_captions"] == 128
 
 
 @pytest.mark.parametrize("reads", READS)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.data import SHARD_SIZE, write_imagenet, write_shards
 from support.models import MODELS, write_model, write_weights
-from support.openclip_trees import openclip_train
+from support.openclip_trees import ROOT, openclip_train
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
     Run,
@@ -35,7 +35,6 @@ from openclip_superclip.checkpoints.checkpoint import read_checkpoint
 from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.openclip import current
 
-ROOT = Path(__file__).parents[2]
 SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type webdataset"
 DISTILLED = "--distill-model {teacher} --distill-pretrained {teacher}"
 
@@ -228,10 +227,6 @@ def patched(tmp_path_factory) -> Path:
     return tree
 
 
-def openclip_train_in_one_order(tree: Path, *argv: str) -> None:
-    in_one_order(functools.partial(openclip_train, tree))(*argv)
-
-
 PATCHED = {
     "stock": "",
     "CLIP": "--superclip",
@@ -246,8 +241,9 @@ PATCHED = {
 @pytest.mark.parametrize("flags", PATCHED.values(), ids=PATCHED)
 def test_a_patched_main_branch_has_the_losses_of_the_launcher(flags, patched, models, shards, train_flags, tmp_path):
     argv = [*train_flags, "--logs", "none", "--precision", "fp32", *flags.format(shards=shards, **models).split()]
+    train_patched = functools.partial(openclip_train, patched)
     (ours,) = completed(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
-    (theirs,) = completed(openclip_train_in_one_order, patched, *argv, "--name", "patched", cwd=tmp_path)
+    (theirs,) = completed(in_one_order(train_patched), *argv, "--name", "patched", cwd=tmp_path)
     assert len(ours.losses()) >= 2
     assert theirs.losses() == ours.losses()
 

@@ -14,7 +14,7 @@ from open_clip.utils import to_2tuple
 from open_clip_train.precision import get_autocast
 from support.data import write_imagenet
 from support.models import MODELS, write_hf_text_model, write_model, write_weights
-from support.training_runs import Run, completed, superclip_train, train_on_five_classes
+from support.training_runs import completed, superclip_train, train_on_five_classes
 
 import openclip_superclip as superclip
 from openclip_superclip.method.head_input import encode_image
@@ -74,7 +74,11 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 def train_and_compose_losses(*argv: str) -> int:
-    """`superclip train`, which prints what `composed_losses` then reads."""
+    """`superclip train`, which prints the first step's losses by hand, under OpenCLIP's names.
+
+    The graphs of --torchcompile are not compiled to machine code.
+    """
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     create_loss, train_one_epoch = open_clip.create_loss, open_clip_train.main.train_one_epoch
 
     def train(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options):
@@ -94,12 +98,6 @@ def train_and_compose_losses(*argv: str) -> int:
     return superclip_train(*argv)
 
 
-def composed_losses(run: Run) -> dict[str, float]:
-    """The first step's losses by hand, under OpenCLIP's names."""
-    (line,) = [line for line in run.output.splitlines() if line.startswith('{"by hand": ')]
-    return json.loads(line)["by hand"]
-
-
 def _recorded_passes(model) -> list[tuple]:
     """A list to which every pass of the model adds its pictures, its tokens and the random generator's state."""
     passes, forward = [], model.forward
@@ -116,10 +114,11 @@ def _recorded_passes(model) -> list[tuple]:
 def _openclip_losses(model, passes, dist_model, loss, args) -> dict[str, float]:
     """What OpenCLIP's loss makes of what the OpenCLIP class of the model returns."""
     outputs = []
+    openclip_class = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("open_clip."))
     with get_autocast(args.precision, device_type="cpu")():
         for images, texts, random_state in passes:
             torch.set_rng_state(random_state)
-            outputs.append(_openclip_class(model).forward(model.train(), images, texts))
+            outputs.append(openclip_class.forward(model.train(), images, texts))
             if args.distill:
                 outputs[-1] |= {f"dist_{name}": value for name, value in dist_model(images, texts).items()}
         whole = {name: torch.cat([one[name] for one in outputs]) for name in outputs[0] if outputs[0][name].ndim}
@@ -140,10 +139,6 @@ def _class_loss(model, passes, args) -> float:
     return superclip.plain_class_loss(features, head.weight, head.bias, tokens, _idf(model, tokens)).mean().item()
 
 
-def _openclip_class(model) -> type:
-    return next(kind for kind in type(model).__mro__ if kind.__module__.startswith("open_clip."))
-
-
 def _idf(model, tokens: torch.Tensor) -> torch.Tensor:
     """log((captions + 1) / (captions that hold the word + 1)) over all ranks' tokens [B, L]; [V]."""
     counted = model.statistics.counted.float()
@@ -159,21 +154,15 @@ def _idf(model, tokens: torch.Tensor) -> torch.Tensor:
     return ((sum(map(len, ranks)) + 1) / (captions + 1)).log() * counted
 
 
-def train_traced(*argv: str) -> int:
-    """`train_and_compose_losses` with the graphs of --torchcompile, but not compiled to machine code."""
-    torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    return train_and_compose_losses(*argv)
-
-
 @pytest.mark.parametrize(("model", "flags", "world_size"), [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS])
 def test_losses_are_those_composed_by_hand(model, flags, world_size, models, teacher, shards, train_flags, tmp_path):
     batch_size = 64 // world_size // (4 if "--accum-freq" in flags else 2)
     argv = ["--model", models[model], "--batch-size", batch_size, "--precision", "fp32", "--logs", "none"]
     flags = [flag.format(teacher=teacher, shards=shards) for flag in flags.split()]
     argv = [*train_flags, *argv, "--superclip", *flags]
-    train = train_traced if "--torchcompile" in flags else train_and_compose_losses
-    runs = completed(train, *argv, world_size=world_size, cwd=tmp_path)
-    by_hand = composed_losses(runs[0])
+    runs = completed(train_and_compose_losses, *argv, world_size=world_size, cwd=tmp_path)
+    (line,) = [line for line in runs[0].output.splitlines() if line.startswith('{"by hand": ')]
+    by_hand = json.loads(line)["by hand"]
     assert by_hand.keys() >= {"contrastive_loss", "class_loss"}
     for name, value in by_hand.items():
         first, second = runs[0].values(name.capitalize())
