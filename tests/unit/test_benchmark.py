@@ -53,8 +53,7 @@ def prepare(name, batch, width, vocab):
     return lambda: compute(name, inputs)
 
 
-@pytest.mark.slow
-def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets():
+def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets(forks):
     assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
     sizes = 512, 16, 49408
     dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
