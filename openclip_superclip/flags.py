@@ -130,7 +130,7 @@ METHOD = [
     ),
     Rule("--superclip-head-warmup is {head_warmup}; expected 0 or more samples", lambda c: c.head_warmup < 0),
     Rule(
-        "--superclip-special-tokens cannot go with a file for --superclip-idf, which does not count those tokens",
+        "--superclip-special-tokens cannot be used with a file for --superclip-idf, which does not count those tokens",
         lambda c: c.special_tokens and is_idf_file(c.idf),
     ),
     Rule(

@@ -1,12 +1,12 @@
-"""The hooks that a plugin can give OpenCLIP, and the manager that finds the plugins.
+"""The hooks that an OpenCLIP plugin can implement, and the manager that finds the plugins.
 
-A plugin is a module that a distribution names under the entry-point group ``open_clip``. It imports `hookimpl` from
-here and defines any of the functions below under their own names. Without a plugin, no hook has an answer, and
+A plugin is a module that a distribution registers in the entry-point group ``open_clip``. It imports `hookimpl` from
+here and defines any of the functions below under their own names. Without a plugin, the hooks return nothing, and
 OpenCLIP is unchanged.
 
-OpenCLIP takes one answer of a hook with `firstresult`. A plugin that replaces something gives that answer; if two do,
-the one whose name is later in the alphabet counts. A plugin that adds something is a wrapper, `hookimpl(wrapper=True)`:
-it gets the others' answer, or None, and returns its own around it. Wrappers work together and with a replacement.
+OpenCLIP uses one result of a hook with `firstresult`. A plugin that replaces something returns it; if two do, the one
+with the alphabetically later entry point is used. A plugin that adds something is a wrapper, `hookimpl(wrapper=True)`:
+it gets the others' result, or None, and returns its own around it. Wrappers work together and with a replacement.
 """
 
 import functools
@@ -34,7 +34,7 @@ def open_clip_check_options(args: Namespace) -> None:
 
 @hookspec
 def open_clip_model_kwargs(args: Namespace) -> dict | None:
-    """Returns more keyword arguments (a dict) for the model that is trained, or None for none."""
+    """Returns additional keyword arguments (a dict) for the model that is trained, or None."""
 
 
 @hookspec(firstresult=True)
@@ -47,10 +47,10 @@ def open_clip_select_model_class(model_class: type, model_cfg: dict) -> type | N
 
 @hookspec(firstresult=True)
 def open_clip_create_loss(args: Namespace) -> Callable | None:
-    """Returns the training loss, or None for OpenCLIP's own choice.
+    """Returns the training loss, or None for OpenCLIP's own.
 
     It is called with the model's outputs by name and `output_dict=True`, and returns a dict of losses to be summed. A
-    wrapper that adds a loss takes its own outputs out and passes the rest on to the loss that it got.
+    wrapper that adds a loss removes its own outputs and passes the others to the loss that it wraps.
     """
 
 
@@ -59,7 +59,7 @@ def open_clip_caption_tokens(args: Namespace, tokenizer: Callable, shared_epoch:
     """Returns a function that makes the tokens of a training sample, or None for OpenCLIP's `tokenizer(caption)[0]`.
 
     The data loader's workers call it with a dict, WebDataset's decoded members by extension or a row of the table. It
-    returns token ids [L], or None to leave a sample of a shard out; what it raises ends the training. It may have two
+    returns token ids [L], or None to leave a sample of a shard out; an exception ends the training. It may have two
     methods: a table calls `keeps(row)` once for each of its rows, before training, and leaves out those that are False;
     a worker calls `end_pass(num_kept)` when its shards end. `shared_epoch.get_value()` is the current epoch, in the
     workers too. Validation data is not changed.
@@ -70,8 +70,8 @@ def open_clip_caption_tokens(args: Namespace, tokenizer: Callable, shared_epoch:
 def open_clip_data_order(args: Namespace, shared_epoch: object) -> tuple[Stage, Stage] | None:
     """Returns the two stages that order the training data of a WebDataset, or None for OpenCLIP's own shuffles.
 
-    Each is a function of an iterator and returns another: the first of all shards (dicts with a `url`), before ranks
-    and workers divide them, the second of the samples that a worker reads. A worker calls both when an epoch starts,
+    Each maps an iterator to another: the first one over all shards (dicts with a `url`), before ranks and workers
+    divide them, the second one over the samples that a worker reads. A worker calls both when an epoch starts,
     and again if its shards end within one. OpenCLIP calls `shared_epoch.set_value` in the training process before each
     epoch. Not called with --dataset-resampled.
     """
@@ -89,7 +89,7 @@ def open_clip_epoch_end(args: Namespace, model: object, epoch: int) -> None:
 def plugin_manager() -> pluggy.PluginManager:
     """Returns the pluggy manager with every installed plugin registered.
 
-    Raises RuntimeError, in one line that names the plugin, if one cannot be imported or asks for an unknown hook.
+    Raises RuntimeError, in one line that names the plugin, if one cannot be imported or implements an unknown hook.
     """
     manager = pluggy.PluginManager("open_clip")
     manager.add_hookspecs(sys.modules[__name__])
@@ -104,7 +104,7 @@ def plugin_manager() -> pluggy.PluginManager:
 
 
 def model_kwargs(args: Namespace) -> dict:
-    """Returns the merged answers of all plugins to `open_clip_model_kwargs`; ValueError if two give the same key."""
+    """Returns the merged results of all plugins for `open_clip_model_kwargs`; ValueError if two give the same key."""
     merged = {}
     for kwargs in plugin_manager().hook.open_clip_model_kwargs(args=args):
         repeated = merged.keys() & kwargs.keys()

@@ -55,8 +55,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--keep", type=float, metavar="FRACTION", help=about)
     add("--worst", type=int, default=60, metavar="N", help="pairs on the page (default: %(default)s)")
     add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
-    add("--device", help="(default: cuda if there is a GPU)")
-    add("--batch-size", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    add("--device", help="device of the model (default: cuda if there is a GPU)")
+    add("--batch-size", type=int, default=64, metavar="N", help="images per batch (default: %(default)s)")
     about = "number of threads that read images (default: one per core, at most 8)"
     add("--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help=about)
     options = parser.parse_args(argv)

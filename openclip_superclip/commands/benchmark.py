@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
     add = parser.add_argument
-    add("--device", help="(default: cuda if there is a GPU)")
+    add("--device", help="device to measure on (default: cuda if there is a GPU)")
     add("--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="(default: %(default)s)")
     add("--head-batch", type=int, default=1024, help="batch size of the class loss (default: %(default)s)")
     add("--width", type=int, default=768, help="input width of the class head (default: %(default)s)")

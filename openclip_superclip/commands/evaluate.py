@@ -64,9 +64,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else evaluation); "
         "existing results are reused",
     )  # fmt: skip
-    add("--device", help="(default: cuda if there is a GPU)")
+    add("--device", help="device of the models (default: cuda if there is a GPU)")
     add("--precision", choices=("amp", "fp32"), help="(default: amp on a GPU, like CLIP_benchmark; fp32 on a CPU)")
-    add("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     add("--workers", type=int, default=4, help="processes that read data (default: %(default)s)")
     add("--every", action="store_true", help="CHECKPOINT is the folder of a run; evaluate all its checkpoints")
     probe = parser.add_argument_group("linear probe", "as in CLIP_benchmark: AdamW on frozen, normalised features")

@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     )
     if not is_whole:
         print(
-            f"warning: --global-batch {options.global_batch} does not give whole counts, which were rounded: the run "
-            "had another global batch, or several",
+            f"warning: --global-batch {options.global_batch} does not give integer counts, which were rounded: the "
+            "run used another global batch size, or several",
             file=sys.stderr,
         )
     print(

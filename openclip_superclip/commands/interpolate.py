@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     about = "weights before fine-tuning: a file, a folder, or OpenCLIP's MODEL:TAG"
     add("released", metavar="RELEASED", help=about)
     add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
-    add("--alpha", type=float, default=0.5, metavar="α", help="0 to 1 (default: %(default)s)")
+    add("--alpha", type=float, default=0.5, metavar="α", help="weight of TUNED, 0 to 1 (default: %(default)s)")
     add_output(parser)
     options = parser.parse_args(argv)
     from ..checkpoints.averaging import interpolate

@@ -20,7 +20,7 @@ RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds --device for training on this machine; `device_here` returns the default."""
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda if there is a GPU)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="device (default: cuda if there is a GPU)")
 
 
 def device_here() -> str:
@@ -39,7 +39,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
         add_device(parser)
         parser.add_argument("--nproc", type=int, metavar="N", help="processes (default: one per GPU; one on a CPU)")
     else:
-        parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
+        parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device (default: %(default)s)")
 
 
 def planned_run(
@@ -149,7 +149,7 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     add("--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7")
     about = "bash file that the job sources first: module loads, exported variables, CONTAINER"
     add("--setup", metavar="FILE", help=about)
-    about = "count the shards without looking for them: for data that only the nodes can access"
+    about = "check only the number of shards, not the files: for data that only the nodes can access"
     add("--skip-data-check", action="store_true", help=about)
     add("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
 

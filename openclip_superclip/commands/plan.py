@@ -50,8 +50,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add_recipe_options(parser, here=False)
-    add("--nodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    add("--gpus-per-node", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
+    add("--gpus-per-node", type=int, default=1, metavar="N", help="GPUs per node (default: %(default)s)")
     about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
     add("--check", action="store_true", help=about)
     add("--gpu", choices=GPU_TFLOPS, default="A100", help="type of the GPUs, for the hours (default: %(default)s)")

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         return 0
     found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
     if not found:
-        raise InputError(f"no recipe's name holds {' and '.join(options.words)}; superclip recipes lists all")
+        raise InputError(f"no recipe name contains {' and '.join(options.words)}; superclip recipes lists all")
     exact = [name for name in found if options.words in ([name], [name.partition("/")[2]])]
     recipes = dict(sorted(found.items(), key=lambda item: (item[0].rpartition("_bs")[0], item[1].global_batch_size)))
     if options.json:

@@ -60,7 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="folder for index.html, words.jsonl and heat maps (default: words, for folders and heat maps; otherwise "
         "nothing is written)",
     )  # fmt: skip
-    add("--device", help="(default: cuda if there is a GPU)")
+    add("--device", help="device of the model (default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
     if not 0 <= options.port < 2**16:

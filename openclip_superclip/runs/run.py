@@ -41,7 +41,7 @@ class Settings:
     )
     accept_changes: bool = _setting(
         False,
-        "resume although recipe, data or packages have changed, and record the changes in run.json",
+        "resume even if recipe, data or packages have changed, and record the changes in run.json",
         action="store_true",
     )
     stage: str | None = _setting(

@@ -48,7 +48,7 @@ class StudySubmission:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
         out, queue, summary = self.call.out, my_jobs(), []
         if queue is None:
-            raise InputError("--slurm: squeue does not answer, so queued runs would be submitted again: try later")
+            raise InputError("--slurm: squeue does not respond, so queued runs would be submitted again: try later")
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call)

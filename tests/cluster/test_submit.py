@@ -104,7 +104,7 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refused):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--nodes", "2"], "--nodes applies to SLURM's jobs: add --slurm"),
     (["--slurm", "--only", "report", "--dry-run"], "expected one of them"),
-    (["--slurm", "--device", "cpu"], "--slurm: squeue does not answer"),
+    (["--slurm", "--device", "cpu"], "--slurm: squeue does not respond"),
 ])  # fmt: skip
 def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, refused, monkeypatch):
     (tmp_path / "squeue").symlink_to("/bin/false")

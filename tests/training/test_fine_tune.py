@@ -230,7 +230,7 @@ REFUSED = {  # flags: what the one line says
     "--superclip --model ViT-B-23": "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32",
     "--superclip --model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",
     "--superclip --model ViT-B-32 --pretrained laion": "error: --pretrained is 'laion', which is neither a file nor",
-    "--superclip --pretrained openai": "error: --pretrained openai cannot go with --model local-dir:",
+    "--superclip --pretrained openai": "error: --pretrained openai cannot be used with --model local-dir:",
 }
 
 

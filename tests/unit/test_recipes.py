@@ -189,7 +189,7 @@ def test_recipes_prints_all_one_or_json(capsys):
     assert printed == {name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name}
     assert len(printed) == 2
     assert main(["recipes", "cc12m", "bs5k"]) == 1
-    assert "no recipe's name holds cc12m and bs5k" in capsys.readouterr().err
+    assert "no recipe name contains cc12m and bs5k" in capsys.readouterr().err
 
 
 def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
