@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from openclip_superclip.audit.doubtful_words import WordTable
 from openclip_superclip.audit.scorer import PairScore, PairScorer, Seen, WordSupport, words_of
-from openclip_superclip.audit.store import WordTable, mean_of_ranks
+from openclip_superclip.audit.scores import mean_of_ranks
 from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
 from openclip_superclip.environment import versions
 from openclip_superclip.pages import markdown_table

@@ -21,7 +21,7 @@ from .kept import select, write_kept
 from .page import write_page
 from .reading import AuditedData, AuditedPair, read_in_batches
 from .scorer import PairScore, PairScorer
-from .store import ScoredPairs, read_scores
+from .scores import ScoredPairs, read_scores
 
 RECORD, PAGE = "audit.json", "report.html"
 

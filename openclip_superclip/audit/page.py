@@ -14,9 +14,10 @@ from ..data.images import load_image
 from ..data.tar_shards import BROKEN, IMAGES, numbered_members
 from ..files import write_text
 from ..pages import data_url, html_template
+from .doubtful_words import FUNCTION_WORDS
 from .reading import AuditedData
 from .scorer import WORD
-from .store import FUNCTION_WORDS, SCORES, ScoredPairs, read_scores
+from .scores import SCORES, ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
 NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20

@@ -126,7 +126,7 @@ class Seen(NamedTuple):
 class PairScore(NamedTuple):
     """The scores of a pair. Without a class head, all but the CLIP score are None or empty."""
 
-    clip_score: float | None  # cosine similarity; None if not requested
+    clip_score: float  # cosine similarity
     class_loss: float | None = None  # None if all tokens of the caption have weight 0
     support: float | None = None  # see PairScorer; None if the head has learned none of the tokens
     words: Sequence[WordSupport] = ()
@@ -167,13 +167,11 @@ class PairScorer:
         return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 
     @torch.inference_mode()
-    def score(self, seen: Seen, captions: Sequence[str], clip_score: bool = True) -> list[PairScore]:
-        """Returns the scores of each image with its caption; the CLIP score, if requested, needs the text tower."""
+    def score(self, seen: Seen, captions: Sequence[str]) -> list[PairScore]:
+        """Returns the scores of each image with its caption."""
         tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
-        cosines = [None] * len(captions)
-        if clip_score:
-            text_features = self.opened.model.encode_text(tokens, normalize=True).float()
-            cosines = (seen.image_features * text_features).sum(dim=1).tolist()
+        text_features = self.opened.model.encode_text(tokens, normalize=True).float()
+        cosines = (seen.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:
             return [PairScore(cosine) for cosine in cosines]
         losses, supports = self._losses(seen.log_probabilities, tokens)

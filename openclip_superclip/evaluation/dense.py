@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..method.head_input import patch_map, patch_tokens
 from .datasets import NO_CLASS, SEED, DenseSet, Settings
-from .outcomes import IOU, RMSE, Outcome, estimate
+from .intervals import IOU, RMSE, Outcome, estimate
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4

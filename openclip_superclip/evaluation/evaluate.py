@@ -11,9 +11,9 @@ from ..environment import versions
 from ..files import file_identity, make_folder, write_json
 from .datasets import DENSE, Data, Features, Settings, encode
 from .dense import PatchMaps, dense_probe, whole_image
+from .intervals import Outcome, estimate, write_outcomes
 from .metrics import evaluate
 from .models import Evaluated, open_model
-from .outcomes import Outcome, estimate, write_outcomes
 from .results import PACKAGES, differences, read_record, record_file, table
 
 

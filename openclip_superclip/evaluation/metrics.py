@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..environment import replaced
 from ..errors import InputError
 from .datasets import RECALL_K, SEED, Features, Settings, finite
-from .outcomes import MEAN, PRECISION, RECALL, Outcome, estimate, right
+from .intervals import MEAN, PRECISION, RECALL, Outcome, estimate, right
 
 Metrics = dict[str, float | None]
 Outcomes = dict[str, Outcome]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..files import read_json
 from ..pages import markdown_table
-from .outcomes import Outcome, difference, estimate, mean_of, read_outcomes
+from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
 from .suites import RETRIEVAL, THE_38, averaged
 
 PACKAGES = (

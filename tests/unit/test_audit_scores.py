@@ -16,10 +16,11 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.audit import kept as kept_module
 from openclip_superclip.audit.audit import _lock
+from openclip_superclip.audit.doubtful_words import WordTable
 from openclip_superclip.audit.kept import select, write_kept
 from openclip_superclip.audit.reading import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
-from openclip_superclip.audit.store import WordTable, mean_of_ranks
+from openclip_superclip.audit.scores import mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.head_input import encode_image
@@ -130,7 +131,7 @@ def test_words_are_sorted_by_the_lower_bound_of_their_doubts():
     assert [row.word for row in table.rows()] == ["often", "once", "seldom"]
     row = table.rows()[0]
     assert (row.num_captions, row.num_doubted) == (40, 30)
-    assert row.at_least == pytest.approx(0.598, abs=1e-3)  # Wilson's bound for 30 of 40
+    assert row.fraction.low == pytest.approx(0.598, abs=1e-3)  # Wilson's bound for 30 of 40
 
 
 def test_a_fraction_of_the_scored_pairs_is_kept():

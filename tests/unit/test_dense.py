@@ -18,7 +18,7 @@ from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels
 from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
 from openclip_superclip.evaluation.dense import _overlaps
-from openclip_superclip.evaluation.outcomes import IOU, Outcome, estimate, read_outcomes
+from openclip_superclip.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
 from openclip_superclip.studies.study_run import EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images

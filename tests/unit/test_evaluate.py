@@ -26,8 +26,8 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import Features, Settings, find_data
+from openclip_superclip.evaluation.intervals import read_outcomes
 from openclip_superclip.evaluation.metrics import fit_probe
-from openclip_superclip.evaluation.outcomes import read_outcomes
 from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 NUM_SCENES = 60

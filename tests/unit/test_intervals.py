@@ -7,9 +7,9 @@ from clip_benchmark.metrics.zeroshot_classification import accuracy
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from openclip_superclip.evaluation import outcomes
+from openclip_superclip.evaluation import intervals
+from openclip_superclip.evaluation.intervals import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
 from openclip_superclip.evaluation.metrics import _of_logits
-from openclip_superclip.evaluation.outcomes import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3
@@ -27,7 +27,7 @@ def test_a_score_is_what_sklearn_computes_also_of_a_resample():
     precision = estimate(Outcome(PRECISION, scores, relevant), "x").value
     assert precision == pytest.approx(average_precision_score(relevant, scores))
     counts = RNG.multinomial(50, [1 / 50] * 50, size=20)
-    for count, precision in zip(counts, outcomes._precisions(counts, scores, relevant), strict=True):
+    for count, precision in zip(counts, intervals._precisions(counts, scores, relevant), strict=True):
         places = np.repeat(np.arange(50), count)
         assert precision == pytest.approx(average_precision_score(relevant[places], scores[places]))
 
@@ -71,7 +71,7 @@ def test_a_difference_is_paired_and_agrees_with_the_two_scores(kind):
     assert difference(first, first, "x").value == 0
 
 
-@pytest.mark.parametrize("kind", [PRECISION, outcomes.IOU, RMSE])
+@pytest.mark.parametrize("kind", [PRECISION, intervals.IOU, RMSE])
 def test_other_measures_have_the_percentile_bootstrap(kind):
     if kind == RMSE:
         squares = RNG.exponential(size=400)
@@ -100,17 +100,17 @@ def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
 
 def test_the_interval_of_a_mean_of_four_data_sets_is_half_as_wide():
     found = estimate(right(HITS), "x")
-    mean = outcomes.mean_of([found] * 4)
+    mean = intervals.mean_of([found] * 4)
     assert mean.value == pytest.approx(found.value)
     assert mean.high - mean.low == pytest.approx((found.high - found.low) / 2)
 
 
 def test_outcomes_are_read_as_they_were_written(tmp_path):
     written = {"acc1": right(HITS), "mAP": Outcome(PRECISION, RNG.normal(size=(9, 3)), RNG.integers(0, 2, (9, 3)))}
-    outcomes.write_outcomes(tmp_path / "x.outcomes.npz", written)
-    read = outcomes.read_outcomes(tmp_path / "x.outcomes.npz")
+    intervals.write_outcomes(tmp_path / "x.outcomes.npz", written)
+    read = intervals.read_outcomes(tmp_path / "x.outcomes.npz")
     assert read.keys() == written.keys()
     for name, (kind, *arrays) in written.items():
         assert read[name].kind == kind
         assert all(map(np.array_equal, read[name][1:], arrays))
-    assert outcomes.read_outcomes(tmp_path / "nowhere.npz") == {}
+    assert intervals.read_outcomes(tmp_path / "nowhere.npz") == {}

@@ -54,7 +54,7 @@ def estimate(outcome: Outcome, dataset: str) -> Estimate:
     Other measures have the percentile bootstrap, which resamples each data set independently, from a fixed seed.
     """
     if outcome.kind in (MEAN, RECALL):
-        return _wilson(_proportion(outcome))
+        return wilson(*_proportion(outcome)[:2])
     return Estimate(_score(outcome), *_limits(_draws([outcome], dataset)[:, 0]))
 
 
@@ -102,15 +102,15 @@ def _proportion(outcome: Outcome) -> _Proportion:
     return _Proportion(value, size, deviations, of.max() <= 1)
 
 
-def _wilson(proportion: _Proportion) -> Estimate:
-    p, size = proportion.value, proportion.size
+def wilson(p: float, size: float) -> Estimate:
+    """Returns a proportion with its Wilson interval, given the number of samples."""
     centre, width = p + Z**2 / (2 * size), Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
     low, high = ((centre + sign * width) / (1 + Z**2 / size) for sign in (-1, 1))
     return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))  # at 0 and 1 up to rounding
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
-    one, two = _wilson(first), _wilson(second)
+    one, two = wilson(*first[:2]), wilson(*second[:2])
     shared = (first.deviations * second.deviations).sum()
     if first.is_binary and shared > 0:  # Newcombe's continuity correction: n/2 from n times the covariance
         shared = max(shared - 0.5, 0.0)

@@ -1,26 +1,18 @@
-"""Reads the scores of an audit, and ranks its pairs and the words of its captions."""
+"""Reads the scores of an audit and ranks its pairs."""
 
 import json
-import math
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas
 
 from ..errors import InputError
+from .doubtful_words import WordTable
 
 SCORES = ("class_loss", "support", "clip_score")
-Z = 1.96  # 95 % confidence interval
-# Words that images do not show, so their support is not informative.
-FUNCTION_WORDS = frozenset(
-    """a an the this that these those and or but nor of in on at by for from to into onto over under up down with
-    without as is are was were be been being it its he she his her they their them we our you your i my me him us who
-    which what there here not no so than then very just also s t""".split()  # noqa: SIM905
-)
 
 
 def read_scores(file: Path) -> Iterator[dict]:
@@ -81,42 +73,3 @@ def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
     Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN if all are missing.
     """
     return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()
-
-
-class WordRow(NamedTuple):
-    """A word of the audited captions."""
-
-    word: str
-    num_captions: int  # captions that contain the word
-    num_doubted: int  # captions in which its support is negative
-
-    @property
-    def fraction(self) -> float:
-        return self.num_doubted / self.num_captions
-
-    @property
-    def at_least(self) -> float:
-        """The lower bound of the fraction's 95 % Wilson interval, which is small for words in few captions."""
-        n, p = self.num_captions, self.fraction
-        centre, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return (centre - half) / (1 + Z**2 / n)
-
-
-class WordTable:
-    """Counts how often each word occurs and how often it is doubtful."""
-
-    def __init__(self):
-        self.counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-
-    def add(self, words: Iterable[tuple[str, float]]) -> None:
-        """Adds the words of a caption, each with its support. Function words are ignored."""
-        for word, support in words:
-            if word not in FUNCTION_WORDS:
-                counts = self.counts[word]
-                counts[0] += 1
-                counts[1] += support < 0
-
-    def rows(self) -> list[WordRow]:
-        """Returns the words, sorted by the lower bound of the fraction of captions in which they are doubtful."""
-        rows = [WordRow(word, *counts) for word, counts in self.counts.items()]
-        return sorted(rows, key=lambda row: (-row.at_least, -row.num_captions, row.word))
