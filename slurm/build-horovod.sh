@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds Horovod for the PyTorch that is installed, once, and installs it.
+# Builds Horovod for the installed PyTorch, once, and installs it.
 #
 #   bash slurm/build-horovod.sh            into the environment of `python`, or of $PYTHON
 #   bash slurm/build-horovod.sh --wheel    installs nothing and prints the wheel's path
 #
-# The wheel stays in ${XDG_CACHE_HOME:-~/.cache}/openclip-superclip, one for each Python and PyTorch. Collectives are
-# gloo's on the CPU, and NCCL's where PyTorch is a CUDA build and NCCL's header is found: in its pip package, which
-# PyTorch brings, in $HOROVOD_NCCL_HOME, or in CUDA's own folder. Needs g++ 10 or newer and, for CUDA, nvcc.
-# CMake gets the options in $CMAKE_ARGS as well.
+# The wheel is cached in ${XDG_CACHE_HOME:-~/.cache}/openclip-superclip, one for each Python and PyTorch. Collectives use
+# gloo on CPUs, and NCCL if PyTorch is a CUDA build and NCCL's header is found: in $HOROVOD_NCCL_HOME, in the pip package
+# that PyTorch installs, or in CUDA's own folder. Needs g++ 10 or newer and, for CUDA, nvcc. The options in $CMAKE_ARGS
+# are passed to CMake.
 set -euo pipefail
 horovod=0.28.1
 python=${PYTHON:-python}

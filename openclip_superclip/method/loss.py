@@ -21,7 +21,7 @@ def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Ten
 
     Args:
         features: [B, W], the head's normalised input.
-        weight: [V, W], one row a token.
+        weight: [V, W], one row per token.
         bias: [V].
         tokens: [B, L], the captions' token ids; a repeated id counts once.
         idf: [V], the weight of each token as a label; 0 leaves a token out.
