@@ -1,11 +1,43 @@
-"""User errors, reported in one line."""
+"""User errors, reported in one line, and declarative checks of command lines, runs and files."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 
 class InputError(ValueError):
     """An invalid flag, file or model; its one-line message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition that is an error.
+
+    Args:
+        message: the error, a format string in which `{name}` is an attribute of the facts and `{found}` is what
+            `broken` returned; a literal brace is doubled.
+        broken: of the facts; true, or a value such as a list of names, if the rule is broken.
+    """
+
+    message: str
+    broken: Callable[[Any], Any]
+
+
+def check(rules: Iterable[Rule], facts: Any) -> None:
+    """Raises InputError with the message of the first rule that `facts`, an object such as a dataclass, breaks."""
+    for rule in rules:
+        if found := rule.broken(facts):
+            raise InputError(rule.message.format(**vars(facts) | {"found": found}))
+
+
+def at_least(options: argparse.Namespace, **least: float) -> None:
+    """Raises InputError if an option, given by name, is smaller than its smallest value; None passes."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= smallest:  # NaN is refused too
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected {smallest} or more")
 
 
 def reason(error: BaseException) -> str:

@@ -6,8 +6,7 @@ import dataclasses
 import math
 import os
 
-from .errors import InputError
-from .rules import Rule, check
+from .errors import InputError, Rule, check
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
 HEAD_INPUTS = ("patches", "pooled", "both")

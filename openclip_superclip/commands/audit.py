@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from ..audit import SORTED_BY
-from ..errors import InputError
-from ..rules import at_least
+from ..errors import InputError, at_least
 from .options import add_columns, columns_of
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..rules import at_least
+from ..errors import at_least
 
 
 def main(argv: list[str]) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 from ..demo.data import SCENES
 from ..demo.measures import describe
 from ..environment import require
+from ..errors import at_least
 from ..files import make_folder
-from ..rules import at_least
 from ..studies.figures import draw_demo
 from ..studies.results import StudyResults
 from ..studies.study import study_call

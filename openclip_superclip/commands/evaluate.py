@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from ..environment import check_device, require
-from ..errors import InputError
-from ..rules import at_least
+from ..errors import InputError, at_least
 
 
 def main(argv: list[str]) -> int:

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..files import make_folder
-from ..rules import at_least
 from .options import add_columns, columns_of
 
 

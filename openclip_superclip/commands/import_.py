@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..rules import at_least
+from ..errors import at_least
 
 
 def main(argv: list[str]) -> int:

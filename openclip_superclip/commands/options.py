@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from ..data.tables import Columns, detect_columns, is_table
-from ..errors import InputError
-from ..rules import at_least
+from ..errors import InputError, at_least
 from ..runs.folder import RunFolder
 from ..runs.recipe import COLUMN_FLAGS
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..rules import at_least
+from ..errors import at_least
 from .options import add_recipe_options, add_settings, opened_run
 
 

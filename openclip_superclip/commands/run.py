@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from ..rules import at_least
+from ..errors import at_least
 from .options import add_run_options, opened_run
 
 

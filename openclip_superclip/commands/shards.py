@@ -5,8 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from ..errors import InputError
-from ..rules import at_least
+from ..errors import InputError, at_least
 from .options import add_columns, columns_of
 
 

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from ..environment import require
-from ..errors import InputError
-from ..rules import at_least
+from ..errors import InputError, at_least
 from . import options as shared
 
 OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm in addition to a job's

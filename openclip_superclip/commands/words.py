@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 from ..environment import require
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..files import make_folder
-from ..rules import at_least
 
 SKIPPED = 3  # exit code if some images could not be read
 

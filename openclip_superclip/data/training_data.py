@@ -5,9 +5,8 @@ import math
 import multiprocessing
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import InputError, Rule, check
 from ..flags import Config
-from ..rules import Rule, check
 from .inspection import NUM_LOOKED_FOR, inspect, total_samples
 from .slices import Split, more_than_a_slice
 from .tables import MAX_DECODED, Columns, check_table, has_empty_captions, is_table, kind

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
 from ..environment import check_horovod
-from ..errors import InputError
+from ..errors import InputError, Rule, at_least, check
 from ..flags import is_idf_file
-from ..rules import Rule, at_least, check
 from . import current
 from .options import Training
 

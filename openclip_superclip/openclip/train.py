@@ -8,8 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..errors import InputError, one_line, reason
-from ..rules import check
+from ..errors import InputError, check, one_line, reason
 from . import replacing
 from .checks import DATA
 from .horovod import join_ranks

@@ -60,8 +60,8 @@ def make_run(
         )
     args = check_command(run.openclip_arguments())
     if settings.engine == "horovod":
+        from ..errors import check
         from ..openclip.checks import HOROVOD
-        from ..rules import check
 
         check(HOROVOD, args)
     if settings.stage:

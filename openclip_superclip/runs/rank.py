@@ -23,7 +23,8 @@ from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
 from ..openclip.train import register_plugin, train
-from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here
+from .failures import HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here
+from .process import DUMP_STACKS
 from .progress import STEPS
 from .run import Run, Start
 from .stage import StagedShards

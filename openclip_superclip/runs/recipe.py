@@ -15,10 +15,9 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from ..checkpoints.model_files import model_for_pretrained
 from ..data.tables import Columns
-from ..errors import InputError, reason
+from ..errors import InputError, Rule, check, reason
 from ..files import shipped_folder
 from ..flags import Config, is_idf_file
-from ..rules import Rule, check
 
 METHODS = {  # with the paper's names
     "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.tables import is_table
+from ..errors import Rule, check
 from ..files import read_json, write_json
 from ..flags import Config
-from ..rules import Rule, check
 from .recipe import CONFIG_FIELDS, Recipe
 
 DESCRIPTION = "description.json"  # in the run's folder

@@ -17,8 +17,9 @@ from ..openclip.train import check_command
 from ..pages import bytes_text
 from . import process
 from .cost import count_model
+from .failures import HARDWARE, LOSS, STALL, Failure, describe, failure_here, first_failure, node_failed, refresh
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
-from .process import EXIT_REQUEUE, Failure, Stopped, first_failure, node_failed
+from .process import EXIT_REQUEUE, Stopped
 from .progress import AddedLines, Progress, UnreadableData, check_data
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
@@ -96,11 +97,11 @@ class NodeTraining:
             if failure is None:
                 return 0
             failure.write(self._file("error.json"))
-            text = process.describe(failure, self.logs)
+            text = describe(failure, self.logs)
         except OthersFailed:
             pass
         except (InputError, OSError) as error:  # about this node's disk
-            process.failure_here("superclip run", str(error)).write(self._file("error.json"))
+            failure_here("superclip run", str(error)).write(self._file("error.json"))
             text = f"error: {error}"
         finally:
             with contextlib.suppress(OSError):  # on a full disk
@@ -186,7 +187,7 @@ class NodeTraining:
         except OthersFailed:
             failure = first_failure(self.logs)
         except Stalled as stalled:
-            return Failure("", str(stalled), kind=process.STALL)
+            return Failure("", str(stalled), kind=STALL)
         except OSError as error:
             self._make_room()
             return Failure("superclip run", f"{type(error).__name__}: {error}")
@@ -253,7 +254,7 @@ class NodeTraining:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-            process.refresh(self.logs)
+            refresh(self.logs)
         names = hosts()
         return ", ".join(names[node] if len(names) > node else f"node {node}" for node in silent)
 
@@ -268,8 +269,8 @@ class NodeTraining:
             folder.end(FINISHED)
             print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.run.num_slices}.pt", flush=True)
             return 0
-        print(process.describe(failure, self.logs), file=sys.stderr, flush=True)
-        if failure.kind == process.LOSS:
+        print(describe(failure, self.logs), file=sys.stderr, flush=True)
+        if failure.kind == LOSS:
             from ..checkpoints.checkpoint import holds_numbers  # imports torch
 
             for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
@@ -277,7 +278,7 @@ class NodeTraining:
         why = f" (the disk of {folder.path} is full)" if self.disk_was_full else ""
         if why:  # a rank may not have been able to write its error
             print(f"superclip run: the disk of {folder.path} is full", file=sys.stderr, flush=True)
-        if failure.kind in (process.HARDWARE, process.STALL) and not self.disk_was_full and not self.start.measures:
+        if failure.kind in (HARDWARE, STALL) and not self.disk_was_full and not self.start.measures:
             number = folder.starts_without_a_slice()
             if number < STARTS_WITHOUT_A_SLICE:
                 here = number < 2  # a second failure may be due to the node

@@ -14,9 +14,8 @@ from typing import get_origin
 from ..demo import natural
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..environment import require
-from ..errors import InputError
+from ..errors import InputError, Rule, check
 from ..files import shipped_folder
-from ..rules import Rule, check
 from ..runs.plan import make_run, settings_of_table
 from ..runs.recipe import KINDS, Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings

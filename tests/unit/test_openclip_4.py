@@ -9,11 +9,11 @@ from torch import nn
 
 from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
+from openclip_superclip.errors import check
 from openclip_superclip.openclip import v4
 from openclip_superclip.openclip.checks import DATA, check_command_line
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
-from openclip_superclip.rules import check
 
 
 @pytest.fixture

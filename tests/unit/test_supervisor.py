@@ -11,9 +11,10 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume import read_beginning
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import write_json
+from openclip_superclip.runs.failures import HARDWARE, OF_HARDWARE, Failure, first_failure, rank_failure
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.process import EXIT_REQUEUE, HARDWARE, OF_HARDWARE, Failure, _rank_failure, first_failure
+from openclip_superclip.runs.process import EXIT_REQUEUE
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
@@ -107,12 +108,12 @@ def test_the_first_error_is_that_of_a_killed_rank_or_else_the_earliest(tmp_path)
     (3, "it ended with exit code 3", ""),
 ])  # fmt: skip
 def test_a_rank_that_could_not_say_why_it_failed_is_named_with_its_exit_code(tmp_path, exit_code, message, kind):
-    failure = _rank_failure(tmp_path, 2, exit_code)
+    failure = rank_failure(tmp_path, 2, exit_code)
     assert (failure.who, failure.message) == (f"rank 2 on {socket.gethostname()}", message)
     assert (failure.kind, failure.is_cause) == (kind, exit_code == -signal.SIGKILL)
     said = Failure("rank 2 on node1", "ZeroDivisionError: division by zero", "Traceback …", timestamp=1.5)
     said.write(tmp_path / "rank_2.error.json")
-    assert _rank_failure(tmp_path, 2, 1) == said
+    assert rank_failure(tmp_path, 2, 1) == said
 
 
 @pytest.mark.parametrize(("message", "kind"), [
