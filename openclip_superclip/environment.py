@@ -5,12 +5,15 @@ import importlib.util
 import platform
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from .errors import InputError, reason
+
+FACTORY = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
 def require(what: str, extra: str, *packages: str) -> None:

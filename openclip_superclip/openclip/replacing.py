@@ -11,12 +11,11 @@ import importlib.machinery
 import importlib.util
 import itertools
 import sys
-import threading
 import types
 from pathlib import Path
 
 from .. import hooks
-from ..environment import replaced
+from ..environment import FACTORY, replaced
 from ..errors import InputError
 from . import current
 from .patching import INSTALL
@@ -32,7 +31,6 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     *(f"open_clip_train.data.{name}" for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")),
     "torch.nn.parallel.DistributedDataParallel",
 )
-_FACTORY = threading.RLock()  # held while the factory's names are replaced
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
@@ -123,7 +121,7 @@ def install(args: argparse.Namespace) -> None:
 def plugins_model_class():
     """A context in which OpenCLIP's factory calls the plugins for the model class. One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
-    with _FACTORY, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
+    with FACTORY, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
         if not is_patched():
             for name in MODEL_CLASSES:
                 _replace(f"open_clip.factory.{name}", _ModelSelector)
