@@ -165,10 +165,12 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
 
 
 def holds_numbers(path: Path) -> bool:
-    """Returns whether a checkpoint can be read and all of its weights are finite."""
+    """Returns whether a checkpoint is one and all of its weights are finite; OSError if a disk or network fails."""
     try:
         return all(map(is_finite, read_checkpoint(path).weights.values()))
-    except InputError:
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         return False
 
 

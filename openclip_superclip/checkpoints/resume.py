@@ -19,10 +19,9 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from .model_files import model_for_pretrained, register_model
-from .run_outputs import is_complete, is_damaged, latest_checkpoints, read_options
+from .run_outputs import LATEST, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
 
 NAME = "began_with.json"
-LATEST = "epoch_latest"  # the checkpoint of --save-most-recent
 NUM_MEASURED = 16  # maximum number of shards with recorded sizes
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
@@ -144,15 +143,10 @@ def _shown(value) -> str:
     return text[: len(DIGEST) + 8] if text.startswith(DIGEST) else text
 
 
-def changes_since_beginning(folder: Path, now: dict) -> list[str]:
-    """Returns the differences from the recorded start of the run in `folder`; none if there is no record."""
-    before = read_beginning(folder)
-    return differences(before, now) if before is not None else []
-
-
 def check_beginning(folder: Path, now: dict, accept: str) -> None:
     """Raises InputError if there are differences from the start of the run; the flag `accept` would accept them."""
-    if lines := changes_since_beginning(folder, now):
+    before = read_beginning(folder)
+    if before is not None and (lines := differences(before, now)):
         raise InputError(
             f"{folder} was started with other settings: {'; '.join(lines)}; use the same settings, train into another "
             f"folder, or pass {accept}, which records the change"
@@ -185,24 +179,29 @@ class Resumed(NamedTuple):
             renamed = f"is incomplete and was renamed to {os.path.normpath(path)}.damaged"
             line = f"superclip: {os.path.basename(path)} {renamed}; --resume latest {resumes}"
             print(line, file=sys.stderr, flush=True)
-            if Path(path).stem == LATEST and self.file:
+            if Path(path).name == LATEST and self.file:
                 shutil.copyfile(self.file, f"{path}.part")  # a suffix that --resume latest ignores
                 os.replace(f"{path}.part", path)
 
 
-def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool) -> Resumed:
+def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool, is_ours: bool = True) -> Resumed:
     """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
-    Raises InputError for a file that does not exist or cannot be read. `run_folder` is LOGS/NAME.
+    Raises InputError for a file that does not exist or cannot be read. `run_folder` is LOGS/NAME. If `is_ours`,
+    `latest` must be one of the run's checkpoints; OpenCLIP also takes other files from folders of similar names.
     """
     if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
     if resume == "latest":
-        files = latest_checkpoints(os.path.join(run_folder, "checkpoints"))
+        folder = Path(run_folder, "checkpoints")
+        own, files = own_checkpoints(folder), latest_checkpoints(folder)
         if save_most_recent:
-            files.sort(key=lambda file: Path(file).stem != LATEST)
-            files = files if files and Path(files[0]).stem == LATEST else []
+            files = list(map(str, own)) if os.path.exists(own[0]) else []
+        elif is_ours and set("*?[") & set(run_folder):
+            raise InputError(f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? and [")
         damaged = tuple(itertools.takewhile(is_damaged, files))
+        if is_ours and (others := [file for file in files[: len(damaged) + 1] if Path(file) not in own]):
+            raise InputError(f"--resume latest would use {others[0]}, which the run has not saved: move it elsewhere")
         file = files[len(damaged)] if len(damaged) < len(files) else None
         if file and not is_complete(file):
             raise InputError(f"--resume: {file} cannot be read: make it readable, or rename or remove it")

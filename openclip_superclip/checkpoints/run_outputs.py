@@ -15,6 +15,7 @@ KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
 )  # fmt: skip
+LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
 STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
 SPEED = re.compile(r"([\d.e+-]+)/s, ")
@@ -115,10 +116,14 @@ def latest_checkpoints(folder: str | Path) -> list[str]:
     return sorted(glob.glob(f"{folder}**/*.pt", recursive=True), key=natural_key, reverse=True)
 
 
+def own_checkpoints(folder: Path) -> list[Path]:
+    """Returns the names of what OpenCLIP has saved in a run's folder `checkpoints`, newest first in its order."""
+    return [folder / LATEST, *reversed(checkpoints(folder).values())]
+
+
 def newest_weights(run: Path) -> Path | None:
-    """Returns the newest checkpoint that a run has trained, or None."""
-    files = map(Path, latest_checkpoints(f"{run}/checkpoints/"))
-    return next((file for file in files if file.stem.startswith("epoch_")), None)
+    """Returns the newest complete checkpoint that a run has trained, or None."""
+    return next(filter(is_complete, own_checkpoints(run / "checkpoints")), None)
 
 
 def is_complete(path: str | Path, checksums: bool = False) -> bool:
@@ -138,15 +143,15 @@ is_whole = functools.partial(is_complete, checksums=True)
 
 def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> bool:
     """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be complete."""
-    if is_good(path):
-        return False
     try:
+        if is_good(path):
+            return False
         with open(path, "rb") as file:
             while file.read(8 << 20):
                 pass
+        return not is_good(path)  # which failed before if a disk or network had a transient error
     except OSError as error:
         return isinstance(error, FileNotFoundError)
-    return not is_good(path)  # which failed before if a disk or network had a transient error
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:

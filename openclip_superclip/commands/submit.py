@@ -21,12 +21,17 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from ..runs.folder import RunFolder
     from ..runs.progress import check_data
+    from ..runs.slurm import Placement
 
     request = slurm_request(options)
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
     folder.check_submission(run)
+    if options.rehearse:
+        from ..runs.rehearsal import Rehearsal, rehearsed_run
+
+        Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
     command = "rehearse" if options.rehearse else "run"
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     check_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)

@@ -103,8 +103,9 @@ def check_command_line(training: Training) -> None:
     options, is_ours = training.options, training.is_ours
     facts = argparse.Namespace(**vars(options), config=training.config, slices=training.data_config.slices)
     if getattr(options, "horovod", False):
-        check_horovod()
-        if is_ours:
+        if not training.only_options:
+            check_horovod()
+        if is_ours or training.only_options:  # the options of a recipe
             check(HOROVOD, options)
     if training.config is not None:
         check(WITH_HEAD, facts)
@@ -163,7 +164,7 @@ def _check_resume(training: Training) -> None:
     from open_clip_train.distributed import is_using_distributed
 
     run_folder = os.path.join(options.logs, options.name or "")
-    resumed = resumed_checkpoint(options.resume, run_folder, options.save_most_recent)
+    resumed = resumed_checkpoint(options.resume, run_folder, options.save_most_recent, training.is_ours)
     if training.is_ours:
         training.resumed = resumed
     file = resumed.file

@@ -192,10 +192,10 @@ class RunFolder:
 
         Earlier starts count if they failed and the run was started again, or if SLURM has requeued their job since.
         """
-        *earlier, this = self.record()["attempts"]
+        *earlier, this = self.record().get("attempts") or [{}]
         reached, number = newest(self.checkpoints), 0
         for one in (this, *reversed(earlier)):
-            requeued = this["job"] and one.get("job") == this["job"] and one["restarts"] != this["restarts"]
+            requeued = this.get("job") and one.get("job") == this["job"] and one["restarts"] != this["restarts"]
             counts = one is this or one.get("again") or requeued
             if one.get("epoch_before") != reached or not counts:
                 break

@@ -58,12 +58,7 @@ def make_run(
         run.warnings.append(
             f"warm-up takes {recipe.warmup:,} steps, but the run has {run.steps:,}: shorten it with --set warmup=N"
         )
-    args = check_command(run.openclip_arguments())
-    if settings.engine == "horovod":
-        from ..errors import check
-        from ..openclip.checks import HOROVOD
-
-        check(HOROVOD, args)
+    check_command(run.openclip_arguments())
     if settings.stage:
         from .stage import check_stage
 

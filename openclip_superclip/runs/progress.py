@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.tar_shards import expand
-from ..errors import InputError
+from ..errors import InputError, listed
 from .run import Run
 
 FIRST_STEP = 30  # minutes that the first step may take, at least
@@ -127,12 +127,10 @@ class UnreadableData:
         return math.ceil(len(expand(self.run.data)) / self.run.recipe.slices)
 
     def _error(self, found: str, shards: dict[str, str]) -> InputError:
-        named = [f"{shard} ({why})" for shard, why in list(shards.items())[:NUM_NAMED]]
-        more = f" and {len(shards) - NUM_NAMED:,} more" if len(shards) > NUM_NAMED else ""
-        listed = f": {', '.join(named)}{more}" if named else ""
+        named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
         return InputError(
-            f"{found} cannot be read, more than --unreadable-max {self.limit:g} allows{listed}; superclip plan --check "
-            "finds all bad shards and prints a pattern without them"
+            f"{found} cannot be read, more than --unreadable-max {self.limit:g} allows{': ' if named else ''}{named}; "
+            "superclip plan --check finds all bad shards and prints a pattern without them"
         )
 
 

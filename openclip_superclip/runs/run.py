@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import Rule, check
+from ..errors import InputError, Rule, check, reason
 from ..files import read_json, write_json
 from ..flags import Config
 from .recipe import CONFIG_FIELDS, Recipe
@@ -94,9 +94,13 @@ class Run:
 
     @staticmethod
     def open(folder: Path) -> "Run":
-        """Returns the run of a folder; InputError if its description cannot be read."""
-        file = folder / DESCRIPTION
-        return Run.of_json(read_json(file, advice="give superclip run the recipe and --out again"), str(file))
+        """Returns the run of a folder; InputError if its description cannot be read or has other fields."""
+        file, advice = folder / DESCRIPTION, "give superclip run the recipe and --out again"
+        values = read_json(file, advice=advice)
+        try:
+            return Run.of_json(values, str(file))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{file} is of another version of this package ({reason(error)}): {advice}") from error
 
     @staticmethod
     def of_json(values: dict, file: str) -> "Run":
@@ -172,6 +176,7 @@ class Run:
             "lr-scheduler": recipe.schedule,
             **{name: getattr(recipe, name) for name in ("beta1", "beta2", "eps", "wd", "precision", "seed")},
             "device": self.device,
+            "horovod": self.settings.engine == "horovod",
             **recipe.flags,
         }
         arguments = [argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)]

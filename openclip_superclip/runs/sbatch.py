@@ -108,10 +108,8 @@ class SlurmRequest:
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
-        arguments = [
-            f"--{name}={value}" if value else f"--{name}" for name, value in {**options, **self.sbatch}.items()
-        ]
-        return [f"#SBATCH {shlex.quote(argument)}" for argument in arguments]
+        given = {**options, **self.sbatch}.items()
+        return [f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}" for name, value in given]
 
     def _setup(self, folder: Path) -> list[str]:
         """Returns the lines that set up the job and find `superclip`; in a container, on its own PATH."""

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..checkpoints import run_outputs
-from ..checkpoints.resume import beginning, check_beginning, write_beginning
+from ..checkpoints.resume import beginning, check_beginning, resumed_checkpoint, write_beginning
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
@@ -63,7 +63,6 @@ class NodeTraining:
         self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
         arguments = [*run.openclip_arguments(), "--logs", str(folder.path.parent), "--name", folder.path.name]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
-        arguments += ["--horovod"] if settings.engine == "horovod" else []
         arguments += ["--superclip-accept-changes"] if self.accept_changes and not run.is_table else []
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
@@ -91,20 +90,21 @@ class NodeTraining:
         if self._is_finished():
             return 0
         self.logs.mkdir(parents=True, exist_ok=True)
-        text = "superclip run: ended because other ranks have failed"
+        failure, text = None, "superclip run: ended because other ranks have failed"
         try:
             failure = self._run_ranks(lambda: None)
             if failure is None:
                 return 0
-            failure.write(self._file("error.json"))
             text = describe(failure, self.logs)
         except OthersFailed:
             pass
         except (InputError, OSError) as error:  # about this node's disk
-            failure_here("superclip run", str(error)).write(self._file("error.json"))
-            text = f"error: {error}"
+            failure, text = failure_here("superclip run", str(error)), f"error: {error}"
         finally:
-            with contextlib.suppress(OSError):  # on a full disk
+            with contextlib.suppress(OSError):  # on a full disk, of which the first node removes a checkpoint
+                if failure:
+                    failure.write(self._file("error.json"))
+            with contextlib.suppress(OSError):
                 self._file("ended").touch()
         print(text, file=sys.stderr, flush=True)
         deadline = time.monotonic() + SLURM_NOTICES
@@ -125,6 +125,7 @@ class NodeTraining:
                     folder.check_plan("give --out another folder", data=self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
+                resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
                 changed = self._changes()
             except InputError as error:
                 folder.note_refusal(str(error))
@@ -231,7 +232,7 @@ class NodeTraining:
                 tick()
                 time.sleep(0.5)
             failure = process.run_ranks(self.start, tick)
-        if failure:
+        if failure and is_first:  # the first node's ranks may be saving after another node's failure
             self._make_room()
         return failure
 

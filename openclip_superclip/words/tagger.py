@@ -72,7 +72,7 @@ def read_model(path: Path) -> Checkpoint:
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
     if (path / "checkpoints").is_dir():
         if not (newest := newest_weights(path)):
-            raise InputError(f"--model: {path} is a run without a checkpoint; expected checkpoints/epoch_N.pt in it")
+            raise InputError(f"--model: {path} is a run without a complete checkpoints/epoch_N.pt")
         path = newest
     try:
         return read_checkpoint(path)

@@ -141,6 +141,10 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     Path("run/state.json").write_text('{"state": "finished"}')
     assert main([*submit, "--set", "lr=1e-4"]) == 1
     assert "run is finished: give --out another folder" in capsys.readouterr().err
+    Path("rehearsal/uninterrupted").mkdir(parents=True)
+    Path("rehearsal/uninterrupted/run.json").write_text('{"attempts": [{"job": "16"}]}')
+    assert main([*submit[:-1], "rehearsal", "--rehearse"]) == 1
+    assert "--out: rehearsal contains a rehearsal" in capsys.readouterr().err
 
 
 def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused, capsys):

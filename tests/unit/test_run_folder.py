@@ -12,7 +12,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from unittest.mock import mock_open
+from unittest.mock import Mock, mock_open
 
 import pytest
 import torch
@@ -23,10 +23,11 @@ from openclip_superclip.checkpoints.checkpoint import holds_numbers
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
+from openclip_superclip.runs.failures import HARDWARE
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
 from openclip_superclip.runs.plan import make_run, on_machines
 from openclip_superclip.runs.progress import Progress, UnreadableData
-from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss
+from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss, _failure
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings, Start
 from openclip_superclip.runs.slurm import Placement, find_placement
@@ -139,11 +140,29 @@ def write_checkpoints(folder: Path, *epochs: int) -> Path:
     return folder
 
 
-def test_the_newest_weights_of_a_run_are_its_own(tmp_path):
-    folder = write_checkpoints(tmp_path / "checkpoints", 9, 10)
-    write_checkpoints(tmp_path / "checkpoints_before", 11)
-    shutil.copy(folder / "epoch_9.pt", folder / "mean.pt")
-    assert run_outputs.newest_weights(tmp_path) == folder / "epoch_10.pt"
+@pytest.mark.parametrize("other", ["checkpoints/mean.pt", "checkpoints/old/epoch_11.pt", "checkpoints_old/epoch_11.pt"])
+def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
+    (run := tmp_path / "run[1]").mkdir()
+    folder = write_checkpoints(run / "checkpoints", 9, 10, 12)
+    os.truncate(folder / "epoch_12.pt", 1000)  # it is being saved
+    (run / other).parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "epoch_9.pt", run / other)
+    assert run_outputs.newest_weights(run) == folder / "epoch_10.pt"
+    with pytest.raises(InputError, match=r"^--resume latest: .*/run\[1\] is a pattern"):
+        resumed_checkpoint("latest", str(run), save_most_recent=False)
+
+
+@pytest.mark.parametrize("other", ["checkpoints/mean.pt", "checkpoints_before/epoch_9.pt"])
+def test_only_without_our_flags_may_latest_be_a_file_that_the_run_has_not_saved(other, tmp_path):
+    folder = write_checkpoints(tmp_path / "checkpoints", 3)
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "epoch_3.pt", tmp_path / other)
+    with pytest.raises(InputError, match=f"^--resume latest would use .*/{other}, which the run has not saved"):
+        resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
+    assert resumed_checkpoint("latest", str(tmp_path), False, is_ours=False).file == str(tmp_path / other)
+    (tmp_path / other).rename(folder / "epoch_latest.pt")
+    for save_most_recent in (False, True):
+        assert resumed_checkpoint("latest", str(tmp_path), save_most_recent).file == str(folder / "epoch_latest.pt")
 
 
 @pytest.mark.parametrize("bit", [1, 128])
@@ -221,9 +240,10 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)
-    (tmp_path / "description.json").write_text("{")
-    with pytest.raises(InputError, match=r"description.json cannot be read .*: give superclip run the recipe"):
-        Run.open(tmp_path)
+    for content in ("{", "{}", json.dumps(run.as_json() | {"cards": 8})):
+        (tmp_path / "description.json").write_text(content)
+        with pytest.raises(InputError, match=r"description.json (cannot be read|is of an.*) \(.*\): give superclip"):
+            Run.open(tmp_path)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -233,6 +253,16 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
         torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
     assert quarantine(folder, holds_numbers, "ruined") == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
     assert list(run_outputs.checkpoints(folder)) == [1, 2]
+
+
+def test_a_failure_to_read_a_checkpoint_is_not_one_of_its_weights(tmp_path, monkeypatch):
+    folder = write_checkpoints(tmp_path / "checkpoints", 1)
+    error = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+    with pytest.raises(OSError, match="Input/output error"):
+        holds_numbers(folder / "epoch_1.pt")
+    assert _failure(error, 0).kind == HARDWARE
+    assert quarantine(folder, holds_numbers, "ruined") == []
 
 
 def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
@@ -302,6 +332,7 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
     assert folder.record()["attempts"][-1]["epoch_before"] == 2
     for name in ("state.json", "run.json"):  # and while it trains
         (folder.path / name).write_text(content)
+    assert folder.starts_without_a_slice() == 0
     folder.beat(step=7)
     folder.end(PREEMPTED, "stopped")
     assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)

@@ -8,9 +8,11 @@ import pytest
 from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.resume import read_beginning
+from openclip_superclip.checkpoints.resume import beginning, read_beginning, write_beginning
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import write_json
+from openclip_superclip.openclip import checks
+from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.failures import HARDWARE, OF_HARDWARE, Failure, first_failure, rank_failure
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.plan import make_run
@@ -45,6 +47,29 @@ def test_changes_are_accepted_at_one_start(folder, monkeypatch):
     assert "--seed was 3 and is 0" in changes["changed"]
     with pytest.raises(InputError, match=r"--train-data was 12 shards .* and is 4 shards"):
         started(folder, data="{0..3}.tar")
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "mean.pt").touch()
+    with pytest.raises(InputError, match=r"would use .*/checkpoints/mean\.pt, which the run has not saved: move it"):
+        started(folder)
+
+
+@pytest.mark.parametrize("engine", ["torchrun", "horovod"])
+def test_a_run_resumes_with_the_options_that_its_ranks_recorded(engine, folder, monkeypatch):
+    monkeypatch.setattr(checks, "check_horovod", lambda: None)
+    monkeypatch.setattr("openclip_superclip.checkpoints.run_outputs.newest", lambda _: 1)
+    training = NodeTraining(replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder)
+    options = vars(check_command(training.start.arguments))
+    write_beginning(folder.path, beginning(options, world_size=1), resumes=False)
+    assert training._changes() == []
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_only_the_first_node_removes_an_incomplete_checkpoint_after_a_failure(node, folder, monkeypatch):
+    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", lambda *_: Failure("rank 8", "it failed"))
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "epoch_1.pt").write_bytes(b"PK")  # that rank 0 is writing
+    NodeTraining(Run.open(folder.path), Placement(2, node, "17", step="0"), folder)._run_ranks(lambda: None)
+    assert (folder.checkpoints / "epoch_1.pt").exists() == (node == 1)
 
 
 @pytest.mark.parametrize(("job", "restarts", "accepts"), [("16", 0, True), ("17", 0, False), ("17", 1, True)])
