@@ -13,9 +13,9 @@ CONFIGURATIONS = PACKAGE / "model_configs"
 def register_model(model: str, flag: str = "--model") -> str:
     """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
 
-    Returns the name under which OpenCLIP finds its configuration: ViT-B-16 for ViT-B/16. The file contains OpenCLIP's
-    model configuration (embed_dim, vision_cfg, text_cfg), either at the top level or under `model_cfg` as in
-    open_clip_config.json. Raises InputError if the file does not exist or is invalid.
+    Returns `openclip_name(model)`. The file contains OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg),
+    either at the top level or under `model_cfg` as in open_clip_config.json. Raises InputError if the file does not
+    exist or is invalid.
     """
     from open_clip import factory
     from open_clip.transform import PreprocessCfg
@@ -32,7 +32,12 @@ def register_model(model: str, flag: str = "--model") -> str:
                 "open_clip_config.json and give local-dir:FOLDER, or remove it and give --image-mean and the like"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
-    return model if model in known or ":" in model else model.replace("/", "-")
+    return openclip_name(model)
+
+
+def openclip_name(model: str) -> str:
+    """Returns the name under which OpenCLIP finds a --model and its tokenizer: ViT-B-16 for ViT-B/16."""
+    return model if ":" in model or model.endswith(".json") else model.replace("/", "-")
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:

@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..checkpoints.model_files import openclip_name, register_model
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
 from ..environment import check_horovod
 from ..errors import InputError, Rule, at_least, check
@@ -110,6 +111,7 @@ def check_command_line(training: Training) -> None:
     if training.config is not None:
         check(WITH_HEAD, facts)
     if is_ours:
+        options.model = openclip_name(options.model)  # OpenCLIP's get_tokenizer does not accept ViT-B/16
         check(OURS, facts)
         at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0, train_num_samples=1)
     _check_models(training)
@@ -136,8 +138,6 @@ def _check_models(training: Training) -> None:
     options = training.options
     has_idf_file = training.config is not None and is_idf_file(training.config.idf)
     if not training.only_options or has_idf_file:  # the file's tokens are those of the model's tokenizer
-        from ..checkpoints.model_files import register_model
-
         register_model(options.model)
     if training.config is None:
         return

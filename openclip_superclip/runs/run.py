@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checkpoints.model_files import openclip_name
 from ..data.tables import is_table
 from ..errors import InputError, Rule, check, reason
 from ..files import read_json, write_json
@@ -163,7 +164,7 @@ class Run:
         of_shards = {"train-num-samples": self.slice_samples, "superclip-slices": self.recipe.slices}
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
-            "model": recipe.model,
+            "model": openclip_name(recipe.model),
             "train-data": self.data,
             "dataset-type": "auto" if tables else "webdataset",
             **({} if self.is_table else of_shards),

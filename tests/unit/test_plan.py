@@ -119,6 +119,7 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
 
 def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
     ours = estimate_cost(plan(set_={"model": "ViT-B/16"}))
+    assert "ViT-B-16" in plan(set_={"model": "ViT-B/16"}).openclip_arguments()
     clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"))
     assert ours["parameters"] - clip["parameters"] == ours["head_parameters"] == 37_996_288
     assert clip["parameters"] == 149_620_737
