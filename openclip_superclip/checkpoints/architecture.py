@@ -22,7 +22,7 @@ from ..method.head import ClassHead
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
 from .model_files import check_configuration, read_model_file, register_model
-from .run_outputs import training_folder
+from .run_outputs import trained_model
 
 
 class Architecture(NamedTuple):
@@ -146,26 +146,13 @@ def architecture_of(
 
     `model` is the value of `flag`, if the user gives one.
     """
-    if model is None and (checkpoint / HF_CONFIG_NAME).is_file():
-        model = f"local-dir:{checkpoint}"
-    model = model or _trained_model(checkpoint, run_options, flag)
     if model is None:
-        raise InputError(f"{flag} is missing: the model of {checkpoint} is not recorded beside it")
-    return read_architecture(str(model), str(run_options.get("pretrained", "")), flag).with_options(run_options)
-
-
-def _trained_model(checkpoint: Path, run_options: dict, flag: str) -> str | None:
-    """Returns the run's --model, with relative paths resolved against the working directory of the training."""
-    model = run_options.get("model")
-    schema, place = parse_model_name(model) if model else (None, None)
-    is_file = schema is None and bool(model) and model.endswith(".json")
-    if schema != "local-dir" and not is_file:
-        return model
-    run = checkpoint.resolve().parent.parent
-    found = training_folder(run, run_options) / place
-    if not (found if is_file else found / HF_CONFIG_NAME).is_file():
-        raise InputError(f"{flag}: {run} was trained with --model {model}, which is not at {found}: give {flag}")
-    return str(found) if is_file else f"local-dir:{found}"
+        model = trained_model(checkpoint, run_options)
+        place = Path(model.removeprefix("local-dir:"))
+        if not model or (place.is_absolute() and not place.exists()):
+            where = f"at {place}" if model else "recorded beside it"
+            raise InputError(f"{flag} is missing: the model of {checkpoint} is not {where}")
+    return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(run_options)
 
 
 def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:

@@ -28,21 +28,25 @@ def run_options(checkpoint) -> dict:
 
     They are read from the file of the Checkpoint itself, else from its run's folder.
     """
-    path = checkpoint.path
+    path = checkpoint.path.absolute()
     return checkpoint.options or (read_options(path.parent.parent) if path.parent.name == "checkpoints" else {})
 
 
 def options_to_keep(checkpoint) -> dict:
     """Returns the options to record in files made from a Checkpoint, with an absolute path to the model."""
-    options = {name: value for name, value in run_options(checkpoint).items() if name in KEPT}
-    model = str(options.get("model", ""))
-    if (checkpoint.path / "open_clip_config.json").is_file():
-        model = f"local-dir:{checkpoint.path}"
-    if model.startswith("local-dir:"):
-        model = f"local-dir:{Path(model.removeprefix('local-dir:')).resolve()}"
-    elif model.endswith(".json"):
-        model = str(Path(model).resolve())
-    return options | ({"model": model} if model else {})
+    options = run_options(checkpoint)
+    model = trained_model(checkpoint.path, options)
+    return {name: value for name, value in options.items() if name in KEPT} | ({"model": model} if model else {})
+
+
+def trained_model(checkpoint: Path, options: dict) -> str:
+    """Returns the --model of an export or of a run's checkpoint, "" if unknown; a path in it is absolute."""
+    if (checkpoint / "open_clip_config.json").is_file():
+        return f"local-dir:{checkpoint.resolve()}"
+    schema, place = re.fullmatch("(local-dir:)?(.*)", str(options.get("model") or "")).groups("")
+    if schema or place.endswith(".json"):
+        place = (training_folder(checkpoint.resolve().parent.parent, options) / place).resolve()
+    return f"{schema}{place}"
 
 
 def read_options(run: Path) -> dict:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -18,8 +19,11 @@ import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.benchmark import head_cost
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
+from openclip_superclip.checkpoints.checkpoint import Checkpoint
 from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
+from openclip_superclip.checkpoints.run_outputs import options_to_keep
 from openclip_superclip.openclip import factory
+from openclip_superclip.openclip.options import Training
 
 NAME = "superclip-tiny"
 
@@ -97,7 +101,7 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
     assert not [name for name, tensor in state.items() if tensor.isnan().any()]
 
 
-def test_a_slash_in_a_models_name_is_a_dash(monkeypatch, tmp_path):
+def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, tmp_path):
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
     factory.check_models("ViT-B/32", "openai", (None, None), None, None)
@@ -105,6 +109,11 @@ def test_a_slash_in_a_models_name_is_a_dash(monkeypatch, tmp_path):
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
     monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})
     assert head_cost.measure_head_cost(Namespace(model="ViT-B/32", device="cpu", out=tmp_path)) == {"measured": 1}
+    argv = ["--model", "ViT-Ti/16-96", "--train-data", str(csv_data)]
+    for only_options in (True, False):
+        args = parse_args([*argv, "--superclip"], only_options)
+        assert (args.model, Training(args).tokenizer.context_length) == ("ViT-Ti-16-96", 32)
+    assert parse_args(argv).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 
 
 def test_the_factorys_names_are_put_back_after_an_error():
@@ -213,7 +222,7 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     assert found.model_cfg["embed_dim"] == 32
 
 
-def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path):
+def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path, monkeypatch):
     there = tmp_path / "there"
     shutil.copytree(tiny_model.removeprefix("local-dir:"), there / "model")
     options = {"model": "local-dir:model", "logs": "logs", "name": "run"}
@@ -222,8 +231,13 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
     checkpoints = [run / "checkpoints/epoch_1.pt" for run in (there / "logs/run", tmp_path / "copy")]
     for checkpoint in checkpoints:
         assert architecture_of(checkpoint, options).name == f"local-dir:{there}/model"
+        checkpoint.parent.mkdir(parents=True)
+        (checkpoint.parent.parent / "params.txt").write_text("".join(f"{key}: {options[key]}\n" for key in options))
+        monkeypatch.chdir(checkpoint.parent)
+        for path in (checkpoint, Path("epoch_1.pt"), Path("../checkpoints/epoch_1.pt")):
+            assert options_to_keep(Checkpoint(path, {})) == {"model": f"local-dir:{there}/model"}
     shutil.rmtree(there / "model")
-    with pytest.raises(superclip.InputError, match=f"which is not at {there}/model: give --model"):
+    with pytest.raises(superclip.InputError, match=f"--model is missing: the model of .* is not at {there}/model"):
         architecture_of(checkpoints[0], options)
 
 
