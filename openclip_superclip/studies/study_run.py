@@ -1,6 +1,7 @@
 """One run of a study: its recipe and folder, its training by `superclip run`, and its measures."""
 
 import functools
+import os
 import re
 import shlex
 import shutil
@@ -78,13 +79,14 @@ class StudyRun:
             shutil.rmtree(self.folder, ignore_errors=True)
         output = self.folder.with_name(f"{self.folder.name}.output")
         RunFolder(self.folder).write(self.described(device, data, settings))
+        before = self.state
         code, seconds = run_superclip(["run", str(self.folder)], output, device == "cpu", stop.is_set)
-        if self.folder.is_dir():  # a run that was refused has none
-            write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": (self.cpu_seconds or 0.0) + seconds})
+        write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": (self.cpu_seconds or 0.0) + seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if code != 0:
-            error = self.state.get("error") or last_line(output)
+            state = {} if self.state == before else self.state  # of this start
+            error = (state.get("refused") or state).get("error") or last_line(output)
             raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
         output.unlink()
 
@@ -100,21 +102,21 @@ def run_name(common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = Map
 
     `is_common` has the fields that a study sets for all runs: whether this run has that value, which is left out.
     """
-    theirs = _flat(common.as_dict())
-    ours = {key: None for key in theirs if key.startswith("flags.")} | _flat(recipe.as_dict())
+    theirs = flat(common.as_dict())
+    ours = {key: None for key in theirs if key.startswith("flags.")} | flat(recipe.as_dict())
     differ = [key for key in ours if not is_common.get(key, key in theirs and ours[key] == theirs[key])]
     values = {key: re.sub(r"[^\w.-]|_", "-", str(ours[key])).lower() for key in differ}
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     return "_".join([recipe.method, *parts, f"seed{recipe.seed}"])
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
+def flat(values: dict, prefix: str = "") -> dict:
     """Returns the values with the fields of mappings as KEY.FIELD, as --set takes them."""
-    flat: dict = {}
+    found: dict = {}
     for key, value in values.items():
         if key not in UNNAMED:
-            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def open_trained(weights: Path, model: str) -> tuple[nn.Module, Callable, Callable]:
@@ -184,11 +186,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     if code != 0:
         raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}")
     output.unlink()
-    model = f"{weights.resolve().parent.parent.name}/{weights.stem}"
-    records = [read_json(file) for file in sorted(out.glob("*.json"))]
-    found = {
-        record["dataset"]: record["metrics"]
-        for record in records
-        if record.get("model") == model and record.get("dataset") in DENSE
-    }
+    source = os.path.relpath(weights.resolve(), out.resolve())
+    ours = {"model": f"{out.resolve().parent.name}/{weights.stem}", "source": source}.items()
+    found = {one["dataset"]: one["metrics"] for one in map(read_json, out.glob("*.json")) if ours <= one.items()}
     return {name: 100 * found[dataset][metric] for dataset, (name, metric) in DENSE.items()}

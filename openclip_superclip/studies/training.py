@@ -7,7 +7,7 @@ import shlex
 import statistics
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from ..runs.recipe import Recipe, read_recipe
 from ..runs.slurm import find_placement
 from .results import StudyResults, check_measures
 from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
-from .study_run import DENSE_SCENES, PACKAGES, StudyRun, measured, run_name
+from .study_run import DENSE_SCENES, PACKAGES, StudyRun, flat, measured, run_name
 
 
 class StudyTraining:
@@ -61,8 +61,10 @@ class StudyTraining:
         common = read_recipe(study.recipe, {**of_data, "seed": str(seed)})
         is_common = {name: settings[name] == value for name, value in (texts(study.set) | dict(of_all)).items()}
         name = run_name(common, recipe := read_recipe(study.recipe, settings), is_common)
-        if self._recipes.setdefault(name, recipe) != recipe:
-            raise InputError(f"arms: {arm} and another arm would share the folder {name}: rename the file that differs")
+        one, other = flat(self._recipes.setdefault(name, recipe).as_dict()), flat(recipe.as_dict())
+        if differ := [key for key in one | other if one.get(key) != other.get(key)]:
+            problem = f"would share the folder {name} but differ in {listed(differ)}"
+            raise InputError(f"arms: {arm} and another arm {problem}: rename the file, or change the value")
         return StudyRun(arm, cell, seed, study.recipe, tuple(settings.items()), self.call.runs_in / name, split)
 
     def summary(self) -> str:
@@ -110,8 +112,13 @@ class StudyTraining:
         for run in runs:  # all, before the first trains
             self.check_folder(run)
         different, stop = {run.folder: run for run in runs}, threading.Event()
-        if not self.jobs:
-            _check_finished(list(different.values()))
+        states = {run.folder.name: run.state for run in runs if not run.is_finished}
+        if states and not self.jobs:
+            missing = [f"{name} ({state.get('state', 'not started')})" for name, state in states.items()]
+            raise InputError(
+                f"{len(missing)} of {len(different)} runs are not finished: {listed(missing, 3)}; the same command "
+                "without --only trains them, and the one that submitted the study to SLURM submits them"
+            )
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
@@ -130,13 +137,12 @@ class StudyTraining:
         ):
             futures = {folder: pool.submit(one, run) for folder, run in different.items()}
             try:
-                while not all(future.done() for future in futures.values()):
-                    failed = next((f for f in futures.values() if f.done() and f.exception()), None)
-                    if failed:
-                        raise failed.exception()
+                pending = futures.values()
+                while pending:
+                    done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
                     _update(progress, different.values())
-                    stop.wait(1)
-                _update(progress, different.values())
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
@@ -146,16 +152,6 @@ class StudyTraining:
             {"arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), **records[run.folder]}
             for run in runs
         ]
-
-
-def _check_finished(runs: list[StudyRun]) -> None:
-    states = {run.folder.name: run.state for run in runs if not run.is_finished}
-    if states:
-        missing = [f"{name} ({state.get('state', 'not started')})" for name, state in states.items()]
-        raise InputError(
-            f"{len(missing)} of {len(runs)} runs are not finished: {listed(missing, 3)}; the same command without "
-            "--only trains them, and the one that submitted the study to SLURM submits them"
-        )
 
 
 def _update(progress: tqdm, runs: Sequence[StudyRun]) -> None:

@@ -148,7 +148,8 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     weights.parent.mkdir(parents=True)
     shutil.copy(model[0], weights)
     (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
-    other = {"model": "run/epoch_1", "dataset": "pascal_voc", "task": "segmentation", "metrics": {"miou": -1}}
+    other = {"model": "run/epoch_1", "dataset": "demo_masks", "task": "segmentation", "metrics": {"miou": -1}}
+    other["source"] = "../../elsewhere/run/checkpoints/epoch_1.pt"  # evaluated into this run's folder
     (tmp_path / "run/evaluation").mkdir()
     (tmp_path / "run/evaluation/z.json").write_text(json.dumps(other))
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)

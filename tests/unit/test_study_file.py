@@ -97,6 +97,9 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
      ["superclip_wd-0.2", "superclip", "superclip"]),
     ({"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}}, {"choose": {"lr": [1e-3], "seeds": 1}}, {},
      ["superclip_lr-0.001", "superclip_lr-0.004", "superclip_lr-0.001"]),
+    ({"A": {"superclip.weight": 1}, "B": {}}, {}, {}, ["superclip", "superclip"]),
+    ({"A": {"method": "clip"}, "B": {}}, {"cells": {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}}, {},
+     ["clip", "superclip_weight-0.5", "clip", "superclip_weight-2_idf-off"]),
 ])  # fmt: skip
 def test_only_equal_runs_of_a_study_share_a_folder(arms, values, set_, names, tmp_path):
     study = write_study(tmp_path, arms=arms, seeds=1, **values)
@@ -112,7 +115,7 @@ REFUSED = [
     ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
     ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
     ({"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
-     "arms: B and another arm would share the folder"),
+     "would share the folder superclip_pretrained-a-b.pt_seed0 but differ in flags.pretrained: rename"),
     ({"arms": None}, "arms is missing"), ({"recipe": 3}, "recipe is 3; expected a string"),
     ({"set": ["lr"]}, "set is ['lr']; expected a mapping"), ({"set": {1: 2}}, "there is no field '1'"),
     ({"cells": {"lr": []}}, "cells is"), ({"cells": {"lr": {1: 3}}}, "cells is"), ({"compare": ["CLIP"]}, "compare is"),
@@ -178,7 +181,7 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
         score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
-    monkeypatch.setattr("openclip_superclip.studies.training._check_finished", lambda runs: None)
+    monkeypatch.setattr(StudyRun, "is_finished", True)
     monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
     call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
     assert StudyTraining(call).tune() == {
@@ -240,6 +243,22 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
         measure(trained)
+
+
+@pytest.mark.parametrize(("after", "reason"), [
+    ({"error": "no disk"}, "no disk"), ({"error": "stopped"}, "as it may"),
+    ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
+])  # fmt: skip
+def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
+    def train(_, output, *__):
+        output.write_text("as it may")
+        (trained / "state.json").write_text(json.dumps(after))
+        return 1, 0.0
+
+    (trained / "state.json").write_text('{"error": "stopped"}')
+    monkeypatch.setattr("openclip_superclip.studies.study_run.run_superclip", train)
+    with pytest.raises(InputError, match=f"a failed: {reason}; see"):
+        StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "{0..9}.tar", threading.Event())
 
 
 @pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"])
