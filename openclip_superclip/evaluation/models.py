@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints.architecture import Architecture, architecture_of, fit
 from ..checkpoints.checkpoint import check_match, read_checkpoint
 from ..checkpoints.export import write_model
-from ..checkpoints.run_outputs import checkpoints, is_complete, run_options
+from ..checkpoints.run_outputs import checkpoints, is_damaged, run_options
 from ..errors import InputError, listed
 
 
@@ -35,9 +35,9 @@ class Evaluated(NamedTuple):
 
 
 def checkpoints_of(run: str) -> list[str]:
-    """Returns the complete checkpoints of a run's epochs, in order; InputError if it has none."""
+    """Returns the undamaged checkpoints of a run's epochs, in order; InputError if it has none."""
     found = list(checkpoints(Path(run, "checkpoints")).values())
-    if damaged := [path for path in found if not is_complete(path)]:
+    if damaged := [path for path in found if is_damaged(path)]:
         print(f"--every leaves out damaged checkpoints: {listed(damaged)}", file=sys.stderr)
     if found == damaged:
         raise InputError(f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run")

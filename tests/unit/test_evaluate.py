@@ -269,6 +269,10 @@ def test_every_checkpoint_of_a_run_is_measured_in_the_order_of_the_epochs(runs, 
     (run / "checkpoints" / "epoch_2.pt").write_bytes(b"no checkpoint")
     assert evaluate(*argv) == 0
     assert f"--every leaves out damaged checkpoints: {run}/checkpoints/epoch_2.pt" in capsys.readouterr().err
+    (run / "checkpoints" / "epoch_10.pt").unlink()
+    (run / "checkpoints" / "epoch_10.pt").symlink_to("/proc/self/mem")  # an input/output error
+    assert evaluate(*argv) == 1
+    assert "epoch_10.pt cannot be read: " in capsys.readouterr().err
 
 
 # What fails costs no other result
