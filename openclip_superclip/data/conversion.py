@@ -94,16 +94,20 @@ def _pairs_of_coco(file: Path, images: Path) -> list[Pair]:
     try:
         names = {image["id"]: str(images / image["file_name"]) for image in content["images"]}
         annotations = enumerate(content["annotations"], 1)
-        return [Pair(f"annotation {n}", names[one["image_id"]], one["caption"].strip()) for n, one in annotations]
-    except KeyError as error:
-        raise InputError(f"{file} does not have the format of COCO's captions: {error} is missing") from error
+        return [Pair(f"annotation {n}", names[one["image_id"]], _text(one["caption"])) for n, one in annotations]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} does not have the format of COCO's captions ({error!r})") from error
 
 
 def _texts(row: dict, keys: Keys) -> Iterator[str]:
     """Yields the caption, the label and the long caption of a row; "" if missing."""
     for key in (keys.columns.caption, keys.label, keys.long):
-        value = row.get(key) if key else None
-        yield "" if value is None or is_empty(value) else str(value).strip()
+        yield _text(row.get(key) if key else None)
+
+
+def _text(value) -> str:
+    """Returns a text, "" if missing; JSON may hold half of a surrogate pair, which UTF-8 cannot encode."""
+    return "" if value is None or is_empty(value) else str(value).strip().encode(errors="replace").decode()
 
 
 def stored_image(data: bytes) -> dict[str, bytes]:
@@ -188,7 +192,7 @@ def _shuffled_rows(pairs: list[Pair], split: str, val_share: float, seed: int) -
     """Returns the indices of a split's pairs, shuffled by the seed."""
 
     def is_val(pair: Pair) -> bool:  # depends on the name alone, so that added images do not change the split of others
-        digest = hashlib.blake2b(pair.image.encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(pair.image.encode(errors="replace"), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2**56 < val_share
 
     rows = [row for row, pair in enumerate(pairs) if is_val(pair) == (split == "val")]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -38,6 +39,10 @@ def kept(tmp_path_factory) -> Path:
             image.with_suffix(".txt").write_text(f"{caption}\n")
         else:
             image.with_suffix(".json").write_text(json.dumps({"caption": caption, "label": label}))
+    for name, caption in ((b"caf\xe9.png", "half an \ud83d"), (b"empty\xe9.png", "")):  # which UTF-8 cannot encode
+        image = beside / os.fsdecode(name)
+        shutil.copy(folder / "0.png", image)
+        image.with_suffix(".json").write_text(json.dumps({"caption": caption}))
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:300])
     rows += [[str(folder / "cut.png"), "a cut", "", ""], [str(folder / "nix.png"), "nothing", "", ""]]
     rows += [[str(folder / "3.png"), "", "", ""], [str(folder / "3.png"), "the same image", "cat", ""]]
@@ -45,6 +50,7 @@ def kept(tmp_path_factory) -> Path:
         csv.writer(file).writerows([["image", "caption", "label", "long"], *rows])
     images = [{"id": n, "file_name": Path(rows[n][0]).name} for n in range(NUM)]
     captions = [{"image_id": n, "caption": f"{rows[n][1]}, {again}"} for n in range(NUM) for again in range(2)]
+    captions.append({"image_id": 0, "caption": None})
     (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": captions}))
     return folder
 
@@ -142,7 +148,9 @@ def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
     out = tmp_path / "out"
     shards(kept / "beside", out, "--label-key", "label", "--jobs", "1", "--val-share", "0.2")
     found = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
-    assert sorted(s["txt"].decode() for s in found) == sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
+    captions = sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
+    assert sorted(s["txt"].decode() for s in found) == [*captions, "half an ?"]
+    assert f"{kept}/beside/deeper/empty?.png,no caption" in (out / "left_out.csv").read_text()
     assert sum("cls" in sample for sample in found) == NUM // 2
     assert not (out / "evaluation/labels/train").exists()  # half of its pairs have no class
 
@@ -151,6 +159,7 @@ def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_pat
     shards(kept / "coco.json", tmp_path / "out", "--val-share", "0.2", "--jobs", "1")
     both = [sample for split in ("train", "val") for sample in samples(pattern(tmp_path / "out", split))]
     assert len(both) == 2 * NUM
+    assert f"annotation {2 * NUM + 1},{kept}/0.png,no caption" in (tmp_path / "out/left_out.csv").read_text()
     for sample in samples(str(tmp_path / "out/evaluation/retrieval/test/0.tar")):
         first, second = sample["txt"].decode().splitlines()
         assert first.removesuffix(", 0") == second.removesuffix(", 1")
@@ -160,7 +169,8 @@ REFUSED = {
     "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
     "other columns": ("{kept}/pairs.csv", "OUT --csv-caption-key text", "--csv-caption-key: {kept}/pairs.csv has no"),
     "used": ("{kept}/pairs.csv", "{table}", "OUT: {table} is not empty"),
-    "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions: 'images' is missing"),
+    "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions (KeyError('images'))"),
+    "no images": ("{kept}/null.json", "OUT", "the format of COCO's captions (TypeError("),
 }  # fmt: skip
 
 
@@ -169,5 +179,6 @@ def test_wrong_arguments_are_refused_in_a_line_and_nothing_is_written(
     source, rest, reason, kept, table, tmp_path, refused
 ):
     (kept / "other.json").write_text("{}")
+    (kept / "null.json").write_text('{"images": null}')
     argv = f"{source} {rest}".format(kept=kept, table=table).split()
     assert reason.format(kept=kept, table=table) in refused(tmp_path, "shards", *argv)
