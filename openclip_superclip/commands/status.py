@@ -1,6 +1,9 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
 import argparse
+import functools
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -35,8 +38,7 @@ def main(argv: list[str]) -> int:
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
     for folder in folders:
-        here = dict.fromkeys(_runs_in(folder, DEPTH)) if folder.is_dir() else {}
-        if not here:
+        if not (here := dict.fromkeys(_runs_in(folder))):
             raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
         found |= here
     for run in found:
@@ -47,12 +49,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if any((folder / name).exists() for name in FILES):
-        yield folder
-    elif depth:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from _runs_in(inner, depth - 1)
+def _runs_in(folder: Path) -> Iterator[Path]:
+    report = functools.partial(print, "superclip status:", file=sys.stderr)  # a folder that cannot be read
+    for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
+        is_run, depth = not set(FILES).isdisjoint(files), len(Path(place).relative_to(folder).parts)
+        if is_run:
+            yield Path(place)
+        folders[:] = [] if is_run or depth == DEPTH else sorted(folders)
 
 
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:

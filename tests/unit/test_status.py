@@ -69,3 +69,12 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert "runs/gone: no heartbeat" in printed
     assert main(["status", "runs/bad", "runs/gone"]) == 0
     assert rows_of(capsys.readouterr().out).keys() == {"runs/bad", "runs/gone"}
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_hides_no_run(runs, capsys, monkeypatch):
+    found = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda of: found("/nowhere" if str(of) == "runs/bad" else of))
+    assert main(["status", "runs"]) == 0
+    printed = capsys.readouterr()
+    assert rows_of(printed.out).keys() == {f"runs/{name}" for name in ("fast", "gone", "new", "refused")}
+    assert "/nowhere" in printed.err
