@@ -144,12 +144,14 @@ def test_a_name_is_found_with_its_folder_or_alone_if_it_is_the_only_one():
         read_recipe("demo/superclip_demo-model_8k_bs640")
 
 
-def test_set_changes_one_field_and_the_text_says_it():
+def test_set_changes_one_field_or_removes_a_flag_and_the_text_says_it():
     changed = read_recipe(DEMO, {"lr": "+1E-3", "superclip.idf": "off", "shards": "{0..3}.tar"})
     assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
     assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
     ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
     assert {key for key in ours if ours[key] != before[key]} == {"lr", "superclip", "shards", "chosen"}
+    for nothing in ("", "null"):  # removes a flag
+        assert read_recipe("demo/superclip_demo-model_40k_bs32", {"flags.log-every-n-steps": nothing}).flags == {}
 
 
 @pytest.mark.parametrize(("key", "value", "kept"), [
@@ -195,9 +197,3 @@ def test_recipes_prints_all_one_or_json(capsys):
 def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
     assert main(["recipes", "--fields"]) == 0
     assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
-
-
-@pytest.mark.parametrize("nothing", ["", "null"])
-def test_set_removes_a_flag(nothing):
-    name = "demo/superclip_demo-model_40k_bs32"
-    assert read_recipe(name, {"flags.log-every-n-steps": nothing}).flags == {}

@@ -19,7 +19,7 @@ from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies.results import StudyResults
 from openclip_superclip.studies.statistics import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
-from openclip_superclip.studies.study_run import StudyRun, measured, run_name
+from openclip_superclip.studies.study_run import StudyRun, measured
 from openclip_superclip.studies.training import StudyTraining
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
@@ -79,17 +79,6 @@ def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, s
     assert study.settings("CLIP, equal time", None, set_) == {"method": "clip", "samples": str(samples)}
 
 
-def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
-    def name(set_, **is_common):
-        return run_name(read_recipe(RECIPE), read_recipe(RECIPE, set_), is_common)
-
-    assert name({"lr": "0.0005", "seed": "3"}) == "superclip_seed3"
-    assert name({"method": "clip", "lr": "1e-3", "seed": "0"}) == "clip_lr-0.001_seed0"
-    assert name({"superclip.placebo": "detached-head"}) == "superclip_placebo-detached-head_seed0"
-    assert name({"flags.log-every-n-steps": "null"}) == "superclip_log-every-n-steps-none_seed0"
-    assert name({"wd": "0.1", "flags.val-num-samples": "8"}, wd=True) == "superclip_val-num-samples-8_seed0"
-
-
 @pytest.mark.parametrize(("arms", "values", "set_", "names"), [
     ({"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}, {}, {"samples": "4096"},
      ["clip", "clip_samples-4512"]),
@@ -100,15 +89,19 @@ def test_a_runs_name_says_what_its_recipe_differs_in_and_nothing_else():
     ({"A": {"superclip.weight": 1}, "B": {}}, {}, {}, ["superclip", "superclip"]),
     ({"A": {"method": "clip"}, "B": {}}, {"cells": {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}}, {},
      ["clip", "superclip_weight-0.5", "clip", "superclip_weight-2_idf-off"]),
+    ({"A": {"superclip.placebo": "detached-head"}, "B": {"flags.log-every-n-steps": None},
+      "C": {"method": "clip", "lr": 1e-3}, "D": {"lr": 5e-4}, "E": {"flags.val-num-samples": 8}}, {}, {},
+     ["superclip_placebo-detached-head", "superclip_log-every-n-steps-none", "clip_lr-0.001", "superclip",
+      "superclip_val-num-samples-8"]),
 ])  # fmt: skip
-def test_only_equal_runs_of_a_study_share_a_folder(arms, values, set_, names, tmp_path):
+def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(arms, values, set_, names, tmp_path):
     study = write_study(tmp_path, arms=arms, seeds=1, **values)
     tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
     runs = StudyTraining(study_call(study, tmp_path, None, "cpu", None, None, set_)).runs(tuned)
     assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names]
 
 
-REFUSED = [
+REFUSED = [  # fields of a study's file, or arguments, and the error message
     ({"arms": {"CLIP": {}}}, "two or more"), ({"seeds": 0}, "seeds is 0"),
     ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like an arm that does not exist"),
     ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
@@ -122,15 +115,6 @@ REFUSED = [
     ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"), ({"compare": 3}, "compare is 3; expected a list"),
     ({"choose": {"lr": [1e-3], "seeds": 0}}, "choose is"), ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
     ({"arms": {"CLIP": {}, "B": {"samples": "x%"}}}, "arm 'B': "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda one: str(one)[:40])
-def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(values, message, tmp_path, refused):
-    assert message in refused(tmp_path, "study", write_study(tmp_path, **values), "--out", "out")
-
-
-@pytest.mark.parametrize(("argv", "message"), [
     (["nowhere"], "no file or study 'nowhere'"), ([], "expected a STUDY"),
     (["one_batch", "--seeds", "0"], "--seeds is 0"),
     (["one_batch", "--set", "lr=1e-3"], "--set lr: the study varies or tunes this field"),
@@ -140,8 +124,12 @@ def test_a_study_that_cannot_be_is_refused_by_field_and_nothing_is_written(value
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
-])  # fmt: skip
-def test_a_command_that_cannot_be_is_refused_in_one_line(argv, message, tmp_path, refused):
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED, ids=lambda one: str(one)[:40])
+def test_a_study_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(given, message, tmp_path, refused):
+    argv = given if isinstance(given, list) else [write_study(tmp_path, **given), "--out", "out"]
     assert message in refused(tmp_path, "study", *argv)
 
 
@@ -184,10 +172,7 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
     monkeypatch.setattr(StudyRun, "is_finished", True)
     monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
     call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
-    assert StudyTraining(call).tune() == {
-        "CLIP": {"None": "0.002"},
-        "SuperCLIP": {"None": "0.002"},
-    }
+    assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
 
 
 @pytest.fixture
