@@ -28,11 +28,11 @@ import webdataset
 from filelock import FileLock
 from PIL import Image
 from support import WORDS
-from support.data import train_on_squares
+from support.data import write_images, write_table
 from support.models import write_model, write_weights
 from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
-from support.training_runs import SMALL, in_forks, run_superclip
+from support.training_runs import SMALL, completed, in_forks, run_superclip, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo import data
@@ -108,8 +108,16 @@ def train_flags(csv_data, tiny_model) -> list[str]:
 
 @pytest.fixture(scope="session")
 def squares_run(tmp_path_factory) -> Path:
-    """The folder of a run that has learned the names of colours; not to be changed."""
-    return train_on_squares(tmp_path_factory.mktemp("squares"))
+    """The folder of a run that has learned the names of colours, beside its model's `model`; not to be changed."""
+    folder = tmp_path_factory.mktemp("squares")
+    write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
+    completed(
+        superclip_train, "--model", write_model(folder / "model", text={"layers": 1}), "--superclip", "--train-data",
+        folder / "train.csv", "--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption",
+        "--batch-size", 32, "--epochs", 6, "--workers", 0, "--lr", 3e-3, "--warmup", 5, "--device", "cpu",
+        "--precision", "fp32", "--name", "run", "--save-frequency", 6, cwd=folder,
+    )  # fmt: skip
+    return folder / "logs/run"
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ import webdataset
 from PIL import Image
 
 from . import WORDS
-from .models import write_model
-from .training_runs import run_ranks, superclip_train
 
 NUM_SHARDS, SHARD_SIZE = 16, 16
 PATTERN = "{000000..000015}.tar"
@@ -89,16 +87,3 @@ def write_table(file: Path, pairs: list[tuple[Path, str]]) -> None:
     """Writes pairs as a table."""
     with open(file, "w", newline="") as opened:
         csv.writer(opened, lineterminator="\n").writerows([["image", "caption"], *pairs])
-
-
-def train_on_squares(folder: Path) -> Path:
-    """Trains on 256 images, six times, and returns the run's folder; the model's configuration is in `model`."""
-    write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
-    (run,) = run_ranks(
-        superclip_train, "--model", write_model(folder / "model", text={"layers": 1}), "--superclip", "--train-data",
-        folder / "train.csv", "--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption",
-        "--batch-size", 32, "--epochs", 6, "--workers", 0, "--lr", 3e-3, "--warmup", 5, "--device", "cpu",
-        "--precision", "fp32", "--name", "run", "--save-frequency", 6, cwd=folder,
-    )  # fmt: skip
-    assert run.returncode == 0, run.output[-3000:]
-    return folder / "logs/run"

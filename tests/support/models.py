@@ -87,9 +87,9 @@ def write_weights(model: str) -> None:
     torch.save(weights, Path(model.removeprefix("local-dir:")) / "pytorch_model.bin")
 
 
-def write_random_model(folder: Path) -> list[str]:
+def write_random_model(folder: Path, **cfg) -> list[str]:
     """Writes a file of random weights, and returns it with the flag that names its model."""
-    name = write_model(folder / "model")
+    name = write_model(folder / "model", **cfg)
     torch.save(random_weights(name), folder / "weights.pt")
     return [f"{folder}/weights.pt", "--model", name]
 

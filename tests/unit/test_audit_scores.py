@@ -32,19 +32,14 @@ COLUMNS = Columns(",", "image", "caption")
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_model) -> Opened:
-    """A model with an untrained class head and counts of captions."""
+def scorer(tiny_model) -> PairScorer:
+    """Of a model with an untrained class head and counts of captions."""
     torch.manual_seed(0)
     model, _, _ = superclip.create_model_and_transforms(tiny_model)
     tokenizer = open_clip.get_tokenizer(tiny_model)
     model.statistics.update(tokenizer(LEARNED))
     model.class_head.weight.data *= 3
-    return Opened(model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf())
-
-
-@pytest.fixture(scope="module")
-def scorer(opened) -> PairScorer:
-    return PairScorer(opened)
+    return PairScorer(Opened(model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf()))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +52,9 @@ def seen(scorer):
 # Scores
 
 
-def test_class_loss_and_clip_score_equal_those_of_training(opened, scorer, seen):
+def test_class_loss_and_clip_score_equal_those_of_training(scorer, seen):
     images, found = seen
-    model, tokens = opened.model, opened.tokenizer(CAPTIONS)
+    model, tokens = scorer.opened.model, scorer.opened.tokenizer(CAPTIONS)
     with torch.no_grad():
         _, _, patch_mean = encode_image(model.visual, model.patch_tokens, images)
         losses = model.class_head(patch_mean, tokens, model.statistics.idf()).tolist()
@@ -71,13 +66,16 @@ def test_class_loss_and_clip_score_equal_those_of_training(opened, scorer, seen)
         assert one.class_loss == (pytest.approx(loss, rel=1e-5) if caption else None)
 
 
-def test_support_equals_a_slow_plain_version(opened, scorer, seen):
-    counts, encoder = opened.model.statistics, opened.tokenizer.encode
+def test_support_equals_a_slow_plain_version_and_a_learned_word_has_it_once(scorer, seen):
+    scores = scorer.score(seen[1], CAPTIONS)
+    words = [[word.word for word in one.words] for one in scores]
+    assert words == [["a", "red", "cat"], ["dog", "house", "a"], ["tree"], [], ["a", "tree", "and"]]
+    counts, encoder = scorer.opened.model.statistics, scorer.opened.tokenizer.encode
     df = counts.document_frequency.tolist()
     n = counts.num_captions.item()
     idf = [max(0.0, math.log((n + 1) / (d + 1))) if token not in SPECIAL_TOKENS else 0.0 for token, d in enumerate(df)]
     mass = sum(d * w for d, w in zip(df, idf, strict=True))
-    for row, (one, caption) in enumerate(zip(scorer.score(seen[1], CAPTIONS), CAPTIONS, strict=True)):
+    for row, (one, caption) in enumerate(zip(scores, CAPTIONS, strict=True)):
         p = seen[1].log_probabilities[row].double().exp().tolist()
         tokens = [token for token in dict.fromkeys(encoder(caption)) if df[token] and idf[token]]
         if not tokens:
@@ -95,11 +93,6 @@ def test_support_equals_a_slow_plain_version(opened, scorer, seen):
             assert word.share == pytest.approx(p[token], rel=1e-4)
             assert word.expected == pytest.approx(df[token] * idf[token] / mass, rel=1e-4)
             assert word.support == pytest.approx(math.log2(p[token] * mass / (df[token] * idf[token])), abs=1e-3)
-
-
-def test_a_learned_word_has_support_once(scorer, seen):
-    words = [[word.word for word in one.words] for one in scorer.score(seen[1], CAPTIONS)]
-    assert words == [["a", "red", "cat"], ["dog", "house", "a"], ["tree"], [], ["a", "tree", "and"]]
 
 
 def test_suggested_words_are_learned_missing_and_more_probable_than_expected(scorer, seen):

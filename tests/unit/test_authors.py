@@ -92,19 +92,13 @@ def run(*argv) -> int:
     return main(["import", *map(str, argv)])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["CLIP", "custom text"])
-def imported(request, tmp_path_factory):
-    """The folder of an import into each of OpenCLIP's two model classes."""
-    folder = tmp_path_factory.mktemp("imported")
-    config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": request.param}
-    (folder / "authors-tiny.json").write_text(json.dumps(config))
-    assert run(AUTHORS, "--model", folder / "authors-tiny.json", "--out", folder / "out", "--global-batch", 48) == 0
-    return folder / "out"
-
-
+@pytest.mark.parametrize("custom_text", [False, True])  # OpenCLIP's two model classes
 @torch.no_grad()
-def test_features_scale_class_logits_losses_and_counts_equal_the_authors(imported):
-    model = superclip.create_model_and_transforms(f"local-dir:{imported}")[0].eval()
+def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
+    config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": custom_text}
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    assert run(AUTHORS, "--model", tmp_path / "tiny.json", "--out", tmp_path / "out", "--global-batch", 48) == 0
+    model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
     _, _, patch_mean = encode_image(model.visual, model.patch_tokens, golden["image"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip_train.data import get_wds_dataset
+from support import models
 from torch import nn
 
 from openclip_superclip.demo import measures as measures_module
@@ -20,13 +21,6 @@ from openclip_superclip.demo.measures import describe, fraction_found, measure, 
 from openclip_superclip.demo.natural import COLOURS, World, vocabulary
 from openclip_superclip.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
 
-CONTEXT_LENGTH = 24
-TINY_MODEL = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32},
-    "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
-}
-
 
 def contents(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
@@ -35,12 +29,12 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """An untrained model, its preprocessing and its tokenizer."""
-    config = tmp_path_factory.mktemp("models") / "demo-tiny.json"
-    config.write_text(json.dumps(TINY_MODEL))
-    open_clip.add_model_config(config)
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "head_width": 64}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2}
+    name = models.write_model(tmp_path_factory.mktemp("model"), vision, text, embed_dim=64)
     torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("demo-tiny")
-    return model.eval(), preprocess, open_clip.get_tokenizer("demo-tiny")
+    model, _, preprocess = open_clip.create_model_and_transforms(name, load_weights=False)
+    return model.eval(), preprocess, open_clip.get_tokenizer(name)
 
 
 class Oracle(nn.Module):

@@ -57,11 +57,6 @@ def write_cells(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cells(tmp_path_factory.mktemp("data"))
-
-
 def evaluate(model, data, out, *flags) -> int:
     return evaluate_models(*model, "--data", data, "--out", out, "--suite", "dense", *flags)
 
@@ -107,9 +102,9 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     assert test.label(0).tolist()[1] == [NO_CLASS] * 6
 
 
-def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, data, tmp_path, capsys):
+def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
     flags = ["--datasets", "masks", "depth", "--dense-epochs", "12", "--dense-lr", "0.02"]
-    assert evaluate(model, data, tmp_path, *flags) == 0
+    assert evaluate(model, write_cells(tmp_path / "data"), tmp_path, *flags) == 0
     printed = capsys.readouterr().out
     assert "| mIoU masks | " in printed
     assert "| RMSE depth, cm | " in printed

@@ -158,16 +158,9 @@ def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
     assert idf(counts, 10).tolist() == pytest.approx(wanted)
 
 
-@pytest.fixture(scope="module")
-def fitting(pattern, small_model, tmp_path_factory) -> Path:
-    """The file of the short captions' frequencies in the model's vocabulary."""
-    out = tmp_path_factory.mktemp("fitting") / "df.safetensors"
-    call(pattern, "--tokenizer-of", small_model, "--out", out)
-    return out
-
-
-def test_a_file_fixes_the_weights_from_the_first_step(fitting, small_model):
-    clip, _, _ = superclip.create_model_and_transforms(small_model, idf=str(fitting))
+def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_path):
+    call(pattern, "--tokenizer-of", small_model, "--out", tmp_path / "df")
+    clip, _, _ = superclip.create_model_and_transforms(small_model, idf=f"{tmp_path}/df")
     tokens = open_clip.get_tokenizer(small_model)(["cat dog", "red"])
     with torch.no_grad():
         losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]

@@ -1,26 +1,15 @@
 """LLaVA's contract: transformers' own LLaVA takes an exported vision tower as it is."""
 
-from pathlib import Path
-
 import open_clip
 import pytest
 import torch
-from support.models import plain_model, random_weights, write_model
+from support.models import plain_model, random_weights, write_random_model
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from openclip_superclip.__main__ import main
 
 IMAGE_TOKEN, PATCHES = 49, 16
 LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
-
-
-def export(folder: Path) -> tuple[str, Path]:
-    """A model with random weights, and its export."""
-    model = write_model(folder / "model", text={"vocab_size": 49408, "width": 32, "heads": 2})
-    torch.save(random_weights(model), folder / "weights.pt")
-    argv = ["export", f"{folder}/weights.pt", "--model", model, "--out", f"{folder}/out", "--format", "hf"]
-    assert main(argv) == 0
-    return model, folder / "out"
 
 
 def small_llava(tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
@@ -37,10 +26,10 @@ def small_llava(tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
 
 
 @torch.no_grad()
-def test_llava_loads_the_tower_strictly_and_computes_the_same_hidden_states_before_and_after_it_is_saved(
-    tmp_path,
-):
-    model, folder = export(tmp_path)
+def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_after_it_is_saved(tmp_path):
+    weights, _, model = write_random_model(tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2})
+    folder = tmp_path / "out"
+    assert main(["export", weights, "--model", model, "--out", str(folder), "--format", "hf"]) == 0
     tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert all(name.startswith(("text_", "visual_projection", "logit_scale")) for name in loading["unexpected_keys"])

@@ -1,6 +1,7 @@
 """The data check of `superclip plan`: what it finds in shards that are missing, broken, too few or not as expected."""
 
 import json
+import os
 import shutil
 import tarfile
 
@@ -59,16 +60,11 @@ def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
     assert expand(checked["good"]) == sorted(map(str, folder.glob("*.tar")))
 
 
-@pytest.mark.parametrize(("name", "size"), [("000000.tar", 0), ("000000.tar", 700), ("000015.tar", 700)])
-def test_a_first_or_last_shard_that_was_cut_is_found(name, size, folder):
-    path = folder / name
-    path.write_bytes(path.read_bytes()[:size])
-    assert "broken tar file" in problems(check(folder))[path.name]
-
-
-def test_a_first_and_a_last_shard_that_are_broken_are_not_taken_for_all(folder):
+@pytest.mark.parametrize("size", [0, 700])
+def test_a_first_and_a_last_shard_that_were_cut_are_found_and_not_taken_for_all(size, folder):
     for number in (0, 15):
-        (folder / f"{number:06}.tar").write_bytes(b"")
+        os.truncate(folder / f"{number:06}.tar", size)
+    assert all("broken tar file" in problem for problem in problems(check(folder)).values())
     assert list(problems(check(folder))) == ["000000.tar", "000015.tar"]
     for number in (1, 2, 3):
         (folder / f"{number:06}.tar").write_bytes(b"")

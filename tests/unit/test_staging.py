@@ -44,16 +44,10 @@ def shards_of(plan, epoch: int) -> list[str]:
     return [names[index] for index in slice_of(len(names), SLICES, plan.recipe.seed, epoch)]
 
 
-def copies(disk) -> set[str]:
-    return {path.name for path in disk.rglob("*.tar")}
-
-
-def names(shards: list[str]) -> set[str]:
-    return {os.path.basename(shard) for shard in shards}
-
-
 def wait_for(disk, shards: list[str]) -> None:
-    wait_until(lambda: copies(disk) == names(shards), 30, "the copies")
+    """Returns once the disk holds copies of exactly these shards."""
+    names = {os.path.basename(shard) for shard in shards}
+    wait_until(lambda: {path.name for path in disk.rglob("*.tar")} == names, 30, "the copies")
 
 
 def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_end(plans, disk):

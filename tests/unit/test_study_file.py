@@ -175,12 +175,8 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
 
 
-@pytest.fixture
-def study(tmp_path):
-    return read_study(write_study(tmp_path, arms=A_AND_B))
-
-
-def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(study, tmp_path):
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(tmp_path):
+    study = read_study(write_study(tmp_path, arms=A_AND_B))
     results = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
     results.write(tmp_path, {"versions": {}})

@@ -28,15 +28,23 @@ REFUSED = {
     "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are empty or not UTF-8"),
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
     "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
+    "a comma outside quotes": ("{folder}/three.csv {comma}", "more values than its 2 columns; expected quotes"),
+    "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
+    "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
 }  # fmt: skip
+COMMA = "--csv-separator , --batch-size 1"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """16 shards of 16 samples, and shards of samples that cannot be trained on."""
+    """16 shards of 16 samples, and shards and tables that cannot be trained on."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
     (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
+    (folder / "green.png").write_bytes(IMAGE)
+    row = f"{folder}/green.png,grün"
+    for name, rows in {"three": f"{row}, rot\n".encode(), "none": b"", "latin": f"{row}\n".encode("latin-1")}.items():
+        (folder / f"{name}.csv").write_bytes(b"filepath,title\n" + rows)
     broken = {
         "text": {"txt": b"a cat"}, "latin": {"png": IMAGE, "txt": "grün".encode("latin-1")},
         "cut": {"png": b"x", "txt": b"a cat"},
@@ -50,7 +58,7 @@ def folder(tmp_path_factory):
 
 def arguments(train_data: str, csv_data, folder) -> list[str]:
     table, shards = str(csv_data), f"{folder}/{{000000..000015}}.tar"
-    return ["--train-data", *train_data.format(table=table, wds=shards, folder=folder).split()]
+    return ["--train-data", *train_data.format(table=table, wds=shards, folder=folder, comma=COMMA).split()]
 
 
 @pytest.mark.parametrize(("train_data", "reason"), REFUSED.values(), ids=REFUSED)
@@ -58,23 +66,6 @@ def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, fold
     argv = arguments(train_data, csv_data, folder)
     message = refusal("--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip")
     assert reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder) in message
-
-
-TABLES = {
-    "a comma outside quotes": ("{image},grün, rot\n", "utf-8", "more values than its 2 columns; expected quotes"),
-    "no row": ("", "utf-8", "{table} holds no row below its header"),
-    "another encoding": ("{image},grün\n", "latin-1", "save it as UTF-8"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("rows", "encoding", "reason"), TABLES.values(), ids=TABLES)
-def test_a_table_whose_rows_cannot_be_read_as_meant_is_refused(rows, encoding, reason, tmp_path, refusal):
-    image, table = tmp_path / "rot.png", tmp_path / "table.csv"
-    image.write_bytes(IMAGE)
-    table.write_text("image,caption\n" + rows.format(image=image), encoding=encoding)
-    columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-    message = refusal("--superclip", "--train-data", table, *columns, "--batch-size", "1")
-    assert reason.format(table=table) in message
 
 
 def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal, monkeypatch):
@@ -95,9 +86,7 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     assert f"row 400 names {paths[399]}: no such file" in message
 
 
-def test_no_data_at_all_is_refused_before_a_model_is_built_and_an_evaluation_is_not(
-    csv_data, parse_args, refusal, capsys
-):
+def test_no_data_at_all_is_refused_and_an_evaluation_is_not(csv_data, parse_args, refusal, capsys):
     for flag in (["--superclip"], ["--superclip-slices", "2"]):
         assert "--train-data is missing" in refusal(*flag)
         assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
