@@ -25,9 +25,7 @@ def checkpoint(runs, reads):
 
 
 @pytest.mark.parametrize("reads", READS)
-def test_a_checkpoint_records_what_the_head_reads_and_another_input_is_refused_in_one_line(
-    reads, runs, small_model, train_flags
-):
+def test_a_checkpoint_records_what_the_head_reads_and_refuses_another_input(reads, runs, small_model, train_flags):
     assert load(runs / "logs" / reads)["state_dict"]["class_head.input"] == 1 + READS.index(reads)
     argv = [*train_flags, "--model", small_model, "--superclip", "--name", "again"]
     for flags in (["--resume", checkpoint(runs, reads)], ["--pretrained", checkpoint(runs, reads)]):

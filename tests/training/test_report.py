@@ -261,31 +261,26 @@ def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_
 # Recipes and the paper
 
 
-@pytest.fixture(scope="module")
-def beside_the_paper(tmp_path_factory) -> Path:
-    """The report of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated early."""
-    folder, name = tmp_path_factory.mktemp("paper"), "datacomp1b/{}_vit-b-16_512m_bs{}k".format
+def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(tmp_path):
+    """Of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated early."""
+    name, out = "datacomp1b/{}_vit-b-16_512m_bs{}k".format, tmp_path / "out"
     runs = [
-        recipe_run(folder / "c1", name("clip", 1), imagenet(49.5, 70.0)),
-        recipe_run(folder / "c1b", name("clip", 1), imagenet(48.5, 70.4), {"seed": "1"}),
-        recipe_run(folder / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
-        recipe_run(folder / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
-        recipe_run(folder / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
-        recipe_run(folder / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}),
+        recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
+        recipe_run(tmp_path / "c1b", name("clip", 1), imagenet(48.5, 70.4), {"seed": "1"}),
+        recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
+        recipe_run(tmp_path / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
+        recipe_run(tmp_path / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
+        recipe_run(tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}),
     ]
-    assert report(*runs, "--out", folder / "out") == 0
-    return folder / "out"
-
-
-def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(beside_the_paper):
-    markdown = (beside_the_paper / "report.md").read_text()
+    assert report(*runs, "--out", out) == 0
+    markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
     assert f"| CLIP | 1,024 | {zero_shot} | 49.0 ± 0.7 | 49.0 | +0.0 | {source} |" in markdown
     assert f"| SuperCLIP | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here with --set lr=5e-4 |" in markdown
     assert f"| CLIP | 2,048 | {zero_shot} | missing | 54.5 | – | {source} |" in markdown
     assert f"| SuperCLIP | 2,048 | {zero_shot} | missing | 58.7 | – | {source} |" in markdown
-    assert (beside_the_paper / "batch_size_1.png").exists()
-    assert not (beside_the_paper / "batch_size_2.png").exists()  # another number of samples: not the paper's
+    assert (out / "batch_size_1.png").exists()
+    assert not (out / "batch_size_2.png").exists()  # another number of samples: not the paper's
     assert markdown.count("**Beside the paper**") == 1
 
 

@@ -23,7 +23,6 @@ from torchvision import transforms
 
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
 from openclip_superclip.data.slices import reads, slice_of
-from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import replacing
 from openclip_superclip.openclip.data import _get_dataset
 from openclip_superclip.openclip.options import Training
@@ -165,11 +164,6 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
         assert once <= len(times) <= held
         assert again or set(times.values()) == {1}
     assert sum(epoch.held for epoch in predicted) == 2 * sum(sizes)
-
-
-def test_a_worker_whose_shards_fill_no_batch_is_refused():
-    with pytest.raises(InputError, match="provide 4 samples, and --batch-size is 5"):
-        reads(SHARD_SIZES, 12, 0, 0, num_samples=4, batch_size=5)
 
 
 def test_without_our_flags_openclip_reads_shards_as_it_always_does(train_flags, train_data, parse_args, monkeypatch):

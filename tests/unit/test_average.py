@@ -70,9 +70,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
     ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
     ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),  # without the head
 ])  # fmt: skip
-def test_equal_checkpoints_and_the_ends_of_an_interpolation_are_given_back(
-    argv, weights, counts, files, tmp_path, monkeypatch
-):
+def test_averages_of_equals_and_ends_of_interpolations_are_exact(argv, weights, counts, files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     assert run(*argv.split(), "--out", tmp_path / "out.pt") == 0
     out, floats, others = (state(file) for file in (tmp_path / "out.pt", files / weights, files / counts))

@@ -55,9 +55,7 @@ DAMAGES = {  # what becomes of a file's content
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(("file", "command"), COMMANDS)
-def test_a_damaged_file_ends_in_one_line_and_leaves_nothing_half_written(
-    file, command, damage, whole, tmp_path, monkeypatch, capsys
-):
+def test_a_damaged_file_is_one_error_and_leaves_no_part(file, command, damage, whole, tmp_path, monkeypatch, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     Path(file).write_bytes(DAMAGES[damage](Path(file).read_bytes()))

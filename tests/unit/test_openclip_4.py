@@ -151,9 +151,7 @@ REFUSED = {  # options of OpenCLIP 4, --superclip-captions, --superclip-slices: 
 
 
 @pytest.mark.parametrize(("options", "captions", "slices", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_openclip_4_cannot_train_with_our_flags_is_refused_in_one_line(
-    options, captions, slices, reason, parse_args
-):
+def test_what_openclip_4_cannot_train_with_our_flags_is_refused(options, captions, slices, reason, parse_args):
     args = parse_args(["--dataset-type", "synthetic"])
     vars(args).update(options, only_options=True, dataset_type=options.get("dataset_type", "webdataset"))
     if captions is not None:

@@ -175,9 +175,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("source", "rest", "reason"), REFUSED.values(), ids=REFUSED)
-def test_wrong_arguments_are_refused_in_a_line_and_nothing_is_written(
-    source, rest, reason, kept, table, tmp_path, refused
-):
+def test_wrong_arguments_are_refused_and_nothing_is_written(source, rest, reason, kept, table, tmp_path, refused):
     (kept / "other.json").write_text("{}")
     (kept / "null.json").write_text('{"images": null}')
     argv = f"{source} {rest}".format(kept=kept, table=table).split()

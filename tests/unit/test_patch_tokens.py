@@ -87,9 +87,7 @@ def same_dropout(function, *args):
 @EVERY_NATIVE
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
-def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit_whatever_the_head_reads(
-    vision_cfg, training, head_input
-):
+def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, training, head_input):
     visual = native_tower(vision_cfg).train(training)
     tokens = patch_tokens(visual)
     if head_input == "both" and vision_cfg.get("attentional_pool") is True:
@@ -130,9 +128,7 @@ READ = [(name, read) for name in OTHER for read in ("patches", "pooled", "both")
 
 @pytest.mark.parametrize(("name", "head_input"), READ)
 @torch.no_grad()
-def test_image_features_of_other_towers_are_their_own_to_the_last_bit_or_what_the_head_would_read_is_refused(
-    name, head_input
-):
+def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(name, head_input):
     vision_cfg, size, width, pooled = OTHER[name]
     visual = tower(vision_cfg).eval()
     tokens = patch_tokens(visual)

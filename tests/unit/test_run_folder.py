@@ -79,9 +79,7 @@ def write_owner(path: Path, **owner) -> None:
     ({"job": "17"}, {"job": "18"}, None, "if it has ended, remove"),  # SLURM does not answer
     ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),  # of a process that died; the number is in use
 ])  # fmt: skip
-def test_a_lock_is_taken_over_from_what_is_gone_and_respected_otherwise(
-    owner, placement, queue, refusal, tmp_path, monkeypatch
-):
+def test_a_lock_is_taken_over_from_what_is_gone_alone(owner, placement, queue, refusal, tmp_path, monkeypatch):
     squeue, path = tmp_path / "squeue", tmp_path / "lock"
     if queue is not None:
         squeue.write_text(

@@ -74,9 +74,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("table", "set_", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_trained_is_refused_by_run_and_study_before_anything_is_written(
-    table, set_, reason, folder, monkeypatch
-):
+def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, set_, reason, folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     for call in (
@@ -97,9 +95,7 @@ def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, t
 
 
 @pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
-def test_an_image_that_fails_during_training_is_named_counted_and_replaced_by_the_next_row(
-    has_tokens, tmp_path, monkeypatch
-):
+def test_an_image_that_fails_during_training_is_named_and_replaced_by_the_next_row(has_tokens, tmp_path, monkeypatch):
     for kind in (open_clip_train.data.CsvDataset, adapter._Table):
         monkeypatch.setattr(kind, "__getitem__", kind.__getitem__)  # which is put back
     for name in "ab":
