@@ -139,17 +139,17 @@ def _see(scorer: PairScorer, preprocess: Callable, shown: Sequence[Scene]) -> Se
     return Seen(torch.cat(features), torch.cat(log_probabilities) if scorer.has_head else None)
 
 
-def _score(scorer: PairScorer, seen: Seen, captions: Sequence[str], clip_score: bool = False) -> list[PairScore]:
+def _score(scorer: PairScorer, seen: Seen, captions: Sequence[str]) -> list[PairScore]:
     found = []
     for start in range(0, len(captions), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         log_probabilities = seen.log_probabilities[rows] if scorer.has_head else None
-        found += scorer.score(Seen(seen.image_features[rows], log_probabilities), captions[rows], clip_score)
+        found += scorer.score(Seen(seen.image_features[rows], log_probabilities), captions[rows])
     return found
 
 
 def _of_pairs(scorer: PairScorer, seen: Seen, planted: Planted, title: str) -> dict[str, float]:
-    found, bad = _score(scorer, seen, planted.captions, clip_score=True), np.array([bool(w) for w in planted.wrong])
+    found, bad = _score(scorer, seen, planted.captions), np.array([bool(w) for w in planted.wrong])
     scores = {"CLIP score": np.array([one.clip_score for one in found])}
     if scorer.has_head:
         loss, support = (np.array([getattr(one, name) for one in found]) for name in ("class_loss", "support"))

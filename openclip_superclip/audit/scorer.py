@@ -174,12 +174,14 @@ class PairScorer:
         cosines = (seen.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:
             return [PairScore(cosine) for cosine in cosines]
-        losses, supports = self._losses(seen.log_probabilities, tokens)
+        losses, supports = (
+            [None if math.isnan(value) else value for value in values.tolist()]
+            for values in self._losses(seen.log_probabilities, tokens)
+        )
         probabilities = seen.log_probabilities.exp()
         words = self.captions.words(probabilities, captions, tokens)
         offered = self.captions.missing(probabilities, tokens)
-        rows = zip(cosines, losses.tolist(), supports.tolist(), words, offered, strict=True)
-        return [PairScore(cosine, _number(loss), _number(support), *more) for cosine, loss, support, *more in rows]
+        return list(map(PairScore, cosines, losses, supports, words, offered))
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
@@ -195,7 +197,3 @@ class PairScorer:
             losses.masked_fill(weighed.sum(dim=1) == 0, math.nan),
             (gained / most).masked_fill(learned.sum(dim=1) == 0, math.nan),
         )
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -146,7 +146,7 @@ def export(
         num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
         card = model_card(name, found.name, options, num_captions, with_head, usage.format(place=name), format == "hf")
-        (folder / "README.md").write_text(card)
+        write_text(folder / "README.md", card)
     return found.name, usage.format(place=out)
 
 

@@ -57,9 +57,9 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
 def check_teacher(model: str, pretrained: str | None) -> None:
     """Raises InputError if OpenCLIP would ignore --distill-pretrained, or if a local-dir: teacher has no weights."""
     schema, place = parse_model_name(model)
-    if schema == "local-dir" and pretrained not in (model, place):
-        raise InputError(f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in {place}")
     if schema == "local-dir":
+        if pretrained not in (model, place):
+            raise InputError(f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in {place}")
         file_of_weights(Path(place))
 
 

@@ -200,6 +200,7 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
         elif is_ours and set("*?[") & set(run_folder):
             raise InputError(f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? and [")
         damaged = tuple(itertools.takewhile(is_damaged, files))
+        own.append(folder / "tmp.pt")  # which OpenCLIP renames to epoch_latest.pt when it is complete
         if is_ours and (others := [file for file in files[: len(damaged) + 1] if Path(file) not in own]):
             raise InputError(f"--resume latest would use {others[0]}, which the run has not saved: move it elsewhere")
         file = files[len(damaged)] if len(damaged) < len(files) else None

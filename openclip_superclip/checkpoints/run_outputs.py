@@ -45,7 +45,7 @@ def trained_model(checkpoint: Path, options: dict) -> str:
         return f"local-dir:{checkpoint.resolve()}"
     schema, place = re.fullmatch("(local-dir:)?(.*)", str(options.get("model") or "")).groups("")
     if schema or place.endswith(".json"):
-        place = (training_folder(checkpoint.resolve().parent.parent, options) / place).resolve()
+        place = (training_folder(checkpoint.absolute().parent.parent, options) / place).resolve()
     return f"{schema}{place}"
 
 
@@ -73,7 +73,8 @@ def training_folder(run: Path, options: dict) -> Path:
     if isinstance(recorded, str):
         return Path(recorded)
     steps = Path(str(options.get("logs")), str(options.get("name"))).parts
-    return Path(*run.parts[: -len(steps)]) if run.parts[-len(steps) :] == steps else Path.cwd()
+    places = (place.parts for place in (run, run.resolve()) if place.parts[-len(steps) :] == steps)
+    return next((Path(*parts[: -len(steps)]) for parts in places), Path.cwd())
 
 
 def read_log(log: Path) -> list[dict]:
@@ -127,7 +128,7 @@ def own_checkpoints(folder: Path) -> list[Path]:
 
 def newest_weights(run: Path) -> Path | None:
     """Returns the newest complete checkpoint that a run has trained, or None."""
-    return next(filter(is_complete, own_checkpoints(run / "checkpoints")), None)
+    return next((file for file in own_checkpoints(run / "checkpoints") if not is_damaged(file)), None)
 
 
 def is_complete(path: str | Path, checksums: bool = False) -> bool:

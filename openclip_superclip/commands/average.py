@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model, with the caption counts of "
         "the checkpoint that has seen the most captions.",
-        epilog="example: superclip average epoch_4.pt epoch_5.pt --out mean.pt",
+        epilog="example: superclip average epoch_4.pt epoch_5.pt --out ../mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="two or more files or folders")
     add_output(parser)

@@ -40,18 +40,13 @@ def main(argv: list[str]) -> int:
     elif len(exact) == 1:
         print(found[exact[0]].text, end="")
     else:
-        print(_table(recipes))
+        rows = [HEAD]
+        for name, recipe in recipes.items():
+            method, batch, samples = METHODS[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
+            rows.append((name, method, recipe.model, recipe.data, batch, samples, _score(recipe)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        print("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
     return 0
-
-
-def _table(recipes: dict[str, Recipe]) -> str:
-    """Returns a line for each recipe, given by name."""
-    rows = [HEAD]
-    for name, recipe in recipes.items():
-        method, batch, samples = METHODS[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
-        rows.append((name, method, recipe.model, recipe.data, batch, samples, _score(recipe)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _score(recipe: Recipe) -> str:

@@ -5,19 +5,20 @@ outside its own interval.
 """
 
 import math
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from ..files import whole_file
 
 MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
 RESAMPLES, CONFIDENCE = 1000, 0.95
-Z = norm.ppf((1 + CONFIDENCE) / 2)
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 class Outcome(NamedTuple):
@@ -182,12 +183,13 @@ def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
-    """Returns outcomes by measure, {} if the file does not exist."""
-    if not file.is_file():
+    """Returns outcomes by measure, {} if the file cannot be read."""
+    try:
+        with np.load(file) as arrays:
+            names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
+            return {
+                measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
+                for measure, _, kind in (name.rpartition(" ") for name in names)
+            }
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or damaged
         return {}
-    with np.load(file) as arrays:
-        names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
-        return {
-            measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
-            for measure, _, kind in (name.rpartition(" ") for name in names)
-        }

@@ -66,7 +66,8 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
     found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(found, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), str(path), found.name)
-    run = path.parent.parent if path.parent.name == "checkpoints" else None
+    folder = path.parent if path.parent.name else path.absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else None
     name = f"{run.resolve().name}/{path.stem}" if run else given
     evaluated = Evaluated(name, given, _digest(architecture, weights), path.resolve(), checkpoint.epoch, run)
     if is_openclip and (checkpoint.head_beside or not checkpoint.head()):

@@ -185,7 +185,8 @@ class NodeTraining:
 
         try:
             failure = self._run_ranks(each_second)
-        except OthersFailed:
+        except OthersFailed:  # this node's ranks, which may have been saving, have ended
+            self._make_room()
             failure = first_failure(self.logs)
         except Stalled as stalled:
             return Failure("", str(stalled), kind=STALL)

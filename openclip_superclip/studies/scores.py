@@ -39,7 +39,9 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
         record = read_json(file, default={})
-        if isinstance(record.get("metrics"), dict) and record.get("epoch", 0) is not None:  # as of averaged weights
+        source = file.parent / record.get("source", "../checkpoints/x")
+        is_own = source.resolve().parent == (run / "checkpoints").resolve()
+        if is_own and isinstance(record.get("metrics"), dict) and record.get("epoch", 0) is not None:  # averaged
             by_epoch[record.get("epoch", 0)].append(record)
     epoch = max(by_epoch, default=None)
     demo = read_json(run / DEMO, default={}).get("measures") or {}

@@ -203,11 +203,13 @@ def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measur
 # Which scores count
 
 
-def test_the_demos_scores_count_and_damaged_results_are_left_out(tmp_path):
+def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do_not(tmp_path):
     run = recipe_run(tmp_path / "run", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
     (run / "demo-test.json").write_text(json.dumps({"measures": {"zero_shot": 41.5}}))
     scores = {"imagenet_zero_shot": 49.5, "imagenet_linear_probe": 70.0}
     assert read_run(run).scores == pytest.approx(scores | {"demo zero shot": 41.5})
+    other = {"dataset": "imagenet1k", "task": "zeroshot_classification", "metrics": {"acc1": 0.9}, "epoch": 26}
+    (run / "evaluation/other.json").write_text(json.dumps(other | {"source": "../../other/checkpoints/epoch_26.pt"}))
     (run / "checkpoints").mkdir()
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')

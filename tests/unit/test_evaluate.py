@@ -254,7 +254,7 @@ def test_models_of_the_same_name_have_separate_results(runs, data, tmp_path, mon
     assert printed.startswith(f"| % | {' | '.join(given)} |\n")
 
 
-def test_every_checkpoint_of_a_run_is_measured_in_the_order_of_the_epochs(runs, data, tmp_path, capsys):
+def test_every_checkpoint_of_a_run_is_measured_in_order_of_epochs(runs, data, tmp_path, monkeypatch, capsys):
     shutil.copytree(runs / "clip", run := tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     for epoch in (2, 10):
         content = torch.load(run / "checkpoints" / "epoch_1.pt")
@@ -264,6 +264,9 @@ def test_every_checkpoint_of_a_run_is_measured_in_the_order_of_the_epochs(runs, 
     argv = [run, "--every", "--data", data, "--datasets", "own/colours"]
     assert evaluate(*argv) == 0
     assert capsys.readouterr().out.startswith("| % | run/epoch_1 | run/epoch_2 | run/epoch_10 |\n")
+    monkeypatch.chdir(run / "checkpoints")
+    assert evaluate("epoch_1.pt", *argv[2:]) == 0
+    assert num_read(capsys) == 1
     assert evaluate(*argv) == 0
     assert num_read(capsys) == 3
     (run / "checkpoints" / "epoch_2.pt").write_bytes(b"no checkpoint")

@@ -113,4 +113,8 @@ def test_outcomes_are_read_as_they_were_written(tmp_path):
     for name, (kind, *arrays) in written.items():
         assert read[name].kind == kind
         assert all(map(np.array_equal, read[name][1:], arrays))
+    content = (tmp_path / "x.outcomes.npz").read_bytes()
+    for damaged in (b"", b"text", content[:-30], content[:100] + b"x" + content[101:]):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        assert intervals.read_outcomes(tmp_path / "damaged.npz") == {}
     assert intervals.read_outcomes(tmp_path / "nowhere.npz") == {}

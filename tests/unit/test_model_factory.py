@@ -236,6 +236,10 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
         monkeypatch.chdir(checkpoint.parent)
         for path in (checkpoint, Path("epoch_1.pt"), Path("../checkpoints/epoch_1.pt")):
             assert options_to_keep(Checkpoint(path, {})) == {"model": f"local-dir:{there}/model"}
+    (there / "logs/run/checkpoints").rename(tmp_path / "big")
+    (there / "logs/run/checkpoints").symlink_to(tmp_path / "big")
+    monkeypatch.chdir(tmp_path)
+    assert options_to_keep(Checkpoint(checkpoints[0], {})) == {"model": f"local-dir:{there}/model"}
     shutil.rmtree(there / "model")
     with pytest.raises(superclip.InputError, match=f"--model is missing: the model of .* is not at {there}/model"):
         architecture_of(checkpoints[0], options)

@@ -146,6 +146,8 @@ def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     (run / other).parent.mkdir(exist_ok=True)
     shutil.copy(folder / "epoch_9.pt", run / other)
     assert run_outputs.newest_weights(run) == folder / "epoch_10.pt"
+    (folder / "epoch_11.pt").symlink_to("/proc/self/mem")  # an input/output error, which must not hide it
+    assert run_outputs.newest_weights(run) == folder / "epoch_11.pt"
     with pytest.raises(InputError, match=r"^--resume latest: .*/run\[1\] is a pattern"):
         resumed_checkpoint("latest", str(run), save_most_recent=False)
 
@@ -159,6 +161,7 @@ def test_only_without_our_flags_may_latest_be_a_file_that_the_run_has_not_saved(
         resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
     assert resumed_checkpoint("latest", str(tmp_path), False, is_ours=False).file == str(tmp_path / other)
     (tmp_path / other).rename(folder / "epoch_latest.pt")
+    (folder / "tmp.pt").write_bytes(b"killed while it was saved")
     for save_most_recent in (False, True):
         assert resumed_checkpoint("latest", str(tmp_path), save_most_recent).file == str(folder / "epoch_latest.pt")
 

@@ -72,6 +72,21 @@ def test_only_the_first_node_removes_an_incomplete_checkpoint_after_a_failure(no
     assert (folder.checkpoints / "epoch_1.pt").exists() == (node == 1)
 
 
+def test_the_first_node_removes_it_too_if_another_node_has_failed(folder, monkeypatch):
+    training = NodeTraining(Run.open(folder.path), Placement(2, 0, "17", step="0"), folder)
+
+    def fail_elsewhere(_, tick):
+        Failure("rank 9", "it failed").write(training.logs / "node_1.error.json")
+        tick()
+
+    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", fail_elsewhere)
+    monkeypatch.setattr(NodeTraining, "_silent_nodes", lambda *_: "")
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "epoch_1.pt").write_bytes(b"PK")
+    assert training._train().text == "rank 9: it failed"
+    assert not (folder.checkpoints / "epoch_1.pt").exists()
+
+
 @pytest.mark.parametrize(("job", "restarts", "accepts"), [("16", 0, True), ("17", 0, False), ("17", 1, True)])
 def test_a_requeued_job_accepts_changes_unless_an_earlier_start_has(folder, job, restarts, accepts):
     write_json(folder.path / "run.json", {"attempts": [{"job": job, "restarts": restarts}]})
