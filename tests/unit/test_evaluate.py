@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 import webdataset
-from clip_benchmark.datasets.builder import build_dataset, dataset_collection
+from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.data import write_colours
@@ -28,7 +28,6 @@ from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import Features, Settings, find_data
 from openclip_superclip.evaluation.intervals import read_outcomes
 from openclip_superclip.evaluation.metrics import fit_probe
-from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 NUM_SCENES = 60
 
@@ -183,26 +182,6 @@ def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_
         assert ours["metrics"] != clip["clip/epoch_1", dataset, task]["metrics"]
     (line,) = [line for line in printed.splitlines() if line.startswith("Not evaluated: ")]
     assert "mscoco_captions (retrieval: not found)" in line
-
-
-def results(names: list[str]) -> list[dict]:
-    return [{"dataset": name, "task": "zeroshot_classification", "metrics": {"acc1": 0.5}} for name in names]
-
-
-def test_the_38_are_clip_benchmarks_vtab_plus_and_two_more():
-    assert dataset_collection["vtab+"] == VTAB_PLUS
-    assert len(set(THE_38)) == len(THE_38) == 38
-
-
-def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():
-    probe = {"dataset": "mnist", "task": "linear_probe", "metrics": {"lp_acc1": 0.9}}
-    some = [*results(["mnist", "cars", "fer2013"]), probe]
-    first, second = averaged([results(THE_38), some])["average of 3 of the 38"]
-    assert {record["dataset"] for record, _ in first} == {"mnist", "cars", "fer2013"}
-    assert {record["dataset"] for record, _ in second} == {"mnist", "cars", "fer2013"}
-    (parts,) = averaged([results(THE_38)])["average of 38"]
-    assert [record["metrics"][measure] for record, measure in parts] == [0.5] * 38
-    assert averaged([results(["mnist"]), results(["cars"])]) == {}
 
 
 # Results are reused

@@ -1,8 +1,9 @@
-"""Scores and intervals of outcomes, against slow plain versions and scipy's."""
+"""Scores and intervals of outcomes, against slow plain versions and scipy's, and averages over data sets."""
 
 import numpy as np
 import pytest
 import torch
+from clip_benchmark.datasets.builder import dataset_collection
 from clip_benchmark.metrics.zeroshot_classification import accuracy
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
@@ -10,6 +11,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from openclip_superclip.evaluation import intervals
 from openclip_superclip.evaluation.intervals import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
 from openclip_superclip.evaluation.metrics import _of_logits
+from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3
@@ -118,3 +120,23 @@ def test_outcomes_are_read_as_they_were_written(tmp_path):
         (tmp_path / "damaged.npz").write_bytes(damaged)
         assert intervals.read_outcomes(tmp_path / "damaged.npz") == {}
     assert intervals.read_outcomes(tmp_path / "nowhere.npz") == {}
+
+
+def results(names: list[str]) -> list[dict]:
+    return [{"dataset": name, "task": "zeroshot_classification", "metrics": {"acc1": 0.5}} for name in names]
+
+
+def test_the_38_are_clip_benchmarks_vtab_plus_and_two_more():
+    assert dataset_collection["vtab+"] == VTAB_PLUS
+    assert len(set(THE_38)) == len(THE_38) == 38
+
+
+def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():
+    probe = {"dataset": "mnist", "task": "linear_probe", "metrics": {"lp_acc1": 0.9}}
+    some = [*results(["mnist", "cars", "fer2013"]), probe]
+    first, second = averaged([results(THE_38), some])["average of 3 of the 38"]
+    assert {record["dataset"] for record, _ in first} == {"mnist", "cars", "fer2013"}
+    assert {record["dataset"] for record, _ in second} == {"mnist", "cars", "fer2013"}
+    (parts,) = averaged([results(THE_38)])["average of 38"]
+    assert [record["metrics"][measure] for record, measure in parts] == [0.5] * 38
+    assert averaged([results(["mnist"]), results(["cars"])]) == {}
