@@ -1,4 +1,4 @@
-"""Reads the files that OpenCLIP's trainer writes to a run's folder: options, metrics, log and checkpoints."""
+"""Reads the files that OpenCLIP's trainer writes to a run's folder: options and checkpoints."""
 
 import ast
 import functools
@@ -16,11 +16,6 @@ KEPT = (
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
 )  # fmt: skip
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
-STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
-LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
-SPEED = re.compile(r"([\d.e+-]+)/s, ")
-WAITING = re.compile(r"Data \(t\): ([\d.]+)")  # seconds
-END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
 
 
 def run_options(checkpoint) -> dict:
@@ -75,30 +70,6 @@ def training_folder(run: Path, options: dict) -> Path:
     steps = Path(str(options.get("logs")), str(options.get("name"))).parts
     places = (place.parts for place in (run, run.resolve()) if place.parts[-len(steps) :] == steps)
     return next((Path(*parts[: -len(steps)]) for parts in places), Path.cwd())
-
-
-def read_log(log: Path) -> list[dict]:
-    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples per second.
-
-    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are ignored.
-    """
-    points = []
-    for line in log.read_text(errors="replace").splitlines():
-        step = STEP.search(line)
-        if not (step and END_OF_STEP.search(line)):
-            continue
-        epoch, seen, of_epoch = map(int, step.groups())
-        samples = epoch * of_epoch + seen
-        while points and points[-1]["samples"] >= samples:
-            points.pop()
-        speed, waiting = SPEED.search(line), WAITING.search(line)
-        losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
-        points.append({
-            "samples": samples, **losses, "epoch_samples": of_epoch,
-            "data_seconds": float(waiting[1]) if waiting else None,
-            "samples_per_second": float(speed[1]) if speed else None,
-        })  # fmt: skip
-    return points
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

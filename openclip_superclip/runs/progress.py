@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from collections import Counter, defaultdict, deque
@@ -18,6 +19,11 @@ FIRST_STEP = 30  # minutes that the first step may take, at least
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 NUM_NAMED = 3  # shards that a message lists
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
+STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
+LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
+SPEED = re.compile(r"([\d.e+-]+)/s, ")
+WAITING = re.compile(r"Data \(t\): ([\d.]+)")  # seconds
+END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
 
 
 class Progress:
@@ -78,6 +84,30 @@ class AddedLines:
                 self.offsets[file] += len(lines)
                 return lines
         return b""
+
+
+def read_log(log: Path) -> list[dict]:
+    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples per second.
+
+    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are ignored.
+    """
+    points = []
+    for line in log.read_text(errors="replace").splitlines():
+        step = STEP.search(line)
+        if not (step and END_OF_STEP.search(line)):
+            continue
+        epoch, seen, of_epoch = map(int, step.groups())
+        samples = epoch * of_epoch + seen
+        while points and points[-1]["samples"] >= samples:
+            points.pop()
+        speed, waiting = SPEED.search(line), WAITING.search(line)
+        losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
+        points.append({
+            "samples": samples, **losses, "epoch_samples": of_epoch,
+            "data_seconds": float(waiting[1]) if waiting else None,
+            "samples_per_second": float(speed[1]) if speed else None,
+        })  # fmt: skip
+    return points
 
 
 class UnreadableData:

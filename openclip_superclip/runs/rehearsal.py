@@ -21,6 +21,7 @@ from ..pages import bytes_text
 from .folder import RunFolder
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
+from .progress import read_log
 from .recipe import Recipe, with_settings
 from .run import Run
 from .slurm import Placement
@@ -112,7 +113,7 @@ class Rehearsal:
         The first quarter of each slice, in which workers and GPUs warm up, is left out.
         """
         found, batch = [], self.run.global_batch_size
-        for point in self._points(UNINTERRUPTED):
+        for point in read_log(self._path(UNINTERRUPTED) / "out.log"):
             step = point["samples"] % point["epoch_samples"] or point["epoch_samples"]
             if step > self.run.slice_steps // 4 * batch:
                 speed = point["samples_per_second"]
@@ -143,14 +144,11 @@ class Rehearsal:
                     signal.signal(each, handler)
                 return None
 
-    def _points(self, name: str) -> list[dict]:
-        return run_outputs.read_log(self._path(name) / "out.log")
-
     def _losses(self, name: str) -> dict[int, list[float]]:
         """Returns the losses by the samples that were seen."""
         return {
             point["samples"]: [value for key, value in point.items() if key.endswith("loss")]
-            for point in self._points(name)
+            for point in read_log(self._path(name) / "out.log")
         }
 
     def _equal_weights(self, epoch: int) -> bool:

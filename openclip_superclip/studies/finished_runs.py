@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checkpoints.run_outputs import read_log, read_options
+from ..checkpoints.run_outputs import read_options
 from ..errors import InputError, listed
 from ..files import read_json
 from ..flags import RECORDED_ALONE
 from ..pages import run_names
 from ..runs.folder import current_state
+from ..runs.progress import read_log
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
 from .scores import read_scores
 

@@ -11,11 +11,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
 
-from ..checkpoints.run_outputs import read_log
 from ..environment import processor, versions
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
+from ..runs.progress import read_log
 from ..runs.recipe import Recipe, read_recipe
 from ..runs.slurm import find_placement
 from .results import StudyResults, check_measures

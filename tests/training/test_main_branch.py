@@ -32,8 +32,8 @@ from support.training_runs import (
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
-from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.openclip import current
+from openclip_superclip.runs.progress import read_log
 
 SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type webdataset"
 DISTILLED = "--distill-model {teacher} --distill-pretrained {teacher}"
