@@ -15,9 +15,9 @@ from support.models import write_model
 from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.run_outputs import read_log
 from openclip_superclip.evaluation.results import record_file
 from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
+from openclip_superclip.runs.progress import read_log
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.comparison import find_comparisons
 from openclip_superclip.studies.finished_runs import DEFAULTS, FLAGS, read_run
