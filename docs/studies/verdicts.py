@@ -258,6 +258,9 @@ CLAIMS = [
     Claim("Small ViT: better zero-shot, both at CLIP's best rate", "", "vit", "SuperCLIP at CLIP's rate − CLIP"),
     Claim("Small ViT: a head on the class token beats the paper's", "", "vit", "pooled − SuperCLIP"),
     Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
+    Claim("Small ViT, four times the samples: better zero-shot, CLIP's rate", "", "vit_samples", "SuperCLIP − CLIP"),
+    Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
+    Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
     Claim("Small ViT: a head on the sum of both inputs beats the paper's", "", "vit_head", "both − SuperCLIP"),
     Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
     Claim(
