@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import InputError, reason
 
-FACTORY = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
+FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
 def require(what: str, extra: str, *packages: str) -> None:

@@ -15,7 +15,7 @@ from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from ..environment import FACTORY, replaced
+from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, reason
 from ..files import read_json
 from ..method.head import ClassHead
@@ -54,7 +54,7 @@ class Architecture(NamedTuple):
         """Returns OpenCLIP's tokenizer for the model. Raises InputError if it cannot be opened."""
         try:
             context = self.model_cfg["text_cfg"].get("context_length")
-            with FACTORY, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
+            with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
                 return open_clip.get_tokenizer(self.name, context_length=context)  # files of a name may differ
         except Exception as error:  # Hugging Face tokenizers can raise anything
             raise InputError(

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
     for folder in folders:
-        if not (here := dict.fromkeys(_runs_in(folder))):
+        if not folder.is_dir() or not (here := dict.fromkeys(_runs_in(folder))):
             raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
         found |= here
     for run in found:

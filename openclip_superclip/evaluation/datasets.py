@@ -97,7 +97,8 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> tuple[
             if data is None:
                 absent.append(f"{name} ({suite}: not found)")
             elif data.kind not in KINDS[task]:
-                absent += [f"{name} ({suite}: it is of kind {data.kind}; see its dataset_type.txt)"] * (not names)
+                if not names:
+                    absent.append(f"{name} ({suite}: it is of kind {data.kind}; see its dataset_type.txt)")
             elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/)")
             else:

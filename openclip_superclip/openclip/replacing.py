@@ -15,7 +15,7 @@ import types
 from pathlib import Path
 
 from .. import hooks
-from ..environment import FACTORY, replaced
+from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError
 from . import current
 from .patching import INSTALL
@@ -121,7 +121,7 @@ def install(args: argparse.Namespace) -> None:
 def plugins_model_class():
     """A context in which OpenCLIP's factory calls the plugins for the model class. One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
-    with FACTORY, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
+    with FACTORY_LOCK, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
         if not is_patched():
             for name in MODEL_CLASSES:
                 _replace(f"open_clip.factory.{name}", _ModelSelector)

@@ -1,7 +1,6 @@
 """Failures of a run: their kinds, which of them came first, and what to print."""
 
 import contextlib
-import os
 import re
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import read_json, write_json
+from .slurm import this_host
 
 # Kinds of failures. The user must fix those without a kind.
 LOSS = "loss"  # not finite
@@ -67,11 +67,6 @@ def rank_failure(logs: Path, rank: int, exit_code: int) -> Failure:
         kind = HARDWARE if -exit_code == signal.SIGABRT else ""
         return failure_here(f"rank {rank}", f"it was ended by {name}", kind=kind)
     return failure_here(f"rank {rank}", f"it was ended from outside: {name}", kind=HARDWARE)._replace(is_cause=True)
-
-
-def this_host() -> str:
-    """Returns the name of this machine in SLURM."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def node_failed(logs: Path) -> bool:

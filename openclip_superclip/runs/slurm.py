@@ -135,3 +135,8 @@ def has_job(job: str) -> bool:
     except OSError:
         return True
     return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+
+
+def this_host() -> str:
+    """Returns the name of this machine in SLURM."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

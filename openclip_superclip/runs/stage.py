@@ -15,10 +15,9 @@ from ..data.slices import slice_of
 from ..data.tar_shards import expand, is_remote
 from ..errors import InputError
 from ..pages import bytes_text
-from .failures import this_host
 from .folder import RunFolder
 from .run import Run
-from .slurm import Placement
+from .slurm import Placement, this_host
 
 
 class StagedShards:

@@ -185,8 +185,7 @@ class NodeTraining:
 
         try:
             failure = self._run_ranks(each_second)
-        except OthersFailed:  # this node's ranks, which may have been saving, have ended
-            self._make_room()
+        except OthersFailed:
             failure = first_failure(self.logs)
         except Stalled as stalled:
             return Failure("", str(stalled), kind=STALL)
@@ -194,6 +193,7 @@ class NodeTraining:
             self._make_room()
             return Failure("superclip run", f"{type(error).__name__}: {error}")
         if failure:
+            self._make_room()  # this node's ranks, which may have been saving, have ended
             failure.write(self._file("error.json"))
             if lost := self._silent_nodes(SILENCE):
                 raise NodeLost(f"lost contact with {lost}")
@@ -232,10 +232,7 @@ class NodeTraining:
                 self.progress.last_step = time.monotonic()  # copying is not a stall
                 tick()
                 time.sleep(0.5)
-            failure = process.run_ranks(self.start, tick)
-        if failure and is_first:  # the first node's ranks may be saving after another node's failure
-            self._make_room()
-        return failure
+            return process.run_ranks(self.start, tick)
 
     def _order(self, what: str) -> None:
         """Gives an order to the other nodes, which they see within seconds."""

@@ -39,10 +39,10 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
         record = read_json(file, default={})
-        source = file.parent / record.get("source", "../checkpoints/x")
-        is_own = source.resolve().parent == (run / "checkpoints").resolve()
-        if is_own and isinstance(record.get("metrics"), dict) and record.get("epoch", 0) is not None:  # averaged
-            by_epoch[record.get("epoch", 0)].append(record)
+        metrics, epoch, source = record.get("metrics"), record.get("epoch", 0), record.get("source")
+        is_own = source is None or (file.parent / str(source)).resolve().parent == (run / "checkpoints").resolve()
+        if is_own and isinstance(metrics, dict) and epoch is not None:  # as of averaged weights
+            by_epoch[epoch].append(record)
     epoch = max(by_epoch, default=None)
     demo = read_json(run / DEMO, default={}).get("measures") or {}
     own = of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}

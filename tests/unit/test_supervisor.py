@@ -63,28 +63,24 @@ def test_a_run_resumes_with_the_options_that_its_ranks_recorded(engine, folder, 
     assert training._changes() == []
 
 
-@pytest.mark.parametrize("node", [0, 1])
-def test_only_the_first_node_removes_an_incomplete_checkpoint_after_a_failure(node, folder, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", lambda *_: Failure("rank 8", "it failed"))
-    folder.checkpoints.mkdir()
-    (folder.checkpoints / "epoch_1.pt").write_bytes(b"PK")  # that rank 0 is writing
-    NodeTraining(Run.open(folder.path), Placement(2, node, "17", step="0"), folder)._run_ranks(lambda: None)
-    assert (folder.checkpoints / "epoch_1.pt").exists() == (node == 1)
+@pytest.mark.parametrize(("node", "fails"), [(0, 0), (0, 1), (1, 1)])
+def test_only_the_first_node_removes_an_incomplete_checkpoint_after_a_failure(node, fails, folder, monkeypatch):
+    training = NodeTraining(Run.open(folder.path), Placement(2, node, "17", step="0"), folder)
 
+    def fail(_, tick):
+        failure = Failure(f"rank {fails}", "it failed")
+        if fails == node:
+            return failure
+        failure.write(training.logs / f"node_{fails}.error.json")
+        return tick()
 
-def test_the_first_node_removes_it_too_if_another_node_has_failed(folder, monkeypatch):
-    training = NodeTraining(Run.open(folder.path), Placement(2, 0, "17", step="0"), folder)
-
-    def fail_elsewhere(_, tick):
-        Failure("rank 9", "it failed").write(training.logs / "node_1.error.json")
-        tick()
-
-    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", fail_elsewhere)
+    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", fail)
     monkeypatch.setattr(NodeTraining, "_silent_nodes", lambda *_: "")
     folder.checkpoints.mkdir()
-    (folder.checkpoints / "epoch_1.pt").write_bytes(b"PK")
-    assert training._train().text == "rank 9: it failed"
-    assert not (folder.checkpoints / "epoch_1.pt").exists()
+    (folder.checkpoints / "epoch_1.pt").write_bytes(b"PK")  # that rank 0 is writing
+    failure = training._train() if node == 0 else training._run_ranks(lambda: None)
+    assert failure.text == f"rank {fails}: it failed"
+    assert (folder.checkpoints / "epoch_1.pt").exists() == (node == 1)
 
 
 @pytest.mark.parametrize(("job", "restarts", "accepts"), [("16", 0, True), ("17", 0, False), ("17", 1, True)])
