@@ -114,13 +114,12 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
         "port": 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
     }
     listens = f"import socket, time; s = socket.create_server(('', {seen['port']})); print(flush=True); time.sleep(600)"
-    shim = work / "scontrol that fails once"
+    shim = work / "scontrol and srun that fail once"
     shim.mkdir()
-    (shim / "scontrol").write_text(
-        f"#!/bin/bash\n[ $1 = requeue ] && mkdir '{shim}/asked' 2>/dev/null && exit 1\n"
-        'PATH=${PATH#*:} exec scontrol "$@"\n'
-    )
-    (shim / "scontrol").chmod(0o755)
+    for command, when in {"scontrol": "$1 = requeue", "srun": "$SLURM_RESTART_COUNT = 4"}.items():
+        fails = f"[[ {when} ]] && mkdir '{shim}/failed {command}' 2>/dev/null && exit 1"
+        (shim / command).write_text(f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n')
+        (shim / command).chmod(0o755)
     (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:  # the port of the first start is taken
@@ -164,7 +163,8 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
 ):
     run = troubled["run"]
     assert troubled["job"]["JobState"] == "COMPLETED", troubled["output"]
-    assert [(one["state"], one["error"]) for one in attempts(run)] == [
+    starts = [(one["state"], one["error"]) for one in attempts(run)]
+    assert starts[:5] + starts[-1:] == [
         ("preempted", "stopped by SIGUSR1"),
         ("preempted", "stopped by SIGTERM"),
         ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
@@ -183,6 +183,7 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
     assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
     assert "train.sbatch: scontrol requeue failed; trying again\n" in output
     assert output.count("train.sbatch: starting again on the same nodes") == 1
+    assert "train.sbatch: superclip did not start on every node\ntrain.sbatch: requeued, to resume" in output
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [json.loads(start.read_text())["master_port"] for start in starts]
     assert ports[:5] == [port + 1, port + 101, port + 202, port + 303, port + 303]

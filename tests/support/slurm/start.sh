@@ -115,7 +115,8 @@ for ((i=0; i<500; i++)); do                       # wait until unshare has its o
   sleep 0.01
 done
 ip link del "v-$name" 2>/dev/null
-ip link add "v-$name" type veth peer name eth0 netns "$pid" && ip link set "v-$name" master br0 up && echo "$init" > "$D/run/$name.init"
+ip link add "v-$name" type veth peer name eth0 address "02:00:00:00:00:0${name#node}" netns "$pid" &&
+  ip link set "v-$name" master br0 up && echo "$init" > "$D/run/$name.init"
 EOF
 # ---- after a job: end what escaped its process tree (a real cluster's cgroup would have) -----------------
 cat > "$D/bin/epilog" <<'EOF'
