@@ -88,6 +88,8 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/scenes-short", caption="short"),
     TrainingData("data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1),
     TrainingData("data/scenes", model="model-vit", vision=VIT),
+    TrainingData("data/scenes", model="model-vit-average", vision={**VIT, "pool_type": "avg"}),
+    TrainingData("data/scenes", model="model-vit-deep", vision={**VIT, "layers": 8, "width": 64}),
     TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT),
     TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
