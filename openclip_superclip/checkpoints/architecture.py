@@ -125,6 +125,7 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
     These are whether the text tower is a module of its own, and the shapes of logit_scale and logit_bias.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
+    model_cfg.pop("nonscalar_logit_scale", None)  # `read_checkpoint` returns scalars
     if "multimodal_cfg" not in model_cfg:
         model_cfg["vision_cfg"].pop("output_tokens", None)  # unsupported by stock CLIP, and unused by the head
     separate_text = any(name.startswith("text.") for name in weights)
@@ -134,9 +135,7 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
         weights = convert_to_custom_text_state_dict(weights)
     if "logit_bias" in weights:
         model_cfg.setdefault("init_logit_bias", -10)  # OpenCLIP's default; the weights replace it
-    scales = {name: weights[name] for name in ("logit_scale", "logit_bias") if name in weights}
-    scalars = {name: tensor.reshape(()) for name, tensor in scales.items() if tensor.numel() == 1}
-    return architecture._replace(model_cfg=model_cfg), {**weights, **scalars}
+    return architecture._replace(model_cfg=model_cfg), weights
 
 
 def architecture_of(

@@ -146,6 +146,8 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
     plain = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
     weights = {name: tensor for name, tensor in plain.items() if not name.startswith(TRAINING_ONLY)}
+    for name in {"logit_scale", "logit_bias"} & weights.keys():  # OpenCLIP reads [1] as well as []
+        weights[name] = weights[name].squeeze()
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
@@ -165,13 +167,11 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
 
 
 def holds_numbers(path: Path) -> bool:
-    """Returns whether a checkpoint is one and all of its weights are finite; OSError if a disk or network fails."""
+    """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot be read."""
     try:
         return all(map(is_finite, read_checkpoint(path).weights.values()))
     except InputError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        return False
+        raise OSError(f"{error}; if it is damaged, the same command trains its slice again") from None
 
 
 def holds_head(names: Iterable[str]) -> bool:

@@ -31,8 +31,9 @@ def files(tmp_path_factory):
         state["visual.bn1.num_batches_tracked"].fill_(number)
         content = {"epoch": number, "state_dict": {f"module.{k}": v for k, v in state.items()}}
         torch.save(content, folder / f"{number}.pt")
-    for name, scale in {"nan": torch.tensor(float("nan")), "whole": torch.tensor(2)}.items():
-        torch.save(state | {"logit_scale": scale}, folder / f"{name}.pt")
+    scale = state["logit_scale"]
+    for name, other in {"nan": scale * float("nan"), "whole": torch.tensor(2), "array": scale.view(1)}.items():
+        torch.save(state | {"logit_scale": other}, folder / f"{name}.pt")
     save_file(random_weights(model), folder / "plain.safetensors")
     return folder
 
@@ -66,6 +67,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
 
 @pytest.mark.parametrize(("argv", "weights", "counts"), [
     ("average 2.pt 2.pt", "2.pt", "2.pt"),
+    ("average 3.pt array.pt", "3.pt", "3.pt"),
     ("interpolate 1.pt 2.pt --alpha 0", "1.pt", "2.pt"),
     ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
     ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),  # without the head

@@ -257,7 +257,10 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
 
 
 def test_a_failure_to_read_a_checkpoint_is_not_one_of_its_weights(tmp_path, monkeypatch):
-    folder = write_checkpoints(tmp_path / "checkpoints", 1)
+    folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
+    os.truncate(folder / "epoch_2.pt", 1000)
+    with pytest.raises(OSError, match=r"epoch_2\.pt cannot be read: .*; if it is damaged, the same command trains "):
+        holds_numbers(folder / "epoch_2.pt")
     error = OSError(errno.EIO, "Input/output error")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
     with pytest.raises(OSError, match="Input/output error"):
