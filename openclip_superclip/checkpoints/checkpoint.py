@@ -207,7 +207,7 @@ def file_of_weights(path: Path) -> Path:
             raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
-        raise InputError(f"there is no file {path}")
+        raise InputError(f"there is no file or folder {path}")
     return path
 
 

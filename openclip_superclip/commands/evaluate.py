@@ -27,12 +27,20 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
     given = [one for run in options.checkpoints for one in (checkpoints_of(run) if options.every else [run])]
-    models = [find_model(one, options.model) for one in dict.fromkeys(given)]
+    models, unreadable = [], []
+    for one in dict.fromkeys(given):
+        try:
+            models.append(find_model(one, options.model))
+        except InputError as error:
+            if not options.every:
+                raise
+            unreadable.append(error)
     results = evaluate_all(models, options.out, chosen, settings, shlex.join(["superclip", "evaluate", *argv]))
     print(results.summary(absent))
-    for failure in results.failures:
+    failures = [*unreadable, *results.failures]
+    for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    return 1 if results.failures else 0
+    return 1 if failures else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

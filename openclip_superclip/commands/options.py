@@ -153,12 +153,6 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     add("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
 
 
-def given_slurm_options(options: argparse.Namespace) -> list[str]:
-    """Returns the names of the given options of SLURM."""
-    names = ("nodes", "gpus_per_node", "gpu_type", *NAMED, "cpus_per_node", "sbatch", "setup")
-    return [name for name in names if getattr(options, name) is not None]
-
-
 def slurm_request(options: argparse.Namespace) -> SlurmRequest:
     """Returns the request of the options; InputError for contradictory options."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)

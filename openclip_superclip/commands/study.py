@@ -8,7 +8,10 @@ from ..environment import require
 from ..errors import InputError, at_least
 from . import options as shared
 
-OF_SLURM = ("gpu_batch_max", "workers", "skip_data_check")  # options of --slurm in addition to a job's
+OF_SLURM = (  # options that need --slurm
+    "nodes", "gpus_per_node", "gpu_type", *shared.NAMED, "cpus_per_node", "sbatch", "setup", "skip_data_check",
+    "gpu_batch_max", "workers",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +83,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if not options.study and not options.list:
         raise InputError("superclip study: expected a STUDY, a file or a name from superclip study --list")
     at_least(options, seeds=1, jobs=1)
-    given = [*shared.given_slurm_options(options), *(name for name in OF_SLURM if getattr(options, name))]
+    given = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
     if given and not options.slurm:
         raise InputError(f"{shared.flag_of(given[0])} applies to SLURM's jobs: add --slurm")
     if options.slurm and options.only:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..environment import versions
-from ..files import file_identity, make_folder, write_json
+from ..files import make_folder, write_json
 from .datasets import DENSE, Data, Features, Settings, encode
 from .dense import PatchMaps, dense_probe, whole_image
 from .intervals import Outcome, estimate, write_outcomes
@@ -121,7 +121,6 @@ def _facts(model: Evaluated, source: str, data: Data, task: str, settings: Setti
         "task": task,
         "epoch": model.epoch,
         "weights": model.weights_id,
-        "checkpoint_file": file_identity(Path(model.given)),
         "data": str(data.folder),
         "data_files": data.files_id(),
         "settings": settings.of_task(task),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,14 @@ import open_clip
 import torch
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
+from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor, nn
 
-from ..checkpoints.architecture import Architecture, architecture_of, fit
+from ..checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ..checkpoints.checkpoint import check_match, read_checkpoint
 from ..checkpoints.export import write_model
-from ..checkpoints.run_outputs import checkpoints, is_damaged, run_options
-from ..errors import InputError, listed
+from ..checkpoints.run_outputs import checkpoints, run_options
+from ..errors import InputError
 
 
 class Evaluated(NamedTuple):
@@ -26,7 +26,7 @@ class Evaluated(NamedTuple):
 
     name: str  # RUN/epoch_N, or the user's argument
     given: str
-    weights_id: str  # a digest of architecture, preprocessing and weights
+    weights_id: str  # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
     place: Path | None = None  # its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of its run
@@ -35,13 +35,11 @@ class Evaluated(NamedTuple):
 
 
 def checkpoints_of(run: str) -> list[str]:
-    """Returns the undamaged checkpoints of a run's epochs, in order; InputError if it has none."""
-    found = list(checkpoints(Path(run, "checkpoints")).values())
-    if damaged := [path for path in found if is_damaged(path)]:
-        print(f"--every leaves out damaged checkpoints: {listed(damaged)}", file=sys.stderr)
-    if found == damaged:
+    """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
+    found = checkpoints(Path(run, "checkpoints"))
+    if not found:
         raise InputError(f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run")
-    return [str(path) for path in found if path not in damaged]
+    return list(map(str, found.values()))
 
 
 def find_model(given: str, model: str | None = None) -> Evaluated:
@@ -53,23 +51,23 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
     name, _, tag = given.partition(":")
     if not path.exists():
         if name == "hf-hub" and tag:
-            return Evaluated(given, given, given, openclip=(given, ""))
+            read_architecture(given, flag="CHECKPOINT")  # InputError if there is no such repository
+            commit = Path(download_pretrained_from_hf(tag, filename=HF_CONFIG_NAME)).parent.name
+            return Evaluated(given, given, commit, openclip=(given, ""))
         if open_clip.get_pretrained_cfg(name, tag):
             return Evaluated(given, given, given, openclip=(name, tag))
         raise InputError(f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of open_clip.list_pretrained()")
     is_openclip = (path / HF_CONFIG_NAME).is_file()
     if (path / "config.json").is_file() and not is_openclip:
         raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
-    if (path / "checkpoints").is_dir():
-        raise InputError(f"CHECKPOINT is {given}, the folder of a run: give {given}/checkpoints/epoch_N.pt, or --every")
     checkpoint = read_checkpoint(path)
     found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(found, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), str(path), found.name)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
-    name = f"{run.resolve().name}/{path.stem}" if run else given
-    evaluated = Evaluated(name, given, _digest(architecture, weights), path.resolve(), checkpoint.epoch, run)
+    name, place = f"{run.resolve().name}/{path.stem}" if run else given, folder.resolve() / path.name
+    evaluated = Evaluated(name, given, _digest(architecture, weights), place, checkpoint.epoch, run)
     if is_openclip and (checkpoint.head_beside or not checkpoint.head()):
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=(architecture, weights))

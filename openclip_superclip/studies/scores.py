@@ -40,7 +40,8 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     for file in sorted((run / "evaluation").glob("*.json")):
         record = read_json(file, default={})
         metrics, epoch, source = record.get("metrics"), record.get("epoch", 0), record.get("source")
-        is_own = source is None or (file.parent / str(source)).resolve().parent == (run / "checkpoints").resolve()
+        place, folder = file.parent / str(source), (run / "checkpoints").resolve()
+        is_own = source is None or folder in (place.parent.resolve(), place.resolve().parent)
         if is_own and isinstance(metrics, dict) and epoch is not None:  # as of averaged weights
             by_epoch[epoch].append(record)
     epoch = max(by_epoch, default=None)

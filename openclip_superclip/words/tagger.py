@@ -66,8 +66,6 @@ class Opened(NamedTuple):
 
 def read_model(path: Path) -> Checkpoint:
     """Returns the checkpoint of --model, the latest one if it is a run's folder. Raises InputError if there is none."""
-    if not path.exists():
-        raise InputError(f"--model: there is no file or folder {path}")
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
     if (path / "checkpoints").is_dir():

@@ -121,14 +121,14 @@ def plain_model(model_name: str, weights: dict[str, torch.Tensor], **options) ->
     return model.eval()
 
 
-def add_to_cache(cache: Path, repo: str, *files: Path) -> None:
+def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -> None:
     """Moves files into the cache of huggingface_hub, as after a download, and marks missing files as absent."""
     folder = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
     (folder / "refs").mkdir(exist_ok=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    absent = folder / ".no_exist" / ("0" * 40)
+    (folder / "refs" / "main").write_text(commit)
+    absent = folder / ".no_exist" / commit
     absent.mkdir(parents=True, exist_ok=True)
     (absent / "config.json").touch()
     for file in files:

@@ -28,6 +28,7 @@ from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import Features, Settings, find_data
 from openclip_superclip.evaluation.intervals import read_outcomes
 from openclip_superclip.evaluation.metrics import fit_probe
+from openclip_superclip.studies.scores import read_scores
 
 NUM_SCENES = 60
 
@@ -237,6 +238,7 @@ def test_every_checkpoint_of_a_run_is_measured_in_order_of_epochs(runs, data, tm
     shutil.copytree(runs / "clip", run := tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     for epoch in (2, 10):
         content = torch.load(run / "checkpoints" / "epoch_1.pt")
+        content["epoch"] = epoch
         content["state_dict"]["visual.proj"] *= epoch
         torch.save(content, run / "checkpoints" / f"epoch_{epoch}.pt")
     shutil.copy(run / "checkpoints" / "epoch_2.pt", run / "checkpoints" / "epoch_latest.pt")
@@ -246,15 +248,18 @@ def test_every_checkpoint_of_a_run_is_measured_in_order_of_epochs(runs, data, tm
     monkeypatch.chdir(run / "checkpoints")
     assert evaluate("epoch_1.pt", *argv[2:]) == 0
     assert num_read(capsys) == 1
+    Path("epoch_10.pt").rename(tmp_path / "archived.pt")
+    Path("epoch_10.pt").symlink_to(tmp_path / "archived.pt")
     assert evaluate(*argv) == 0
     assert num_read(capsys) == 3
-    (run / "checkpoints" / "epoch_2.pt").write_bytes(b"no checkpoint")
-    assert evaluate(*argv) == 0
-    assert f"--every leaves out damaged checkpoints: {run}/checkpoints/epoch_2.pt" in capsys.readouterr().err
-    (run / "checkpoints" / "epoch_10.pt").unlink()
-    (run / "checkpoints" / "epoch_10.pt").symlink_to("/proc/self/mem")  # an input/output error
+    assert read_scores(run)[1] == 10
+    Path("epoch_1.pt").write_bytes(b"no checkpoint")
+    Path("epoch_2.pt").unlink()
+    Path("epoch_2.pt").symlink_to("/proc/self/mem")  # an input/output error
     assert evaluate(*argv) == 1
-    assert "epoch_10.pt cannot be read: " in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "1 results, 1 of them from before" in output.out
+    assert re.findall(r"error: .*/(\w+)\.pt cannot be read: ", output.err) == ["epoch_1", "epoch_2"]
 
 
 # What fails costs no other result
@@ -346,6 +351,20 @@ def test_released_weights_are_named_by_model_and_tag(tiny_model, data, tmp_path,
     assert "error: tiny-ours:nowhere cannot be opened: " in capsys.readouterr().err
 
 
+def test_results_of_a_hub_repository_are_reused_until_its_next_commit(
+    tiny_model, runs, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    read, config = [], Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json")
+    for commit in "001":
+        files = [shutil.copy(file, tmp_path) for file in (config, runs / "export" / "open_clip_model.safetensors")]
+        add_to_cache(tmp_path / "cache", "someone/model", *map(Path, files), commit=commit * 40)
+        argv = ["hf-hub:someone/model", "--data", data, "--datasets", "own/colours", "--out", tmp_path / "out"]
+        assert evaluate(*argv) == 0
+        read.append(num_read(capsys))
+    assert read == [0, 1, 0]
+
+
 # What is refused
 
 REFUSED = {
@@ -355,10 +374,11 @@ REFUSED = {
     "export --datasets birds": "--datasets: data contains no birds; it contains colours",
     "nowhere.pt": "CHECKPOINT is nowhere.pt: no file or folder",
     "text.pt": "text.pt cannot be read",
+    "hf-hub:someone/else": "CHECKPOINT: hf-hub:someone/else has no readable configuration (",
     "lone.pt": "--model is missing: the model of lone.pt is not recorded",
     "lone.pt --model ViT-B-32": "lone.pt does not match ViT-B-32: ",
     "hf": "hf is for transformers",
-    "clip": "the folder of a run: give clip/checkpoints/epoch_N.pt, or --every",
+    "clip": "clip contains no weights: expected a run's checkpoint, clip/checkpoints/epoch_1.pt",
     "export --every": "--every: export has no checkpoints/epoch_N.pt",
     "export --batch-size 0": "--batch-size is 0",
     "export --device fly": "--device is fly, which torch cannot use here",
