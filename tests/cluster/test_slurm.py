@@ -114,10 +114,13 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
         "port": 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
     }
     listens = f"import socket, time; s = socket.create_server(('', {seen['port']})); print(flush=True); time.sleep(600)"
-    shim = work / "scontrol and srun that fail once"
+    shim = work / "scontrol and srun that fail at times"
     shim.mkdir()
-    for command, when in {"scontrol": "$1 = requeue", "srun": "$SLURM_RESTART_COUNT = 4"}.items():
-        fails = f"[[ {when} ]] && mkdir '{shim}/failed {command}' 2>/dev/null && exit 1"
+    for command, when in {
+        "scontrol": "$1 = requeue && -z $SLURM_RESTART_COUNT",
+        "srun": "$SLURM_RESTART_COUNT = [15]",
+    }.items():
+        fails = f'[[ {when} ]] && mkdir "{shim}/failed {command} $SLURM_RESTART_COUNT" 2>/dev/null && exit 1'
         (shim / command).write_text(f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n')
         (shim / command).chmod(0o755)
     (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
@@ -172,7 +175,7 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
         ("preempted", "lost contact with node2"),
         ("finished", None),
     ]  # fmt: skip
-    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
+    assert [one["restarts"] for one in attempts(run)][:5] == [0, 2, 3, 3, 4]
     assert troubled["silence"] == ("lost contact with node2", "RUNNING")
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
@@ -183,10 +186,10 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
     assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
     assert "train.sbatch: scontrol requeue failed; trying again\n" in output
     assert output.count("train.sbatch: starting again on the same nodes") == 1
-    assert "train.sbatch: superclip did not start on every node\ntrain.sbatch: requeued, to resume" in output
+    assert output.count("train.sbatch: superclip did not start on every node\ntrain.sbatch: requeued") >= 2
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [json.loads(start.read_text())["master_port"] for start in starts]
-    assert ports[:5] == [port + 1, port + 101, port + 202, port + 303, port + 303]
+    assert ports[:5] == [port + 1, port + 202, port + 303, port + 404, port + 404]
 
 
 def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
