@@ -116,10 +116,8 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
     listens = f"import socket, time; s = socket.create_server(('', {seen['port']})); print(flush=True); time.sleep(600)"
     shim = work / "scontrol and srun that fail at times"
     shim.mkdir()
-    for command, when in {
-        "scontrol": "$1 = requeue && -z $SLURM_RESTART_COUNT",
-        "srun": "$SLURM_RESTART_COUNT = [15]",
-    }.items():
+    first = "$1 = requeue && -z $SLURM_RESTART_COUNT"
+    for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [15]"):
         fails = f'[[ {when} ]] && mkdir "{shim}/failed {command} $SLURM_RESTART_COUNT" 2>/dev/null && exit 1'
         (shim / command).write_text(f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n')
         (shim / command).chmod(0o755)
