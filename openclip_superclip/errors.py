@@ -52,9 +52,9 @@ def listed(names: Iterable, most: int = 12) -> str:
     return ", ".join([*names[:most], *more])
 
 
-def one_line(error: InputError) -> str:
-    """Returns the message, without the traceback that torch adds to an error of a data-loading worker."""
-    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2]
+def one_line(error: BaseException) -> str:
+    """Returns the last line, without the traceback that torch adds to an error of a data-loading worker."""
+    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2] or type(error).__name__
 
 
 def print_in_one_line(take_back: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, reason
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .run_outputs import newest_weights
+from .run_outputs import is_damaged, own_checkpoints
 
 NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
@@ -209,6 +209,15 @@ def file_of_weights(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"there is no file or folder {path}")
     return path
+
+
+def newest_weights(run: Path) -> Path | None:
+    """Returns the newest complete checkpoint that a run has trained, or None; epoch_latest.pt may be an older one."""
+    latest, *others = own_checkpoints(run / "checkpoints")
+    newest = next((file for file in others if not is_damaged(file)), None)
+    if is_damaged(latest) or (newest and (read_checkpoint(latest).epoch or 0) < read_checkpoint(newest).epoch):
+        return newest
+    return latest
 
 
 def _load(file: Path) -> tuple[object, dict]:

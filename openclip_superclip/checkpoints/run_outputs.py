@@ -97,11 +97,6 @@ def own_checkpoints(folder: Path) -> list[Path]:
     return [folder / LATEST, *reversed(checkpoints(folder).values())]
 
 
-def newest_weights(run: Path) -> Path | None:
-    """Returns the newest complete checkpoint that a run has trained, or None."""
-    return next((file for file in own_checkpoints(run / "checkpoints") if not is_damaged(file)), None)
-
-
 def is_complete(path: str | Path, checksums: bool = False) -> bool:
     """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of contents.
 

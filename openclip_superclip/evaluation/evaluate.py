@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..environment import versions
+from ..errors import one_line
 from ..files import make_folder, write_json
 from .datasets import DENSE, Data, Features, Settings, encode
 from .dense import PatchMaps, dense_probe, whole_image
@@ -72,7 +73,7 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, results:
     try:
         opened = open_model(model, settings.device)
     except Exception as error:  # for example a failed download, or out of memory
-        results.failures.append(f"{model.given} cannot be opened: {_last_line(error)}")
+        results.failures.append(f"{model.given} cannot be opened: {one_line(error)}")
         return records
     cache: dict[tuple[str, str], Features] = {}
     for data, task, file, facts in planned:
@@ -91,7 +92,7 @@ def _evaluate_model(model, folder, chosen, settings, command, progress, results:
             write_json(file, record, allow_nan=False)
             records.append(record | {"file": str(file)})
         except (Exception, SystemExit) as error:  # broken data can raise any exception, and CLIP_benchmark may exit
-            results.failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {_last_line(error)}")
+            results.failures.append(f"{model.given}: {task} on {data.name} ({data.folder}) failed: {one_line(error)}")
         progress.update()
     return records
 
@@ -127,9 +128,3 @@ def _facts(model: Evaluated, source: str, data: Data, task: str, settings: Setti
         "device": settings.device,
         "versions": versions(*PACKAGES),
     }
-
-
-def _last_line(error: BaseException) -> str:
-    """Returns the last line of an error, without a data loader's traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:600] if lines else type(error).__name__

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.architecture import architecture_of, fit
-from ..checkpoints.checkpoint import Checkpoint, check_match, check_values, read_checkpoint
-from ..checkpoints.run_outputs import newest_weights, run_options
+from ..checkpoints.checkpoint import Checkpoint, check_match, check_values, newest_weights, read_checkpoint
+from ..checkpoints.run_outputs import run_options
 from ..environment import check_device
 from ..errors import InputError
 from ..method.head import head_input_of

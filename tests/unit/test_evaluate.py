@@ -351,16 +351,13 @@ def test_released_weights_are_named_by_model_and_tag(tiny_model, data, tmp_path,
     assert "error: tiny-ours:nowhere cannot be opened: " in capsys.readouterr().err
 
 
-def test_results_of_a_hub_repository_are_reused_until_its_next_commit(
-    tiny_model, runs, data, tmp_path, monkeypatch, capsys
-):
+def test_hub_results_are_reused_until_the_next_commit(tiny_model, runs, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     read, config = [], Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json")
     for commit in "001":
         files = [shutil.copy(file, tmp_path) for file in (config, runs / "export" / "open_clip_model.safetensors")]
         add_to_cache(tmp_path / "cache", "someone/model", *map(Path, files), commit=commit * 40)
-        argv = ["hf-hub:someone/model", "--data", data, "--datasets", "own/colours", "--out", tmp_path / "out"]
-        assert evaluate(*argv) == 0
+        assert evaluate("hf-hub:someone/model", "--data", data, "--datasets", "own/colours", "--out", tmp_path) == 0
         read.append(num_read(capsys))
     assert read == [0, 1, 0]
 

@@ -19,7 +19,7 @@ import torch
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints import run_outputs
-from openclip_superclip.checkpoints.checkpoint import holds_numbers
+from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weights
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
@@ -145,9 +145,12 @@ def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     os.truncate(folder / "epoch_12.pt", 1000)  # it is being saved
     (run / other).parent.mkdir(exist_ok=True)
     shutil.copy(folder / "epoch_9.pt", run / other)
-    assert run_outputs.newest_weights(run) == folder / "epoch_10.pt"
+    shutil.copy(folder / "epoch_9.pt", latest := folder / "epoch_latest.pt")
+    assert newest_weights(run) == folder / "epoch_10.pt"
+    latest.unlink()
+    assert newest_weights(run) == folder / "epoch_10.pt"
     (folder / "epoch_11.pt").symlink_to("/proc/self/mem")  # an input/output error, which must not hide it
-    assert run_outputs.newest_weights(run) == folder / "epoch_11.pt"
+    assert newest_weights(run) == folder / "epoch_11.pt"
     with pytest.raises(InputError, match=r"^--resume latest: .*/run\[1\] is a pattern"):
         resumed_checkpoint("latest", str(run), save_most_recent=False)
 
