@@ -19,6 +19,7 @@ from open_clip.utils import to_2tuple
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoints.architecture import expected_head, read_architecture
 from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
 from ..errors import InputError
@@ -72,9 +73,7 @@ def _measure(options: argparse.Namespace) -> dict:
         "head_peak_bytes": {
             name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
         },
-        "gmacs": {
-            name: {"without_attention": count_gmacs(name, False), "all": count_gmacs(name)} for name in PAPER_HEAD_SHARE
-        },
+        "gmacs": {name: gmacs_of(name) for name in PAPER_HEAD_SHARE},
     }
     if options.step_repeats:
         step = options.local_batch, device, options.precision, options.grad_checkpointing
@@ -84,6 +83,13 @@ def _measure(options: argparse.Namespace) -> dict:
         }
         report["step_seconds"] = _in_turns(steps, options.step_repeats, device, "training step")
     return report
+
+
+def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
+    """Returns `count_gmacs` of a model with its class head, without and with attention's own products."""
+    model = read_architecture(model_name).build()
+    head = expected_head(model)
+    return {"without_attention": count_gmacs(model, head, False), "all": count_gmacs(model, head)}
 
 
 def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> list[Tensor]:

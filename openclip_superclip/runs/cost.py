@@ -36,11 +36,13 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
     0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and
     `samples_per_second` the measured throughput of all GPUs together.
     """
-    counts = count_model(run)
-    gmacs = counts.pop("gmacs")
+    from ..method.flops import count_gmacs
+
+    model, head = build_model(run)
+    counts, gmacs = count_parameters(run, model, head), count_gmacs(model, head)
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
-    flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"] * (run.recipe.superclip is not None))
+    flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
     flops = flops_per_sample * run.samples
     fractions = utilization(towers, gpu_tflops)
     if samples_per_second:
@@ -67,33 +69,36 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
     }
 
 
-def count_model(run: Run) -> dict:
-    """Returns the multiply-adds and parameters of the plan's model, and the bytes of a checkpoint, for JSON.
+def build_model(run: Run) -> tuple:
+    """Returns the plan's model without weights, and the tensors of its class head by name, empty without one.
 
-    A checkpoint contains the weights, AdamW's two moments of each, and counts. Raises InputError for a model that
-    OpenCLIP does not have.
+    Raises InputError for a model that OpenCLIP does not have.
     """
-    from open_clip import get_model_config  # OpenCLIP takes seconds to import
+    from ..checkpoints.architecture import expected_head, read_architecture  # OpenCLIP takes seconds to import
 
-    from ..checkpoints.model_files import register_model
-    from ..method.flops import count_gmacs, model_without_weights
+    recipe = run.recipe
+    if recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
+        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
+    options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
+    architecture = read_architecture(recipe.model, flag="model").with_options(options)
+    model = architecture.build(force_patch_dropout=options.get("force_patch_dropout"))
+    if recipe.superclip is None:
+        return model, {}
+    return model, expected_head(model, recipe.superclip.get("head_input", "patches"))
 
-    model, with_head = run.recipe.model, run.recipe.superclip is not None
-    folder = model.removeprefix("local-dir:")
-    if folder != model and not os.path.isfile(f"{folder}/open_clip_config.json"):
-        hint = "; superclip demo --data-only writes the demo's" if folder == "demo/model" else ""
-        raise InputError(f"model: there is no {folder}/open_clip_config.json{hint}")
-    model = register_model(model, "model")
-    if get_model_config(model) is None:
-        raise InputError(f"model: OpenCLIP has no model {model}; open_clip.list_models() lists all")
-    shapes = model_without_weights(model, with_head=with_head)
-    parameters = dict(shapes.named_parameters())
+
+def count_parameters(run: Run, model, head: dict) -> dict:
+    """Returns the numbers of parameters, and the bytes of a checkpoint, for JSON.
+
+    A checkpoint contains the weights, AdamW's two moments of each, and counts.
+    """
+    of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
+    parameters = dict(model.named_parameters()) | of_head
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    buffers = [tensor for name, tensor in shapes.state_dict().items() if name not in parameters]
+    buffers = [tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters]
     num_bytes = 2 if run.recipe.precision in HALF else 4
     return {
-        "gmacs": count_gmacs(model, patch_dropout=float(run.recipe.flags.get("force-patch-dropout", 0))),
         "parameters": num_parameters,
-        "head_parameters": sum(tensor.numel() for tensor in shapes.class_head.parameters()) if with_head else 0,
+        "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
         "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in buffers),
     }

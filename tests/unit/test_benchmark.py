@@ -4,26 +4,20 @@ import pytest
 import torch
 from support.models import write_model
 
-from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, make_inputs, make_step, peak_memory
-from openclip_superclip.method.flops import count_gmacs
+from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, gmacs_of, make_inputs, make_step, peak_memory
 
 
-@pytest.mark.parametrize(("model", "vision", "text", "share"), [
-    ("ViT-L-16", 59.689, 6.547, 0.00077),
-    ("ViT-B-16", 16.87, 2.91, 0.0019),
+@pytest.mark.parametrize(("model", "vision", "text", "share", "layers", "width"), [
+    ("ViT-L-16", 59.689, 6.547, 0.00077, 24, 1024),
+    ("ViT-B-16", 16.87, 2.91, 0.0019, 12, 768),
 ])  # fmt: skip
-def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(model, vision, text, share):
-    gmacs = count_gmacs(model, with_attention=False)
+def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(model, vision, text, share, layers, width):
+    counts = gmacs_of(model)
+    gmacs, attention = counts["without_attention"], layers * 2 * 197**2 * width / 1e9  # of 197 tokens
     assert gmacs["vision"] == pytest.approx(vision, rel=2e-3)  # the paper's count holds norms and biases, too
     assert gmacs["text"] == pytest.approx(text, rel=2e-3)
     assert gmacs["head"] / (gmacs["vision"] + gmacs["text"]) == pytest.approx(share, rel=0.02)
-
-
-def test_attentions_own_products_are_what_the_two_counts_differ_by():
-    tokens, width, layers = 197, 768, 12
-    attention = layers * 2 * tokens**2 * width / 1e9
-    counts = [count_gmacs("ViT-B-16", with_attention)["vision"] for with_attention in (True, False)]
-    assert counts[0] - counts[1] == pytest.approx(attention, rel=1e-3)
+    assert counts["all"]["vision"] - gmacs["vision"] == pytest.approx(attention, rel=1e-3)
 
 
 def test_the_contenders_compute_the_same_gradients():
@@ -41,6 +35,7 @@ def test_a_training_step_runs_with_a_small_vocabulary_and_coca_is_refused(tmp_pa
     write_model(tmp_path, text={"vocab_size": 101})
     make_step(f"local-dir:{tmp_path}", True, 2, "cpu", "fp32", False)()
     assert "--model: coca_ViT-B-32 is a CoCa model" in refused(tmp_path, "benchmark", "--model", "coca_ViT-B-32")
+    assert "--vocab is 1; expected 2" in refused(tmp_path, "benchmark", "--vocab", "1")
 
 
 def allocate(num_bytes):

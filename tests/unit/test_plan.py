@@ -6,6 +6,7 @@ import types
 
 import open_clip_train.data
 import pytest
+from support.models import write_hf_text_model
 
 from openclip_superclip.commands.plan import command_text
 from openclip_superclip.errors import InputError
@@ -114,6 +115,16 @@ def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
     assert clip["parameters"] == 149_620_737
     flip = estimate_cost(plan("flip_vit-b-16_512m_bs16k"))
     assert flip["forward_gmacs"]["vision"] == pytest.approx(ours["forward_gmacs"]["vision"] / 2, rel=0.01)
+    larger = estimate_cost(plan(set_={"flags.force-image-size": "448", "flags.force-context-length": "154"}))
+    assert larger["parameters"] - ours["parameters"] == 3 * 14 * 14 * 768 + 77 * 512  # position embeddings
+    assert larger["flops"] > 3.9 * ours["flops"]
+
+
+def test_a_hugging_face_text_tower_is_counted_without_its_weights(tmp_path):
+    model = write_hf_text_model(tmp_path)
+    (tmp_path / "tower" / "model.safetensors").unlink()
+    gmacs = estimate_cost(plan(set_={"model": model}))["forward_gmacs"]
+    assert gmacs["text"] == pytest.approx(20 * (2 * (4 * 48**2 + 2 * 48 * 96) + 48**2) / 1e9)  # BERT's linear layers
 
 
 @pytest.mark.parametrize(("name", "slow", "fast"), [
@@ -182,7 +193,7 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
-    (["--set", "model=ViT-B-17"], "no model ViT-B-17"),
+    (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
     (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
