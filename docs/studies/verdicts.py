@@ -261,6 +261,10 @@ CLAIMS = [
     Claim("Small ViT, four times the samples: better zero-shot, CLIP's rate", "", "vit_samples", "SuperCLIP − CLIP"),
     Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
     Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
+    Claim("Small ViT: λ = 0.25 beats λ = 1", "", "vit_weight", "λ 0.25 − λ 1"),
+    Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
+    Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
+    Claim("… λ = 1 beats CLIP, other seeds", "", "vit_weight", "λ 1 − CLIP"),
     Claim("Small ViT: a head on the sum of both inputs beats the paper's", "", "vit_head", "both − SuperCLIP"),
     Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
     Claim(
