@@ -77,10 +77,9 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
-    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` exists, unless `overwrite`,
-    or cannot be written, for example on a full disk.
+    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot be written, for
+    example on a full disk.
     """
-    _check_overwrite(out, overwrite)
     place = Path(os.path.realpath(out))
     part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
     make_folder(place.parent, "--out")
@@ -133,9 +132,10 @@ def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: boo
 
     It may not replace inputs, a file by a folder or a folder by a file, and folders of other files than a model's.
     """
-    _check_overwrite(out, overwrite)
     if not os.path.exists(out):
         return
+    if not overwrite:
+        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
     place = Path(os.path.realpath(out))
     if place.is_dir() != is_folder:
         expected = "a file; expected the name of a folder" if is_folder else "a folder; expected the name of a file"
@@ -147,11 +147,6 @@ def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: boo
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
             raise InputError(f"--out: {out} contains {entry.name}, which --overwrite would delete; give another name")
-
-
-def _check_overwrite(out: Path, overwrite: bool) -> None:
-    if os.path.exists(out) and not overwrite:
-        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
 
 
 def file_identity(path: Path) -> str | None:

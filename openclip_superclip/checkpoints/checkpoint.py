@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shlex
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -151,7 +152,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
-            f"superclip import {path} --model MODEL --out FOLDER"
+            f"superclip import {shlex.quote(str(path))} --model MODEL --out FOLDER"
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES

@@ -24,11 +24,11 @@ WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 PADDING = "<padding_of_text>"
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
 OPENCLIP_USAGE = """import open_clip
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:{place}")
-tokenizer = open_clip.get_tokenizer("local-dir:{place}")"""
+model, preprocess = open_clip.create_model_from_pretrained({place})
+tokenizer = open_clip.get_tokenizer({place})"""
 HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
-model = CLIPModel.from_pretrained("{place}")
-processor = CLIPProcessor.from_pretrained("{place}", backend="pil")  # resizes as OpenCLIP does"""
+model = CLIPModel.from_pretrained({place})
+processor = CLIPProcessor.from_pretrained({place}, backend="pil")  # resizes as OpenCLIP does"""
 CARD = """---
 library_name: {library}
 pipeline_tag: zero-shot-image-classification
@@ -131,7 +131,7 @@ def export(
     if with_head:
         check_match(head, expected_head(plain, head_input_of(head)), f"{file}: the class head", found.name)
     check_values(checkpoint.weights, str(file))
-    usage = HF_USAGE if format == "hf" else OPENCLIP_USAGE
+    usage, schema = (HF_USAGE, "") if format == "hf" else (OPENCLIP_USAGE, "local-dir:")
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         if format == "hf":
@@ -145,9 +145,10 @@ def export(
             save_weights(head, folder / HEAD_NAME, kept)  # the option that the class head needs
         num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
-        card = model_card(name, found.name, options, num_captions, with_head, usage.format(place=name), format == "hf")
+        here = usage.format(place=json.dumps(f"{schema}{name}", ensure_ascii=False))
+        card = model_card(name, found.name, options, num_captions, with_head, here, format == "hf")
         write_text(folder / "README.md", card)
-    return found.name, usage.format(place=out)
+    return found.name, usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
 
 
 def model_card(

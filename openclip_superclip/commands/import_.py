@@ -1,6 +1,7 @@
 """superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for --superclip."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         )
     print(
         f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"
-        f"continue:      superclip train --superclip --model local-dir:{options.out} …\n"
-        f"to plain CLIP: superclip export {options.out} --out FOLDER"
+        f"continue:      superclip train --superclip --model {shlex.quote(f'local-dir:{options.out}')} …\n"
+        f"to plain CLIP: superclip export {shlex.quote(str(options.out))} --out FOLDER"
     )
     return 0

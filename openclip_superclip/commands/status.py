@@ -31,16 +31,17 @@ def main(argv: list[str]) -> int:
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, or folders that contain runs (default: "
         "runs and studies)",
     )  # fmt: skip
-    folders = parser.parse_args(argv).runs or [folder for folder in map(Path, FOLDERS) if folder.is_dir()]
-    if not folders:
-        raise InputError(f"there is no folder {' or '.join(FOLDERS)} here; give the folders of your runs")
+    given = parser.parse_args(argv).runs
     queue = my_jobs() or {}
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
-    for folder in folders:
-        if not folder.is_dir() or not (here := dict.fromkeys(_runs_in(folder))):
+    for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
+        here = dict.fromkeys(_runs_in(folder))
+        if given and not here:
             raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
         found |= here
+    if not found:
+        raise InputError(f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs")
     for run in found:
         row, note = run_status(run, queue)
         rows.append([str(run), *row])

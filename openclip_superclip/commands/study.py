@@ -86,6 +86,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
     if given and not options.slurm:
         raise InputError(f"{shared.flag_of(given[0])} applies to SLURM's jobs: add --slurm")
-    if options.slurm and options.only:
-        raise InputError("--only and --slurm: expected one of them")
+    if options.only and (options.slurm or options.jobs):
+        raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options

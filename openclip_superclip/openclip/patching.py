@@ -53,7 +53,8 @@ def find_installation(source: Path | None = None) -> Installation:
             raise InputError(f"--source {source} has no OpenCLIP: expected open_clip/ or src/open_clip/ there")
         root = roots[0]
     version_file = root / "open_clip/version.py"
-    version = re.search(r"__version__ = ['\"](.+)['\"]", version_file.read_text() if version_file.is_file() else "")
+    text = version_file.read_text(errors="replace") if version_file.is_file() else ""
+    version = re.search(r"__version__ = ['\"](.+)['\"]", text)
     if version is None:
         raise InputError(f"{version_file} does not contain the version of OpenCLIP: reinstall it")
     return Installation(root.absolute(), version[1])

@@ -1,11 +1,12 @@
 """Comparable runs: of one model, data set and number of samples, by method and batch size, with the paper's scores."""
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..errors import InputError
 from ..runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
-from .finished_runs import ReportedRun, method_variant
+from .finished_runs import FINISHED, ReportedRun, method_variant
 from .scores import in_order
 from .statistics import PairedDifference, Spread
 
@@ -27,7 +28,8 @@ def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
     for recipe in map(read_recipe, shipped_recipes()):
         if recipe.paper and (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
             source = recipe.paper["source"] + (", read off ±0.05" if recipe.paper["read_off"] else "")
-            what = recipe.method, method_variant(recipe), recipe.global_batch_size
+            variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
+            what = recipe.method, variant, recipe.global_batch_size
             points += [PaperPoint(*what, key, value, source) for key, value in recipe.paper["values"].items()]
     return points
 
@@ -44,11 +46,6 @@ class Series:
     def name(self) -> str:
         settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training)
         return METHODS.get(self.method, self.method) + (f" ({settings})" if settings else "")
-
-    @property
-    def name_in_paper(self) -> str:
-        """The name without the training, which is the paper's."""
-        return replace(self, training=()).name
 
 
 @dataclass
@@ -80,7 +77,7 @@ class Comparison:
     @property
     def score_keys(self) -> list[str]:
         """The scores of finished runs."""
-        return in_order([key for run in self.runs if run.is_whole for key in run.scores])
+        return in_order([key for run in self.runs if run.state == FINISHED for key in run.scores])
 
     def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
         """Returns a score over the seeds of a group's finished runs; None if none has it."""
@@ -96,7 +93,7 @@ class Comparison:
         return PairedDifference([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
 
     def _scored(self, series: Series, batch_size: int, key: str) -> list[ReportedRun]:
-        return [run for run in self.groups.get((series, batch_size), []) if run.is_whole and key in run.scores]
+        return [run for run in self.groups.get((series, batch_size), []) if run.state == FINISHED and key in run.scores]
 
     def baselines(self, series: Series, batch_size: int) -> list[Series]:
         """Returns the series without the head with which one that has it is compared at a batch size.
@@ -122,7 +119,10 @@ class Comparison:
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
-    """Returns the runs sorted into comparisons, which never mix models, data sets or numbers of samples."""
+    """Returns the runs sorted into comparisons, which never mix models, data sets or numbers of samples.
+
+    Raises InputError for two finished runs that have the same seed and do not differ.
+    """
     comparable = defaultdict(list)
     for run in runs:
         if run.method:
@@ -142,7 +142,11 @@ def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRu
         names = sorted({name for training in others for name in training})
         differ = [name for name in names if len({str(training.get(name)) for training in others}) > 1]
         training = tuple((name, str(run.training.get(name))) for name in differ)
-        groups[Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size].append(run)
+        group = groups[Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size]
+        for other in group:
+            if other.seed == run.seed and other.state == run.state == FINISHED:
+                raise InputError(f"RUN: {other.path} and {run.path} have equal settings and seeds: give one of them")
+        group.append(run)
     order = [*METHODS, *(series.method for series, _ in groups)]
     return dict(sorted(groups.items(), key=lambda one: (one[0][1], order.index(one[0][0].method), one[0][0].name)))
 

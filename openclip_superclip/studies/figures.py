@@ -98,9 +98,10 @@ def draw_scores(axes: Axes, comparison: Comparison, key: str) -> None:
             if len(spread.values) > 1:
                 axes.plot([size] * len(spread.values), spread.values, ".", color="black", markersize=3, zorder=3)
         if paper := comparison.paper_curve(series, key):
+            theirs = Series(series.method, series.variant)  # without our training
             axes.plot(
                 [p.batch_size for p in paper], [p.value for p in paper], marker="o", markerfacecolor="white",
-                color=look["color"], linestyle=":", alpha=0.8, label=f"{series.name_in_paper}, the paper",
+                color=look["color"], linestyle=":", alpha=0.8, label=f"{theirs.name}, the paper",
             )  # fmt: skip
     sizes = _sizes(comparison, key)
     axes.set_xscale("log", base=2)

@@ -14,7 +14,7 @@ from ..pages import run_names
 from ..runs.folder import current_state
 from ..runs.progress import read_log
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
-from .scores import read_scores
+from .scores import own_scores, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
@@ -50,35 +50,21 @@ class ReportedRun:
     epochs: int | None = None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it is finished and its scores are of its last epoch."""
-        return self.state == FINISHED and (self.epoch is None or self.epochs is None or self.epoch >= self.epochs)
-
-    @property
     def samples_per_second(self) -> float | None:
         """The median of the log's, without the first step, which includes start-up."""
         speeds = [point["samples_per_second"] for point in self.points[1:] if point["samples_per_second"]]
         return statistics.median(speeds) if speeds else None
 
 
-def method_variant(recipe: Recipe) -> dict:
-    """Returns the fields of a recipe's method and model that are not the default."""
-    return _superclip_variant(recipe.superclip or {}, recipe.method) | _flags_variant(recipe.flags, recipe.method)
-
-
-def _superclip_variant(superclip: dict, method: str) -> dict:
-    """Returns the fields under `superclip` that change the weights of that method and are not the default."""
+def method_variant(method: str, superclip: dict, flags: dict) -> dict:
+    """Returns the fields under `superclip`, and OpenCLIP's flags, that change the weights and are not the default."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
         names = [name for name in CONFIG_FIELDS if name not in (*RECORDED_ALONE, "long_caption")]
     defaults = {name: CONFIG_FIELDS[name].default for name in names}
-    return {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}
-
-
-def _flags_variant(flags: dict, method: str) -> dict:
-    """Returns OpenCLIP's flags, without dashes, that set what is trained and from which weights."""
+    fields = {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}
     own = "force-patch-dropout" if method.endswith("flip") else ""  # it is that method
-    return {
+    return fields | {
         name: tuple(value) if isinstance(value, list) else value  # hashable, as in Series
         for name, value in flags.items()
         if value and name != own and name.startswith(("force-", "lock-", "pretrained"))
@@ -105,7 +91,7 @@ def read_run(path: Path) -> ReportedRun:
             recipe = read_recipe(str(path / "recipe.yaml"))
             run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
             run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
-            run.variant = method_variant(recipe)
+            run.variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
             flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
             data = run.record.get("plan", {}).get("data", recipe.shards)
             run.training = _training({**vars(recipe), **flags}, recipe.schedule)
@@ -118,6 +104,7 @@ def read_run(path: Path) -> ReportedRun:
     run.epochs = (run.record.get("plan") or options).get("epochs")
     run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
+    run.scores = {key: score for key, score in (run.scores | own_scores(path)).items() if math.isfinite(score)}
     return run
 
 
@@ -138,8 +125,8 @@ def _read_options(run: ReportedRun, options: dict) -> None:
     logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table: its length is not an option
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
     run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
-    run.variant = _superclip_variant(superclip, run.method) if options.get("superclip") else {}
-    run.variant |= _flags_variant({name.replace("_", "-"): value for name, value in options.items()}, run.method)
+    flags = {name.replace("_", "-"): value for name, value in options.items()}
+    run.variant = method_variant(run.method, superclip if options.get("superclip") else {}, flags)
     run.training = _training(options, options.get("lr_scheduler"))
 
 
@@ -150,7 +137,7 @@ def _training(options: dict, schedule: str | None) -> dict:
 
 
 def _set_state(run: ReportedRun, state: dict) -> None:
-    """Sets the run's state, from state.json or its log, and its note on problems."""
+    """Sets the run's state, from state.json or its log, and its note; drops early scores of a finished run."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
     at_end = total is not None and total - last["samples"] < run.batch_size  # an incomplete batch is left out
@@ -162,6 +149,7 @@ def _set_state(run: ReportedRun, state: dict) -> None:
         found.append(f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else ""))
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
+        run.scores = {} if run.state == FINISHED else run.scores
     if not all(value is None or math.isfinite(value) for point in run.points for value in point.values()):
         found.append("the loss became non-finite")
     run.note = "; ".join(filter(None, found))

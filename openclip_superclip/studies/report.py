@@ -8,8 +8,9 @@ from ..pages import csv_text, data_url, html_template, markdown_table
 from ..runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
-from .finished_runs import MISSING, ReportedRun
+from .finished_runs import FINISHED, MISSING, ReportedRun
 from .scores import LABELS, format_score, in_order
+from .statistics import Spread
 
 BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
@@ -71,16 +72,16 @@ def scores_table(comparison: Comparison) -> Table:
     for batch_size in comparison.batch_sizes:
         groups = {series: runs for (series, size), runs in comparison.groups.items() if size == batch_size}
         for series, runs in groups.items():
-            seeds = [str(run.seed) for run in runs if run.is_whole]
+            seeds = [str(run.seed) for run in runs if run.state == FINISHED]
             found = f"{len(seeds)} (seed {', '.join(seeds)})" if seeds else f"0 of {len(runs)} finished"
-            means = [str(comparison.score(series, batch_size, key) or NONE) for key in keys]
+            means = [_cell(comparison.score(series, batch_size, key), len(seeds)) for key in keys]
             rows.append([series.name, f"{batch_size:,}", found, *means])
         for series in groups:
             for baseline in comparison.baselines(series, batch_size):
                 differences = [comparison.difference(series, baseline, batch_size, key) for key in keys]
                 pairs = max(len(difference.values) for difference in differences if difference)
                 name = f"{series.name} − {baseline.name}"
-                rows.append([name, f"{batch_size:,}", f"{pairs} pair(s)", *(str(one or NONE) for one in differences)])
+                rows.append([name, f"{batch_size:,}", f"{pairs} pair(s)", *(_cell(one, pairs) for one in differences)])
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent. Differences are paired by seed, with "
         "their 95 % interval (Student's t). The training is equal, except for what the names show."
@@ -88,6 +89,12 @@ def scores_table(comparison: Comparison) -> Table:
     if not keys:
         note = "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt --data DIR."
     return Table("Scores", ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)], rows, note)
+
+
+def _cell(spread: Spread | None, most: int) -> str:
+    """Returns a score or a difference, with its number of seeds if other scores of the row have more."""
+    number = f" (n = {len(spread.values)})" if spread and len(spread.values) < most else ""
+    return f"{spread or NONE}{number}"
 
 
 def paper_table(comparison: Comparison) -> Table:
@@ -105,9 +112,7 @@ def paper_table(comparison: Comparison) -> Table:
                     here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
                     difference = format_score(key, ours.mean - paper.value, "+")
                 theirs = format_score(key, paper.value)
-                rows.append(
-                    [series.name_in_paper, f"{batch_size:,}", LABELS.get(key, key), here, theirs, difference, source]
-                )
+                rows.append([series.name, f"{batch_size:,}", LABELS.get(key, key), here, theirs, difference, source])
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return Table("Beside the paper", heads, rows)
 

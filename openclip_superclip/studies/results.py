@@ -15,22 +15,21 @@ UNITS = {"depth_RMSE": "cm, less is better"}  # of measures that are not in perc
 
 
 def check_measures(study: Study, records: list[dict]) -> None:
-    """Raises InputError if a record lacks the study's primary measure, or one that the first record has."""
+    """Raises InputError unless each record has finite numbers of the primary measure and of all that the first has."""
     for record in records:
         for measure in (study.primary, *records[0]["measures"]):
-            if measure not in record["measures"]:
+            if not math.isfinite(record["measures"].get(measure, math.nan)):
                 raise InputError(
-                    f"{record['run']} was measured without {measure}: correct --val-data or the flags of validation, "
-                    "and remove the run's folder to train it again"
+                    f"{record['run']} was measured without a finite {measure}: correct --val-data or the flags of "
+                    "validation, and remove the run's folder to train it again"
                 )
 
 
 class StudyResults:
-    """The records of a study's runs, compared arm by arm at equal seeds; InputError if one lacks a measure."""
+    """The records of a study's runs, which `check_measures` has accepted, compared arm by arm at equal seeds."""
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
         self.study, self.records, self.chosen = study, records, chosen or {}
-        check_measures(study, records)
         first = records[0]["measures"]
         self.measures = [study.primary, *(name for name in first if name != study.primary)]
 

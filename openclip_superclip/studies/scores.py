@@ -31,10 +31,9 @@ TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-
 
 
 def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
-    """Returns the scores of a run in percent (except RMSE), and their epoch.
+    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch, the last one there.
 
-    They are CLIP_benchmark's in RUN/evaluation, of the last evaluated epoch; what the training measured at its last
-    epoch (--val-data, --imagenet-val); and the demo's own. Damaged files are left out.
+    Damaged files are left out.
     """
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
@@ -45,20 +44,25 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
         if is_own and isinstance(metrics, dict) and epoch is not None:  # as of averaged weights
             by_epoch[epoch].append(record)
     epoch = max(by_epoch, default=None)
+    return _of_records(by_epoch.get(epoch, [])), epoch or None
+
+
+def own_scores(run: Path) -> dict[str, float]:
+    """Returns what the training measured at its last epoch (--val-data, --imagenet-val), and the demo's measures."""
     demo = read_json(run / DEMO, default={}).get("measures") or {}
-    own = of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
-    return _of_records(by_epoch.get(epoch, [])) | own, epoch or None
+    return of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
 
 
 def of_training(run: Path) -> dict[str, float]:
     """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
-    file = run / "checkpoints" / "results.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        last = max(row["epoch"] for row in rows)
-    except (OSError, ValueError, KeyError):  # not measured, or cut by a crash
-        return {}
-    measured = {name: value for row in rows if row["epoch"] == last for name, value in row.items()}
+    file, rows = run / "checkpoints" / "results.jsonl", [{}]
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+        try:
+            rows.append(json.loads("{" + line.rpartition("{")[2]))  # a crash may have cut an object before this one
+        except ValueError:
+            rows.append({})
+    last = rows[-1].get("epoch")  # of the last line, unless that was cut
+    measured = {name: value for row in rows if row.get("epoch") == last for name, value in row.items()}
     return {f"{name} (training's own)": 100 * v for name, v in measured.items() if TRAINING_MEASURE.match(name)}
 
 

@@ -16,7 +16,7 @@ from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..environment import require
 from ..errors import InputError, Rule, check
 from ..files import shipped_folder
-from ..runs.plan import make_run, settings_of_table
+from ..runs.plan import settings_of_table
 from ..runs.recipe import KINDS, Recipe, read_recipe, read_yaml
 from ..runs.run import DEFAULTS, Settings
 
@@ -277,8 +277,6 @@ def study_call(
         if not recipe.flags.get(flag):
             option = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
             raise InputError(f"the study's primary measure is {study.primary}, which training measures with {option}")
-        run = make_run(recipe, data=data, device=device)
-        run.check_data() if run.is_table else run.check_validation()
     if scenes != DEMO:
         written = data_of_scenes(study)
         set_ = {**set_, "model": f"local-dir:{scenes / written.model}"}

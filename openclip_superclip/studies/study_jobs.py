@@ -13,7 +13,7 @@ from ..runs.sbatch import SlurmJob, SlurmRequest
 from ..runs.slurm import find_placement, my_jobs
 from .study import StudyCall
 from .study_run import StudyRun
-from .training import StudyTraining, prepared_training
+from .training import StudyTraining, prepared_training, unfinished
 
 TRIALS, RUNS, REPORT = "trials", "runs", "report"  # the names of the jobs
 REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports
@@ -35,8 +35,8 @@ class StudySubmission:
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes nothing."""
         training = StudyTraining(self.call)
-        trials = _unfinished(training.trials())
-        runs = trials or _unfinished(training.runs(training.chosen()))
+        trials = unfinished(training.trials())
+        runs = trials or unfinished(training.runs(training.chosen()))
         self._check(training, runs, reads_data=False)
         jobs, lines = self._jobs(TRIALS if trials else RUNS, runs), []
         for place, job in enumerate(jobs):
@@ -52,8 +52,8 @@ class StudySubmission:
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call)
-            trials = _unfinished(training.trials())
-            runs = trials or _unfinished(training.runs(training.tune()))
+            trials = unfinished(training.trials())
+            runs = trials or unfinished(training.runs(training.tune()))
             submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
             waits_for = sorted({job.partition("_")[0] for job in submitted.values() if job in queue})
             runs = [run for run in runs if submitted[run.folder] not in queue]
@@ -109,8 +109,3 @@ class StudySubmission:
             different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)] = plan
         for plan in different.values():
             check_data(plan, "study", reads_data)
-
-
-def _unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Returns the runs that are not finished, equal ones once."""
-    return list({run.folder: run for run in runs if not run.is_finished}.values())

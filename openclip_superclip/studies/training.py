@@ -71,12 +71,20 @@ class StudyTraining:
         """Returns which runs the study trains and how many samples, without training or writing anything."""
         lines = [f"{self.study.name}: {self.study.question}"]
         for what, runs in (("trials", self.trials()), ("runs", self.runs(self.chosen()))):
-            different = {run.folder: run for run in runs}
-            left = [run for run in different.values() if not run.is_finished]
+            different, left = len({run.folder for run in runs}), unfinished(runs)
             samples = sum(run.recipe.samples for run in left)
             if different:
-                lines.append(f"{what}: {len(different)}, of which {len(left)} are left to train: {samples:,} samples")
+                lines.append(f"{what}: {different}, of which {len(left)} are left to train: {samples:,} samples")
         return "\n".join(lines)
+
+    def check_finished(self, runs: Sequence[StudyRun]) -> None:
+        """Raises InputError if runs are not finished."""
+        if left := unfinished(runs):
+            names = listed((f"{run.folder.name} ({run.state.get('state', 'not started')})" for run in left), 3)
+            raise InputError(
+                f"{len(left)} of {len({run.folder for run in runs})} runs in {self.call.runs_in} are not finished: "
+                f"{names}; the command that trains the study, or submits it to SLURM, continues them"
+            )
 
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or device."""
@@ -90,9 +98,7 @@ class StudyTraining:
         if not trials:
             return {}
         scores: dict = {}
-        records = self.records(trials)
-        check_measures(self.study, records)
-        for one in records:
+        for one in self.records(trials):
             rates = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
             rates.setdefault(one["set"]["lr"], []).append(one["measures"][self.study.primary])
         chosen = {
@@ -112,13 +118,8 @@ class StudyTraining:
         for run in runs:  # all, before the first trains
             self.check_folder(run)
         different, stop = {run.folder: run for run in runs}, threading.Event()
-        states = {run.folder.name: run.state for run in runs if not run.is_finished}
-        if states and not self.jobs:
-            missing = [f"{name} ({state.get('state', 'not started')})" for name, state in states.items()]
-            raise InputError(
-                f"{len(missing)} of {len(different)} runs are not finished: {listed(missing, 3)}; the same command "
-                "without --only trains them, and the one that submitted the study to SLURM submits them"
-            )
+        if not self.jobs:
+            self.check_finished(runs)
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():
@@ -142,25 +143,25 @@ class StudyTraining:
                     done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
                     for future in done:
                         future.result()
-                    _update(progress, different.values())
+                    logs = [(run, log) for run in different.values() if (log := run.folder / "out.log").exists()]
+                    points = [(run.recipe.samples, read_log(log)) for run, log in logs]
+                    seen = sum(min(found[-1]["samples"], most) for most, found in points if found)
+                    progress.update(max(0, seen - progress.n))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
                 raise
-        records = {folder: future.result() for folder, future in futures.items()}
-        return [
-            {"arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), **records[run.folder]}
+        records = [
+            {"arm": run.arm, "cell": run.cell, "seed": run.seed, "set": dict(run.set), **futures[run.folder].result()}
             for run in runs
         ]
+        check_measures(self.study, records)
+        return records
 
 
-def _update(progress: tqdm, runs: Sequence[StudyRun]) -> None:
-    seen = 0
-    for run in runs:
-        log = run.folder / "out.log"
-        points = read_log(log) if log.exists() else []
-        seen += min(points[-1]["samples"], run.recipe.samples) if points else 0
-    progress.update(max(0, seen - progress.n))
+def unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Returns the runs that are not finished, equal ones once."""
+    return list({run.folder: run for run in runs if not run.is_finished}.values())
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
@@ -168,9 +169,13 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
 
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
-    if not jobs and call.runs_flag == "--runs" and not call.runs_in.is_dir():
-        raise InputError(f"--runs: there is no folder {call.runs_in}")
-    StudyTraining(call).runs({})  # InputError if two different runs would be in one folder
+    training = StudyTraining(call)
+    runs = training.runs({})  # InputError if two different runs would be in one folder
+    if not jobs:
+        training.check_finished(training.trials() or runs)
+    elif call.study.measures == "validation":
+        run = runs[0].described(call.device, call.data, call.settings)
+        run.check_data() if run.is_table else run.check_validation()
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
     place = call.runs_in.resolve()

@@ -103,7 +103,7 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refused):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--nodes", "2"], "--nodes applies to SLURM's jobs: add --slurm"),
-    (["--slurm", "--only", "report", "--dry-run"], "expected one of them"),
+    (["--slurm", "--only", "report", "--dry-run"], "expected neither --slurm nor --jobs"),
     (["--slurm", "--device", "cpu"], "--slurm: squeue does not respond"),
 ])  # fmt: skip
 def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, refused, monkeypatch):
@@ -115,6 +115,7 @@ def test_a_study_that_cannot_be_submitted_is_refused(arguments, said, tmp_path, 
 def test_where_slurm_is_missing_a_study_writes_its_scripts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     study = ["study", "datacomp_batch_size", "--slurm", "--gpus-per-node", "8", "--skip-data-check"]
+    study += ["--val-data", "/only/on/nodes.tar"]
     assert main([*study, "--set", "flags.imagenet-val=/imagenet/val", "--out", f"{tmp_path}/out"]) == 1
     assert f"submit on a login node, with sbatch {tmp_path}/out/runs.sh" in capsys.readouterr().err
     assert (tmp_path / "out/runs.sh").exists()

@@ -33,20 +33,12 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "superclip run": "superclip run --dry-run",
             "ViT-B-32:laion2b_s34b_b79k": "logs/clip/checkpoints/epoch_1.pt",
         },
-        [
-            "answer/study.png",
-            "report/report.html",
-            "words/index.html",
-            "my-clip/open_clip_config.json",
-        ],
+        ["answer/study.png", "report/report.html", "words/index.html", "my-clip/open_clip_config.json"],
     ),
     "cluster": ({"superclip run demo/": "superclip run --set samples=512 demo/"}, ["report/report.html"]),
     "logging": ({"--epochs 2": "--epochs 1", "samples 2048": "samples 256"}, ["logs/logged/tensorboard"]),
     "shards": (
-        {
-            "{000000..000031}": "{000000..000001}",
-            "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32",
-        },
+        {"{000000..000031}": "{000000..000001}", "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32"},
         ["shards/left_out.csv", "answer-of-shards/study.csv"],
     ),
     "report": ({"--device cpu": "--device cpu --set samples=512"}, ["report/report.html"]),

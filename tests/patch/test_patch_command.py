@@ -202,7 +202,7 @@ def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(action, p
 
 
 def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, superclip_patch):
-    (wheel / "open_clip/version.py").write_text("__version__ = '4.2.0'\n")
+    (wheel / "open_clip/version.py").write_bytes(b"# \xe9\n__version__ = '4.2.0'\n")
     before = held(wheel)
     code, output = superclip_patch("apply", "--source", wheel)
     assert (code, output.count("\n")) == (2, 1)

@@ -373,13 +373,14 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
         model.load_state_dict({"cap_fq": torch.zeros(1, 600)})
 
 
-def test_overwrite_replaces_the_whole_folder_behind_a_link(small, tmp_path):
+def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(small, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/superclip_head.safetensors").touch()
-    (tmp_path / "link").symlink_to("out")
-    argv = ["--model", f"local-dir:{small}/model", "--out", tmp_path / "link", "--overwrite"]
+    (link := tmp_path / 'my "link"').symlink_to("out")
+    argv = ["--model", f"local-dir:{small}/model", "--out", link, "--overwrite"]
     assert run(small / "plain.pt", *argv) == 0
-    assert (tmp_path / "link").is_symlink()
+    exec(capsys.readouterr().out.partition("\n")[2])
+    assert link.is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
 
 

@@ -15,6 +15,7 @@ from support.models import write_model
 from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.errors import InputError
 from openclip_superclip.evaluation.results import record_file
 from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.runs.progress import read_log
@@ -140,8 +141,8 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
 
 def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_long_as_its_log(trained, tmp_path):
     others = [changed_copy(run, tmp_path / "other" / run.name, model="ViT-L-14") for run in trained[:2]]
-    on_table = changed_copy(trained[0], tmp_path / "csv", train_num_samples=None)
-    wide = changed_copy(trained[0], tmp_path / "wide", force_image_size=[48, 64])
+    on_table = changed_copy(trained[0], tmp_path / "csv", train_num_samples=None, seed=7)
+    wide = changed_copy(trained[0], tmp_path / "wide", force_image_size=[48, 64], seed=8)
     first, second = find_comparisons([read_run(path) for path in (*trained, *others, on_table, wide)])
     assert [run.path for run in second.runs] == others and second.model == "ViT-L-14"
     assert {run.path for run in first.runs} == {*trained, on_table, wide}
@@ -151,6 +152,8 @@ def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_l
 
 def test_runs_on_other_data_are_not_seeds_of_each_other(tmp_path):
     runs = [recipe_run(tmp_path / f"{n}", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(50.0, 70.0)) for n in range(2)]
+    with pytest.raises(InputError, match=r"RUN: \S+/0 and \S+/1 have equal settings and seeds"):
+        find_comparisons([read_run(run) for run in runs])
     record = json.loads((runs[1] / "run.json").read_text())
     (runs[1] / "run.json").write_text(json.dumps({**record, "plan": {**record["plan"], "data": "other/0.tar"}}))
     (found,) = find_comparisons([read_run(run) for run in runs])
@@ -214,8 +217,21 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')
     assert read_run(run).scores == pytest.approx(scores)
-    of_averaged_weights = recipe_run(tmp_path / "averaged", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=None)
-    assert read_run(of_averaged_weights).scores == {}
+    for epoch in (None, 5):  # of averaged weights, and before the end
+        other = recipe_run(tmp_path / f"{epoch}", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=epoch)
+        (other / "demo-test.json").write_text('{"measures": {"zero_shot": 41.5, "probe": NaN}}')
+        assert read_run(other).scores == {"demo zero shot": 41.5}
+
+
+@pytest.mark.parametrize(("lines", "scores"), [
+    ('{"epoch": 1, "im{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top1": 0.5}\n', [50]),
+    ('[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n', [50]),
+    ('{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top', []),
+])  # fmt: skip
+def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_count(lines, scores, trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / "checkpoints/results.jsonl").write_text(lines)
+    assert [*read_run(run).scores.values()] == scores
 
 
 def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trained, tmp_path):
@@ -268,7 +284,7 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     name, out = "datacomp1b/{}_vit-b-16_512m_bs{}k".format, tmp_path / "out"
     runs = [
         recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
-        recipe_run(tmp_path / "c1b", name("clip", 1), imagenet(48.5, 70.4), {"seed": "1"}),
+        recipe_run(tmp_path / "c1b", name("clip", 1), dict([*imagenet(48.5, 0).items()][:1]), {"seed": "1"}),
         recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
         recipe_run(tmp_path / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
         recipe_run(tmp_path / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
@@ -277,8 +293,12 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     assert report(*runs, "--out", out) == 0
     markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
-    assert f"| CLIP | 1,024 | {zero_shot} | 49.0 ± 0.7 | 49.0 | +0.0 | {source} |" in markdown
-    assert f"| SuperCLIP | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here with --set lr=5e-4 |" in markdown
+    assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) | 49.0 ± 0.7 | 70.0 (n = 1) |" in markdown
+    assert f"| CLIP (lr 0.00025) | 1,024 | {zero_shot} | 49.0 ± 0.7 | 49.0 | +0.0 | {source} |" in markdown
+    assert (
+        f"| SuperCLIP (lr 0.0005) | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here with --set lr=5e-4 |"
+        in markdown
+    )
     assert f"| CLIP | 2,048 | {zero_shot} | missing | 54.5 | – | {source} |" in markdown
     assert f"| SuperCLIP | 2,048 | {zero_shot} | missing | 58.7 | – | {source} |" in markdown
     assert (out / "batch_size_1.png").exists()

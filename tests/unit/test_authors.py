@@ -134,8 +134,10 @@ def test_float32_means_restore_every_count(global_batch):
 def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, tmp_path, capsys):
     counts = torch.arange(300) % 47
     file = altered_authors(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
-    assert run(file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "out", "--global-batch", given) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "--global-batch" in line]
+    assert run(file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "my out", "--global-batch", given) == 0
+    printed = capsys.readouterr()
+    assert f"superclip export '{tmp_path}/my out' --out" in printed.out
+    warnings = [line for line in printed.err.splitlines() if "--global-batch" in line]
     assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [True] * (not is_whole)
 
 

@@ -33,21 +33,5 @@ def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_in
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("is_folder", [True, False])
-def test_an_output_replaces_another_only_with_overwrite(is_folder, tmp_path):
-    out = tmp_path / "out"
-
-    def write(text, **options):
-        with whole_output(out, **options) as part:
-            (part.mkdir(), (part / text).touch()) if is_folder else part.write_text(text)
-
-    write("first", overwrite=False)
-    with pytest.raises(InputError, match=f"--out: {out} exists"):
-        write("second", overwrite=False)
-    write("third", overwrite=True)
-    assert [path.name for path in out.iterdir()] == ["third"] if is_folder else out.read_text() == "third"
-    assert list(tmp_path.iterdir()) == [out]
-
-
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():
     assert markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"

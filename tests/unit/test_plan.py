@@ -33,10 +33,7 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max", "batch_size", "accum_freq"), [
-    (1, 8, 2048, 2048, 1),
-    (1, 8, 1000, 512, 4),
-    (2, 4, 512, 512, 4),
-    (16, 8, 100, 64, 2),
+    (1, 8, 2048, 2048, 1), (1, 8, 1000, 512, 4), (2, 4, 512, 512, 4), (16, 8, 100, 64, 2),
 ])  # fmt: skip
 def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus, gpu_batch_max, batch_size, accum_freq):
     ours = plan(nodes=nodes, gpus=gpus, gpu_batch_max=gpu_batch_max)

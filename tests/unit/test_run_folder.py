@@ -40,9 +40,7 @@ IN_A_STEP = {
 
 
 @pytest.mark.parametrize(("added", "name"), [
-    ({}, "17.0-0"),
-    ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"),
-    ({"SLURM_STEP_ID": "3"}, "17.3-0"),
+    ({}, "17.0-0"), ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"), ({"SLURM_STEP_ID": "3"}, "17.3-0"),
 ])  # fmt: skip
 def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     placement = find_placement(IN_A_STEP | added)

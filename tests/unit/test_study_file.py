@@ -72,16 +72,12 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
 
 
-@pytest.mark.parametrize(("set_", "samples"), [({}, 45_056), ({"samples": "2048"}, 2272), ({"samples": "100"}, 128)])
-def test_samples_in_percent_are_a_share_of_the_other_arms_in_whole_steps(set_, samples, tmp_path):
-    arms = {"CLIP": {"method": "clip"}, "CLIP, equal time": {"like": "CLIP", "samples": "110%"}}
-    study = read_study(write_study(tmp_path, arms=arms))
-    assert study.settings("CLIP, equal time", None, set_) == {"method": "clip", "samples": str(samples)}
+LONGER = {"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}  # in whole steps
 
 
 @pytest.mark.parametrize(("arms", "values", "set_", "names"), [
-    ({"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}, {}, {"samples": "4096"},
-     ["clip", "clip_samples-4512"]),
+    (LONGER, {}, {}, ["clip", "clip_samples-45056"]), (LONGER, {}, {"samples": "100"}, ["clip", "clip_samples-128"]),
+    (LONGER, {}, {"samples": "2048"}, ["clip", "clip_samples-2272"]),
     ({"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}}, {"set": {"wd": 0.1}}, {},
      ["superclip_wd-0.2", "superclip", "superclip"]),
     ({"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}}, {"choose": {"lr": [1e-3], "seeds": 1}}, {},
@@ -123,6 +119,8 @@ REFUSED = [  # fields of a study's file, or arguments, and the error message
     (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
     (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
     (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
+    (["demo", "--only", "report"], "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)"),
+    (["demo", "--only", "report", "--jobs", "3"], "expected neither --slurm nor --jobs"),
     (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
 ]  # fmt: skip
 
@@ -164,7 +162,7 @@ def records(**scores: list[float]) -> list[dict]:
     ]  # fmt: skip
 
 
-def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, monkeypatch):
+def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_is_nan(tmp_path, monkeypatch):
     def measured(run, measures, *_):
         score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
@@ -173,6 +171,11 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings(tmp_path, mon
     monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
     call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
+    monkeypatch.setattr("openclip_superclip.studies.training.measured", lambda run, *_: {
+        "run": run.folder.name, "measures": {"zero_shot": float("nan")},
+    })  # fmt: skip
+    with pytest.raises(InputError, match=r"clip_\S+ was measured without a finite zero_shot: "):
+        StudyTraining(call).tune()
 
 
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(tmp_path):
