@@ -8,6 +8,7 @@ from .. import __version__
 from ..environment import require
 from ..errors import InputError
 from ..files import make_folder
+from ..pages import run_names
 
 
 def main(argv: list[str]) -> int:
@@ -26,10 +27,10 @@ def main(argv: list[str]) -> int:
     require("superclip report", "report", "matplotlib", "scipy")
     from ..runs.recipe import METHODS
     from ..studies.comparison import find_comparisons
-    from ..studies.finished_runs import MISSING, read_runs
+    from ..studies.finished_runs import MISSING, read_run
 
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
-    runs = read_runs(list(paths.values()))
+    runs = [read_run(path, name) for path, name in zip(paths.values(), run_names([*paths.values()]), strict=True)]
     found = [run for run in runs if run.state != MISSING]
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])

@@ -14,7 +14,7 @@ from ..checkpoints.resume import DEPENDS_ON
 from ..checkpoints.run_outputs import checkpoints, is_complete, newest
 from ..environment import versions
 from ..errors import InputError
-from ..files import make_folder, read_json, write_json, write_text
+from ..files import content_digest, make_folder, read_json, write_json, write_text
 from .recipe import WORDS, Recipe, read_recipe
 from .run import NUM_KEPT, Run
 from .slurm import Placement, has_job, hosts
@@ -87,11 +87,17 @@ class RunFolder:
         return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
     def check_plan(self, advice: str, **values: str) -> None:
-        """Raises InputError if the folder contains a run whose plan has other values, such as `data`."""
-        plan = self.record().get("plan", {})
+        """Raises InputError if the folder's run has other values in its plan, such as `data`.
+
+        Also if it is finished, and a table that it has read has changed since.
+        """
+        plan, tables = self.record().get("plan", {}), (self.record().get("data_check") or {}).get("tables", {})
         for name, value in values.items():
             if plan.get(name) not in (None, value):
                 raise InputError(f"{self.path} contains a run with --{name} {plan[name]}, not {value}; {advice}")
+        for path, digest in tables.items() if self.state().get("state") == FINISHED else ():
+            if os.path.exists(path) and content_digest(Path(path)) != digest:
+                raise InputError(f"{path} has changed since {self.path} was trained on it: {advice}")
 
     def _queued_job(self) -> str | None:
         """Returns the job that was submitted last, if SLURM has it or does not answer; None where SLURM is missing."""

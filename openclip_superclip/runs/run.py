@@ -11,7 +11,7 @@ from pathlib import Path
 from ..checkpoints.model_files import openclip_name
 from ..data.tables import is_table
 from ..errors import InputError, Rule, check, reason
-from ..files import read_json, write_json
+from ..files import content_digest, read_json, write_json
 from ..flags import Config
 from .recipe import CONFIG_FIELDS, Recipe
 
@@ -218,7 +218,9 @@ class Run:
         else:
             key = self.recipe.caption_config.long_caption_key
             checked = check_data(self.data, self._split(), self.recipe.data_samples, full, long_caption=key)
-        return checked | {"warnings": [*checked["warnings"], *self.check_validation()]}
+        warnings = [*checked["warnings"], *self.check_validation()]
+        tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
+        return checked | {"tables": {path: content_digest(Path(path)) for path in tables}, "warnings": warnings}
 
     def _split(self):
         from ..data.slices import Split

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from ..checkpoints.run_outputs import read_options
 from ..errors import InputError, listed
 from ..files import read_json
 from ..flags import RECORDED_ALONE
-from ..pages import run_names
 from ..runs.folder import current_state
 from ..runs.progress import read_log
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
@@ -71,17 +69,9 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
     }
 
 
-def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
-    """Returns the runs in folders, with distinct names; a folder without a run is missing."""
-    runs = [read_run(path) for path in paths]
-    for run, name in zip(runs, run_names(paths), strict=True):
-        run.name = name
-    return runs
-
-
-def read_run(path: Path) -> ReportedRun:
-    """Returns the run in a folder."""
-    run = ReportedRun(path, MISSING)
+def read_run(path: Path, name: str = "") -> ReportedRun:
+    """Returns the run in a folder; a folder without a run is missing."""
+    run = ReportedRun(path, MISSING, name=name)
     options, log = read_options(path), path / "out.log"
     run.record = read_json(path / "run.json", default={})
     run.set = run.record.get("set", {})

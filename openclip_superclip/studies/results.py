@@ -30,8 +30,7 @@ class StudyResults:
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
         self.study, self.records, self.chosen = study, records, chosen or {}
-        first = records[0]["measures"]
-        self.measures = [study.primary, *(name for name in first if name != study.primary)]
+        self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
         return Spread(list(self._scores(arm, cell, measure).values()))

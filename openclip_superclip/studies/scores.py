@@ -26,7 +26,6 @@ LABELS = {  # for readers
     "llava_textvqa": "LLaVA TextVQA", "llava_sqa": "LLaVA SQA", "llava_mmbench": "LLaVA MMBench",
     "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
 }  # fmt: skip
-DEMO = "demo-test.json"  # the measures of superclip demo, and of the studies on its scenes
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -49,7 +48,7 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
 
 def own_scores(run: Path) -> dict[str, float]:
     """Returns what the training measured at its last epoch (--val-data, --imagenet-val), and the demo's measures."""
-    demo = read_json(run / DEMO, default={}).get("measures") or {}
+    demo = read_json(run / "demo-test.json", default={}).get("measures") or {}
     return of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
 
 

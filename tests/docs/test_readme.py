@@ -31,15 +31,12 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("recipe", "options"),
-    [
-        ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "RTX4090"]),
-        ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
-        ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
-        ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8"]),
-    ],
-)
+@pytest.mark.parametrize(("recipe", "options"), [
+    ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "RTX4090"]),
+    ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
+    ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
+    ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8"]),
+])  # fmt: skip
 def test_readmes_costs_are_what_plan_computes(recipe, options, capsys):
     (row,) = [line for line in README.splitlines() if f"`superclip run {recipe}`" in line]
     hours, disk = re.findall(r"\| ([\d.]+(?: to [\d.]+)? (?:h|GB)) ᶜ", row)

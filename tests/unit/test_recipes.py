@@ -171,8 +171,7 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value", "named"), [
-    ("epochs", "3", "no field 'epochs'"),
-    ("superclip", "{weight: 2}", "expected --set superclip.KEY=VALUE"),
+    ("epochs", "3", "no field 'epochs'"), ("superclip", "{weight: 2}", "expected --set superclip.KEY=VALUE"),
     ("samples", "12", "expected at least one global batch, 64"),
 ])  # fmt: skip
 def test_set_refuses_what_a_recipe_cannot_hold(key, value, named):

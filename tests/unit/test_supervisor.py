@@ -10,7 +10,7 @@ from support.tiny_run import write_recipe
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume import beginning, read_beginning, write_beginning
 from openclip_superclip.errors import InputError
-from openclip_superclip.files import write_json
+from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.failures import HARDWARE, OF_HARDWARE, Failure, first_failure, rank_failure
@@ -94,9 +94,14 @@ def test_a_requeued_job_accepts_changes_unless_an_earlier_start_has(folder, job,
 
 
 def test_a_finished_run_of_other_data_is_refused(folder):
+    (table := folder.path / "held.csv").write_text("before")
+    checked = {"tables": {str(table): content_digest(table), "nowhere.csv": "0"}}
     write_json(folder.path / "state.json", {"state": "finished"})
-    write_json(folder.path / "run.json", {"plan": Run.open(folder.path).as_dict()})
+    write_json(folder.path / "run.json", {"plan": Run.open(folder.path).as_dict(), "data_check": checked})
     assert started(folder) == 0
+    table.write_text("after")
+    with pytest.raises(InputError, match=r"/held\.csv has changed since .*/run was trained on it: give --out another"):
+        started(folder)
     with pytest.raises(InputError, match=r"with --data .*, not other.tar; give --out another folder"):
         started(folder, data="other.tar")
 

@@ -14,6 +14,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, read_with_table
 from openclip_superclip.studies.study import study_call
+from openclip_superclip.studies.training import run_study
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70
@@ -60,7 +61,7 @@ def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
     tabs = ["--data", f"{folder}/tabs.csv", *columns]
     assert main(["plan", OWN, *tabs, "--device", "cpu", "--json", "--check"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["data_check"]["rows"] == NUM_ROWS
+    assert (shown["data_check"]["rows"], [*shown["data_check"]["tables"]]) == (NUM_ROWS, [f"{folder}/tabs.csv"])
     assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
 
 
@@ -79,7 +80,7 @@ def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, se
     before = sorted(folder.iterdir())
     for call in (
         lambda: make_run(read_with_table(OWN, set_, table), data=table, device="cpu"),
-        lambda: study_call("own_data", None, None, "cpu", table, "pairs.csv", set_),
+        lambda: run_study(study_call("own_data", None, None, "cpu", table, "pairs.csv", set_), 1),
     ):
         with pytest.raises(InputError, match=re.escape(reason)):
             call()
@@ -89,7 +90,7 @@ def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, se
 def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, tmp_path):
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
     with pytest.raises(InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"):
-        study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), str(tmp_path / "val.csv"), {})
+        run_study(study_call("own_data", None, None, "cpu", f"{folder}/pairs.csv", f"{tmp_path}/val.csv", {}), 1)
     with pytest.raises(InputError, match="which training measures with --val-data"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
 
