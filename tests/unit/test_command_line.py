@@ -37,9 +37,8 @@ def test_it_answers_without_importing_torch():
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == len(refused)
     assert done.stdout.count(f"openclip-superclip {__version__}\n") == 1
-    assert re.findall(r"^  (\w+)  ", done.stdout.partition("usage: superclip train")[0], re.MULTILINE) == 2 * [
-        *COMMANDS
-    ]
+    listed = re.findall(r"^  (\w+)  ", done.stdout.partition("usage: superclip train")[0], re.MULTILINE)
+    assert listed == 2 * [*COMMANDS]
     _, _, group = done.stdout.partition("\nSuperCLIP:\n")
     assert re.findall(r"^  (--[\w-]+)", group.partition("usage: superclip plan")[0], re.MULTILINE) == OUR_FLAGS
 

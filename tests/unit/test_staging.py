@@ -110,10 +110,8 @@ def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypat
         Staging(plans[1], Placement(), RunFolder(disk / "run"), "$NOWHERE/x").__enter__()
     usage = shutil.disk_usage(disk)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with (
-        pytest.raises(InputError, match=r"has 1 kB free, and two slices of its ranks' shards take"),
-        staging(plans[1], disk),
-    ):
+    too_small = pytest.raises(InputError, match=r"has 1 kB free, and two slices of its ranks' shards take")
+    with too_small, staging(plans[1], disk):
         pass
     assert not list(disk.iterdir())
 
