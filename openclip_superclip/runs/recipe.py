@@ -111,8 +111,7 @@ class Recipe:
     def caption_config(self) -> Config:
         """The options that select the captions."""
         options = self.superclip or {}
-        names = ("captions", "long_caption", "missing_long")
-        return Config(**{name: options[name] for name in names if name in options})
+        return Config(**{name: options[name] for name in CAPTION_FIELDS if name in options})
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.metadata}
@@ -120,6 +119,7 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclass
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 KINDS = {int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
+CAPTION_FIELDS = ("captions", "long_caption", "missing_long")  # fields of `superclip` that select the captions
 KEEPS_PAPER_VALUES = ("seed", "data_samples")  # the paper's values still apply if these change
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
@@ -258,10 +258,13 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
         else:
             values[name] = _parsed(FIELDS[name], value)
         if name == "method":  # which determines whether there is a class loss
-            if not value.startswith("super"):
+            given = values["superclip"] if isinstance(values.get("superclip"), dict) else {}
+            if value.startswith("super"):
+                values["superclip"] = given or {"weight": 1.0, "idf": "online", "captions": "short"}
+            elif given.get("captions", "short") == "short":
                 values.pop("superclip", None)
-            elif not values.get("superclip"):
-                values["superclip"] = {"weight": 1.0, "idf": "online", "captions": "short"}
+            else:  # the same captions without the class loss
+                values["superclip"] = {"weight": 0} | {key: given[key] for key in CAPTION_FIELDS if key in given}
         if isinstance(values.get("chosen"), dict):
             if key not in KEEPS_PAPER_VALUES and key not in values["chosen"]:
                 values.pop("paper", None)

@@ -144,12 +144,15 @@ def test_a_name_is_found_with_its_folder_or_alone_if_it_is_the_only_one():
         read_recipe("demo/superclip_demo-model_8k_bs640")
 
 
-def test_set_changes_one_field_or_removes_a_flag_and_the_text_says_it():
+def test_set_changes_one_field_removes_a_flag_or_keeps_the_captions_and_the_text_says_it():
     changed = read_recipe(DEMO, {"lr": "+1E-3", "superclip.idf": "off", "shards": "{0..3}.tar"})
     assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
     assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
     ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
     assert {key for key in ours if ours[key] != before[key]} == {"lr", "superclip", "shards", "chosen"}
+    captions = {"captions": "long", "long_caption": "long.txt"}
+    plain = read_recipe(DEMO, {**{f"superclip.{name}": value for name, value in captions.items()}, "method": "clip"})
+    assert plain.superclip == {"weight": 0, **captions}
     for nothing in ("", "null"):  # removes a flag
         assert read_recipe("demo/superclip_demo-model_40k_bs32", {"flags.log-every-n-steps": nothing}).flags == {}
 
