@@ -1,6 +1,7 @@
 """User errors, reported in one line, and declarative checks of command lines, runs and files."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,9 +41,17 @@ def at_least(options: argparse.Namespace, **least: float) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected {smallest} or more")
 
 
+def no_effect(options: argparse.Namespace, place: str, *names: str) -> None:
+    """Raises InputError if an option, by name, differs from None, "" and False: it has no effect with `place`."""
+    for name in names:
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} has no effect with {place}: leave one of them out")
+
+
 def reason(error: BaseException) -> str:
-    """Returns an error's text in one line, or the name of its class if there is no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Returns an error's text in one line, without addresses in memory, or the name of its class if there is none."""
+    text = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def listed(names: Iterable, most: int = 12) -> str:

@@ -62,7 +62,7 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
     `flag`, the file and `advice`.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         problem = "it holds no JSON object"
     except (OSError, ValueError) as error:
         content, problem = None, reason(error)

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from openclip_superclip.audit.doubtful_words import WordTable
+from openclip_superclip.audit.doubtful_words import most_doubtful
 from openclip_superclip.audit.scorer import PairScore, PairScorer, Seen, WordSupport, words_of
 from openclip_superclip.audit.scores import mean_of_ranks
 from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
@@ -197,10 +198,11 @@ def _of_one_word(
         captions = plant_one_word(shown, rng, share, name).captions
         changed = [place for place, caption in enumerate(captions) if caption != true[place]]
         found = _words(scorer, _rows(seen, changed), [captions[place] for place in changed])
-        table = WordTable()
+        counts, doubted = Counter(), Counter()
         for words in (of_true | dict(zip(changed, found.values(), strict=True))).values():
-            table.add((word.word, word.support) for word in words)
-        ranked = [row.word for row in table.rows()]
+            counts.update(word.word for word in words)
+            doubted.update(word.word for word in words if word.support < 0)
+        ranked = [row.word for row in most_doubtful(counts, doubted)]
         places.append(min(ranked.index(word) for word in words_of(name)))
     title = f"mislabelled {share:.0%}"
     return {

@@ -70,17 +70,17 @@ class Audit:
         elif any(self.out.iterdir()):
             raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
 
-    def score(self) -> int:
-        """Scores the remaining pairs, and returns the number of pairs that earlier calls have scored."""
+    def score(self) -> None:
+        """Scores the pairs that earlier calls have not scored."""
         if self.scores.exists():
-            return 0
+            return
         scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
         write_json(self.record, self.facts)
         part = self.scores.with_suffix(".jsonl.part")
         with open(part, "a+b") as file:
             _lock(file, part)
             if self.scores.exists():  # another call has finished while this one built the model
-                return 0
+                return
             num_earlier = _keep_batches(file, self.batch_size)
             with tqdm(total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None) as progress:
                 pairs, preprocess = itertools.islice(self.data.pairs(), num_earlier, None), scorer.opened.preprocess()
@@ -96,7 +96,6 @@ class Audit:
                     progress.update(len(records))
             os.fsync(file.fileno())
             os.replace(part, self.scores)
-        return num_earlier
 
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs; returns the summary."""

@@ -1,7 +1,6 @@
-"""Counts in how many captions each word is doubtful."""
+"""Ranks words by how often they are doubtful."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..evaluation.intervals import Estimate, wilson
@@ -23,23 +22,14 @@ class WordRow(NamedTuple):
     fraction: Estimate  # of the captions; its lower bound is small for words in few captions
 
 
-class WordTable:
-    """Counts how often each word occurs and how often it is doubtful."""
+def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
+    """Returns the words, except function words, by the lower bound of the fraction of captions that are doubtful.
 
-    def __init__(self):
-        self.counts, self.doubted = Counter(), Counter()
-
-    def add(self, words: Iterable[tuple[str, float]]) -> None:
-        """Adds the words of a caption, each with its support. Function words are ignored."""
-        for word, support in words:
-            if word not in FUNCTION_WORDS:
-                self.counts[word] += 1
-                self.doubted[word] += support < 0
-
-    def rows(self) -> list[WordRow]:
-        """Returns the words, sorted by the lower bound of the fraction of captions in which they are doubtful."""
-        rows = [
-            WordRow(word, count, self.doubted[word], wilson(self.doubted[word] / count, count))
-            for word, count in self.counts.items()
-        ]
-        return sorted(rows, key=lambda row: (-row.fraction.low, -row.num_captions, row.word))
+    `counts` are the numbers of captions with each word, and `doubted` those in which its support is negative.
+    """
+    rows = [
+        WordRow(word, count, doubted[word], wilson(doubted[word] / count, count))
+        for word, count in counts.items()
+        if word not in FUNCTION_WORDS
+    ]
+    return sorted(rows, key=lambda row: (-row.fraction.low, -row.num_captions, row.word))

@@ -41,7 +41,7 @@ def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[
             chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
             text = chosen.to_csv(sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0)
             file.write(text.encode("utf-8", "replace"))
-    return str(table)
+    return f"{table}{', separated by tabs' * (len(separator) > 1)}"
 
 
 def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:
@@ -60,8 +60,6 @@ def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]])
                 contextlib.suppress(EOFError, tarfile.TarError),  # damage after the last kept sample
             ):
                 for number, _, _, member in numbered_members(source):
-                    if number > max(numbers):
-                        break
                     if number in numbers:
                         target.addfile(member, source.extractfile(member))
                         target.members.clear()

@@ -14,7 +14,7 @@ from ..data.images import load_image
 from ..data.tar_shards import BROKEN, IMAGES, numbered_members
 from ..files import write_text
 from ..pages import data_url, html_template
-from .doubtful_words import FUNCTION_WORDS
+from .doubtful_words import FUNCTION_WORDS, most_doubtful
 from .reading import AuditedData
 from .scorer import WORD
 from .scores import SCORES, ScoredPairs, read_scores
@@ -54,7 +54,7 @@ def write_page(
         num_pairs=len(goodness), left_out=scored.problems, has_head=len(scored.finite("class_loss")) > 0,
         suggestion=scored.suggestion, problems=problems, worst=worst, images=_images(data, worst), thumbnail=THUMBNAIL,
         histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
-        words=[row for row in scored.words.rows()[:NUM_WORDS] if row.num_doubted],
+        words=[row for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS] if row.num_doubted],
     )  # fmt: skip
     write_text(file, page)
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..data.conversion import Keys, pairs_of_table
-from ..data.images import open_image, unreadable
+from ..data.images import read_image
 from ..data.inspection import listed_samples
 from ..data.tables import Columns, is_table
-from ..data.tar_shards import BROKEN, IMAGES, expand, is_remote, read_members, why_broken
+from ..data.tar_shards import BROKEN, IMAGES, check_any_exists, expand, is_remote, read_members, why_broken
 from ..errors import InputError
 
 AHEAD = 2  # batches to prefetch
@@ -46,13 +46,10 @@ def read_in_batches(
 
 
 def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
-    if pair.problem:
-        return pair._replace(image=None)
-    try:
-        with open_image(pair.image) as image:
-            return pair._replace(image=preprocess(image))
-    except Exception as error:  # a damaged file can raise any exception
-        return pair._replace(image=None, problem=unreadable(error))
+    if problem := pair.problem or "no image" * (not pair.image):
+        return pair._replace(image=None, problem=problem)
+    image, problem = read_image(pair.image, preprocess)
+    return pair._replace(image=image, problem=problem)
 
 
 @dataclass(frozen=True)
@@ -71,39 +68,31 @@ class AuditedData:
                 yield from _pairs_of_shard(index, shard)
             return
         for row, pair in enumerate(pairs_of_table(self.given, Keys(self.columns), "DATA")):
-            problem = _problem(pair.image, pair.caption)
+            problem = "" if pair.caption else "no caption"
             yield AuditedPair((0, row), pair.where, pair.image, pair.caption, pair.image, problem)
 
 
 def open_data(given: str, columns: Columns) -> AuditedData:
     """Returns the data set of DATA. Raises InputError if none of its files exists."""
     if is_table(given):
-        image, num_pairs, num_found = "", 0, 0
-        for _, image, *_ in pairs_of_table(given, Keys(columns), "DATA"):
-            num_pairs += 1
-            num_found += os.path.exists(image)
-        if not num_pairs:
+        images = [pair.image for pair in pairs_of_table(given, Keys(columns), "DATA")]
+        if not images:
             raise InputError(f"DATA: {given} has no rows")
-        if not num_found:
+        if not any(map(os.path.exists, images)):
             raise InputError(
-                f"DATA: none of the {num_pairs:,} images of {given} exists, such as {image}: paths are relative to "
-                f"{os.getcwd()}, the working directory"
+                f"DATA: none of the {len(images):,} images of {given} exists, such as {images[-1]}: paths are relative "
+                f"to {os.getcwd()}, the working directory"
             )
-        return AuditedData(given, [given], columns, num_pairs)
+        return AuditedData(given, [given], columns, len(images))
     shards = expand(given, "DATA")
     if not shards[0].endswith(".tar") or is_remote(shards[0]):
         raise InputError(
             f"DATA is {given}; expected a table (.csv, .tsv) or a brace pattern of local shards (.tar); superclip "
             "shards makes shards of folders and of COCO's JSON"
         )
-    if not any(map(os.path.exists, shards)):
-        raise InputError(f"DATA: there is no file {shards[0]}")
+    check_any_exists(shards, "DATA")
     listed = listed_samples(shards, "DATA")
     return AuditedData(given, shards, None, sum(listed.values()) if len(listed) == len(shards) else None)
-
-
-def _problem(image: str | bytes, caption: str) -> str:
-    return "no image" if not image else "" if caption else "no caption"
 
 
 def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:
@@ -112,6 +101,7 @@ def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:
         for number, sample in enumerate(read_members(shard, {"txt", *IMAGES})):
             caption = sample.get("txt", b"").decode("utf-8", "replace").strip()
             image = next((sample[extension] for extension in IMAGES if extension in sample), b"")
-            yield AuditedPair((index, number), shard, sample["__key__"], caption, image, _problem(image, caption))
+            problem = "" if caption else "no caption in .txt"
+            yield AuditedPair((index, number), shard, sample["__key__"], caption, image, problem)
     except BROKEN as error:
         yield AuditedPair((index, number + 1), shard, "", "", b"", why_broken(error))

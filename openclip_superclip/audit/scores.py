@@ -10,7 +10,6 @@ import numpy as np
 import pandas
 
 from ..errors import InputError
-from .doubtful_words import WordTable
 
 SCORES = ("class_loss", "support", "clip_score")
 
@@ -32,12 +31,14 @@ class ScoredPairs:
 
     def __init__(self, file: Path):
         found = {name: array("f") for name in SCORES}
-        self.words, self.problems = WordTable(), Counter()  # the latter: number of pairs by problem
+        self.counts, self.doubted, self.problems = Counter(), Counter(), Counter()  # pairs by word and by problem
         for record in read_scores(file):
             for name, values in found.items():
                 value = record.get(name)
                 values.append(np.nan if value is None else value)
-            self.words.add((word["word"], word["support"]) for word in record.get("words", []))
+            for word in record.get("words", []):
+                self.counts[word["word"]] += 1
+                self.doubted[word["word"]] += word["support"] < 0
             if "problem" in record:
                 self.problems[record["problem"].partition(" (")[0]] += 1
         self.scores = {name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()}

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from ..audit import SORTED_BY
@@ -22,8 +21,7 @@ def main(argv: list[str]) -> int:
     audit = Audit(
         data, model, options.out, options.by, options.architecture, device, options.batch_size, options.threads
     )
-    if num_earlier := audit.score():
-        print(f"{num_earlier:,} pairs were scored before", file=sys.stderr)
+    audit.score()
     print(audit.finish(options.worst, options.keep))
     return 0
 

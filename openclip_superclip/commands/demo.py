@@ -1,13 +1,14 @@
 """superclip demo: trains CLIP and SuperCLIP on real drawings, and compares them by paired seeds."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from ..demo.data import SCENES
 from ..demo.measures import describe
 from ..environment import require
-from ..errors import at_least
+from ..errors import at_least, no_effect
 from ..files import make_folder
 from ..studies.figures import draw_demo
 from ..studies.results import StudyResults
@@ -88,12 +89,15 @@ def _write_data(options: argparse.Namespace) -> str:
     from ..demo.scenes import write_dense_scenes
 
     if not options.write_evaluation:
+        no_effect(options, "--data-only", "seeds", "samples")
         make_folder(options.out, "--out")
         model, shards = write_training_data(options.out)
-        return f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu"
+        of_recipes = ": superclip run demo/superclip_demo-model_8k_bs64 --device cpu" * (options.out == Path("demo"))
+        return f"{model} and {shards}{of_recipes}"
+    no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
     dense = " ".join(place.name for place in write_dense_scenes(folder))
-    evaluate = f"superclip evaluate CHECKPOINT --data {folder} --datasets"
+    evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"
     return f"{evaluate} {names} --suite zeroshot,retrieval,probe\n{evaluate} {dense} --suite dense"

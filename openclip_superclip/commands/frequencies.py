@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import InputError, at_least
+from ..errors import InputError, at_least, no_effect
 from ..files import make_folder
 from .options import add_columns, columns_of
 
@@ -20,18 +20,16 @@ def main(argv: list[str]) -> int:
     from ..flags import Config
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
-    if options.captions == "dual":
-        raise InputError("--captions dual: the class loss reads the long captions, count them with --captions long")
     model = register_model(options.tokenizer_of, "--tokenizer-of")
     tokenizer = open_clip.get_tokenizer(model, context_length=options.context)
-    columns, shards = None, [options.data]
+    columns, shards = columns_of(options, options.data), [options.data]
     if is_table(options.data):
-        columns = columns_of(options, options.data)
+        no_effect(options, options.data, "text_key")
     else:
-        shards = sorted(set(expand(options.data, "DATA")))
+        columns, shards = None, sorted(set(expand(options.data, "DATA")))
     try:
         config = Config(captions=options.captions, long_caption=options.long_caption)
-        counter = CaptionCounter(config, tokenizer, options.seed, columns, options.text_key)
+        counter = CaptionCounter(config, tokenizer, options.seed, columns, options.text_key or "txt")
         make_folder(options.out.parent, "--out")
         frequencies, broken = counter.count(shards, options.workers)
     except InputError as error:  # which names the flags of training
@@ -57,9 +55,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     about = "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv"
     add("data", metavar="DATA", help=about)
     add_columns(parser)
-    add("--text-key", default="txt", metavar="KEY", help="member with captions (default: %(default)s)")
+    add("--text-key", metavar="KEY", help="member with captions (default: txt)")
     add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
-    about = "captions of the class loss: short, long or mixed:P; for dual, long (default: %(default)s)"
+    about = "captions of the class loss: short, long, dual or mixed:P (default: %(default)s)"
     add("--captions", default="short", help=about)
     add("--long-caption", default="", metavar="KEY", help="location of the long caption: long.txt, json:a.b, a column")
     add("--context", type=int, help="number of tokens per caption to read (default: the text tower's)")
@@ -68,4 +66,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3)
+    if options.out.is_dir():
+        raise InputError(f"--out: {options.out} is a folder; expected the name of a file")
     return options

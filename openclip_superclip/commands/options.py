@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
 from ..data.tables import Columns, detect_columns, is_table
-from ..errors import InputError, at_least
+from ..errors import InputError, at_least, no_effect
 from ..runs.folder import RunFolder
 from ..runs.recipe import COLUMN_FLAGS
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
@@ -191,11 +192,12 @@ def add_columns(parser: argparse.ArgumentParser, of_recipe: bool = False, of_jso
 def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
     """Returns the columns of the options, by default detected from the table's header, and prints detected ones.
 
-    Without a table, the defaults are `image` and `caption`.
+    Without a table, only the field of captions in a folder's .json files can be given; it is "" if it is not.
     """
     given = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
     if not is_table(data):
-        return Columns(given[0] or ",", given[1] or "image", given[2] or "caption")
+        no_effect(options, data, "csv_separator", "csv_img_key", *["csv_caption_key"] * (not os.path.isdir(data)))
+        return Columns(caption=options.csv_caption_key or "")
     columns = detect_columns(data, *given, flag)
     if None in given:
         separator = {"\t": "a tab", ",": "a comma"}.get(columns.separator, repr(columns.separator))

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from ..errors import InputError, at_least
+from ..errors import InputError, at_least, no_effect
 from .options import add_columns, columns_of
 
 
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
     at_least(options, shard_size=1, jobs=1)
+    no_effect(options, options.source, *["images"] * (not options.source.endswith(".json")))
     from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> int:
     if written.left_out:
         print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
     if "val" in written.patterns:
-        print(f"superclip evaluate MODEL --data {out}/evaluation --datasets {' '.join(written.data_sets)}")
+        sets = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
+        print(shlex.join(["superclip", "evaluate", "MODEL", *sets]))
         data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
         print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={written.sizes['train']}"]))
     return 0

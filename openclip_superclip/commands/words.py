@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..environment import require
-from ..errors import InputError, at_least
+from ..errors import InputError, at_least, no_effect
 from ..files import make_folder
 
 SKIPPED = 3  # exit code if some images could not be read
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
         return _course(options)
     if not options.serve:
         return _tag(options)
+    no_effect(options, "--serve", "heatmap", "json", "out")
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     import uvicorn
 
@@ -76,6 +77,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
+    no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device")
     require("--course", "report", "matplotlib")
     from ..pages import run_names
     from ..words.learning import NAME, course_text, find_course, word_course, write_word_courses

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from PIL import ExifTags
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ..errors import InputError, listed
+from ..errors import InputError
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from ..pages import csv_text
-from .images import SUFFIXES, as_seen, is_deep, open_image, unreadable
+from .images import as_seen, images_below, is_deep, open_image, unreadable
 from .tables import Columns, is_table, rows_of
-from .tar_shards import contract, is_empty, work_on
+from .tar_shards import contract, text_of, work_on
 
 NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
 SMALLEST, LARGEST = 16, 10_000  # pairs per shard
@@ -60,32 +59,28 @@ def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
             f"SOURCE is {path}{missing}; expected a table (.csv, .tsv), a folder of images or COCO's .json"
         )
     if not pairs:
-        raise InputError(f"{path} holds no pair: expected images with a .txt or .json of the same name beside them")
+        raise InputError(f"{path} holds no pair" + ": expected images beside their .txt or .json" * place.is_dir())
+    for name, key in (("label", keys.label), ("long", keys.long)):
+        if key and not any(getattr(pair, name) for pair in pairs):
+            raise InputError(f"--{name}-key: no pair of {path} has a '{key}'")
     return pairs
 
 
 def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
     """Yields the rows of a table; InputError, which names `flag`, if it cannot be read."""
-    for number, row in enumerate(rows_of(path, keys.columns, flag), 1):
-        for option, key in (("--label-key", keys.label), ("--long-key", keys.long)):
-            if key and key not in row:
-                raise InputError(f"{option}: {path} has no column '{key}'; its columns are {listed(row)}")
-        image = row[keys.columns.image]
-        yield Pair(f"row {number}", "" if is_empty(image) else str(image).strip(), *_texts(row, keys))
+    for number, row in enumerate(rows_of(path, keys.columns, flag, dtype=str), 1):
+        yield Pair(f"row {number}", text_of(row[keys.columns.image]), *_texts(row, keys))
 
 
 def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
     """Yields the images below a folder that have a .txt or .json file of the same name."""
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        names = set(files)
-        for image in sorted(Path(place, name) for name in names if name.lower().endswith(SUFFIXES)):
-            text, fields = image.with_suffix(".txt"), image.with_suffix(".json")
-            if text.name in names or fields.name in names:
-                pair = Pair(str(image), str(image), *_texts(read_json(fields) if fields.name in names else {}, keys))
-                if text.name in names:
-                    pair = pair._replace(caption=text.read_text(errors="replace").strip())
-                yield pair
+    for image in images_below(folder):
+        text, fields = image.with_suffix(".txt"), image.with_suffix(".json")
+        if text.is_file() or fields.is_file():
+            pair = Pair(str(image), str(image), *_texts(read_json(fields, default={}), keys))
+            if text.is_file() and not keys.columns.caption:  # a field of the .json
+                pair = pair._replace(caption=text.read_text("utf-8-sig", errors="replace").strip())
+            yield pair
 
 
 def _pairs_of_coco(file: Path, images: Path) -> list[Pair]:
@@ -94,20 +89,16 @@ def _pairs_of_coco(file: Path, images: Path) -> list[Pair]:
     try:
         names = {image["id"]: str(images / image["file_name"]) for image in content["images"]}
         annotations = enumerate(content["annotations"], 1)
-        return [Pair(f"annotation {n}", names[one["image_id"]], _text(one["caption"])) for n, one in annotations]
+        return [Pair(f"annotation {n}", names[one["image_id"]], text_of(one["caption"])) for n, one in annotations]
     except (KeyError, TypeError) as error:
         raise InputError(f"{file} does not have the format of COCO's captions ({error!r})") from error
 
 
 def _texts(row: dict, keys: Keys) -> Iterator[str]:
-    """Yields the caption, the label and the long caption of a row; "" if missing."""
-    for key in (keys.columns.caption, keys.label, keys.long):
-        yield _text(row.get(key) if key else None)
-
-
-def _text(value) -> str:
-    """Returns a text, "" if missing; JSON may hold half of a surrogate pair, which UTF-8 cannot encode."""
-    return "" if value is None or is_empty(value) else str(value).strip().encode(errors="replace").decode()
+    """Yields the caption, the label, in one line, and the long caption of a row; "" if missing."""
+    yield text_of(row.get(keys.columns.caption or "caption"))
+    yield " ".join(text_of(row.get(keys.label)).split())
+    yield text_of(row.get(keys.long))
 
 
 def stored_image(data: bytes) -> dict[str, bytes]:
@@ -149,10 +140,12 @@ def write_pair_shards(
     shuffled over the shards. Pairs without a caption or with an unreadable image are skipped and listed in
     OUT/left_out.csv. Raises InputError if OUT is not empty, or if no pair of a split can be written.
     """
+    rows = {split: _shuffled_rows(pairs, split, val_share, seed) for split in SPLITS}
+    if not rows["train"]:
+        raise InputError(f"--val-share is {val_share}: no image is left for training; expected a smaller fraction")
     make_folder(out, "OUT")
     if any(out.iterdir()):
         raise InputError(f"OUT: {out} is not empty: remove it, or give another folder")
-    rows = {split: _shuffled_rows(pairs, split, val_share, seed) for split in SPLITS}
     shards = []
     for split in SPLITS:
         (out / split).mkdir()
@@ -192,7 +185,7 @@ def _shuffled_rows(pairs: list[Pair], split: str, val_share: float, seed: int) -
     """Returns the indices of a split's pairs, shuffled by the seed."""
 
     def is_val(pair: Pair) -> bool:  # depends on the name alone, so that added images do not change the split of others
-        digest = hashlib.blake2b(pair.image.encode(errors="replace"), digest_size=7).digest()
+        digest = hashlib.blake2b(str(Path(pair.image)).encode(errors="replace"), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2**56 < val_share
 
     rows = [row for row, pair in enumerate(pairs) if is_val(pair) == (split == "val")]
@@ -226,11 +219,11 @@ def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], trai
     """Writes the validation pairs in CLIP_benchmark's layout, and returns the names of the data sets.
 
     `retrieval` contains each image once with all its captions, one per line. `labels` is written if there are classes:
-    each image with its class index, and links to the shards `train` for the linear probe.
+    each image with the index of its first class, and links to the shards `train` for the linear probe.
     """
     by_image: dict[str, list[Pair]] = {}
     for pair in pairs:
-        by_image.setdefault(pair.image, []).append(pair)
+        by_image.setdefault(str(Path(pair.image)), []).append(pair)
     if not by_image:
         return []
     captions = {
@@ -238,9 +231,9 @@ def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], trai
     }
     retrieval, classes = out / "evaluation" / "retrieval", out / "evaluation" / "labels"
     write_data_set(retrieval, _samples(captions), {"dataset_type.txt": "retrieval"})
-    if not labels:
+    labelled = {image: {"cls": labels[pair.label]} for image, of in by_image.items() for pair in of[::-1] if pair.label}
+    if not labelled:
         return ["retrieval"]
-    labelled = {image: {"cls": labels[of[0].label]} for image, of in by_image.items() if of[0].label}
     names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
     write_data_set(classes, _samples(labelled), names)
     if train:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..flags import Config
 from ..method.idf import DocumentFrequency, TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
 from .tables import Columns, rows_of
-from .tar_shards import BROKEN, is_remote, read_captions, work_on
+from .tar_shards import BROKEN, check_any_exists, read_captions, work_on
 
 BATCH = 1024  # captions tokenized at a time
 
@@ -85,7 +84,7 @@ class CaptionCounter:
         self.reader = CaptionTokens(
             config, tokenizer, caption_key=columns.caption if columns else member,
             sample_key=columns.image if columns else "__key__", seed=seed, rank=None,
-            epoch=SimpleNamespace(get_value=lambda: 0),
+            found_long=True, epoch=SimpleNamespace(get_value=lambda: 0),
         )  # fmt: skip
 
     def count_shard(self, shard: str) -> tuple[Tensor, Tensor, int, str]:
@@ -116,9 +115,7 @@ class CaptionCounter:
 
     def count(self, shards: list[str], workers: int) -> tuple[Frequencies, list[str]]:
         """Returns the counts of all shards, and the shards that could not be read to their end."""
-        if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
-            others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-            raise InputError(f"DATA: there is no file {shards[0]}{others}")
+        check_any_exists(shards, "DATA")
         document_frequency, num_captions, broken = torch.zeros(self.vocab_size, dtype=torch.int64), 0, []
         counted = (
             work_on(self.count_shard, shards, workers, "--workers") if workers > 1 else map(self.count_shard, shards)
@@ -134,7 +131,7 @@ class CaptionCounter:
                 progress.set_postfix_str(f"{num_captions:,} captions")
         num_samples, num_missing = self.reader.counts.so_far()
         if num_missing and num_missing == num_samples:
-            raise InputError(f"--long-caption: none of {num_samples:,} samples holds '{self.config.long_caption}'")
+            raise InputError(f"--long-caption: no text at '{self.config.long_caption}' in {num_samples:,} samples")
         if not num_captions:
             raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
         captions = f"{self.config.captions} {self.config.long_caption_key}".strip()

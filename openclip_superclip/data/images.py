@@ -1,24 +1,32 @@
 """Opens images safely, checks them, and converts them for display: upright, 8-bit RGB, on white."""
 
 import io
-import re
+import os
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from ..errors import reason
 
 # Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded at every size.
 FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of images in folders
+SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in folders
 MAX_ASPECT = 100  # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
-NUM_THREADS = 8  # Pillow decodes without holding the GIL
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Returns the images in a folder and the folders below it; links are followed, each folder is read once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(folders)
+        found += [] if real in seen else [Path(place, name) for name in names if name.lower().endswith(SUFFIXES)]
+        seen.add(real)
+    return sorted(found)
 
 
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
@@ -45,7 +53,7 @@ def unreadable(error: Exception) -> str:
     """Returns why an image cannot be read, from the exception."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return f"no readable image ({re.sub(r' ?<[^<>]* object at 0x[0-9a-f]+>', '', reason(error))})"
+    return f"no readable image ({reason(error)})"
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -87,29 +95,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
-def load_image(source: Path | bytes, shortest: int) -> tuple[Image.Image | None, str]:
-    """Returns an image for display, reduced as `as_seen` does, and ""; or None and the reason why it cannot be read."""
+def read_image(source: str | Path | bytes, convert: Callable[[Image.Image], Any]) -> tuple[Any, str]:
+    """Returns what `convert` makes of an opened image, and ""; or None and the reason why it cannot be read."""
     try:
         with open_image(source) as image:
-            return as_seen(image, shortest), ""
+            return convert(image), ""
     except Exception as error:  # a broken file raises anything
         return None, unreadable(error)
 
 
+def load_image(source: Path | bytes, shortest: int) -> tuple[Image.Image | None, str]:
+    """Returns an image for display, reduced as `as_seen` does, and ""; or None and the reason why it cannot be read."""
+    return read_image(source, lambda image: as_seen(image, shortest))
+
+
 def image_problem(source: str | bytes) -> str:
     """Decodes an image from its path or content, and returns why it cannot be read, or ""; URLs are not read."""
-    if isinstance(source, str) and "://" in source:
-        return ""
-    try:
-        with open_image(source) as image:
-            image.load()
-    except Exception as error:  # a broken file raises anything
-        return unreadable(error)
-    return ""
-
-
-def image_problems(sources: Sequence[str]) -> list[str]:
-    """Returns why each image cannot be read, or ""; shows a progress bar on a terminal."""
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        problems = pool.map(image_problem, sources)
-        return list(tqdm(problems, total=len(sources), desc="reading images", unit=" images", disable=None))
+    return "" if isinstance(source, str) and "://" in source else read_image(source, Image.Image.load)[1]

@@ -107,11 +107,7 @@ def inspect(
     if any(map(tar.is_remote, found.shards)):
         return found
     for source in pattern.split("::"):
-        shards = tar.expand(source, flag)
-        if not any(map(os.path.exists, shards)):
-            hint = "; superclip demo --data-only writes the demo's" if source.startswith("demo/data/") else ""
-            others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-            raise InputError(f"{flag}: there is no file {shards[0]}{others}{hint}")
+        tar.check_any_exists(tar.expand(source, flag), flag)
     sizes = _file_sizes(found.shards[:most])
     found.sizes = {shard: size for shard, size in sizes.items() if size is not None}
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]

@@ -6,18 +6,22 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from ..errors import InputError, listed, reason
 from ..flags import Config
-from .images import image_problems
+from .images import image_problem
 from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
+NUM_THREADS = 8  # that decode them; Pillow decodes without holding the GIL
 NUM_SHOWN = 5  # bad rows that an error names
 
 
@@ -149,9 +153,11 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
     stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
-    problems = image_problems(images[::stride])
-    table.num_decoded = len(problems)
-    table.bad = [(n * stride + 1, images[n * stride], problem) for n, problem in enumerate(problems) if problem]
+    chosen = images[::stride]
+    table.num_decoded = len(chosen)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        problems = tqdm(pool.map(image_problem, chosen), "reading images", len(chosen), unit=" images", disable=None)
+        table.bad = [(n * stride + 1, chosen[n], problem) for n, problem in enumerate(problems) if problem]
     return table
 
 
@@ -160,20 +166,20 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
     return any(any(map(is_empty, rows[columns.caption])) for rows in _chunks(path, columns, "--train-data"))
 
 
-def rows_of(path: str, columns: Columns, flag: str) -> Iterator[dict]:
-    """Yields the rows of a table as dicts; InputError if it cannot be read correctly."""
-    for rows in _chunks(path, columns, flag):
+def rows_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator[dict]:
+    """Yields the rows of a table as dicts, with exact texts if `dtype` is str; InputError if it cannot be read."""
+    for rows in _chunks(path, columns, flag, dtype):
         yield from rows.to_dict("records")
 
 
-def _chunks(path: str, columns: Columns, flag: str) -> Iterator:
+def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
     """Yields the rows of a table as data frames, after checking the header."""
     import pandas as pd  # as in OpenCLIP: any separator, encoding and compression that pandas supports
 
     with _readable(path, flag):
         names = [str(name) for name in pd.read_csv(path, sep=columns.separator, nrows=0)]
         _check_header(path, names, columns)
-        with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE) as chunks:
+        with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE, dtype=dtype) as chunks:
             for rows in chunks:
                 if not isinstance(rows.index, pd.RangeIndex):  # pandas takes extra values for row names
                     raise InputError(

@@ -35,6 +35,14 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
     return names
 
 
+def check_any_exists(shards: Sequence[str], flag: str) -> None:
+    """Raises InputError if all shards are local and none of them exists."""
+    if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
+        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
+        hint = "; superclip demo --data-only writes the demo's" * shards[0].startswith("demo/data/")
+        raise InputError(f"{flag}: there is no file {shards[0]}{others}{hint}")
+
+
 def is_remote(shard: str) -> bool:
     """Returns whether a shard is a URL or a command's output instead of a file."""
     return "://" in shard or shard.startswith("pipe:")
@@ -180,13 +188,13 @@ def _work(item):
 def long_caption(sample: dict, place: str) -> str:
     """Returns the caption at `place`, an extension, a column or a JSON field `json:a.b`; "" if missing."""
     if not place.startswith("json:"):
-        return _text(sample.get(place, sample.get(caption_place(place))))
+        return text_of(sample.get(place, sample.get(caption_place(place))))
     value = sample.get("json")
     if isinstance(value, (bytes, str)):
         value = json.loads(value)
     for name in place.removeprefix("json:").split("."):
         value = value.get(name) if isinstance(value, dict) else None
-    return _text(value)
+    return text_of(value)
 
 
 def has_long_caption(sample: dict, place: str) -> bool:
@@ -199,13 +207,14 @@ def has_long_caption(sample: dict, place: str) -> bool:
 
 def is_empty(value) -> bool:
     """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the word 'nan'."""
-    return isinstance(value, float | str | bytes) and not _text(value)
+    return isinstance(value, float | str | bytes) and not text_of(value)
 
 
-def _text(value) -> str:
+def text_of(value) -> str:
     """Returns a stripped string, or a number as text; "" for anything else, such as an empty cell."""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
         value = str(value)
-    return value.strip() if isinstance(value, str) else ""
+    # JSON may hold half of a surrogate pair, which UTF-8 cannot encode
+    return value.strip().encode(errors="replace").decode() if isinstance(value, str) else ""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError
-from ..files import whole_file, write_text
+from ..files import read_json, whole_file, write_text
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
@@ -201,7 +201,7 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
     pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
     record = folder / "dataset.json"  # written last: if it exists, all shards do
     if record.exists():
-        if json.loads(record.read_text()) != dataset:
+        if read_json(record, flag="--out", advice="remove it") != dataset:
             raise InputError(f"{folder} contains another data set: remove it or use another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_sa
 from ..data.images import open_image
 from ..data.tar_shards import numbered_members
 from ..environment import replaced
-from ..errors import InputError
+from ..errors import InputError, reason
 from .suites import SUITES
 
 SEGMENTATION, DEPTH = "segmentation", "depth"
@@ -90,7 +90,7 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> tuple[
     chosen, absent = [], []
     for suite in dict.fromkeys(suites):
         task, listed = SUITES[suite]
-        for name in dict.fromkeys(names or listed):
+        for name in dict.fromkeys(name.removeprefix("wds/") for name in names or listed):
             data = find_data(folder, name)
             if data is None and names:
                 raise InputError(f"--datasets: {folder} contains no {name}; it contains {_content(folder)}")
@@ -188,7 +188,11 @@ class ShardSamples(Dataset):
         samples = group_by_keys(tar_file_expander(iter([source])))
         for stage in self.stages:
             samples = stage(samples)
-        return next(iter(samples))
+        try:
+            return next(iter(samples))
+        except Exception as error:  # a broken sample can raise any exception
+            place = np.sum(self.places[:index, 0] == number)
+            raise InputError(f"{self.shards[number]}, sample {place}: {reason(error)}") from error
 
 
 def _samples_of(shard: Path) -> list[tuple[int, int]]:

@@ -42,7 +42,6 @@ class CourseFiles(NamedTuple):
             with safe_open(path, "pt") as file:
                 vocabulary = (file.metadata() or {})["vocabulary"]
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            values.setdefault("num_trained", values["num_captions"])  # version 0.1 observed all captions
             counts = {name: int(values[name]) for name in ("num_captions", "num_trained")}
             words = EpochWords(**values | counts)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.images import SUFFIXES, load_image
+from ..data.images import SUFFIXES, images_below, load_image
 from ..errors import InputError
 from ..files import whole_file, write_text
 from ..pages import data_url, html_template, markdown_table
@@ -25,10 +25,9 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
     found = []
     for argument in arguments:
         if argument.is_dir():
-            inside = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-            inside = [path for path in inside if not path.name.endswith(HEAT_MAP)]
+            inside = [path for path in images_below(argument) if not path.name.endswith(HEAT_MAP)]
             if not inside:
-                raise InputError(f"{argument} holds no images; expected {' '.join(sorted(SUFFIXES))} in it or below")
+                raise InputError(f"{argument} holds no images; expected {' '.join(SUFFIXES)} in it or below")
             found += inside
         elif argument.exists():
             found.append(argument)

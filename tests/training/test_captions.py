@@ -154,12 +154,9 @@ def tokens_of(captions: str, seed=0, rank=0, epoch=0, **config) -> CaptionTokens
     return CaptionTokens(
         Config(captions=captions, long_caption="long.txt", **config),
         open_clip.get_tokenizer("ViT-B-32", context_length=8),
-        caption_key="txt",
-        sample_key="__key__",
-        seed=seed,
-        rank=rank,
+        caption_key="txt", sample_key="__key__", seed=seed, rank=rank,
         epoch=types.SimpleNamespace(get_value=lambda: epoch),
-    )
+    )  # fmt: skip
 
 
 def samples(number: int) -> list[dict]:

@@ -10,6 +10,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from support.training_runs import run_superclip
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.demo import data, measures
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.study import OF_SCENES, study_call
@@ -34,6 +35,13 @@ def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch)
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
+
+
+def test_data_need_no_seeds_and_the_folder_of_the_recipes_a_command(tmp_path, monkeypatch, capsys, refused):
+    assert "--seeds has no effect with --data-only" in refused(tmp_path, "demo", "--data-only", "--quick")
+    monkeypatch.setattr(data, "write_training_data", lambda out: ("model", "shards"))
+    printed = [main(["demo", "--data-only", "--out", out]) or capsys.readouterr().out for out in ("demo", "other")]
+    assert [": superclip run demo/superclip_demo-model_8k_bs64 --device" in line for line in printed] == [True, False]
 
 
 LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}

@@ -17,15 +17,12 @@ from openclip_superclip.words.learning import find_course
 # Flag absent
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--dataset-type webdataset --train-data {shards} --train-num-samples 64",
-        "--accum-freq 2 --val-data {csv}",
-        "--siglip --precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5",
-    ],
-)
+@pytest.mark.parametrize("flags", [
+    "",
+    "--dataset-type webdataset --train-data {shards} --train-num-samples 64",
+    "--accum-freq 2 --val-data {csv}",
+    "--siglip --precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5",
+])  # fmt: skip
 def test_without_the_flag_training_is_stock_to_the_last_digit(flags, shards, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--logs", "none", *flags.format(shards=shards, csv=csv_data).split()]
     assert assert_trains_as_stock(*argv, cwd=tmp_path) == (2 if "--accum-freq" in flags else 4)
@@ -147,14 +144,11 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_fl
 # Counted once
 
 
-@pytest.mark.parametrize(
-    ("flags", "world_size"),
-    [
-        ("--accum-freq 3", 1),  # of four batches: OpenCLIP drops the last, which was counted
-        ("--val-data {csv}", 2),
-        ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1),
-    ],
-)
+@pytest.mark.parametrize(("flags", "world_size"), [
+    ("--accum-freq 3", 1),  # of four batches: OpenCLIP drops the last, which was counted
+    ("--val-data {csv}", 2),
+    ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1),
+])  # fmt: skip
 def test_every_trained_caption_is_counted_once(flags, world_size, small_model, csv_data, train_flags, tmp_path):
     argv = [*train_flags, "--model", small_model, "--batch-size", "16", "--epochs", "2", "--save-frequency", "0"]
     argv += ["--superclip", *flags.format(csv=csv_data).split()]

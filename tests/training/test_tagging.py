@@ -223,22 +223,21 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        ("", "expected one of IMAGE, --serve and --course"),
-        ("image.png", "--model is missing"),
-        ("empty --model model", "empty holds no images; expected .bmp .gif"),
-        ("text.pt --model model --words red", "none of the 1 images could be read"),
-        ("image.png --model plain --heatmap", "--model: plain has no class head, which predicts words: train with"),
-        ("image.png --model lone.pt", "--architecture is missing: the model of lone.pt is not recorded"),
-        ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
-        ("image.png --model model --words red,&nbsp;", "--words: the model's tokenizer has no tokens for"),
-        ("image.png --serve --model x", "expected one of IMAGE, --serve and --course"),
-        ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
-        ("--course a b c", "--course has 3 runs; expected one, or two"),
-    ],
-)
+@pytest.mark.parametrize(("argv", "reason"), [
+    ("", "expected one of IMAGE, --serve and --course"),
+    ("image.png", "--model is missing"),
+    ("empty --model model", "empty holds no images; expected .avif .bmp"),
+    ("text.pt --model model --words red", "none of the 1 images could be read"),
+    ("image.png --model plain --heatmap", "--model: plain has no class head, which predicts words: train with"),
+    ("image.png --model lone.pt", "--architecture is missing: the model of lone.pt is not recorded"),
+    ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
+    ("image.png --model model --words red,&nbsp;", "--words: the model's tokenizer has no tokens for"),
+    ("image.png --serve --model x", "expected one of IMAGE, --serve and --course"),
+    ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
+    ("--serve --model model --json", "--json has no effect with --serve: leave one of them out"),
+    ("--course a --words red", "--words has no effect with --course: leave one of them out"),
+    ("--course a b c", "--course has 3 runs; expected one, or two"),
+])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(argv, reason, models, refused):
     assert reason in refused(models, "words", *argv.split())
 

@@ -1,6 +1,7 @@
 """Parts of superclip audit: scores against slow plain formulas, data, and the page."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from webdataset import TarWriter
 import openclip_superclip as superclip
 from openclip_superclip.audit import kept as kept_module
 from openclip_superclip.audit.audit import _lock
-from openclip_superclip.audit.doubtful_words import WordTable
+from openclip_superclip.audit.doubtful_words import most_doubtful
 from openclip_superclip.audit.kept import select, write_kept
 from openclip_superclip.audit.reading import open_data, read_in_batches
 from openclip_superclip.audit.scorer import PairScorer
@@ -100,9 +101,8 @@ def test_suggested_words_are_learned_missing_and_more_probable_than_expected(sco
     for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # "moon" was not learned
         probabilities[:, scorer.opened.tokenizer.encode(word)] = share
     found = scorer.score(seen[1]._replace(log_probabilities=probabilities.log()), CAPTIONS)
-    assert [[word.word for word in one.offered] for one in found] == [
-        ["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]
-    ]  # fmt: skip  # "tree" is less probable than expected
+    words = [["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]]  # "tree" is less probable than expected
+    assert [[word.word for word in one.offered] for one in found] == words
     assert all(word.support > 0 for one in found for word in one.offered)
 
 
@@ -117,12 +117,9 @@ def test_equal_scores_share_their_mean_rank_and_scores_need_no_common_unit():
 
 
 def test_words_are_sorted_by_the_lower_bound_of_their_doubts():
-    table = WordTable()
-    for word, num_captions, num_doubted in (("once", 1, 1), ("often", 40, 30), ("seldom", 40, 2)):
-        for number in range(num_captions):
-            table.add([(word, -1.0 if number < num_doubted else 1.0)])
-    assert [row.word for row in table.rows()] == ["often", "once", "seldom"]
-    row = table.rows()[0]
+    rows = most_doubtful(Counter(once=1, often=40, seldom=40, the=9), Counter(once=1, often=30, seldom=2, the=9))
+    assert [row.word for row in rows] == ["often", "once", "seldom"]
+    row = rows[0]
     assert (row.num_captions, row.num_doubted) == (40, 30)
     assert row.fraction.low == pytest.approx(0.598, abs=1e-3)  # Wilson's bound for 30 of 40
 
@@ -153,9 +150,8 @@ def test_a_table_is_read_in_order_with_its_problems(pairs):
     assert data.num_pairs == len(whole)
     Image.new("RGB", (1, 20_000)).save(pairs.with_name("nix.png"))  # a gigabyte after resizing for a model
     read = [one for batch in read_in_batches(iter(whole), lambda image: image.load(), 4, 2) for one in batch]
-    assert [one.problem.partition(" (")[0] for one in read] == [
-        "", "", "no readable image", "no readable image", "no caption", ""
-    ]  # fmt: skip
+    problems = ["", "", "no readable image", "no readable image", "no caption", ""]
+    assert [one.problem.partition(" (")[0] for one in read] == problems
 
 
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
@@ -168,7 +164,7 @@ def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
     )
     pairs.write_text(f"image\tcaption\tid\n{image}\tNA\t007\n{image}\ta dog\t1\n")
     data = open_data(str(pairs), Columns("\\t", "image", "caption"))  # pandas accepts regular expressions
-    write_kept(tmp_path, data, np.array([True, False]), [])
+    assert write_kept(tmp_path, data, np.array([True, False]), []) == f"{tmp_path}/kept.csv, separated by tabs"
     assert (tmp_path / "kept.csv").read_text() == f"image\tcaption\tid\n{image}\tNA\t007\n"
 
 
@@ -190,7 +186,8 @@ def test_shards_are_read_with_their_problems(tmp_path):
     assert problems[0] == [""] * 16
     assert problems[1][-1] == "broken tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
     assert problems[2] == ["no such file"]
-    assert problems[3] == ["", "no caption", "no image"]
+    (read,) = read_in_batches(iter(found[-3:]), lambda image: image.load(), 3, 1)
+    assert [pair.problem.partition(" (")[0] for pair in read] == ["no readable image", "no caption in .txt", "no image"]
     assert data.num_pairs is None  # without sizes.json
 
 

@@ -277,7 +277,8 @@ FAULTS = {  # of a data set: a file, its text, and the error
 
 
 def test_a_broken_data_set_or_one_that_would_score_nonsense_is_named(runs, tmp_path, capsys):
-    for name in [*FAULTS, "empty", "whole"]:
+    names = [*FAULTS, "empty", "broken", "whole"]
+    for name in names:
         write_colours(tmp_path / "data" / name)
     for name, (file, text, _) in FAULTS.items():
         if text is None:
@@ -286,10 +287,13 @@ def test_a_broken_data_set_or_one_that_would_score_nonsense_is_named(runs, tmp_p
             (tmp_path / "data" / name / file).write_text(text)
     with webdataset.TarWriter(str(tmp_path / "data" / "empty" / "test" / "0.tar")):
         pass
-    names = [*FAULTS, "empty", "whole"]
+    with webdataset.TarWriter(str(tmp_path / "data" / "broken" / "test" / "0.tar")) as tar:
+        tar.write({"__key__": "0", "png": Image.new("RGB", (8, 8)), "cls": 1})
+        tar.write({"__key__": "1", "png": b"none", "cls": 1})
     assert evaluate(runs / "export", "--data", tmp_path / "data", "--datasets", *names, "--out", tmp_path / "out") == 1
     assert {dataset for _, dataset, _ in records(tmp_path / "out")} == {"whole"}
     expected = {name: error for name, (_, _, error) in FAULTS.items()} | {"empty": "it contains no image"}
+    expected["broken"] = "failed: " + str(tmp_path / "data/broken/test/0.tar, sample 1: cannot identify image file")
     for line, (name, error) in zip(errors(capsys), expected.items(), strict=True):
         assert f"{name}) failed: " in line
         assert error in line

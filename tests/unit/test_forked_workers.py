@@ -27,12 +27,9 @@ def slow_if_even(number):
     return 1 / (number - 5)
 
 
-def test_results_come_in_order():
+def test_results_come_in_order_and_an_error_of_a_worker_is_raised():
     assert list(work_on(slow_if_even, range(5), 3, "--jobs")) == [1 / (number - 5) for number in range(5)]
     assert list(work_on(slow_if_even, [], 3, "--jobs")) == []
-
-
-def test_an_error_of_a_worker_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(work_on(slow_if_even, range(9), 3, "--jobs"))
 

@@ -44,16 +44,12 @@ def batch(model=NAME):
     return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
-@pytest.mark.parametrize(
-    ("options", "model_class", "stock_class"),
-    [
-        ({}, "SuperCLIP", CLIP),
-        ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
-        ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
-        ({"precision": "bf16"}, "SuperCLIP", CLIP),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("options", "model_class", "stock_class"), [
+    ({}, "SuperCLIP", CLIP),
+    ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
+    ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
+    ({"precision": "bf16"}, "SuperCLIP", CLIP),
+], ids=str)  # fmt: skip
 @torch.no_grad()
 def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(options, model_class, stock_class):
     ours, stock = create(**options).eval(), open_clip.create_model(NAME, **options, output_dict=True).eval()

@@ -18,7 +18,7 @@ from openclip_superclip.data.tar_shards import expand
 from openclip_superclip.evaluation.datasets import find_data
 
 NUM = 60
-LABELS = ("cat", "dog", "emu")
+LABELS, FORMATS = ("cat", "dog", "emu"), ("png", "jpg", "ppm")
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +26,30 @@ def kept(tmp_path_factory) -> Path:
     """Pictures and captions as a table, a folder, COCO's JSON; some that cannot be read."""
     folder = tmp_path_factory.mktemp("kept")
     beside = folder / "beside" / "deeper"
-    beside.mkdir(parents=True)
+    (folder / "beside").mkdir(), (folder / "linked").mkdir()
+    beside.symlink_to(folder / "linked")
+    (folder / "linked" / "back").symlink_to(folder / "beside")
     rows = []
     for number in range(NUM):
-        name = f"{number}.{('png', 'jpg', 'bmp')[number % 3]}"
+        name = f"{number}.{FORMATS[number % 3]}"
         Image.effect_noise((32, 32), 9 + number).convert("RGB").save(folder / name)
         caption, label = f"a {LABELS[number % 3]}, number {number}", LABELS[number % 3]
         rows.append([str(folder / name), caption, label, f"{caption}, at length"])
         image = beside.parent / name if number % 2 else beside / name
         shutil.copy(folder / name, image)
+        fields = {"caption": "of the field"} if number % 2 else {"caption": caption, "label": label}
+        image.with_suffix(".json").write_text(json.dumps(fields), "utf-8-sig")
         if number % 2:
-            image.with_suffix(".txt").write_text(f"{caption}\n")
-        else:
-            image.with_suffix(".json").write_text(json.dumps({"caption": caption, "label": label}))
-    for name, caption in ((b"caf\xe9.png", "half an \ud83d"), (b"empty\xe9.png", "")):  # which UTF-8 cannot encode
+            image.with_suffix(".txt").write_text(f"{caption}\n", "utf-8-sig")
+    odd = {b"caf\xe9.png": "half an \ud83d", b"empty\xe9.png": "", b"list.png": ["a", "b"], b"cut.png": ""}
+    for name, caption in odd.items():  # the first two cannot be encoded in UTF-8
         image = beside / os.fsdecode(name)
         shutil.copy(folder / "0.png", image)
         image.with_suffix(".json").write_text(json.dumps({"caption": caption}))
+    (beside / "cut.json").write_text('{"caption": "a')
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:300])
     rows += [[str(folder / "cut.png"), "a cut", "", ""], [str(folder / "nix.png"), "nothing", "", ""]]
-    rows += [[str(folder / "3.png"), "", "", ""], [str(folder / "3.png"), "the same image", "cat", ""]]
+    rows += [[str(folder / "3.png"), "", "", ""], [f"{folder}/./3.png", "the same image", "cat", ""]]
     with open(folder / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption", "label", "long"], *rows])
     images = [{"id": n, "file_name": Path(rows[n][0]).name} for n in range(NUM)]
@@ -96,11 +100,8 @@ def test_every_pair_of_a_table_that_can_be_read_is_in_one_split(table):
     of_3 = [split for split in (train, val) for s in split if s["txt"] in (b"the same image", b"a cat, number 3")]
     assert of_3[0] is of_3[1]
     assert {frozenset(s) - {"txt", "cls", "long.txt"} for s in train + val} == {frozenset({"png"}), frozenset({"jpg"})}
-    assert all(
-        s["cls"] == str(LABELS.index(s["txt"].split()[1].decode().strip(","))).encode()
-        for s in train
-        if "cls" in s and b"number" in s["txt"]
-    )
+    numbered = [s for s in train if "cls" in s and b"number" in s["txt"]]
+    assert all(s["txt"].decode().startswith(f"a {LABELS[int(s['cls'])]}, ") for s in numbered)
     assert any(s.get("long.txt", b"").endswith(b"at length") for s in train)
 
 
@@ -150,17 +151,31 @@ def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
     found = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
     captions = sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
     assert sorted(s["txt"].decode() for s in found) == [*captions, "half an ?"]
-    assert f"{kept}/beside/deeper/empty?.png,no caption" in (out / "left_out.csv").read_text()
+    left_out = [row["image"] for row in csv.DictReader((out / "left_out.csv").read_text().splitlines())]
+    assert left_out == [f"{kept}/beside/deeper/{name}.png" for name in ("cut", "empty?", "list")]
     assert sum("cls" in sample for sample in found) == NUM // 2
     assert not (out / "evaluation/labels/train").exists()  # half of its pairs have no class
+    shards(kept / "beside", out := tmp_path / "of", "--csv-caption-key", "caption", "--jobs", "1", "--val-share", "0")
+    assert sum(sample["txt"] == b"of the field" for sample in samples(pattern(out, "train"))) == NUM // 2
 
 
-def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_path):
-    shards(kept / "coco.json", tmp_path / "out", "--val-share", "0.2", "--jobs", "1")
-    both = [sample for split in ("train", "val") for sample in samples(pattern(tmp_path / "out", split))]
+def test_cells_are_texts_and_any_row_of_an_image_may_name_its_class(kept, tmp_path):
+    rows = [f"{kept}/{n}.{FORMATS[n % 3]},{n},{label}\n" for n in range(NUM) for label in ("", f'"0\n{n % 2}"')]
+    (tmp_path / "pairs.csv").write_text("".join(["image,caption,label\n", f"{kept}/0.png,,\n", *rows]))
+    shards(tmp_path / "pairs.csv", out := tmp_path / "out", "--label-key", "label", "--val-share", "0.3", "--jobs", "1")
+    assert {int(sample["txt"]) for sample in samples(pattern(out, "train"))} <= {*range(NUM)}
+    assert (out / "evaluation/labels/classnames.txt").read_text() == "0 0\n0 1\n"
+    retrieval, labels = (samples(f"{out}/evaluation/{name}/test/0.tar") for name in ("retrieval", "labels"))
+    assert len(labels) == len(retrieval) > 5
+
+
+def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_path, capsys):
+    shards(kept / "coco.json", out := tmp_path / "the out", "--val-share", "0.2", "--jobs", "1")
+    assert f"superclip evaluate MODEL --data '{out}/evaluation' --datasets retrieval\n" in capsys.readouterr().out
+    both = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
     assert len(both) == 2 * NUM
-    assert f"annotation {2 * NUM + 1},{kept}/0.png,no caption" in (tmp_path / "out/left_out.csv").read_text()
-    for sample in samples(str(tmp_path / "out/evaluation/retrieval/test/0.tar")):
+    assert f"annotation {2 * NUM + 1},{kept}/0.png,no caption" in (out / "left_out.csv").read_text()
+    for sample in samples(str(out / "evaluation/retrieval/test/0.tar")):
         first, second = sample["txt"].decode().splitlines()
         assert first.removesuffix(", 0") == second.removesuffix(", 1")
 
@@ -171,6 +186,10 @@ REFUSED = {
     "used": ("{kept}/pairs.csv", "{table}", "OUT: {table} is not empty"),
     "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions (KeyError('images'))"),
     "no images": ("{kept}/null.json", "OUT", "the format of COCO's captions (TypeError("),
+    "no class": ("{kept}/beside", "OUT --label-key kind", "--label-key: no pair of {kept}/beside has a 'kind'"),
+    "images of a table": ("{kept}/pairs.csv", "OUT --images DIR", "--images has no effect with {kept}/pairs.csv"),
+    "columns of COCO": ("{kept}/coco.json", "OUT --csv-caption-key a", "--csv-caption-key has no effect with {kept}/c"),
+    "only validation": ("{table}/../1.csv", "OUT --val-share 0.999", "--val-share is 0.999: no image is left for"),
 }  # fmt: skip
 
 
@@ -178,5 +197,6 @@ REFUSED = {
 def test_wrong_arguments_are_refused_and_nothing_is_written(source, rest, reason, kept, table, tmp_path, refused):
     (kept / "other.json").write_text("{}")
     (kept / "null.json").write_text('{"images": null}')
+    (table.parent / "1.csv").write_text("image,caption\n0.png,a cat\n")
     argv = f"{source} {rest}".format(kept=kept, table=table).split()
     assert reason.format(kept=kept, table=table) in refused(tmp_path, "shards", *argv)

@@ -36,15 +36,12 @@ def plan(folder, set_=None, table="pairs.csv", **machines):
     return make_run(read_with_table(OWN, set_ or {}, data), data=data, device="cpu", **machines)
 
 
-@pytest.mark.parametrize(
-    ("set_", "machines", "epochs", "steps"),
-    [
-        ({}, {}, 30, 1),
-        ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
-        ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),  # 18 rows a rank, batches of 4
-        ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
-    ],
-)
+@pytest.mark.parametrize(("set_", "machines", "epochs", "steps"), [
+    ({}, {}, 30, 1),
+    ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
+    ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),  # 18 rows a rank, batches of 4
+    ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
+])  # fmt: skip
 def test_a_plan_trains_whole_passes_without_the_last_partial_batch(folder, set_, machines, epochs, steps):
     made = plan(folder, set_, **machines)
     assert (made.num_slices, made.slice_steps) == (epochs, steps)
