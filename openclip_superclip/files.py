@@ -130,7 +130,8 @@ MODEL_FILES = {
 def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: bool) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it.
 
-    It may not replace inputs, a file by a folder or a folder by a file, and folders of other files than a model's.
+    It may not replace inputs, files in a folder that is an input, a file by a folder or a folder by a file, and folders
+    of other files than a model's.
     """
     if not os.path.exists(out):
         return
@@ -141,8 +142,9 @@ def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: boo
         expected = "a file; expected the name of a folder" if is_folder else "a folder; expected the name of a file"
         raise InputError(f"--out: {out} is {expected}")
     for path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(place):
-            raise InputError(f"--out: {out} is or contains {path}, which is an input; give another name")
+        given = Path(os.path.realpath(path))
+        if given.is_relative_to(place) or given == place.parent:
+            raise InputError(f"--out: {out} is, contains or is in {path}, which is an input; give another name")
     for entry in sorted(place.iterdir()) if is_folder else ():
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):

@@ -40,9 +40,7 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
     """
     options.model = register_model(options.model)
-    if options.model not in open_clip.list_models():
-        raise InputError(f"--model is '{options.model}'; expected one of OpenCLIP's models or a JSON file")
-    if "multimodal_cfg" in open_clip.get_model_config(options.model):
+    if "multimodal_cfg" in read_architecture(options.model).model_cfg:
         raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")
     options.device = check_device(options.device)
     make_folder(options.out, "--out")

@@ -89,12 +89,10 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     Raises InputError, which names `flag`, if there is no such model. The `tag` of released weights determines the
     preprocessing.
     """
-    if model.endswith(HF_CONFIG_NAME):
+    if Path(model).name == HF_CONFIG_NAME:
         model = f"local-dir:{Path(model).parent}"
     if model.endswith(".json"):
-        name = Path(model).stem
-        model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
-        return Architecture(name, copy.deepcopy(model_cfg), preprocess_cfg)
+        return Architecture(Path(model).stem, *read_model_file(Path(model), flag))
     model = register_model(model)
     try:
         model_cfg = open_clip.get_model_config(model)

@@ -60,7 +60,7 @@ def import_checkpoint(
     Returns the number of captions counted, and whether `global_batch` (captions per step over all GPUs) gives whole
     counts.
     """
-    check_out(out, overwrite, [file], is_folder=True)
+    check_out(out, overwrite, [file, *model.split("local-dir:")[1:]], is_folder=True)
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights

@@ -1,10 +1,15 @@
 """Averages checkpoints, and interpolates between released and fine-tuned weights."""
 
+import contextlib
+
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from ..errors import InputError
 from ..method.head import head_input_of
+from .architecture import architecture_of
 from .checkpoint import NUM_CAPTIONS, Checkpoint, check_match, check_values
+from .run_outputs import run_options
 
 
 def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
@@ -48,10 +53,20 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
 
 
 def _check_fit(one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises InputError unless the weights of two checkpoints match and their class heads have the same input."""
+    """Raises InputError unless two checkpoints are of one model."""
     check_match(found, expected, str(one.path), str(other.path))
-    reads, expected_reads = head_input_of(found), head_input_of(expected)
-    if reads != expected_reads:
-        raise InputError(
-            f"{one.path} does not match {other.path}: its class head reads {reads}, expected {expected_reads}"
-        )
+    others = _facts(other, expected)
+    for name, fact in _facts(one, found).items():
+        if fact != others.get(name, fact):
+            raise InputError(f"{one.path} does not match {other.path}: its {name} is {fact}, expected {others[name]}")
+
+
+def _facts(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict:
+    """Returns what the names and shapes of weights do not show; only the head's input if the model is unknown."""
+    facts = {"class head's input": head_input_of(weights)}
+    with contextlib.suppress(InputError):
+        found = architecture_of(checkpoint.path, run_options(checkpoint))
+        preprocessing = merge_preprocess_dict(PreprocessCfg(), found.preprocess_cfg)
+        facts["quick_gelu"] = found.model_cfg.get("quick_gelu", False)
+        facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}
+    return facts

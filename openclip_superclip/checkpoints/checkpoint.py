@@ -25,7 +25,8 @@ MAX_CAPTIONS = 2**53  # more than any run can see; the sum of a thousand such co
 HEAD_PREFIXES = ("class_head.", "statistics.")
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
 OPTIONS = "superclip_options"  # the options of the run in files of this package: JSON metadata or an attribute
-TRAINING_ONLY = "training_only_"  # prefix of tensors that plugins store only to resume training
+# Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that OpenCLIP ignores, too.
+IGNORED = ("training_only_", "text.transformer.embeddings.position_ids")
 
 
 def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
@@ -146,7 +147,7 @@ def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
     plain = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
-    weights = {name: tensor for name, tensor in plain.items() if not name.startswith(TRAINING_ONLY)}
+    weights = {name: tensor for name, tensor in plain.items() if not name.startswith(IGNORED)}
     for name in {"logit_scale", "logit_bias"} & weights.keys():  # OpenCLIP reads [1] as well as []
         weights[name] = weights[name].squeeze()
     if not of_authors and any(name in weights for name in OF_THE_AUTHORS):

@@ -110,21 +110,14 @@ def write_model(folder: Path, architecture: Architecture, model: nn.Module, weig
     save_weights(weights, folder / WEIGHTS_NAMES[0])
 
 
-def export(
-    file: Path,
-    out: Path,
-    model: str | None = None,
-    format: str = "openclip",
-    with_head: bool = False,
-    overwrite: bool = False,
-) -> tuple[str, str]:
+def export(file: Path, out: Path, model: str | None, format: str, with_head: bool, overwrite: bool) -> tuple[str, str]:
     """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it."""
-    check_out(out, overwrite, [file], is_folder=True)
     checkpoint = read_checkpoint(file)
     options, head = run_options(checkpoint), checkpoint.head()
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, options, model)
+    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], is_folder=True)
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)

@@ -21,7 +21,7 @@ EXPRESSED = {
 }
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's constants, as OpenCLIP uses them in evaluation
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
-WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", *TOWERS}
+WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", *TOWERS}
 RENAMED = [  # from OpenCLIP's names to transformers', applied in this order
     (r"^text\.", ""),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),

@@ -38,8 +38,8 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
     """
     from ..method.flops import count_gmacs
 
-    model, head = build_model(run)
-    counts, gmacs = count_parameters(run, model, head), count_gmacs(model, head)
+    counts, model, head = build_model(run)
+    gmacs = count_gmacs(model, head)
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
     flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
@@ -69,36 +69,30 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
     }
 
 
-def build_model(run: Run) -> tuple:
-    """Returns the plan's model without weights, and the tensors of its class head by name, empty without one.
+def build_model(run: Run) -> tuple[dict, object, dict]:
+    """Returns the plan's numbers of parameters and the bytes of a checkpoint, its model without weights, and its head.
 
-    Raises InputError for a model that OpenCLIP does not have.
+    A checkpoint contains the weights, AdamW's two moments of each, and counts. The head is tensors by name, empty
+    without the class loss. Raises InputError for a model that OpenCLIP does not have.
     """
     from ..checkpoints.architecture import expected_head, read_architecture  # OpenCLIP takes seconds to import
 
-    recipe = run.recipe
+    recipe, head = run.recipe, {}
     if recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
         raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
     options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
     architecture = read_architecture(recipe.model, flag="model").with_options(options)
     model = architecture.build(force_patch_dropout=options.get("force_patch_dropout"))
-    if recipe.superclip is None:
-        return model, {}
-    return model, expected_head(model, recipe.superclip.get("head_input", "patches"))
-
-
-def count_parameters(run: Run, model, head: dict) -> dict:
-    """Returns the numbers of parameters, and the bytes of a checkpoint, for JSON.
-
-    A checkpoint contains the weights, AdamW's two moments of each, and counts.
-    """
+    if recipe.superclip is not None:
+        head = expected_head(model, recipe.superclip.get("head_input", "patches"))
     of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
     parameters = dict(model.named_parameters()) | of_head
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
     buffers = [tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters]
-    num_bytes = 2 if run.recipe.precision in HALF else 4
-    return {
+    num_bytes = 2 if recipe.precision in HALF else 4
+    counts = {
         "parameters": num_parameters,
         "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
         "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in buffers),
     }
+    return counts, model, head

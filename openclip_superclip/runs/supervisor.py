@@ -16,7 +16,7 @@ from ..files import make_folder
 from ..openclip.train import check_command
 from ..pages import bytes_text
 from . import process
-from .cost import build_model, count_parameters
+from .cost import build_model
 from .failures import HARDWARE, LOSS, STALL, Failure, describe, failure_here, first_failure, node_failed, refresh
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
 from .process import EXIT_REQUEUE, Stopped
@@ -330,7 +330,7 @@ class NodeTraining:
             return
         num_more = max(1, self.run.max_checkpoints - len(there))
         size = max((path.stat().st_size for path in there.values()), default=0)
-        size = size or count_parameters(self.run, *build_model(self.run))["checkpoint_bytes"]
+        size = size or build_model(self.run)[0]["checkpoint_bytes"]
         free, needed = shutil.disk_usage(folder.path).free, num_more * size
         if free < needed:
             raise InputError(

@@ -328,7 +328,7 @@ CHANGES = {  # by file: the tensor to change, and how
 def small(tmp_path_factory):
     """A read-only folder with a small model, its weights, and files that cannot be exported."""
     folder = tmp_path_factory.mktemp("small")
-    model = write_model(folder / "model", vision={"width": 16, "head_width": 16}, text={"width": 12})
+    model = write_model(folder / "model", {"width": 16, "head_width": 16}, {"width": 12}, init_logit_scale=1.0)
     weights = random_weights(model)
     torch.save(weights, folder / "plain.pt")
     for file, (name, change) in CHANGES.items():
@@ -357,8 +357,10 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
     f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out model --overwrite": "contains notes.txt, which --overwrite would delete",
-    "imported --out imported --overwrite": "imported is or contains imported, which is an input",
+    "plain.pt --out model --overwrite --model local-dir:imported": "contains notes.txt, which --overwrite would delete",
+    "plain.pt --out model --overwrite": "model is, contains or is in model, which is an input",
+    "imported --out imported --overwrite": "imported is, contains or is in imported, which is an input",
+    "plain.pt --model my_open_clip_config.json": "--model: my_open_clip_config.json cannot be read",
 }
 
 

@@ -63,8 +63,3 @@ def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, 
         assert main(heatmap) == 0
     audit = ["audit", str(csv_data), "--model", str(exported), "--out", str(tmp_path / "audit")]
     assert main([*audit, "--csv-separator", "\t"]) == 0
-
-
-def test_heads_that_read_different_inputs_are_not_averaged(runs, tmp_path, refused):
-    error = refused(tmp_path, "average", *(checkpoint(runs, reads) for reads in READS), "--out", "mean.pt")
-    assert "its class head reads both, expected pooled" in error

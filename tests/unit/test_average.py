@@ -10,6 +10,7 @@ from support.models import add_to_cache, random_weights, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.checkpoint import save_weights
 
 
 def run(*argv) -> int:
@@ -33,7 +34,11 @@ def files(tmp_path_factory):
         torch.save(content, folder / f"{number}.pt")
     scale = state["logit_scale"]
     for name, other in {"nan": scale * float("nan"), "whole": torch.tensor(2), "array": scale.view(1)}.items():
-        torch.save(state | {"logit_scale": other}, folder / f"{name}.pt")
+        old = {"text.transformer.embeddings.position_ids": scale, "logit_scale": other}
+        torch.save(state | old, folder / f"{name}.pt")
+    for name, reads in {"pooled": 1, "both": 2}.items():
+        torch.save(state | {"class_head.input": torch.tensor(reads)}, folder / f"{name}.pt")
+        save_weights(state, folder / f"of_{name}.pt", {"model": model, "force_quick_gelu": reads == 2})
     save_file(random_weights(model), folder / "plain.safetensors")
     return folder
 
@@ -43,10 +48,6 @@ def state(file):
         return load_file(file)
     content = torch.load(file, weights_only=True)
     return {k.removeprefix("module."): v for k, v in content.get("state_dict", content).items()}
-
-
-def equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -68,7 +69,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
 
 @pytest.mark.parametrize(("argv", "weights", "counts"), [
     ("average 2.pt 2.pt", "2.pt", "2.pt"),
-    ("average 3.pt array.pt", "3.pt", "3.pt"),
+    ("average 3.pt array.pt", "3.pt", "3.pt"),  # OpenCLIP ignores the position_ids of array.pt
     ("interpolate 1.pt 2.pt --alpha 0", "1.pt", "2.pt"),
     ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
     ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),  # without the head
@@ -77,7 +78,8 @@ def test_averages_of_equals_and_ends_of_interpolations_are_exact(argv, weights, 
     monkeypatch.chdir(files)
     assert run(*argv.split(), "--out", tmp_path / "out.pt") == 0
     out, floats, others = (state(file) for file in (tmp_path / "out.pt", files / weights, files / counts))
-    assert equal(out, {name: (floats if t.is_floating_point() else others)[name] for name, t in others.items()})
+    assert out.keys() == others.keys()
+    assert all(torch.equal(t, (floats if t.is_floating_point() else others)[name]) for name, t in out.items())
 
 
 def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, monkeypatch):
@@ -102,7 +104,10 @@ REFUSED = {
     "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",
     "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale contains NaN or infinity",
     "average 1.pt whole.pt --out x.pt": "logit_scale is torch.int64, expected torch.float32",
-    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is or contains 1.pt, which is an input",
+    "average pooled.pt both.pt --out x.pt": "its class head's input is both, expected pooled",
+    "average of_pooled.pt of_both.pt --out x.pt": "its quick_gelu is True, expected False",
+    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is, contains or is in 1.pt, which is an input",
+    "average 1.pt model --out model/open_clip_config.json --overwrite": "or is in model, which is an input",
     "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a file",
     "interpolate 1.pt 2.pt --alpha nan --out x.pt": "--alpha is nan",
     "interpolate 1.pt model --out x.pt": "contains no weights",

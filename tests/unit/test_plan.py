@@ -104,7 +104,7 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
     assert measured["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
 
 
-def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
+def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(tmp_path):
     ours = estimate_cost(plan(set_={"model": "ViT-B/16"}))
     assert "ViT-B-16" in plan(set_={"model": "ViT-B/16"}).openclip_arguments()
     clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"))
@@ -115,9 +115,6 @@ def test_plain_clip_has_no_head_and_flip_has_half_the_patches():
     larger = estimate_cost(plan(set_={"flags.force-image-size": "448", "flags.force-context-length": "154"}))
     assert larger["parameters"] - ours["parameters"] == 3 * 14 * 14 * 768 + 77 * 512  # position embeddings
     assert larger["flops"] > 3.9 * ours["flops"]
-
-
-def test_a_hugging_face_text_tower_is_counted_without_its_weights(tmp_path):
     model = write_hf_text_model(tmp_path)
     (tmp_path / "tower" / "model.safetensors").unlink()
     gmacs = estimate_cost(plan(set_={"model": model}))["forward_gmacs"]
@@ -190,6 +187,9 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
+    (["--set", "epochs=3"], "there is no field 'epochs' to set"),
+    (["--set", "superclip={weight: 2}"], "expected --set superclip.KEY=VALUE"),
+    (["--set", "samples=12"], "expected at least one global batch, 16,384"),
     (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
     (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
