@@ -261,6 +261,7 @@ CLAIMS = [
     Claim("Small ViT, four times the samples: better zero-shot, CLIP's rate", "", "vit_samples", "SuperCLIP − CLIP"),
     Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
     Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
+    Claim("Small ViT with average pooling: better zero-shot, CLIP's rate", "", "vit_average", "SuperCLIP − CLIP"),
     Claim("Small ViT: λ = 0.25 beats λ = 1", "", "vit_weight", "λ 0.25 − λ 1"),
     Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
     Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
