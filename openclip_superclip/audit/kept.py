@@ -41,7 +41,7 @@ def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[
             chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
             text = chosen.to_csv(sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0)
             file.write(text.encode("utf-8", "replace"))
-    return f"{table}{', separated by tabs' * (len(separator) > 1)}"
+    return f"{table}, separated by tabs" if len(separator) > 1 else str(table)
 
 
 def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:

@@ -46,8 +46,8 @@ def read_in_batches(
 
 
 def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
-    if problem := pair.problem or "no image" * (not pair.image):
-        return pair._replace(image=None, problem=problem)
+    if pair.problem or not pair.image:
+        return pair._replace(image=None, problem=pair.problem or "no image")
     image, problem = read_image(pair.image, preprocess)
     return pair._replace(image=image, problem=problem)
 

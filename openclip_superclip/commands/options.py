@@ -196,7 +196,9 @@ def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Co
     """
     given = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
     if not is_table(data):
-        no_effect(options, data, "csv_separator", "csv_img_key", *["csv_caption_key"] * (not os.path.isdir(data)))
+        no_effect(options, data, "csv_separator", "csv_img_key")
+        if not os.path.isdir(data):
+            no_effect(options, data, "csv_caption_key")
         return Columns(caption=options.csv_caption_key or "")
     columns = detect_columns(data, *given, flag)
     if None in given:

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     if not 0 <= options.val_share < 1:
         raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
     at_least(options, shard_size=1, jobs=1)
-    no_effect(options, options.source, *["images"] * (not options.source.endswith(".json")))
+    if not options.source.endswith(".json"):
+        no_effect(options, options.source, "images")
     from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)

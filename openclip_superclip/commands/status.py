@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
     for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
-        here = dict.fromkeys(_runs_in(folder))
+        here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:
             raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
         found |= here

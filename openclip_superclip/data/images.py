@@ -22,10 +22,12 @@ def images_below(folder: Path) -> list[Path]:
     """Returns the images in a folder and the folders below it; links are followed, each folder is read once."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(folders)
-        found += [] if real in seen else [Path(place, name) for name in names if name.lower().endswith(SUFFIXES)]
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # they have been read, too
+            continue
         seen.add(real)
+        folders.sort()
+        found += [Path(place, name) for name in names if name.lower().endswith(SUFFIXES)]
     return sorted(found)
 
 
