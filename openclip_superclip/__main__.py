@@ -90,7 +90,7 @@ def _run(argv: list[str] | None) -> int:
         print(f"openclip-superclip {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        near = [f"train {name}"] if name.startswith("-") else difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean superclip {near[0]}? " if near else ""
         print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
         return 2

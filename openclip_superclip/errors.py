@@ -12,6 +12,16 @@ class InputError(ValueError):
     """An invalid flag, file or model; its one-line message says what was found and what to do."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A command's parser: a flag cannot be abbreviated, and an error is printed in one line."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} ({self.prog} --help lists every flag)\n")
+
+
 @dataclass(frozen=True)
 class Rule:
     """A condition that is an error.

@@ -202,7 +202,7 @@ def is_idf_file(idf: str) -> bool:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds a group with --superclip and its options, and an example; a flag that is not given sets no attribute."""
-    parser.epilog = "example: superclip train --model RN50 --train-data pairs.csv --superclip"
+    parser.epilog = "example: superclip train --model RN50 --train-data 'shards/{000000..000009}.tar' --superclip"
     group = parser.add_argument_group("SuperCLIP", "a class loss on the mean patch token, beside the contrastive loss")
     group.add_argument(
         "--superclip", action="store_true", default=argparse.SUPPRESS, help="train with the SuperCLIP class loss"

@@ -209,7 +209,7 @@ def file_of_weights(path: Path) -> Path:
             raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
-        raise InputError(f"there is no file or folder {path}")
+        raise InputError(f"there is no file or folder {path}; expected a run, a checkpoint or an exported folder")
     return path
 
 

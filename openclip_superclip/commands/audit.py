@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..audit import SORTED_BY
-from ..errors import InputError, at_least
+from ..errors import InputError, Parser, at_least
 from .options import add_columns, columns_of
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip audit",
         description="Scores how well the image of each pair of a data set supports its caption: class loss, support of "
         "each word, likely words that the caption lacks, and the CLIP score of the same model. Writes one line of JSON "

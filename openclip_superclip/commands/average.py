@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, Parser
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip average",
         description="Writes the mean of the weights of several checkpoints of one model, with the caption counts of "
         "the checkpoint that has seen the most captions.",

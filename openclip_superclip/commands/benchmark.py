@@ -1,13 +1,12 @@
 """superclip benchmark: the cost of the class head on this machine, relative to alternatives."""
 
-import argparse
 from pathlib import Path
 
-from ..errors import at_least
+from ..errors import Parser, at_least
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip benchmark",
         description="Times the class loss and its gradients, the three matrix products that every implementation "
         "needs, and other implementations; then a training step with and without the class head. The measurements "

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..demo.data import SCENES
 from ..demo.measures import describe
 from ..environment import require
-from ..errors import at_least, no_effect
+from ..errors import Parser, at_least, no_effect
 from ..files import make_folder
 from ..studies.figures import draw_demo
 from ..studies.results import StudyResults
@@ -60,7 +60,7 @@ def _draw(results: StudyResults, out: Path) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip demo",
         description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with paired seeds (the same "
         "initial weights of the towers, the same order of the data, the same crops), and prints the difference on "

@@ -1,6 +1,5 @@
 """superclip doctor: prints information about the installation and the machine, for bug reports."""
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 
 from .. import __version__
-from ..errors import InputError, reason
+from ..errors import InputError, Parser, reason
 
 EXTRAS = {  # with the packages that each installs
     "report": ("matplotlib", "scipy"), "eval": ("clip_benchmark", "requests"), "serve": ("starlette", "uvicorn"),
@@ -20,7 +19,7 @@ EXTRAS = {  # with the packages that each installs
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
+    Parser(
         prog="superclip doctor",
         description="Prints ten lines to paste into an issue: versions, devices, extras, free disk space and SLURM.",
         epilog="example: superclip doctor",

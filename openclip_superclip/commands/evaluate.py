@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..environment import check_device, require
-from ..errors import InputError, at_least
+from ..errors import InputError, Parser, at_least
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip evaluate",
         description="Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset folders in its "
         "layout, or roots of its built-in data sets. It only downloads the weights of MODEL:TAG.",

@@ -1,13 +1,13 @@
 """superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without this package."""
 
-import argparse
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
+from ..errors import Parser
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip export",
         description="Writes a folder with the model, its preprocessing, its tokenizer and a model card. Stock OpenCLIP "
         "opens it as local-dir:FOLDER, or transformers as CLIPModel, with the same features.",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import InputError, at_least, no_effect
+from ..errors import InputError, Parser, at_least, no_effect
 from ..files import make_folder
 from .options import add_columns, columns_of
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip frequencies",
         description="Counts the captions with each token, in one pass over WebDataset shards or a table, without "
         "reading images. --superclip-idf FILE then weights words by the whole data set from the first step on.",

@@ -1,15 +1,14 @@
 """superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for --superclip."""
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
-from ..errors import at_least
+from ..errors import Parser, at_least
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip import",
         description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
         "class logits and scale. --superclip --model local-dir:FOLDER continues the training, and superclip export "

@@ -1,13 +1,13 @@
 """superclip interpolate: interpolates between released and fine-tuned weights, to reduce forgetting."""
 
-import argparse
 from pathlib import Path
 
+from ..errors import Parser
 from .average import add_output
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip interpolate",
         description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class head, TUNED's is kept.",
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",

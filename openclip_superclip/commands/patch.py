@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, Parser
 from ..openclip import patching
 from ..openclip.patching import Installation, find_installation
 
@@ -13,7 +13,7 @@ ERROR = 2  # argparse's own
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip patch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Patches OpenCLIP so that python -m open_clip_train.main finds the installed plugins and accepts\n"

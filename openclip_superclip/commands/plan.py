@@ -7,7 +7,7 @@ import re
 import shlex
 import textwrap
 
-from ..errors import InputError
+from ..errors import InputError, Parser
 from ..pages import bytes_text
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS
@@ -42,11 +42,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip plan",
         description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, FLOPs, hours and checkpoints. "
         "With --data, it also checks the data.",
-        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
+        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
     )
     add = parser.add_argument
     add_recipe_options(parser, here=False)

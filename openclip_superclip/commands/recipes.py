@@ -1,9 +1,8 @@
 """superclip recipes: a table of all recipes, one complete recipe, or a description of the fields."""
 
-import argparse
 import json
 
-from ..errors import InputError
+from ..errors import InputError, Parser
 from ..pages import markdown_table
 from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, Recipe, kind_of, read_recipe, shipped_recipes
 
@@ -11,14 +10,14 @@ HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's va
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip recipes",
         description="Lists the recipes for superclip plan, run and submit, or prints one of them as YAML. "
         "≈: read off a figure.",
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     add = parser.add_argument
-    add("words", nargs="*", metavar="WORD", help="the name of a recipe, or words contained in its name")
+    add("words", nargs="*", type=str.lower, metavar="WORD", help="the name of a recipe, or words contained in its name")
     add("--json", action="store_true", help="print all fields as JSON")
     add("--fields", action="store_true", help="print the fields of a recipe, explained, in Markdown")
     options = parser.parse_args(argv)

@@ -1,11 +1,10 @@
 """superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole run."""
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
-from ..errors import at_least
+from ..errors import Parser, at_least
 from .options import add_recipe_options, add_settings, opened_run
 
 
@@ -17,7 +16,7 @@ def main(argv: list[str]) -> int:
     from ..runs.slurm import ask_job, find_placement
 
     ask_job("started")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip rehearse",
         description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
         "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, and prints the hours of "

@@ -1,18 +1,17 @@
 """superclip report: losses and scores of runs side by side, with the paper's."""
 
-import argparse
 from datetime import datetime
 from pathlib import Path
 
 from .. import __version__
 from ..environment import require
-from ..errors import InputError
+from ..errors import InputError, Parser
 from ..files import make_folder
 from ..pages import run_names
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip report",
         description="Writes one page, report.html, on training runs and their evaluations: loss curves, scores over "
         "the batch size, and tables beside the paper's values. Also writes the page as Markdown with PNG figures, and "

@@ -1,10 +1,9 @@
 """superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes of the job."""
 
-import argparse
 import shlex
 import sys
 
-from ..errors import at_least
+from ..errors import Parser, at_least
 from .options import add_run_options, opened_run
 
 
@@ -13,7 +12,7 @@ def main(argv: list[str]) -> int:
     from ..runs.slurm import ask_job, find_placement
 
     has_script = ask_job("started")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip run",
         description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
         "under srun with one task per node, of all nodes of the job. To resume a run, give its folder instead of a "

@@ -1,16 +1,15 @@
 """superclip shards: writes images and captions as WebDataset shards."""
 
-import argparse
 import os
 import shlex
 from pathlib import Path
 
-from ..errors import InputError, at_least, no_effect
+from ..errors import InputError, Parser, at_least, no_effect
 from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip shards",
         description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
         "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would read rotated or nearly white are "

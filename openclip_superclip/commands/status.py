@@ -1,6 +1,5 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
-import argparse
 import functools
 import os
 import sys
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, Parser
 from ..files import read_json
 from ..pages import markdown_table
 from ..runs.folder import RUNNING, current_state
@@ -21,7 +20,7 @@ HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip status",
         description="Prints a table of runs: state, progress, samples per second, expected end and SLURM job. A run "
         "without a heartbeat for two minutes is lost.",

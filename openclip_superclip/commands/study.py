@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..environment import require
-from ..errors import InputError, at_least
+from ..errors import InputError, Parser, at_least
 from . import options as shared
 
 OF_SLURM = (  # options that need --slurm
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip study",
         description="Trains the arms of a study with paired seeds (the same initial weights of the towers, the same "
         "order of the data, the same crops), evaluates them, and prints each difference with its 95 % interval. The "

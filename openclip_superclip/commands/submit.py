@@ -1,15 +1,15 @@
 """superclip submit: trains a recipe as a SLURM job."""
 
-import argparse
 import shlex
 from pathlib import Path
 
+from ..errors import Parser
 from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
 
 
 def main(argv: list[str]) -> int:
     """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip submit",
         description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the failure of "
         "a node. For several runs, see superclip study --slurm.",

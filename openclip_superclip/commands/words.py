@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..environment import require
-from ..errors import InputError, at_least, no_effect
+from ..errors import InputError, Parser, at_least, no_effect
 from ..files import make_folder
 
 SKIPPED = 3  # exit code if some images could not be read
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superclip words",
         description="Lists the words that the class head finds in images. The score of a word is its probability: the "
         "head was trained to predict the words of the caption, weighted by IDF.",

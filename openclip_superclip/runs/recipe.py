@@ -245,7 +245,8 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
         name, _, inner = key.partition(".")
         if name not in FIELDS or name in WORDS:
             expected = ", ".join(field for field in FIELDS if field not in WORDS)
-            raise InputError(f"--set {key}={value}: there is no field '{name}' to set; expected one of {expected}")
+            problem = f"there is no field '{name}' to set; expected one of {expected}"
+            raise InputError(f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME")
         if bool(inner) != (kind_of(name) is dict):
             expected = f"{name}.KEY=VALUE" if kind_of(name) is dict else f"{name}=VALUE"
             raise InputError(f"--set {key}={value}: expected --set {expected}")

@@ -275,7 +275,7 @@ def study_call(
     if study.measures == "validation":
         flag = "imagenet-val" if study.primary.startswith("imagenet") else "val-data"
         if not recipe.flags.get(flag):
-            option = "--val-data SHARDS" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
+            option = "--val-data SHARDS (or a .csv)" if flag == "val-data" else f"--set flags.{flag}=FOLDER"
             raise InputError(f"the study's primary measure is {study.primary}, which training measures with {option}")
     if scenes != DEMO:
         written = data_of_scenes(study)
