@@ -209,7 +209,7 @@ def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_
     assert results("demo").study.seeds == read_study("demo").seeds
     (row,) = re.findall(r"\| zero shot \(primary\) \| (\S+) ± .*? \| (\S+) ± .*? \| (.+?) \|", table)
     readme = " ".join(PAGES["README.md"].split())
-    assert "rises from {} % to {} %, by {}.".format(*row) in readme
+    assert "rises from {} % to {} % (mean difference {}).".format(*row) in readme
     assert f"zero-shot {row[2]}" in readme
 
 
