@@ -52,8 +52,7 @@ def legend(drawing: Drawing, grid, ncols: int) -> None:
 def _look(comparison: Comparison, series: Series) -> dict:
     """Returns the colour and the line style of a series."""
     same = [other for other in comparison.series if other.method == series.method]
-    style = STYLES[same.index(series) % len(STYLES)]
-    return {"color": COLOURS.get(series.method, "#333333"), "linestyle": style}
+    return {"color": COLOURS.get(series.method, "#333333"), "linestyle": STYLES[same.index(series) % len(STYLES)]}
 
 
 def _batch(size: int) -> str:
@@ -178,8 +177,7 @@ def _draw_difference(
     """Draws an interval and its seeds, and returns the interval."""
     bounds = difference.interval or (difference.mean, difference.mean)
     axes.plot([x, x], bounds, color=colour, linewidth=2.5)
-    seeds = [x + beside] * len(difference.values)
-    axes.plot(seeds, difference.values, ".", color="black", markersize=4, alpha=0.7)
+    axes.plot([x + beside] * len(difference.values), difference.values, ".", color="black", markersize=4, alpha=0.7)
     return bounds
 
 
@@ -214,11 +212,9 @@ def draw_demo(path: Path, results, images: Sequence) -> None:
         difference = results.difference("SuperCLIP", "CLIP", None, measure)
         _draw_difference(differences, x, difference, DEMO_COLOURS["SuperCLIP"])
         differences.plot(x, difference.mean, "o", color=DEMO_COLOURS["SuperCLIP"])
-    heading = "SuperCLIP − CLIP, points (bar: 95 % interval, dot: a seed)"
-    _difference_axis(differences, names, len(measures), heading)
+    _difference_axis(differences, names, len(measures), "SuperCLIP − CLIP, points (bar: 95 % interval, dot: a seed)")
     _draw_predictions(bottom, images)
-    title = f"superclip demo: scenes composed of real drawings, {study.seeds} paired seed(s)"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"superclip demo: scenes composed of real drawings, {study.seeds} paired seed(s)", fontsize=11)
     write_bytes(path, png(figure))
 
 

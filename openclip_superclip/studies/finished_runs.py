@@ -9,18 +9,21 @@ from ..checkpoints.run_outputs import read_options
 from ..errors import InputError, listed
 from ..files import read_json
 from ..flags import RECORDED_ALONE
+from ..openclip.replacing import parse_args
 from ..runs.folder import current_state
 from ..runs.progress import read_log
 from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
-from .scores import own_scores, read_scores
+from .scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
-FLAGS = (  # other options of OpenCLIP that change the weights; their defaults are DEFAULTS
-    "opt", "momentum", "grad_clip_norm", "skip_scheduler", "use_bn_sync", "image_mean", "image_std",
-    "image_interpolation", "image_resize_mode", "aug_cfg", "train_data_upsampling_factors", "distill_model",
+FLAGS = (  # other options of OpenCLIP that change the weights
+    "opt", "opt_kwargs", "momentum", "grad_clip_norm", "image_layer_decay", "text_layer_decay", "skip_scheduler",
+    "epochs_cooldown", "lr_cooldown_end", "lr_cooldown_power", "use_bn_sync", "use_bnb_linear", "local_loss",
+    "gather_with_grad", "coca_caption_loss_weight", "coca_contrastive_loss_weight", "distill_model",
+    "distill_pretrained", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "aug_cfg",
+    "dataset_resampled", "train_data_upsampling_factors", "text_key", "json_text_key",
 )  # fmt: skip
-DEFAULTS = (None, False, {}, "adamw")
 
 
 @dataclass
@@ -61,11 +64,11 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
         names = [name for name in CONFIG_FIELDS if name not in (*RECORDED_ALONE, "long_caption")]
     defaults = {name: CONFIG_FIELDS[name].default for name in names}
     fields = {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}
-    own = "force-patch-dropout" if method.endswith("flip") else ""  # it is that method
+    own = ("force-patch-dropout", 0.5) if method.endswith("flip") else ()  # it is that method in the recipes
     return fields | {
         name: tuple(value) if isinstance(value, list) else value  # hashable, as in Series
         for name, value in flags.items()
-        if value and name != own and name.startswith(("force-", "lock-", "pretrained"))
+        if value and (name, value) != own and name.startswith(("force-", "lock-", "pretrained"))
     }
 
 
@@ -94,7 +97,9 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     run.epochs = (run.record.get("plan") or options).get("epochs")
     run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
-    run.scores = {key: score for key, score in (run.scores | own_scores(path)).items() if math.isfinite(score)}
+    demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
+    scores = run.scores | of_training(path) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
+    run.scores = {key: score for key, score in scores.items() if math.isfinite(score)}
     return run
 
 
@@ -108,9 +113,8 @@ def _read_options(run: ReportedRun, options: dict) -> None:
     superclip = {
         name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
     }
-    with_head = options.get("superclip") is True and superclip.get("weight") != 0
     base = "siglip" if options.get("siglip") else "flip" if options.get("force_patch_dropout") else "clip"
-    run.method = f"super{base}" if with_head else base
+    run.method = f"super{base}" if options.get("superclip") is True and superclip.get("weight") != 0 else base
     run.model, run.data, run.seed = str(options["model"]), str(options.get("train_data")), options.get("seed")
     logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table: its length is not an option
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
@@ -121,8 +125,9 @@ def _read_options(run: ReportedRun, options: dict) -> None:
 
 
 def _training(options: dict, schedule: str | None) -> dict:
-    """Returns the options that change the weights of a method; of FLAGS those that are not the default."""
-    given = {name: options[name] for name in FLAGS if options.get(name) not in DEFAULTS}
+    """Returns the options that change the weights of a method; of FLAGS those that are not OpenCLIP's default."""
+    defaults = vars(parse_args([], only_options=True))
+    given = {name: options[name] for name in FLAGS if options.get(name) not in (None, {}, defaults.get(name))}
     return {name: options.get(name) for name in TRAINING} | {"schedule": schedule} | given
 
 

@@ -12,7 +12,7 @@ from .finished_runs import FINISHED, MISSING, ReportedRun
 from .scores import LABELS, format_score, in_order
 from .statistics import Spread
 
-BAD = (MISSING, "failed", "cut short", "preempted")  # states that the page highlights
+BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
 RUN_HEADS = ["run", "state", "note", "method", "samples", "batch", "seed", "lr", "samples/s", "model", "data"]
 NONE = "–"  # in a cell
@@ -113,8 +113,7 @@ def paper_table(comparison: Comparison) -> Table:
                     difference = format_score(key, ours.mean - paper.value, "+")
                 theirs = format_score(key, paper.value)
                 rows.append([series.name, f"{batch_size:,}", LABELS.get(key, key), here, theirs, difference, source])
-    heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
-    return Table("Beside the paper", heads, rows)
+    return Table("Beside the paper", ["method", "batch", "score, %", "here", "the paper", "difference", "source"], rows)
 
 
 def _facts(run: ReportedRun) -> list:
@@ -136,5 +135,4 @@ def _text(value: str | float | None) -> str:
 def _describe(run: ReportedRun) -> str:
     """Returns what the end of the page shows of a run: versions and recipe."""
     versions = ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())
-    recipe = run.recipe.text.strip() if run.recipe else ""
-    return f"versions: {versions or 'not recorded'}\n\n{recipe}"
+    return f"versions: {versions or 'not recorded'}\n\n{run.recipe.text.strip() if run.recipe else ''}"

@@ -46,12 +46,6 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     return _of_records(by_epoch.get(epoch, [])), epoch or None
 
 
-def own_scores(run: Path) -> dict[str, float]:
-    """Returns what the training measured at its last epoch (--val-data, --imagenet-val), and the demo's measures."""
-    demo = read_json(run / "demo-test.json", default={}).get("measures") or {}
-    return of_training(run) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
-
-
 def of_training(run: Path) -> dict[str, float]:
     """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
     file, rows = run / "checkpoints" / "results.jsonl", [{}]

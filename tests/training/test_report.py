@@ -21,7 +21,7 @@ from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.runs.progress import read_log
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.comparison import find_comparisons
-from openclip_superclip.studies.finished_runs import DEFAULTS, FLAGS, read_run
+from openclip_superclip.studies.finished_runs import read_run
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
@@ -193,14 +193,18 @@ def test_a_difference_is_with_clip_of_the_same_rate_if_there_is_one(rates):
     assert list(of_two) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]  # neither is picked
 
 
-def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates, parse_args):
+def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
     flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
     assert rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0)) == pytest.approx({
         "CLIP (grad clip norm None)": 50, "CLIP (grad clip norm 1.0)": 30,
         "SuperCLIP (grad clip norm None)": 55, "SuperCLIP (grad clip norm None) − CLIP (grad clip norm None)": 5,
     })  # fmt: skip
-    defaults = vars(parse_args([]))
-    assert all(defaults[name] in DEFAULTS for name in FLAGS)
+    same, other = ({"seed": "1", "flags.coca-caption-loss-weight": value} for value in ("2", "0"))  # 2 is the default
+    assert rates(clip=({}, 50.0), clip_same=(same, 40.0), clip_other=(other, 30.0)) == pytest.approx(
+        {"CLIP (coca caption loss weight None)": 45, "CLIP (coca caption loss weight 0)": 30}
+    )
+    half, most = ({"method": "flip", "flags.force-patch-dropout": value} for value in ("0.5", "0.75"))
+    assert [*rates(clip=(half, 50.0), clip_most=(most, 40.0))] == ["FLIP", "FLIP (force-patch-dropout 0.75)"]
 
 
 # Which scores count
@@ -235,8 +239,7 @@ def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_cou
 
 
 def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trained, tmp_path):
-    cut = tmp_path / "clip_cut"
-    shutil.copytree(trained[0], cut)
+    shutil.copytree(trained[0], cut := tmp_path / "clip_cut")
     log = (cut / "out.log").read_text()
     third = [match.start() for match in re.finditer("Train Epoch", log)][2]
     (cut / "out.log").write_text(log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")])
@@ -266,8 +269,7 @@ def test_an_empty_log_and_a_non_finite_loss_are_noted(log, state, note, trained,
 
 def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_path):
     """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples, in the same log."""
-    lines = (trained[0] / "out.log").read_text().splitlines(keepends=True)
-    steps = [line for line in lines if "Train Epoch" in line]
+    steps = [line for line in (trained[0] / "out.log").read_text().splitlines(keepends=True) if "Train Epoch" in line]
     stopped = [line.replace("Contrastive_loss: ", "Contrastive_loss: 9") for line in steps[:6]]
     (tmp_path / "out.log").write_text("".join([*stopped, *steps[4:]]))
     points, whole = read_log(tmp_path / "out.log"), read_log(trained[0] / "out.log")
@@ -288,9 +290,12 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
         recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
         recipe_run(tmp_path / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
         recipe_run(tmp_path / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
-        recipe_run(tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}),
+        recipe_run(
+            tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}, state="running"
+        ),
     ]
     assert report(*runs, "--out", out) == 0
+    assert '<td class=" bad">lost</td>' in (out / "report.html").read_text()  # without a lock: it was killed
     markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
     assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) | 49.0 ± 0.7 | 70.0 (n = 1) |" in markdown

@@ -187,13 +187,12 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
 
 
 def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):
-    study = read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS}))
     found = [
         {**record, "cell": cell}
         for place, cell in enumerate(CELLS)
         for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
     ]
-    results = StudyResults(study, found)
+    results = StudyResults(read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found)
     over = results.over_cells("B", "A", "zero_shot")
     assert over["mean"].values == pytest.approx([1.5, 0.0, 2.25])  # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
     assert over["per doubling"].values == pytest.approx([1, 1, 2])
