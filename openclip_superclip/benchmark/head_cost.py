@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..checkpoints.architecture import expected_head, read_architecture
 from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..files import make_folder, write_json
 from ..method.flops import count_gmacs
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
@@ -46,7 +46,10 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     make_folder(options.out, "--out")
     try:
         report = _measure(options)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        killed = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))  # the latter by the kernel
+        if not killed and "can't allocate memory" not in str(error):
+            raise
         raise InputError(
             f"--device {options.device} has too little memory: give a smaller --head-batch, --vocab or --local-batch"
         ) from error
@@ -56,14 +59,14 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
 def _measure(options: argparse.Namespace) -> dict:
     device, precision = options.device, AUTOCAST[options.precision]
+    steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}  # first, since it can fail
     sizes = options.head_batch, options.width, options.vocab, device
     inputs = make_inputs(*sizes)
     calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
-    is_cuda = torch.device(device).type == "cuda"
-    report = {
+    return {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if is_cuda else processor(),
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
             "threads": torch.get_num_threads(),
             **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         },
@@ -72,15 +75,19 @@ def _measure(options: argparse.Namespace) -> dict:
             name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
         },
         "gmacs": {name: gmacs_of(name) for name in PAPER_HEAD_SHARE},
+        **steps,
     }
-    if options.step_repeats:
-        step = options.local_batch, device, options.precision, options.grad_checkpointing
-        steps = {
-            "OpenCLIP": make_step(options.model, False, *step),
-            "with --superclip": make_step(options.model, True, *step),
-        }
-        report["step_seconds"] = _in_turns(steps, options.step_repeats, device, "training step")
-    return report
+
+
+def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns the seconds of training steps; InputError if the model cannot be created."""
+    step = options.local_batch, options.device, options.precision, options.grad_checkpointing
+    names = {"OpenCLIP": False, "with --superclip": True}
+    try:
+        steps = {name: make_step(options.model, with_head, *step) for name, with_head in names.items()}
+    except OSError as error:  # its text tower cannot be downloaded
+        raise InputError(f"--model: {options.model} cannot be created ({reason(error)[:200]})") from error
+    return _in_turns(steps, options.step_repeats, options.device, "training step")
 
 
 def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
@@ -164,7 +171,8 @@ def make_step(
     in_precision = autocast(precision, torch.device(device).type)
     images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
-    texts = torch.randint(1, min(1000, vocab_size), (batch, model.context_length), device=device)
+    length = read_architecture(model_name).model_cfg["text_cfg"].get("context_length", 77)  # of OpenCLIP's tokenizer
+    texts = torch.randint(1, min(1000, vocab_size), (batch, length), device=device)
     texts[:, 20:] = 0
 
     def step() -> None:
@@ -206,10 +214,7 @@ def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        try:
-            return executor.submit(_peak_here, torch.get_num_threads(), function, *args).result()
-        except BrokenProcessPool as error:  # killed by the kernel
-            raise InputError("too little memory here: give a smaller --head-batch or --vocab") from error
+        return executor.submit(_peak_here, torch.get_num_threads(), function, *args).result()
 
 
 def _peak_here(num_threads: int, function: Callable, *args) -> int:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from support.models import write_model
+from transformers import RobertaConfig, RobertaModel
 
+from openclip_superclip.benchmark import head_cost
 from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, gmacs_of, make_inputs, make_step, peak_memory
 
 
@@ -31,11 +33,22 @@ def test_the_contenders_compute_the_same_gradients():
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_training_step_runs_with_a_small_vocabulary_and_coca_is_refused(tmp_path, refused):
-    write_model(tmp_path, text={"vocab_size": 101})
-    make_step(f"local-dir:{tmp_path}", True, 2, "cpu", "fp32", False)()
-    assert "--model: coca_ViT-B-32 is a CoCa model" in refused(tmp_path, "benchmark", "--model", "coca_ViT-B-32")
-    assert "--vocab is 1; expected 2" in refused(tmp_path, "benchmark", "--vocab", "1")
+def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
+    make_step(write_model(tmp_path / "small", text={"vocab_size": 101}), True, 2, "cpu", "fp32", False)()
+    sizes = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 1}
+    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=22)).save_pretrained(tmp_path / "tower")
+    text = {"hf_model_name": f"{tmp_path}/tower", "hf_tokenizer_name": "none", "hf_pooler_type": "cls_pooler"}
+    make_step(write_model(tmp_path / "roberta", text=text), False, 2, "cpu", "fp32", False)()
+
+
+@pytest.mark.parametrize(("flags", "error"), {
+    "--model coca_ViT-B-32": "--model: coca_ViT-B-32 is a CoCa model",
+    "--model roberta-ViT-B-32": "--model: roberta-ViT-B-32 cannot be created (",  # offline, and before the timing
+    "--head-batch 2000000000000 --step-repeats 0": "--device cpu has too little memory: give a smaller --head-batch",
+    "--vocab 1": "--vocab is 1; expected 2",
+}.items())  # fmt: skip
+def test_what_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
+    assert error in refused(tmp_path, "benchmark", *flags.split(), "--device", "cpu", "--out", ".")
 
 
 def allocate(num_bytes):
@@ -43,13 +56,8 @@ def allocate(num_bytes):
     return lambda: torch.ones(num_bytes // 4).sum() + kept.sum()
 
 
-def prepare(name, batch, width, vocab):
-    inputs = make_inputs(batch, width, vocab, "cpu")
-    return lambda: compute(name, inputs)
-
-
 def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets(forks):
     assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
-    sizes = 512, 16, 49408
-    dense, ours = (peak_memory(prepare, name, *sizes, device="cpu") for name in ("dense targets", "class_loss"))
+    sizes, names = (512, 16, 49408, "cpu", None), ("dense targets", "class_loss")
+    dense, ours = (peak_memory(head_cost._prepared_head, name, *sizes, device="cpu") for name in names)
     assert ours <= 0.35 * dense
