@@ -47,21 +47,22 @@ def evaluate_all(
     results = Results([out or (model.run / "evaluation" if model.run else Path("evaluation")) for model in models])
     for folder in results.folders:
         make_folder(folder, "--out")
+    digests = {data: data.files_id() for data, _ in chosen}  # once: a data set can have a million files
     with tqdm(total=len(models) * len(chosen), desc="evaluate", unit=" results", disable=None) as progress:
         for model, folder in zip(models, results.folders, strict=True):
-            if records := _evaluate_model(model, folder, chosen, settings, command, progress, results):
+            if records := _evaluate_model(model, folder, chosen, digests, settings, command, progress, results):
                 results.models.append(records)
     return results
 
 
-def _evaluate_model(model, folder, chosen, settings, command, progress, results: Results) -> list[dict]:
+def _evaluate_model(model, folder, chosen, digests, settings, command, progress, results: Results) -> list[dict]:
     """Returns the results of a model, and adds the number of read ones and errors to `results`."""
     # Relative to the results, so that both can be moved together.
     source = os.path.relpath(model.place, folder.resolve()) if model.place else model.given
     records, planned = [], []
     for data, task in chosen:
         file = record_file(folder, model.name, data.name, task, source)
-        facts = _facts(model, source, data, task, settings)
+        facts = _facts(model, source, data, task, settings) | {"data_files": digests[data]}
         if record := read_record(file, facts):
             records.append(record)
         else:
@@ -123,7 +124,6 @@ def _facts(model: Evaluated, source: str, data: Data, task: str, settings: Setti
         "epoch": model.epoch,
         "weights": model.weights_id,
         "data": str(data.folder),
-        "data_files": data.files_id(),
         "settings": settings.of_task(task),
         "device": settings.device,
         "versions": versions(*PACKAGES),

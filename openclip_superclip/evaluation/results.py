@@ -96,17 +96,14 @@ def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
         {label: [Part(record, measure)] for record in records for measure, label in _shown(record).items()}
         for records in models
     ]
-    tasks = list(MEASURES)
 
     def place(record: dict) -> tuple:  # by task, in the order of the suites' lists, then by name
         name = record["dataset"]
-        return tasks.index(record["task"]), ORDER.index(name) if name in ORDER else len(ORDER), name
+        return [*MEASURES].index(record["task"]), ORDER.index(name) if name in ORDER else len(ORDER), name
 
     labels = dict.fromkeys(label for record in sorted(chain(*models), key=place) for label in _shown(record).values())
     rows = {label: [column.get(label) for column in columns] for label in labels}
-    for label, found in averaged(models).items():
-        rows[label] = [[Part(*part) for part in parts] for parts in found]
-    return rows
+    return rows | {name: [[Part(*one) for one in parts] for parts in found] for name, found in averaged(models).items()}
 
 
 def _shown(record: dict) -> dict[str, str]:

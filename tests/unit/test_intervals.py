@@ -1,5 +1,7 @@
 """Scores and intervals of outcomes, against slow plain versions and scipy's, and averages over data sets."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from openclip_superclip.evaluation import intervals
+from openclip_superclip.evaluation.datasets import Features, Settings
 from openclip_superclip.evaluation.intervals import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
-from openclip_superclip.evaluation.metrics import _of_logits
+from openclip_superclip.evaluation.metrics import _of_logits, fit_probe
 from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 RNG = np.random.default_rng(0)
@@ -100,6 +103,33 @@ def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
     assert estimate(found["mean_per_class_recall"], "x").value == pytest.approx(recall)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
+    """Beside its source, with the CPU instead of the GPU that it demands."""
+    from clip_benchmark.metrics import linear_probe
+
+    source = inspect.getsource(linear_probe)
+    for gpu, cpu in {"'cuda'": "'cpu'", ".cuda()": ".cpu()", "torch.cuda.device_count()": "0"}.items():
+        assert gpu in source
+        source = source.replace(gpu, cpu)
+    own = {"__name__": linear_probe.__name__, "__package__": linear_probe.__package__}
+    exec(compile(source, linear_probe.__file__, "exec"), own)
+    torch.manual_seed(0)
+    train, test = (Features(torch.randn(n, 12), torch.arange(n) % 7) for n in (60, 30))
+    model = torch.nn.Module()
+    model.encode_image = torch.nn.Identity()
+    loaders = [list(zip(part.images.split(5), part.targets.split(5), strict=True)) for part in (train, test)]
+    options = {"fewshot_k": -1, "batch_size": 8, "num_workers": 0, "lr": 0.1, "epochs": 2, "model_id": "x"}
+    options |= {"feature_root": str(tmp_path), "amp": amp, "device": "cpu", "normalize": True, "seed": 0}
+    torch.manual_seed(0)
+    theirs = own["evaluate"](model, *loaders, **options)
+    torch.manual_seed(0)
+    settings = Settings("cpu", "amp" if amp else "fp32", 8, 0, 0.1, 2, dense_lr=1.0, dense_epochs=1)
+    ours, outcomes = fit_probe(train, test, settings)
+    assert {name: theirs[name] for name in ("lp_acc1", "lp_acc5")} == {k: ours[k] for k in ("lp_acc1", "lp_acc5")}
+    assert outcomes["lp_acc1"].scored.mean() == pytest.approx(theirs["lp_acc1"])
+
+
 def test_the_interval_of_a_mean_of_four_data_sets_is_half_as_wide():
     found = estimate(right(HITS), "x")
     mean = intervals.mean_of([found] * 4)
@@ -134,9 +164,8 @@ def test_the_38_are_clip_benchmarks_vtab_plus_and_two_more():
 def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():
     probe = {"dataset": "mnist", "task": "linear_probe", "metrics": {"lp_acc1": 0.9}}
     some = [*results(["mnist", "cars", "fer2013"]), probe]
-    first, second = averaged([results(THE_38), some])["average of 3 of the 38"]
-    assert {record["dataset"] for record, _ in first} == {"mnist", "cars", "fer2013"}
-    assert {record["dataset"] for record, _ in second} == {"mnist", "cars", "fer2013"}
+    for shared in averaged([results(THE_38), some])["average of 3 of the 38"]:
+        assert {record["dataset"] for record, _ in shared} == {"mnist", "cars", "fer2013"}
     (parts,) = averaged([results(THE_38)])["average of 38"]
     assert [record["metrics"][measure] for record, measure in parts] == [0.5] * 38
     assert averaged([results(["mnist"]), results(["cars"])]) == {}
