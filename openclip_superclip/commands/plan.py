@@ -34,8 +34,7 @@ def main(argv: list[str]) -> int:
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
     checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
-        values = {**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked}
-        print(json.dumps(values, indent=1))
+        print(json.dumps({**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked}, indent=1))
     else:
         print(plan_text(run, cost, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
@@ -81,7 +80,7 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     if rehearsed:
         hours, memory = rehearsed["hours"], rehearsed["memory"]
         rehearsal = [("rehearsed", (
-            f"{hours['low']:,.3g} to {hours['high']:,.3g} hours, including checkpoints; peak memory of a "
+            f"{hours['low']:,.3g} to {hours['high']:,.3g} hours with checkpoints, without validation; peak memory of a "
             f"{memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
         ))]  # fmt: skip
     pass_ends = "" if run.is_table else " and the last of each pass"

@@ -59,7 +59,7 @@ def read_rehearsal(file: str, run: Run) -> dict:
 
 
 def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
-    """Returns `hours` and `gpu_hours` of a whole run, including checkpoints, each low, median and high."""
+    """Returns `hours` and `gpu_hours` with checkpoints and without validation, each low, median and high."""
     saving = run.num_slices * checkpoint_seconds
     hours = {name: (run.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
     return {"hours": hours, "gpu_hours": {name: number * run.world_size for name, number in hours.items()}}
@@ -159,8 +159,7 @@ class Rehearsal:
 
 def report(run: Run, rehearsal: Rehearsal) -> dict:
     """Returns the content of rehearsal.json; `run` is the whole one."""
-    logs = rehearsal.logs[UNINTERRUPTED]
-    ranks = [read_json(logs / f"rank_{rank}.measures.json") for rank in range(run.world_size)]
+    ranks = [read_json(rehearsal.logs[UNINTERRUPTED] / f"rank_{rank}.measures.json") for rank in range(run.world_size)]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
     low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))
@@ -215,7 +214,7 @@ def report_text(summary: dict) -> str:
         "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; "
         f"{checkpoint['at_most']} need {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
-        "whole run": f"{hours['median']:,.3g} hours ({hours['low']:,.3g} to {hours['high']:,.3g}), "
+        "whole run": f"{hours['median']:,.3g} hours without validation ({hours['low']:,.3g} to {hours['high']:,.3g}), "
         f"{summary['gpu_hours']['median']:,.3g} {'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
         "bottleneck": summary["limit"],
     }  # fmt: skip

@@ -60,6 +60,7 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
     assert summary["hours"]["high"] == pytest.approx(
         (plan.samples / speed["low"] + plan.num_slices * checkpoint["seconds"]) / 3600
     )
+    assert " hours without validation (" in rehearsed["printed"]
     assert summary["gpu_hours"]["median"] == 2 * summary["hours"]["median"]
     assert 0 <= summary["waiting_for_data"] <= 1
     assert summary["memory"]["peak"] > 100e6 and summary["memory"]["of"] == "process"
@@ -86,9 +87,8 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
 
 
 def test_a_plan_uses_it(rehearsed, capsys):
-    file = str(rehearsed["out"] / "rehearsal.json")
-    command = ["plan", str(rehearsed["recipe"]), *HERE, "--rehearsal", file]
-    assert main([*command, "--gpus-per-node", "2", "--json"]) == 0
+    command = ["plan", str(rehearsed["recipe"]), *HERE, "--gpus-per-node", "2"]
+    assert main([*command, "--rehearsal", str(rehearsed["out"] / "rehearsal.json"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cost"]["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
 

@@ -126,8 +126,7 @@ def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_
 ])  # fmt: skip
 def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
     """Samples per second and A100; ours recompute the forward pass, which the runs of ViT-B/16 did not."""
-    without = {"flags.grad-checkpointing": "false"} if "b-16" in name else {}
-    ours = plan(name, nodes=1, gpus=1, set_=without)
+    ours = plan(name, nodes=1, gpus=1, set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {})
     speeds = [ours.samples / hours / 3600 for hours in estimate_cost(ours)["hours_range"]]
     assert speeds == [pytest.approx(fast, rel=0.01), pytest.approx(slow, rel=0.01)]
     cost = estimate_cost(ours, gpu_tflops=989)
