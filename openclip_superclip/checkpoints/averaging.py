@@ -37,8 +37,6 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     Integers are copied from the tuned weights, and so is a class head that the released weights lack. A class head that
     only the released weights have is dropped.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"--alpha is {alpha}; expected 0 (released) to 1 (tuned)")
     head = tuned.head()
     start = released.weights if head else released.without_head()
     end = tuned.without_head() | (head if released.head() else {})

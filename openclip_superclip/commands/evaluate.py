@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..environment import check_device, require
-from ..errors import InputError, Parser, at_least
+from ..errors import InputError, Parser, at_least, no_effect
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
             if not options.every:
                 raise
             unreadable.append(error)
+    if models and all(model.openclip[0] for model in models):
+        no_effect(options, "exported folders and released models", "model")
     results = evaluate_all(models, options.out, chosen, settings, shlex.join(["superclip", "evaluate", *argv]))
     print(results.summary(absent))
     failures = [*unreadable, *results.failures]
@@ -47,14 +49,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip evaluate",
         description="Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset folders in its "
-        "layout, or roots of its built-in data sets. It only downloads the weights of MODEL:TAG.",
+        "layout, or roots of its built-in data sets. It only downloads the weights of MODEL:TAG and hf-hub:REPO.",
         epilog="example: superclip evaluate epoch_5.pt ViT-B-16:openai --data DIR",
     )
     add = parser.add_argument
     add(
         "checkpoints", nargs="+", metavar="CHECKPOINT",
-        help="a checkpoint of a run, with or without --superclip; a file of weights; an exported folder; MODEL:TAG of "
-        "OpenCLIP's released models",
+        help="a checkpoint of a run, with or without --superclip; a file of weights; an exported folder; hf-hub:REPO; "
+        "MODEL:TAG of OpenCLIP's released models",
     )  # fmt: skip
     add("--data", type=Path, required=True, metavar="DIR", help="folder of data sets: DIR/imagenet1k, …")
     add(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import Parser
+from ..errors import InputError, Parser
 from .average import add_output
 
 
@@ -13,12 +13,15 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     add = parser.add_argument
-    about = "weights before fine-tuning: a file, a folder, or OpenCLIP's MODEL:TAG"
+    about = "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG"
     add("released", metavar="RELEASED", help=about)
     add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
     add("--alpha", type=float, default=0.5, metavar="α", help="weight of TUNED, 0 to 1 (default: %(default)s)")
     add_output(parser)
     options = parser.parse_args(argv)
+    if not 0 <= options.alpha <= 1:
+        raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
+    options.released = options.released.removeprefix("local-dir:")
     from ..checkpoints.averaging import interpolate
     from ..checkpoints.checkpoint import read_checkpoint, save_weights
     from ..checkpoints.pretrained import released_file

@@ -2,7 +2,7 @@
 
 import json
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, no_effect
 from ..pages import markdown_table
 from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, Recipe, kind_of, read_recipe, shipped_recipes
 
@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int:
     add("--json", action="store_true", help="print all fields as JSON")
     add("--fields", action="store_true", help="print the fields of a recipe, explained, in Markdown")
     options = parser.parse_args(argv)
+    if options.words or options.json:
+        no_effect(options, "WORD or --json", "fields")
     if options.fields:
         rows = []  # of docs/recipe-fields.md
         for name, field in FIELDS.items():

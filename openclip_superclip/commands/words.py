@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
 
     from ..words.server import words_app
 
-    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=options.port, access_log=False)
+    port = 8000 if options.port is None else options.port
+    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=port, access_log=False)
     return 0
 
 
@@ -49,7 +50,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     about = "serve a web page: drop an image to see its words and their locations, or type a word"
     add("--serve", action="store_true", help=about)
-    add("--port", type=int, default=8000, help="port of --serve; 0 means any free one (default: %(default)s)")
+    add("--port", type=int, help="port of --serve (default: 8000); 0 means any free one")
     add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
     add("--words", help="words and phrases to show, separated by commas, or a file with one per line")
     add("--top", type=int, metavar="K", help="the K most likely words of an image (default: 10, or all of --words)")
@@ -63,7 +64,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--device", help="device of the model (default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
-    if not 0 <= options.port < 2**16:
+    if not 0 <= (options.port or 0) < 2**16:
         raise InputError(f"--port is {options.port}; expected 0 to 65535")
     if bool(options.images) + options.serve + (options.course is not None) != 1:
         raise InputError("expected one of IMAGE, --serve and --course")
@@ -77,7 +78,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
-    no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device")
+    no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device", "port")
     require("--course", "report", "matplotlib")
     from ..pages import run_names
     from ..words.learning import NAME, course_text, find_course, word_course, write_word_courses
@@ -116,6 +117,7 @@ def _tag(options: argparse.Namespace) -> int:
 
     from ..words.tag_images import find_images, tag_images, write_folder
 
+    no_effect(options, "IMAGE", "port")
     paths, out = find_images(options.images), options.out or Path("words")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
     if options.heatmap:

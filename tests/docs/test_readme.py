@@ -57,8 +57,7 @@ def test_the_python_snippet_runs(tiny_model):
 
 def test_a_page_lists_every_extra_and_a_missing_one_is_named_by_what_asks_for_it():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    page = PAGES["docs/install.md"]
-    (table,) = re.findall(r"^\| extra \| for \|\n.*?\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(r"^\| extra \| for \|\n.*?\n\n", PAGES["docs/install.md"], flags=re.DOTALL | re.MULTILINE)
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, flags=re.MULTILINE))
     assert rows.keys() == extras.keys()
     required = [

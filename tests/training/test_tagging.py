@@ -78,9 +78,8 @@ def folder(tmp_path) -> Path:
 
 
 def test_the_head_names_the_colours_of_an_image_and_their_quarters(opened):
-    tagger = Tagger(opened, top=2)
     for placed in ({"red": (0, 0), "blue": (1, 1)}, {"blue": (1, 0), "green": (0, 1)}):
-        seen = tagger.tag(squares(placed))
+        seen = Tagger(opened, top=2).tag(squares(placed))
         assert {word.word for word in seen} == placed.keys()
         for word in seen:
             row, column = divmod(word.map.argmax().item(), word.map.shape[1])
@@ -236,6 +235,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
     ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
     ("--serve --model model --json", "--json has no effect with --serve: leave one of them out"),
     ("--course a --words red", "--words has no effect with --course: leave one of them out"),
+    ("image.png --model model --port 9", "--port has no effect with IMAGE: leave one of them out"),
     ("--course a b c", "--course has 3 runs; expected one, or two"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(argv, reason, models, refused):
@@ -312,10 +312,9 @@ def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, 
         "bomb": encoded(Image.new("1", (30_000, 30_000))), "thin": encoded(Image.new("1", (1, 200_000))),
     }  # fmt: skip
     app = words_app(tagger, "a model")
-    page = next(route.endpoint for route in app.routes if route.path == "/")
 
     def driver(request):
-        answer = page(request)
+        answer = next(route.endpoint for route in app.routes if route.path == "/")(request)
         policy = {"Content-Security-Policy": answer.headers["Content-Security-Policy"]}
         return HTMLResponse(answer.body.decode().replace("</body>", f"{DRIVER}</body>"), headers=policy)
 

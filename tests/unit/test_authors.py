@@ -107,8 +107,7 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
         torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
     theirs = torch.load(AUTHORS, weights_only=True)["state_dict"]
     assert model.statistics.num_captions == theirs["module.num_samples"].item() * 48
-    counts = (theirs["module.cap_fq"].flatten() * 48).round().long()
-    assert torch.equal(model.statistics.document_frequency, counts)
+    assert torch.equal(model.statistics.document_frequency, (theirs["module.cap_fq"].flatten() * 48).round().long())
     trained, (vocab_size, _) = model.train()(golden["image"], golden["text"]), model.class_head.weight.shape
     logits_as_they_are = golden["class_logits"], torch.eye(vocab_size), torch.zeros(vocab_size)
     losses = superclip.plain_class_loss(*logits_as_they_are, golden["text"], model.statistics.idf())

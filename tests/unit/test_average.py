@@ -109,8 +109,8 @@ REFUSED = {
     "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is, contains or is in 1.pt, which is an input",
     "average 1.pt model --out model/open_clip_config.json --overwrite": "or is in model, which is an input",
     "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a file",
-    "interpolate 1.pt 2.pt --alpha nan --out x.pt": "--alpha is nan",
-    "interpolate 1.pt model --out x.pt": "contains no weights",
+    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --alpha 5 --out x.pt": "--alpha is 5.0; expected 0",
+    "interpolate local-dir:model 1.pt --out x.pt": "error: model contains no weights",
     "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be downloaded or read",
 }
 

@@ -152,9 +152,8 @@ def test_a_file_of_counts_that_cannot_be_is_refused_in_one_line(change, reason, 
 
 
 def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
-    counts = torch.tensor([0, 1, 9, 10])
     wanted = [math.log(10), math.log(10 / 2), 0.0, 0.0]
-    assert idf(counts, 10).tolist() == pytest.approx(wanted)
+    assert idf(torch.tensor([0, 1, 9, 10]), 10).tolist() == pytest.approx(wanted)
 
 
 def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_path):

@@ -166,8 +166,7 @@ def test_special_tokens_count_as_words_only_if_requested(tiny_model):
     for special_tokens, idf in ((False, "online"), (True, "off")):  # counted whether or not the loss uses the counts
         model = create(special_tokens=special_tokens, idf=idf)
         model.train()(torch.zeros(2, 3, 32, 32), tokens)
-        num_counted = 2 if special_tokens else 0
-        assert (model.statistics.document_frequency[SPECIAL_TOKENS] == num_counted).all()
+        assert (model.statistics.document_frequency[SPECIAL_TOKENS] == (2 if special_tokens else 0)).all()
 
 
 def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(tiny_model):
@@ -214,8 +213,7 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     assert name in capsys.readouterr().out
     run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
     monkeypatch.chdir("/")  # the run's model is found from any working directory
-    found = architecture_of(run, {"model": name, "logs": "logs", "name": "run"})
-    assert found.model_cfg["embed_dim"] == 32
+    assert architecture_of(run, {"model": name, "logs": "logs", "name": "run"}).model_cfg["embed_dim"] == 32
 
 
 def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path, monkeypatch):

@@ -189,3 +189,4 @@ def test_recipes_prints_all_one_or_json(capsys):
 def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
     assert main(["recipes", "--fields"]) == 0
     assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
+    assert main(["recipes", "--fields", "demo"]) == 1

@@ -367,8 +367,7 @@ def test_a_run_that_was_killed_is_lost(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     write_owner(folder.path / "lock", host=socket.gethostname(), pid=gone.pid)
-    found = current_state(folder.path)
-    assert found["state"] == "lost"
+    assert current_state(folder.path)["state"] == "lost"
     write_owner(folder.path / "lock", host="elsewhere")
     assert current_state(folder.path)["state"] == RUNNING
     folder.beat(heartbeat="2026-01-01T00:00:00+00:00")

@@ -156,8 +156,7 @@ def test_urls_and_pipes_are_reported_as_not_checked(pattern):
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):
-    sizes = {f"{number:06}.tar": SHARD_SIZE for number in range(NUM_SHARDS)}
-    (folder / "sizes.json").write_text(json.dumps(sizes))
+    (folder / "sizes.json").write_text(json.dumps({f"{n:06}.tar": SHARD_SIZE for n in range(NUM_SHARDS)}))
     assert check(folder)["samples_listed"] == SAMPLES
     assert check(folder)["warnings"] == []
     assert check(folder, expected=2 * SAMPLES)["warnings"] == [
@@ -178,8 +177,7 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     (folder / "000003.tar").write_bytes(b"")
     monkeypatch.chdir(folder)
     sizes = ["--set=samples=256", "--set=data_samples=256", "--set=model=ViT-Ti-16-96"]
-    arguments = ["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN]
-    assert main([*arguments, "--check"]) == 1
+    assert main(["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN, "--check"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "16 of 16 shards exist" in printed
     assert "240 samples counted; all were read" in printed
