@@ -87,35 +87,36 @@ def select_datasets(folder: Path, suites: list[str], names: list[str]) -> tuple[
             raise InputError(f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}")
     if not folder.is_dir():
         raise InputError(f"--data: there is no folder {folder}")
+    content = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     chosen, absent = [], []
     for suite in dict.fromkeys(suites):
         task, listed = SUITES[suite]
         for name in dict.fromkeys(name.removeprefix("wds/") for name in names or listed):
             data = find_data(folder, name)
             if data is None and names:
-                raise InputError(f"--datasets: {folder} contains no {name}; it contains {_content(folder)}")
+                raise InputError(f"--datasets: {folder} contains no {name}; it contains {content}")
             if data is None:
                 absent.append(f"{name} ({suite}: not found)")
             elif data.kind not in KINDS[task]:
-                if not names:
-                    absent.append(f"{name} ({suite}: it is of kind {data.kind}; see its dataset_type.txt)")
+                if not (names and any(data.kind in KINDS[SUITES[other][0]] for other in suites)):
+                    source = "; see its dataset_type.txt" * data.shards
+                    absent.append(f"{name} ({suite}: it is of kind {data.kind}{source})")
             elif task == "linear_probe" and data.shards and not (data.folder / "train").is_dir():
                 absent.append(f"{name} ({suite}: it has no train/)")
             else:
                 chosen.append((data, data.kind if task == "dense" else task))
     if not chosen:
-        raise InputError(
-            f"--data: {folder} contains nothing for --suite {','.join(suites)}; expected folders such as imagenet1k/ "
-            f"with test/nshards.txt and test/0.tar, or --datasets NAME; it contains {_content(folder)}"
+        reasons = ", ".join(one for one in absent if not one.endswith(" not found)"))
+        expected = (
+            "expected folders such as imagenet1k/ with test/nshards.txt and test/0.tar, or --datasets NAME; "
+            f"it contains {content}"
         )
-    evaluated = {data.name for data, _ in chosen}
-    unfit = [name for name in names if name.removeprefix("wds/") not in evaluated]
-    return chosen, absent + [f"{name} (not for --suite {','.join(suites)})" for name in unfit]
+        raise InputError(f"--data: {folder} contains nothing for --suite {','.join(suites)}; {reasons or expected}")
+    return chosen, absent
 
 
 def find_data(folder: Path, name: str) -> Data | None:
     """Returns the data set with CLIP_benchmark's name, or with the name of its published copy, or None."""
-    name = name.removeprefix("wds/")
     dashed = name.replace("/", "-")
     places = (name, f"wds/{name}", dashed, f"wds_{dashed}", f"wds_{dashed}_test")
     found = next((folder / place for place in places if (folder / place).is_dir()), None)
@@ -131,10 +132,6 @@ def find_data(folder: Path, name: str) -> Data | None:
     if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
         return Data(name, found, False, "retrieval")
     return Data(name, found, False, "multilabel" if name.endswith("multilabel") else "classification")
-
-
-def _content(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
 
 
 @contextmanager

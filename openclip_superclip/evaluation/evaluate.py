@@ -82,6 +82,7 @@ def _evaluate_model(model, folder, chosen, digests, settings, command, progress,
         started = time.monotonic()
         try:
             metrics, outcomes = _measure(opened, data, task, settings, cache)
+            file.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
             write_outcomes(file.with_suffix(".outcomes.npz"), outcomes)
             record = {
                 **facts,

@@ -25,8 +25,8 @@ class Outcome(NamedTuple):
     """Each test sample's contribution to a score: two arrays with a row per sample.
 
     MEAN: points scored and points possible (an image's five captions). RECALL (mean per-class recall): whether the
-    sample is right, and its class. PRECISION (mean average precision): scores and labels, [N, classes]. IOU (mean
-    IoU): the pixels of each class in both and in either, [N, classes]. RMSE: sum of squared errors, and pixels.
+    sample is right, and its class. PRECISION (mean average precision): distinct scores, and labels, [N, classes]. IOU
+    (mean IoU): pixels of each class in both and in either, [N, classes]. RMSE: sum of squared errors, and pixels.
     """
 
     kind: str
@@ -147,13 +147,12 @@ def _draws(outcomes: list[Outcome], dataset: str) -> np.ndarray:
 
 
 def _precisions(counts: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the mean average precisions; equal scores share a rank."""
+    """Returns the mean average precisions, given distinct scores."""
     by_class = []
     for score, label in zip(scores.T, labels.T, strict=True):
-        order = np.argsort(-score, kind="stable")
-        last = np.searchsorted(-score[order], -score[order], side="right") - 1  # of the equal scores
+        order = np.argsort(-score)
         ranked, relevant = counts[:, order], counts[:, order] * label[order]
-        precision = (relevant.cumsum(axis=1) / np.maximum(ranked.cumsum(axis=1), 1))[:, last]
+        precision = relevant.cumsum(axis=1) / np.maximum(ranked.cumsum(axis=1), 1)
         by_class.append((precision * relevant).sum(axis=1) / np.maximum(relevant.sum(axis=1), 1))
     return np.mean(by_class, axis=0)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import statistics
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +27,11 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
 
 
 def read_record(file: Path, expected: dict) -> dict | None:
-    """Returns an existing result, with its file, if all of its inputs are unchanged, else None."""
-    record = read_json(file, default={})
-    return record | {"file": str(file)} if all(record.get(key) == expected[key] for key in MUST_AGREE) else None
+    """Returns an existing result, with its file, if its inputs are unchanged and its outcomes are there, else None."""
+    record = read_json(file, default={}) | {"file": str(file)}
+    if any(record.get(key) != expected[key] for key in MUST_AGREE):
+        return None
+    return record if _shown(record).keys() <= read_outcomes(file.with_suffix(".outcomes.npz")).keys() else None
 
 
 IMAGE_RETRIEVAL, TEXT_RETRIEVAL = "image_retrieval_recall", "text_retrieval_recall"
@@ -60,9 +61,9 @@ class Part(NamedTuple):
     record: dict
     measure: str
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> Outcome:
         """Returns the stored outcome of the measure."""
-        return read_outcomes(Path(self.record["file"]).with_suffix(".outcomes.npz")).get(self.measure)
+        return read_outcomes(Path(self.record["file"]).with_suffix(".outcomes.npz"))[self.measure]
 
 
 Score = list[Part]  # one part, or all parts of an average
@@ -117,20 +118,16 @@ def _shown(record: dict) -> dict[str, str]:
 
 
 def _percent(score: Score) -> str:
-    outcomes = [part.outcome() for part in score]
-    if None in outcomes:
-        return f"{100 * statistics.mean(part.record['metrics'][part.measure] for part in score):.1f}"
-    parts = [estimate(one, part.record["dataset"]) for one, part in zip(outcomes, score, strict=True)]
+    parts = [estimate(part.outcome(), part.record["dataset"]) for part in score]
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in mean_of(parts)))
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
-    """Returns the paired difference; a dash if outcomes are missing or are of different samples."""
+    """Returns the paired difference; a dash if a score is missing or is of different samples."""
     found = []
     for one, two in zip(first or [], other or [], strict=False):
         before, after = one.outcome(), two.outcome()
-        same_data = one.record.get("data_files") == two.record.get("data_files")
-        if None in (before, after) or len(before.scored) != len(after.scored) or not same_data:
+        if len(before.scored) != len(after.scored) or one.record["data_files"] != two.record["data_files"]:
             return "–"
         found.append(difference(before, after, one.record["dataset"]))
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in mean_of(found))) if found else "–"

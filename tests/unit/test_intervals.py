@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clip_benchmark.datasets.builder import dataset_collection
-from clip_benchmark.metrics.zeroshot_classification import accuracy
+from clip_benchmark.metrics.zeroshot_classification import accuracy, average_precision_per_class
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
@@ -28,7 +28,7 @@ def test_a_score_is_what_sklearn_computes_also_of_a_resample():
     assert estimate(Outcome(MEAN, found, captions), "x").value == pytest.approx(found.sum() / captions.sum())
     recall = estimate(Outcome(RECALL, HITS, LABELS), "x").value
     assert recall == pytest.approx(balanced_accuracy_score(LABELS, np.where(HITS, LABELS, -1)))
-    scores, relevant = RNG.integers(0, 9, (50, 3)) / 9, RNG.integers(0, 2, (50, 3))  # with ties
+    scores, relevant = RNG.random((50, 3)), RNG.integers(0, 2, (50, 3))
     precision = estimate(Outcome(PRECISION, scores, relevant), "x").value
     assert precision == pytest.approx(average_precision_score(relevant, scores))
     counts = RNG.multinomial(50, [1 / 50] * 50, size=20)
@@ -101,6 +101,10 @@ def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
     assert estimate(found["acc1"], "x").value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
     recall = balanced_accuracy_score(target, logits.argmax(axis=1))
     assert estimate(found["mean_per_class_recall"], "x").value == pytest.approx(recall)
+    labels = torch.tensor(RNG.integers(0, 2, (300, 12)))
+    found = _of_logits(logits.float(), labels, "", 12)["mean_average_precision"]
+    precisions = average_precision_per_class(logits.float(), labels)
+    assert estimate(found, "x").value == pytest.approx(precisions.mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("amp", [False, True])
