@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from openclip_superclip.audit.doubtful_words import most_doubtful
+from openclip_superclip.audit.page import most_doubtful
 from openclip_superclip.audit.scorer import PairScore, PairScorer, Seen, WordSupport, words_of
 from openclip_superclip.audit.scores import mean_of_ranks
 from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene

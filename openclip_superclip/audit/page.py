@@ -4,17 +4,18 @@ import contextlib
 import heapq
 import itertools
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..data.images import load_image
 from ..data.tar_shards import BROKEN, IMAGES, numbered_members
+from ..evaluation.intervals import Estimate, wilson
 from ..files import write_text
 from ..pages import data_url, html_template
-from .doubtful_words import FUNCTION_WORDS, most_doubtful
 from .reading import AuditedData
 from .scorer import WORD
 from .scores import SCORES, ScoredPairs, read_scores
@@ -26,6 +27,13 @@ TITLES = {
     "support": "support (1: exactly this caption; below 0: the image speaks against it)",
     "clip_score": "CLIP score (cosine)",
 }
+
+# Words that images do not show, so their support is not informative.
+FUNCTION_WORDS = frozenset(
+    """a an the this that these those and or but nor of in on at by for from to into onto over under up down with
+    without as is are was were be been being it its he she his her they their them we our you your i my me him us who
+    which what there here not no so than then very just also s t""".split()  # noqa: SIM905
+)
 
 
 def write_page(
@@ -57,6 +65,28 @@ def write_page(
         words=[row for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS] if row.num_doubted],
     )  # fmt: skip
     write_text(file, page)
+
+
+class WordRow(NamedTuple):
+    """A word of the audited captions."""
+
+    word: str
+    num_captions: int  # captions that contain the word
+    num_doubted: int  # captions in which its support is negative
+    fraction: Estimate  # of the captions; its lower bound is small for words in few captions
+
+
+def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
+    """Returns the words, except function words, by the lower bound of the fraction of captions that are doubtful.
+
+    `counts` are the numbers of captions with each word, and `doubted` those in which its support is negative.
+    """
+    rows = [
+        WordRow(word, count, doubted[word], wilson(doubted[word] / count, count))
+        for word, count in counts.items()
+        if word not in FUNCTION_WORDS
+    ]
+    return sorted(rows, key=lambda row: (-row.fraction.low, -row.num_captions, row.word))
 
 
 def _histogram(title: str, values: np.ndarray) -> dict:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..method.head_input import encode_image
-from ..words.lexicon import Lexicon, lexicon, open_lexicon
+from ..words.lexicon import Lexicon, lexicon, open_lexicon, start_differs
 from ..words.tagger import Opened, WordProbabilities
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
@@ -56,12 +56,11 @@ class CaptionSupport:
         self.known = (document_frequency > 0) & (weights > 0)  # [V]
         mass = document_frequency.double().cpu() * weights.double().cpu()  # not every accelerator has float64
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
-        every = self._on_device(open_lexicon(tokenizer, len(weights)))
-        learned = self._is_known(every)
+        every = open_lexicon(tokenizer, len(weights))
+        learned = self._is_known(every).cpu()
         words = list(itertools.compress(every.words, learned.tolist()))
-        self.lexicon = Lexicon(words, every.tokens[learned], every.vocab_size)
-        self.offered = WordProbabilities(self.lexicon, self.weights)
-        self.offered_expected = self.offered.of(self.expected)  # [N]
+        self.places = {word: place for place, word in enumerate(words)}
+        self.offered = WordProbabilities(Lexicon(words, every.tokens[learned], every.vocab_size), self.weights)
 
     def words(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
         """Returns the words of each caption, tokens [B, L], for which support is defined, in order of appearance.
@@ -69,50 +68,52 @@ class CaptionSupport:
         `probabilities`, [B, V], are those given the images.
         """
         words = [words_of(caption) for caption in captions]
-        spelled = self._on_device(lexicon(sorted(set().union(*words)), self.tokenizer, len(self.weights)))
-        places = {word: place for place, word in enumerate(spelled.words)}
-        shares, is_known = WordProbabilities(spelled, self.weights), self._is_known(spelled)
-        present = _present(tokens, len(self.weights))
-        expected, found = shares.of(self.expected), []
-        for row, of in enumerate(words):
-            asked = torch.tensor([places[word] for word in of if word in places], dtype=torch.int64).to(tokens.device)
-            asked = asked[is_known[asked] & present[row, spelled.tokens[asked]].all(dim=1)]
-            names = [spelled.words[place].casefold() for place in asked.tolist()]
-            values = shares.of(probabilities[row], asked).tolist(), expected[asked].tolist()
-            found.append(list(map(word_support, names, *values)))
-        return found
+        every, present = sorted(set().union(*words)), _present(tokens, len(self.weights))
+        found: list[dict[str, WordSupport]] = [{} for _ in words]
+        for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
+            spelled = lexicon(every, self.tokenizer, len(self.weights), at_start)
+            places = {word: place for place, word in enumerate(spelled.words)}
+            shares, is_known = WordProbabilities(spelled, self.weights), self._is_known(spelled)
+            expected = shares.of(self.expected)
+            for row, of in enumerate(words):
+                asked = torch.tensor([places[word] for word in of if word in places], device=tokens.device).long()
+                asked = asked[is_known[asked] & present[row, shares.tokens[asked]].all(dim=1)]
+                names = [spelled.words[place] for place in asked.tolist()]
+                values = shares.of(probabilities[row], asked).tolist(), expected[asked].tolist()
+                found[row] |= zip(names, map(word_support, map(str.casefold, names), *values), strict=True)
+        return [[by_word[word] for word in of if word in by_word] for of, by_word in zip(words, found, strict=True)]
 
-    def missing(self, probabilities: Tensor, tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns the most probable words that each caption, given as tokens [B, L], does not contain.
+    def missing(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
+        """Returns the most probable words that each caption, tokens [B, L], does not contain.
 
         Only words that the head has learned and that are more probable than expected are returned.
         """
-        shares, words, expected = self.offered.of(probabilities), self.lexicon.words, self.offered_expected  # [B, N]
-        present = _present(tokens, len(self.weights), blank=False)[:, self.lexicon.tokens].any(dim=2)
+        shares, expected, words = self.offered.of(probabilities), self.offered.of(self.expected), list(self.places)
+        present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
+        for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
+            named = map(str.lower, words_of(caption))
+            present[row, [self.places[word] for word in named if word in self.places]] = True
         best = shares.masked_fill(present | (shares <= expected), 0.0).topk(min(NUM_OFFERED, len(words)))
         return [
             [word_support(words[place], value, expected[place].item()) for value, place in pairs if value > 0]
             for pairs in map(zip, best.values.tolist(), best.indices.tolist())
         ]
 
-    def _on_device(self, of: Lexicon) -> Lexicon:
-        return of._replace(tokens=of.tokens.to(self.weights.device))
-
     def _is_known(self, of: Lexicon) -> Tensor:
         """Returns whether the head has learned all tokens of each word, bool [N]."""
         known = torch.cat([self.known, self.known.new_ones(1)])  # the blank
-        return known[of.tokens].all(dim=1)
+        return known[of.tokens.to(known.device)].all(dim=1)
 
 
 def word_support(word: str, share: float, expected: float) -> WordSupport:
     return WordSupport(word, share, expected, math.log2(max(share, LEAST) / max(expected, LEAST)))
 
 
-def _present(tokens: Tensor, vocab_size: int, blank: bool = True) -> Tensor:
-    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]. The last column, the padding, is `blank`."""
+def _present(tokens: Tensor, vocab_size: int) -> Tensor:
+    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]. The last column, the padding, is True."""
     present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
     present.scatter_(1, tokens, True)
-    present[:, -1] = blank
+    present[:, -1] = True
     return present
 
 
@@ -180,7 +181,7 @@ class PairScorer:
         )
         probabilities = seen.log_probabilities.exp()
         words = self.captions.words(probabilities, captions, tokens)
-        offered = self.captions.missing(probabilities, tokens)
+        offered = self.captions.missing(probabilities, captions, tokens)
         return list(map(PairScore, cosines, losses, supports, words, offered))
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

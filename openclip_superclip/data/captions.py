@@ -29,12 +29,13 @@ def token_texts(tokenizer, vocab_size: int) -> list[str]:
             known[id] = tokenizer.decode([id]).strip() + "-" * (not is_whole)
     else:
         inner = tokenizer.tokenizer
+        # SentencePiece and byte-level BPE mark the starts of words, WordPiece marks the other parts.
+        mark = next((token[0] for token in inner.tokenize("a a") if token[0] in "▁Ġ"), "##")
         for id, token in enumerate(inner.convert_ids_to_tokens(list(range(min(vocab_size, len(inner)))))):
-            token = token or ""
-            if token[:1] in "▁Ġ":  # SentencePiece's and byte-level BPE's mark of the start of a word
-                known[id] = token[1:] or token
-            else:
-                known[id] = f"-{token[2:]}" if token.startswith("##") else token  # WordPiece's parts
+            token = token or f"<{id}>"
+            is_part = token.startswith("##") if mark == "##" else not token.startswith((mark, "<"))
+            text = inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
+            known[id] = "-" * is_part + (text or token)
     return [known.get(id, f"<{id}>") for id in range(vocab_size)]
 
 

@@ -52,23 +52,30 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     return chosen
 
 
-def lexicon(words: list[str], tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the words and phrases that the tokenizer has tokens for."""
-    spelled = {word: ids for word, ids in zip(words, _spell(words, tokenizer, vocab_size), strict=True) if ids}
-    longest = max(map(len, spelled.values()), default=1)
-    rows = [[*ids, *[vocab_size] * (longest - len(ids))] for ids in spelled.values()]
-    return Lexicon(list(spelled), torch.tensor(rows, dtype=torch.int64).view(-1, longest), vocab_size)
+def lexicon(words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool = False) -> Lexicon:
+    """Returns the words and phrases that the tokenizer has tokens for, as spelled after a space or at the start."""
+    found = {word: ids for word, ids in zip(words, _spell(words, tokenizer, vocab_size, at_start), strict=True) if ids}
+    longest = max(map(len, found.values()), default=1)
+    rows = [[*ids, *[vocab_size] * (longest - len(ids))] for ids in found.values()]
+    return Lexicon(list(found), torch.tensor(rows, dtype=torch.int64).view(-1, longest), vocab_size)
 
 
-def _spell(words: list[str], tokenizer: Callable, vocab_size: int) -> list[list[int]]:
+def start_differs(tokenizer: Callable) -> bool:
+    """Returns whether a word at the start of a caption has other tokens, as with RoBERTa's and Gemma's tokenizers."""
+    return not isinstance(tokenizer, SimpleTokenizer) and len(set(tokenizer.tokenizer.tokenize("a a"))) > 1
+
+
+def _spell(words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool) -> list[list[int]]:
     """Returns the distinct token ids of each word, as the class loss counts them; [] if a part of it is unknown."""
-    special, unknown = set(special_token_ids(tokenizer)), set()
+    special, unknown, num_before = set(special_token_ids(tokenizer)), set(), 0
     if isinstance(tokenizer, SimpleTokenizer):
         rows = map(tokenizer.encode, words)
     else:
+        inner = tokenizer.tokenizer  # some tokenizers use the unknown token as the end token, too
+        if not at_start and start_differs(tokenizer):
+            words, num_before = [f"a {word}" for word in words], len(inner.tokenize("a"))
         chunks = (tokenizer(words[start : start + CHUNK]).tolist() for start in range(0, len(words), CHUNK))
         rows = itertools.chain.from_iterable(chunks)
-        inner = tokenizer.tokenizer  # some tokenizers use the unknown token as the end token, too
         unknown = {inner.unk_token_id} - {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id}
-    ids = ([] if unknown.intersection(row) else [id for id in dict.fromkeys(row) if id not in special] for row in rows)
-    return [word if max(word, default=0) < vocab_size else [] for word in ids]
+    ids = ([] if unknown.intersection(row) else [id for id in row if id not in special][num_before:] for row in rows)
+    return [list(dict.fromkeys(word)) if max(word, default=0) < vocab_size else [] for word in ids]

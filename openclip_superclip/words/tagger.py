@@ -40,7 +40,8 @@ class WordProbabilities:
     def __init__(self, lexicon: Lexicon, weights: Tensor):
         self.blank = lexicon.vocab_size
         self.weights = torch.cat([weights, weights.new_zeros(1)])  # [V + 1], 0 for the blank
-        self.tokens = lexicon.tokens.where(self.weights[lexicon.tokens] > 0, self.blank)  # [N, L]
+        tokens = lexicon.tokens.to(weights.device)
+        self.tokens = tokens.where(self.weights[tokens] > 0, self.blank)  # [N, L]
         self.totals = self.weights[self.tokens].sum(dim=1)  # [N]
 
     def of(self, probabilities: Tensor, words: Tensor | slice = slice(None)) -> Tensor:

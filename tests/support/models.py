@@ -9,6 +9,7 @@ import open_clip
 import tokenizers
 import torch
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Whitespace
 
 from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
 from openclip_superclip.files import whole_file
@@ -135,11 +136,15 @@ def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -
         shutil.move(file, snapshot / file.name)
 
 
-def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS) -> list[Path]:
-    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its files."""
+def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS, mark: str = "") -> list[Path]:
+    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its files.
+
+    With a `mark`, Ġ or ▁, a word after a space begins with it, and one at the start of a caption does not.
+    """
+    splits = {"": Whitespace(), "Ġ": ByteLevel(add_prefix_space=False), "▁": Metaspace(prepend_scheme="never")}
     words = {word: index for index, word in enumerate(list_of_words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer, tokenizer.decoder = splits[mark], tokenizers.decoders.ByteLevel()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(*((end, words[end]) for end in ("[SEP]", "[CLS]")))
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"

@@ -117,9 +117,14 @@ def error_of(function, *args, cwd: Path) -> str:
     return error
 
 
-def superclip_train(*argv: str) -> int:
+def call(*argv) -> int:
+    """`superclip ARGV` in this process."""
+    return main([*map(str, argv)])
+
+
+def superclip_train(*argv) -> int:
     """`superclip train`, as the command line would call it."""
-    return main(["train", *map(str, argv)])
+    return call("train", *argv)
 
 
 def stock_train(*argv: str) -> int | None:

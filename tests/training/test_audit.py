@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.data import COLOURS, write_images, write_table
+from support.training_runs import call
 from webdataset import TarWriter
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import inspect_shard
 
 NUM, SWAPPED = 96, 12
 BAD = {20: "no such file", 30: "no readable image", 40: "no caption"}
-
-
-def audit(*argv) -> int:
-    return main(["audit", *map(str, argv)])
 
 
 def scores(out: Path) -> list[dict]:
@@ -59,7 +55,7 @@ def audited(work, tmp_path_factory) -> tuple[Path, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", printed := io.StringIO())
         flags = ["--batch-size", 16, "--keep", 0.8]
-        assert audit(work / "pairs.csv", "--model", work / "run", "--out", out, *flags) == 0
+        assert call("audit", work / "pairs.csv", "--model", work / "run", "--out", out, *flags) == 0
     return out, printed.getvalue()
 
 
@@ -90,14 +86,14 @@ def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited,
     out.mkdir()
     (out / "audit.json").write_bytes((audited[0] / "audit.json").read_bytes())
     (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the middle of a line
-    assert audit(work / "pairs.csv", *run, "--out", out) == 0
+    assert call("audit", work / "pairs.csv", *run, "--out", out) == 0
     assert (out / "scores.jsonl").read_bytes() == whole  # "Row 1" is not scored again
 
 
 def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [f"{work}/{{0..1}}.tar", *run, "--out", out]
-    assert audit(*argv, "--keep", 0.7, "--by", "support") == 0
+    assert call("audit", *argv, "--keep", 0.7, "--by", "support") == 0
     assert f"{out}/kept/{{0..1}}.tar" in capsys.readouterr().out
 
     def members(folder: Path) -> dict[str, bytes]:
@@ -114,10 +110,10 @@ def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys
     assert len(keys) == 67 and not keys & {f"{row:03}" for row in range(SWAPPED - 1)}
     sizes = json.loads((out / "kept/sizes.json").read_text())
     assert {shard: inspect_shard(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
-    assert audit(*argv) == 0  # kept shards remain
+    assert call("audit", *argv) == 0  # kept shards remain
     assert members(out / "kept") == kept
     before = (out / "scores.jsonl").stat()
-    assert audit(*argv, "--keep", 0.9, "--by", "class-loss") == 0
+    assert call("audit", *argv, "--keep", 0.9, "--by", "class-loss") == 0
     assert len(members(out / "kept")) == 3 * 86
     assert (out / "scores.jsonl").stat() == before  # not scored again
 
@@ -129,7 +125,7 @@ def wrong(work) -> Path:
     (work / "none.csv").write_text("image,caption\n")
     (work / "full").mkdir()
     (work / "full" / "letter.txt").write_text("dear reader")
-    assert main(["export", f"{work}/run/checkpoints/epoch_6.pt", "--out", str(work / "plain")]) == 0
+    assert call("export", f"{work}/run/checkpoints/epoch_6.pt", "--out", work / "plain") == 0
     return work
 
 
@@ -148,7 +144,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reaso
 
 
 def test_a_model_without_a_head_gives_only_clip_scores(wrong, tmp_path, capsys):
-    assert audit(wrong / "pairs.csv", "--model", wrong / "plain", "--out", tmp_path / "out", "--keep", 0.5) == 0
+    assert call("audit", wrong / "pairs.csv", "--model", wrong / "plain", "--out", tmp_path / "out", "--keep", 0.5) == 0
     assert "no class head: only the CLIP score" in capsys.readouterr().out
     assert not any({"class_loss", "words", "offered"} & record.keys() for record in scores(tmp_path / "out"))
     assert "CLIP score (cosine)" in (tmp_path / "out/report.html").read_text()
@@ -162,7 +158,7 @@ def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path, caps
     (tmp_path / "other.pt").symlink_to(model.resolve() / "checkpoints/epoch_6.pt")
     other = [work / "pairs.csv", "--model", tmp_path / "other.pt"]
     for argv in ([tmp_path / "other.csv", "--model", model], [*other, *configured]):
-        assert audit(*argv, "--out", out) == 1
+        assert call("audit", *argv, "--out", out) == 1
         assert f"holds another audit, of {work}/pairs.csv with {model}" in capsys.readouterr().err
     assert (out / "scores.jsonl").read_bytes() == before
 
@@ -175,20 +171,20 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, ca
             tar.write({"__key__": "same" if number < 3 else "other", "png": image, "txt": caption})
         tar.write({"__key__": "broken", "png": b"no image", "txt": "red"})
     flags = [tmp_path / "0.tar", *run, "--out", tmp_path / "out"]
-    assert audit(*flags) == 0
+    assert call("audit", *flags) == 0
     assert scores(tmp_path / "out")[-1]["problem"] == "no readable image (cannot identify image file)"
     page = (tmp_path / "out/report.html").read_text()
     assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4  # three samples of one key, each its own image
-    assert audit(*flags, "--keep", 0.9, "--by", "support") == 0
+    assert call("audit", *flags, "--keep", 0.9, "--by", "support") == 0
     assert "2 pairs without support are neither shown nor kept" in capsys.readouterr().out
     shard = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # the same length
-    assert audit(*flags) == 1
+    assert call("audit", *flags) == 1
     assert "or these files have changed" in capsys.readouterr().err
     TarWriter(str(tmp_path / "empty.tar")).close()
-    assert audit(tmp_path / "empty.tar", *run, "--out", tmp_path / "empty") == 1
+    assert call("audit", tmp_path / "empty.tar", *run, "--out", tmp_path / "empty") == 1
     assert "could be scored (DATA has none)" in capsys.readouterr().err
     with TarWriter(str(tmp_path / "1.tar")) as tar:
         tar.write({"__key__": "0", "png": image, "txt": "..."})
-    assert audit(tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
+    assert call("audit", tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
     assert "--by support: no caption contains a word that the head has learned: give --by" in capsys.readouterr().err

@@ -18,10 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
-from support.training_runs import completed, error_of, on_a_full_disk, superclip_train
+from support.training_runs import call, completed, error_of, on_a_full_disk, superclip_train
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint, save_weights
 from openclip_superclip.checkpoints.export import as_hugging_face, model_card, save_tokenizer
@@ -34,10 +33,6 @@ KINDS = ["attentional-pool", "custom-block", "resnet", "timm-vit-map", "timm-con
 ALWAYS = {  # files of a model with its own vocabulary
     "README.md", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-
-
-def run(*argv) -> int:
-    return main(["export", *map(str, argv)])
 
 
 def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
@@ -71,9 +66,9 @@ def trained(train_flags, tmp_path_factory):
 def exports(trained, tmp_path_factory):
     """Exports of the run's checkpoint in both formats, and one with the class head."""
     folder = tmp_path_factory.mktemp("exports")
-    assert run(trained, "--out", folder / "openclip") == 0
+    assert call("export", trained, "--out", folder / "openclip") == 0
     for name, format in {"with-head": "openclip", "hf": "hf"}.items():
-        assert run(trained, "--out", folder / name, "--format", format, "--with-head") == 0
+        assert call("export", trained, "--out", folder / name, "--format", format, "--with-head") == 0
     return folder
 
 
@@ -114,7 +109,7 @@ def opened(exports, tmp_path_factory):
         weights = random_weights(model)
         compiled = {f"module._orig_mod.{k}": v for k, v in (weights | head_of(8, 100)).items()}
         torch.save({"epoch": 1, "state_dict": compiled}, folder / "run.pt")
-        assert run(folder / "run.pt", "--model", model, "--out", folder / "out" / name) == 0
+        assert call("export", folder / "run.pt", "--model", model, "--out", folder / "out" / name) == 0
         stock[name] = plain_model(model, weights), open_clip.get_tokenizer(model)(TEXTS)
     shutil.rmtree(folder / "sources")
     (folder / "moved").mkdir()
@@ -206,10 +201,10 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
     save_weights(weights, tmp_path / "run.pt", {"superclip_idf": "off"})
     first, second = tmp_path / "first", tmp_path / "second"
     argv = ["--model", f"local-dir:{small}/model", "--with-head"]
-    assert run(tmp_path / "run.pt", *argv, "--out", first) == 0
-    assert run(first, "--with-head", "--out", second) == 0
+    assert call("export", tmp_path / "run.pt", *argv, "--out", first) == 0
+    assert call("export", first, "--with-head", "--out", second) == 0
     for command in ("average", "interpolate"):
-        assert main([command, str(first), str(second), "--out", f"{tmp_path}/{command}.pt"]) == 0
+        assert call(command, first, second, "--out", f"{tmp_path}/{command}.pt") == 0
     files = [second, tmp_path / "average.pt", tmp_path / "interpolate.pt", first / "open_clip_model.safetensors"]
     read = [read_checkpoint(file) for file in files]
     assert {run_options(checkpoint)["superclip_idf"] for checkpoint in read} == {"off"}
@@ -218,7 +213,7 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
     for state in states:
         assert all(torch.equal(state[name], tensor) for name, tensor in weights.items() if name.startswith("statis"))
         torch.testing.assert_close(state["class_head.weight"], weights["class_head.weight"])
-    assert run(tmp_path / "average.pt", "--out", tmp_path / "third") == 0  # the file records its model
+    assert call("export", tmp_path / "average.pt", "--out", tmp_path / "third") == 0  # the file records its model
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -266,7 +261,7 @@ def test_the_processor_gives_openclips_pixels(small, tmp_path):
     OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds down.
     """
     model = f"local-dir:{small}/model"
-    assert run(small / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
+    assert call("export", small / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
     _, _, preprocess = open_clip.create_model_and_transforms(model, load_weights=False)
     exact, default = (
         transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b) for b in ({"backend": "pil"}, {})
@@ -380,7 +375,7 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_cod
     (tmp_path / "out/superclip_head.safetensors").touch()
     (link := tmp_path / 'my "link"').symlink_to("out")
     argv = ["--model", f"local-dir:{small}/model", "--out", link, "--overwrite"]
-    assert run(small / "plain.pt", *argv) == 0
+    assert call("export", small / "plain.pt", *argv) == 0
     exec(capsys.readouterr().out.partition("\n")[2])
     assert link.is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
@@ -390,8 +385,8 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_cod
 def test_a_full_disk_leaves_the_earlier_export(format, small, tmp_path):
     (models := tmp_path / "models").mkdir()
     argv = [small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", models / "out"]
-    assert run(*argv) == 0
+    assert call("export", *argv) == 0
     before = {path: path.read_bytes() for path in models.rglob("*.*")}
-    error = error_of(on_a_full_disk(run), *argv, "--overwrite", cwd=tmp_path)
+    error = error_of(on_a_full_disk(call), "export", *argv, "--overwrite", cwd=tmp_path)
     assert re.fullmatch(r"error: .* cannot be written \(.*\)", error)
     assert {path: path.read_bytes() for path in models.rglob("*.*")} == before

@@ -25,18 +25,15 @@ from PIL import Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support.data import COLOURS, squares
-from support.models import write_tokenizer
+from support.models import LIST_OF_WORDS, write_tokenizer
+from support.training_runs import call
 
-from openclip_superclip.__main__ import main
+from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import load_image
 from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.words.lexicon import lexicon, open_lexicon
 from openclip_superclip.words.server import answer_to, words_app
 from openclip_superclip.words.tagger import Tagger, WordProbabilities, open_with_head
-
-
-def words(*argv) -> int:
-    return main(["words", *map(str, argv)])
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -91,16 +88,15 @@ def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_e
     lone = [tmp_path / "lone.pt", "--architecture", f"local-dir:{squares_run.parents[1]}/model"]
     printed = []
     for model in ([squares_run], [squares_run / "checkpoints/epoch_6.pt"], [squares_export], lone):
-        assert words(image, "--words", "red,blue,a|b", "--model", *model) == 0
+        assert call("words", image, "--words", "red,blue,a|b", "--model", *model) == 0
         printed.append(capsys.readouterr().out)
     assert printed == printed[:1] * 4
     model, pixels = opened.model, opened.preprocess()(Image.open(image))[None]
     _, _, patch_mean = encode_image(model.visual, model.patch_tokens, pixels)
     probabilities = model.class_head.logits(patch_mean)[0].softmax(dim=0)
     red, blue = (probabilities[opened.tokenizer.encode(name)[0]].item() for name in ("red", "blue"))
-    assert set(re.findall(r"\| (\w+) \| (\S+) \|", printed[0])) == {
-        ("word", "score"), ("red", f"{red:.1%}"), ("blue", f"{blue:.1%}")
-    }  # fmt: skip
+    expected = {("word", "score"), ("red", f"{red:.1%}"), ("blue", f"{blue:.1%}")}
+    assert set(re.findall(r"\| (\w+) \| (\S+) \|", printed[0])) == expected
     assert "| a\\|b | " in printed[0]  # bars in words are escaped
 
 
@@ -124,11 +120,20 @@ def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_
     torch.testing.assert_close(of_words.of(torch.stack([p, 0 * p])), torch.tensor([expected, [0.0] * 7]))
 
 
-def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens(tmp_path):
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "sun", "##flower", "flower", "ab"]
-    write_tokenizer(tmp_path, pieces)
-    found = open_lexicon(HFTokenizer(str(tmp_path), context_length=8), len(pieces))
-    assert dict(zip(found.words, found.tokens.tolist(), strict=True)) == {"cat": [4], "sun": [5], "flower": [7]}
+@pytest.mark.parametrize(("pieces", "mark", "texts"), [
+    ("a cat sun ##flower flower ab", "", "a cat sun -flower flower ab"),
+    ("a Ġa Ġcat cat ##flower Ġflower Ġab ĠcafÃ©", "Ġ", "-a a cat -cat -##flower flower ab café"),
+    ("a ▁a ▁cat cat flower ▁flower ▁ab ▁café", "▁", "-a a cat -cat -flower flower ab café"),
+])  # fmt: skip
+def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_space(pieces, mark, texts, tmp_path):
+    pieces, texts = [*LIST_OF_WORDS[:4], *pieces.split()], texts.split()
+    write_tokenizer(tmp_path, pieces, mark)
+    tokenizer = HFTokenizer(str(tmp_path), context_length=8)
+    assert token_texts(tokenizer, len(pieces))[4:] == texts
+    found = open_lexicon(tokenizer, len(pieces))
+    expected = {text: [id] for id, text in enumerate(texts, 4) if text.isalpha() and len(text) > 2}
+    assert dict(zip(found.words, found.tokens.tolist(), strict=True)) == expected
+    assert (lexicon(["cat a"], tokenizer, len(pieces)).tokens - 4).tolist() == [[texts.index("cat"), texts.index("a")]]
 
 
 def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_path, capsys):
@@ -136,7 +141,7 @@ def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_pa
     many = "red,blue,green,yellow,moon,sun,cat,dog,bird,house,tree,car,boat,rose"
     found = []
     for flags in (["--words", tmp_path / "tags.txt"], ["--words", many], ["--words", many, "--top", 3]):
-        assert words(image, "--model", squares_export, "--json", *flags) == 0
+        assert call("words", image, "--model", squares_export, "--json", *flags) == 0
         found.append([word["word"] for word in json.loads(capsys.readouterr().out)["words"]])
     assert found[0][0] == "red blue"  # the score of a phrase is the sum of its words' scores
     assert sorted(found[0]) == ["moon", "red", "red blue"]
@@ -149,7 +154,7 @@ def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_pa
 def test_a_folder_gives_a_self_contained_page_and_json_lines(folder, squares_export, tmp_path, capsys):
     (folder / "text.jpg").write_text("no image")
     out = tmp_path / "out"
-    assert words(folder, "--model", squares_export, "--out", out) == 3
+    assert call("words", folder, "--model", squares_export, "--out", out) == 3
     printed = capsys.readouterr().out
     assert "text.jpg is skipped: no readable image (cannot identify image file" in printed
     assert "2 images, 1 skipped" in printed
@@ -167,13 +172,13 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squa
     for name in ("a/image.png", "b/image-2.png", "b/image.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name)
+    argv = ["--model", squares_export, "--words", "red, blue", "--heatmap", "--out", tmp_path]
     for _ in range(2):
-        assert words(tmp_path, "--model", squares_export, "--words", "red, blue", "--heatmap", "--out", tmp_path) == 0
+        assert call("words", tmp_path, *argv) == 0
         assert "3 images, 0 skipped" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
-    assert [Path(record["heatmap"]).name for record in records] == [
-        "image.words.png", "image-2.words.png", "image-3.words.png",
-    ]  # fmt: skip
+    names = ["image.words.png", "image-2.words.png", "image-3.words.png"]
+    assert [Path(record["heatmap"]).name for record in records] == names
     for record in records:
         drawn = np.asarray(Image.open(record["heatmap"]).convert("RGB")).astype(int)
         panels = np.array_split(drawn[drawn.shape[0] // 3 :], 3, axis=1)  # the image and two words, below their titles
@@ -182,7 +187,7 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squa
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
     argv = ["--model", squares_export, "--words", "red$^$", "--heatmap"]  # invalid as mathematics
-    assert words(tmp_path / "a", *argv, "--out", tmp_path / "math") == 0
+    assert call("words", tmp_path / "a", *argv, "--out", tmp_path / "math") == 0
 
 
 # Image formats
@@ -216,7 +221,7 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
     squares({"red": (0, 0)}).save(folder / "image.png")
     (folder / "empty").mkdir()
     (folder / "model").symlink_to(squares_export)
-    assert main(["export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", str(folder / "plain")]) == 0
+    assert call("export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", folder / "plain") == 0
     (folder / "lone.pt").symlink_to(squares_run / "checkpoints/epoch_6.pt")
     (folder / "text.pt").write_text("no checkpoint")
     return folder
@@ -247,11 +252,11 @@ def test_formats_that_run_code_are_not_opened(kind, folder, squares_export, tagg
     content = encoded(squares({"red": (0, 0)}, 256), kind)
     (folder / "cat.jpg").write_bytes(content)
     assert answer_to(tagger, content, "") == {"error": "no readable image (cannot identify image file)"}
-    assert words(folder, "--model", squares_export, "--words", "red", "--out", tmp_path / "out") == 3
+    assert call("words", folder, "--model", squares_export, "--words", "red", "--out", tmp_path / "out") == 3
     assert "cat.jpg is skipped: no readable image (cannot identify image file" in capsys.readouterr().out
     (folder / "pairs.csv").write_text(f"image,caption\n{folder}/cat.jpg,cat\n{folder}/red.png,red\n")
     audit = ["audit", folder / "pairs.csv", "--model", squares_export, "--out", tmp_path / "audit"]
-    assert main(list(map(str, audit))) == 0
+    assert call(*audit) == 0
     assert "no readable image (cannot identify image file" in (tmp_path / "audit/scores.jsonl").read_text()
 
 

@@ -8,19 +8,20 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 from support.data import write_shards
-from support.models import SPECIAL_TOKENS
+from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, write_tokenizer
 from webdataset import TarWriter
 
 import openclip_superclip as superclip
 from openclip_superclip.audit import kept as kept_module
 from openclip_superclip.audit.audit import _lock
-from openclip_superclip.audit.doubtful_words import most_doubtful
 from openclip_superclip.audit.kept import select, write_kept
+from openclip_superclip.audit.page import most_doubtful
 from openclip_superclip.audit.reading import open_data, read_in_batches
-from openclip_superclip.audit.scorer import PairScorer
+from openclip_superclip.audit.scorer import CaptionSupport, PairScorer
 from openclip_superclip.audit.scores import mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
@@ -104,6 +105,19 @@ def test_suggested_words_are_learned_missing_and_more_probable_than_expected(sco
     words = [["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]]  # "tree" is less probable than expected
     assert [[word.word for word in one.offered] for one in found] == words
     assert all(word.support > 0 for one in found for word in one.offered)
+
+
+@pytest.mark.parametrize("mark", "Ġ▁")
+def test_the_first_word_has_the_support_of_its_own_token_and_is_not_suggested(mark, tmp_path):
+    write_tokenizer(tmp_path, [*LIST_OF_WORDS[:5], "dog", *(mark + word for word in ("a", "dog", "cat", "sees"))], mark)
+    tokenizer, captions = HFTokenizer(str(tmp_path), context_length=8), ["dog sees a cat", "a dog"]
+    tokens = tokenizer(captions)
+    support = CaptionSupport(tokenizer, torch.tensor([0.0] * 4 + [1.0] * 6), torch.ones(10).long())
+    probabilities = torch.tensor([0, 0, 0, 0, 0.05, 0.1, 0.05, 0.3, 0.4, 0.1]).expand(2, 10)
+    words, missing = (of(probabilities, captions, tokens) for of in (support.words, support.missing))
+    shares = [{word.word: round(word.share, 2) for word in some} for some in words]
+    assert shares == [{"dog": 0.1, "sees": 0.1, "a": 0.05, "cat": 0.4}, {"a": 0.05, "dog": 0.3}]
+    assert [[word.word for word in some] for some in missing] == [[], ["cat"]]
 
 
 # Ranks, words, selection

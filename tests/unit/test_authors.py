@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from support import GOLDEN
 from support.models import AUTHORS, AUTHORS_CONFIG, altered_authors
 from support.three_steps import results_of
+from support.training_runs import call
 
 import openclip_superclip as superclip
 from openclip_superclip import SuperCLIPLoss, TokenStatistics, class_loss, plain_class_loss
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.authors import from_authors
 from openclip_superclip.method.head_input import encode_image
 
@@ -88,16 +88,12 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 # Imported checkpoints
 
 
-def run(*argv) -> int:
-    return main(["import", *map(str, argv)])
-
-
 @pytest.mark.parametrize("custom_text", [False, True])  # OpenCLIP's two model classes
 @torch.no_grad()
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
     config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": custom_text}
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
-    assert run(AUTHORS, "--model", tmp_path / "tiny.json", "--out", tmp_path / "out", "--global-batch", 48) == 0
+    (tmp_path / "m.json").write_text(json.dumps(config))
+    assert call("import", AUTHORS, "--model", tmp_path / "m.json", "--out", tmp_path / "out", "--global-batch", 48) == 0
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
@@ -133,7 +129,7 @@ def test_float32_means_restore_every_count(global_batch):
 def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, tmp_path, capsys):
     counts = torch.arange(300) % 47
     file = altered_authors(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
-    assert run(file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "my out", "--global-batch", given) == 0
+    assert call("import", file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "my out", "--global-batch", given) == 0
     printed = capsys.readouterr()
     assert f"superclip export '{tmp_path}/my out' --out" in printed.out
     warnings = [line for line in printed.err.splitlines() if "--global-batch" in line]

@@ -7,14 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import add_to_cache, random_weights, write_model
+from support.training_runs import call
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import save_weights
-
-
-def run(*argv) -> int:
-    return main([*map(str, argv)])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def state(file):
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(suffix, files, tmp_path):
     (out := tmp_path / f"mean{suffix}").write_text("an older one")
-    assert run("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite") == 0
+    assert call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite") == 0
     assert list(tmp_path.iterdir()) == [out]
     mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
     assert mean.keys() == parts[0].keys()
@@ -76,7 +72,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
 ])  # fmt: skip
 def test_averages_of_equals_and_ends_of_interpolations_are_exact(argv, weights, counts, files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
-    assert run(*argv.split(), "--out", tmp_path / "out.pt") == 0
+    assert call(*argv.split(), "--out", tmp_path / "out.pt") == 0
     out, floats, others = (state(file) for file in (tmp_path / "out.pt", files / weights, files / counts))
     assert out.keys() == others.keys()
     assert all(torch.equal(t, (floats if t.is_floating_point() else others)[name]) for name, t in out.items())
@@ -88,7 +84,7 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
     add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}})
-    assert run("interpolate", "tiny:ours", files / "2.pt", "--alpha", 0.25, "--out", tmp_path / "out.pt") == 0
+    assert call("interpolate", "tiny:ours", files / "2.pt", "--alpha", 0.25, "--out", tmp_path / "out.pt") == 0
     out, plain, tuned = state(tmp_path / "out.pt"), state(files / "plain.safetensors"), state(files / "2.pt")
     assert out.keys() == tuned.keys()
     for name, tensor in out.items():
