@@ -125,7 +125,7 @@ def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag:
         if not open_clip.get_pretrained_cfg(name, pretrained):
             raise InputError(
                 f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for {name}"
-                f": expected a file or one of {listed(tags, 30) or 'none'}"
+                f": expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
             )
     return name
 
