@@ -237,7 +237,8 @@ CLAIMS = [
         "batch_size", "SuperCLIP − CLIP, per doubling", -1,
     ),
     Claim(
-        "… (earlier study), zero-shot", "", EARLIER_BATCH, "SuperCLIP − CLIP, per doubling", -1, "wrong contrast"
+        "Smaller batches gain more (points per doubling; earlier study)", "+5.6 at 1K, +3.1 at 16K (Figure 4)",
+        EARLIER_BATCH, "SuperCLIP − CLIP, per doubling", -1, "wrong contrast",
     ),
     Claim(
         "Helps with long captions (text→image)", "COCO 23.6 → 30.6 (Table 5)", "captions",
