@@ -140,8 +140,8 @@ def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRu
     for run in runs:
         others = [other.training for other in runs if other.batch_size == run.batch_size]
         names = sorted({name for training in others for name in training})
-        differ = [name for name in names if len({str(training.get(name)) for training in others}) > 1]
-        training = tuple((name, str(run.training.get(name))) for name in differ)
+        differ = [name for name in names if len({str(training.get(name, "default")) for training in others}) > 1]
+        training = tuple((name, str(run.training.get(name, "default"))) for name in differ)
         group = groups[Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size]
         for other in group:
             if other.seed == run.seed and other.state == run.state == FINISHED:

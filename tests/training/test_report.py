@@ -195,14 +195,12 @@ def test_a_difference_is_with_clip_of_the_same_rate_if_there_is_one(rates):
 
 def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
     flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
-    assert rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0)) == pytest.approx({
-        "CLIP (grad clip norm None)": 50, "CLIP (grad clip norm 1.0)": 30,
-        "SuperCLIP (grad clip norm None)": 55, "SuperCLIP (grad clip norm None) − CLIP (grad clip norm None)": 5,
-    })  # fmt: skip
+    found = rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0))
+    clip, ours = (f"{method} (grad clip norm default)" for method in ("CLIP", "SuperCLIP"))
+    assert found == pytest.approx({clip: 50, "CLIP (grad clip norm 1.0)": 30, ours: 55, f"{ours} − {clip}": 5})
     same, other = ({"seed": "1", "flags.coca-caption-loss-weight": value} for value in ("2", "0"))  # 2 is the default
-    assert rates(clip=({}, 50.0), clip_same=(same, 40.0), clip_other=(other, 30.0)) == pytest.approx(
-        {"CLIP (coca caption loss weight None)": 45, "CLIP (coca caption loss weight 0)": 30}
-    )
+    expected = {"CLIP (coca caption loss weight default)": 45, "CLIP (coca caption loss weight 0)": 30}
+    assert rates(clip=({}, 50.0), clip_same=(same, 40.0), clip_other=(other, 30.0)) == pytest.approx(expected)
     half, most = ({"method": "flip", "flags.force-patch-dropout": value} for value in ("0.5", "0.75"))
     assert [*rates(clip=(half, 50.0), clip_most=(most, 40.0))] == ["FLIP", "FLIP (force-patch-dropout 0.75)"]
 

@@ -25,6 +25,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.scenes import NAMES, scenes
 from openclip_superclip.evaluation.datasets import Data, find_data
+from openclip_superclip.evaluation.intervals import estimate, read_outcomes
 from openclip_superclip.studies.scores import read_scores
 
 NUM_SCENES = 60
@@ -114,6 +115,9 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     printed = capsys.readouterr().out
     assert re.search(r"\| linear probe own/colours \| 100\.0 \[9\d\.\d, 100\.0\] \|", printed)
     assert "Not evaluated" not in printed
+    for file in tmp_path.glob("*.json"):  # the outcomes of the test samples add up to the scores
+        metrics, outcomes = json.loads(file.read_text())["metrics"], read_outcomes(file.with_suffix(".outcomes.npz"))
+        assert outcomes and all(estimate(one, "").value == pytest.approx(metrics[k]) for k, one in outcomes.items())
 
 
 def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_path):
