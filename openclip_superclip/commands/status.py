@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
     for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:
-            raise InputError(f"{folder} contains no run: expected state.json in it or in a folder below it")
+            problem = "contains no run" if folder.is_dir() else "is not a folder"
+            raise InputError(f"{folder} {problem}: expected state.json in it or in a folder below it")
         found |= here
     if not found:
         raise InputError(f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs")
