@@ -33,7 +33,7 @@ def draw_evidence(found: list[Comparison]) -> bytes:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("difference in points, with its 95 % interval")
     drawn = {one.verdict(claim.sign) for claim, one in rows}
-    verdicts = {**{verdict: color for verdict, color in COLORS.items() if verdict in drawn}, "not shown, or equal": GREY}
+    verdicts = {one: color for one, color in COLORS.items() if one in drawn} | {"not shown, or equal": GREY}
     axes.legend([plt.Line2D([], [], color=color, marker="o") for color in verdicts.values()], verdicts, fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return png(figure)
