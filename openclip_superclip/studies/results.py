@@ -167,7 +167,7 @@ def _excludes_zero(found: dict[str, PairedDifference]) -> str:
     below = [m for m, difference in found.items() if difference.excludes_zero and difference.mean < 0]
     neither = [m for m in found if m not in above + below]
     return "; ".join(
-        f"{how} in {', '.join(names).replace('_', ' ')}"
+        f"{how} in {', '.join(f'{m} ({UNITS[m]})' if m in UNITS else m for m in names).replace('_', ' ')}"
         for how, names in (("above zero", above), ("below zero", below), ("not significant", neither))
         if names
     )
