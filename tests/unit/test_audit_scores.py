@@ -16,9 +16,8 @@ from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, write_tokenizer
 from webdataset import TarWriter
 
 import openclip_superclip as superclip
-from openclip_superclip.audit import kept as kept_module
-from openclip_superclip.audit.audit import _lock
-from openclip_superclip.audit.kept import select, write_kept
+from openclip_superclip.audit import audit as audit_module
+from openclip_superclip.audit.audit import _lock, select, write_kept
 from openclip_superclip.audit.page import most_doubtful
 from openclip_superclip.audit.reading import open_data, read_in_batches
 from openclip_superclip.audit.scorer import CaptionSupport, PairScorer
@@ -169,7 +168,7 @@ def test_a_table_is_read_in_order_with_its_problems(pairs):
 
 
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(audit_module, "ROWS_AT_ONCE", 4)
     kept = np.array([False, True, False, True, False, True])
     assert write_kept(tmp_path, open_data(str(pairs), COLUMNS), kept, []) == f"{tmp_path}/kept.csv"
     image, cut = tmp_path / "0.png", tmp_path / "cut.png"
