@@ -10,7 +10,6 @@ from .errors import InputError, Rule, check
 
 PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
 HEAD_INPUTS = ("patches", "pooled", "both")
-RECORDED_ALONE = ("word_course",)  # fields that do not affect the weights
 
 
 def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argparse_options):

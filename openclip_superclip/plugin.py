@@ -49,7 +49,7 @@ class Plugin:
             raise SystemExit(f"error: {error}") from None
         finally:
             logging.root.handlers[:] = handlers
-        if training.data.slices is not None and args.train_data:
+        if training.data_config.slices is not None and args.train_data:
             from .method.ranks import fix_buckets
 
             fix_buckets()
@@ -127,7 +127,7 @@ class Plugin:
             return None
         from .data.captions import CaptionTokens
 
-        table = training.data.is_table
+        table = training.is_table
         return CaptionTokens(
             training.config,
             tokenizer,
@@ -144,7 +144,7 @@ class Plugin:
     @hookimpl
     def open_clip_data_order(self, args, shared_epoch):
         training = self._read(args)
-        slices = training.data.slices
+        slices = training.data_config.slices
         if slices is None:
             return None
         from .checkpoints.resume import beginning, write_beginning

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError, at_least, no_effect
 from ..runs.folder import RunFolder
-from ..runs.recipe import COLUMN_FLAGS
+from ..runs.recipe import COLUMN_FLAGS, read_recipe
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
 from ..runs.sbatch import NAMED, OURS, SlurmRequest
 from ..runs.slurm import Placement
@@ -46,13 +46,13 @@ def planned_run(
     options: argparse.Namespace, nodes: int, gpus_per_node: int, device: str, settings: Settings = DEFAULTS
 ) -> Run:
     """Returns the run of the options that `add_recipe_options` adds, on given machines."""
-    from ..runs.plan import make_run, read_with_table
+    from ..runs.plan import make_run, settings_of_table
 
     set_ = all_settings(options)
+    recipe = read_recipe(options.recipe, {**set_, **settings_of_table(options.recipe, set_, options.data)})
     return make_run(
-        read_with_table(options.recipe, set_, options.data), nodes, gpus_per_node, options.data, options.gpu_batch_max,
-        options.workers, device, settings, set_,
-    )  # fmt: skip
+        recipe, nodes, gpus_per_node, options.data, options.gpu_batch_max, options.workers, device, settings, set_
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,18 +17,20 @@ from tqdm import tqdm
 from ..errors import InputError, reason
 from ..files import write_bytes
 from ..flags import Config
-from ..method.idf import DocumentFrequency, TokenStatistics, special_token_ids
+from ..method.idf import TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
 from .tables import Columns, rows_of
-from .tar_shards import BROKEN, check_any_exists, read_captions, work_on
+from .tar_shards import BROKEN, caption_member, check_any_exists, is_trained, read_members, work_on
 
 BATCH = 1024  # captions tokenized at a time
 
 
 @dataclass(frozen=True)
-class Frequencies(DocumentFrequency):
+class Frequencies:
     """Numbers of captions per token, and what was counted; captions without any token are not counted."""
 
+    document_frequency: Tensor = field(repr=False)  # int64 [V], captions that contain each token
+    num_captions: int
     tokenizer: str
     vocabulary: str  # a hash of the tokens and their ids
     captions: str  # --captions and the key of the long caption
@@ -101,7 +103,8 @@ class CaptionCounter:
                 if self.columns:
                     samples = rows_of(shard, self.columns, "DATA")
                 else:
-                    samples = read_captions(shard, self.config.long_caption_key, self.member)
+                    wanted = {self.member, caption_member(self.config.long_caption_key)}
+                    samples = (one for one in read_members(shard, wanted) if is_trained(one, self.member))
                 yield from (found.words for found in map(self.reader.captions, samples) if found is not None)
             except BROKEN as error:
                 problems.append(reason(error))

@@ -8,9 +8,9 @@ OpenCLIP then splits a slice's shards among ranks and then workers, and every wo
 batches: ceil(ceil(--train-num-samples / (batch × ranks)) / workers). Each sample of the slice is read exactly once if
 the slice's shards divide by ranks × workers and are of one size, and a worker's shards fill these batches. Otherwise a
 worker with more samples skips the last ones of its shuffled order, and a worker with fewer drops its last incomplete
-batch and starts over on its own shards; `reads` counts both. With --accum-freq A, OpenCLIP also drops a rank's last
-batches if their number is not divisible by A. Every pass splits the shards differently, so that no sample is skipped
-forever.
+batch and starts over on its own shards; `Split.reads` counts both. With --accum-freq A, OpenCLIP also drops a rank's
+last batches if their number is not divisible by A. Every pass splits the shards differently, so that no sample is
+skipped forever.
 """
 
 import itertools
@@ -68,31 +68,6 @@ class Reads(NamedTuple):
     again: int
 
 
-def reads(
-    shard_sizes: Sequence[int],
-    slices: int,
-    seed: int,
-    epoch: int,
-    *,
-    num_samples: int,
-    batch_size: int,
-    world_size: int = 1,
-    workers: int = 1,
-) -> Reads:
-    """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have less than one batch."""
-    workers = max(1, workers)
-    batches = math.ceil(math.ceil(num_samples / (batch_size * world_size)) / workers)
-    shards = slice_of(len(shard_sizes), slices, seed, epoch)
-    held = once = 0
-    for rank in range(world_size):
-        for worker in range(workers):
-            holds = sum(shard_sizes[shard] for shard in shards[rank::world_size][worker::workers])
-            check_batch(holds, batch_size, "--superclip-slices")
-            held += holds
-            once += min(holds // batch_size, batches) * batch_size
-    return Reads(held, once, batches * workers * world_size * batch_size - once)
-
-
 @dataclass(frozen=True)
 class Split:
     """How a run splits its shards. Every worker of every rank needs at least one shard of each slice."""
@@ -122,14 +97,27 @@ class Split:
             f"{self.workers} workers; expected {self.slices * readers:,} or more, or {advice}"
         )
 
+    def reads(self, sizes: Sequence[int], seed: int = 0, epoch: int = 0) -> Reads:
+        """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have less than one batch."""
+        workers = max(1, self.workers)
+        batches = math.ceil(math.ceil(self.slice_samples / (self.batch_size * self.world_size)) / workers)
+        shards = slice_of(len(sizes), self.slices, seed, epoch)
+        held = once = 0
+        for rank in range(self.world_size):
+            for worker in range(workers):
+                holds = sum(sizes[shard] for shard in shards[rank :: self.world_size][worker::workers])
+                check_batch(holds, self.batch_size, "--superclip-slices")
+                held += holds
+                once += min(holds // self.batch_size, batches) * self.batch_size
+        return Reads(held, once, batches * workers * self.world_size * self.batch_size - once)
+
     def check_sizes(self, sizes: Sequence[int]) -> list[str]:
         """Returns a warning if some samples would be read twice or skipped because the workers' shards are uneven.
 
         Samples of a slice beyond --train-num-samples are always skipped and not counted here. Raises InputError if a
         worker has less than one batch. `sizes` are the numbers of samples of each shard.
         """
-        sliced = {"num_samples": self.slice_samples, "batch_size": self.batch_size}
-        held, once, again = reads(sizes, self.slices, 0, 0, **sliced, world_size=self.world_size, workers=self.workers)
+        held, once, again = self.reads(sizes)
         left_out = held - once
         uneven = left_out - max(0, held - once - again)
         if max(again / (once + again), uneven / held) <= TOLERANCE:

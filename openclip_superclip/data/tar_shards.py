@@ -89,15 +89,9 @@ class StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
 
 
-def is_trained(sample: dict, caption: str = "txt") -> bool:
+def is_trained(sample: dict, caption: str) -> bool:
     """Returns whether OpenCLIP trains on a sample: it has an image and a caption."""
     return caption in sample and any(image in sample for image in IMAGES)
-
-
-def read_captions(shard: str, long_caption: str = "", caption: str = "txt") -> Iterator[dict]:
-    """Yields the samples that OpenCLIP would train on, captions as bytes and all other members as b""."""
-    samples = read_members(shard, {caption, caption_member(long_caption)})
-    yield from (sample for sample in samples if is_trained(sample, caption))
 
 
 def caption_place(long_caption: str) -> str:

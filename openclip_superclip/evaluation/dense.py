@@ -9,24 +9,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..method.head_input import patch_map, patch_tokens
 from .datasets import NO_CLASS, SEED, DenseSet, Settings
 from .intervals import IOU, RMSE, Outcome, estimate
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4
 MOST_DEPTHS = 200  # training images for mean and standard deviation of the depths
-
-
-class PatchMaps(nn.Module):
-    """A model that returns its patch tokens as a feature map, [B, W, h, w], instead of image features."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.visual, self.tokens = network.visual, patch_tokens(network.visual)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return patch_map(self.visual, self.tokens, images)
 
 
 def whole_image(network: nn.Module) -> Compose:

@@ -1,17 +1,20 @@
 """Evaluates every model on every data set, and writes each result immediately."""
 
+import functools
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
 from ..environment import versions
 from ..errors import one_line
 from ..files import make_folder, write_json
+from ..method.head_input import patch_map, patch_tokens
 from .datasets import DENSE, Data, Features, Settings, encode
-from .dense import PatchMaps, dense_probe, whole_image
+from .dense import dense_probe, whole_image
 from .intervals import Outcome, estimate, write_outcomes
 from .metrics import evaluate
 from .models import Evaluated, open_model
@@ -103,7 +106,8 @@ def _measure(opened, data: Data, task: str, settings: Settings, cache: dict) -> 
     """Returns metrics and outcomes. Adds image features to `cache`, by data set and split, and reads them from it."""
     network, transform, tokenizer = opened
     if task in DENSE:
-        encoder, transform = PatchMaps(network), whole_image(network)
+        read = functools.partial(patch_map, network.visual, patch_tokens(network.visual))
+        encoder, transform = SimpleNamespace(encode_image=read), whole_image(network)
         splits = {split: data.build(transform, split, task) for split in ("train", "test")}
         tokens = {split: encode(encoder, data, dataset, settings).images for split, dataset in splits.items()}
         return dense_probe(splits, tokens, settings)

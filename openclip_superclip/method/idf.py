@@ -1,7 +1,6 @@
 """Document frequencies of the tokens, their IDF weights, and how well the class head predicts each word."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -22,36 +21,28 @@ def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
         document_frequency: int64 [V], number of captions that contain the token.
         num_captions: |D|; online, the number of captions so far plus one, so that no weight is negative.
     """
-    on_mps = document_frequency.device.type == "mps"
-    ratio = num_captions / (document_frequency + 1).to(torch.float32 if on_mps else torch.float64)
+    ratio = num_captions / (document_frequency + 1).to(_dtype(document_frequency))
     return ratio.log().clamp_min(0).float()
-
-
-@dataclass(frozen=True)
-class DocumentFrequency:
-    """Number of captions that contain each token, int64 [V], and total number of captions."""
-
-    document_frequency: Tensor = field(repr=False)
-    num_captions: int
 
 
 class FixedIDF(nn.Module):
     """IDF weights over a whole data set, float32 [V]: 0 for tokens that are not `counted`.
 
+    `document_frequency`, int64 [V], is the number of captions that contain each token.
+
     The buffer is int64, so that casts of the model do not change it. It is not saved: the file is read at every start.
     """
 
-    def __init__(self, frequencies: DocumentFrequency, counted: Tensor):
+    def __init__(self, document_frequency: Tensor, num_captions: int, counted: Tensor):
         super().__init__()
-        found = frequencies.document_frequency
-        vocab_size = len(counted)
-        if found[vocab_size:].any():
+        num_tokens, vocab_size = len(document_frequency), len(counted)
+        if document_frequency[vocab_size:].any():
             raise InputError(
-                f"--superclip-idf: the file counts {len(found):,} tokens; the text tower's vocabulary ends at "
+                f"--superclip-idf: the file counts {num_tokens:,} tokens; the text tower's vocabulary ends at "
                 f"{vocab_size - 1}"
             )
-        padded = nn.functional.pad(found[:vocab_size], (0, max(0, vocab_size - len(found))))
-        self.num_captions = frequencies.num_captions
+        padded = nn.functional.pad(document_frequency[:vocab_size], (0, max(0, vocab_size - num_tokens)))
+        self.num_captions = num_captions
         self.register_buffer("document_frequency", padded, persistent=False)
         self.register_buffer("counted", counted.clone(), persistent=False)
 
@@ -207,5 +198,5 @@ class WordKnowledge:
         return EpochWords(captions.long(), where_label.float(), where_not.float(), num_captions, num_trained)
 
 
-def _dtype(sums: Tensor) -> torch.dtype:
-    return torch.float32 if sums.device.type == "mps" else torch.float64
+def _dtype(counts: Tensor) -> torch.dtype:
+    return torch.float32 if counts.device.type == "mps" else torch.float64

@@ -14,7 +14,7 @@ from ..errors import InputError
 from . import ranks
 from .head import ClassHead, keep_fresh_head
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .idf import DocumentFrequency, EpochWords, FixedIDF, TokenStatistics, WordKnowledge
+from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 
 
 class _WithClassHead:
@@ -25,12 +25,13 @@ class _WithClassHead:
 
     Args:
         superclip: options of the head: `idf` ("online", "off" or the name of the file of `frequencies`), `frequencies`
-            (of a whole data set), `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's --accum-freq),
-            `head_warmup` (number of captions during which the class loss trains only the head), `head_input` (one of
-            HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether to record how well the head predicts each
-            word, for `take_epoch_words`), `text_length` (number of leading tokens for the text tower in training; the
-            rest are for the class loss), `stored_head` (head and counts of an export, used when weights without a head
-            are loaded for the first time) and `load` (called with the model to load initial weights).
+            (of a whole data set: document frequency, int64 [V], and number of captions), `ignored_tokens` (ids that are
+            not words), `accum_freq` (OpenCLIP's --accum-freq), `head_warmup` (number of captions during which the class
+            loss trains only the head), `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course`
+            (whether to record how well the head predicts each word, for `take_epoch_words`), `text_length` (number of
+            leading tokens for the text tower in training; the rest are for the class loss), `stored_head` (head and
+            counts of an export, used when weights without a head are loaded for the first time) and `load` (called with
+            the model to load initial weights).
 
     Other arguments are passed to the OpenCLIP model.
     """
@@ -48,7 +49,7 @@ class _WithClassHead:
     def _add_head(
         self,
         idf: str = "online",
-        frequencies: DocumentFrequency | None = None,
+        frequencies: tuple[Tensor, int] | None = None,
         ignored_tokens: Iterable[int] = (),
         accum_freq: int = 1,
         head_warmup: int = 0,
@@ -73,7 +74,7 @@ class _WithClassHead:
         self.class_head = ClassHead(head_width(self.visual, self.patch_tokens, head_input), vocab_size, head_input)
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
         self.word_knowledge = WordKnowledge(self.statistics.counted) if word_course else None
-        self.fixed_idf = FixedIDF(frequencies, self.statistics.counted) if frequencies is not None else None
+        self.fixed_idf = FixedIDF(*frequencies, self.statistics.counted) if frequencies is not None else None
         # All ranks have the same counts: DDP need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf.", "class_head."))

@@ -1,6 +1,8 @@
 """Checks of OpenCLIP's command line, before anything is loaded or written."""
 
 import argparse
+import math
+import multiprocessing
 import os
 import sys
 from importlib.util import find_spec
@@ -8,9 +10,13 @@ from pathlib import Path
 
 from ..checkpoints.model_files import openclip_name, register_model
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
+from ..data.inspection import NUM_LOOKED_FOR, inspect, total_samples
+from ..data.slices import Split, more_than_a_slice
+from ..data.tables import MAX_DECODED, check_table, kind
+from ..data.tar_shards import expand
 from ..environment import check_horovod
 from ..errors import InputError, Rule, at_least, check
-from ..flags import is_idf_file
+from ..flags import Config, is_idf_file
 from . import current
 from .options import Training
 
@@ -94,6 +100,22 @@ DATA = [
         lambda o: o.imagenet_v2 and find_spec("imagenetv2_pytorch") is None,
     ),
 ]
+TRAINING_DATA = [  # with the data's `kind`
+    Rule(
+        "--train-num-samples is not given; expected the number of images of --dataset-type synthetic",
+        lambda o: o.train_num_samples is None and o.kind == "synthetic",
+    ),
+    Rule(
+        "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is {dataset_type}: expected webdataset "
+        "and a pattern of .tar files, or leave --superclip-slices out",
+        lambda o: o.slices is not None and o.kind != "shards",
+    ),
+    Rule(
+        "--superclip-slices reads every shard once in each pass, and --dataset-resampled draws shards with "
+        "replacement: leave one of them out",
+        lambda o: o.slices is not None and o.dataset_resampled,
+    ),
+]
 
 
 def check_command_line(training: Training) -> None:
@@ -121,13 +143,13 @@ def check_command_line(training: Training) -> None:
     warnings = []
     if is_ours:
         check(DATA, options)
-        warnings = training.data.check()
-    if training.config is not None and options.distill_model is not None and training.data.has_empty_captions:
+        warnings = _check_data(training)
+    if training.config is not None and options.distill_model is not None and training.has_empty_captions:
         raise InputError(
             f"--train-data: {options.train_data} has rows without a caption, which do not work with --superclip and "
             "--distill-model: remove these rows, as superclip shards does"
         )
-    if training.data.rank == 0:
+    if training.rank == 0:
         training.resumed.set_damaged_aside()
         for line in warnings:
             print(f"superclip: {line}", file=sys.stderr, flush=True)
@@ -144,8 +166,7 @@ def _check_models(training: Training) -> None:
     if not training.only_options:
         from .factory import check_models
 
-        teacher = options.distill_model, options.distill_pretrained
-        check_models(options.model, options.pretrained, teacher, options.cache_dir, options.force_context_length)
+        check_models(options)
     if has_idf_file:
         from ..data.frequencies import read_frequencies
 
@@ -177,7 +198,100 @@ def _check_resume(training: Training) -> None:
     check_kind(file, training.config is not None, with_ddp, options.model, has_tasks if training.is_ours else None)
     folder = Path(file).parent.parent
     if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
-        now = beginning(training.options_with_defaults(), training.data.world_size)
+        now = beginning(training.options_with_defaults(), training.world_size)
         slices = "" if data.slices is not None else "--superclip-slices and "  # without which nothing is compared
         accept = f"{slices}--superclip-accept-changes"
-        check_beginning(folder, now, "--accept-changes to superclip run" if training.data.is_table else accept)
+        check_beginning(folder, now, "--accept-changes to superclip run" if training.is_table else accept)
+
+
+def _check_data(training: Training) -> list[str]:
+    """Returns warnings about the data; InputError if OpenCLIP cannot train or evaluate on it."""
+    options = training.options
+    image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))
+    caption = caption or "txt"
+    if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
+        caption = ""  # OpenCLIP 4 reads other images, several captions or JSON, which are not checked
+    max_decoded = MAX_DECODED if training.rank == 0 else 0
+    is_synthetic, warnings = options.dataset_type == "synthetic", []
+    if options.train_data or is_synthetic:
+        warnings = _check_training_data(training, caption, max_decoded)
+    if not options.val_data or is_synthetic:
+        return warnings
+    if kind(options.val_data, options.dataset_type, "--val-data") == "table":
+        return warnings + check_table(options.val_data, training.columns, Config(), 1, 1, "--val-data", max_decoded)
+    if not caption:
+        return warnings
+    return warnings + inspect(options.val_data, "--val-data", caption=caption, most=NUM_LOOKED_FOR).warnings
+
+
+def _check_training_data(training: Training, caption: str, max_decoded: int) -> list[str]:
+    """Returns warnings; `caption` is the extension of the captions in shards, "" if the shards cannot be checked."""
+    options, config = training.options, training.config or Config()
+    facts = argparse.Namespace(
+        **vars(options), kind=kind(options.train_data or "", options.dataset_type, "--train-data"),
+        slices=training.data_config.slices,
+    )  # fmt: skip
+    check(TRAINING_DATA, facts)
+    accum_freq = 1 if getattr(options, "use_naflex", False) else options.accum_freq  # it has batches of various sizes
+    if facts.kind == "table":
+        return check_table(
+            options.train_data, training.columns, config, options.batch_size, training.world_size,
+            max_decoded=max_decoded, accum_freq=accum_freq,
+        )  # fmt: skip
+    if facts.kind == "synthetic":
+        return []
+    _check_workers(options.workers)
+    shards = expand(options.train_data, "--train-data")
+    _check_split(training, len(shards), total_samples(shards), accum_freq)
+    if not caption:
+        return []
+    long_caption = config.long_caption_key
+    return inspect(options.train_data, "--train-data", long_caption, caption=caption, most=NUM_LOOKED_FOR).warnings
+
+
+def _check_split(training: Training, num_shards: int, total: int | None, accum_freq: int) -> None:
+    """Raises InputError if the shards are too few for the ranks, or without a number of samples of an epoch.
+
+    `total` is the number of samples in a file beside the shards, if there is one.
+    """
+    options, num_samples = training.options, training.options.train_num_samples
+    given, slices = training.data_config.slices, training.data_config.slices or 1
+    if not options.dataset_resampled:
+        Split(
+            num_shards, training.world_size, options.workers, slices, num_samples, options.batch_size,
+            flag="--train-data", slices_flag="--superclip-slices ",
+        ).check()  # fmt: skip
+    batch = options.batch_size * training.world_size
+    workers = max(1, options.workers)
+    batches = math.ceil(math.ceil((num_samples or total or 0) / batch) / workers) * workers
+    if 0 < batches < accum_freq:
+        raise InputError(
+            f"--accum-freq is {accum_freq}, and a rank has {batches} batches in an epoch: expected {batches} "
+            "or less, or a larger --train-num-samples"
+        )
+    if given is None:
+        # --naflex-num-train-image-tokens sets the size of an epoch, too
+        by_tokens = getattr(options, "use_naflex", False) and options.naflex_num_train_image_tokens is not None
+        if num_samples is None and total is None and not by_tokens:
+            raise InputError(
+                "--train-num-samples is not given, and no sizes.json beside all of the shards lists them: expected "
+                "the samples per epoch"
+            )
+    elif num_samples is None or (total and more_than_a_slice(num_samples, total, slices, batch)):
+        found = "is not given" if num_samples is None else f"is {num_samples:,}"
+        of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
+        raise InputError(f"--train-num-samples {found}; expected the samples of one of the {slices} slices{of_total}")
+
+
+def _check_workers(workers: int) -> None:
+    """Makes data-loading workers start by fork, because OpenCLIP's WebDataset cannot be pickled."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    if workers < 1 or method == "fork":
+        return
+    if method is None and "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork")
+    else:
+        raise InputError(
+            f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, which cannot send "
+            "OpenCLIP's WebDataset to them: give --workers 0, or call multiprocessing.set_start_method('fork')"
+        )

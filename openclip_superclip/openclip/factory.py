@@ -1,5 +1,6 @@
 """Models with a class head, made by OpenCLIP's factory, for custom training loops."""
 
+import argparse
 import difflib
 import os
 
@@ -68,8 +69,9 @@ def head_options(
     tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
     frequencies = None
     if is_idf_file(config.idf):
-        frequencies = read_frequencies(config.idf)
-        frequencies.check(tokenizer, config.idf)
+        found = read_frequencies(config.idf)
+        found.check(tokenizer, config.idf)
+        frequencies = found.document_frequency, found.num_captions
     return options | {
         **{name: getattr(config, name) for name in ("idf", "head_warmup", "placebo", "head_input")},
         "frequencies": frequencies,
@@ -80,28 +82,22 @@ def head_options(
     }
 
 
-def check_models(
-    model: str,
-    pretrained: str | None,
-    teacher: tuple[str | None, str | None],
-    cache_dir: str | None,
-    context_length: int | None,
-) -> None:
+def check_models(options: argparse.Namespace) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    Models on a hub are checked when they are loaded. `teacher` is --distill-model and --distill-pretrained, and
-    `context_length` is --force-context-length.
+    `options` are those of training. Models on a hub are checked when they are loaded.
     """
-    model = _check_model(model, pretrained, "--model", "--pretrained")
+    pretrained, teacher = options.pretrained, (options.distill_model, options.distill_pretrained)
+    model = _check_model(options.model, pretrained, "--model", "--pretrained")
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
-        weights.released_file(f"{model}:{pretrained}", "--pretrained", cache_dir)
+        weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
     if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
         try:
             read_checkpoint(pretrained)
         except InputError as error:
             raise InputError(f"--pretrained: {error}") from error
-    _check_vocabulary(model, cache_dir, context_length)
+    _check_vocabulary(model, options.cache_dir, options.force_context_length)
     if teacher[0] is not None:
         _check_model(*teacher, "--distill-model", "--distill-pretrained")
         if teacher[1] is not None:

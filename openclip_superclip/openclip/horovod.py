@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from ..environment import check_horovod
 from ..errors import InputError, reason
-from .options import launched_rank, launched_size
+from .options import launched
 
 PATIENCE = timedelta(minutes=5)  # for the ranks to meet
 
@@ -92,7 +92,7 @@ def join_ranks() -> None:
     Collective. Raises InputError if the ranks cannot connect.
     """
     check_horovod()
-    rank, size = launched_rank(), launched_size()
+    rank, size = launched()
     if size == 1 or "HOROVOD_RANK" in os.environ:
         return
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:

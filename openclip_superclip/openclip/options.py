@@ -5,8 +5,7 @@ import os
 from argparse import Namespace
 
 from ..checkpoints.resume import Resumed
-from ..data.tables import Columns
-from ..data.training_data import DataOptions
+from ..data.tables import Columns, has_empty_captions, is_table
 from ..flags import Config, DataConfig, config_from, data_config_from
 
 
@@ -19,36 +18,25 @@ class Training:
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
         self.resumed = Resumed(None)  # the checkpoint of --resume
+        self.rank, self.world_size = launched()
 
     @property
     def is_ours(self) -> bool:
         """Whether a flag of ours is given; otherwise training is stock OpenCLIP's."""
         return self.config is not None or self.data_config.slices is not None
 
+    @property
+    def is_table(self) -> bool:
+        return is_table(self.options.train_data, self.options.dataset_type)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key)
+
     @functools.cached_property
-    def data(self) -> DataOptions:
-        options = self.options
-        image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))
-        caption, naflex = caption or "txt", getattr(options, "use_naflex", False)
-        if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
-            caption = ""  # OpenCLIP 4 reads other images, several captions or JSON
-        return DataOptions(
-            train_data=options.train_data,
-            val_data=options.val_data,
-            dataset_type=options.dataset_type,
-            columns=Columns(options.csv_separator, options.csv_img_key, options.csv_caption_key),
-            num_samples=options.train_num_samples,
-            batch_size=options.batch_size,
-            accum_freq=1 if naflex else options.accum_freq,  # NaFlex has batches of various sizes
-            counts_tokens=naflex and options.naflex_num_train_image_tokens is not None,
-            workers=options.workers,
-            resampled=options.dataset_resampled,
-            caption=caption,
-            slices=self.data_config.slices,
-            config=self.config,
-            rank=launched_rank(),
-            world_size=launched_size(),
-        )
+    def has_empty_captions(self) -> bool:
+        """Whether the training data is a table in which captions are missing."""
+        return self.is_table and has_empty_captions(self.options.train_data, self.columns)
 
     def options_with_defaults(self) -> dict:
         """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""
@@ -75,7 +63,7 @@ class Training:
     @property
     def separates_words(self) -> bool:
         """Whether each loss has its own tokens: of another caption, or none for a missing caption."""
-        return self.config.captions == "dual" or self.data.has_empty_captions
+        return self.config.captions == "dual" or self.has_empty_captions
 
     @functools.cached_property
     def tokenizer(self):
@@ -85,17 +73,9 @@ class Training:
         return get_tokenizer(options.model, cache_dir=options.cache_dir, context_length=options.force_context_length)
 
 
-def launched_rank() -> int:
-    """Returns the rank of this process, from the variables of horovodrun, torchrun, srun or mpirun."""
-    return int(os.environ.get("HOROVOD_RANK", _world()[1]))
-
-
-def launched_size() -> int:
-    """Returns the number of ranks, from the same variables."""
-    return int(os.environ.get("HOROVOD_SIZE", _world()[2]))
-
-
-def _world() -> tuple[int, int, int]:
+def launched() -> tuple[int, int]:
+    """Returns this process's rank and the number of ranks by the variables of horovodrun, torchrun, srun or mpirun."""
     from open_clip_train.distributed import world_info_from_env
 
-    return world_info_from_env()
+    _, rank, world_size = world_info_from_env()
+    return int(os.environ.get("HOROVOD_RANK", rank)), int(os.environ.get("HOROVOD_SIZE", world_size))

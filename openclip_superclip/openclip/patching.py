@@ -94,19 +94,15 @@ class Patch:
     """A git diff with full blob ids; `before` and `after` map each path to its blob id."""
 
     def __init__(self, text: bytes):
-        self.text = text
         self.diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text.decode())}
         self.before = {path: diff.header.old_version for path, diff in self.diffs.items()}
         self.after = {path: diff.header.new_version for path, diff in self.diffs.items()}
 
-    def apply(self, path: str, content: bytes | None) -> bytes:
-        return self._change(path, content or b"", reverse=False)
-
-    def revert(self, path: str, content: bytes) -> bytes | None:
-        return None if self.before[path] == NO_FILE else self._change(path, content, reverse=True)
-
-    def _change(self, path: str, content: bytes, reverse: bool) -> bytes:
-        lines = content.decode().split("\n")
+    def change(self, path: str, content: bytes | None, reverse: bool = False) -> bytes | None:
+        """Returns a file's content with the patch or, with `reverse`, without it; None is no file."""
+        if reverse and self.before[path] == NO_FILE:
+            return None
+        lines = (content or b"").decode().split("\n")
         for _, changes in itertools.groupby(self.diffs[path].changes, key=lambda change: change.hunk):
             changes = list(changes)
             old = [change.line for change in changes if change.old is not None]
@@ -131,17 +127,13 @@ class Status:
             raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
         self.patch = Patch(known[openclip.version])
         self.contents = {path: openclip.read(path) for path in self.patch.diffs}
-        self.files = {path: self._state(path, blob_id(content)) for path, content in self.contents.items()}
+        self.files = {}
+        for path, content in self.contents.items():
+            known_ids = {NO_FILE: "missing", self.patch.after[path]: PATCHED, self.patch.before[path]: NOT_PATCHED}
+            self.files[path] = known_ids.get(blob_id(content), "edited, or of another version")
         self.unknown = [path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)]
         states = {*self.files.values()}
         self.state = states.pop() if len(states) == 1 and not self.unknown else MODIFIED
-
-    def _state(self, path: str, found: str) -> str:
-        if found == self.patch.before[path]:
-            return NOT_PATCHED
-        if found == self.patch.after[path]:
-            return PATCHED
-        return "missing" if found == NO_FILE else "edited, or of another version"
 
 
 def apply(openclip: Installation) -> dict[str, str]:
@@ -177,9 +169,9 @@ def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None
     patch, steps = status.patch, {}
     for path, content in sorted(status.contents.items(), key=lambda item: patch.before[item[0]] == NO_FILE):
         if status.files[path] == PATCHED:
-            steps[path] = patch.revert(path, content), content
+            steps[path] = patch.change(path, content, reverse=True), content
         else:
-            steps[path] = content, patch.apply(path, content)
+            steps[path] = content, patch.change(path, content)
     record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
     if (content := openclip.read(record)) is not None:
         steps = {record: _records(content, [path for path, (before, _) in steps.items() if before is None]), **steps}

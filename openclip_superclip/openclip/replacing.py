@@ -34,12 +34,6 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
-def replaced_names() -> list[str]:
-    """Returns all names of the installed OpenCLIP that are replaced."""
-    adapter = current()
-    return [*REPLACED, *adapter.WRAPPERS, *(f"open_clip_train.data.{name}" for name in adapter.PASSED_ON)]
-
-
 def is_patched() -> bool:
     """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError if only a part does."""
     package = importlib.util.find_spec("open_clip")

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from ..errors import InputError, check, one_line, reason
-from . import replacing
+from . import current, replacing
 from .checks import DATA
 from .horovod import join_ranks
-from .options import launched_rank
+from .options import launched
 
 
 def register_plugin(plugin: object) -> None:
@@ -52,8 +52,9 @@ def _train(argv: list[str]):
         join_ranks()
     if args is not None:
         replacing.install(args)
-        if launched_rank() == 0:
-            names = ", ".join(replacing.replaced_names())
+        if launched()[0] == 0:
+            passed_on = (f"open_clip_train.data.{name}" for name in current().PASSED_ON)
+            names = ", ".join([*replacing.REPLACED, *current().WRAPPERS, *passed_on])
             print(f"superclip: this OpenCLIP is not patched; in this process the plugins replace {names}", flush=True)
     return main(argv)
 

@@ -2,10 +2,11 @@
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Mapping
 
 from ..data.tables import is_table
-from ..errors import InputError
+from ..errors import InputError, at_least
 from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
@@ -29,12 +30,8 @@ def make_run(
     `data` and `workers` are by default the recipe's; a batch above `gpu_batch_max` per GPU is accumulated.
     """
     workers = recipe.workers if workers is None else workers
-    for flag, value, least in (
-        ("--nodes", nodes, 1), ("--gpus-per-node", gpus_per_node, 1), ("--workers", workers, 0),
-        ("--gpu-batch-max", gpu_batch_max, 1),
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise InputError(f"{flag} is {value}; expected {least} or more")
+    given = Namespace(nodes=nodes, gpus_per_node=gpus_per_node, workers=workers, gpu_batch_max=gpu_batch_max)
+    at_least(given, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
     batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
     data, world_size = recipe.shards if data is None else data, nodes * gpus_per_node
     if is_table(data):
@@ -143,11 +140,6 @@ def _rounding(run: Run) -> list[str]:
         f"OpenCLIP will run {run.steps:,} steps ({run.samples:,} samples) instead of the recipe's {exact:,.10g} "
         f"({recipe.samples:,})"
     ]
-
-
-def read_with_table(name: str, set_: Mapping[str, str], data: str | None) -> Recipe:
-    """Returns the recipe of a file or a shipped name; if its data is a table, with the fields that this determines."""
-    return read_recipe(name, {**set_, **settings_of_table(name, set_, data)})
 
 
 def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:

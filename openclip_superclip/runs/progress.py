@@ -136,32 +136,28 @@ class UnreadableData:
         of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}  # a slice trained twice counts once
         return {"shards": len(self.shards), "samples": sum(of_epoch.values())}
 
-    def check_missing(self, checked: dict) -> None:
-        """Raises InputError if the data check has found too many shards that are missing or damaged."""
-        bad = {one["shard"]: one["problem"] for one in checked["bad"]}
-        if bad and len(bad) > self.limit * checked["shards"]:
-            raise self._error(f"{len(bad):,} of {checked['shards']:,} shards", bad)
-
     def check(self) -> None:
         """Raises InputError if a slice that this start trains has too many."""
         for epoch, bad in self.of_slice.items():
             if len(bad) > self.limit * self._shards_of_a_slice:
                 found = f"{len(bad):,} of the {self._shards_of_a_slice:,} shards of slice {epoch + 1}"
-                raise self._error(found, {shard: self.shards[shard] for shard in sorted(bad)})
+                raise _too_many(found, {shard: self.shards[shard] for shard in sorted(bad)}, self.limit)
         for (start, epoch), number in self.samples.items():
             if start == self.start and number > self.limit * self.run.slice_samples:
-                raise self._error(f"{number:,} of the {self.run.slice_samples:,} samples of slice {epoch + 1}", {})
+                found = f"{number:,} of the {self.run.slice_samples:,} samples of slice {epoch + 1}"
+                raise _too_many(found, {}, self.limit)
 
     @cached_property
     def _shards_of_a_slice(self) -> int:
         return math.ceil(len(expand(self.run.data)) / self.run.recipe.slices)
 
-    def _error(self, found: str, shards: dict[str, str]) -> InputError:
-        named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
-        return InputError(
-            f"{found} cannot be read, more than --unreadable-max {self.limit:g} allows{': ' if named else ''}{named}; "
-            "superclip plan --check finds all bad shards and prints a pattern without them"
-        )
+
+def _too_many(found: str, shards: dict[str, str], limit: float) -> InputError:
+    named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
+    return InputError(
+        f"{found} cannot be read, more than --unreadable-max {limit:g} allows{': ' if named else ''}{named}; "
+        "superclip plan --check finds all bad shards and prints a pattern without them"
+    )
 
 
 def check_data(run: Run, command: str, reads_data: bool = True) -> dict:
@@ -170,7 +166,9 @@ def check_data(run: Run, command: str, reads_data: bool = True) -> dict:
     Raises InputError for a problem, or if more shards are missing or damaged than --unreadable-max allows.
     """
     checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
-    UnreadableData(run, Path(), "").check_missing(checked)
+    bad, limit = {one["shard"]: one["problem"] for one in checked["bad"]}, run.settings.unreadable_max
+    if bad and len(bad) > limit * checked["shards"]:
+        raise _too_many(f"{len(bad):,} of {checked['shards']:,} shards", bad, limit)
     for warning in [*run.warnings, *checked["warnings"]]:
         print(f"superclip {command}: {warning}", file=sys.stderr, flush=True)
     return checked

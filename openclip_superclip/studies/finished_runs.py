@@ -8,7 +8,6 @@ from pathlib import Path
 from ..checkpoints.run_outputs import read_options
 from ..errors import InputError, listed
 from ..files import read_json
-from ..flags import RECORDED_ALONE
 from ..openclip.replacing import parse_args
 from ..runs.folder import current_state
 from ..runs.progress import read_log
@@ -16,6 +15,7 @@ from ..runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
 from .scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
+NO_EFFECT = ("word_course", "long_caption")  # fields of `superclip` that do not affect the weights
 TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
 FLAGS = (  # other options of OpenCLIP that change the weights
     "opt", "opt_kwargs", "momentum", "grad_clip_norm", "image_layer_decay", "text_layer_decay", "skip_scheduler",
@@ -44,7 +44,6 @@ class ReportedRun:
     training: dict = field(default_factory=dict)  # optimizer settings, --data and the like, without the seed
     recipe: Recipe | None = None
     record: dict = field(default_factory=dict)  # run.json
-    set: dict = field(default_factory=dict)  # its values of --set
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     epoch: int | None = None  # of the scores
@@ -61,7 +60,7 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
     """Returns the fields under `superclip`, and OpenCLIP's flags, that change the weights and are not the default."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
-        names = [name for name in CONFIG_FIELDS if name not in (*RECORDED_ALONE, "long_caption")]
+        names = [name for name in CONFIG_FIELDS if name not in NO_EFFECT]
     defaults = {name: CONFIG_FIELDS[name].default for name in names}
     fields = {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}
     own = ("force-patch-dropout", 0.5) if method.endswith("flip") else ()  # it is that method in the recipes
@@ -77,7 +76,6 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     run = ReportedRun(path, MISSING, name=name)
     options, log = read_options(path), path / "out.log"
     run.record = read_json(path / "run.json", default={})
-    run.set = run.record.get("set", {})
     run.points = read_log(log) if log.is_file() else []
     try:
         if (path / "recipe.yaml").is_file():

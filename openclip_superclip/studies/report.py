@@ -101,7 +101,8 @@ def paper_table(comparison: Comparison) -> Table:
     """Returns our scores beside the paper's, without rows if the paper has none of what was trained."""
     rows = []
     for (series, batch_size), runs in comparison.groups.items():
-        changed = {f"{key}={value}" for run in runs for key, value in run.set.items() if key not in HARMLESS}
+        settings = (setting for run in runs for setting in run.record.get("set", {}).items())
+        changed = {f"{key}={value}" for key, value in settings if key not in HARMLESS}
         for key in in_order([point.key for point in comparison.paper]):
             for paper in comparison.paper_curve(series, key):
                 if paper.batch_size != batch_size:

@@ -15,8 +15,8 @@ from starlette.routing import Route
 from ..data.images import load_image
 from ..errors import listed
 from ..pages import data_url, html_template
-from .heat_map import as_model_sees
 from .lexicon import lexicon
+from .tag_images import as_model_sees
 from .tagger import FULL_BAR, SHORTEST, Tagger
 
 POLICY = (

@@ -22,7 +22,7 @@ from support.training_runs import assert_resumes, bits, completed, run_ranks, su
 from torchvision import transforms
 
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
-from openclip_superclip.data.slices import reads, slice_of
+from openclip_superclip.data.slices import Split, slice_of
 from openclip_superclip.openclip import replacing
 from openclip_superclip.openclip.data import _get_dataset
 from openclip_superclip.openclip.options import Training
@@ -155,8 +155,8 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
     flags = slice_flags(write_shards(folder, sizes), slices=2)
     flags += ["--train-num-samples", str(num_samples), "--workers", str(workers)]
     epochs = read(*flags, epochs=range(4), world_size=world_size)
-    options = {"num_samples": num_samples, "batch_size": 4, "world_size": world_size, "workers": workers}
-    predicted = [reads(sizes, 2, 0, epoch, **options) for epoch in epochs]
+    split = Split(len(sizes), world_size, workers, slices=2, slice_samples=num_samples, batch_size=4)
+    predicted = [split.reads(sizes, 0, epoch) for epoch in epochs]
     assert any(epoch.again for epoch in predicted) or any(epoch.held > epoch.once for epoch in predicted)
     for epoch, (held, once, again) in zip(epochs, predicted, strict=True):
         times = collections.Counter(caption for caption, _ in epochs[epoch])

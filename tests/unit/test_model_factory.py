@@ -100,7 +100,8 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
 def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, tmp_path):
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
-    factory.check_models("ViT-B/32", "openai", (None, None), None, None)
+    given = {"model": "ViT-B/32", "pretrained": "openai", "distill_model": None, "distill_pretrained": None}
+    factory.check_models(Namespace(**given, cache_dir=None, force_context_length=None))
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
     monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})

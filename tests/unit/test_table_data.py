@@ -12,7 +12,8 @@ from PIL import Image
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import data as adapter
-from openclip_superclip.runs.plan import make_run, read_with_table
+from openclip_superclip.runs.plan import make_run, settings_of_table
+from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.studies.study import study_call
 from openclip_superclip.studies.training import run_study
 
@@ -33,7 +34,8 @@ def folder(tmp_path_factory) -> Path:
 
 def plan(folder, set_=None, table="pairs.csv", **machines):
     data = str(folder / table)
-    return make_run(read_with_table(OWN, set_ or {}, data), data=data, device="cpu", **machines)
+    recipe = read_recipe(OWN, {**(set_ or {}), **settings_of_table(OWN, set_ or {}, data)})
+    return make_run(recipe, data=data, device="cpu", **machines)
 
 
 @pytest.mark.parametrize(("set_", "machines", "epochs", "steps"), [
@@ -76,7 +78,7 @@ def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, se
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     for call in (
-        lambda: make_run(read_with_table(OWN, set_, table), data=table, device="cpu"),
+        lambda: plan(Path(), set_, table),
         lambda: run_study(study_call("own_data", None, None, "cpu", table, "pairs.csv", set_), 1),
     ):
         with pytest.raises(InputError, match=re.escape(reason)):
