@@ -5,6 +5,7 @@ import itertools
 import os
 import shlex
 import statistics
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -75,7 +76,14 @@ class StudyTraining:
             samples = sum(run.recipe.samples for run in left)
             if different:
                 lines.append(f"{what}: {different}, of which {len(left)} are left to train: {samples:,} samples")
+                lines += self.warnings(left)
         return "\n".join(lines)
+
+    def warnings(self, runs: Sequence[StudyRun]) -> list[str]:
+        """Returns the different warnings of the runs' plans, as `superclip plan` prints them for one run."""
+        call = self.call
+        plans = (run.described(call.device, call.data, call.settings) for run in runs)
+        return list(dict.fromkeys(f"warning: {text}" for plan in plans for text in plan.warnings))
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
@@ -120,6 +128,8 @@ class StudyTraining:
         different, stop = {run.folder: run for run in runs}, threading.Event()
         if not self.jobs:
             self.check_finished(runs)
+        for warning in self.warnings(unfinished(runs)):
+            print(warning, file=sys.stderr, flush=True)
 
         def one(run: StudyRun) -> dict:
             if stop.is_set():

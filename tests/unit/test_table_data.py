@@ -94,6 +94,13 @@ def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, t
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
 
 
+def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, capsys):
+    call = ["study", "own_data", *("--data", f"{folder}/pairs.csv", "--val-data", f"{folder}/pairs.csv"), "--dry-run"]
+    assert main(call) == 0
+    assert "\nwarning: warm-up takes 50 steps, but the run has 30: shorten it with" in capsys.readouterr().out
+    assert main([*call, "--set", "global_batch_size=128"]) == 1
+
+
 @pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
 def test_an_image_that_fails_during_training_is_named_and_replaced_by_the_next_row(has_tokens, tmp_path, monkeypatch):
     for kind in (open_clip_train.data.CsvDataset, adapter._Table):
