@@ -18,7 +18,7 @@ from ..environment import check_horovod
 from ..errors import InputError, Rule, at_least, check
 from ..flags import Config, is_idf_file
 from . import current
-from .options import Training
+from .options import Training, launched
 
 # Rules on OpenCLIP's options, with our `config` and `slices`. OpenCLIP 3 has no options for audio, JSON or NaFlex.
 WITH_HEAD = [
@@ -149,7 +149,7 @@ def check_command_line(training: Training) -> None:
             f"--train-data: {options.train_data} has rows without a caption, which do not work with --superclip and "
             "--distill-model: remove these rows, as superclip shards does"
         )
-    if training.rank == 0:
+    if launched()[0] == 0:
         training.resumed.set_damaged_aside()
         for line in warnings:
             print(f"superclip: {line}", file=sys.stderr, flush=True)
@@ -198,7 +198,7 @@ def _check_resume(training: Training) -> None:
     check_kind(file, training.config is not None, with_ddp, options.model, has_tasks if training.is_ours else None)
     folder = Path(file).parent.parent
     if options.train_data and (data.slices is not None or (folder / NAME).exists()) and not data.accept_changes:
-        now = beginning(training.options_with_defaults(), training.world_size)
+        now = beginning(training.options_with_defaults(), launched()[1])
         slices = "" if data.slices is not None else "--superclip-slices and "  # without which nothing is compared
         accept = f"{slices}--superclip-accept-changes"
         check_beginning(folder, now, "--accept-changes to superclip run" if training.is_table else accept)
@@ -211,7 +211,7 @@ def _check_data(training: Training) -> list[str]:
     caption = caption or "txt"
     if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
         caption = ""  # OpenCLIP 4 reads other images, several captions or JSON, which are not checked
-    max_decoded = MAX_DECODED if training.rank == 0 else 0
+    max_decoded = MAX_DECODED if launched()[0] == 0 else 0
     is_synthetic, warnings = options.dataset_type == "synthetic", []
     if options.train_data or is_synthetic:
         warnings = _check_training_data(training, caption, max_decoded)
@@ -235,7 +235,7 @@ def _check_training_data(training: Training, caption: str, max_decoded: int) -> 
     accum_freq = 1 if getattr(options, "use_naflex", False) else options.accum_freq  # it has batches of various sizes
     if facts.kind == "table":
         return check_table(
-            options.train_data, training.columns, config, options.batch_size, training.world_size,
+            options.train_data, training.columns, config, options.batch_size, launched()[1],
             max_decoded=max_decoded, accum_freq=accum_freq,
         )  # fmt: skip
     if facts.kind == "synthetic":
@@ -254,14 +254,14 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
 
     `total` is the number of samples in a file beside the shards, if there is one.
     """
-    options, num_samples = training.options, training.options.train_num_samples
+    options, num_samples, (_, world_size) = training.options, training.options.train_num_samples, launched()
     given, slices = training.data_config.slices, training.data_config.slices or 1
     if not options.dataset_resampled:
         Split(
-            num_shards, training.world_size, options.workers, slices, num_samples, options.batch_size,
+            num_shards, world_size, options.workers, slices, num_samples, options.batch_size,
             flag="--train-data", slices_flag="--superclip-slices ",
         ).check()  # fmt: skip
-    batch = options.batch_size * training.world_size
+    batch = options.batch_size * world_size
     workers = max(1, options.workers)
     batches = math.ceil(math.ceil((num_samples or total or 0) / batch) / workers) * workers
     if 0 < batches < accum_freq:

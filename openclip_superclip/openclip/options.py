@@ -18,7 +18,6 @@ class Training:
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
         self.resumed = Resumed(None)  # the checkpoint of --resume
-        self.rank, self.world_size = launched()
 
     @property
     def is_ours(self) -> bool:
