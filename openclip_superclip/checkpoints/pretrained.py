@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD
-from .checkpoint import file_of_weights, holds_head, is_torchscript, read_checkpoint, read_head
+from .checkpoint import holds_head, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -52,15 +52,6 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
     """Raises InputError for a pretrained tag with local-dir: or hf-hub:, for which OpenCLIP ignores --pretrained."""
     if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
         raise InputError(f"--pretrained {pretrained} cannot be used with --model {model}: give a file, or leave it out")
-
-
-def check_teacher(model: str, pretrained: str | None) -> None:
-    """Raises InputError if OpenCLIP would ignore --distill-pretrained, or if a local-dir: teacher has no weights."""
-    schema, place = parse_model_name(model)
-    if schema == "local-dir":
-        if pretrained not in (model, place):
-            raise InputError(f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in {place}")
-        file_of_weights(Path(place))
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:

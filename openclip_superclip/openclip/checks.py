@@ -143,7 +143,7 @@ def check_command_line(training: Training) -> None:
     warnings = []
     if is_ours:
         check(DATA, options)
-        warnings = _check_data(training)
+        warnings = check_data(training)
     if training.config is not None and options.distill_model is not None and training.has_empty_captions:
         raise InputError(
             f"--train-data: {options.train_data} has rows without a caption, which do not work with --superclip and "
@@ -204,7 +204,7 @@ def _check_resume(training: Training) -> None:
         check_beginning(folder, now, "--accept-changes to superclip run" if training.is_table else accept)
 
 
-def _check_data(training: Training) -> list[str]:
+def check_data(training: Training) -> list[str]:
     """Returns warnings about the data; InputError if OpenCLIP cannot train or evaluate on it."""
     options = training.options
     image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))

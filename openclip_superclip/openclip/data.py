@@ -25,7 +25,6 @@ from .options import Training
 def with_plugins_data(get_dataset_fn):
     """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
 
-    @functools.wraps(get_dataset_fn)
     def get_plugins_dataset_fn(data_path, dataset_type):
         return functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
 
@@ -93,7 +92,8 @@ class _Table(CsvDataset):
 
     def __getitem__(self, index):
         row = self.kept[index]
-        return current().row_with_tokens(_read_row(self, row), self.caption_tokens(self._row(row)))
+        loaded, tokens = _read_row(self, row), self.caption_tokens(self._row(row))
+        return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)  # OpenCLIP 4's, 3's
 
 
 def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:

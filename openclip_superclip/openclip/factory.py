@@ -3,13 +3,14 @@
 import argparse
 import difflib
 import os
+from pathlib import Path
 
 import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
-from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.checkpoint import file_of_weights, read_checkpoint
 from ..checkpoints.model_files import register_model
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed, reason
@@ -87,7 +88,7 @@ def check_models(options: argparse.Namespace) -> None:
 
     `options` are those of training. Models on a hub are checked when they are loaded.
     """
-    pretrained, teacher = options.pretrained, (options.distill_model, options.distill_pretrained)
+    pretrained, teacher, given = options.pretrained, options.distill_model, options.distill_pretrained
     model = _check_model(options.model, pretrained, "--model", "--pretrained")
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
@@ -98,10 +99,13 @@ def check_models(options: argparse.Namespace) -> None:
         except InputError as error:
             raise InputError(f"--pretrained: {error}") from error
     _check_vocabulary(model, options.cache_dir, options.force_context_length)
-    if teacher[0] is not None:
-        _check_model(*teacher, "--distill-model", "--distill-pretrained")
-        if teacher[1] is not None:
-            weights.check_teacher(*teacher)
+    if teacher is not None:
+        _check_model(teacher, given, "--distill-model", "--distill-pretrained")
+        schema, place = parse_model_name(teacher)
+        if schema == "local-dir" and given is not None:
+            if given not in (teacher, place):
+                raise InputError(f"--distill-pretrained {given} has no effect: OpenCLIP uses the weights in {place}")
+            file_of_weights(Path(place))
 
 
 def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> str:

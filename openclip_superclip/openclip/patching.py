@@ -23,8 +23,6 @@ INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
 NOT_PATCHED, PATCHED, MODIFIED = "not patched", "patched", "modified"
 NO_FILE = "0" * 40  # git's id of a missing file
 
-Contents = Mapping[str, bytes | None]  # path relative to the root: content, None for no file
-
 
 class Installation(NamedTuple):
     """`root` is the folder with open_clip/ and open_clip_train/: site-packages, an unpacked wheel, a checkout's src."""
@@ -186,8 +184,8 @@ def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
     return rest, b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
-def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
-    """Writes `contents` in order, and returns what was done to each changed file; InputError if one is not writable."""
+def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict[str, str]:
+    """Writes `contents` (None: no file), and returns what was done to each file; InputError if one is not writable."""
     held = {path: openclip.read(path) for path in contents}
     changed = {path: content for path, content in contents.items() if content != held[path]}
     parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}

@@ -6,7 +6,6 @@ in v3.py and v4.py.
 
 import argparse
 import contextlib
-import functools
 import importlib.machinery
 import importlib.util
 import itertools
@@ -91,7 +90,6 @@ def install(args: argparse.Namespace) -> None:
     student = iter([args])  # the first model; a second one is the teacher of a distillation
 
     def with_model_kwargs(create):
-        @functools.wraps(create)
         def create_model_and_transforms(*model_args, **kwargs):
             for args in itertools.islice(student, 1):
                 kwargs.update(hooks.model_kwargs(args))

@@ -1,7 +1,5 @@
 """OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded before renaming."""
 
-import functools
-
 from .. import hooks
 from ..data.slices import at_least_a_batch
 
@@ -12,7 +10,6 @@ PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugi
 def with_plugins_loss(create):
     """Returns an OpenCLIP `create_loss` that calls the plugins first."""
 
-    @functools.wraps(create)
     def create_loss(args):
         loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
         return create(args) if loss is None else loss
@@ -23,7 +20,6 @@ def with_plugins_loss(create):
 def with_epoch_end(train):
     """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
 
-    @functools.wraps(train)
     def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs):
         train(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs)
         hooks.plugin_manager().hook.open_clip_epoch_end(args=args, model=model, epoch=epoch)
@@ -74,11 +70,6 @@ class WebDataset:
                 yield {**sample, "txt": tokens}
         if hasattr(self.caption_tokens, "end_pass"):
             self.caption_tokens.end_pass(num_kept)
-
-
-def row_with_tokens(row: tuple, tokens) -> tuple:
-    """Returns a row of OpenCLIP's table with other tokens."""
-    return row[0], tokens
 
 
 def shuffle_sizes() -> tuple[int, int]:

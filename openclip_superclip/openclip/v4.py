@@ -1,7 +1,5 @@
 """OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are decoded last."""
 
-import functools
-
 from .. import hooks
 from . import v3
 
@@ -15,7 +13,6 @@ PASSED_ON = {
 def with_plugins_task(create):
     """Returns an OpenCLIP `create_task` that uses the plugins' loss, if any."""
 
-    @functools.wraps(create)
     def create_task(args, *task_args, **kwargs):
         task = create(args, *task_args, **kwargs)
         loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
@@ -42,7 +39,6 @@ def _with_every_output(build):
 def with_epoch_end(train):
     """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
 
-    @functools.wraps(train)
     def train_one_epoch(state, data, args, **kwargs):
         train(state, data, args, **kwargs)
         hook = hooks.plugin_manager().hook
@@ -78,11 +74,6 @@ class WebDataset(v3.WebDataset):
         if not self.is_trained_on({"txt": caption}):
             return None
         return {**sample, "txt": caption.decode("utf-8") if isinstance(caption, bytes) else caption}
-
-
-def row_with_tokens(row: dict, tokens) -> dict:
-    """Returns a row of OpenCLIP's table with other tokens."""
-    return {**row, "text": tokens}
 
 
 def shuffle_sizes() -> tuple[int, int]:
