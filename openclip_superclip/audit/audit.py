@@ -25,8 +25,7 @@ from ..files import make_folder, read_json, whole_file, whole_output, write_json
 from ..words.tagger import NO_HEAD, open_checkpoint
 from .page import write_page
 from .reading import AuditedData, AuditedPair, read_in_batches
-from .scorer import PairScore, PairScorer
-from .scores import ScoredPairs, read_scores
+from .scores import PairScore, PairScorer, ScoredPairs, read_scores
 
 RECORD, PAGE = "audit.json", "report.html"
 

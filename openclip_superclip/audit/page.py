@@ -17,8 +17,7 @@ from ..evaluation.intervals import Estimate, wilson
 from ..files import write_text
 from ..pages import data_url, html_template
 from .reading import AuditedData
-from .scorer import WORD
-from .scores import SCORES, ScoredPairs, read_scores
+from .scores import SCORES, WORD, ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
 NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20

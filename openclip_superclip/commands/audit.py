@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from ..audit import SORTED_BY
+from ..environment import check_device
 from ..errors import InputError, Parser, at_least
 from .options import add_columns, columns_of
 
@@ -13,7 +14,6 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     from ..audit.audit import Audit
     from ..audit.reading import open_data
-    from ..environment import check_device
     from ..words.tagger import read_model
 
     device, model = check_device(options.device), read_model(options.model)

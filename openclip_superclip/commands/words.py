@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..environment import require
 from ..errors import InputError, Parser, at_least, no_effect
 from ..files import make_folder
@@ -96,8 +98,7 @@ def _course(options: argparse.Namespace) -> int:
 
 def _tagger(options: argparse.Namespace):
     """Returns a tagger with the model of --model and the words of --words."""
-    from ..words.lexicon import chosen_lexicon
-    from ..words.tagger import Tagger, open_with_head
+    from ..words.tagger import Tagger, chosen_lexicon, open_with_head
 
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
@@ -113,8 +114,6 @@ def _tagger(options: argparse.Namespace):
 
 def _tag(options: argparse.Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
-    from tqdm import tqdm
-
     from ..words.tag_images import find_images, tag_images, write_folder
 
     no_effect(options, "IMAGE", "port")

@@ -15,9 +15,8 @@ from starlette.routing import Route
 from ..data.images import load_image
 from ..errors import listed
 from ..pages import data_url, html_template
-from .lexicon import lexicon
 from .tag_images import as_model_sees
-from .tagger import FULL_BAR, SHORTEST, Tagger
+from .tagger import FULL_BAR, SHORTEST, Tagger, lexicon
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "

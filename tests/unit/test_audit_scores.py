@@ -20,8 +20,7 @@ from openclip_superclip.audit import audit as audit_module
 from openclip_superclip.audit.audit import _lock, select, write_kept
 from openclip_superclip.audit.page import most_doubtful
 from openclip_superclip.audit.reading import open_data, read_in_batches
-from openclip_superclip.audit.scorer import CaptionSupport, PairScorer
-from openclip_superclip.audit.scores import mean_of_ranks
+from openclip_superclip.audit.scores import CaptionSupport, PairScorer, mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.head_input import encode_image
