@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .errors import InputError, reason
+from .files import shipped_folder
 
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
@@ -31,8 +32,6 @@ def check_horovod() -> None:
     try:
         importlib.import_module("horovod.torch")
     except ImportError as error:
-        from .files import shipped_folder
-
         raise InputError(
             f"--horovod: Horovod is not installed for this PyTorch ({reason(error)}): "
             f"PYTHON={sys.executable} bash {shipped_folder('slurm')}/build-horovod.sh builds and installs it"

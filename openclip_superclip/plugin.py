@@ -4,11 +4,15 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
+from .checkpoints.resume import beginning, write_beginning
+from .data.slices import DataOrder
 from .errors import InputError, print_in_one_line
 from .flags import add_options, options_of
 from .hooks import hookimpl
+from .openclip import current
 from .openclip.checks import check_command_line
 from .openclip.options import Training
+from .openclip.train import note_begin, remove_unstarted_run
 
 
 class Plugin:
@@ -41,8 +45,6 @@ class Plugin:
                 return
             self.leaves_head_out = training.leaves_head_out()
             if training.is_ours:
-                from .openclip.train import note_begin, remove_unstarted_run
-
                 note_begin(args.logs, args.name)
                 print_in_one_line(remove_unstarted_run)
         except InputError as error:
@@ -147,10 +149,6 @@ class Plugin:
         slices = training.data_config.slices
         if slices is None:
             return None
-        from .checkpoints.resume import beginning, write_beginning
-        from .data.slices import DataOrder
-        from .openclip import current
-
         if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
             now = beginning(training.options_with_defaults(), args.world_size)
             for line in write_beginning(Path(args.logs, args.name), now, args.resume is not None):

@@ -24,7 +24,7 @@ from openclip_superclip.demo.measures import fraction_found, name_classifier, ob
 from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
 from openclip_superclip.files import write_text
 from openclip_superclip.pages import markdown_table
-from openclip_superclip.studies.statistics import PairedDifference, Spread
+from openclip_superclip.studies.scores import PairedDifference, Spread
 from openclip_superclip.studies.study_run import open_trained
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500

@@ -22,7 +22,7 @@ from webdataset import TarWriter
 
 from openclip_superclip.demo.data import write_model
 from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
-from openclip_superclip.studies.statistics import PairedDifference
+from openclip_superclip.studies.scores import PairedDifference
 from openclip_superclip.words.learning import BANDS, WordCourse, draw_word_courses, find_course, word_course
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024

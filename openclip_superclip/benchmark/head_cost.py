@@ -19,12 +19,11 @@ from open_clip.utils import to_2tuple
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints.architecture import expected_head, read_architecture
+from ..checkpoints.architecture import count_gmacs, expected_head, read_architecture
 from ..checkpoints.model_files import register_model
 from ..environment import check_device, processor, versions
 from ..errors import InputError, reason
 from ..files import make_folder, write_json
-from ..method.flops import count_gmacs
 from ..method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ..openclip import autocast
 from ..openclip.factory import create_model_and_transforms

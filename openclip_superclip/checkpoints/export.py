@@ -17,6 +17,7 @@ from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_weights
+from .hugging_face import write_clip_model
 from .run_outputs import run_options
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
@@ -128,8 +129,6 @@ def export(file: Path, out: Path, model: str | None, format: str, with_head: boo
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
         if format == "hf":
-            from .hugging_face import write_clip_model
-
             write_clip_model(folder, architecture, plain, weights)
         else:
             write_model(folder, architecture, plain, weights)

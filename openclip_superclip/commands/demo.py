@@ -5,11 +5,13 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..checkpoints.run_outputs import checkpoints
 from ..demo.data import SCENES
 from ..demo.measures import describe
 from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import make_folder
+from ..runs.process import Stopped, stopped_by_signals
 from ..studies.figures import draw_demo
 from ..studies.results import StudyResults
 from ..studies.study import study_call
@@ -24,8 +26,6 @@ def main(argv: list[str]) -> int:
         print(_write_data(options))
         return 0
     require("superclip demo", "report", "matplotlib", "scipy")
-    from ..runs.process import Stopped, stopped_by_signals
-
     out = options.out
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
     try:
@@ -45,8 +45,6 @@ def main(argv: list[str]) -> int:
 
 def _draw(results: StudyResults, out: Path) -> None:
     """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
-    from ..checkpoints.run_outputs import checkpoints
-
     described = {}
     for record in results.records:
         if record["seed"] == results.study.first_seed:

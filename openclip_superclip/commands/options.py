@@ -10,10 +10,10 @@ from pathlib import Path
 from ..data.tables import Columns, detect_columns, is_table
 from ..errors import InputError, at_least, no_effect
 from ..runs.folder import RunFolder
+from ..runs.plan import make_run, on_machines, settings_of_table
 from ..runs.recipe import COLUMN_FLAGS, read_recipe
 from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
-from ..runs.sbatch import NAMED, OURS, SlurmRequest
-from ..runs.slurm import Placement
+from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
 
@@ -46,8 +46,6 @@ def planned_run(
     options: argparse.Namespace, nodes: int, gpus_per_node: int, device: str, settings: Settings = DEFAULTS
 ) -> Run:
     """Returns the run of the options that `add_recipe_options` adds, on given machines."""
-    from ..runs.plan import make_run, settings_of_table
-
     set_ = all_settings(options)
     recipe = read_recipe(options.recipe, {**set_, **settings_of_table(options.recipe, set_, options.data)})
     return make_run(
@@ -106,8 +104,6 @@ def opened_run(
     options: argparse.Namespace, parser: argparse.ArgumentParser, placement: Placement
 ) -> tuple[Run, RunFolder]:
     """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
-    from ..runs.plan import on_machines
-
     folder = Path(options.recipe)
     if not (folder / DESCRIPTION).is_file():
         device = options.device or (placement.job and "cuda") or device_here()  # a job's GPU may have failed

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 from ..errors import Parser, at_least
+from ..files import write_json
+from ..runs.process import Stopped
+from ..runs.slurm import ask_job, find_placement
 from .options import add_recipe_options, add_settings, opened_run
 
 
@@ -13,8 +16,6 @@ def main(argv: list[str]) -> int:
 
     Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted one.
     """
-    from ..runs.slurm import ask_job, find_placement
-
     ask_job("started")
     parser = Parser(
         prog="superclip rehearse",
@@ -35,8 +36,6 @@ def main(argv: list[str]) -> int:
     placement = find_placement()
     run, out = opened_run(options, parser, placement)
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
-    from ..files import write_json
-    from ..runs.process import Stopped
     from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
 
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)

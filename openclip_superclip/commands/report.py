@@ -8,6 +8,9 @@ from ..environment import require
 from ..errors import InputError, Parser
 from ..files import make_folder
 from ..pages import run_names
+from ..runs.recipe import METHODS
+from ..studies.comparison import find_comparisons
+from ..studies.finished_runs import MISSING, read_run
 
 
 def main(argv: list[str]) -> int:
@@ -24,10 +27,6 @@ def main(argv: list[str]) -> int:
     add("--title", help="title of the page (default: the methods of the runs)")
     options = parser.parse_args(argv)
     require("superclip report", "report", "matplotlib", "scipy")
-    from ..runs.recipe import METHODS
-    from ..studies.comparison import find_comparisons
-    from ..studies.finished_runs import MISSING, read_run
-
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
     runs = [read_run(path, name) for path, name in zip(paths.values(), run_names([*paths.values()]), strict=True)]
     found = [run for run in runs if run.state != MISSING]

@@ -3,14 +3,16 @@
 import shlex
 import sys
 
+from ..environment import check_horovod
 from ..errors import Parser, at_least
+from ..runs.process import EXIT_REQUEUE, Stopped, stopped_by_signals
+from ..runs.slurm import ask_job, find_placement
+from ..runs.supervisor import NodeTraining
 from .options import add_run_options, opened_run
 
 
 def main(argv: list[str]) -> int:
     """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
-    from ..runs.slurm import ask_job, find_placement
-
     has_script = ask_job("started")
     parser = Parser(
         prog="superclip run",
@@ -25,10 +27,6 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
-    from ..environment import check_horovod
-    from ..runs.process import EXIT_REQUEUE, Stopped, stopped_by_signals
-    from ..runs.supervisor import NodeTraining
-
     placement = find_placement()
     run, folder = opened_run(options, parser, placement)
     if options.dry_run:

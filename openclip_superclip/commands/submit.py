@@ -3,7 +3,10 @@
 import shlex
 from pathlib import Path
 
-from ..errors import Parser
+from ..errors import InputError, Parser
+from ..runs.folder import FINISHED, RunFolder
+from ..runs.progress import check_data
+from ..runs.slurm import Placement
 from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
 
 
@@ -19,15 +22,16 @@ def main(argv: list[str]) -> int:
     add_slurm_options(parser, gpus_per_node=8)
     parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
     options = parser.parse_args(argv)
-    from ..runs.folder import RunFolder
-    from ..runs.progress import check_data
-    from ..runs.slurm import Placement
 
     request = slurm_request(options)
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
-    folder.check_submission(run)
+    folder.check_is_free(Placement())
+    if not settings.accept_changes:
+        folder.check_recipe(run.recipe)
+    if folder.state().get("state") == FINISHED:
+        raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
     if options.rehearse:
         from ..runs.rehearsal import Rehearsal, rehearsed_run
 

@@ -8,8 +8,8 @@ import os
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -56,7 +56,12 @@ class Data(NamedTuple):
             return DenseSet(self.folder, split, transform)
         shards = shards_of(self.folder / split) if self.shards else []
         name = f"wds/{self.name}" if self.shards else self.name
-        with _no_downloads(), redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
+        with (
+            replaced(builder, call=_refuse),  # wget, even with `download=False`
+            replaced(imagenetv2, requests=SimpleNamespace(get=_refuse)),
+            redirect_stdout(sys.stderr),  # CLIP_benchmark prints
+            warnings.catch_warnings(),
+        ):
             dataset = builder.build_dataset(
                 name, root=str(self.folder), transform=transform, split=split, download=False, task=task
             )
@@ -126,23 +131,15 @@ def find_data(folder: Path, name: str) -> Data | None:
         return Data(name, found, False, kind)
     if any((found / "test").glob("*.tar")) or (found / "test" / "nshards.txt").is_file():
         type_file = found / "dataset_type.txt"
-        return Data(
-            name, found, True, type_file.read_text().strip().lower() if type_file.is_file() else "classification"
-        )
+        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+        return Data(name, found, True, kind)
     if builder.get_dataset_default_task(name) == "zeroshot_retrieval":
         return Data(name, found, False, "retrieval")
     return Data(name, found, False, "multilabel" if name.endswith("multilabel") else "classification")
 
 
-@contextmanager
-def _no_downloads() -> Iterator[None]:
-    """Makes CLIP_benchmark raise an error instead of calling wget, as it does even with `download=False`."""
-
-    def refuse(source, **_):
-        raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
-
-    with replaced(builder, call=refuse), replaced(imagenetv2, requests=SimpleNamespace(get=refuse)):
-        yield
+def _refuse(source, **_):
+    raise FileNotFoundError(f"files are missing, and CLIP_benchmark would have to get them ({source})")
 
 
 def shards_of(split: Path) -> list[Path]:

@@ -64,8 +64,12 @@ def evaluate(
         elif task == "linear_probe":
             metrics, outcomes = fit_probe(by_split["train"], test, settings)
         else:
-            check_prompts(dataset.classes, dataset.templates)
-            metrics, outcomes = _zero_shot(cached, tokenizer, batches, options)
+            check_prompts(classes, dataset.templates)
+            names = tokenizer, classes, dataset.templates
+            with _recorded(zeroshot_classification, "run_classification") as calls:
+                metrics = zeroshot_classification.evaluate(cached, batches, *names, **options)
+            logits, target = calls[-1][1]
+            outcomes = _of_logits(logits, target, "", logits.shape[1])
     values = {name: estimate(outcome, "").value for name, outcome in outcomes.items()}
     # CLIP_benchmark's value, up to rounding in a different batch order.
     metrics |= {k: v for k, v in values.items() if not math.isclose(v, metrics.get(k, math.nan), abs_tol=1e-6)}
@@ -83,14 +87,6 @@ def _recorded(owner: object, name: str) -> Iterator[list[tuple[tuple, object]]]:
 
     with replaced(owner, **{name: recording}):
         yield calls
-
-
-def _zero_shot(model, tokenizer, test: _Batches, options: dict) -> tuple[Metrics, Outcomes]:
-    classes, templates = test.dataset.classes, test.dataset.templates
-    with _recorded(zeroshot_classification, "run_classification") as calls:
-        metrics = zeroshot_classification.evaluate(model, test, tokenizer, classes, templates, **options)
-    logits, target = calls[-1][1]
-    return metrics, _of_logits(logits, target, "", logits.shape[1])
 
 
 def _retrieval(model, tokenizer, test: _Batches, options: dict) -> tuple[Metrics, Outcomes]:

@@ -36,7 +36,7 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
     0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and
     `samples_per_second` the measured throughput of all GPUs together.
     """
-    from ..method.flops import count_gmacs
+    from ..checkpoints.architecture import count_gmacs  # OpenCLIP takes seconds to import
 
     counts, model, head = build_model(run)
     gmacs = count_gmacs(model, head)
@@ -75,7 +75,7 @@ def build_model(run: Run) -> tuple[dict, object, dict]:
     A checkpoint contains the weights, AdamW's two moments of each, and counts. The head is tensors by name, empty
     without the class loss. Raises InputError for a model that OpenCLIP does not have.
     """
-    from ..checkpoints.architecture import expected_head, read_architecture  # OpenCLIP takes seconds to import
+    from ..checkpoints.architecture import expected_head, read_architecture
 
     recipe, head = run.recipe, {}
     if recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):

@@ -122,14 +122,6 @@ class RunFolder:
             with lock(self.path / "lock", placement):
                 pass
 
-    def check_submission(self, run: Run) -> None:
-        """Raises InputError if the run is being trained, or the folder contains another run or a finished one."""
-        self.check_is_free(Placement())
-        if not run.settings.accept_changes:
-            self.check_recipe(run.recipe)
-        if self.state().get("state") == FINISHED:
-            raise InputError(f"{self.path} is finished: give --out another folder to train it again")
-
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
         return read_json(self.path / "submitted.json", default={}).get("job")

@@ -5,11 +5,12 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping
 
-from ..data.tables import is_table
+from ..data.tables import detect_columns, is_table, read_table
 from ..errors import InputError, at_least
 from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
+from .stage import check_stage
 
 MAX_ROUNDING = 1.5  # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
 
@@ -57,8 +58,6 @@ def make_run(
         )
     check_command(run.openclip_arguments())
     if settings.stage:
-        from .stage import check_stage
-
         check_stage(run)
     return run
 
@@ -152,8 +151,6 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     path = data or recipe.shards
     if not is_table(path):
         return {}
-    from ..data.tables import detect_columns, read_table
-
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]
     columns = detect_columns(path, *given, "--data")
     config = recipe.caption_config

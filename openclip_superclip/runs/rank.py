@@ -23,8 +23,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
 from ..openclip.train import register_plugin, train
-from .failures import HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here
-from .process import DUMP_STACKS
+from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here, last_line
 from .progress import STEPS
 from .run import Run, Start
 from .stage import StagedShards
@@ -73,8 +72,7 @@ def _train(start: Start, rank: int) -> None:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        lines = (start.logs / f"rank_{rank}.log").read_text(errors="replace").split("\n")
-        raise Refused(next((line for line in reversed(lines) if line.strip()), "it printed nothing"))
+        raise Refused(last_line(start.logs / f"rank_{rank}.log"))
     last = run_outputs.checkpoints(start.logs.parents[1] / "checkpoints").get(start.run.num_slices)
     if rank == 0 and last and not holds_numbers(last):
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")

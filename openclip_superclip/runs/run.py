@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.model_files import openclip_name
-from ..data.tables import is_table
+from ..data import inspection
+from ..data.slices import Split, equal_sizes
+from ..data.tables import MAX_DECODED, check_table, is_table, read_table
+from ..data.tar_shards import expand
 from ..errors import InputError, Rule, check, reason
 from ..files import content_digest, read_json, write_json
 from ..flags import Config
@@ -189,8 +192,6 @@ class Run:
 
     def check_shards(self) -> list[str]:
         """Returns warnings about the pattern of shards, reading none; InputError for too few shards or samples."""
-        from ..data.slices import equal_sizes
-
         if self.is_table:
             return []
         split = self._split()
@@ -202,11 +203,7 @@ class Run:
 
         Unless `full`, it reads only the first and the last shard or, of a table, up to 10,000 images.
         """
-        from ..data.inspection import check_data
-
         if self.is_table:
-            from ..data.tables import MAX_DECODED, check_table, read_table
-
             bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
             most = 0 if full else MAX_DECODED  # all images are decoded below
             warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", most)
@@ -217,27 +214,24 @@ class Run:
             checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": warnings}
         else:
             key = self.recipe.caption_config.long_caption_key
-            checked = check_data(self.data, self._split(), self.recipe.data_samples, full, long_caption=key)
+            data_samples = self.recipe.data_samples
+            checked = inspection.check_data(self.data, self._split(), data_samples, full, long_caption=key)
         warnings = [*checked["warnings"], *self.check_validation()]
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}, "warnings": warnings}
 
-    def _split(self):
-        from ..data.slices import Split
-        from ..data.tar_shards import expand
-
+    def _split(self) -> Split:
         machines = len(expand(self.data)), self.world_size, self.workers
         return Split(*machines, self.recipe.slices, self.slice_samples, self.batch_size)
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
-        from ..data.inspection import NUM_LOOKED_FOR, inspect
-        from ..data.tables import check_table
-
         val_data = self.recipe.flags.get("val-data")
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
-        return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings if val_data else []
+        if not val_data:
+            return []
+        return inspection.inspect(val_data, "--val-data", most=inspection.NUM_LOOKED_FOR).warnings
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON and for run.json."""
@@ -262,7 +256,6 @@ class Start:
     logs: Path
     arguments: list[str]  # of `superclip train`
     node: int = 0
-    num_nodes: int = 1
     master_addr: str = "127.0.0.1"
     master_port: int = 0
     staged: str | None = None  # the folder of copied shards

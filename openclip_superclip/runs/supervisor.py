@@ -17,9 +17,8 @@ from ..openclip.train import check_command
 from ..pages import bytes_text
 from . import process
 from .cost import build_model
-from .failures import HARDWARE, LOSS, STALL, Failure, describe, failure_here, first_failure, node_failed, refresh
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
-from .process import EXIT_REQUEUE, Stopped
+from .process import HARDWARE, LOSS, STALL, Failure, describe, failure_here, first_failure, node_failed, refresh
 from .progress import AddedLines, Progress, UnreadableData, check_data
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
@@ -66,7 +65,7 @@ class NodeTraining:
         arguments += ["--superclip-accept-changes"] if self.accept_changes and not run.is_table else []
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
-            run, self.logs, arguments, placement.node, placement.num_nodes, placement.master_addr,
+            run, self.logs, arguments, placement.node, placement.master_addr,
             placement.master_port if placement.num_nodes > 1 else process.free_port(),
             str(self.staging.folder) if self.staging else None, measures,
         )  # fmt: skip
@@ -110,7 +109,7 @@ class NodeTraining:
         deadline = time.monotonic() + SLURM_NOTICES
         while self._orders() != OVER:
             if time.monotonic() > deadline:
-                return EXIT_REQUEUE
+                return process.EXIT_REQUEUE
             time.sleep(0.5)
         return 0 if self._is_finished() else 1
 
@@ -143,10 +142,10 @@ class NodeTraining:
                 folder.end(PREEMPTED, str(lost))
                 print(f"superclip run: {lost}; waiting for SLURM to requeue the job", file=sys.stderr, flush=True)
                 ask_job("requeue")
-                with contextlib.suppress(Stopped):
+                with contextlib.suppress(process.Stopped):
                     time.sleep(SLURM_NOTICES)
-                return EXIT_REQUEUE
-            except Stopped as stop:
+                return process.EXIT_REQUEUE
+            except process.Stopped as stop:
                 self._make_room()
                 self._beat(at_once=True)
                 if not stop.before_time_is_up and node_failed(self.logs):  # srun ends this node after another's failure
@@ -156,7 +155,7 @@ class NodeTraining:
                     raise
                 folder.end(PREEMPTED, f"lost contact with {lost}")
                 ask_job("requeue")
-                return EXIT_REQUEUE
+                return process.EXIT_REQUEUE
             except Exception as error:
                 folder.end(FAILED, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
                 raise
@@ -284,7 +283,7 @@ class NodeTraining:
                 ask_job("restart" if here else "requeue", "" if here else failure.host)
                 print("superclip run: starts again from the last checkpoint", file=sys.stderr, flush=True)
                 folder.end(PREEMPTED, failure.text, again=True)
-                return EXIT_REQUEUE
+                return process.EXIT_REQUEUE
             why = f"; {number} starts in a row ended before a slice was trained"
         folder.end(FAILED, f"{failure.text}{why}")
         return 1

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
 from .finished_runs import FINISHED, ReportedRun, method_variant
-from .scores import in_order
-from .statistics import PairedDifference, Spread
+from .scores import PairedDifference, Spread, in_order
 
 
 class PaperPoint(NamedTuple):

@@ -14,8 +14,7 @@ from ..files import write_bytes
 from ..pages import png, pyplot
 from .comparison import Comparison, Series, number
 from .finished_runs import FINISHED
-from .scores import LABELS
-from .statistics import PairedDifference
+from .scores import LABELS, PairedDifference
 
 plt = pyplot()
 COLOURS = {

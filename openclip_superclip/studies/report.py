@@ -9,8 +9,7 @@ from ..runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .finished_runs import FINISHED, MISSING, ReportedRun
-from .scores import LABELS, format_score, in_order
-from .statistics import Spread
+from .scores import LABELS, Spread, format_score, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean

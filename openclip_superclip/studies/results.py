@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import write_bytes, write_json, write_text
 from ..pages import csv_text, markdown_table
-from .statistics import PairedDifference, Spread
+from .scores import PairedDifference, Spread
 from .study import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more

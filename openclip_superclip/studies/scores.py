@@ -1,11 +1,13 @@
-"""The scores of a run, in percent, under the paper's keys if it has one."""
+"""The scores of a run, in percent, under the paper's keys if it has one, and scores over several seeds."""
 
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ..evaluation.suites import averaged
 from ..files import read_json
@@ -104,3 +106,47 @@ def _of_record(record: dict) -> Iterator[tuple[str, float]]:
         value = metrics.get(measure)
         if isinstance(value, int | float) and not (task == "linear_probe" and measure == "acc1"):
             yield name, value
+
+
+class Spread(NamedTuple):
+    """A score of runs that differ by the seed alone: never the best of them."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation, None of one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
+
+
+class PairedDifference(Spread):
+    """The differences of two methods' scores, one for each seed that both were trained with."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one seed."""
+        if self.std is None:
+            return None
+        from scipy.stats import t
+
+        half = t.ppf(0.975, len(self.values) - 1) * self.std / math.sqrt(len(self.values))
+        return self.mean - half, self.mean + half
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; a single seed shows nothing."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    def record(self) -> dict:
+        return {"mean": self.mean, "interval": self.interval, "values": self.values}
+
+    def __str__(self) -> str:
+        interval = f" [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]" if self.interval else ""
+        return f"{self.mean:+.1f}{interval}"

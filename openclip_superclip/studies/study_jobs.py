@@ -9,8 +9,7 @@ from ..files import make_folder, read_json, write_json
 from ..runs.folder import RunFolder, lock
 from ..runs.progress import check_data
 from ..runs.run import Run
-from ..runs.sbatch import SlurmJob, SlurmRequest
-from ..runs.slurm import find_placement, my_jobs
+from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .study import StudyCall
 from .study_run import StudyRun
 from .training import StudyTraining, prepared_training, unfinished

@@ -16,16 +16,20 @@ from torch import nn
 from ..checkpoints.checkpoint import read_checkpoint
 from ..checkpoints.run_outputs import checkpoints
 from ..data.tables import is_table
+from ..demo import measures as on_scenes
+from ..demo.data import SECOND_DRAW
+from ..demo.scenes import UNSEEN_DESIGNERS
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, read_json, write_json
 from ..runs.folder import FINISHED, RunFolder
 from ..runs.plan import make_run
-from ..runs.process import run_superclip
+from ..runs.process import last_line, run_superclip
 from ..runs.recipe import Recipe, read_recipe
 from ..runs.run import DEFAULTS, Run, Settings
 from ..runs.slurm import find_placement
 from ..words.tagger import open_checkpoint
+from .scores import of_training
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
@@ -91,12 +95,6 @@ class StudyRun:
         output.unlink()
 
 
-def last_line(output: Path) -> str:
-    """Returns the last line of a file that is not empty."""
-    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
-
-
 def run_name(common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = MappingProxyType({})) -> str:
     """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed.
 
@@ -152,22 +150,16 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
     if measures == "dense-scenes":
         return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
     if measures == "validation":
-        from .scores import of_training
-
         return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}
-    from ..demo.data import SECOND_DRAW
-    from ..demo.measures import measure, measure_natural
-    from ..demo.scenes import UNSEEN_DESIGNERS
-
     model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
     if measures == "natural":
-        return measure_natural(model, split=run.split, seed=run.seed)
+        return on_scenes.measure_natural(model, split=run.split, seed=run.seed)
     second = SECOND_DRAW.designers
     options = {
         "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
         "second-draw": {"designers": second, "trained_on": second, "seed": SECOND_DRAW.seed},
     }
-    return measure(model, split=run.split, **options.get(measures, {}))
+    return on_scenes.measure(model, split=run.split, **options.get(measures, {}))
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:

@@ -10,8 +10,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
+import torch
 from tqdm import tqdm
 
+from ..demo.data import write_training_data
+from ..demo.scenes import write_dense_scenes
 from ..environment import processor, versions
 from ..errors import InputError, listed
 from ..files import make_folder, read_json, write_json
@@ -209,16 +212,10 @@ def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:
     """Returns the study's training, after writing the data that it trains and measures on."""
     study = call.study
     if study.is_of_scenes:
-        import torch
-
-        from ..demo.data import write_training_data
-
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
         seeds = [*range(study.first_seed, study.first_seed + study.seeds)]
         seeds += range(TUNING_SEEDS, TUNING_SEEDS + study.choose.get("seeds", 0))
         write_training_data(call.scenes, data_of_scenes(study), seeds)
     if study.measures == "dense-scenes":
-        from ..demo.scenes import write_dense_scenes
-
         write_dense_scenes(call.scenes / DENSE_SCENES)
     return StudyTraining(call, jobs)

@@ -12,7 +12,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run
-from openclip_superclip.runs.sbatch import SlurmRequest
+from openclip_superclip.runs.slurm import SlurmRequest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"

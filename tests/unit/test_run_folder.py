@@ -23,9 +23,9 @@ from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weig
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.failures import HARDWARE
 from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
 from openclip_superclip.runs.plan import make_run, on_machines
+from openclip_superclip.runs.process import HARDWARE
 from openclip_superclip.runs.progress import Progress, UnreadableData
 from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss, _failure
 from openclip_superclip.runs.recipe import read_recipe
@@ -238,7 +238,7 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     assert found.openclip_arguments() == run.openclip_arguments()
     assert on_machines(found, 2, 8) is found
     assert on_machines(found, 4, 8) == make_run(recipe, 4, 8, found.data, 256, 3, "cuda", settings, {"lr": "2e-3"})
-    begun = Start(run, tmp_path, ["--lr", "1"], 1, 2, "node1", 20000, "/local/x", True)
+    begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, "/local/x", True)
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)

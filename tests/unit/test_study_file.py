@@ -17,7 +17,7 @@ from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.recipe import WORDS, read_recipe
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.studies.results import StudyResults
-from openclip_superclip.studies.statistics import PairedDifference
+from openclip_superclip.studies.scores import PairedDifference
 from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
 from openclip_superclip.studies.study_run import StudyRun, measured
 from openclip_superclip.studies.training import StudyTraining

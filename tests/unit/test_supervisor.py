@@ -13,10 +13,9 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
-from openclip_superclip.runs.failures import HARDWARE, OF_HARDWARE, Failure, first_failure, rank_failure
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.process import EXIT_REQUEUE
+from openclip_superclip.runs.process import EXIT_REQUEUE, HARDWARE, OF_HARDWARE, Failure, first_failure, rank_failure
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
