@@ -316,7 +316,8 @@ def tested(claim: Claim, found: Sequence[Comparison]) -> Comparison | None:
 
 
 def p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    digits = 4 if f"{p:.3f}" == "0.050" else 3 if p < 0.1 else 2
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
 
 
 def evidence_table(found: Sequence[Comparison]) -> str:
