@@ -155,9 +155,9 @@ def slurm_request(options: argparse.Namespace) -> SlurmRequest:
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
     sbatch = {name: value for name in NAMED if (value := getattr(options, name))}
     for option in options.sbatch or []:
-        name, _, value = option.removeprefix("--").partition("=")
-        if not name.strip("-"):
-            raise InputError(f"--sbatch is '{option}'; expected NAME=VALUE, such as mem=400G")
+        name, _, value = option.lstrip("-").partition("=")
+        if len(name) < 2:
+            raise InputError(f"--sbatch is '{option}'; expected NAME=VALUE with sbatch's long name, such as mem=400G")
         if name in OURS:
             raise InputError(f"--sbatch {name}={value}: use {OURS[name]} instead")
         sbatch[name] = value

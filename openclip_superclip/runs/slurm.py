@@ -242,6 +242,8 @@ class SlurmRequest:
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
+        if any(name.startswith("mem-per-") for name in self.sbatch):  # beside which sbatch refuses --mem
+            options = {name: value for name, value in options.items() if name != "mem"}
         given = {**options, **self.sbatch}.items()
         return [f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}" for name, value in given]
 

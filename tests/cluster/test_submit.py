@@ -45,6 +45,12 @@ def test_the_script_of_a_job_is(name, monkeypatch, capsys):
     assert filled(capsys.readouterr().out) == (GOLDEN / f"{name}.sh").read_text()
 
 
+@pytest.mark.parametrize("name", ["mem", "mem-per-gpu", "mem-per-cpu"])
+def test_a_script_requests_memory_in_one_way(name, capsys):
+    assert main(["submit", B16, "--gpus-per-node", "4", "--dry-run", "--sbatch", f"{name}=40G"]) == 0
+    assert re.findall("^#SBATCH (--mem.*)", capsys.readouterr().out, re.MULTILINE) == [f"--{name}=40G"]
+
+
 def test_the_commands_of_a_study_are(monkeypatch, capsys):
     monkeypatch.chdir("/")
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
@@ -94,6 +100,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
     (["--sbatch", "nodes=2"], "--sbatch nodes=2: use --nodes instead"),
     (["--sbatch", "no-requeue"], "--sbatch no-requeue=: use a copy of slurm/train.sbatch instead"),
     (["--sbatch", "="], "--sbatch is '='; expected NAME=VALUE"),
+    (["--sbatch=-p=big"], "--sbatch is '-p=big'; expected NAME=VALUE with sbatch's long name"),
     (["--setup", "nowhere.sh"], "--setup is nowhere.sh; expected a bash file"),
     (["--gpus-per-node", "1", "--out", "model/open_clip_config.json"], "--out: model/"),
 ])  # fmt: skip
