@@ -106,7 +106,17 @@ class Plugin:
     @hookimpl
     def open_clip_epoch_end(self, args, model, epoch):
         training = self._read(args)
-        if training.config is None or not training.records_words:
+        if training.config is None:
+            return
+        from .checkpoints.checkpoint import is_finite
+
+        weights = (weight.detach() for weight in model.parameters())
+        if not all(is_finite(one.to_local() if hasattr(one, "to_local") else one) for one in weights):  # FSDP's shards
+            raise InputError(
+                f"the weights are not finite after epoch {epoch + 1}, which is not saved: resume from an earlier "
+                "checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm 1 or --precision amp_bf16"
+            )
+        if not training.records_words:
             return
         from .method.model import take_epoch_words
 

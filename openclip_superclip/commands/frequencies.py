@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..data.tables import is_table
 from ..errors import InputError, Parser, at_least, no_effect
-from ..files import make_folder
+from ..files import check_out, make_folder
 from .options import add_columns, columns_of
 
 
@@ -66,6 +66,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3)
-    if options.out.is_dir():
-        raise InputError(f"--out: {options.out} is a folder; expected the name of a file")
+    check_out(options.out, True, [Path(options.data)], is_folder=False)
+    if options.out.exists() and options.out.suffix != ".safetensors":
+        raise InputError(f"--out: {options.out} exists and is not a .safetensors file; give another name")
     return options

@@ -161,7 +161,7 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
         facts = []
     else:
         facts = [f"{checked['found']:,} of {checked['shards']:,} shards exist, {bytes_text(checked['bytes'])}"]
-        facts += [f"{checked['samples']:,} samples counted"] * checked["full"]
+        facts += [f"{checked['samples']:,} samples counted"] if checked["full"] else []
         facts += [f"{checked['samples_listed']:,} samples by sizes.json"] if checked["samples_listed"] else []
         facts += ["all were read" if checked["full"] else "the first and the last were opened"]
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]

@@ -50,5 +50,7 @@ def main(argv: list[str]) -> int:
         sets = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
         print(shlex.join(["superclip", "evaluate", "MODEL", *sets]))
         data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
-        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={written.sizes['train']}"]))
+        size = written.sizes["train"]
+        smaller = ["--set", f"global_batch_size={max(1, size // 4)}"] if size < 64 else []  # than own_data's 64
+        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={size}", *smaller]))
     return 0

@@ -43,8 +43,8 @@ def check_batch(num_samples: int, batch_size: int, flag: str) -> None:
     if num_samples < batch_size:
         raise InputError(
             f"{flag}: the shards that a worker reads provide {num_samples:,} samples, and --batch-size is "
-            f"{batch_size:,}; expected a full batch or more: give fewer --workers or slices or a smaller --batch-size, "
-            "or find broken shards with superclip plan --check"
+            f"{batch_size:,}; expected a full batch or more: give fewer --workers or slices or a smaller --batch-size "
+            "(in a recipe, --set global_batch_size=N), or find broken shards with superclip plan --check"
         )
 
 

@@ -40,7 +40,7 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
     """
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
-    found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(data.rpartition(".")[2], "")
+    found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(str(data).rpartition(".")[2], "")
     if flag and not found:
         raise InputError(f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type")
     return found
@@ -97,21 +97,24 @@ def check_table(
     flag: str = "--train-data",
     max_decoded: int = MAX_DECODED,
     accum_freq: int = 1,
+    tolerated: float = 0.0,
 ) -> list[str]:
     """Returns warnings about the table at `path`; a URL is not checked.
 
-    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one step needs.
+    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one step needs. The
+    fraction `tolerated` of the images may be missing or damaged.
     """
     if is_remote(path):
         return []
-    table = read_table(path, columns, config, flag, max_decoded)
+    table, warnings = read_table(path, columns, config, flag, max_decoded), []
     if table.bad:
         shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in table.bad[:NUM_SHOWN])
         more = "; superclip plan RECIPE --data FILE --check lists all" * (len(table.bad) > NUM_SHOWN)
-        raise InputError(
-            f"{flag}: {len(table.bad):,} of {table.num_decoded:,} images of {path} cannot be read: {shown}{more}; "
-            f"paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
-        )
+        found = f"{flag}: {len(table.bad):,} of {table.num_decoded:,} images of {path} cannot be read: {shown}{more}"
+        if len(table.bad) > tolerated * table.num_decoded:
+            where = f"paths are relative to {os.getcwd()}"
+            raise InputError(f"{found}; {where}, and superclip shards leaves such rows out")
+        warnings.append(f"{found}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     if config.long_caption_key and not table.num_long:
@@ -128,12 +131,13 @@ def check_table(
             f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,}{accumulated} on "
             f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
         )
-    if not table.num_empty:
-        return []
-    return [
-        f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no caption: the text tower reads "
-        "the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows out"
-    ]
+    if table.num_empty:
+        warnings.append(
+            f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no caption: the text tower "
+            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
+            "out"
+        )
+    return warnings
 
 
 def read_table(path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0) -> TableReport:
@@ -149,7 +153,7 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
         if place:
             table.num_long += sum(has_long_caption(row, place) for row in rows.to_dict("records"))
         if max_decoded != 0:
-            images += rows[columns.image].astype(str).tolist()
+            images += map(str, rows[columns.image])
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
     stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
@@ -210,5 +214,7 @@ def _check_header(path: str, names: list[str], columns: Columns) -> None:
         others = [separator for separator in SEPARATORS if separator != columns.separator and separator in names[0]]
         if len(names) == 1 and others:
             separator = SEPARATORS[max(others, key=names[0].count)]
-            raise InputError(f"{path} has one column, {names[0]!r}: give --csv-separator {separator}")
+            raise InputError(
+                f"{path} has one column, {names[0]!r}: give --csv-separator {separator}, which applies to all tables"
+            )
         raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")

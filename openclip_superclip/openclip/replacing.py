@@ -66,7 +66,7 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
 
     class Parser(argparse.ArgumentParser):
         def __init__(self):
-            super().__init__(prog="superclip train")
+            super().__init__(prog="superclip train", allow_abbrev=not only_options)
 
         def parse_args(self, argv):
             if not patched:

@@ -81,8 +81,9 @@ def split(global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int 
         sizes = divisors(global_batch)
         nearest = [*[n for n in sizes if n < world_size][-1:], *[n for n in sizes if n > world_size][:1]]
         raise InputError(
-            f"--nodes {nodes} --gpus-per-node {gpus_per_node}: a global batch of {global_batch:,} does not divide "
-            f"among {world_size} GPUs; the nearest numbers that do are {' and '.join(map(str, nearest))}"
+            f"--nodes {nodes} --gpus-per-node {gpus_per_node} (--nproc of superclip run): a global batch of "
+            f"{global_batch:,} does not divide among {world_size} GPUs; the nearest numbers that do are "
+            f"{' and '.join(map(str, nearest))}"
         )
     per_gpu = global_batch // world_size
     batch_size = max(size for size in divisors(per_gpu) if size <= (gpu_batch_max or per_gpu))

@@ -22,6 +22,7 @@ from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
+from ..openclip import checks
 from ..openclip.train import register_plugin, train
 from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here, last_line
 from .progress import STEPS
@@ -63,6 +64,7 @@ def _failure(error: Exception, rank: int) -> Failure:
 def _train(start: Start, rank: int) -> None:
     """Trains; raises Refused if training ends with another exit code than 0."""
     register_plugin(StepCounter(start, rank))
+    checks.MAX_DECODED = 0  # the images of a table were checked before, with --unreadable-max
     try:
         code = measured(start, rank) if start.measures else train(start.arguments)
     except SystemExit as exit:

@@ -206,7 +206,9 @@ class Run:
         if self.is_table:
             bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
             most = 0 if full else MAX_DECODED  # all images are decoded below
-            warnings = check_table(self.data, columns, config, self.batch_size, self.world_size, "--data", most)
+            of_run = self.batch_size, self.world_size, "--data", most
+            tolerated = self.settings.unreadable_max
+            warnings = check_table(self.data, columns, config, *of_run, tolerated=tolerated)
             if full:
                 table = read_table(self.data, columns, config, "--data", None)
                 bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
@@ -226,7 +228,7 @@ class Run:
 
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
-        val_data = self.recipe.flags.get("val-data")
+        val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
         if not val_data:

@@ -118,12 +118,13 @@ class NodeTraining:
         make_folder(folder.path, "--out")
         with lock(folder.path / "lock", self.placement):
             try:
-                if not self.accept_changes:
-                    folder.check_recipe(self.run.recipe)
                 if self._is_finished():
+                    folder.check_recipe(self.run.recipe, "give --out another folder")
                     folder.check_plan("give --out another folder", data=self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
+                if not self.accept_changes:
+                    folder.check_recipe(self.run.recipe)
                 resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
                 changed = self._changes()
             except InputError as error:

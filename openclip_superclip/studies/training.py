@@ -73,8 +73,9 @@ class StudyTraining:
 
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing anything."""
-        lines = [f"{self.study.name}: {self.study.question}"]
-        for what, runs in (("trials", self.trials()), ("runs", self.runs(self.chosen()))):
+        lines, all_runs = [f"{self.study.name}: {self.study.question}"], self.runs(self.chosen())
+        self.check_validation(all_runs[0])
+        for what, runs in (("trials", self.trials()), ("runs", all_runs)):
             different, left = len({run.folder for run in runs}), unfinished(runs)
             samples = sum(run.recipe.samples for run in left)
             if different:
@@ -88,6 +89,15 @@ class StudyTraining:
         plans = (run.described(call.device, call.data, call.settings) for run in runs)
         return list(dict.fromkeys(f"warning: {text}" for plan in plans for text in plan.warnings))
 
+    def check_validation(self, run: StudyRun) -> None:
+        """Raises InputError if a run could not read its table, its shards or the validation data that measures it."""
+        call = self.call
+        if call.study.measures == "validation":
+            plan = run.described(call.device, call.data, call.settings)
+            plan.check_data() if plan.is_table else plan.check_validation()
+            if call.data:
+                plan.check_shards()
+
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
         if left := unfinished(runs):
@@ -100,6 +110,8 @@ class StudyTraining:
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or device."""
         call, folder, advice = self.call, RunFolder(run.folder), f"give {self.call.runs_flag} another folder"
+        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
+            raise InputError(f"{folder.path} contains checkpoints of something else than a run of a study: {advice}")
         folder.check_recipe(run.recipe, advice)
         folder.check_plan(advice, data=call.data or run.recipe.shards, device=call.device)
 
@@ -186,9 +198,8 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     runs = training.runs({})  # InputError if two different runs would be in one folder
     if not jobs:
         training.check_finished(training.trials() or runs)
-    elif call.study.measures == "validation":
-        run = runs[0].described(call.device, call.data, call.settings)
-        run.check_data() if run.is_table else run.check_validation()
+    else:
+        training.check_validation(runs[0])
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
     place = call.runs_in.resolve()

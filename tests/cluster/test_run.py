@@ -135,13 +135,16 @@ def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_e
     assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
-def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undisturbed, capsys):
+def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undisturbed, recipe, capsys):
     before = (undisturbed / "run.json").read_bytes()
     assert main(["run", str(undisturbed)]) == 0
     assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
     assert (undisturbed / "run.json").read_bytes() == before
     assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
     assert f"--set: the options of the run {undisturbed} are in its description.json" in capsys.readouterr().err
+    other = ["run", str(recipe), "--out", str(undisturbed), "--set", "wd=0.3", "--device", "cpu", "--accept-changes"]
+    assert main(other) == 1
+    assert "wd is 0.1 there and 0.3 here; give --out another folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,13 @@ def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, st
     assert error.endswith(f"give {'--runs' if '--runs' in more else '--out'} another folder")
 
 
+def test_a_folder_of_something_else_is_not_trained_over(studied, study_here):
+    folder, _ = studied
+    (folder / "own/clip_seed0/checkpoints").mkdir(parents=True)
+    assert "contains checkpoints of something else" in study_here(folder, "--runs", "own", code=1)
+    assert (folder / "own/clip_seed0/checkpoints").exists()
+
+
 def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study_here):
     folder, _ = studied
     values = YAML(typ="safe").load(folder / "which.yaml")

@@ -61,6 +61,12 @@ def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(
     assert not (tmp_path / "logs/run").exists()
 
 
+def test_weights_that_are_not_finite_are_not_saved(train_flags, tmp_path):
+    error = error_of(superclip_train, *train_flags, "--superclip", "--lr", "inf", cwd=tmp_path)
+    assert "the weights are not finite after epoch 1, which is not saved: resume from an earlier checkpoint" in error
+    assert not [*tmp_path.glob("logs/run/checkpoints/*")]
+
+
 def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouched(train_flags, tmp_path):
     argv = [*train_flags, "--superclip", "--aug-cfg", "unknown=1"]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)

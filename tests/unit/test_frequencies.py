@@ -181,10 +181,13 @@ def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_
     ("{shards} --workers 0", "--workers"),
     ("{shards} --csv-separator ;", "--csv-separator has no effect with"),
     ("{shards} --out .", "--out: . is a folder; expected the name of a file"),
+    ("{shards} --out a.csv", "--out: a.csv exists and is not a .safetensors file; give another name"),
+    ("a.csv --out a.csv", "--out: a.csv is, contains or is in a.csv, which is an input"),
     ("{shards} --captions long", "--captions long needs --long-caption"),
     ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
 ])  # fmt: skip
 def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
+    (tmp_path / "a.csv").touch()
     argv = ["frequencies", "--tokenizer-of", "ViT-B-32", "--out", "df", *flags.format(shards=pattern).split()]
     assert named in refused(tmp_path, *argv)
 

@@ -178,14 +178,15 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
 
 @pytest.mark.parametrize(("arguments", "named"), [
     (["--nodes", "0"], "--nodes is 0"),
-    (["--nodes", "3", "--gpus-per-node", "8"], "--nodes 3 --gpus-per-node 8: a global batch of 16,384 does not divide "
-     "among 24 GPUs; the nearest numbers that do are 16 and 32"),
+    (["--nodes", "3", "--gpus-per-node", "8"], "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global "
+     "batch of 16,384 does not divide among 24 GPUs; the nearest numbers that do are 16 and 32"),
     (["--nodes", "4096", "--gpus-per-node", "8"], "among 32768 GPUs; the nearest numbers that do are 16384"),
     (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
+    (["--set", "flags.batch=4"], "OpenCLIP refuses them: unrecognized arguments: --batch 4"),
     (["--set", "epochs=3"], "there is no field 'epochs' to set"),
     (["--set", "superclip={weight: 2}"], "expected --set superclip.KEY=VALUE"),
     (["--set", "samples=12"], "expected at least one global batch, 16,384"),

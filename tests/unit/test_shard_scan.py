@@ -183,3 +183,5 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     assert "240 samples counted; all were read" in printed
     assert "bad shard 000003.tar: broken tar file" in printed
     assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
+    assert main(["plan", "demo/clip_demo-model_8k_bs16", *sizes, "--data", PATTERN]) == 0
+    assert "16 of 16 shards exist" in capsys.readouterr().out

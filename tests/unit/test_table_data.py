@@ -14,6 +14,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
 from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.run import Settings
 from openclip_superclip.studies.study import study_call
 from openclip_superclip.studies.training import run_study
 
@@ -98,7 +99,19 @@ def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, 
     call = ["study", "own_data", *("--data", f"{folder}/pairs.csv", "--val-data", f"{folder}/pairs.csv"), "--dry-run"]
     assert main(call) == 0
     assert "\nwarning: warm-up takes 50 steps, but the run has 30: shorten it with" in capsys.readouterr().out
-    assert main([*call, "--set", "global_batch_size=128"]) == 1
+    for wrong in (["--set", "global_batch_size=128"], ["--val-data", "nix.csv"]):
+        assert main([*call, *wrong]) == 1
+
+
+def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
+    table = tmp_path / "one_missing.csv"
+    table.write_text((folder / "pairs.csv").read_text().replace(f"{folder}/0.png,", "nix.png,", 1))
+    with pytest.raises(InputError, match=r"1 of 70 images of .* cannot be read: row 1 names nix\.png: no such file"):
+        plan(folder, table=table).check_data()
+    with pytest.raises(InputError, match="--val-data: there is no file 20260101"):
+        plan(folder, {"flags.val-data": "20260101"}).check_validation()
+    checked = plan(folder, table=table, settings=Settings(unreadable_max=0.1)).check_data()
+    assert checked["warnings"][0].endswith("such rows are skipped")
 
 
 @pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
