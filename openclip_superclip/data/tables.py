@@ -82,6 +82,7 @@ class TableReport:
     num_long: int = 0  # rows with a long caption, if one is read
     num_decoded: int = 0  # images
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # row from 1, image, and why it cannot be read
+    warnings: list[str] = field(default_factory=list)  # of `check_table`
 
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
@@ -98,15 +99,15 @@ def check_table(
     max_decoded: int = MAX_DECODED,
     accum_freq: int = 1,
     tolerated: float = 0.0,
-) -> list[str]:
-    """Returns warnings about the table at `path`; a URL is not checked.
+) -> TableReport:
+    """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not checked.
 
     Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one step needs. The
     fraction `tolerated` of the images may be missing or damaged.
     """
     if is_remote(path):
-        return []
-    table, warnings = read_table(path, columns, config, flag, max_decoded), []
+        return TableReport()
+    table = read_table(path, columns, config, flag, max_decoded)
     if table.bad:
         shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in table.bad[:NUM_SHOWN])
         more = "; superclip plan RECIPE --data FILE --check lists all" * (len(table.bad) > NUM_SHOWN)
@@ -114,7 +115,7 @@ def check_table(
         if len(table.bad) > tolerated * table.num_decoded:
             where = f"paths are relative to {os.getcwd()}"
             raise InputError(f"{found}; {where}, and superclip shards leaves such rows out")
-        warnings.append(f"{found}; such rows are skipped")
+        table.warnings.append(f"{found}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     if config.long_caption_key and not table.num_long:
@@ -132,12 +133,12 @@ def check_table(
             f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
         )
     if table.num_empty:
-        warnings.append(
+        table.warnings.append(
             f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no caption: the text tower "
             "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
             "out"
         )
-    return warnings
+    return table
 
 
 def read_table(path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0) -> TableReport:

@@ -218,7 +218,8 @@ def check_data(training: Training) -> list[str]:
     if not options.val_data or is_synthetic:
         return warnings
     if kind(options.val_data, options.dataset_type, "--val-data") == "table":
-        return warnings + check_table(options.val_data, training.columns, Config(), 1, 1, "--val-data", max_decoded)
+        table = check_table(options.val_data, training.columns, Config(), 1, 1, "--val-data", max_decoded)
+        return warnings + table.warnings
     if not caption:
         return warnings
     return warnings + inspect(options.val_data, "--val-data", caption=caption, most=NUM_LOOKED_FOR).warnings
@@ -232,25 +233,38 @@ def _check_training_data(training: Training, caption: str, max_decoded: int) -> 
         slices=training.data_config.slices,
     )  # fmt: skip
     check(TRAINING_DATA, facts)
-    accum_freq = 1 if getattr(options, "use_naflex", False) else options.accum_freq  # it has batches of various sizes
+    is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes
+    accum_freq = 1 if is_naflex else options.accum_freq
+    epochs = 0 if is_naflex or options.skip_scheduler else options.epochs  # whose steps are known, and warmed up
     if facts.kind == "table":
-        return check_table(
+        table = check_table(
             options.train_data, training.columns, config, options.batch_size, launched()[1],
             max_decoded=max_decoded, accum_freq=accum_freq,
         )  # fmt: skip
+        steps = math.ceil(table.num_trained(config) / launched()[1]) // options.batch_size // accum_freq
+        return [*table.warnings, *long_warmup(options.warmup, steps * epochs, "--warmup")]
     if facts.kind == "synthetic":
         return []
     _check_workers(options.workers)
     shards = expand(options.train_data, "--train-data")
-    _check_split(training, len(shards), total_samples(shards), accum_freq)
+    steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
+    warnings = long_warmup(options.warmup, steps * epochs, "--warmup")
     if not caption:
-        return []
+        return warnings
     long_caption = config.long_caption_key
-    return inspect(options.train_data, "--train-data", long_caption, caption=caption, most=NUM_LOOKED_FOR).warnings
+    inspected = inspect(options.train_data, "--train-data", long_caption, caption=caption, most=NUM_LOOKED_FOR)
+    return warnings + inspected.warnings
 
 
-def _check_split(training: Training, num_shards: int, total: int | None, accum_freq: int) -> None:
-    """Raises InputError if the shards are too few for the ranks, or without a number of samples of an epoch.
+def long_warmup(warmup: int, steps: int, flag: str) -> list[str]:
+    """Returns a warning if the warm-up takes all steps of the run; none if their number is unknown, 0."""
+    if not 0 < steps <= warmup:
+        return []
+    return [f"warm-up takes {warmup:,} steps, but the run has {steps:,}: shorten it with {flag}"]
+
+
+def _check_split(training: Training, num_shards: int, total: int | None, accum_freq: int) -> int:
+    """Returns the steps of an epoch, 0 if unknown; InputError for too few shards, or without an epoch's samples.
 
     `total` is the number of samples in a file beside the shards, if there is one.
     """
@@ -281,6 +295,7 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
         found = "is not given" if num_samples is None else f"is {num_samples:,}"
         of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
         raise InputError(f"--train-num-samples {found}; expected the samples of one of the {slices} slices{of_total}")
+    return batches // accum_freq
 
 
 def _check_workers(workers: int) -> None:

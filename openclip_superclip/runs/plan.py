@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ..data.tables import detect_columns, is_table, read_table
 from ..errors import InputError, at_least
+from ..openclip.checks import long_warmup
 from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
@@ -52,10 +53,7 @@ def make_run(
         slice_steps, gpu_batch_max=gpu_batch_max, settings=settings, set=dict(set_ or {}),
     )  # fmt: skip
     run.warnings.extend(_rounding(run))
-    if recipe.warmup >= run.steps:
-        run.warnings.append(
-            f"warm-up takes {recipe.warmup:,} steps, but the run has {run.steps:,}: shorten it with --set warmup=N"
-        )
+    run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_command(run.openclip_arguments())
     if settings.stage:
         check_stage(run)

@@ -208,12 +208,12 @@ class Run:
             most = 0 if full else MAX_DECODED  # all images are decoded below
             of_run = self.batch_size, self.world_size, "--data", most
             tolerated = self.settings.unreadable_max
-            warnings = check_table(self.data, columns, config, *of_run, tolerated=tolerated)
+            report = check_table(self.data, columns, config, *of_run, tolerated=tolerated)
             if full:
                 table = read_table(self.data, columns, config, "--data", None)
                 bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
             rows = self.recipe.data_samples
-            checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": warnings}
+            checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": report.warnings}
         else:
             key = self.recipe.caption_config.long_caption_key
             data_samples = self.recipe.data_samples
@@ -230,7 +230,7 @@ class Run:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
         val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
-            return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
+            return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data").warnings
         if not val_data:
             return []
         return inspection.inspect(val_data, "--val-data", most=inspection.NUM_LOOKED_FOR).warnings

@@ -86,6 +86,15 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     assert f"row 400 names {paths[399]}: no such file" in message
 
 
+@pytest.mark.parametrize("data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"])
+def test_a_warm_up_longer_than_the_run_is_warned_of(data, csv_data, folder, parse_args, capsys):
+    argv = arguments(f"{data} --superclip --batch-size 16 --epochs 2 --workers 0", csv_data, folder)
+    for flags in (["--warmup", "8"], ["--warmup", "7"], ["--warmup", "8", "--skip-scheduler"]):
+        parse_args([*argv, *flags])
+    warning = "superclip: warm-up takes 8 steps, but the run has 8: shorten it with --warmup"
+    assert [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line] == [warning]
+
+
 def test_no_data_at_all_is_refused_and_an_evaluation_is_not(csv_data, parse_args, refusal, capsys):
     for flag in (["--superclip"], ["--superclip-slices", "2"]):
         assert "--train-data is missing" in refusal(*flag)
