@@ -24,11 +24,7 @@ from .options import Training
 
 def with_plugins_data(get_dataset_fn):
     """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
-
-    def get_plugins_dataset_fn(data_path, dataset_type):
-        return functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
-
-    return get_plugins_dataset_fn
+    return lambda data_path, dataset_type: functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
 
 
 def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None, **options):
