@@ -18,13 +18,12 @@ FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCL
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Raises InputError, naming the extra to install, if a package that `what` needs is not installed."""
+    """Raises InputError, naming the extra to install, if any, if a package that `what` needs is not installed."""
     missing = next((package for package in packages if importlib.util.find_spec(package) is None), None)
     if missing:
         install = " ".join(packages).replace("_", "-")
-        raise InputError(
-            f"{what} needs {missing}, which is not installed: install the extra [{extra}], or pip install {install}"
-        )
+        of_extra = f"install the extra [{extra}], or " if extra else ""
+        raise InputError(f"{what} needs {missing}, which is not installed: {of_extra}pip install {install}")
 
 
 def check_horovod() -> None:

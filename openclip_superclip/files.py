@@ -128,11 +128,13 @@ MODEL_FILES = {
 
 
 def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: bool) -> None:
-    """Raises InputError if `out` exists, unless --overwrite may replace it.
+    """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named .npz.
 
     It may not replace inputs, files in a folder that is an input, a file by a folder or a folder by a file, and folders
     of other files than a model's.
     """
+    if not is_folder and out.suffix == ".npz":
+        raise InputError(f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision")
     if not os.path.exists(out):
         return
     if not overwrite:

@@ -37,7 +37,7 @@ def register_model(model: str, flag: str = "--model") -> str:
 
 def openclip_name(model: str) -> str:
     """Returns the name under which OpenCLIP finds a --model and its tokenizer: ViT-B-16 for ViT-B/16."""
-    return model if ":" in model or model.endswith(".json") else model.replace("/", "-")
+    return model if ":" in model or model.endswith(".json") or Path(model).is_dir() else model.replace("/", "-")
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:

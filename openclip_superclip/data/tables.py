@@ -38,6 +38,8 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
 
     If neither the name nor the type decides, returns "" or, given the `flag` of the data, raises InputError.
     """
+    if flag and dataset_type == "webdataset" and data.endswith((".csv", ".tsv")):
+        raise InputError(f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto")
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
     found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(str(data).rpartition(".")[2], "")

@@ -105,7 +105,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     if reads != module.class_head.reads:
         raise InputError(
             f"--superclip-head-input is {module.class_head.reads}, and the weights' class head reads {reads}: give "
-            f"--superclip-head-input {reads}"
+            f"--superclip-head-input {reads}, or weights without a head, as superclip export writes them, for a new one"
         )
     num_captions = state_dict.get(f"{prefix}statistics.num_captions")
     if num_captions is not None:  # otherwise torch reports the missing key

@@ -4,6 +4,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..data.inspection import NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
-from ..environment import check_horovod
+from ..environment import check_horovod, require
 from ..errors import InputError, Rule, at_least, check
 from ..flags import Config, is_idf_file
 from . import current
@@ -69,6 +70,15 @@ OURS = [
         "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",
         lambda o: o.lr_scheduler == "const-cooldown" and o.epochs_cooldown is None,
     ),
+    Rule(
+        "--lr-scheduler is {lr_scheduler}; expected cosine, const or const-cooldown",
+        lambda o: o.lr_scheduler not in ("cosine", "const", "const-cooldown"),
+    ),
+    Rule("--force-patch-dropout is {force_patch_dropout}; expected < 1", lambda o: (o.force_patch_dropout or 0) >= 1),
+    Rule(  # OpenCLIP looks for the names anywhere in the text, and ignores the rest
+        "--report-to is {report_to}; expected wandb, tensorboard or wandb,tensorboard",
+        lambda o: re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", o.report_to),
+    ),
 ]
 HOROVOD = [
     Rule("--horovod does not work with --siglip: start the run with torchrun", lambda o: o.siglip),
@@ -88,6 +98,7 @@ HOROVOD = [
     ),
     Rule("--horovod ignores --use-bn-sync: leave it out", lambda o: o.use_bn_sync),
 ]
+LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 DATA = [
     Rule(
@@ -136,6 +147,7 @@ def check_command_line(training: Training) -> None:
         options.model = openclip_name(options.model)  # OpenCLIP's get_tokenizer does not accept ViT-B/16
         check(OURS, facts)
         at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0, train_num_samples=1)
+        at_least(options, lr=0, log_every_n_steps=1, force_patch_dropout=0)
     _check_models(training)
     _check_resume(training)
     if training.only_options:
@@ -143,6 +155,11 @@ def check_command_line(training: Training) -> None:
     warnings = []
     if is_ours:
         check(DATA, options)
+        if options.imagenet_val and not any(entry.is_dir() for entry in os.scandir(options.imagenet_val)):
+            raise InputError(f"--imagenet-val: {options.imagenet_val} contains no folders; expected one for each class")
+        loggers = options.report_to.replace("all", "wandb,tensorboard")
+        require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
+        require(f"--use-bnb-linear {options.use_bnb_linear}", "", *["bitsandbytes"] * bool(options.use_bnb_linear))
         warnings = check_data(training)
     if training.config is not None and options.distill_model is not None and training.has_empty_captions:
         raise InputError(
@@ -161,6 +178,11 @@ def _check_models(training: Training) -> None:
     has_idf_file = training.config is not None and is_idf_file(training.config.idf)
     if not training.only_options or has_idf_file:  # the file's tokens are those of the model's tokenizer
         register_model(options.model)
+    if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):  # a file may exist only on nodes
+        from . import factory
+
+        if options.model in factory.open_clip.list_models():
+            factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
     if training.config is None:
         return
     if not training.only_options:

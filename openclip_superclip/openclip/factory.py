@@ -89,7 +89,7 @@ def check_models(options: argparse.Namespace) -> None:
     `options` are those of training. Models on a hub are checked when they are loaded.
     """
     pretrained, teacher, given = options.pretrained, options.distill_model, options.distill_pretrained
-    model = _check_model(options.model, pretrained, "--model", "--pretrained")
+    model = check_model(options.model, pretrained, "--model", "--pretrained")
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
@@ -98,9 +98,9 @@ def check_models(options: argparse.Namespace) -> None:
             read_checkpoint(pretrained)
         except InputError as error:
             raise InputError(f"--pretrained: {error}") from error
-    _check_vocabulary(model, options.cache_dir, options.force_context_length)
+    _check_text_tower(model, options)
     if teacher is not None:
-        _check_model(teacher, given, "--distill-model", "--distill-pretrained")
+        check_model(teacher, given, "--distill-model", "--distill-pretrained")
         schema, place = parse_model_name(teacher)
         if schema == "local-dir" and given is not None:
             if given not in (teacher, place):
@@ -108,7 +108,7 @@ def check_models(options: argparse.Namespace) -> None:
             file_of_weights(Path(place))
 
 
-def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> str:
+def check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> str:
     """Returns the name under which OpenCLIP finds the model; InputError for an unknown model or unknown weights."""
     schema, name = parse_model_name(model)[0], register_model(model, flag)
     if schema == "hf-hub":
@@ -118,8 +118,9 @@ def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{flag}: {model} has no readable open_clip_config.json ({reason(error)})") from error
     if not known:
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["one of open_clip.list_models()"]
-        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(close)}?")
+        near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(name, open_clip.list_models())
+        near = near or ["one of open_clip.list_models()"]
+        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?")
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):
@@ -130,8 +131,8 @@ def _check_model(model: str, pretrained: str | None, flag: str, pretrained_flag:
     return name
 
 
-def _check_vocabulary(model: str, cache_dir: str | None, context_length: int | None) -> None:
-    """Raises InputError for an unsupported kind of model, or if the tokenizer exceeds its vocabulary."""
+def _check_text_tower(model: str, options: argparse.Namespace) -> None:
+    """Raises InputError for an unsupported kind of model or --lock-text, or if the tokenizer exceeds its vocabulary."""
     if parse_model_name(model)[0] == "hf-hub":
         return
     model_cfg = open_clip.get_model_config(model)
@@ -140,7 +141,9 @@ def _check_vocabulary(model: str, cache_dir: str | None, context_length: int | N
     text_cfg = model_cfg["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
-    tokenizer = open_clip.get_tokenizer(model, cache_dir=cache_dir, context_length=context_length)
+    if options.lock_text and not options.lock_text_freeze_layer_norm:
+        raise InputError(f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it")
+    tokenizer = open_clip.get_tokenizer(model, cache_dir=options.cache_dir, context_length=options.force_context_length)
     largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
     if largest >= vocab_size:
         raise InputError(

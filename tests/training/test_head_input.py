@@ -31,7 +31,7 @@ def test_a_checkpoint_records_what_the_head_reads_and_refuses_another_input(read
     for flags in (["--resume", checkpoint(runs, reads)], ["--pretrained", checkpoint(runs, reads)]):
         assert error_of(superclip_train, *argv, *flags, cwd=runs) == (
             f"error: --superclip-head-input is patches, and the weights' class head reads {reads}: give "
-            f"--superclip-head-input {reads}"
+            f"--superclip-head-input {reads}, or weights without a head, as superclip export writes them, for a new one"
         )
         assert not (runs / "logs/again").exists()
 

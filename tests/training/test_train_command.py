@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.models import VOCAB_SIZE
@@ -25,7 +26,17 @@ REFUSED = {  # flags: what the error says
     "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
     "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
     "--superclip --imagenet-val nowhere": "--imagenet-val: there is no folder nowhere",
+    "--superclip --imagenet-val empty/empty": "--imagenet-val: empty/empty contains no folders; expected one for each",
     "--superclip --imagenet-v2 .": "not on PyPI: leave it out, and use superclip evaluate",
+    "--superclip --lr -1": "--lr is -1.0; expected 0 or more",
+    "--superclip --lr-scheduler linear": "--lr-scheduler is linear; expected cosine, const or const-cooldown",
+    "--superclip --log-every-n-steps 0": "--log-every-n-steps is 0; expected 1 or more",
+    "--superclip --force-patch-dropout 1": "--force-patch-dropout is 1.0; expected < 1",
+    "--superclip --report-to tensorbord": "--report-to is tensorbord; expected wandb, tensorboard or wandb,tensorboard",
+    "--superclip --report-to wandb,tensorboard": "--report-to wandb,tensorboard needs wandb, which is not installed",
+    "--superclip --use-bnb-linear SwitchBackLinearGlobal": "SwitchBackLinearGlobal needs bitsandbytes, which is not",
+    "--superclip --lock-text": "without --lock-text-freeze-layer-norm: add it",
+    "--superclip --model empty/empty": "OpenCLIP has no model 'empty/empty'; did you mean local-dir:empty/empty?",
     "--superclip --superclip-captions dual": "--superclip-captions",
     "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": "--superclip-captions",
     "--superclip --superclip-missing-long pass": "--superclip-missing-long",
@@ -43,7 +54,12 @@ REFUSED = {  # flags: what the error says
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
-def test_flags_that_cannot_work_are_refused_in_one_line(flags, reason, train_flags, shards, refusal):
+def test_flags_that_cannot_work_are_refused_in_one_line(
+    flags, reason, train_flags, shards, refusal, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty/empty").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "wandb", None), monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert reason in refusal(*train_flags, *flags.format(shards=shards).split())
 
 

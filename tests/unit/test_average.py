@@ -98,6 +98,7 @@ REFUSED = {
     "average 1.pt --out x.pt": "only one checkpoint is given",
     "average 1.pt plain.safetensors --out x.pt": "plain.safetensors does not match 1.pt: class_head.bias is missing",
     "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",
+    "average 1.pt 2.pt --out mean.npz": "--out is mean.npz; expected .safetensors: OpenCLIP reads",
     "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale contains NaN or infinity",
     "average 1.pt whole.pt --out x.pt": "logit_scale is torch.int64, expected torch.float32",
     "average pooled.pt both.pt --out x.pt": "its class head's input is both, expected pooled",

@@ -101,7 +101,7 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
     given = {"model": "ViT-B/32", "pretrained": "openai", "distill_model": None, "distill_pretrained": None}
-    factory.check_models(Namespace(**given, cache_dir=None, force_context_length=None))
+    factory.check_models(Namespace(**given, cache_dir=None, force_context_length=None, lock_text=False))
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
     monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})

@@ -147,6 +147,12 @@ def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     assert words == [*launcher, *ours.openclip_arguments(), "--logs", "runs", "--name", ours.recipe.name]
 
 
+@pytest.mark.parametrize("flag", ["report-to=wandb", "use-bnb-linear=SwitchBackLinear", "pretrained=on-nodes.pt"])
+def test_what_only_nodes_may_have_is_planned(flag):
+    name, value = flag.split("=")
+    assert value in plan(set_={f"flags.{name}": value}).openclip_arguments()
+
+
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
     summary = {**_setup(plan(set_={"lr": "1"})), "hours": "of another length", "checkpoint": {"seconds": 36}}
@@ -185,6 +191,9 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
     (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
     (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
+    (["--set", "flags.pretrained=laion9"], "--pretrained is 'laion9', which is neither a file nor weights that"),
+    (["--set", "flags.report-to=tensorbord"], "--report-to is tensorbord; expected wandb, tensorboard or"),
+    (["--set", "flags.log-every-n-steps=0"], "--log-every-n-steps is 0; expected 1 or more"),
     (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
     (["--set", "flags.batch=4"], "OpenCLIP refuses them: unrecognized arguments: --batch 4"),
     (["--set", "epochs=3"], "there is no field 'epochs' to set"),

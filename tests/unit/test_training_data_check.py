@@ -24,6 +24,7 @@ REFUSED = {
     "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
     "unknown kind": ("data.parquet", "--train-data: data.parquet does not end in .tar, .csv or .tsv"),
     "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
+    "table as shards": ("{wds} --val-data {folder}/nix.csv --dataset-type webdataset", "nix.csv is a table, and"),
     "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/90.tar"),
     "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are empty or not UTF-8"),
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
