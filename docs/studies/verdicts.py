@@ -273,6 +273,11 @@ CLAIMS = [
     Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
     Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
     Claim("… λ = 1 beats CLIP, other seeds", "", "vit_weight", "λ 1 − CLIP"),
+    Claim("Small ViT: beats a class loss with a constant target", "", "vit_controls", "SuperCLIP − constant target"),
+    Claim("… a second contrastive loss", "", "vit_controls", "SuperCLIP − second contrastive"),
+    Claim("… the class loss alone", "", "vit_controls", "SuperCLIP − class loss alone"),
+    Claim("Control: a constant target beats CLIP", "", "vit_controls", "constant target − CLIP"),
+    Claim("Control: a second contrastive loss beats CLIP", "", "vit_controls", "second contrastive − CLIP"),
     Claim("Small ViT: a head on the sum of both inputs beats the paper's", "", "vit_head", "both − SuperCLIP"),
     Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
     Claim(
