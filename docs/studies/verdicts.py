@@ -106,14 +106,6 @@ def power(effect: float, std: float, n: int) -> float:
     return float(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift))
 
 
-def seeds_needed(effect: float, std: float, wanted: float = 0.8) -> int:
-    """The smallest number of seeds that finds the effect with the wanted power."""
-    n = 2
-    while power(effect, std, n) < wanted:
-        n += 1
-    return n
-
-
 def read_study(folder: Path) -> list[Comparison]:
     """The comparisons of a recorded study, of every measure, without Holm's correction."""
     record = json.loads((folder / "study.json").read_text())

@@ -70,21 +70,16 @@ def problem(batch=7, width=16, vocab=101, length=9, dtype=torch.float32):
     return tuple(x.to(dtype).requires_grad_() for x in (features, weight, bias)), tokens, idf
 
 
-def soft_targets(tokens, idf):
-    """The target of each caption, float64 [B, V], by a slow loop over sets of words."""
+def exact_class_loss(features, weight, bias, tokens, idf):
+    """The truth: torch's own cross-entropy against targets by a slow loop over sets of words, in float64."""
     target = torch.zeros(len(tokens), len(idf), dtype=torch.float64)
     for row, caption in enumerate(tokens.tolist()):
-        weights = {token: idf[token].item() for token in set(caption)}
-        total = sum(weights.values())
-        for token, weight in weights.items():
-            target[row, token] = weight / total if total else 0.0
-    return target
-
-
-def exact_class_loss(features, weight, bias, tokens, idf):
-    """The truth: torch's own cross-entropy against the slow targets, in float64."""
+        parts = {token: idf[token].item() for token in set(caption)}
+        total = sum(parts.values())
+        for token, part in parts.items():
+            target[row, token] = part / total if total else 0.0
     logits = F.linear(features.double(), weight.double(), bias.double())
-    return nn.CrossEntropyLoss(reduction="none")(logits, soft_targets(tokens, idf))
+    return nn.CrossEntropyLoss(reduction="none")(logits, target)
 
 
 def losses_and_gradients(function, leaves, *args, upstream=torch.ones_like, autocast=None, **kwargs):

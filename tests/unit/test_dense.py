@@ -29,12 +29,6 @@ def model(tmp_path_factory) -> list[str]:
     return write_random_model(tmp_path_factory.mktemp("model"))
 
 
-def cells(seed: int) -> np.ndarray:
-    """The class of every pixel of an image of cells."""
-    found = np.random.default_rng(seed).integers(0, len(COLOURS), (SIZE // CELL, SIZE // CELL))
-    return np.kron(found, np.ones((CELL, CELL), int)).astype(np.uint8)
-
-
 def write_cells(folder: Path) -> Path:
     """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has no class."""
     for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
@@ -42,7 +36,9 @@ def write_cells(folder: Path) -> Path:
             (folder / part).mkdir(parents=True)
         (folder / f"depth/{split}/depths").mkdir()
         for index in range(number):
-            classes = cells(index + 100 * (split == "test"))
+            rng = np.random.default_rng(index + 100 * (split == "test"))
+            found = rng.integers(0, len(COLOURS), (SIZE // CELL, SIZE // CELL))
+            classes = np.kron(found, np.ones((CELL, CELL), int)).astype(np.uint8)
             labels = classes + 1
             labels[:2] = 0
             image = Image.fromarray(COLOURS[classes]).resize((2 * SIZE, SIZE), Image.Resampling.NEAREST)

@@ -12,19 +12,6 @@ IMAGE_TOKEN, PATCHES = 49, 16
 LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
 
 
-def small_llava(tower: CLIPVisionModel) -> LlavaForConditionalGeneration:
-    """LLaVA with a language model of two random layers, before any tower is loaded."""
-    language = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=tower.config, text_config=language, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES,
-        vision_feature_layer=LAYER, vision_feature_select_strategy="default",
-    )  # fmt: skip
-    return LlavaForConditionalGeneration(config).eval()
-
-
 @torch.no_grad()
 def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_after_it_is_saved(tmp_path):
     weights, _, model = write_random_model(tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2})
@@ -33,7 +20,15 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
     tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert all(name.startswith(("text_", "visual_projection", "logit_scale")) for name in loading["unexpected_keys"])
-    llava = small_llava(tower)
+    language = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=tower.config, text_config=language, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES,
+        vision_feature_layer=LAYER, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    llava = LlavaForConditionalGeneration(config).eval()  # before any tower is loaded
     llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
     llava.save_pretrained(tmp_path / "llava")
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()

@@ -113,14 +113,6 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
     assert parse_args(argv).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 
 
-def test_the_factorys_names_are_put_back_after_an_error():
-    with pytest.raises(RuntimeError, match="not-a-model"):
-        superclip.create_model_and_transforms("not-a-model")
-    with pytest.raises(TypeError):
-        create(no_such_argument=1)
-    assert type(open_clip.create_model(NAME)) is CLIP
-
-
 @pytest.mark.parametrize("has_head", [False, True], ids=["CLIP", "SuperCLIP"])
 @pytest.mark.parametrize("is_checkpoint", [False, True], ids=["weights", "training on several ranks"])
 def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fresh(is_checkpoint, has_head, tmp_path):
@@ -170,8 +162,13 @@ def test_special_tokens_count_as_words_only_if_requested(tiny_model):
         assert (model.statistics.document_frequency[SPECIAL_TOKENS] == (2 if special_tokens else 0)).all()
 
 
-def test_two_threads_can_create_models_at_once_and_leave_the_factory_as_it_was(tiny_model):
+def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(tiny_model):
     before = open_clip.factory.CLIP
+    with pytest.raises(RuntimeError, match="not-a-model"):
+        superclip.create_model_and_transforms("not-a-model")
+    with pytest.raises(TypeError):
+        create(no_such_argument=1)
+    assert type(open_clip.create_model(NAME)) is CLIP
     with ThreadPoolExecutor(4) as pool:
         created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
     assert all(type(model) is superclip.SuperCLIP for model in created)

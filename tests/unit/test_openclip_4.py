@@ -44,15 +44,12 @@ class PickyTask(Task):
         return {"logits": model_out["logits"][:, :-1], "labels": batch["text"][:, 1:]}
 
 
-def test_a_task_trains_with_the_plugins_loss_which_need_not_be_a_module(answer):
+def test_a_task_trains_with_the_plugins_loss_which_need_not_be_a_module_or_keeps_openclips(answer):
     args, loss = argparse.Namespace(name="run"), lambda **outputs: outputs
     asked = answer("open_clip_create_loss", loss)
     task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(args, None, dist_model=None)
     assert task.loss is loss
     assert asked == [{"args": args}]
-
-
-def test_a_task_keeps_openclips_loss_if_no_plugin_answers(answer):
     answer("open_clip_create_loss", None)
     task = v4.with_plugins_task(lambda args: PickyTask())(argparse.Namespace())
     assert type(task.loss) is nn.Identity

@@ -18,11 +18,6 @@ from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import WORDS, read_recipe, shipped_recipes
 
 RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
-RELEASED = {  # the released configuration
-    "lr": 1e-3, "warmup": 500, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "wd": 0.2, "precision": "amp_bfloat16",
-    "seed": 0,
-    "flags": dict.fromkeys(("local-loss", "gather-with-grad", "ddp-static-graph", "grad-checkpointing"), True),
-}  # fmt: skip
 DEMO = "demo/superclip_demo-model_8k_bs64"
 
 
@@ -33,19 +28,14 @@ def test_every_recipe_holds_what_it_held_as_a_file_of_its_own():
     assert {name: {key: row[key] for key in row if key != "note"} for name, row in ours.items()} == rows
 
 
-def paper_runs() -> dict[str, dict[str, dict[str, float]]]:
-    """What each run of the paper reached: by recipe, table or figure, and measure."""
+def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     runs, tables = {}, (ROOT / "tests/support/paper.md").read_text()
     for source, table in re.findall(r"^## (\w+ \d+).*\n\n((?:\|.*\n)+)", tables, re.MULTILINE):
         head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
         for name, *values in rows:
             runs.setdefault(name, {})[source] = dict(zip(head[1:], map(float, values), strict=True))
-    return runs
-
-
-def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     expected = {}
-    for name, sources in paper_runs().items():
+    for name, sources in runs.items():
         values = {}
         for numbers in sources.values():  # in the paper's order: what is printed comes before what is read off
             values = numbers | values
@@ -53,12 +43,6 @@ def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
             "source": ", ".join(sources), "read_off": list(sources) == ["Figure 4"], "values": values,
         }  # fmt: skip
     assert {name: recipe.paper for name, recipe in RECIPES.items() if recipe.paper} == expected
-
-
-def test_the_released_runs_have_the_released_configuration():
-    for size in "bl":
-        recipe = RECIPES[f"datacomp1b/superclip_vit-{size}-16_512m_bs16k"]
-        assert {field: getattr(recipe, field) for field in RELEASED} == RELEASED
 
 
 def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import webdataset
@@ -104,23 +103,16 @@ def test_no_data_at_all_is_refused_and_an_evaluation_is_not(csv_data, parse_args
     assert capsys.readouterr().err.startswith("error: --train-data is missing")
 
 
-@pytest.fixture(scope="module")
-def sized(folder, tmp_path_factory) -> str:
-    """--train-data of the 16 shards with a sizes.json beside them."""
-    shards = shutil.copytree(folder, tmp_path_factory.mktemp("sized") / "shards")
-    (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
-    return f"{shards}/{{000000..000015}}.tar"
-
-
-def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards(folder, sized, parse_args, refusal, tmp_path):
+def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards_and_fill_a_slice(
+    folder, parse_args, refusal, tmp_path
+):
     message = refusal("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
-    other = shutil.copytree(Path(sized).parent, tmp_path / "other")  # OpenCLIP reads only the first folder's sizes.json
+    shards, sized = shutil.copytree(folder, tmp_path / "shards"), f"{tmp_path}/shards/{{000000..000015}}.tar"
+    (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
+    other = shutil.copytree(shards, tmp_path / "other")  # OpenCLIP reads only the first folder's sizes.json
     assert "--train-num-samples is not given" in refusal("--superclip", "--train-data", f"{sized}::{other}/000000.tar")
     assert parse_args(["--superclip", "--train-data", sized]).train_num_samples is None
-
-
-def test_a_slice_of_more_samples_than_the_shards_hold_is_refused(sized, parse_args, refusal):
     argv = ["--train-data", sized, "--superclip-slices", "4", "--batch-size", "8", "--train-num-samples"]
     for num_samples in ("61", "64"):
         assert parse_args([*argv, num_samples]).train_num_samples == int(num_samples)
