@@ -102,26 +102,23 @@ def listed(folder: Path, release: str = "3.3.0") -> set[str]:
     return {*paths}
 
 
-def test_revert_restores_a_record_as_pip_writes_it(wheel, superclip_patch):
+def test_files_keep_their_mode_other_names_of_them_their_bytes_and_a_record_how_pip_writes_it(
+    wheel, superclip_patch, tmp_path
+):
+    factory, other_name = wheel / CHANGED[0], tmp_path / "cached.py"
+    factory.chmod(0o640)
+    os.link(factory, other_name)  # as uv installs from its cache
     record = wheel / metadata("3.3.0") / "RECORD"
     lines = [*record.read_bytes().splitlines(), b"open_clip/__pycache__/factory.cpython-311.pyc,,"]
     record.write_bytes(b"".join(line + b"\r\n" for line in lines))
     before = held(wheel)
     superclip_patch("apply", "--source", wheel)
+    assert factory.stat().st_mode & 0o777 == 0o640
+    assert (wheel / HOOKS).stat().st_mode == (wheel / "open_clip/__init__.py").stat().st_mode
+    assert factory.read_bytes() != before[CHANGED[0]] == other_name.read_bytes()
     assert record.read_bytes().count(b"\r\n") == record.read_bytes().count(b"\n") == len(lines) + 1
     superclip_patch("revert", "--source", wheel)
     assert held(wheel) == before
-
-
-def test_files_keep_their_mode_and_other_names_of_them_their_bytes(wheel, superclip_patch, tmp_path):
-    factory, other_name = wheel / CHANGED[0], tmp_path / "cached.py"
-    factory.chmod(0o640)
-    os.link(factory, other_name)  # as uv installs from its cache
-    before = factory.read_bytes()
-    superclip_patch("apply", "--source", wheel)
-    assert factory.stat().st_mode & 0o777 == 0o640
-    assert (wheel / HOOKS).stat().st_mode == (wheel / "open_clip/__init__.py").stat().st_mode
-    assert factory.read_bytes() != before == other_name.read_bytes()
 
 
 def test_check_prints_the_state_and_exits_with_its_code(wheel, superclip_patch):

@@ -1,7 +1,6 @@
 """Runs that must be equal: flag absent and stock, two ranks and one, accumulated and whole, resumed and unbroken."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import open_clip
@@ -9,7 +8,14 @@ import pytest
 import torch
 from support.models import SPECIAL_TOKENS, VOCAB_SIZE
 from support.three_steps import assert_same_gradients, batch, results_of, train_three_steps
-from support.training_runs import WHOLE_PICTURES, assert_trains_as_stock, completed, load, superclip_train
+from support.training_runs import (
+    WHOLE_PICTURES,
+    assert_resumes,
+    assert_trains_as_stock,
+    completed,
+    load,
+    superclip_train,
+)
 
 import openclip_superclip as superclip
 from openclip_superclip.words.learning import find_course
@@ -59,23 +65,21 @@ def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tin
     assert one["words"]["num_captions"] == 3 * 16
 
 
-def class_loss_of_unequal_batches(model_name: str, rank: int, world_size: int) -> dict:
-    """The class loss alone, of 16 captions that two ranks share as 11 and 5, and its gradients."""
-    torch.manual_seed(0)
-    model, _, _ = superclip.create_model_and_transforms(model_name)
-    module = model
-    if world_size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-    images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(model_name, 16))
-    loss = model(images, tokens)["class_losses"].mean()
-    loss.backward()
-    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
-    return {"loss": loss.detach(), "gradients": gradients}
-
-
 def test_the_mean_over_ranks_is_right_when_their_batches_differ(tiny_model, tmp_path):
-    one = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 1, tmp_path / "one")[0]
-    two = results_of(lambda *ranks: class_loss_of_unequal_batches(tiny_model, *ranks), 2, tmp_path / "two")
+    def step(rank, world_size):  # the class loss alone, of 16 captions that two ranks share as 11 and 5
+        torch.manual_seed(0)
+        model, _, _ = superclip.create_model_and_transforms(tiny_model)
+        module = model
+        if world_size > 1:
+            model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        images, tokens = (tensor.split([16] if world_size == 1 else [11, 5])[rank] for tensor in batch(tiny_model, 16))
+        loss = model(images, tokens)["class_losses"].mean()
+        loss.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+        return {"loss": loss.detach(), "gradients": gradients}
+
+    one = results_of(step, 1, tmp_path / "one")[0]
+    two = results_of(step, 2, tmp_path / "two")
     torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], rtol=1e-6, atol=0)
     assert {"class_head.weight", "visual.conv1.weight"} <= one["gradients"].keys()
     for rank in two:
@@ -125,19 +129,13 @@ def test_accumulated_gradients_are_as_large_as_one_batchs(flags, small_model, tr
 
 def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, train_flags, tmp_path):
     # Two ranks: their sampler's order depends on the epoch alone. OpenCLIP does not restore the random state.
-    argv = [*train_flags, "--model", small_model, "--epochs", "2", "--superclip", *WHOLE_PICTURES]
-    unbroken = completed(superclip_train, *argv, "--logs", "unbroken", world_size=2, cwd=tmp_path)
-    shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
-    (tmp_path / "stopped/run/checkpoints/epoch_2.pt").unlink()
-    (tmp_path / "stopped/run/words/epoch_2.safetensors").unlink()
-    resumed = completed(superclip_train, *argv, "--logs", "stopped", "--resume", "latest", world_size=2, cwd=tmp_path)
-    assert len(resumed[0].losses()) == 2
-    assert resumed[0].values("Class_loss") == unbroken[0].values("Class_loss")[2:]
-    one, other = load(tmp_path / "unbroken/run", epoch=2), load(tmp_path / "stopped/run", epoch=2)
-    assert one["state_dict"]["statistics.num_captions"] == 2 * 64
-    for part in ("state_dict", "optimizer"):
-        torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
-    words = [find_course(tmp_path / name / "run").read(2)._asdict() for name in ("unbroken", "stopped")]
+    argv = [*train_flags, "--model", small_model, "--superclip", *WHOLE_PICTURES]
+    assert_resumes(superclip_train, *argv, folder=tmp_path, world_size=2)
+    runs = [tmp_path / name / "logs/run" for name in ("whole", "resumed")]
+    whole, resumed = (load(run, epoch=2) for run in runs)
+    assert whole["state_dict"]["statistics.num_captions"] == 2 * 64
+    assert whole["optimizer"]["param_groups"] == resumed["optimizer"]["param_groups"]
+    words = [find_course(run).read(2)._asdict() for run in runs]
     torch.testing.assert_close(*words, rtol=0, atol=0, equal_nan=True)
 
 
@@ -171,36 +169,32 @@ def test_every_trained_caption_is_counted_once(flags, world_size, small_model, c
 # Sharded and whole
 
 
-def sharded_step(model_name: str, rank: int, world_size: int, head_input: str, shard_all: bool) -> dict:
-    """Losses and the first gradients of a step whose vision tower, or all of the model, FSDP2 shards over the ranks."""
-    torch.manual_seed(0)
-    model, _, _ = superclip.create_model_and_transforms(model_name, idf="off", head_input=head_input)
-    called = []
-    model.visual.register_forward_hook(lambda module, args, output: called.append(tuple(output.shape)))
-    if world_size > 1:
-        from torch.distributed.fsdp import fully_shard
-
-        model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))  # as OpenCLIP's main branch does
-        fully_shard(model.visual)
-        if shard_all:
-            fully_shard(model)
-    loss = superclip.SuperCLIPLoss(open_clip.ClipLoss())
-    images, tokens = batch(model_name, 16)  # all of it on each rank: the mean over the ranks is one rank's
-    losses = loss(**model(images, tokens), output_dict=True)
-    sum(losses.values()).sum().backward()
-    gradients = {
-        name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)()
-        for name, p in model.named_parameters()
-        if name.startswith("visual.")
-    }
-    return {"losses": [value.detach().view(()) for value in losses.values()], "gradients": gradients, "called": called}
-
-
 @pytest.mark.parametrize("shard_all", [False, True], ids=["visual", "visual and the rest"])
 @pytest.mark.parametrize("head_input", ["patches", "both"])
 def test_a_sharded_vision_tower_trains_as_a_whole_one_and_its_hooks_fire(head_input, shard_all, tiny_model, tmp_path):
     def step(rank, world_size):
-        return sharded_step(tiny_model, rank, world_size, head_input, shard_all)
+        torch.manual_seed(0)
+        model, _, _ = superclip.create_model_and_transforms(tiny_model, idf="off", head_input=head_input)
+        called = []
+        model.visual.register_forward_hook(lambda module, args, output: called.append(tuple(output.shape)))
+        if world_size > 1:
+            from torch.distributed.fsdp import fully_shard
+
+            model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))  # as OpenCLIP's main branch
+            fully_shard(model.visual)
+            if shard_all:
+                fully_shard(model)
+        loss = superclip.SuperCLIPLoss(open_clip.ClipLoss())
+        images, tokens = batch(tiny_model, 16)  # all of it on each rank: the mean over the ranks is one rank's
+        losses = loss(**model(images, tokens), output_dict=True)
+        sum(losses.values()).sum().backward()
+        gradients = {
+            name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)()
+            for name, p in model.named_parameters()
+            if name.startswith("visual.")
+        }
+        losses = [value.detach().view(()) for value in losses.values()]
+        return {"losses": losses, "gradients": gradients, "called": called}
 
     (one,) = results_of(step, 1, tmp_path / "one")
     for rank in results_of(step, 2, tmp_path / "two"):

@@ -131,16 +131,14 @@ def train_in_order(shards, train_flags, tmp_path_factory):
 def test_open_clip_data_order_replaces_both_of_openclips_shuffles_in_every_epoch(train_in_order):
     found = re.findall(r"^shards .*|^samples$", train_in_order().output, re.MULTILINE)
     assert found == ["shards 0 1", "samples", "shards 1 0", "samples"]
+    # not asked if shards are drawn with replacement
+    assert not re.search("^shards|^samples", train_in_order("--dataset-resampled").output, re.MULTILINE)
 
 
 def test_open_clip_caption_tokens_makes_the_tokens_of_every_training_sample_and_gets_the_epoch(train_in_order):
     in_file = [[str(picture) for picture in range(shard, 64, 2)] for shard in range(2)]
     for epoch, expected in enumerate(([*in_file[0], *in_file[1]], [*in_file[1], *in_file[0]])):
         assert re.findall(rf"^sample {epoch} (\d+)$", train_in_order().output, re.MULTILINE) == expected
-
-
-def test_open_clip_data_order_is_not_asked_if_shards_are_drawn_with_replacement(train_in_order):
-    assert not re.search("^shards|^samples", train_in_order("--dataset-resampled").output, re.MULTILINE)
 
 
 def test_open_clip_epoch_end_is_called_after_the_steps_of_every_epoch(train_in_order):

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from unittest.mock import Mock, mock_open
 import pytest
 import torch
 from support.tiny_run import write_recipe
+from support.training_runs import completed, run_ranks
 
 from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weights
@@ -113,19 +113,14 @@ def test_without_flock_the_owners_process_is_looked_up(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
-    program = (
-        "import sys; from pathlib import Path; from openclip_superclip.runs.folder import lock\n"
-        "from openclip_superclip.runs.slurm import Placement\n"
-        "with lock(Path(sys.argv[1]), Placement()): print('held', flush=True); sys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", program, tmp_path / "lock"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"process {holder.pid} on "), lock(tmp_path / "lock", Placement(job="1")):
+    def take():
+        with lock(tmp_path / "lock", Placement(job="1")):
             pass
-        holder.stdin.close()
-    with lock(tmp_path / "lock", Placement(job="1")):
-        pass
+
+    with lock(tmp_path / "lock", Placement()):
+        (refused,) = run_ranks(take, cwd=tmp_path)
+    assert refused.returncode == 1 and f"process {os.getpid()} on " in refused.output
+    completed(take, cwd=tmp_path)
 
 
 def write_checkpoints(folder: Path, *epochs: int) -> Path:
