@@ -84,7 +84,13 @@ def train_and_compose_losses(*argv: str) -> int:
     def train(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options):
         module = getattr(model, "_orig_mod", model)
         untrained = copy.deepcopy(getattr(module, "module", module))
-        passes = _recorded_passes(model)
+        passes, forward = [], model.forward
+
+        def recorded(images, texts):
+            passes.append((images, texts, torch.get_rng_state()))
+            return forward(images, texts)
+
+        model.forward = recorded
         train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options)
         first_step = passes[:1]
         if args.accum_freq > 1:  # OpenCLIP passes micro-batches twice; it logs the last one's second, the others' first
@@ -96,18 +102,6 @@ def train_and_compose_losses(*argv: str) -> int:
 
     open_clip_train.main.train_one_epoch = train
     return superclip_train(*argv)
-
-
-def _recorded_passes(model) -> list[tuple]:
-    """A list to which every pass of the model adds its pictures, its tokens and the random generator's state."""
-    passes, forward = [], model.forward
-
-    def recorded(images, texts):
-        passes.append((images, texts, torch.get_rng_state()))
-        return forward(images, texts)
-
-    model.forward = recorded
-    return passes
 
 
 @torch.no_grad()
