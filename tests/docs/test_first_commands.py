@@ -82,30 +82,21 @@ def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_
         (tmp_path / "demo").mkdir()
         (tmp_path / "demo/data").symlink_to(request.getfixturevalue("demo") / "data")
     if page in ON_OWN_DATA:
-        write_own_data(tmp_path, csv_data)
+        rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
+        (tmp_path / "pictures").symlink_to(csv_data.parent)
+        lines = [f"pictures/{Path(picture).name},{words}\n" for picture, words in rows]
+        for table, rows in {"pairs.csv": lines, "held-out.csv": lines[:16]}.items():
+            (tmp_path / table).write_text("image,caption\n" + "".join(rows))
+        write_model(tmp_path / "tiny", text={"width": 12})  # which trains in seconds
     recorded = commands(command, tmp_path_factory.mktemp("recorder"))
+    folder, output = ROOT if page == "architecture" else tmp_path, tmp_path / "printed"
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for program, *arguments in recorded:
-        code = run(program, arguments, ROOT if page == "architecture" else tmp_path, tmp_path / "printed")
-        assert code in EXIT_CODES.get(page, (0,)), (tmp_path / "printed").read_text()[-4000:]
+        if program == "superclip":  # in a fork of this process
+            code = run_superclip(arguments, output, folder)
+        else:
+            with open(output, "a") as file:
+                command = [program, *arguments]
+                code = subprocess.call(command, cwd=folder, env=environment, stdout=file, stderr=file)
+        assert code in EXIT_CODES.get(page, (0,)), output.read_text()[-4000:]
     assert [name for name in written if not (tmp_path / name).exists()] == []
-
-
-def run(program: str, arguments: list[str], folder: Path, output: Path) -> int:
-    """Runs a command of a page, `superclip` in a fork of this process, and returns its exit code."""
-    if program == "superclip":
-        return run_superclip(arguments, output, folder)
-    with open(output, "a") as file:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return subprocess.call(
-            [program, *arguments], cwd=folder, env=os.environ | {"PATH": path}, stdout=file, stderr=file
-        )
-
-
-def write_own_data(folder: Path, csv_data: Path) -> None:
-    """Writes what the page says its reader has, with a model that trains in seconds."""
-    rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
-    (folder / "pictures").symlink_to(csv_data.parent)
-    lines = [f"pictures/{Path(picture).name},{words}\n" for picture, words in rows]
-    for table, rows in {"pairs.csv": lines, "held-out.csv": lines[:16]}.items():
-        (folder / table).write_text("image,caption\n" + "".join(rows))
-    write_model(folder / "tiny", text={"width": 12})
