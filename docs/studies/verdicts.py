@@ -247,6 +247,8 @@ CLAIMS = [
     ),
     Claim("Helps SigLIP", "ImageNet 60.4 → 64.1 (Table 6)", "siglip", "SuperSigLIP − SigLIP"),
     Claim("Helps FLIP", "ImageNet 58.1 → 61.3 (Table 6)", "flip", "SuperFLIP − FLIP"),
+    Claim("… with a head on the class token", "", "flip_head", "class token − FLIP"),
+    Claim("… which beats the paper's head", "", "flip_head", "class token − SuperFLIP"),
     Claim("… (earlier study)", "", EARLIER_FLIP, "SuperFLIP − FLIP", flaw=UNEQUAL),
     Claim("… (earlier study) with twice the samples", "", "flip_longer", "SuperFLIP − FLIP", flaw=UNEQUAL),
     Claim("Small ViT: better zero-shot (earlier study)", "", EARLIER, "SuperCLIP − CLIP", flaw=UNEQUAL),
