@@ -31,6 +31,7 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "--epochs 2": "--epochs 2 --workers 0",
             "--jobs 2 --out answer": f"--jobs 2 {SMALL_STUDY} --out answer",
             "superclip run": "superclip run --dry-run",
+            "--out finetuned": "--dry-run --out finetuned",
             "ViT-B-32:laion2b_s34b_b79k": "logs/clip/checkpoints/epoch_1.pt",
         },
         ["answer/study.png", "report/report.html", "words/index.html", "my-clip/open_clip_config.json"],
