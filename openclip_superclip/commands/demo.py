@@ -12,7 +12,6 @@ from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import make_folder
 from ..runs.process import Stopped, stopped_by_signals
-from ..studies.figures import draw_demo
 from ..studies.results import StudyResults
 from ..studies.study import study_call
 from ..studies.study_run import open_trained
@@ -45,6 +44,8 @@ def main(argv: list[str]) -> int:
 
 def _draw(results: StudyResults, out: Path) -> None:
     """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
+    from ..studies.figures import draw_demo  # needs the extra [report]
+
     described = {}
     for record in results.records:
         if record["seed"] == results.study.first_seed:

@@ -43,6 +43,19 @@ def test_it_answers_without_importing_torch():
     assert re.findall(r"^  (--[\w-]+)", group.partition("usage: superclip plan")[0], re.MULTILINE) == OUR_FLAGS
 
 
+def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_to_install():
+    extras = ["matplotlib", "scipy", "clip_benchmark", "transformers"]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+        "from openclip_superclip.__main__ import COMMANDS, main\n"
+        "for argv in [*([name, '--help'] for name in COMMANDS), ['demo']]:\n"
+        " try: main(argv)\n except SystemExit as exit: assert not exit.code"
+    )
+    done = call(sys.executable, "-c", program)
+    assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr
+    assert "superclip demo needs matplotlib, which is not installed: install the extra [report]" in done.stderr
+
+
 @pytest.mark.parametrize(("command", "error"), [
     ([*SCRIPT, "trian"], "there is no command 'trian': did you mean superclip train? superclip --help lists all"),
     ([*MODULE, "--lr"], "there is no command '--lr': did you mean superclip train --lr? superclip --help lists all"),
