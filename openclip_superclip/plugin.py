@@ -123,7 +123,7 @@ class Plugin:
         words = take_epoch_words(model)
         if words is None or args.rank != 0:
             return
-        from .words.learning import write_epoch_words
+        from .checkpoints.epoch_words import write_epoch_words
 
         try:
             write_epoch_words(Path(args.logs, args.name), epoch + 1, words, training.tokenizer)

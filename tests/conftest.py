@@ -35,7 +35,7 @@ from support.slurm_cluster import Cluster
 from support.training_runs import SMALL, completed, in_forks, run_superclip, superclip_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo import data
+from openclip_superclip.lab.demo import data
 
 torch.set_num_threads(1)
 data.SHARD_SIZE = 128  # of the demo's 1,024, which take 20 seconds to draw

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from openclip_superclip.audit.page import most_doubtful
-from openclip_superclip.audit.scores import PairScore, PairScorer, Seen, WordSupport, mean_of_ranks, words_of
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
 from openclip_superclip.environment import versions
+from openclip_superclip.lab.audit.page import most_doubtful
+from openclip_superclip.lab.audit.scores import PairScore, PairScorer, Seen, WordSupport, mean_of_ranks, words_of
+from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
+from openclip_superclip.lab.studies.scores import PairedDifference, Spread
+from openclip_superclip.lab.words.tagger import open_checkpoint, read_model
 from openclip_superclip.pages import markdown_table
-from openclip_superclip.studies.scores import PairedDifference, Spread
-from openclip_superclip.words.tagger import open_checkpoint, read_model
 
 ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}  # each at its own learning rate, which the study chose
 DRAWINGS = {"drawings as in training": DESIGNERS, "drawings by another designer": UNSEEN_DESIGNERS}

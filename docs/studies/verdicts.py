@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scipy.stats import nct, t
 
-from openclip_superclip.studies.study import TUNING_SEEDS
+from openclip_superclip.lab.studies.study import TUNING_SEEDS
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

@@ -4,17 +4,17 @@ import argparse
 import os
 from pathlib import Path
 
-from ..audit import SORTED_BY
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
+from ..lab.audit import SORTED_BY
 from .options import add_columns, columns_of
 
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    from ..audit.audit import Audit
-    from ..audit.reading import open_data
-    from ..words.tagger import read_model
+    from ..lab.audit.audit import Audit
+    from ..lab.audit.reading import open_data
+    from ..lab.words.tagger import read_model
 
     device, model = check_device(options.device), read_model(options.model)
     data = open_data(options.data, columns_of(options, options.data))

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=2, local_batch=1, repeats=1, step_repeats=0)
-    from ..benchmark.head_cost import head_cost_tables, measure_head_cost
+    from ..lab.benchmark.head_cost import head_cost_tables, measure_head_cost
 
     report = measure_head_cost(options)
     print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")

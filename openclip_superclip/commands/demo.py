@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 from ..checkpoints.run_outputs import checkpoints
-from ..demo.data import SCENES
-from ..demo.measures import describe
 from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import make_folder
+from ..lab.demo.data import SCENES
+from ..lab.demo.measures import describe
+from ..lab.studies.results import StudyResults
+from ..lab.studies.study import study_call
+from ..lab.studies.study_run import open_trained
+from ..lab.studies.training import run_study
 from ..runs.process import Stopped, stopped_by_signals
-from ..studies.results import StudyResults
-from ..studies.study import study_call
-from ..studies.study_run import open_trained
-from ..studies.training import run_study
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 def _draw(results: StudyResults, out: Path) -> None:
     """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
-    from ..studies.figures import draw_demo  # needs the extra [report]
+    from ..lab.studies.figures import draw_demo  # needs the extra [report]
 
     described = {}
     for record in results.records:
@@ -84,8 +84,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _write_data(options: argparse.Namespace) -> str:
     """Writes the files of --write-evaluation or --data-only and returns the commands that use them."""
-    from ..demo.data import write_evaluation_data, write_training_data
-    from ..demo.scenes import write_dense_scenes
+    from ..lab.demo.data import write_evaluation_data, write_training_data
+    from ..lab.demo.scenes import write_dense_scenes
 
     if not options.write_evaluation:
         no_effect(options, "--data-only", "seeds", "samples")

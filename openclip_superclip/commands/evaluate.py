@@ -16,9 +16,9 @@ def main(argv: list[str]) -> int:
     require("superclip evaluate", "eval", "clip_benchmark", "requests")
     import torch
 
-    from ..evaluation.datasets import Settings, select_datasets
-    from ..evaluation.evaluate import evaluate_all
-    from ..evaluation.models import checkpoints_of, find_model
+    from ..lab.evaluation.datasets import Settings, select_datasets
+    from ..lab.evaluation.evaluate import evaluate_all
+    from ..lab.evaluation.models import checkpoints_of, find_model
 
     device = torch.device(check_device(options.device)).type
     settings = Settings(

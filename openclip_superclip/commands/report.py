@@ -7,10 +7,10 @@ from .. import __version__
 from ..environment import require
 from ..errors import InputError, Parser
 from ..files import make_folder
+from ..lab.studies.comparison import find_comparisons
+from ..lab.studies.finished_runs import MISSING, read_run
 from ..pages import run_names
 from ..runs.recipe import METHODS
-from ..studies.comparison import find_comparisons
-from ..studies.finished_runs import MISSING, read_run
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])
         raise InputError(f"RUN: no run found ({notes}); expected folders of superclip run or of OpenCLIP's training")
-    from ..studies.report import write_report
+    from ..lab.studies.report import write_report
 
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"

@@ -17,7 +17,7 @@ OF_SLURM = (  # options that need --slurm
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do; returns the exit code."""
     options = _parse(argv)
-    from ..studies.study import read_study, study_call, study_files
+    from ..lab.studies.study import read_study, study_call, study_files
 
     if options.list:
         for path in study_files():
@@ -31,14 +31,14 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
     if options.slurm:
-        from ..studies.study_jobs import StudySubmission
+        from ..lab.studies.study_jobs import StudySubmission
 
         request = shared.slurm_request(options)
         submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
         print(submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check))
         return 0
+    from ..lab.studies.training import StudyTraining, run_study
     from ..runs.process import Stopped, stopped_by_signals
-    from ..studies.training import StudyTraining, run_study
 
     if options.dry_run:
         print(StudyTraining(call).summary())

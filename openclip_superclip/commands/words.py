@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     import uvicorn
 
-    from ..words.server import words_app
+    from ..lab.words.server import words_app
 
     port = 8000 if options.port is None else options.port
     uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=port, access_log=False)
@@ -82,8 +82,9 @@ def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
     no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device", "port")
     require("--course", "report", "matplotlib")
+    from ..checkpoints.epoch_words import find_course
+    from ..lab.words.learning import NAME, course_text, word_course, write_word_courses
     from ..pages import run_names
-    from ..words.learning import NAME, course_text, find_course, word_course, write_word_courses
 
     out = options.out or Path(NAME)
     names = run_names(options.course)
@@ -98,7 +99,7 @@ def _course(options: argparse.Namespace) -> int:
 
 def _tagger(options: argparse.Namespace):
     """Returns a tagger with the model of --model and the words of --words."""
-    from ..words.tagger import Tagger, chosen_lexicon, open_with_head
+    from ..lab.words.tagger import Tagger, chosen_lexicon, open_with_head
 
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
@@ -114,7 +115,7 @@ def _tagger(options: argparse.Namespace):
 
 def _tag(options: argparse.Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
-    from ..words.tag_images import find_images, tag_images, write_folder
+    from ..lab.words.tag_images import find_images, tag_images, write_folder
 
     no_effect(options, "IMAGE", "port")
     paths, out = find_images(options.images), options.out or Path("words")

@@ -16,8 +16,8 @@ from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import WHOLE_PICTURES, Run, completed, load, superclip_train
 
 from openclip_superclip.__main__ import main as superclip_main
-from openclip_superclip.demo.scenes import write_shards
 from openclip_superclip.errors import InputError
+from openclip_superclip.lab.demo.scenes import write_shards
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip import horovod as horovod_ranks
 from openclip_superclip.runs.plan import make_run

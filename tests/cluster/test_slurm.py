@@ -16,7 +16,7 @@ from support.slurm_cluster import Cluster
 from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
 from support.training_runs import run_superclip
 
-from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.runs.recipe import read_recipe
 
 pytestmark = pytest.mark.slurm

@@ -13,9 +13,9 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 from support.pages import PAGES, ROOT
 
-from openclip_superclip.benchmark.head_cost import head_cost_tables
-from openclip_superclip.studies.results import StudyResults
-from openclip_superclip.studies.study import Study, read_study
+from openclip_superclip.lab.benchmark.head_cost import head_cost_tables
+from openclip_superclip.lab.studies.results import StudyResults
+from openclip_superclip.lab.studies.study import Study, read_study
 
 DOCS = ROOT / "docs"
 STUDIES = DOCS / "studies"

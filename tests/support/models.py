@@ -11,8 +11,8 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Whitespace
 
-from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
 from openclip_superclip.files import whole_file
+from openclip_superclip.lab.demo.data import NUM_TOKENS_WITHOUT_MERGES
 
 from . import GOLDEN, WORDS
 

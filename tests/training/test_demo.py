@@ -11,10 +11,10 @@ from ruamel.yaml import YAML
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo import data, measures
+from openclip_superclip.lab.demo import data, measures
+from openclip_superclip.lab.studies.study import OF_SCENES, study_call
+from openclip_superclip.lab.studies.training import run_study
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.studies.study import OF_SCENES, study_call
-from openclip_superclip.studies.training import run_study
 
 
 def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):

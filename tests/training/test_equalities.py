@@ -18,7 +18,7 @@ from support.training_runs import (
 )
 
 import openclip_superclip as superclip
-from openclip_superclip.words.learning import find_course
+from openclip_superclip.checkpoints.epoch_words import find_course
 
 # Flag absent
 

@@ -10,7 +10,7 @@ from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import Frequencies
-from openclip_superclip.demo.data import write_model as write_demo_model
+from openclip_superclip.lab.demo.data import write_model as write_demo_model
 from openclip_superclip.runs.cost import estimate_cost
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe

@@ -16,12 +16,12 @@ from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
-from openclip_superclip.evaluation.results import record_file
-from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
+from openclip_superclip.lab.evaluation.results import record_file
+from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
+from openclip_superclip.lab.studies.comparison import find_comparisons
+from openclip_superclip.lab.studies.finished_runs import read_run
 from openclip_superclip.runs.progress import read_log
 from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.studies.comparison import find_comparisons
-from openclip_superclip.studies.finished_runs import read_run
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]

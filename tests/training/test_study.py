@@ -19,11 +19,11 @@ from support.training_runs import fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.lab.studies.study_run import open_trained
 from openclip_superclip.runs.folder import lock
 from openclip_superclip.runs.process import run_superclip
 from openclip_superclip.runs.run import DESCRIPTION, Run
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.studies.study_run import open_trained
 
 
 def arguments(folder, *more) -> list[str]:

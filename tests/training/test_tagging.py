@@ -30,9 +30,9 @@ from support.training_runs import call
 
 from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import load_image
+from openclip_superclip.lab.words.server import answer_to, words_app
+from openclip_superclip.lab.words.tagger import Tagger, WordProbabilities, lexicon, open_lexicon, open_with_head
 from openclip_superclip.method.head_input import encode_image
-from openclip_superclip.words.server import answer_to, words_app
-from openclip_superclip.words.tagger import Tagger, WordProbabilities, lexicon, open_lexicon, open_with_head
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from support.training_runs import completed, superclip_train
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.epoch_words import CourseFiles, find_course, write_epoch_words
+from openclip_superclip.lab.words.learning import word_course
 from openclip_superclip.method.idf import EpochWords
-from openclip_superclip.words.learning import CourseFiles, find_course, word_course, write_epoch_words
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, write_tokenizer
 from webdataset import TarWriter
 
 import openclip_superclip as superclip
-from openclip_superclip.audit import audit as audit_module
-from openclip_superclip.audit.audit import _lock, select, write_kept
-from openclip_superclip.audit.page import most_doubtful
-from openclip_superclip.audit.reading import open_data, read_in_batches
-from openclip_superclip.audit.scores import CaptionSupport, PairScorer, mean_of_ranks
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
+from openclip_superclip.lab.audit import audit as audit_module
+from openclip_superclip.lab.audit.audit import _lock, select, write_kept
+from openclip_superclip.lab.audit.page import most_doubtful
+from openclip_superclip.lab.audit.reading import open_data, read_in_batches
+from openclip_superclip.lab.audit.scores import CaptionSupport, PairScorer, mean_of_ranks
+from openclip_superclip.lab.words.tagger import Opened
 from openclip_superclip.method.head_input import encode_image
-from openclip_superclip.words.tagger import Opened
 
 LEARNED = ["a red cat", "a dog", "the blue house", "a cat, a dog and a red house", "a", "tree", "a tree"]
 CAPTIONS = ["a red cat", "dog, house. A DOG!", "unicorn tree", "", "a tree and a moon"]

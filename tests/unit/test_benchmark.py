@@ -5,8 +5,15 @@ import torch
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
-from openclip_superclip.benchmark import head_cost
-from openclip_superclip.benchmark.head_cost import CONTENDERS, compute, gmacs_of, make_inputs, make_step, peak_memory
+from openclip_superclip.lab.benchmark import head_cost
+from openclip_superclip.lab.benchmark.head_cost import (
+    CONTENDERS,
+    compute,
+    gmacs_of,
+    make_inputs,
+    make_step,
+    peak_memory,
+)
 
 
 @pytest.mark.parametrize(("model", "vision", "text", "share", "layers", "width"), [

@@ -89,12 +89,25 @@ def test_doctor_prints_ten_lines(capsys):
     assert "adapter v" in lines["OpenCLIP"] and "patched" in lines["OpenCLIP"]
 
 
+def test_a_training_loads_nothing_of_the_lab():
+    program = (
+        "import sys, openclip_superclip.plugin\n"
+        "from openclip_superclip.openclip.train import train\n"
+        "try: train(['--superclip', '--help'])\n"
+        "except SystemExit: pass\n"
+        "loaded = [name for name in sys.modules if name.startswith('openclip_superclip.lab')]\n"
+        "assert 'openclip_superclip.openclip.replacing' in sys.modules and not loaded, loaded"
+    )
+    done = call(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_evaluate_needs_clip_benchmark():
     """Everything that the extra `report` promises imports without the extra `eval`."""
     program = (
         "import sys; sys.modules['clip_benchmark'] = None\n"
         "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.studies.figures, openclip_superclip.studies.report"
+        "import openclip_superclip.lab.studies.figures, openclip_superclip.lab.studies.report"
     )
     done = call(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

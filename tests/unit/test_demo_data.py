@@ -13,13 +13,13 @@ from open_clip_train.data import get_wds_dataset
 from support import models
 from torch import nn
 
-from openclip_superclip.demo import measures as measures_module
-from openclip_superclip.demo import natural
-from openclip_superclip.demo import scenes as drawn
-from openclip_superclip.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.demo.measures import describe, fraction_found, measure, measure_natural
-from openclip_superclip.demo.natural import COLOURS, World, vocabulary
-from openclip_superclip.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
+from openclip_superclip.lab.demo import measures as measures_module
+from openclip_superclip.lab.demo import natural
+from openclip_superclip.lab.demo import scenes as drawn
+from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
+from openclip_superclip.lab.demo.measures import describe, fraction_found, measure, measure_natural
+from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
+from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
 
 
 def contents(folder):

@@ -13,12 +13,12 @@ from support.evaluation import errors, evaluate, records
 from support.models import write_random_model
 from support.training_runs import run_superclip
 
-from openclip_superclip.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
 from openclip_superclip.errors import InputError
-from openclip_superclip.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
-from openclip_superclip.evaluation.dense import _overlaps
-from openclip_superclip.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
-from openclip_superclip.studies.study_run import EPOCHS, measure_dense
+from openclip_superclip.lab.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
+from openclip_superclip.lab.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.lab.evaluation.dense import _overlaps
+from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
+from openclip_superclip.lab.studies.study_run import EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
@@ -121,7 +121,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     def run(command, output, *_):
         return run_superclip(command, output, tmp_path), None
 
-    monkeypatch.setattr("openclip_superclip.studies.study_run.run_superclip", run)
+    monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", run)
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
     weights.parent.mkdir(parents=True)

@@ -22,11 +22,11 @@ from support.training_runs import run_ranks
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.data import write_evaluation_data
-from openclip_superclip.demo.scenes import NAMES, scenes
-from openclip_superclip.evaluation.datasets import Data, find_data
-from openclip_superclip.evaluation.intervals import estimate, read_outcomes
-from openclip_superclip.studies.scores import read_scores
+from openclip_superclip.lab.demo.data import write_evaluation_data
+from openclip_superclip.lab.demo.scenes import NAMES, scenes
+from openclip_superclip.lab.evaluation.datasets import Data, find_data
+from openclip_superclip.lab.evaluation.intervals import estimate, read_outcomes
+from openclip_superclip.lab.studies.scores import read_scores
 
 NUM_SCENES = 60
 
@@ -180,7 +180,7 @@ def test_a_result_is_reused_until_something_that_it_depends_on_has_changed(tiny_
     file.with_suffix(".outcomes.npz").unlink()
     assert not is_read()
     with monkeypatch.context() as patch:  # a stop between the two files of another setting
-        patch.setattr("openclip_superclip.evaluation.evaluate.write_json", lambda *_, **__: 1 / 0)
+        patch.setattr("openclip_superclip.lab.evaluation.evaluate.write_json", lambda *_, **__: 1 / 0)
         assert [evaluate(*argv, "--precision", "amp"), num_read(capsys)] == [1, 0]
     assert not is_read()
     torch.save(weights | {"logit_scale": weights["logit_scale"] + 1}, tmp_path / "weights.pt")

@@ -10,11 +10,20 @@ from clip_benchmark.metrics.zeroshot_classification import accuracy, average_pre
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from openclip_superclip.evaluation import intervals
-from openclip_superclip.evaluation.datasets import Features, Settings
-from openclip_superclip.evaluation.intervals import MEAN, PRECISION, RECALL, RMSE, Outcome, difference, estimate, right
-from openclip_superclip.evaluation.metrics import _of_logits, fit_probe
-from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
+from openclip_superclip.lab.evaluation import intervals
+from openclip_superclip.lab.evaluation.datasets import Features, Settings
+from openclip_superclip.lab.evaluation.intervals import (
+    MEAN,
+    PRECISION,
+    RECALL,
+    RMSE,
+    Outcome,
+    difference,
+    estimate,
+    right,
+)
+from openclip_superclip.lab.evaluation.metrics import _of_logits, fit_probe
+from openclip_superclip.lab.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 RNG = np.random.default_rng(0)
 HITS = RNG.random(400) < 0.3

@@ -17,11 +17,11 @@ from support.models import MODELS, SPECIAL_TOKENS, write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.benchmark import head_cost
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
 from openclip_superclip.checkpoints.checkpoint import Checkpoint
 from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
 from openclip_superclip.checkpoints.run_outputs import options_to_keep
+from openclip_superclip.lab.benchmark import head_cost
 from openclip_superclip.openclip import factory
 from openclip_superclip.openclip.options import Training
 

@@ -15,7 +15,7 @@ from PIL import Image
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.inspection import inspect_shard, total_samples
 from openclip_superclip.data.tar_shards import expand
-from openclip_superclip.evaluation.datasets import find_data
+from openclip_superclip.lab.evaluation.datasets import find_data
 
 NUM = 60
 LABELS, FORMATS = ("cat", "dog", "emu"), ("png", "jpg", "ppm")

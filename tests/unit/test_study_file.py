@@ -11,16 +11,16 @@ import torch
 from ruamel.yaml import YAML
 from scipy import stats
 
-from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.errors import InputError
+from openclip_superclip.lab.demo.data import TRAINING_DATA
+from openclip_superclip.lab.studies.results import StudyResults
+from openclip_superclip.lab.studies.scores import PairedDifference
+from openclip_superclip.lab.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
+from openclip_superclip.lab.studies.study_run import StudyRun, measured
+from openclip_superclip.lab.studies.training import StudyTraining
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.recipe import WORDS, read_recipe
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.studies.results import StudyResults
-from openclip_superclip.studies.scores import PairedDifference
-from openclip_superclip.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
-from openclip_superclip.studies.study_run import StudyRun, measured
-from openclip_superclip.studies.training import StudyTraining
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
@@ -168,11 +168,11 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
-    monkeypatch.setattr("openclip_superclip.studies.training.measured", measured)
+    monkeypatch.setattr("openclip_superclip.lab.studies.training.measured", measured)
     call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
     undefined = {"run": "one", "measures": {"zero_shot": float("nan")}}
-    monkeypatch.setattr("openclip_superclip.studies.training.measured", lambda *_: undefined)
+    monkeypatch.setattr("openclip_superclip.lab.studies.training.measured", lambda *_: undefined)
     with pytest.raises(InputError, match="one was measured without a finite zero_shot: "):
         StudyTraining(call).tune()
 
@@ -216,11 +216,11 @@ def measure(folder) -> dict:
 
 @pytest.mark.parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.studies.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr("openclip_superclip.lab.studies.study_run._measure", lambda *_: {"zero_shot": 41.5})
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
-    monkeypatch.setattr("openclip_superclip.studies.study_run._measure", None)
+    monkeypatch.setattr("openclip_superclip.lab.studies.study_run._measure", None)
     assert measure(trained) == first
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
@@ -238,7 +238,7 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
         return 1, 0.0
 
     (trained / "state.json").write_text('{"error": "stopped"}')
-    monkeypatch.setattr("openclip_superclip.studies.study_run.run_superclip", train)
+    monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", train)
     with pytest.raises(InputError, match=f"a failed: {reason}; see"):
         StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "{0..9}.tar", threading.Event())
 
@@ -255,7 +255,7 @@ def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, 
         (trained / "lock").write_text(json.dumps(owner))
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        train = "openclip_superclip.studies.study_run.run_superclip"
+        train = "openclip_superclip.lab.studies.study_run.run_superclip"
         monkeypatch.setattr(train, lambda _, output, *__: (output.write_text("as it may"), 0.0))
     with held, pytest.raises(InputError, match=trainer):
         StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "pairs.csv", threading.Event())

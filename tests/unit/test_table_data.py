@@ -11,12 +11,12 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
+from openclip_superclip.lab.studies.study import study_call
+from openclip_superclip.lab.studies.training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Settings
-from openclip_superclip.studies.study import study_call
-from openclip_superclip.studies.training import run_study
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70

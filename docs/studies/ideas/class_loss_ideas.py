@@ -229,7 +229,7 @@ def open_clip_caption_tokens(args, tokenizer, shared_epoch):
 
 
 if __name__ == "__main__":
-    from openclip_superclip.demo import data, natural
+    from openclip_superclip.lab.demo import data, natural
 
     pool = {"attentional_pool": True, "attn_pooler_queries": 1, "attn_pooler_heads": 4}
     data.write_model(

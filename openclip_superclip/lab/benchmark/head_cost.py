@@ -1,0 +1,278 @@
+"""The cost of the class head on this machine: the loss, alternative implementations, and the training step."""
+
+import argparse
+import functools
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.utils import to_2tuple
+from torch import Tensor
+from tqdm import tqdm
+
+from ...checkpoints.architecture import count_gmacs, expected_head, read_architecture
+from ...checkpoints.model_files import register_model
+from ...environment import check_device, processor, versions
+from ...errors import InputError, reason
+from ...files import make_folder, write_json
+from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss
+from ...openclip import autocast
+from ...openclip.factory import create_model_and_transforms
+from ...pages import markdown_table
+
+PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs without attention's products
+AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
+
+
+def measure_head_cost(options: argparse.Namespace) -> dict:
+    """Measures, writes benchmark.json and returns its content: seconds, bytes and GMACs.
+
+    Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
+    """
+    options.model = register_model(options.model)
+    if "multimodal_cfg" in read_architecture(options.model).model_cfg:
+        raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")
+    options.device = check_device(options.device)
+    make_folder(options.out, "--out")
+    try:
+        report = _measure(options)
+    except RuntimeError as error:
+        killed = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))  # the latter by the kernel
+        if not killed and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"--device {options.device} has too little memory: give a smaller --head-batch, --vocab or --local-batch"
+        ) from error
+    write_json(options.out / "benchmark.json", report)
+    return report
+
+
+def _measure(options: argparse.Namespace) -> dict:
+    device, precision = options.device, AUTOCAST[options.precision]
+    steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}  # first, since it can fail
+    sizes = options.head_batch, options.width, options.vocab, device
+    inputs = make_inputs(*sizes)
+    calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
+    return {
+        "options": {**vars(options), "out": str(options.out)},
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
+            "threads": torch.get_num_threads(),
+            **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
+        },
+        "head_seconds": _in_turns(calls, options.repeats, device, "class loss and gradients"),
+        "head_peak_bytes": {
+            name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
+        },
+        "gmacs": {name: gmacs_of(name) for name in PAPER_HEAD_SHARE},
+        **steps,
+    }
+
+
+def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns the seconds of training steps; InputError if the model cannot be created."""
+    step = options.local_batch, options.device, options.precision, options.grad_checkpointing
+    names = {"OpenCLIP": False, "with --superclip": True}
+    try:
+        steps = {name: make_step(options.model, with_head, *step) for name, with_head in names.items()}
+    except OSError as error:  # its text tower cannot be downloaded
+        raise InputError(f"--model: {options.model} cannot be created ({reason(error)[:200]})") from error
+    return _in_turns(steps, options.step_repeats, options.device, "training step")
+
+
+def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
+    """Returns `count_gmacs` of a model with its class head, without and with attention's own products."""
+    model = read_architecture(model_name).build()
+    head = expected_head(model)
+    return {"without_attention": count_gmacs(model, head, False), "all": count_gmacs(model, head)}
+
+
+def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> list[Tensor]:
+    """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the given sizes.
+
+    Captions have 3 to 30 words, like web captions, and padding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, vocab_size, (batch, context_length), generator=generator)
+    lengths = torch.randint(3, 31, (batch, 1), generator=generator)
+    tokens[torch.arange(context_length) >= lengths] = 0
+    idf = torch.rand(vocab_size, generator=generator) + 1
+    idf[0] = 0
+    features = torch.randn(batch, width, generator=generator)
+    weight = torch.randn(vocab_size, width, generator=generator) * width**-0.5
+    leaves = [tensor.to(device).requires_grad_() for tensor in (features, weight, torch.zeros(vocab_size))]
+    return [*leaves, tokens.to(device), idf.to(device)]
+
+
+@torch.no_grad()
+def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
+    """Computes the matrix products of every implementation: logits, gradient of input, gradient of weight."""
+    device = features.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    features, weight = features.to(dtype), weight.to(dtype)
+    logits = features @ weight.T  # [B, V]
+    features.grad = logits @ weight
+    weight.grad = logits.T @ features
+
+
+def _sparse(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
+    """Computes loss and gradients from the captions' tokens by autograd: no dense target, but dense logits."""
+    logits = F.linear(features, weight, bias).float()  # [B, V]
+    labels, _ = tokens.sort(dim=1)
+    weights = idf[labels]
+    weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
+    target = F.normalize(weights, p=1, dim=1)  # [B, L]
+    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - (target * logits.gather(1, labels)).sum(dim=1)
+    losses.mean().backward()
+
+
+CONTENDERS: dict[str, Callable[..., None]] = {
+    "three products": _products,
+    # The definition, on dense [B, V] targets, as in the authors' formula.
+    "dense targets": lambda *inputs: plain_class_loss(*inputs).mean().backward(),
+    "sparse targets": _sparse,
+    "class_loss": lambda *inputs: class_loss(*inputs).mean().backward(),
+}
+
+
+def compute(name: str, inputs: list[Tensor], autocast: torch.dtype | None = None) -> None:
+    """Runs a contender with cleared gradients, under autocast if a dtype is given."""
+    for leaf in inputs[:3]:
+        leaf.grad = None
+    with torch.autocast(inputs[0].device.type, dtype=autocast, enabled=autocast is not None):
+        CONTENDERS[name](*inputs)
+
+
+def _prepared_head(name: str, batch: int, width: int, vocab_size: int, device: str, autocast: torch.dtype | None):
+    return functools.partial(compute, name, make_inputs(batch, width, vocab_size, device), autocast)
+
+
+def make_step(
+    model_name: str, with_head: bool, batch: int, device: str, precision: str, grad_checkpointing: bool
+) -> Callable[[], None]:
+    """Returns a function that makes one step on random images and captions: forward, loss, backward, AdamW."""
+    torch.manual_seed(0)
+    create = create_model_and_transforms if with_head else open_clip.create_model_and_transforms
+    model, _, _ = create(model_name, precision=precision, device=device, output_dict=True)
+    if grad_checkpointing:
+        model.set_grad_checkpointing()
+    loss = SuperCLIPLoss(open_clip.ClipLoss()) if with_head else open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(model.parameters())
+    in_precision = autocast(precision, torch.device(device).type)
+    images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
+    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    length = read_architecture(model_name).model_cfg["text_cfg"].get("context_length", 77)  # of OpenCLIP's tokenizer
+    texts = torch.randint(1, min(1000, vocab_size), (batch, length), device=device)
+    texts[:, 20:] = 0
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with in_precision():
+            losses = loss(**model(images, texts), output_dict=True)
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def _in_turns(calls: dict[str, Callable[[], None]], repeats: int, device: str, desc: str) -> dict[str, list[float]]:
+    """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    seconds = {name: [] for name in calls}
+    for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
+        for name, call in calls.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str) -> int:
+    """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory before the call.
+
+    On the CPU both run in a fresh process; on CUDA the allocator's peak is used.
+    """
+    if device.startswith("cuda"):
+        call = function(*args)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(_peak_here, torch.get_num_threads(), function, *args).result()
+
+
+def _peak_here(num_threads: int, function: Callable, *args) -> int:
+    torch.set_num_threads(num_threads)
+    call = function(*args)
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _peak()
+    call()
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Returns the peak memory of this process in bytes."""
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def head_cost_tables(report: dict) -> str:
+    """Returns a benchmark's tables in Markdown, each with a caption."""
+    parts = [_loss_table(report), _gmacs_table(report)]
+    if "step_seconds" in report:
+        medians = {name: statistics.median(seconds) for name, seconds in report["step_seconds"].items()}
+        rows = [
+            [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"] for name, median in medians.items()
+        ]
+        table = markdown_table(["", "ms", "× OpenCLIP's"], rows)
+        title = "A training step of {model} at local batch {local_batch}, {precision}, median of {step_repeats}"
+        parts.insert(1, f"{title.format(**report['options'])}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _loss_table(report: dict) -> str:
+    options, machine, peaks = report["options"], report["machine"], report["head_peak_bytes"]
+    medians = {name: statistics.median(seconds) for name, seconds in report["head_seconds"].items()}
+    rows = [
+        [
+            name, f"{1000 * median:,.0f}", f"{median / medians['three products']:.2f}", f"{peaks[name] / 2**20:,.0f}",
+            f"{peaks[name] / peaks['dense targets']:.0%}",
+        ]
+        for name, median in medians.items()
+    ]  # fmt: skip
+    heads = ["", "ms", "× the three products", "peak MiB above the inputs", "of dense targets'"]
+    return (
+        f"Loss and gradients of {options['head_batch']:,} captions, width {options['width']:,}, vocabulary "
+        f"{options['vocab']:,}, {options['precision']}, {machine['device']}, {machine['threads']} thread(s), median of "
+        f"{options['repeats']}:\n\n{markdown_table(heads, rows)}"
+    )
+
+
+def _gmacs_table(report: dict) -> str:
+    rows = []
+    for name, counts in report["gmacs"].items():
+        for label, gmacs in (("", counts["without_attention"]), (", attention's products included", counts["all"])):
+            towers = [f"{gmacs[part]:.3f}" for part in ("vision", "text", "head")]
+            paper = "–" if label else f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
+            added = gmacs["head"] / (gmacs["vision"] + gmacs["text"])
+            rows.append([f"{name}{label}", *towers, f"+{added:.3%}", paper])
+    heads = ["", "vision", "text", "head", "head adds", "by the paper's count"]
+    return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"

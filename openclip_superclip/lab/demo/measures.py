@@ -1,0 +1,182 @@
+"""Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear probe."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from open_clip import build_zero_shot_classifier
+from PIL import Image
+from torch import Tensor, nn
+
+from ...openclip import retrieval_metrics
+from . import natural
+from .scenes import DESIGNERS, NAMES, Scene, different, different_scenes, names_of, scenes
+
+BATCH_SIZE = 250
+OpenedModel = tuple[nn.Module, Callable, Callable]  # on the CPU, in evaluation mode; its preprocess and tokenizer
+
+
+def measure(
+    opened: OpenedModel,
+    split: str = "test",
+    seed: int = 0,
+    num_scenes: int = 1000,
+    num_probe_scenes: int = 2000,
+    designers: Sequence[str] = DESIGNERS,
+    trained_on: Sequence[str] = DESIGNERS,
+) -> dict[str, float]:
+    """Returns the measures of a model on scenes of a split, in percent.
+
+    zero_shot: top-1 accuracy on scenes with one object, over all names.
+    image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at least two objects.
+    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
+    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes by the
+        designers `trained_on`.
+    """
+    singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
+    groups = different_scenes(num_scenes, seed, split, designers)
+    probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
+    return _measure(opened, singles, groups, probe_scenes, names_of(designers))
+
+
+def _measure(
+    opened: OpenedModel,
+    singles: Sequence[Scene],
+    groups: Sequence[Scene],
+    probe_scenes: Sequence[Scene],
+    names: Sequence[str],
+    templates: Sequence[str] = ("{}",),
+    **more_texts: str,
+) -> dict[str, float]:
+    """Returns the measures of `measure`.
+
+    `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their names.
+    """
+    model, preprocess, tokenizer = opened
+    retrieval = {}
+    with torch.inference_mode():
+        classifier = name_classifier(model, tokenizer, names, templates)  # [D, N]
+        single_features, group_features, probe_features = (
+            scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
+        )  # [S, D]
+        for text, kind in ({"text": "long"} | more_texts).items():
+            of_text = encode(model.encode_text, tokenizer, [scene.captions[kind] for scene in groups])
+            found = retrieval_metrics(group_features, of_text)
+            retrieval[f"image_to_{text}_R@1"] = 100 * float(found["image_to_text_R@1"])
+            retrieval[f"{text}_to_image_R@1"] = 100 * float(found["text_to_image_R@1"])
+    group_labels = object_labels(groups, names)
+    probe = fit_probe(probe_features, object_labels(probe_scenes, names))
+    return {
+        "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, names)),
+        **retrieval,
+        "tagging": fraction_found(group_features @ classifier, group_labels),
+        "linear_probe": fraction_found(probe(group_features), group_labels),
+    }
+
+
+def measure_natural(
+    opened: OpenedModel,
+    split: str = "test",
+    seed: int = 0,
+    scenes_per_concept: int = 5,
+    num_scenes: int = 1000,
+    num_probe_scenes: int = 3000,
+) -> dict[str, float]:
+    """Returns a model's measures on the held-out scenes of a seed, in percent.
+
+    zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for each concept. The split
+        "tune", for tuning learning rates, uses the training designers instead.
+    new_combinations: top-1 accuracy over all pairs of a colour and a name, on scenes with one object in a colour in
+        which training never shows it.
+    image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets of at least two
+        objects that training never shows.
+    image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
+    tagging, linear_probe: as in `measure`.
+    """
+    model, preprocess, tokenizer = opened
+    world = natural.World(seed)
+    designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
+    order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
+    singles = [world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)]
+    pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
+    is_new = torch.tensor([world.is_new(*pair) for pair in pairs])
+    new = [
+        world.scene(split, place, (1,), concept=pairs[place][0], colour=pairs[place][1])
+        for place in is_new.nonzero()[:, 0].tolist()
+    ]
+    groups = different(num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean")
+    probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
+    phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
+    with torch.inference_mode():
+        of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
+        new_features = scene_features(model, preprocess, new)  # [S, D]
+    texts = {"text": "clean", "long_text": "long"}
+    found = _measure(opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, **texts)
+    found["new_combinations"] = fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new])
+    return {name: found[name] for name in natural.MEASURES}
+
+
+def describe(opened: OpenedModel) -> list[tuple[Image.Image, list[str], list[str]]]:
+    """Returns six scenes with at least two objects: the image, its k objects and the k most similar names."""
+    model, preprocess, tokenizer = opened
+    groups = different_scenes(6, 0, "test")
+    with torch.inference_mode():
+        scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
+    ranked = scores.argsort(dim=1, descending=True).tolist()
+    return [
+        (scene.image, scene.objects, [NAMES[name] for name in names[: len(scene.objects)]])
+        for scene, names in zip(groups, ranked, strict=True)
+    ]
+
+
+def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:
+    """Returns 1 for each scene and name of an object in it, else 0, float32 [S, N]."""
+    return torch.tensor([[float(name in scene.objects) for name in names] for scene in shown])
+
+
+def fraction_found(scores: Tensor, labels: Tensor) -> float:
+    """Returns the mean fraction of a scene's k objects that are among its k highest scores [S, N], in percent."""
+    labels = labels.double()
+    num_objects = labels.sum(dim=1, keepdim=True)  # [S, 1]
+    by_rank = labels.gather(1, scores.argsort(dim=1, descending=True))  # [S, N]
+    among_best = torch.arange(labels.shape[1]) < num_objects  # [S, N]
+    return 100 * ((by_rank * among_best).sum(dim=1) / num_objects.squeeze(1)).mean().item()
+
+
+def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> Callable[[Tensor], Tensor]:
+    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by L-BFGS from zero."""
+    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
+    inputs = (features - mean) / std  # L-BFGS converges slowly on features with a small variance
+    weight = torch.zeros(labels.shape[1], features.shape[1], requires_grad=True)  # [N, D]
+    bias = torch.zeros(labels.shape[1], requires_grad=True)  # [N]
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(inputs, weight, bias)  # [S, N]
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
+        loss = loss + weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return lambda features: F.linear((features - mean) / std, weight.detach(), bias.detach())
+
+
+def name_classifier(
+    model: nn.Module, tokenizer: Callable, names: Sequence[str] = NAMES, templates: Sequence[str] = ("{}",)
+) -> Tensor:
+    """Returns OpenCLIP's zero-shot classifier of the names, [D, N]. By default, the prompts are the plain names."""
+    return build_zero_shot_classifier(model, tokenizer, names, templates).float()
+
+
+def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
+    """Returns the normalized image features of the scenes, [S, D]."""
+    return encode(model.encode_image, lambda batch: torch.stack([preprocess(one.image) for one in batch]), shown)
+
+
+def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:
+    """Returns the normalized features of the items, float32 [S, D]."""
+    batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    return torch.cat([encoder(prepare(batch), normalize=True).float() for batch in batches])

@@ -1,0 +1,66 @@
+"""The web page of `superclip words --serve`, which shows the words in an image and their locations."""
+
+import threading
+from pathlib import Path
+
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
+
+from ...data.images import load_image
+from ...errors import listed
+from ...pages import data_url, html_template
+from .tag_images import as_model_sees
+from .tagger import FULL_BAR, SHORTEST, Tagger, lexicon
+
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def words_app(tagger: Tagger, model: str) -> Starlette:
+    """Returns the application, which writes no files and discards each image after its response."""
+    html = html_template(Path(__file__).with_name("word_map.html")).render(
+        model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
+    )  # fmt: skip
+    one_at_a_time = threading.Lock()  # images and the logits of all patches take much memory
+
+    def page(_: Request) -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+    async def words(request: Request) -> JSONResponse:
+        return await run_in_threadpool(answer, await request.body(), request.query_params.get("words", ""))
+
+    def answer(content: bytes, typed: str) -> JSONResponse:
+        with one_at_a_time:
+            found = answer_to(tagger, content, typed)
+        return JSONResponse(found, 422 if "error" in found else 200)
+
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # against DNS rebinding
+    return Starlette(routes=[Route("/", page), Route("/words", words, methods=["POST"])], middleware=[hosts])
+
+
+def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
+    """Returns an image as the model sees it and its words, or an error, given the content of its file.
+
+    `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
+    """
+    image, reason = load_image(content, SHORTEST)
+    if image is None:
+        return {"error": reason}
+    opened = tagger.opened
+    if words := [" ".join(word.split()) for word in typed.split(",") if word.strip()]:
+        tagger = Tagger(opened, lexicon(words, opened.tokenizer, len(opened.token_weights)))
+        if not tagger.lexicon.words:
+            return {"error": f"the model's tokenizer has no tokens for {listed(words)}"}
+    shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
+    return {
+        "image": data_url(Image.fromarray(shown)),
+        "words": [seen._asdict() | {"map": seen.map.tolist()} for seen in tagger.tag(image)],
+    }
