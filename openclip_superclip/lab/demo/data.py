@@ -77,7 +77,6 @@ class TrainingData(NamedTuple):
     designers: Sequence[str] = drawn.DESIGNERS
     seed: int = 0
     vision: Mapping[str, object] = RESNET  # vision_cfg of the model's configuration
-    kind: natural.Kind = natural.LONG_TAIL  # of data with {seed}
 
     @property
     def shards(self) -> str:
@@ -94,7 +93,6 @@ SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
     TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT),
     TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
-    TrainingData("data/transfer-{seed}", model="natural-vit", vision=SMALL_VIT, kind=natural.CLEAN),
 )
 
 
@@ -104,11 +102,8 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
     if "{seed}" in data.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
         for seed in seeds:
-            world = natural.World(seed, data.kind)
-            facts = {"natural": natural.VERSION, "seed": seed}
+            world, facts = natural.World(seed), {"natural": natural.VERSION, "seed": seed}
             facts |= {"num_samples": num_samples, "samples_per_shard": SHARD_SIZE}
-            if data.kind != natural.LONG_TAIL:
-                facts["kind"] = list(data.kind)
             shown = (world.scene("train", index) for index in range(num_samples))
             drawn.write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
         return model, f"{folder / data.shards}"

@@ -117,34 +117,6 @@ def measure_natural(
     return {name: found[name] for name in natural.MEASURES}
 
 
-def measure_transfer(
-    opened: OpenedModel,
-    split: str = "test",
-    seed: int = 0,
-    scenes_per_concept: int = 20,
-    num_scenes: int = 1000,
-    num_probe_scenes: int = 3000,
-) -> dict[str, float]:
-    """Returns a model's measures on the clean data of a seed, in percent: those of `measure`, twice.
-
-    The scenes are drawn by the unseen designer, and, with the prefix `seen_`, by the training designers. In the split
-    "tune", for tuning learning rates, the training designers draw both.
-    """
-    world = natural.World(seed, natural.CLEAN)
-    probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
-    order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
-    found = {}
-    for prefix, designers in {"": natural.UNSEEN_DESIGNERS, "seen_": natural.TRAINING_DESIGNERS}.items():
-        if split == "tune":
-            designers = natural.TRAINING_DESIGNERS
-        singles = [world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)]
-        groups = (world.scene(split, index, (2, 3), designers) for index in count())
-        groups = different(num_scenes, groups, caption="short")
-        scores = _measure(opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, text="short")
-        found |= {f"{prefix}{name}": scores[name] for name in natural.BY_DESIGNERS}
-    return found
-
-
 def describe(opened: OpenedModel) -> list[tuple[Image.Image, list[str], list[str]]]:
     """Returns six scenes with at least two objects: the image, its k objects and the k most similar names."""
     model, preprocess, tokenizer = opened

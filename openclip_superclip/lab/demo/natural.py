@@ -39,22 +39,8 @@ MEASURES = (
     "zero_shot", "new_combinations", "image_to_text_R@1", "text_to_image_R@1", "image_to_long_text_R@1",
     "long_text_to_image_R@1", "tagging", "linear_probe",
 )  # fmt: skip
-BY_DESIGNERS = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
-TRANSFER_MEASURES = (*BY_DESIGNERS, *(f"seen_{name}" for name in BY_DESIGNERS))  # by the unseen designer; by the others
 TEMPLATES = ("a {}", "the {}", "a drawing of a {}")  # for zero-shot classification
 UNKNOWN = "something"  # in captions that name no object
-
-
-class Kind(NamedTuple):
-    """What distinguishes one sort of data from another."""
-
-    num_concepts: int = NUM_CONCEPTS
-    has_long_tail: bool = True  # otherwise all concepts are equally frequent
-    is_careless: bool = True  # otherwise captions name every object and no other
-
-
-LONG_TAIL = Kind()
-CLEAN = Kind(num_concepts=100, has_long_tail=False, is_careless=False)
 
 
 class Concept(NamedTuple):
@@ -91,16 +77,13 @@ def vocabulary() -> list[str]:
 class World:
     """The concepts of a seed, most frequent first, and its scenes."""
 
-    def __init__(self, seed: int, kind: Kind = LONG_TAIL):
+    def __init__(self, seed: int):
         self.seed = seed
-        self.kind = kind
         concepts = list(all_concepts())
         random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
-        self.concepts = concepts[: kind.num_concepts]
+        self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
-        weights = [1] * kind.num_concepts
-        if kind.has_long_tail:
-            weights = [10**9 // (rank + 10) for rank in range(1, kind.num_concepts + 1)]  # Zipf-Mandelbrot law
+        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))  # Zipf-Mandelbrot law
         self.cumulative = list(itertools.accumulate(weights))
 
     def is_new(self, concept: Concept, colour: str) -> bool:
@@ -153,13 +136,8 @@ class World:
         return rng.choice(known) if known and not rng.randrange(3) else None
 
     def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
-        """Returns a caption that names each object with probability 2/3. One in five names a false object.
-
-        In data that is not careless, it names all objects and no false one.
-        """
+        """Returns a caption that names each object with probability 2/3. One in five names a false object."""
         named = [thing for thing in things if rng.randrange(3)]
-        if not self.kind.is_careless:
-            clean, named = True, list(things)
         if clean and not named:
             named = [rng.choice(things)]
         rng.shuffle(named)

@@ -29,7 +29,6 @@ MEASURES = {  # by what measures a run: its measures
     "unseen-drawings": OF_SCENES,  # on scenes drawn by a designer that no training shows
     "second-draw": OF_SCENES,  # on scenes of another 100 objects, which its training shows too
     "natural": natural.MEASURES,  # on the data set `natural`, another one for each seed
-    "transfer": natural.TRANSFER_MEASURES,  # on clean data, another one for each seed
     "dense-scenes": ("mIoU", "depth_RMSE"),  # on the scenes' pixels, by `superclip evaluate --suite dense`
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),  # OpenCLIP's, --val-data
 }
