@@ -166,7 +166,7 @@ def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(wor
 
 
 VOCABULARIES = {
-    "natural": (vocabulary(), NATURAL[0].vision, natural.CONTEXT),
+    "natural": (vocabulary(), NATURAL.vision, natural.CONTEXT),
     "scenes": (names_of(DESIGNERS),),
     "scenes of other designers": (names_of(SECOND_DESIGNERS),),
 }

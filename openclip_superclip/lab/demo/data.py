@@ -71,7 +71,7 @@ NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batc
 class TrainingData(NamedTuple):
     """A model and its training scenes. Paths are relative to the demo's folder."""
 
-    folder: str  # contains {seed} for the data set `natural`, which differs for each seed
+    folder: str  # contains {seed} if each seed has other scenes, as in the data set `natural`
     model: str = "model"
     caption: str = "long"  # "long" names all objects of a scene, "short" one of them
     designers: Sequence[str] = drawn.DESIGNERS
@@ -83,23 +83,27 @@ class TrainingData(NamedTuple):
         return f"{self.folder}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
 
 
-SCENES, SHORT_CAPTIONS, SECOND_DRAW, FOR_VIT, *NATURAL = TRAINING_DATA = (
-    TrainingData("data/scenes"),
+SCENES = TrainingData("data/scenes")
+SECOND_DRAW = TrainingData("data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1)
+NATURAL = TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT)
+TRAINING_DATA = (
+    SCENES,
     TrainingData("data/scenes-short", caption="short"),
-    TrainingData("data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1),
+    SECOND_DRAW,
     TrainingData("data/scenes", model="model-vit", vision=VIT),
+    TrainingData("data/scenes-{seed}", model="model-vit", vision=VIT),
     TrainingData("data/scenes", model="model-vit-average", vision={**VIT, "pool_type": "avg"}),
     TrainingData("data/scenes", model="model-vit-deep", vision={**VIT, "layers": 8, "width": 64}),
-    TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT),
+    NATURAL,
     TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
 )
 
 
 def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
-    """Writes a model and shards, of `natural` for each seed, and returns the values of --model and --train-data."""
+    """Writes a model and shards, for each seed if they differ, and returns the values of --model and --train-data."""
     num_samples = NUM_SHARDS * SHARD_SIZE
-    if "{seed}" in data.folder:
+    if data.folder == NATURAL.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
         for seed in seeds:
             world, facts = natural.World(seed), {"natural": natural.VERSION, "seed": seed}
@@ -108,8 +112,12 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
             drawn.write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
         return model, f"{folder / data.shards}"
     model = write_model(folder / data.model, drawn.names_of(data.designers), data.vision)
-    place, kind = folder / data.folder, data.caption
-    return model, drawn.write_shards(place, num_samples, data.seed, SHARD_SIZE, kind, designers=data.designers)
+    if "{seed}" not in data.folder:
+        seeds = [data.seed]
+    for seed in seeds:
+        shards = folder / data.folder.format(seed=seed)
+        drawn.write_shards(shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers)
+    return model, f"{folder / data.shards}"
 
 
 def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> dict[str, Path]:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from ...openclip import retrieval_metrics
 from . import natural
-from .scenes import DESIGNERS, NAMES, Scene, different, different_scenes, names_of, scenes
+from .scenes import (
+    DESIGNERS,
+    NAMES,
+    UNSEEN_DESIGNERS,
+    Scene,
+    different,
+    different_scenes,
+    names_of,
+    scenes,
+)  # fmt: skip
 
 BATCH_SIZE = 250
 OpenedModel = tuple[nn.Module, Callable, Callable]  # on the CPU, in evaluation mode; its preprocess and tokenizer
@@ -73,6 +82,16 @@ def _measure(
         "tagging": fraction_found(group_features @ classifier, group_labels),
         "linear_probe": fraction_found(probe(group_features), group_labels),
     }
+
+
+def measure_transfer(opened: OpenedModel, split: str = "test", seed: int = 0, **sizes: int) -> dict[str, float]:
+    """Returns the measures of `measure` on a seed's scenes by the unseen designer, and on the others as seen_NAME.
+
+    The sizes are those of `measure`. In both cases, the linear probe is fitted to scenes by the training designers.
+    """
+    unseen = measure(opened, split, seed, designers=UNSEEN_DESIGNERS, **sizes)
+    seen = measure(opened, split, seed, **sizes)
+    return unseen | {f"seen_{name}": score for name, score in seen.items()}
 
 
 def measure_natural(

@@ -27,6 +27,7 @@ OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "
 MEASURES = {  # by what measures a run: its measures
     "demo": OF_SCENES,
     "unseen-drawings": OF_SCENES,  # on scenes drawn by a designer that no training shows
+    "transfer": (*OF_SCENES, *(f"seen_{name}" for name in OF_SCENES)),  # both, on other scenes for each seed
     "second-draw": OF_SCENES,  # on scenes of another 100 objects, which its training shows too
     "natural": natural.MEASURES,  # on the data set `natural`, another one for each seed
     "dense-scenes": ("mIoU", "depth_RMSE"),  # on the scenes' pixels, by `superclip evaluate --suite dense`

@@ -154,6 +154,8 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
     model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
     if measures == "natural":
         return on_scenes.measure_natural(model, split=run.split, seed=run.seed)
+    if measures == "transfer":
+        return on_scenes.measure_transfer(model, run.split, run.seed)
     second = SECOND_DRAW.designers
     options = {
         "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
