@@ -17,9 +17,10 @@ from openclip_superclip.lab.demo import measures as measures_module
 from openclip_superclip.lab.demo import natural
 from openclip_superclip.lab.demo import scenes as drawn
 from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.lab.demo.measures import describe, fraction_found, measure, measure_natural
+from openclip_superclip.lab.demo.measures import describe, fraction_found, measure, measure_natural, measure_transfer
 from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
+from openclip_superclip.lab.studies.study import MEASURES
 
 
 def contents(folder):
@@ -120,6 +121,22 @@ def test_a_model_that_knows_the_objects_measures_100():
     )
     for _, names, predicted in describe((oracle, oracle.preprocess, oracle.tokenizer)):
         assert sorted(names) == sorted(predicted)
+
+
+def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_chance():
+    known = [*scenes(50, 7, "tune", num_objects=(1,)), *different_scenes(50, 7, "tune"), *scenes(1000, 7)]
+    unseen = [
+        *scenes(50, 7, "tune", num_objects=(1,), designers=drawn.UNSEEN_DESIGNERS),
+        *different_scenes(50, 7, "tune", drawn.UNSEEN_DESIGNERS),
+    ]
+    texts = {scene.image.tobytes(): "something" for scene in unseen}
+    texts |= {scene.image.tobytes(): scene.captions["long"] for scene in known}
+    oracle = Oracle([*NAMES, "something"], texts)
+    opened = (oracle, oracle.preprocess, oracle.tokenizer)
+    found = measure_transfer(opened, "tune", 7, num_scenes=50, num_probe_scenes=1000)
+    assert tuple(found) == MEASURES["transfer"]
+    assert min(score for name, score in found.items() if name.startswith("seen_")) == pytest.approx(100)
+    assert max(found["zero_shot"], found["tagging"], found["text_to_image_R@1"]) < 15
 
 
 def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, monkeypatch):
