@@ -21,8 +21,10 @@ ARMS = {  # of vit_samples: the name in vit, and the colour
 
 def draw_evidence(found: list[Comparison]) -> bytes:
     """Draws the difference of each claim in points, with its 95 % interval; without −52 for dual captions."""
-    rows = [(claim, tested(claim, found)) for claim in CLAIMS if not claim.flaw and claim.measure != "depth_RMSE"]
-    rows = [(claim, one) for claim, one in rows if one and "doubling" not in one.name and one.mean > -40]
+    rows = [(claim, tested(claim, found)) for claim in CLAIMS if claim.measure != "depth_RMSE"]
+    rows = [
+        (claim, one) for claim, one in rows if one and not one.flaw and "doubling" not in one.name and one.mean > -40
+    ]
     figure, axes = plt.subplots(figsize=(10.4, 0.24 * len(rows) + 1), layout="constrained")
     for place, (claim, one) in enumerate(rows):
         color = COLORS.get(one.verdict(claim.sign), GREY)
