@@ -1,4 +1,4 @@
-"""Chooses pairs of images and captions for validation, so that no image and no caption is on both sides."""
+"""Holds out pairs for validation, so that no image and no caption is on both sides of the split."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ NUM_THREADS = 8  # that read images
 
 
 def image_digests(paths: Iterable[str]) -> dict[str, str]:
-    """Returns a digest of the content of each image, or the path itself for a file that cannot be read."""
+    """Returns a digest of each image's content, or the path itself for an unreadable file."""
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         digests = pool.map(_digest, paths)
@@ -36,10 +36,11 @@ def _digest(path: str) -> str:
 def held_out(images: Sequence[str], captions: Sequence[str], fraction: float, flag: str) -> list[bool]:
     """Returns for each pair whether it is held out for validation.
 
-    Pairs that share an image or a caption, directly or through other pairs, form a group, and a group is on one side.
-    Captions that differ only in case or white space are equal. Groups are taken in an order that depends on their
-    content alone, until `fraction` of the pairs with a caption is held out; a group that would exceed the fraction is
-    left for training. Paths and the order of the pairs do not matter, and adding pairs changes the side of few others.
+    Pairs that share an image or a caption, directly or through other pairs, form a group, and a
+    group is on one side. Captions that differ only in case or white space are equal. Groups are
+    held out in an order that depends on their content alone, until `fraction` of the pairs with a
+    caption is reached; groups that would exceed it are left for training. Paths and the order of
+    the pairs do not matter, and adding pairs changes the side of few others.
 
     Args:
         images: digests of the images, as `image_digests` returns them.
@@ -55,21 +56,25 @@ def held_out(images: Sequence[str], captions: Sequence[str], fraction: float, fl
     num_pairs = sizes.total()
     if len(sizes) < 2:
         raise InputError(
-            f"{flag} is {fraction}: {num_pairs:,} pairs cannot be split, because all of them share images or captions; "
-            f"expected different images and captions, or {flag} 0 and other data for validation"
+            f"{flag} is {fraction}: the pairs cannot be split, because all {num_pairs:,} of them "
+            "share images or captions; expected different images and captions, or "
+            f"{flag} 0 and other data for validation"
         )
     keys: dict[int, str] = {}
     for group, image in zip(groups, images, strict=True):
         keys[group] = min(keys.get(group, image), image)
-    order = sorted(sizes, key=lambda group: hashlib.sha256(keys[group].encode(errors="replace")).digest())
+
+    def place(group: int) -> bytes:
+        return hashlib.sha256(keys[group].encode(errors="replace")).digest()
+
     wanted = min(max(round(fraction * num_pairs), 1), num_pairs - 1)
     chosen, num_chosen = set(), 0
-    for group in order:
+    for group in sorted(sizes, key=place):
         if num_chosen + sizes[group] <= wanted:
             chosen.add(group)
             num_chosen += sizes[group]
     if not chosen:  # every group is larger than the fraction
-        chosen.add(min(order, key=sizes.get))
+        chosen.add(min(sorted(sizes, key=place), key=sizes.get))
     return [group in chosen for group in groups]
 
 

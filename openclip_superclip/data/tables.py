@@ -5,6 +5,7 @@ import csv
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
-from .images import image_problem
+from .images import check_image, ignored_warning
 from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
@@ -84,6 +85,7 @@ class TableReport:
     num_long: int = 0  # rows with a long caption, if one is read
     num_decoded: int = 0  # images
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # row from 1, image, and why it cannot be read
+    ignored: Counter = field(default_factory=Counter)  # numbers of images by what OpenCLIP ignores
     warnings: list[str] = field(default_factory=list)  # of `check_table`
 
     def num_trained(self, config: Config) -> int:
@@ -98,7 +100,7 @@ def check_table(
     batch_size: int,
     world_size: int,
     flag: str = "--train-data",
-    max_decoded: int = MAX_DECODED,
+    max_decoded: int | None = MAX_DECODED,
     accum_freq: int = 1,
     tolerated: float = 0.0,
 ) -> TableReport:
@@ -140,6 +142,7 @@ def check_table(
             "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
             "out"
         )
+    table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
     return table
 
 
@@ -163,8 +166,13 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
     chosen = images[::stride]
     table.num_decoded = len(chosen)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        problems = tqdm(pool.map(image_problem, chosen), "reading images", len(chosen), unit=" images", disable=None)
-        table.bad = [(n * stride + 1, chosen[n], problem) for n, problem in enumerate(problems) if problem]
+        checks = pool.map(check_image, chosen)
+        bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
+        for index, check in enumerate(bar):
+            if check.problem:
+                table.bad.append((index * stride + 1, chosen[index], check.problem))
+            if check.ignored:
+                table.ignored[check.ignored] += 1
     return table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..checkpoints.model_files import openclip_name
 from ..data import inspection
 from ..data.slices import Split, equal_sizes
-from ..data.tables import MAX_DECODED, check_table, is_table, read_table
+from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..errors import InputError, Rule, check, reason
 from ..files import content_digest, read_json, write_json
@@ -204,14 +204,13 @@ class Run:
         Unless `full`, it reads only the first and the last shard or, of a table, up to 10,000 images.
         """
         if self.is_table:
-            bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
-            most = 0 if full else MAX_DECODED  # all images are decoded below
-            of_run = self.batch_size, self.world_size, "--data", most
-            tolerated = self.settings.unreadable_max
-            report = check_table(self.data, columns, config, *of_run, tolerated=tolerated)
-            if full:
-                table = read_table(self.data, columns, config, "--data", None)
-                bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
+            report = check_table(
+                self.data, self.recipe.columns, self.recipe.caption_config, self.batch_size, self.world_size, "--data",
+                max_decoded=None if full else MAX_DECODED, tolerated=1.0 if full else self.settings.unreadable_max,
+            )  # fmt: skip
+            bad = (
+                [{"shard": image, "row": row, "problem": problem} for row, image, problem in report.bad] if full else []
+            )
             rows = self.recipe.data_samples
             checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": report.warnings}
         else:
