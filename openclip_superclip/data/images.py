@@ -126,6 +126,11 @@ def as_trained(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
+    """Returns the pixels of an opened image that OpenCLIP trains on, and what it ignores."""
+    return as_trained(image), ignored_property(image)
+
+
 class ImageCheck(NamedTuple):
     """Why an image cannot be read, and what OpenCLIP ignores in it; both may be ""."""
 

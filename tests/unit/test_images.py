@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip_train.data import CsvDataset
 from PIL import ExifTags, Image
 from support.data import IMAGE
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.data.images import as_seen, check_image, open_image
 from openclip_superclip.data.inspection import inspect
+from openclip_superclip.data.tables import Columns
+from openclip_superclip.lab.audit.reading import open_data, read_in_batches
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}
@@ -132,6 +137,22 @@ def test_transparent_pixels_become_white_in_shards_and_images_are_counted_once(t
     stored = {sample["png"] for sample in webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar") if "png" in sample}
     pixels = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[0] for image in stored]
     assert sorted(row[-1].tolist() for row in pixels) == [[200, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_an_audit_reads_exactly_the_pixels_that_openclip_trains_on(name, tmp_path):
+    (tmp_path / "image").write_bytes(PROPERTIES[name][0])
+    (tmp_path / "pairs.csv").write_text(f"filepath,title\n{tmp_path}/image,a cat\n")
+    with webdataset.TarWriter(str(tmp_path / "0.tar")) as tar:
+        tar.write({"__key__": "0", "png": PROPERTIES[name][0], "txt": "a cat"})
+    preprocess = image_transform_v2(PreprocessCfg(size=12), is_train=False)
+    of_table = CsvDataset(tmp_path / "pairs.csv", preprocess, "filepath", "title", ",", tokenizer=list)
+    samples = webdataset.WebDataset(f"{tmp_path}/0.tar", shardshuffle=False).decode("pilrgb")
+    trained = {"pairs.csv": of_table[0][0], "0.tar": preprocess(next(iter(samples))["png"])}
+    for file, pixels in trained.items():
+        data = open_data(str(tmp_path / file), Columns(","))
+        ((pair,),) = read_in_batches(data.pairs(), preprocess, batch_size=1, threads=1)
+        assert torch.equal(pair.image, pixels)
 
 
 WARNING = "other pixels than a viewer shows: 3 × transparent; superclip shards converts them"

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from ...data.images import load_image
+from ...data.images import as_trained, read_image
 from ...errors import listed
 from ...pages import data_url, html_template
 from .tag_images import as_model_sees
-from .tagger import FULL_BAR, SHORTEST, Tagger, lexicon
+from .tagger import FULL_BAR, Tagger, lexicon
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -51,7 +51,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
 
     `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
     """
-    image, reason = load_image(content, SHORTEST)
+    image, reason = read_image(content, as_trained)
     if image is None:
         return {"error": reason}
     opened = tagger.opened
