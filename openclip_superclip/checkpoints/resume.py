@@ -35,7 +35,7 @@ HARMLESS = (
     "superclip_word_course", "superclip_accept_changes",
     # added to the parsed options by OpenCLIP or this package
     "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
-    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options",
+    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options", "images_checked",
 )  # fmt: skip
 DIGEST = "sha256:"
 

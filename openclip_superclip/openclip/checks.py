@@ -233,7 +233,7 @@ def check_data(training: Training) -> list[str]:
     caption = caption or "txt"
     if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
         caption = ""  # OpenCLIP 4 reads other images, several captions or JSON, which are not checked
-    max_decoded = MAX_DECODED if launched()[0] == 0 else 0
+    max_decoded = MAX_DECODED if launched()[0] == 0 and not training.images_checked else 0
     is_synthetic, warnings = options.dataset_type == "synthetic", []
     if options.train_data or is_synthetic:
         warnings = _check_training_data(training, caption, max_decoded)

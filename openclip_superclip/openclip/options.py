@@ -17,6 +17,7 @@ class Training:
         self.config: Config | None = config_from(vars(args))  # None without --superclip
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
+        self.images_checked: bool = getattr(args, "images_checked", False)  # those of tables
         self.resumed = Resumed(None)  # the checkpoint of --resume
 
     @property
