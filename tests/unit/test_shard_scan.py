@@ -86,6 +86,18 @@ def test_a_shard_between_them_that_is_broken_is_found_by_the_full_check_alone(fo
     assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
 
 
+def test_a_shard_that_was_cut_between_two_samples_is_bad_in_the_full_check(folder):
+    path = folder / "000005.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[9 * 2].offset  # of the first member of the tenth sample
+    os.truncate(path, offset)
+    checked = check(folder, full=True)
+    assert problems(checked) == {
+        "000005.tar": f"broken tar file (it was cut at byte {offset:,}, without an end marker)"
+    }
+    assert checked["samples"] == SAMPLES - SHARD_SIZE + 9
+
+
 def write(path, sample: dict) -> None:
     with webdataset.TarWriter(str(path)) as tar:
         for number in range(4):
