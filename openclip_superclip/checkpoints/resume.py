@@ -134,7 +134,8 @@ def _identity(shards: list[str]) -> dict:
             continue
         with contextlib.suppress(OSError):
             sizes[name] = shard.stat().st_size
-            contents[name] = content_digest(shard) if is_table(str(shard)) else _digest_of_ends(shard)
+            digest = content_digest if is_table(str(shard)) else _digest_of_ends
+            contents[name] = digest(shard)
             index = read_json(shard.with_name("sizes.json"), default={})
             listed[name] = index.get(shard.name, "no number of")
     return {
@@ -199,7 +200,8 @@ def _changed_data(old: dict, new: dict) -> list[str]:
         for name, was in old.get(fact, {}).items():
             now = new[fact].get(name, was)
             if was != now:
-                return [f"--train-data: {name} {described.format(was=_shown(was), now=_shown(now))}"]
+                change = described.format(was=_shown(was), now=_shown(now))
+                return [f"--train-data: {name} {change}"]
     return []
 
 

@@ -11,9 +11,10 @@ from .options import add_columns, columns_of
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip shards",
-        description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
-        "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would read rotated, "
-        "nearly white or with hidden colours are converted. Pairs that cannot be read are listed and left out.",
+        description="Converts images and captions to WebDataset shards: a training and a validation "
+        "split, each with sizes.json, and data sets for superclip evaluate. Images that OpenCLIP "
+        "would read rotated, nearly white or with hidden colours are converted. Pairs that cannot "
+        "be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
     add = parser.add_argument

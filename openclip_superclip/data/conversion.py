@@ -225,7 +225,11 @@ def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
     return rows
 
 
-def _shards_of(split: str, rows: Sequence[int], shard_size: int | None) -> list[tuple[str, int, Sequence[int]]]:
+def _shards_of(
+    split: str,
+    rows: Sequence[int],
+    shard_size: int | None,
+) -> list[tuple[str, int, Sequence[int]]]:
     """Returns the shards of a split: its name, the shard's number, and its rows."""
     wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
     size = shard_size or min(LARGEST, max(SMALLEST, wanted))
@@ -258,7 +262,12 @@ def _write_shard(
     return problems, converted
 
 
-def _write_evaluation(out: Path, images: list[list[Pair]], labels: dict[str, int], train: list[str]) -> list[str]:
+def _write_evaluation(
+    out: Path,
+    images: list[list[Pair]],
+    labels: dict[str, int],
+    train: list[str],
+) -> list[str]:
     """Writes validation images in CLIP_benchmark's layout, and returns the names of the data sets.
 
     `images` are the pairs of each image. `retrieval` contains each image with all its captions, one

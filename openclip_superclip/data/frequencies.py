@@ -125,7 +125,12 @@ class CaptionCounter:
         tokens = counts.nonzero().flatten()
         return tokens, counts[tokens], int(statistics.num_captions), *(problems or [""])
 
-    def count(self, shards: list[str], workers: int, unreadable_max: float = 0.0) -> tuple[Frequencies, dict[str, str]]:
+    def count(
+        self,
+        shards: list[str],
+        workers: int,
+        unreadable_max: float = 0.0,
+    ) -> tuple[Frequencies, dict[str, str]]:
         """Returns the counts of all shards, and why some are missing or were not read to their end.
 
         Raises InputError if these are more than the fraction `unreadable_max`, as soon as possible.

@@ -33,7 +33,12 @@ def _digest(path: str) -> str:
         return path
 
 
-def held_out(images: Sequence[str], captions: Sequence[str], fraction: float, flag: str) -> list[bool]:
+def held_out(
+    images: Sequence[str],
+    captions: Sequence[str],
+    fraction: float,
+    flag: str,
+) -> list[bool]:
     """Returns for each pair whether it is held out for validation.
 
     Pairs that share an image or a caption, directly or through other pairs, form a group, and a

@@ -88,7 +88,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """Converts an opened image to what a viewer shows: upright, 8-bit RGB, transparency on white."""
+    """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
     if not _has_alpha(image):

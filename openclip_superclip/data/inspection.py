@@ -8,7 +8,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -25,7 +24,8 @@ NUM_THREADS = 32  # that query file sizes, for network file systems
 TOLERANCE = 0.02  # of the number of samples: downloads of the same data set at different times differ
 
 
-class ShardReport(NamedTuple):
+@dataclass(frozen=True)
+class ShardReport:
     """The contents of a shard; `problem` is why training could not read all of it, or ""."""
 
     shard: str
@@ -38,11 +38,17 @@ class ShardReport(NamedTuple):
     problem: str
 
 
-def inspect_shard(shard: str, place: str = "", until_found: bool = False, caption: str = "txt") -> ShardReport:
+def inspect_shard(
+    shard: str,
+    place: str = "",
+    until_found: bool = False,
+    caption: str = "txt",
+    num_images: int = NUM_DECODED,
+) -> ShardReport:
     """Reads a local shard, given the keys of the long and the short caption.
 
-    It decodes the first NUM_DECODED images and, if none of them can be read, the next until one can.
-    With `until_found` it stops after these, once a caption and a long caption have been read.
+    It decodes the first `num_images` images and, if none of them can be read, the next until one
+    can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
     members, problem, image_error = {}, "", ""
     num_samples = num_long = num_decoded = num_unreadable = 0
@@ -67,7 +73,7 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
                     num_unreadable += 1
                 if checked.ignored:
                     ignored[checked.ignored] += 1
-                if num_decoded >= NUM_DECODED and num_unreadable < num_decoded:
+                if num_decoded >= num_images and num_unreadable < num_decoded:
                     wanted.difference_update(tar.IMAGES)  # the next samples have no images
             elif until_found and has_caption and (num_long or not place):
                 break
@@ -82,7 +88,16 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
         problem = f"all of its captions (.{caption}) are empty or not UTF-8"
     elif not problem and num_unreadable == num_decoded:
         problem = f"none of its {num_samples:,} images can be read: {image_error}"
-    return ShardReport(shard, num_samples, num_long, num_decoded, num_unreadable, ignored, found, problem)
+    return ShardReport(
+        shard=shard,
+        num_samples=num_samples,
+        num_long=num_long,
+        num_decoded=num_decoded,
+        num_unreadable=num_unreadable,
+        ignored=ignored,
+        members=found,
+        problem=problem,
+    )
 
 
 @dataclass
@@ -104,6 +119,7 @@ def inspect(
     full: bool = False,
     caption: str = "txt",
     most: int | None = None,
+    num_images: int = NUM_DECODED,
 ) -> Inspection:
     """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
 
@@ -115,6 +131,7 @@ def inspect(
             these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
+        num_images: the number of images to decode in each inspected shard.
     """
     found = Inspection(tar.expand(pattern, flag))
     if any(map(tar.is_remote, found.shards)):
@@ -124,7 +141,13 @@ def inspect(
     sizes = _file_sizes(found.shards[:most])
     found.sizes = {shard: size for shard, size in sizes.items() if size is not None}
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
-    read = functools.partial(inspect_shard, place=long_caption, until_found=not full, caption=caption)
+    read = functools.partial(
+        inspect_shard,
+        place=long_caption,
+        until_found=not full,
+        caption=caption,
+        num_images=num_images,
+    )
     if full:
         reports = tar.work_on(read, there, os.cpu_count() or 1, "--check")
         found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
@@ -203,7 +226,7 @@ def total_samples(shards: list[str]) -> int | None:
     return None
 
 
-def check_data(
+def check_shards(
     pattern: str, split: Split, expected: int | None = None, full: bool = False, *, long_caption: str = ""
 ) -> dict:
     """Returns a report on the shards of --data, for JSON; InputError if training could not start.
@@ -242,6 +265,7 @@ def check_data(
     return {
         "data": pattern, "shards": len(found.shards), "found": len(found.sizes) if was_read else None,
         "bytes": sum(found.sizes.values()) if was_read else None, "full": is_counted,
+        "num_checked": len(found.shards),
         "samples": samples if is_counted else None, "samples_listed": num_listed or None, "samples_expected": expected,
         "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
         "good": tar.contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,

@@ -91,7 +91,8 @@ class StrictTarInfo(tarfile.TarInfo):
         except tarfile.EmptyHeaderError as error:
             if tar.offset == 0:  # an empty file, for which tarfile has an error
                 raise
-            raise tarfile.ReadError(f"it was cut at byte {tar.offset:,}, without an end marker") from error
+            problem = f"it was cut at byte {tar.offset:,}, without an end marker"
+            raise tarfile.ReadError(problem) from error
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
 

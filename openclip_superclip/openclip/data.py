@@ -108,9 +108,9 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
     """A context in which everything that training skips is appended to `file`, in lines of JSON.
 
     {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}.
-    Truncated tar files are listed too, which tarfile would otherwise ignore, and tables return the next row instead of
-    one with an unreadable image. `name` returns the original name of a shard that was read. Data-loading workers that
-    are not forked unpickle `epoch` when they start.
+    Truncated tar files are listed too, which tarfile would otherwise ignore, and tables return the
+    next row instead of one with an unreadable image. `name` returns the original name of a shard
+    that was read. Data-loading workers that are not forked unpickle `epoch` when they start.
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data

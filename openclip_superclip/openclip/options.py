@@ -17,7 +17,6 @@ class Training:
         self.config: Config | None = config_from(vars(args))  # None without --superclip
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
-        self.images_checked: bool = getattr(args, "images_checked", False)  # those of tables
         self.resumed = Resumed(None)  # the checkpoint of --resume
 
     @property
@@ -28,6 +27,11 @@ class Training:
     @property
     def is_table(self) -> bool:
         return is_table(self.options.train_data, self.options.dataset_type)
+
+    @property
+    def decodes_images(self) -> bool:
+        """Whether the checks decode images: on one rank, and not again in superclip run."""
+        return launched()[0] == 0 and not getattr(self.options, "images_checked", False)
 
     @property
     def columns(self) -> Columns:

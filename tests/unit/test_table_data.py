@@ -11,7 +11,7 @@ from pathlib import Path
 import open_clip_train.data
 import pytest
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip_train.params import parse_args
+from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
 
 from openclip_superclip.__main__ import main
@@ -20,6 +20,7 @@ from openclip_superclip.lab.studies.study import study_call
 from openclip_superclip.lab.studies.training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
+from openclip_superclip.runs.progress import refuse_bad_files
 from openclip_superclip.runs.rank import CountedEpoch
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Settings
@@ -112,11 +113,17 @@ def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, 
 def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     table = tmp_path / "one_missing.csv"
     table.write_text((folder / "pairs.csv").read_text().replace(f"{folder}/0.png,", "nix.png,", 1))
-    with pytest.raises(InputError, match=r"1 of 70 images of .* cannot be read: row 1 names nix\.png: no such file"):
-        plan(folder, table=table).check_data()
+    refused = plan(folder, table=table)
+    named = (
+        r"1 of 70 images cannot be read, more than --unreadable-max 0\.01 allows: row 1 names nix\.png \(no such file"
+    )
+    with pytest.raises(InputError, match=named):
+        refuse_bad_files(refused, refused.check_data())
     with pytest.raises(InputError, match="--val-data: there is no file 20260101"):
         plan(folder, {"flags.val-data": "20260101"}).check_validation()
-    checked = plan(folder, table=table, settings=Settings(unreadable_max=0.1)).check_data()
+    accepted = plan(folder, table=table, settings=Settings(unreadable_max=0.1))
+    checked = accepted.check_data()
+    refuse_bad_files(accepted, checked)
     assert checked["warnings"][0].endswith("such rows are skipped")
 
 
@@ -140,7 +147,7 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     if has_tokens:
         monkeypatch.setattr(data, "CsvDataset", functools.partial(adapter._Table, short_caption))
     options = ["--train-data", f"{tmp_path}/pairs.tsv", "--batch-size", "1", "--workers", "1"]
-    args = parse_args(options)
+    args = openclip_args(options)
     args.distributed = False
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
     epoch = CountedEpoch(calls=1)
@@ -170,3 +177,15 @@ def test_a_table_without_any_readable_image_is_an_error(tmp_path):
     unreadable = adapter._Unreadable(tmp_path / "unreadable_0.jsonl", lambda: 3, str)
     with pytest.raises(InputError, match="no image of the table can be read"):
         adapter.ReadableRows(table, unreadable)[1]
+
+
+def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/pipe.png\ta cat\n")
+    args = parse_args(["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"])
+    args.train_data, args.distributed = f"{tmp_path}/pairs.tsv", False
+    get_dataset = adapter.with_plugins_data(open_clip_train.data.get_dataset_fn)(args.train_data, "csv")
+    preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
+    data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=first_word)
+    with pytest.raises(OSError, match="it is not a regular file"):
+        next(iter(data.dataloader))

@@ -51,7 +51,7 @@ def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
         return pair._replace(image=None, problem=pair.problem or "no image")
 
     def pixels(image: Image.Image) -> Tensor:
-        # OpenCLIP converts the images of shards before it preprocesses them, and those of tables after.
+        # OpenCLIP converts images of shards before it preprocesses them, and those of tables after.
         return preprocess(as_trained(image) if isinstance(pair.image, bytes) else image)
 
     image, problem = read_image(pair.image, pixels)
