@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .checkpoints.resume import beginning, write_beginning
 from .data.slices import DataOrder
-from .errors import InputError, print_in_one_line
+from .errors import InputError, one_line, print_in_one_line
 from .flags import add_options, options_of
 from .hooks import hookimpl
 from .openclip import current
@@ -48,7 +48,7 @@ class Plugin:
                 note_begin(args.logs, args.name)
                 print_in_one_line(remove_unstarted_run)
         except InputError as error:
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {one_line(error)}") from None
         finally:
             logging.root.handlers[:] = handlers
         if training.data_config.slices is not None and args.train_data:

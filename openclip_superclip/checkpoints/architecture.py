@@ -23,7 +23,7 @@ from ..errors import InputError, reason
 from ..method.head import ClassHead
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
-from .model_files import read_configuration, read_model_file, register_model
+from .model_files import open_tokenizer, read_configuration, read_model_file, register_model
 from .run_outputs import trained_model
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
@@ -56,14 +56,9 @@ class Architecture(NamedTuple):
 
     def tokenizer(self, flag: str = "--model"):
         """Returns OpenCLIP's tokenizer for the model. Raises InputError, naming `flag`, if it cannot be opened."""
-        try:
-            context = self.model_cfg["text_cfg"].get("context_length")
-            with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
-                return open_clip.get_tokenizer(self.name, context_length=context)  # files of a name may differ
-        except Exception as error:  # Hugging Face tokenizers can raise anything
-            raise InputError(
-                f"{flag}: {self.name} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
-            ) from error
+        context = self.model_cfg["text_cfg"].get("context_length")
+        with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
+            return open_tokenizer(self.name, context, flag=flag)  # files of a name may differ
 
     def with_options(self, options: dict) -> "Architecture":
         """Returns the architecture after the changes that OpenCLIP's trainer makes for command-line `options`."""

@@ -80,14 +80,20 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
     return model_cfg, preprocess_cfg
 
 
-def open_tokenizer(
-    model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"
-):
-    """Returns OpenCLIP's tokenizer for a model. Raises InputError if its configuration is not accepted."""
+def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"):
+    """Returns OpenCLIP's tokenizer for a model. Raises InputError if it is not accepted or cannot be opened."""
     from open_clip import get_tokenizer
 
+    from ..method.idf import special_token_ids
+
     read_configuration(model, flag, cache_dir)
-    return get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
+    try:
+        tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
+        special_token_ids(tokenizer)  # fails for tokenizers of other kinds
+        return tokenizer
+    except Exception as error:  # Hugging Face tokenizers can raise anything
+        problem = f"{model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
+        raise InputError(f"{flag}: {problem}") from error
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
