@@ -69,7 +69,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown_text(value: object) -> str:
     """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
-    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", " ".join(str(value).split()))
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:
@@ -81,7 +81,10 @@ def csv_text(rows: Iterable[Iterable]) -> str:
 
 def _without_formula(cell: object) -> object:
     """Returns a cell, with an apostrophe before a text that a spreadsheet would compute."""
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", " ")  # which csv does not quote
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell
     try:
         float(cell)

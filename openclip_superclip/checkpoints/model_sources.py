@@ -1,5 +1,6 @@
 """What the configuration of a model may open: never code, and only places that the user or OpenCLIP has named."""
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,8 @@ def _code_in(place: str) -> Iterator[str]:
 
     From then on, transformers refuses code of other files instead of asking on the terminal whether to run it.
     """
+    if importlib.util.find_spec("transformers") is None:
+        return
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
