@@ -10,7 +10,7 @@ from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
-from ..checkpoints.checkpoint import file_of_weights, read_checkpoint
+from ..checkpoints.checkpoint import file_of_weights
 from ..checkpoints.model_files import open_tokenizer, read_configuration, register_model
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
@@ -94,11 +94,9 @@ def check_models(options: argparse.Namespace) -> None:
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
-    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
-        try:
-            read_checkpoint(pretrained)
-        except InputError as error:
-            raise InputError(f"--pretrained: {error}") from error
+    weights.check_weights(model, pretrained)
+    if not model.startswith("hf-hub:"):
+        weights.start_of_towers(model, pretrained, options.pretrained_image)
     _check_text_tower(model, options)
     if teacher is not None:
         check_model(teacher, given, "--distill-model", "--distill-pretrained", options.cache_dir)

@@ -57,11 +57,11 @@ def test_the_names_of_tensors_and_fields_of_json_are_shown_with_escapes(tmp_path
     monkeypatch.chdir(tmp_path)
     for name in ("a", EVIL):
         torch.save({f"visual.{name}": torch.zeros(1)}, f"{'other' if name == EVIL else 'first'}.pt")
-    assert main("average first.pt other.pt --out out.pt".split()) == 1
+    assert main(["average", "first.pt", "other.pt", "--out", "out.pt"]) == 1
     assert_is_one_error(capsys.readouterr().err, "visual.a is missing")
     text = {"tokenizer_kwargs": {EVIL: EVIL}}
     Path("x.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": text}))
-    assert main("export first.pt --model x.json --out out".split()) == 1
+    assert main(["export", "first.pt", "--model", "x.json", "--out", "out"]) == 1
     assert_is_one_error(capsys.readouterr().err)
 
 
