@@ -1,15 +1,19 @@
 """The `superclip` command, also `python -m openclip_superclip`."""
 
+import contextlib
 import difflib
+import functools
 import importlib
 import keyword
 import os
+import re
 import select
 import signal
 import sys
+from collections.abc import Callable, Iterator
 
 from . import __version__
-from .errors import InputError
+from .errors import CONTROL, InputError, one_line, printable
 from .files import is_full
 
 GROUPS = {
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         if not is_full(error):
             raise
         file, why = getattr(error, "filename", None), getattr(error, "strerror", "the disk is full, or a limit reached")
-        print(f"error: {file or 'the output'} cannot be written ({why})", file=sys.stderr)
+        print(f"error: {printable(str(file or 'the output'))} cannot be written ({why})", file=sys.stderr)
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -92,7 +96,7 @@ def _run(argv: list[str] | None) -> int:
     if name not in COMMANDS:
         near = [f"train {name}"] if name.startswith("-") else difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean superclip {near[0]}? " if near else ""
-        print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
+        print(f"error: there is no command '{printable(name)}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     try:
         if name == "train":
@@ -100,13 +104,36 @@ def _run(argv: list[str] | None) -> int:
 
             return train(rest)
         module = f"{name}_" if keyword.iskeyword(name) else name
-        return importlib.import_module(f".commands.{module}", __package__).main(rest)
+        with printable_output():
+            return importlib.import_module(f".commands.{module}", __package__).main(rest)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"superclip {name}: stopped", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+# Not the ends of lines, tabs, and how a progress bar returns to its line.
+UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """A context in which names and texts from files cannot send control characters to the terminal."""
+    streams = (sys.stdout, sys.stderr)
+    writers = [stream.write for stream in streams]
+    for stream, write in zip(streams, writers, strict=True):
+        stream.write = functools.partial(_write, write)
+    try:
+        yield
+    finally:
+        for stream, write in zip(streams, writers, strict=True):
+            stream.write = write
+
+
+def _write(write: Callable[[str], int], text: str) -> int:
+    return write(printable(text, UNWANTED))
 
 
 if __name__ == "__main__":

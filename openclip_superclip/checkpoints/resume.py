@@ -289,10 +289,12 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         with_ddp: whether the run uses torch.distributed; None for a single process, which can resume from both kinds.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
-    from .checkpoint import read_checkpoint
+    from .checkpoint import check_values, read_checkpoint
 
     try:
-        checkpoint = read_checkpoint(file)
+        checkpoint = read_checkpoint(file, checksums=False)
+        if with_head:
+            check_values(checkpoint.weights, file)
     except InputError as error:
         if with_head:
             raise InputError(f"--resume: {error}") from error

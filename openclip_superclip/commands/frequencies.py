@@ -11,17 +11,16 @@ from .options import add_columns, columns_of
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    import open_clip
     import torch
 
-    from ..checkpoints.model_files import register_model
+    from ..checkpoints.architecture import read_architecture
     from ..data.frequencies import CaptionCounter, unreadable_text
     from ..data.tar_shards import expand
     from ..flags import Config
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
-    model = register_model(options.tokenizer_of, "--tokenizer-of")
-    tokenizer = open_clip.get_tokenizer(model, context_length=options.context)
+    model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
+    tokenizer = model.with_options({"force_context_length": options.context}).tokenizer("--tokenizer-of")
     columns, shards = columns_of(options, options.data), [options.data]
     if is_table(options.data):
         no_effect(options, options.data, "text_key")

@@ -71,10 +71,10 @@ class Training:
 
     @functools.cached_property
     def tokenizer(self):
-        from open_clip import get_tokenizer
+        from ..checkpoints.model_files import open_tokenizer
 
         options = self.options
-        return get_tokenizer(options.model, cache_dir=options.cache_dir, context_length=options.force_context_length)
+        return open_tokenizer(options.model, options.force_context_length, options.cache_dir)
 
 
 def launched() -> tuple[int, int]:
