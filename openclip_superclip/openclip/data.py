@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -14,7 +15,6 @@ import open_clip_train.data
 import pandas as pd
 import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
-from torch.utils.data import DataLoader, Dataset
 
 from .. import hooks
 from ..data.images import check_regular
@@ -71,15 +71,40 @@ class _Tokenized:
 
 
 class _Images(CsvDataset):
-    """OpenCLIP's table of images and captions; an image that is not a regular file is an error."""
+    """OpenCLIP's table of images and captions, whose images must be regular files.
+
+    A table that is opened in `listing_unreadable` returns the next row instead of one whose image
+    cannot be read. An attribute tells it to, which workers that are not forked unpickle.
+    """
+
+    listing: "_Unreadable | None" = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unreadable = _Images.listing
 
     def __getitem__(self, index):
-        check_regular(self.images[index])
+        rows = getattr(self, "kept", range(len(self)))
+        for place in itertools.chain(range(index, len(self)), range(index)):
+            image = self.images[rows[place]]
+            try:
+                check_regular(image)
+                return self.read(place)
+            except InputError:
+                raise
+            except Exception as error:  # a broken file can raise any exception
+                if self.unreadable is None:
+                    raise
+                self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
+        raise InputError("--train-data: no image of the table can be read")
+
+    def read(self, index):
+        """Returns the sample of a row, as the table would without this class."""
         return super().__getitem__(index)
 
 
 class _Table(_Images):
-    """OpenCLIP's table of images and captions, with the plugins' tokens for text."""
+    """The same with the plugins' tokens for text."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
         super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a picklable function
@@ -97,9 +122,9 @@ class _Table(_Images):
     def __len__(self):
         return len(self.kept)
 
-    def __getitem__(self, index):
+    def read(self, index):
         row = self.kept[index]
-        loaded, tokens = super().__getitem__(row), self.caption_tokens(self._row(row))
+        loaded, tokens = super().read(row), self.caption_tokens(self._row(row))
         return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)  # OpenCLIP 4's, 3's
 
 
@@ -116,15 +141,10 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
     data = open_clip_train.data
     read_shards = functools.partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
     strictly = functools.partial(tarfile.open, tarinfo=StrictTarInfo)
-
-    def data_loader(dataset, **options):
-        if isinstance(dataset, CsvDataset):
-            dataset = ReadableRows(dataset, unreadable)
-        return DataLoader(dataset, **options)
-
     with (
         replaced(data, tarfile_to_samples_nothrow=read_shards, log_and_continue=unreadable.sample),
-        replaced(data, DataLoader=data_loader),
+        replaced(data, CsvDataset=_Images),
+        replaced(_Images, listing=unreadable),
         replaced(webdataset.tariterators, tarfile=types.SimpleNamespace(open=strictly)),
     ):
         yield
@@ -156,26 +176,3 @@ class _Unreadable:
             os.write(file, line.encode())  # unbuffered: all workers write to one file
         finally:
             os.close(file)
-
-
-class ReadableRows(Dataset):
-    """A table that returns the next row instead of one whose image cannot be read."""
-
-    def __init__(self, table: CsvDataset, unreadable: _Unreadable):
-        self.table, self.unreadable = table, unreadable
-        self.rows = getattr(table, "kept", range(len(table)))
-
-    def __len__(self):
-        return len(self.table)
-
-    def __getitem__(self, index):
-        for row in (*range(index, len(self)), *range(index)):
-            image = self.table.images[self.rows[row]]
-            try:
-                check_regular(image)
-                return self.table[row]
-            except InputError:
-                raise
-            except Exception as error:  # a broken file can raise any exception
-                self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
-        raise InputError("--train-data: no image of the table can be read")
