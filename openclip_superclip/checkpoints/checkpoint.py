@@ -181,13 +181,23 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
+    """Returns whether a file is a TorchScript archive, as OpenAI's released models are.
+
+    Raises InputError for an archive with a method that torch runs when it opens the file, which could write files.
+    """
     if not zipfile.is_zipfile(path):
         return False
-    try:  # the same test as in torch.load
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        records = reader.get_all_records()
+        code = [reader.get_record(name) for name in records if name.startswith("code/")]
     except RuntimeError:
         return False
+    if "constants.pkl" not in records:  # the same test as in torch.load
+        return False
+    if any(b"__setstate__" in source for source in code):
+        raise InputError(f"{path} is a TorchScript archive that runs code when it is opened; only weights are loaded")
+    return True
 
 
 def file_of_weights(path: Path) -> Path:
@@ -221,6 +231,7 @@ def _epoch(file: Path) -> int:
 
 def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
+    scripted = file.suffix != ".safetensors" and is_torchscript(file)
     try:
         if checksums and zipfile.is_zipfile(file) and not is_complete(file, checksums=True):
             raise ValueError("its checksums are wrong")
@@ -228,7 +239,7 @@ def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
-        elif is_torchscript(file):
+        elif scripted:
             state = torch.jit.load(file, map_location="cpu").state_dict()
             numbers = ("input_resolution", "context_length", "vocab_size")
             content, options = {name: tensor for name, tensor in state.items() if name not in numbers}, {}

@@ -73,7 +73,7 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
             if schema == "hf-hub":
                 file = Path(download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
             content = json.loads(file.read_bytes())
-            model_cfg, preprocess_cfg = content["model_cfg"], content.get("preprocess_cfg", {})
+            model_cfg, preprocess_cfg = content.get("model_cfg", content), content.get("preprocess_cfg", {})
         except Exception as error:  # file, JSON and hub errors
             raise InputError(f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})") from error
     check_configuration(model_cfg, preprocess_cfg, model, flag)

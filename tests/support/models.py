@@ -53,6 +53,16 @@ def write_model(folder: Path, vision: dict | None = None, text: dict | None = No
     return f"local-dir:{folder}"
 
 
+def copy_model(model: str, folder: Path) -> str:
+    """Copies a model of `write_model` with its vocabulary, and returns the --model of the copy."""
+    shutil.copytree(model.removeprefix("local-dir:"), folder)
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(folder / "bpe.txt.gz")
+    file.write_text(json.dumps(content))
+    return f"local-dir:{folder}"
+
+
 MODELS = {
     "vit": {},
     "one-layer": {"vision": {"layers": 1}, "text": {"layers": 1}},
