@@ -34,6 +34,7 @@ from .run_outputs import run_options
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
+NEEDS_HUB = "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has its own tokenizer"
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
 OPENCLIP_USAGE = """import open_clip
@@ -108,11 +109,11 @@ def write_model(
     model: nn.Module,
     weights: dict[str, Tensor],
     hub: str | None = None,
-) -> None:
+) -> bool:
     """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`.
 
-    OpenCLIP opens them as hf-hub: as well, if `hub` is the repository: for hf-hub:, but not for local-dir:, it looks
-    for the tokenizer where the configuration says.
+    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for local-dir:, it looks for the
+    tokenizer where the configuration says, which is the repository `hub`, if given.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -134,6 +135,7 @@ def write_model(
         text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"])
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
+    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
 
 
 def export(
@@ -168,10 +170,11 @@ def export(
     usage, schema = (HF_USAGE, "") if format == "hf" else (OPENCLIP_USAGE, "local-dir:")
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
+        opens_on_hub = True
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            write_model(folder, architecture, plain, weights, hub)
+            opens_on_hub = write_model(folder, architecture, plain, weights, hub)
         if with_head:
             kept = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
             if FIXED_IDF[0] in head:
@@ -183,7 +186,8 @@ def export(
         here = usage.format(place=json.dumps(place, ensure_ascii=False))
         card = model_card(name, found.name, options, num_captions, with_head, here, format == "hf")
         write_text(folder / "README.md", card)
-    return found.name, usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
+    code = usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
+    return found.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
 
 
 def model_card(

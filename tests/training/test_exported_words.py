@@ -122,19 +122,22 @@ def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
 # The words of an export
 
 
-def test_words_and_audit_of_a_run_and_its_export_agree(work, tmp_path, capsys):
+def test_words_and_audit_of_a_run_and_its_export_agree(squares_run, squares_export, work, tmp_path, capsys):
+    images = [work / f"images/{number}.png" for number in range(16)]
+    write_table(tmp_path / "pairs.csv", [(image, "blue") for image in images])
     printed, scores = [], []
-    for model in (work / "logs/run", work / "exported"):
-        assert call("words", work / "images/0.png", "--model", model, "--top", 3) == 0
+    for model in (squares_run, squares_export):
+        assert call("words", images[0], "--model", model, "--top", 3) == 0
         printed.append(capsys.readouterr().out)
         out = tmp_path / model.name
-        assert call("audit", work / "train.csv", "--model", model, "--out", out) == 0
+        assert call("audit", tmp_path / "pairs.csv", "--model", model, "--out", out) == 0
         scores.append((out / "scores.jsonl").read_text())
         capsys.readouterr()
     assert printed[0] == printed[1]
     assert len(printed[0].split("\n\n")[1].splitlines()) == 4  # heads and three words
     assert scores[0] == scores[1]
-    assert '"offered"' in scores[0]
+    offered = {word["word"] for line in scores[1].splitlines() for word in json.loads(line).get("offered", ())}
+    assert {"red", "green"} <= offered
 
 
 def test_the_word_course_of_a_run_from_an_export_names_the_same_tokens(work, tmp_path):

@@ -96,11 +96,11 @@ def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_e
     red, blue = (probabilities[opened.tokenizer.encode(name)[0]].item() for name in ("red", "blue"))
     name, blank, *table, last = printed[0].splitlines()
     assert (name, blank, last) == (str(image), "", "")
-    assert [line.split()[:2] for line in table[:3]] == [
-        ["word", "score"], ["red", f"{red:.1%}"], ["blue", f"{blue:.1%}"],
-    ]  # fmt: skip
+    shown = [line.split()[:2] for line in table]
+    assert shown[0] == ["word", "score"]
+    assert ["red", f"{red:.1%}"] in shown and ["blue", f"{blue:.1%}"] in shown
     assert len({len(line) for line in table}) == 1  # aligned on the right
-    assert table[3].startswith("a|b ")
+    assert table[-1].startswith("a|b ")  # the least likely
 
 
 # Words and tokens

@@ -136,7 +136,7 @@ def test_intervals_cover_the_true_score_in_nineteen_of_twenty_data_sets(measure)
     }[measure]
     shown, covered, of_difference = coverage.coverage(coverage.Data("", "", data), size, truth, 300)
     assert shown > 0.9
-    assert 0.9 <= covered <= 0.99 and 0.9 <= of_difference
+    assert 0.9 <= covered <= 0.99 and of_difference >= 0.9
 
 
 def test_too_few_images_of_a_class_or_too_large_a_bias_give_no_interval():
@@ -153,15 +153,15 @@ def test_too_few_images_of_a_class_or_too_large_a_bias_give_no_interval():
     assert estimate(Outcome(RMSE, np.ones(1), np.ones(1))).limits() is None
 
 
-def test_the_published_coverage_is_between_93_and_97_percent():
+def test_the_published_coverage_is_93_to_98_percent():
     rows = list(csv.DictReader((ROOT / "docs/evaluation/coverage.csv").read_text().splitlines()))
     assert {(row["measure"], row["images"]) for row in rows} == {
         (kind, str(size)) for kind in (PRECISION, IOU, RMSE) for size in coverage.SIZES
     }
-    shown = [row for row in rows if float(row["coverage, %"]) > 0]  # not NaN
-    assert len(shown) > 0.8 * len(rows)
-    assert all(92.5 <= float(row["coverage, %"]) <= 97.5 for row in shown)
-    assert all(92.5 <= float(row["of a difference, %"]) for row in shown)
+    shown = [row for row in rows if float(row["with an interval, %"]) > 50]
+    assert len(shown) == len(rows) - 10
+    assert all(93 <= float(row["coverage, %"]) <= 98 for row in shown)
+    assert all(float(row["of a difference, %"]) >= 93 for row in shown)
 
 
 def test_equal_logits_are_decided_as_clip_benchmark_decides_them():

@@ -22,7 +22,7 @@ from ..words.tagger import Lexicon, Opened, WordProbabilities, lexicon, open_lex
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
-LEAST_LIFT = 2  # of a suggested word: its probability given the image, divided by the expected one
+LEAST_LIFT = 1.5  # of a suggested word: its probability given the image, divided by the expected one
 LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 SCORES = ("class_loss", "support", "clip_score")
 

@@ -21,8 +21,8 @@ CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 LEAST = 10  # images of each class, and without it: with fewer, there is no interval
 NO_INTERVAL = (
-    f"[–]: no interval, which needs {LEAST} images with and without each class, and a bias of the score that is smaller "
-    "than its standard error"
+    f"[–]: no interval, which needs {LEAST} images with and without each class, and a bias of the score that is "
+    "smaller than its standard error"
 )
 
 
