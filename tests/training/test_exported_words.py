@@ -18,6 +18,8 @@ from support.models import add_to_cache, write_model
 from support.training_runs import call, completed, superclip_train
 from transformers import CLIPTokenizer
 
+import openclip_superclip as superclip
+from openclip_superclip.checkpoints.checkpoint import save_weights
 from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenizer
 from openclip_superclip.data.captions import token_texts, tokenizer_identity
 from openclip_superclip.data.frequencies import read_frequencies
@@ -104,6 +106,16 @@ def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an
     ):  # fmt: skip
         message = refused(of_version_0_2, *command.split())
         assert f"--superclip-idf {of_version_0_2}/df.safetensors, which does not exist" in message
+
+
+def test_start_and_end_are_words_if_they_were_in_training(work, tmp_path):
+    name = f"local-dir:{work}/model"
+    model, _, _ = superclip.create_model_and_transforms(name, idf="off", special_tokens=True)
+    options = {"model": name, "superclip_idf": "off", "superclip_special_tokens": True}
+    save_weights(model.state_dict(), tmp_path / "run.pt", options)
+    assert call("export", tmp_path / "run.pt", "--out", tmp_path / "out", "--with-head") == 0
+    for file in ("run.pt", "out"):
+        assert open_with_head(tmp_path / file).token_weights.eq(1).all()
 
 
 def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):

@@ -128,7 +128,7 @@ def test_the_quantile_of_students_t_is_scipys(freedom):
 
 @pytest.mark.parametrize("measure", ["mAP", "mIoU", "RMSE"])
 def test_intervals_cover_the_true_score_in_nineteen_of_twenty_data_sets(measure):
-    """The percentile bootstrap covered about 30, 90 and 85 %. 300 data sets have a standard error of 1.3 points."""
+    """The percentile bootstrap covered 72, 93 and 88 %. 300 data sets have a standard error of 1.3 points."""
     data, size, truth = {
         "mAP": (partial(coverage.rankings, classes=20, frequency=0.3, separation=1.0), 100, 0.5833),
         "mIoU": (partial(coverage.masks, classes=5, frequency=0.3, share=0.5), 60, 0.4811),
