@@ -1,6 +1,7 @@
 """Reads, checks and writes the weights of checkpoints."""
 
 import json
+import os
 import pickle
 import re
 import shlex
@@ -174,7 +175,7 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
     file = idf_file(checkpoint.path, run_options(checkpoint))
     if not head or file is None or FIXED_IDF[0] in head:
         return {name: head[name] for name in FIXED_IDF if name in head}
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(
             f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and does not contain "
             "its counts: copy the file there, or count the same captions again with superclip frequencies"

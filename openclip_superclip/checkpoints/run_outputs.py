@@ -3,6 +3,7 @@
 import ast
 import functools
 import glob
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def idf_file(checkpoint: Path, options: dict) -> Path | None:
     idf = str(options.get("superclip_idf", "online"))
     if not is_idf_file(idf):
         return None
-    return (training_folder(checkpoint.absolute().parent.parent, options) / idf).resolve()
+    return Path(os.path.abspath(training_folder(checkpoint.absolute().parent.parent, options) / idf))
 
 
 def trained_model(checkpoint: Path, options: dict) -> str:
