@@ -142,13 +142,19 @@ def architecture_of(
     return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(run_options)
 
 
-def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
-    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device."""
+def expected_head(model: nn.Module, head_input: str = "patches", has_fixed_idf: bool = False) -> dict[str, Tensor]:
+    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device.
+
+    With `has_fixed_idf`, they include the counts of --superclip-idf FILE.
+    """
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
         head, statistics = ClassHead(width, vocab_size, head_input), TokenStatistics(vocab_size)
-    return nn.ModuleDict({"class_head": head, "statistics": statistics}).state_dict()
+    parts = {"class_head": head, "statistics": statistics}
+    if has_fixed_idf:
+        parts["fixed_idf"] = statistics  # the same names and shapes
+    return nn.ModuleDict(parts).state_dict()
 
 
 def count_gmacs(model: nn.Module, head: dict[str, Tensor], with_attention: bool = True) -> dict[str, float]:

@@ -21,12 +21,16 @@ def main(argv: list[str]) -> int:
     about = "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)"
     add("--format", choices=("openclip", "hf"), default="openclip", help=about)
     add("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
+    about = "the repository on the Hugging Face hub to which you will upload the folder: OpenCLIP then opens it as "
+    about += "hf-hub:OWNER/NAME, also if the model has its own tokenizer"
+    add("--hub", metavar="OWNER/NAME", help=about)
     add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
     from ..checkpoints.export import export
 
     model, usage = export(
-        options.checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite
-    )
+        options.checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite,
+        options.hub,
+    )  # fmt: skip
     print(f"{options.out}: {model} as plain CLIP\n{usage}")
     return 0

@@ -30,10 +30,11 @@ class FixedIDF(nn.Module):
 
     `document_frequency`, int64 [V], is the number of captions that contain each token.
 
-    The buffer is int64, so that casts of the model do not change it. It is not saved: the file is read at every start.
+    The counts are int64 buffers: they are saved with the model, so that its commands weight words as training did, and
+    casts of the model do not change them. A run reads them from its file at every start.
     """
 
-    def __init__(self, document_frequency: Tensor, num_captions: int, counted: Tensor):
+    def __init__(self, document_frequency: Tensor, num_captions: int | Tensor, counted: Tensor):
         super().__init__()
         num_tokens, vocab_size = len(document_frequency), len(counted)
         if document_frequency[vocab_size:].any():
@@ -42,8 +43,8 @@ class FixedIDF(nn.Module):
                 f"{vocab_size - 1}"
             )
         padded = nn.functional.pad(document_frequency[:vocab_size], (0, max(0, vocab_size - num_tokens)))
-        self.num_captions = num_captions
-        self.register_buffer("document_frequency", padded, persistent=False)
+        self.register_buffer("num_captions", torch.as_tensor(num_captions, device=padded.device))
+        self.register_buffer("document_frequency", padded)
         self.register_buffer("counted", counted.clone(), persistent=False)
 
     def forward(self) -> Tensor:

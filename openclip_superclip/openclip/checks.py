@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -190,9 +191,21 @@ def _check_models(training: Training) -> None:
 
         check_models(options)
     if has_idf_file:
-        from ..data.frequencies import read_frequencies
+        _check_idf_file(training)
 
-        read_frequencies(training.config.idf).check(training.tokenizer, f"--superclip-idf: {training.config.idf}")
+
+def _check_idf_file(training: Training) -> None:
+    """Raises InputError if the file of --superclip-idf counts other tokens or captions than the class loss reads."""
+    from ..data.frequencies import read_frequencies
+
+    options, config = training.options, training.config
+    what = f"--superclip-idf: {config.idf}"
+    frequencies = read_frequencies(config.idf)
+    frequencies.check(training.tokenizer, what)
+    if options.train_data:
+        context = config.long_context or training.tokenizer.context_length
+        command = ["superclip", "frequencies", options.train_data, "--tokenizer-of", options.model]
+        frequencies.check_captions(config, context, training.is_table, what, shlex.join(command))
 
 
 def _check_resume(training: Training) -> None:

@@ -117,7 +117,7 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     assert "Not evaluated" not in printed
     for file in tmp_path.glob("*.json"):  # the outcomes of the test samples add up to the scores
         metrics, outcomes = json.loads(file.read_text())["metrics"], read_outcomes(file.with_suffix(".outcomes.npz"))
-        assert outcomes and all(estimate(one, "").value == pytest.approx(metrics[k]) for k, one in outcomes.items())
+        assert outcomes and all(estimate(one).value == pytest.approx(metrics[k]) for k, one in outcomes.items())
 
 
 def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
-from openclip_superclip.pages import markdown_table
+from openclip_superclip.pages import aligned_table, markdown_table
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
@@ -35,3 +35,9 @@ def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_in
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():
     assert markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"
+
+
+def test_a_table_in_a_terminal_has_aligned_columns():
+    rows = [["cat", "5.0%"], ["自行车", "12.5%"], ["cafe\u0301", "n/a"]]
+    lines = ["word    score", "cat      5.0%", "自行车  12.5%", "cafe\u0301      n/a"]
+    assert aligned_table(["word", "score"], rows) == "\n".join(lines)
