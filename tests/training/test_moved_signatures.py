@@ -25,7 +25,7 @@ MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
     ],
     "loaders take model_traits": [
         ("open_clip_train/data.py", ", epoch=0, tokenizer=None):", ", epoch=0, tokenizer=None, *, model_traits):"),
-        ("open_clip_train/data.py", ", floor=False, tokenizer=None):", ", floor=False, tokenizer=None, *, model_traits):"),
+        ("open_clip_train/data.py", "floor=False, tokenizer=None):", "floor=False, tokenizer=None, *, model_traits):"),
         ("open_clip_train/data.py", "is_train=True, epoch=epoch,", "is_train=True, epoch=epoch, model_traits=1,"),
         ("open_clip_train/data.py", "def get_data(args, preprocess_fns, epoch=0, tokenizer=None, *, model_traits):",
          "def get_data(args, preprocess_fns, epoch=0, tokenizer=None):"),
@@ -42,7 +42,8 @@ MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
     "train_one_epoch has another order": [
         ("open_clip_train/train.py", "def train_one_epoch(model, data, loss, epoch,",
          "def train_one_epoch(epoch, model, data, loss, "),
-        ("open_clip_train/main.py", "train_one_epoch(model, data, loss, epoch,", "train_one_epoch(epoch, model, data, loss,"),
+        ("open_clip_train/main.py", "train_one_epoch(model, data, loss, epoch,",
+         "train_one_epoch(epoch, model, data, loss,"),
     ],
 }  # fmt: skip
 

@@ -307,7 +307,8 @@ def test_torch_finds_no_fault_with_the_operators(dtype, needs_grad):
     arguments = operator_arguments(dtype, needs_grad)
     torch.library.opcheck(torch.ops.superclip.class_loss, arguments, raise_exception=True)
     *arguments, _ = (one.detach() if isinstance(one, torch.Tensor) else one for one in arguments)
-    gradients = [torch.rand_like(leaf) if needed else leaf.new_empty(0) for leaf, needed in zip(arguments, needs_grad)]
+    leaves = zip(arguments[:3], needs_grad, strict=True)
+    gradients = [torch.rand_like(leaf) if needed else leaf.new_empty(0) for leaf, needed in leaves]
     for upstream in (torch.ones(7), torch.arange(7.0)):
         torch.library.opcheck(torch.ops.superclip.scale_gradients, (gradients, upstream, *arguments))
 

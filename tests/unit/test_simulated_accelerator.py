@@ -101,7 +101,7 @@ def train_twice(name: str, flags: str, change=lambda: None) -> int:
         model.to(memory_format=torch.channels_last)
     loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
     length = 20 if model.text_length is None else 40  # with the other caption's
-    data = {"train": Batches(model, 2 * args.accum_freq, length)}
+    data = {"train": Batches(model, args.accum_freq, length)}
 
     def train():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
@@ -116,7 +116,7 @@ def train_twice(name: str, flags: str, change=lambda: None) -> int:
         for module in filter(None, (model, teacher)):
             move(module)
         batches = data["train"].batches
-        batches[:] = [tuple(map(mode.from_tensor, batch)) for batch in batches]
+        batches[:] = 2 * [tuple(map(mode.from_tensor, batch)) for batch in batches]
         if model.word_knowledge is not None:
             model.word_knowledge = WordKnowledge(mode.from_tensor(counted))
         model.zero_grad()
@@ -194,21 +194,20 @@ def test_what_would_stall_or_fail_on_a_device_fails_here(change, message, models
     monkeypatch.chdir(tmp_path)
     run = run_of(models, "vit", "", change=change)
     assert run.returncode == 1
-    error = run.output.strip().splitlines()[-1]
-    assert any(part in run.output for part in message.split("|")), error
+    assert any(part in run.output for part in message.split("|")), run.output[-3000:]
 
 
 def test_a_gradient_that_does_not_arrive_fails_here(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = run_of(models, "vit", "--superclip-weight 0", change=lambda: _leave_class_loss_out())
+    run = run_of(models, "vit", "", change=detach_class_losses)
     assert run.returncode == 1
-    assert "class_head.weight got no gradient" in run.output or "class_head" in run.output
+    assert "AssertionError: class_head.weight got no gradient" in run.output
 
 
-def _leave_class_loss_out() -> None:
+def detach_class_losses() -> None:
     forward = SuperCLIPLoss.forward
-    SuperCLIPLoss.forward = lambda self, *, class_losses, **outputs: forward(
-        self, class_losses=class_losses.detach(), **outputs
-    )
 
+    def changed(self, *, class_losses, **outputs):
+        return forward(self, class_losses=class_losses.detach(), **outputs)
 
+    SuperCLIPLoss.forward = changed
