@@ -99,7 +99,7 @@ def train_twice(name: str, flags: str, change=lambda: None) -> int:
         model, teacher = create_models(args)
     if "resnet" in name:
         model.to(memory_format=torch.channels_last)
-    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     length = 20 if model.text_length is None else 40  # with the other caption's
     data = {"train": Batches(model, args.accum_freq, length)}
 
@@ -110,7 +110,7 @@ def train_twice(name: str, flags: str, change=lambda: None) -> int:
 
     train()
     counted = model.statistics.counted
-    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
+    loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     args.device = DEVICE
     with simulation() as mode:
         for module in filter(None, (model, teacher)):
