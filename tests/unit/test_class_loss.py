@@ -313,7 +313,7 @@ def test_torch_finds_no_fault_with_the_operators(dtype, needs_grad):
         torch.library.opcheck(torch.ops.superclip.scale_gradients, (gradients, upstream, *arguments))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])])
 @pytest.mark.parametrize("uniform", [False, True])
 @cases(precision=PRECISIONS)
 def test_a_compiled_function_is_one_graph_and_computes_the_same(backend, uniform, precision):
