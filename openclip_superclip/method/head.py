@@ -35,8 +35,13 @@ class ClassHead(nn.Module):
             self.register_buffer("input", torch.tensor(HEAD_INPUTS.index(reads)))
 
     def forward(self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V]."""
-        return class_loss(self._normalise(head_input), self.weight, self.bias, tokens, idf, scale)
+        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V].
+
+        Take their sum or mean: RuntimeError in the backward pass if their upstream gradients differ. `scale` may be
+        [B], a weight of each caption.
+        """
+        features = self._normalise(head_input)
+        return class_loss(features, self.weight, self.bias, tokens, idf, scale, uniform=True)
 
     def logits(self, head_input: Tensor) -> Tensor:
         """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to [..., V]."""

@@ -1,6 +1,6 @@
 """Document frequencies of the tokens, their IDF weights, and how well the class head predicts each word."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class Update(NamedTuple):
     """The counts of one batch, while they are summed over the ranks."""
 
     message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
-    work: object  # the running sum over the ranks, or None
+    finish: Callable[[], Tensor] | None  # waits for the sum over the ranks and returns it; None for a single rank
 
 
 class TokenStatistics(nn.Module):
@@ -89,10 +89,10 @@ class TokenStatistics(nn.Module):
         """
         return self.finish(self.begin(tokens))
 
-    @torch.compiler.disable
     def begin(self, tokens: Tensor) -> Update:
         """Counts tokens [B, L] on this rank and starts the sum over the ranks; `finish` adds it."""
-        self._check_ids(tokens)
+        if not torch.compiler.is_compiling():  # in a graph, the text tower's embedding refuses wrong ids
+            self._check_ids(tokens)
         tokens, _ = tokens.long().sort(dim=1)
         counts = self.counted[tokens]  # [B, L]
         counts[:, 1:] &= tokens[:, 1:] != tokens[:, :-1]  # a repeated token counts once
@@ -103,14 +103,12 @@ class TokenStatistics(nn.Module):
         several = ranks.world_size() > 1
         return Update(message, ranks.begin_sum(message, "token counts") if several else None)
 
-    @torch.compiler.disable
     def finish(self, update: Update) -> Tensor:
         """Adds the counts of all ranks and returns the number of captions on all ranks (int64 scalar)."""
-        if update.work is not None:
-            update.work.wait()
-        self.document_frequency += update.message[:-2]
-        self.num_captions += update.message[-2]
-        return update.message[-1]
+        message = update.message if update.finish is None else update.finish()
+        self.document_frequency += message[:-2]
+        self.num_captions += message[-2]
+        return message[-1]
 
     def idf(self) -> Tensor:
         """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper, eq. 4, online form).
@@ -189,7 +187,7 @@ class WordKnowledge:
             sums = torch.zeros(3 * len(self.counted) + 2, device=device)
             sums = sums.to(_dtype(sums))
         if ranks.world_size() > 1:
-            ranks.begin_sum(sums, "words of an epoch").wait()
+            sums = ranks.begin_sum(sums, "words of an epoch")()
         sums = sums.cpu().double()
         num_captions, num_trained = map(int, sums[-2:])
         if not num_captions:

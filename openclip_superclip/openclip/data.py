@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import itertools
 import json
 import logging
@@ -27,13 +28,16 @@ from .options import Training
 
 def with_plugins_data(get_dataset_fn):
     """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
-    return lambda data_path, dataset_type: functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
+    return lambda *args, **kwargs: functools.partial(_get_dataset, get_dataset_fn(*args, **kwargs))
 
 
-def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None, **options):
-    if not is_train:
-        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer, **options)
-    shared_epoch = open_clip_train.data.SharedEpoch(epoch)
+def _get_dataset(get_dataset, *given, **options):
+    call = inspect.signature(get_dataset).bind(*given, **options)
+    call.apply_defaults()
+    if not call.arguments["is_train"]:
+        return get_dataset(*given, **options)
+    args, tokenizer = call.arguments["args"], call.arguments["tokenizer"]
+    shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook, order = hooks.plugin_manager().hook, None
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
     if is_pass:
@@ -51,9 +55,9 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
         names |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
-        tokenizer = _Tokenized(tokenizer)
+        call.arguments["tokenizer"] = _Tokenized(tokenizer)
     with replaced(open_clip_train.data, **names):
-        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer, **options)
+        data = get_dataset(*call.args, **call.kwargs)
     if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
