@@ -18,6 +18,7 @@ KEPT = (
     "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf", "superclip_special_tokens",
 )  # fmt: skip
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
+RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
 
 def run_options(checkpoint) -> dict:
@@ -80,7 +81,7 @@ def training_folder(run: Path, options: dict) -> Path:
 
     `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is this process's.
     """
-    recorded = read_json(run / "run.json", default={}).get("cwd")
+    recorded = read_json(run / RECORD, default={}).get("cwd")
     if isinstance(recorded, str):
         return Path(recorded)
     steps = Path(str(options.get("logs")), str(options.get("name"))).parts

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import socket
 import tarfile
 import types
 from collections.abc import Callable
@@ -166,7 +167,8 @@ class _Unreadable:
         key = (self.epoch(), shard)
         if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added the name
             self.listed.add(key)
-            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
+            why = getattr(error, "strerror", None) or error.args[0]
+            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {why}, on {socket.gethostname()}"})
         return log_and_continue(error)
 
     def sample(self, error: Exception) -> bool:

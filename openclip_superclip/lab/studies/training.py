@@ -16,7 +16,8 @@ from tqdm import tqdm
 from ...environment import processor, versions
 from ...errors import InputError, listed
 from ...files import make_folder, read_json, write_json
-from ...runs.folder import RunFolder, lock
+from ...runs.folder import RunFolder
+from ...runs.lock import lock
 from ...runs.progress import read_log, refuse_bad_files
 from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
