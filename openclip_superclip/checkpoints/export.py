@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 
@@ -91,8 +92,13 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     write_text(file, json.dumps(content, ensure_ascii=False))
 
 
-def write_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`."""
+def write_model(
+    folder: Path, out: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]
+) -> None:
+    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`.
+
+    `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text tower.
+    """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
@@ -108,6 +114,10 @@ def write_model(folder: Path, architecture: Architecture, model: nn.Module, weig
         save_tokenizer(as_hugging_face(tokenizer), folder)
         text_cfg["hf_tokenizer_name"] = "in-this-folder"
         text_cfg["tokenizer_kwargs"] = {"clean": kwargs.get("clean", "lower"), "strip_sep_token": True}
+    if os.path.isdir(text_cfg.get("hf_model_name") or ""):
+        model.text.config.save_pretrained(folder)
+        text_cfg["hf_model_name"] = str(out.resolve())
+        text_cfg["hf_tokenizer_name"] = "in-this-folder"
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
 
@@ -132,7 +142,7 @@ def export(file: Path, out: Path, model: str | None, format: str, with_head: boo
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            write_model(folder, architecture, plain, weights)
+            write_model(folder, out, architecture, plain, weights)
         if with_head:
             kept = {name: options[name] for name in ("superclip_idf",) if name in options}
             save_weights(head, folder / HEAD_NAME, kept)  # the option that the class head needs
