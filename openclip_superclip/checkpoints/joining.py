@@ -214,7 +214,7 @@ def _transformer_folder(folder: Path) -> Path | None:
 
 
 def _text_configuration(text: Path, folder: Path, context_length: int | None) -> dict:
-    """Returns OpenCLIP's text_cfg for the model in `folder`; InputError, which names `text`, if it has no such tower."""
+    """Returns OpenCLIP's text_cfg for the model in `folder`. Raises InputError, which names `text`."""
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in read_json(folder / name, default={}):
             raise InputError(f"--text: {name} of {text} asks for code of its own (auto_map), which is never run")
