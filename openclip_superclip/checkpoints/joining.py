@@ -62,6 +62,8 @@ def join(
     """Writes the folder `out` with the weights of both towers and random projections of width `embed_dim`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if image.file and not image.file.is_file():
+        raise InputError(f"--image: there is no file {image.file}")
     check_out(out, overwrite, [file for file in (image.file, text) if file], is_folder=True)
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
@@ -167,8 +169,6 @@ def _read_image_weights(image: ImageSource) -> dict[str, Tensor]:
         if image.file is None:
             return timm.create_model(image.name, pretrained=True).state_dict()
         weights = load_state_dict(str(image.file), weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"--image: there is no file {image.file}") from None
     except Exception as error:  # corrupt files and downloads can raise anything
         if image.file is None:
             raise InputError(
