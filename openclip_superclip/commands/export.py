@@ -14,7 +14,11 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a checkpoint of a run, a file of weights, or a folder")
+    add(
+        "checkpoint", type=Path, help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder"
+    )
+    about = "of the folder of a run, the checkpoint with the best validation scores (default: the last one)"
+    add("--best", action="store_true", help=about)
     add("--out", type=Path, required=True, help="folder to write")
     about = "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the run's params.txt)"
     add("--model", "--architecture", help=about)
@@ -23,10 +27,12 @@ def main(argv: list[str]) -> int:
     add("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
     add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
+    from ..checkpoints.checkpoint import checkpoint_of
     from ..checkpoints.export import export
+    from ..checkpoints.validation import best_checkpoint
 
-    model, usage = export(
-        options.checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite
-    )
-    print(f"{options.out}: {model} as plain CLIP\n{usage}")
+    checkpoint = best_checkpoint(options.checkpoint) if options.best else checkpoint_of(options.checkpoint)
+    model, usage = export(checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite)
+    which = "" if checkpoint == options.checkpoint else f", {checkpoint.name} of {options.checkpoint}"
+    print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0
