@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
@@ -122,10 +123,17 @@ def write_model(
     save_weights(weights, folder / WEIGHTS_NAMES[0])
 
 
-def export(file: Path, out: Path, model: str | None, format: str, with_head: bool, overwrite: bool) -> tuple[str, str]:
-    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it."""
+def export(
+    file: Path, out: Path, model: str | None, format: str, with_head: bool, overwrite: bool, tag: str = ""
+) -> tuple[str, str]:
+    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it.
+
+    `tag` is given for a file of `model`'s released weights.
+    """
     checkpoint = read_checkpoint(file)
     options, head = run_options(checkpoint), checkpoint.head()
+    if tag:
+        options = {"pretrained": tag, "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")}
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, options, model)

@@ -29,10 +29,19 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from ..checkpoints.checkpoint import checkpoint_of
     from ..checkpoints.export import export
+    from ..checkpoints.pretrained import released_file
     from ..checkpoints.validation import best_checkpoint
 
-    checkpoint = best_checkpoint(options.checkpoint) if options.best else checkpoint_of(options.checkpoint)
-    model, usage = export(checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite)
-    which = "" if checkpoint == options.checkpoint else f", {checkpoint.name} of {options.checkpoint}"
+    file, which, tag = options.checkpoint, "", ""
+    if options.best:
+        file = best_checkpoint(file)
+    elif file.exists():
+        file = checkpoint_of(file)
+    elif ":" in str(file) and not options.model:
+        options.model, tag = str(file).split(":", 1)
+        file = Path(released_file(str(file), "CHECKPOINT"))
+    if file.parent.parent == options.checkpoint:
+        which = f", {file.name} of {options.checkpoint}"
+    model, usage = export(file, options.out, options.model, options.format, options.with_head, options.overwrite, tag)
     print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0
