@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
         prog="superclip join",
         description="Writes an OpenCLIP model folder with the weights, the preprocessing and the tokenizer of two "
         "pretrained towers, and with random projections. Nothing is downloaded if the image tower has a file.",
-        epilog="example: superclip join --image timm:resnet50=resnet50.safetensors --text all-MiniLM-L6-v2 --out start",
+        epilog="example: superclip join --image timm:resnet50=resnet50.pth --text bert --out start",
     )
     add = parser.add_argument
     about = "a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a file, timm downloads them"
