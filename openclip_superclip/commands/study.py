@@ -60,7 +60,9 @@ def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
     """Returns the split of --data in the study's folder; InputError, before it is written, for a table with errors."""
     columns = call.study.first_recipe(call.set).columns
     if not options.only:
-        check_table(options.data, columns, Config(), 1, 1, "--data", tolerated=call.settings.unreadable_max)
+        table = check_table(options.data, columns, Config(), 1, 1, "--data")
+        if len(table.bad) > call.settings.unreadable_max * table.num_decoded:
+            table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
     place = "" if options.dry_run else f": {split.train}, {split.val}"
