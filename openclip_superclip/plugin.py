@@ -40,9 +40,11 @@ class Plugin:
                 # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
                 given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
                 args.opt_fallback_list = [*given, "class_head.*"]
+            training.find_columns()
             check_command_line(training)
             if training.only_options:
                 return
+            training.hold_out()
             self.leaves_head_out = training.leaves_head_out()
             if training.is_ours:
                 note_begin(args.logs, args.name)

@@ -164,20 +164,21 @@ def count_gmacs(model: nn.Module, head: dict[str, Tensor], with_attention: bool 
     matrix products, as the paper does. Of a Hugging Face text tower, only the linear layers are counted: transformers
     cannot run it on "meta".
     """
-    image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
-    text = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
+    num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
+    image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
+    text = torch.zeros(num_pairs, model.context_length, dtype=torch.long, device="meta")
     towers = {"vision": lambda: model.encode_image(image), "text": lambda: model.encode_text(text)}
     if isinstance(text_tower := getattr(model, "text", None), HFTextEncoder):
         layers = [layer for layer in text_tower.transformer.modules() if isinstance(layer, nn.Linear)]
         towers["text"] = lambda: [
-            layer(torch.empty(text.shape[1], layer.in_features, device="meta")) for layer in layers
+            layer(torch.empty(text.numel(), layer.in_features, device="meta")) for layer in layers
         ]
     gmacs = {}
     for name, tower in towers.items():
         with FlopCounterMode(display=False) as counter:
             tower()
         gmacs[name] = sum(
-            count / 2e9
+            count / 2e9 / num_pairs
             for operator, count in counter.get_flop_counts()["Global"].items()
             if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
         )

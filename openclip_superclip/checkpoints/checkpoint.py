@@ -257,6 +257,16 @@ def _epoch(file: Path) -> int:
     return read_checkpoint(file, checksums=False).epoch or 0
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Returns the newest complete checkpoint of a run's folder, and another path unchanged."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    newest = newest_weights(path)
+    if newest is None:
+        raise InputError(f"{path} is a run without a complete checkpoints/epoch_N.pt")
+    return newest
+
+
 def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
     scripted = file.suffix != ".safetensors" and is_torchscript(file)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
@@ -105,12 +106,15 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
 
 def write_model(
     folder: Path,
+    out: Path,
     architecture: Architecture,
     model: nn.Module,
     weights: dict[str, Tensor],
     hub: str | None = None,
 ) -> bool:
     """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`.
+
+    `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text tower.
 
     Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for local-dir:, it looks for the
     tokenizer where the configuration says, which is the repository `hub`, if given.
@@ -130,6 +134,10 @@ def write_model(
         save_tokenizer(as_hugging_face(tokenizer), folder)
         text_cfg["hf_tokenizer_name"] = IN_FOLDER
         text_cfg["tokenizer_kwargs"] = {"clean": kwargs.get("clean", "lower"), "strip_sep_token": True}
+    if os.path.isdir(text_cfg.get("hf_model_name") or ""):
+        model.text.config.save_pretrained(folder)
+        text_cfg["hf_model_name"] = hub or str(out.resolve())
+        text_cfg["hf_tokenizer_name"] = IN_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
         is_local = os.path.exists(text_cfg["hf_tokenizer_name"])  # a path that only this machine has
         text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"])
@@ -146,13 +154,17 @@ def export(
     with_head: bool,
     overwrite: bool,
     hub: str | None = None,
+    tag: str = "",
 ) -> tuple[str, str]:
     """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it.
 
-    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded.
+    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is given for a file of `model`'s
+    released weights.
     """
     checkpoint = read_checkpoint(file)
     options, head = run_options(checkpoint), checkpoint.head()
+    if tag:
+        options = {"pretrained": tag, "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")}
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
@@ -174,7 +186,7 @@ def export(
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            opens_on_hub = write_model(folder, architecture, plain, weights, hub)
+            opens_on_hub = write_model(folder, out, architecture, plain, weights, hub)
         if with_head:
             kept = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
             if FIXED_IDF[0] in head:

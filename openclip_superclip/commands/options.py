@@ -198,7 +198,5 @@ def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Co
         return Columns(caption=options.csv_caption_key or "")
     columns = detect_columns(data, *given, flag)
     if None in given:
-        separator = {"\t": "a tab", ",": "a comma"}.get(columns.separator, repr(columns.separator))
-        found = f"images in column '{columns.image}', captions in '{columns.caption}', separated by {separator}"
-        print(f"superclip: {data}: {found}", file=sys.stderr)
+        print(f"superclip: {data}: {columns.description}", file=sys.stderr)
     return columns

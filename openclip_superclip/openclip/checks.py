@@ -114,6 +114,15 @@ DATA = [
 ]
 TRAINING_DATA = [  # with the data's `kind`
     Rule(
+        "--val-fraction splits validation data off a table, and --val-data is {val_data}: leave one of them out",
+        lambda o: o.val_fraction is not None and o.val_data,
+    ),
+    Rule(
+        "--val-fraction splits a table of images and captions, and --train-data is {train_data}: expected a .csv or "
+        ".tsv, or --val-data; superclip shards splits the pairs of shards",
+        lambda o: o.val_fraction is not None and o.kind != "table",
+    ),
+    Rule(
         "--train-num-samples is not given; expected the number of images of --dataset-type synthetic",
         lambda o: o.train_num_samples is None and o.kind == "synthetic",
     ),
@@ -284,7 +293,7 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
     options, config = training.options, training.config or Config()
     facts = argparse.Namespace(
         **vars(options), kind=kind(options.train_data or "", options.dataset_type, "--train-data"),
-        slices=training.data_config.slices,
+        slices=training.data_config.slices, val_fraction=training.data_config.val_fraction,
     )  # fmt: skip
     check(TRAINING_DATA, facts)
     is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes

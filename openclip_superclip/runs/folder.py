@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..checkpoints.resume import DEPENDS_ON, NAME
 from ..checkpoints.run_outputs import RECORD, checkpoints, is_complete, newest
+from ..checkpoints.validation import best_epoch
 from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, is_full, json_text, make_folder, read_json, write_json, write_text
@@ -222,11 +223,11 @@ class RunFolder:
                 opened.truncate()
 
     def prune(self, run: Run) -> None:
-        """Removes the checkpoints that are neither among the newest nor to be kept."""
-        found = checkpoints(self.checkpoints)
+        """Removes the checkpoints that are neither among the newest nor to be kept, nor the best in validation."""
+        found, best = checkpoints(self.checkpoints), best_epoch(self.path)
         complete = [epoch for epoch, path in found.items() if is_complete(path)]
         for epoch in complete[:-NUM_KEPT]:
-            if not run.keeps(epoch):
+            if not run.keeps(epoch) and (best is None or epoch != best.epoch):
                 found[epoch].unlink()
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from ..checkpoints import run_outputs
 from ..checkpoints.resume import BEGAN_WITH, beginning, check_beginning, differences, read_beginning, resumed_checkpoint
+from ..checkpoints.validation import best_epoch
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
@@ -229,6 +230,8 @@ class NodeTraining:
         if failure is None:
             folder.end(FINISHED)
             print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.run.num_slices}.pt", flush=True)
+            if best := best_epoch(folder.path):
+                print(f"superclip run: {best}; superclip export {folder.path} --best exports it", flush=True)
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
         if failure.kind == LOSS:

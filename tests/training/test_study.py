@@ -82,6 +82,7 @@ def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
     assert f"{arms}{pairs}" in printed.splitlines()
     rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
     assert len({row["checkpoint"] for row in rows}) == len(rows) == 4
+    assert "Best epoch on the validation data, the median over the runs: CLIP 1 of 1 (1 to 1), " in studied[1]
 
 
 def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_towers(studied):

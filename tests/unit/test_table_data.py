@@ -32,11 +32,12 @@ NUM_ROWS = 70
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """pairs.csv, whose first caption is empty, and tabs.csv, with other columns and separators."""
+    """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and names.csv."""
     folder = tmp_path_factory.mktemp("own")
     Image.effect_noise((32, 32), 9).save(folder / "0.png")
     captions = ["", *(f"a cat, {row}" for row in range(1, NUM_ROWS))]
     (folder / "pairs.csv").write_text("image,caption\n" + "".join(f'{folder}/0.png,"{c}"\n' for c in captions))
+    (folder / "names.csv").write_text("path,text\n" + "absent.png,a cat\n" * NUM_ROWS)
     (folder / "tabs.csv").write_text("path\ttext\n" + f"{folder}/0.png\ta cat\n" * NUM_ROWS)
     return folder
 
@@ -77,7 +78,7 @@ REFUSED = {
     "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
     "too few rows": ("pairs.csv", {"global_batch_size": "128"}, "rows of pairs.csv are fewer than one global batch"),
     "another number of rows": ("pairs.csv", {"data_samples": "5"}, "the table pairs.csv sets it to 70"),
-    "other columns": ("tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
+    "other columns": ("names.csv", {}, "--csv-img-key: names.csv has no column 'image'; its columns are path, text"),
     "no number of passes": ("pairs.csv", {"samples": "9passes"}, "expected a number, or passes: '20 passes'"),
 }
 

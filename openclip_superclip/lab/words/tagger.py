@@ -14,14 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.checkpoint import (
-    Checkpoint,
-    check_match,
-    check_values,
-    fixed_idf,
-    newest_weights,
-    read_checkpoint,
-)
+from ...checkpoints.checkpoint import Checkpoint, check_match, check_values, checkpoint_of, fixed_idf, read_checkpoint
 from ...checkpoints.run_outputs import run_options
 from ...data.captions import token_texts
 from ...environment import check_device
@@ -143,12 +136,8 @@ def read_model(path: Path) -> Checkpoint:
     """Returns the checkpoint of --model, the latest one if it is a run's folder. Raises InputError if there is none."""
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
-    if (path / "checkpoints").is_dir():
-        if not (newest := newest_weights(path)):
-            raise InputError(f"--model: {path} is a run without a complete checkpoints/epoch_N.pt")
-        path = newest
     try:
-        return read_checkpoint(path)
+        return read_checkpoint(checkpoint_of(path))
     except InputError as error:
         raise InputError(f"--model: {error}") from error
 
