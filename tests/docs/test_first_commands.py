@@ -57,7 +57,7 @@ ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the 
     "forgetting",  # an hour of training
     "openclip-main",  # needs a checkout
     "plugins",  # all of it by test_plugins.py
-    "glossary",  # no command
+    "glossary", "upstream",  # no command
     "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
 )  # fmt: skip
