@@ -305,13 +305,15 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
             max_decoded=_max_decoded(training), accum_freq=accum_freq,
         )  # fmt: skip
         steps = math.ceil(table.num_trained(config) / launched()[1]) // options.batch_size // accum_freq
-        return [*table.refuse_bad(), *long_warmup(options.warmup, steps * epochs, "--warmup")]
+        training.num_steps = steps * epochs
+        return [*table.refuse_bad(), *long_warmup(options.warmup, training.num_steps, "--warmup")]
     if facts.kind == "synthetic":
         return []
     _check_workers(options.workers)
     shards = expand(options.train_data, "--train-data")
     steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
-    warnings = long_warmup(options.warmup, steps * epochs, "--warmup")
+    training.num_steps = steps * epochs
+    warnings = long_warmup(options.warmup, training.num_steps, "--warmup")
     if not caption:
         return warnings
     long_caption = config.long_caption_key

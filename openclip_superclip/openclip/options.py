@@ -23,6 +23,7 @@ class Training:
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
         self.resumed = Resumed(None)  # the checkpoint of --resume
+        self.num_steps = 0  # of the run, as the check of the data has counted; 0 if unknown
 
     @property
     def is_ours(self) -> bool:
@@ -92,9 +93,13 @@ class Training:
         return any(starts_with_head(*model) for model in models)
 
     @property
-    def records_words(self) -> bool:
+    def has_logs(self) -> bool:
         logs = self.options.logs
-        return self.config.word_course == "on" and bool(logs) and logs.lower() != "none"
+        return bool(logs) and logs.lower() != "none"
+
+    @property
+    def records_words(self) -> bool:
+        return self.config.word_course == "on" and self.has_logs
 
     @property
     def separates_words(self) -> bool:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from support.browser import BROWSER, WITHOUT_NETWORK
 from support.data import COLOURS, squares
 from support.models import LIST_OF_WORDS, write_tokenizer
 from support.training_runs import call
@@ -280,12 +280,6 @@ def test_formats_that_run_code_are_not_opened(kind, folder, squares_export, tagg
 
 # The web page
 
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WITHOUT_NETWORK = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]  # fmt: skip
 DRIVER = """<script>
 const found = {}
 async function drive(name, words) {
