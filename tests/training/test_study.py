@@ -19,10 +19,11 @@ from support.training_runs import fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.run_outputs import RECORD
 from openclip_superclip.lab.studies.study_run import open_trained
-from openclip_superclip.runs.folder import lock
+from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.process import run_superclip
-from openclip_superclip.runs.run import DESCRIPTION, Run
+from openclip_superclip.runs.run import Run
 from openclip_superclip.runs.slurm import Placement
 
 
@@ -163,7 +164,7 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepare
     more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
     stopped = fork(lambda: main(arguments(prepared, *more)), tmp_path / "printed", prepared, {})
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
-    runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{DESCRIPTION}")]
+    runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{RECORD}")]
     assert runs and {run.settings.stall_minutes for run in runs} == {9}
     os.kill(stopped.pid, number)  # this process alone, unlike a terminal's Ctrl-C
     stopped.join()
