@@ -200,9 +200,7 @@ def without_end_marker(file: Path) -> bytes:
 UNREADABLE = {
     "missing": (None, "no such file", 0),
     "cut in a member": (lambda file: file.read_bytes()[:40_000], "broken tar file (", PER_SHARD // 2),
-    "cut between members": (
-        without_end_marker, "broken tar file (it was cut at byte 216,064, without an end marker)", PER_SHARD,
-    ),
+    "cut between members": (without_end_marker, "broken tar file (it was cut at byte ", PER_SHARD),
     "empty": (lambda file: b"", "broken tar file (", 0),
 }  # fmt: skip
 
