@@ -10,7 +10,7 @@ import sys
 
 from . import __version__
 from .errors import InputError
-from .files import is_full
+from .files import is_full, why_full
 
 GROUPS = {
     "start": {
@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_full(error):
             raise
-        file, why = getattr(error, "filename", None), getattr(error, "strerror", "the disk is full, or a limit reached")
-        print(f"error: {file or 'the output'} cannot be written ({why})", file=sys.stderr)
+        file = getattr(error, "filename", None) or "the output"
+        print(f"error: {file} cannot be written ({why_full(error)})", file=sys.stderr)
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -83,12 +83,13 @@ def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
     """Writes weights with safetensors or torch.save, depending on the suffix.
 
-    `options` of the run are stored in the file, from which `read_checkpoint` returns them.
+    `options` of the run, unless None, are stored in the file, from which `read_checkpoint` returns them.
     """
-    options = dict(sorted((options or {}).items()))
+    if options is not None:
+        options = dict(sorted(options.items()))
     if file.suffix == ".safetensors":
         # A single entry, because safetensors writes several in random order. Only transformers reads "format".
-        metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
+        metadata = {"format": "pt"} if options is None else {OPTIONS: json.dumps(options)}
         save_file(_untied(weights), file, metadata=metadata)
         file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
     else:
@@ -97,7 +98,7 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
             (name, tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor)
             for name, tensor in _untied(weights).items()
         )
-        if options:  # an attribute, like the _metadata of torch's state dicts
+        if options is not None:  # an attribute, like the _metadata of torch's state dicts
             setattr(state, OPTIONS, options)
         torch.save(state, file)
 

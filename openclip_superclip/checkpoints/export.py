@@ -118,7 +118,7 @@ def export(file: Path, out: Path, model: str | None, format: str, with_head: boo
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     found = architecture_of(file, options, model)
-    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], is_folder=True)
+    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]})
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)

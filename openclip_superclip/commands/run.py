@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
                 sep="\n",
             )
         return 0
+    folder.check_is_own()
     if run.settings.engine == "horovod":
         check_horovod()
     try:

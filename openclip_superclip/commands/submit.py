@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
+    folder.check_is_own()
     folder.check_is_free(Placement())
     if not settings.accept_changes:
         folder.check_recipe(run.recipe)

@@ -14,10 +14,10 @@ from ..checkpoints.resume import DEPENDS_ON
 from ..checkpoints.run_outputs import checkpoints, is_complete, newest
 from ..environment import versions
 from ..errors import InputError
-from ..files import content_digest, make_folder, read_json, write_json, write_text
+from ..files import check_results, content_digest, make_folder, read_json, write_json, write_text
 from .recipe import WORDS, Recipe, read_recipe
-from .run import NUM_KEPT, Run
-from .slurm import Placement, has_job, hosts
+from .run import DESCRIPTION, NUM_KEPT, Run
+from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
 LOST = "lost"  # its process was killed
@@ -72,6 +72,10 @@ class RunFolder:
         """Returns the content of run.json, {} if there is none."""
         return read_json(self.path / "run.json", default={})
 
+    def check_is_own(self) -> None:
+        """Raises InputError if the folder contains files of a run's names that no run has written."""
+        check_results(self.path, "--out", (DESCRIPTION, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
+
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError if the folder contains a run of another recipe, which has begun or is in SLURM's queue."""
         differences = self._differences(recipe)
@@ -107,9 +111,9 @@ class RunFolder:
     def write(self, run: Run) -> None:
         """Writes the run's description and, unless the folder contains it, its recipe."""
         make_folder(self.path, "--out")
+        run.save(self.path)
         if not (self.path / "recipe.yaml").exists() or self._differences(run.recipe):
             write_text(self.path / "recipe.yaml", run.recipe.text)
-        run.save(self.path)
 
     def check_is_free(self, placement: Placement) -> None:
         """Raises InputError if a job trains the run, or waits to, or if a process of another start trains it."""

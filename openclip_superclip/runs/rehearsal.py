@@ -28,7 +28,7 @@ from .slurm import Placement
 from .supervisor import NodeTraining
 
 SLICES = 2  # that are trained; the training is interrupted in the second
-UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
+UNINTERRUPTED, INTERRUPTED = PARTS = "uninterrupted", "interrupted"  # folders in the rehearsal's
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
