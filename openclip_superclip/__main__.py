@@ -1,5 +1,6 @@
 """The `superclip` command, also `python -m openclip_superclip`."""
 
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -7,6 +8,8 @@ import os
 import select
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 from . import __version__
 from .errors import InputError
@@ -48,6 +51,10 @@ GROUPS = {
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends the command, as Ctrl-C does."""
 
 
 COMMANDS = {name: help for group in GROUPS.values() for name, help in group.items()}
@@ -95,18 +102,52 @@ def _run(argv: list[str] | None) -> int:
         print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     try:
-        if name == "train":
-            from .openclip.train import train
-
-            return train(rest)
-        module = f"{name}_" if keyword.iskeyword(name) else name
-        return importlib.import_module(f".commands.{module}", __package__).main(rest)
+        with _raises_at_sigterm():
+            return _call(name, rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"superclip {name}: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        print(f"superclip {name}: stopped by {signum.name}", file=sys.stderr)
+        return 128 + signum
+
+
+def _call(name: str, argv: list[str]) -> int:
+    """Runs the command of this name and returns its exit code."""
+    if name == "train":
+        from .openclip.train import explained_errors, train
+
+        with explained_errors():
+            return train(argv)
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f".commands.{module}", __package__).main(argv)
+
+
+@contextlib.contextmanager
+def _raises_at_sigterm() -> Iterator[None]:
+    """Makes SIGTERM raise Terminated in this process, but not in processes that it forks.
+
+    A rank that waits for others would not handle the signal: it keeps the default action.
+    """
+    process, is_rank = os.getpid(), int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+    def stop(signum, _):
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if is_rank or not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Plugin:
                 return
             self.leaves_head_out = training.leaves_head_out()
             if training.is_ours:
-                note_begin(args.logs, args.name)
+                note_begin(args)
                 print_in_one_line(remove_unstarted_run)
         except InputError as error:
             raise SystemExit(f"error: {error}") from None

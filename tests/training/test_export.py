@@ -371,11 +371,12 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(small, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/superclip_head.safetensors").touch()
     (link := tmp_path / 'my "link"').symlink_to("out")
-    argv = ["--model", f"local-dir:{small}/model", "--out", link, "--overwrite"]
-    assert call("export", small / "plain.pt", *argv) == 0
+    argv = ["export", small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", link]
+    assert call(*argv) == 0
+    (tmp_path / "out/superclip_head.safetensors").touch()
+    capsys.readouterr()
+    assert call(*argv, "--overwrite") == 0
     exec(capsys.readouterr().out.partition("\n")[2])
     assert link.is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS

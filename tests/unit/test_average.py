@@ -48,7 +48,8 @@ def state(file):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(suffix, files, tmp_path):
-    (out := tmp_path / f"mean{suffix}").write_text("an older one")
+    out = tmp_path / f"mean{suffix}"
+    assert call("average", files / "1.pt", files / "2.pt", "--out", out) == 0
     assert call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite") == 0
     assert list(tmp_path.iterdir()) == [out]
     mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
