@@ -51,10 +51,9 @@ class Plugin:
             raise SystemExit(f"error: {error}") from None
         finally:
             logging.root.handlers[:] = handlers
-        if training.data_config.slices is not None and args.train_data:
-            from .method.ranks import fix_buckets
+        from .method.ranks import fix_buckets
 
-            fix_buckets()
+        fix_buckets(training.data_config.slices is not None and bool(args.train_data))
         if getattr(args, "horovod", False) and training.is_ours:
             from .openclip.horovod import fix_horovod
 

@@ -65,9 +65,12 @@ def stopped_by_signals() -> Iterator[None]:
 
     for each in heard:
         signal.signal(each, stop)
-    yield
-    for each in heard:
-        signal.signal(each, before[each])
+    try:
+        yield
+    finally:
+        if all(signal.getsignal(each) == stop for each in heard):  # else the process is to end
+            for each in heard:
+                signal.signal(each, before[each])
 
 
 class Failure(NamedTuple):
