@@ -24,10 +24,11 @@ def main(argv: list[str]) -> int:
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     import uvicorn
 
-    from ..lab.words.server import words_app
+    from ..lab.words.server import MAX_REQUESTS, words_app
 
     port = 8000 if options.port is None else options.port
-    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=port, access_log=False)
+    app = words_app(_tagger(options), options.model.resolve().name)
+    uvicorn.run(app, port=port, access_log=False, limit_concurrency=MAX_REQUESTS)
     return 0
 
 
