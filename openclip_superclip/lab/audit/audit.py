@@ -63,6 +63,7 @@ class Audit:
             "data": self.data.given, "columns": columns, "model": str(self.model.path),
             "architecture": self.architecture, "files": _digest([*self.data.files, self.model.path]),
         }  # fmt: skip
+        check_is_free(self.out)
         make_folder(self.out, "--out")
         if self.record.exists():
             earlier = read_json(self.record, flag="--out", advice="give another name")
@@ -71,8 +72,6 @@ class Audit:
                     f"--out: {self.out} holds another audit, of {earlier.get('data')} with {earlier.get('model')}, or "
                     "these files have changed: give another name, or remove it"
                 )
-        elif any(self.out.iterdir()):
-            raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
 
     def score(self) -> None:
         """Scores the pairs that earlier calls have not scored."""
@@ -129,6 +128,12 @@ class Audit:
             lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
         lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
+
+
+def check_is_free(out: Path) -> None:
+    """Raises InputError if a folder contains other files than an audit's."""
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists():
+        raise InputError(f"--out: {out} is not empty and holds no audit: give another name")
 
 
 def _digest(paths: list[str | Path]) -> str:
