@@ -48,8 +48,11 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError for non-finite weights and for impossible counts."""
+    """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and impossible counts."""
     for name, tensor in weights.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "on the meta device, without values" if tensor.is_meta else "sparse or quantized"
+            raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of numbers")
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
             raise InputError(

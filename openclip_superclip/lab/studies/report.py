@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import write_bytes, write_text
-from ...pages import csv_text, data_url, html_template, markdown_table
+from ...pages import csv_text, data_url, html_template, markdown_table, significant
 from ...runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
@@ -131,7 +131,7 @@ def _facts(run: ReportedRun) -> list:
 def _text(value: str | float | None) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else significant(value, 4)
 
 
 def _describe(run: ReportedRun) -> str:
