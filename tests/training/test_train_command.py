@@ -74,6 +74,7 @@ def test_flags_that_cannot_work_are_refused_in_one_line(
 LATE = {  # flags: what the error says
     "--logs file": "--logs: cannot write to file/run: Not a directory",
     "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 leaves the class loss only",
+    "--superclip-wieght 2": "unrecognized arguments: --superclip-wieght 2; did you mean --superclip-weight?",
     "--train-num-samples nine": "invalid int value: 'nine' (superclip train --help lists every flag)",
 }
 
