@@ -80,15 +80,16 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     if rehearsed:
         hours, memory = rehearsed["hours"], rehearsed["memory"]
         rehearsal = [("rehearsed", (
-            f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, without validation; peak memory of a "
-            f"{memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
+            f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, without validation; "
+            f"peak memory of a {memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
         ))]  # fmt: skip
+    passes = significant(run.samples / recipe.data_samples)
     pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
         ("paper", paper),
         ("batch", f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × {run.world_size} {ranks} "
                   f"({run.nodes} × {run.gpus_per_node})"),
-        ("steps", f"{run.steps:,}: {run.samples:,} samples, {significant(run.samples / recipe.data_samples)} × the data set; "
+        ("steps", f"{run.steps:,}: {run.samples:,} samples, {passes} × the data set; "
                   f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"),
         ("slices", f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
                    f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),

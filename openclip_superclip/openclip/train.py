@@ -186,7 +186,9 @@ def _failed_plugin(error: Exception) -> str:
         for implementation in getattr(manager.hook, name).get_hookimpls():
             code = getattr(implementation.function, "__code__", None)
             hooks[code] = (implementation.plugin_name, name)
-    found = [(hooks[frame.f_code], frame, line) for frame, line in walk_tb(error.__traceback__) if frame.f_code in hooks]
+    found = [
+        (hooks[frame.f_code], frame, line) for frame, line in walk_tb(error.__traceback__) if frame.f_code in hooks
+    ]
     if not found or found[-1][0][0] == OURS:
         return ""
     (plugin, hook), frame, line = found[-1]

@@ -216,7 +216,8 @@ def report_text(summary: dict) -> str:
         f"{checkpoint['at_most']} need {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
         "whole run": f"{significant(hours['median'])} hours without validation ({significant(hours['low'])} to "
-        f"{significant(hours['high'])}), {significant(summary['gpu_hours']['median'])} {'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
+        f"{significant(hours['high'])}), {significant(summary['gpu_hours']['median'])} "
+        f"{'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
         "bottleneck": summary["limit"],
     }  # fmt: skip
     if needed > summary["disk_free"]:
