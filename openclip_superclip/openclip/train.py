@@ -73,7 +73,7 @@ def _train(argv: list[str]):
 def _check_device(argv: list[str]) -> None:
     """Raises InputError for --device cuda beside a flag of ours if there is no GPU: OpenCLIP would use the CPU."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--device")
+    parser.add_argument("--device", nargs="?")  # OpenCLIP's parser reports a missing value
     device = parser.parse_known_args(argv)[0].device or ""
     if not device.startswith("cuda") or not any(argument.startswith("--superclip") for argument in argv):
         return
@@ -91,24 +91,18 @@ _locks: list[int] = []  # the open folder of the run
 def note_begin(args: argparse.Namespace) -> None:
     """Creates the folder of a run that is about to start; InputError if it is not writable or its disk is full.
 
-    OpenCLIP names the run by the time if its name is None. Only the first rank writes there.
+    OpenCLIP names the run by the time if its name is None. Only the first rank creates and locks the folder.
     """
-    if launched()[0] != 0:
-        return
-    _started[:], _made[:] = [args], []
+    _made.clear()
     _release()
     logging.raiseExceptions = False  # otherwise each line of a log on a full disk is a traceback
     folder = Path(args.logs, args.name or "").absolute()
-    parents = [] if folder.parent.exists() else [folder.parent]
     try:
-        for parent in parents:
-            parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            _made[:] = [folder, *parents] if args.name is not None else []
-        if args.name is not None:
-            _lock(folder)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        if launched()[0] == 0:
+            _started[:] = [args]
+            _make(folder, is_named=args.name is not None)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
     except OSError as error:
         remove_unstarted_run()
@@ -116,8 +110,19 @@ def note_begin(args: argparse.Namespace) -> None:
         raise InputError(f"--logs: cannot write to {where}: {error.strerror}") from error
 
 
-def _lock(folder: Path) -> None:
-    """Locks a run's folder until training or this process ends; InputError if another process holds the lock."""
+def _make(folder: Path, is_named: bool) -> None:
+    """Creates a run's folder and locks it until training ends; InputError if another process holds the lock.
+
+    Without a name, it is the folder of all runs, which is not locked.
+    """
+    parents = [] if folder.parent.exists() else [folder.parent]
+    for parent in parents:
+        parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        _made[:] = [folder, *parents] if is_named else []
+    if not is_named:
+        return
     _locks.append(os.open(folder, os.O_RDONLY))
     try:
         fcntl.flock(_locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)

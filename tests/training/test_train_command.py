@@ -137,6 +137,7 @@ def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp
 
 
 def test_a_folder_that_another_process_has_begun_to_fill_is_not_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
     monkeypatch.setattr(logging, "raiseExceptions", True)
     note_begin(Namespace(logs=str(tmp_path), name="run"))
     (tmp_path / "run/out.log").write_text("Start epoch 0")  # no handler of this process's
