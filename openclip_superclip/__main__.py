@@ -2,17 +2,19 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import keyword
 import os
+import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from . import __version__
-from .errors import InputError
+from .errors import CONTROL, InputError, one_line, printable
 from .files import is_full, why_full
 
 GROUPS = {
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         if not is_full(error):
             raise
         file = getattr(error, "filename", None) or "the output"
-        print(f"error: {file} cannot be written ({why_full(error)})", file=sys.stderr)
+        print(f"error: {printable(str(file))} cannot be written ({why_full(error)})", file=sys.stderr)
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -99,13 +101,13 @@ def _run(argv: list[str] | None) -> int:
     if name not in COMMANDS:
         near = [f"train {name}"] if name.startswith("-") else difflib.get_close_matches(name, COMMANDS, n=1)
         meant = f"did you mean superclip {near[0]}? " if near else ""
-        print(f"error: there is no command '{name}': {meant}superclip --help lists all", file=sys.stderr)
+        print(f"error: there is no command '{printable(name)}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     try:
         with _raises_at_sigterm():
             return _call(name, rest)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
@@ -121,7 +123,8 @@ def _call(name: str, argv: list[str]) -> int:
         with explained_errors():
             return train(argv)
     module = f"{name}_" if keyword.iskeyword(name) else name
-    return importlib.import_module(f".commands.{module}", __package__).main(argv)
+    with printable_output():
+        return importlib.import_module(f".commands.{module}", __package__).main(argv)
 
 
 @contextlib.contextmanager
@@ -148,6 +151,28 @@ def _raises_at_sigterm() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# Not the ends of lines, tabs, and how a progress bar returns to its line.
+UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """A context in which names and texts from files cannot send control characters to the terminal."""
+    streams = (sys.stdout, sys.stderr)
+    writers = [stream.write for stream in streams]
+    for stream, write in zip(streams, writers, strict=True):
+        stream.write = functools.partial(_write, write)
+    try:
+        yield
+    finally:
+        for stream, write in zip(streams, writers, strict=True):
+            stream.write = write
+
+
+def _write(write: Callable[[str], int], text: str) -> int:
+    return write(printable(text, UNWANTED))
 
 
 if __name__ == "__main__":

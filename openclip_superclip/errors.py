@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
-        self.exit(2, f"error: {explained(message, self)}\n")
+        self.exit(2, f"error: {printable(explained(message, self))}\n")
 
 
 def explained(message: str, parser: argparse.ArgumentParser) -> str:
@@ -83,9 +83,26 @@ def listed(names: Iterable, most: int = 12) -> str:
     return ", ".join([*names[:most], *more])
 
 
+# Characters that change what a terminal shows: control characters, directions of writing, and halves of characters,
+# which Python reads from file names that are not UTF-8.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, control: re.Pattern = CONTROL) -> str:
+    """Returns a text with control characters as escapes, such as \\x1b."""
+    return control.sub(_escape, text)
+
+
+def _escape(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
 def one_line(error: BaseException) -> str:
-    """Returns the last line, without the traceback that torch adds to an error of a data-loading worker."""
-    return str(error).rstrip().rpartition("\n")[2].rpartition("InputError: ")[2] or type(error).__name__
+    """Returns an error's text in one line, the last one of other errors and of those that torch adds a traceback to."""
+    text = str(error).rstrip()
+    if not isinstance(error, InputError) or text.startswith("Caught "):  # in a data-loading worker
+        text = text.rpartition("\n")[2].rpartition("InputError: ")[2]
+    return printable(text) or type(error).__name__
 
 
 def print_in_one_line(take_back: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -110,11 +111,30 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def markdown_text(value: object) -> str:
+    """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
+    return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", " ".join(str(value).split()))
+
+
 def csv_text(rows: Iterable[Iterable]) -> str:
-    """Returns rows, starting with the header, as CSV; None is an empty cell."""
+    """Returns rows, starting with the header, as CSV; None is an empty cell, and no text is a spreadsheet's formula."""
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    csv.writer(file, lineterminator="\n").writerows(map(_without_formula, row) for row in rows)
     return file.getvalue()
+
+
+def _without_formula(cell: object) -> object:
+    """Returns a cell, with an apostrophe before a text that a spreadsheet would compute."""
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", " ")  # which csv does not quote
+    if not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .checkpoints.resume import beginning, write_beginning
 from .data.slices import DataOrder
-from .errors import InputError, print_in_one_line
+from .errors import InputError, one_line, print_in_one_line
 from .flags import add_options, options_of
 from .hooks import hookimpl
 from .openclip import current
@@ -48,7 +48,7 @@ class Plugin:
                 note_begin(args)
                 print_in_one_line(remove_unstarted_run)
         except InputError as error:
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {one_line(error)}") from None
         finally:
             logging.root.handlers[:] = handlers
         from .method.ranks import fix_buckets
@@ -67,9 +67,12 @@ class Plugin:
         training = self._read(args)
         if training.config is None:
             return None
-        from .checkpoints.pretrained import how_to_load
+        from .checkpoints.pretrained import how_to_load, start_of_towers
         from .openclip.factory import head_options
 
+        if args.rank == 0:
+            start = args.resume or start_of_towers(args.model, args.pretrained, args.pretrained_image, args.cache_dir)
+            logging.info(f"SuperCLIP: the towers start from {start}")
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(
@@ -107,10 +110,9 @@ class Plugin:
         training = self._read(args)
         if training.config is None:
             return
-        from .checkpoints.checkpoint import is_finite
+        from .method.finite_weights import is_finite_on_all_ranks
 
-        weights = (weight.detach() for weight in model.parameters())
-        if not all(is_finite(one.to_local() if hasattr(one, "to_local") else one) for one in weights):  # FSDP's shards
+        if not is_finite_on_all_ranks(model):
             raise InputError(
                 f"the weights are not finite after epoch {epoch + 1}, which is not saved: resume from an earlier "
                 "checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm 1 or --precision amp_bf16"

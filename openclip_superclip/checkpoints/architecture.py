@@ -11,20 +11,19 @@ import open_clip
 import torch
 from open_clip import factory
 from open_clip.constants import HF_CONFIG_NAME
-from open_clip.factory import parse_model_name
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.transform import PreprocessCfg
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, reason
-from ..files import read_json
 from ..method.head import ClassHead
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
-from .model_files import check_configuration, read_model_file, register_model
+from .model_files import open_tokenizer, read_configuration, read_model_file, register_model
 from .run_outputs import trained_model
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
@@ -55,16 +54,11 @@ class Architecture(NamedTuple):
             except Exception as error:  # an invalid configuration can raise anything
                 raise InputError(f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})") from error
 
-    def tokenizer(self):
-        """Returns OpenCLIP's tokenizer for the model. Raises InputError if it cannot be opened."""
-        try:
-            context = self.model_cfg["text_cfg"].get("context_length")
-            with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
-                return open_clip.get_tokenizer(self.name, context_length=context)  # files of a name may differ
-        except Exception as error:  # Hugging Face tokenizers can raise anything
-            raise InputError(
-                f"--model: {self.name} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
-            ) from error
+    def tokenizer(self, flag: str = "--model"):
+        """Returns OpenCLIP's tokenizer for the model. Raises InputError, naming `flag`, if it cannot be opened."""
+        context = self.model_cfg["text_cfg"].get("context_length")
+        with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
+            return open_tokenizer(self.name, context, flag=flag)  # files of a name may differ
 
     def with_options(self, options: dict) -> "Architecture":
         """Returns the architecture after the changes that OpenCLIP's trainer makes for command-line `options`."""
@@ -99,27 +93,16 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     if model.endswith(".json"):
         return Architecture(Path(model).stem, *read_model_file(Path(model), flag))
     model = register_model(model)
-    try:
-        model_cfg = open_clip.get_model_config(model)
-    except Exception as error:  # file, JSON and hub errors
-        raise InputError(f"{flag}: {model} has no readable configuration ({reason(error)[:200]})") from error
-    if model_cfg is None:
+    configuration = read_configuration(model, flag)
+    if configuration is None:
         raise InputError(
             f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
             "hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    schema, place = parse_model_name(model)
-    if schema is None:
-        released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
-        names = open_clip.transform.PreprocessCfg.__dataclass_fields__
-        preprocess_cfg = {name: value for name, value in released.items() if name in names}
-    else:
-        file = Path(place, HF_CONFIG_NAME)
-        if schema == "hf-hub":
-            file = Path(open_clip.pretrained.download_pretrained_from_hf(place, filename=HF_CONFIG_NAME))
-        preprocess_cfg = read_json(file, default={}).get("preprocess_cfg", {})
-    check_configuration(model_cfg, preprocess_cfg, model, flag)
-    return Architecture(model, copy.deepcopy(model_cfg), preprocess_cfg)
+    released = open_clip.get_pretrained_cfg(model, tag) if tag else {}  # none for a folder or repository
+    names = PreprocessCfg.__dataclass_fields__
+    preprocess_cfg = {name: value for name, value in released.items() if name in names}
+    return Architecture(model, configuration[0], configuration[1] | preprocess_cfg)
 
 
 def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
@@ -150,6 +133,8 @@ def architecture_of(
     """
     if model is None:
         model = trained_model(checkpoint, run_options)
+        if model.startswith("hf-hub:"):  # only the user may name what is downloaded
+            raise InputError(f"{flag} is missing: {checkpoint} was trained from {model}; if you trust it, give it")
         place = Path(model.removeprefix("local-dir:"))
         if not model or (place.is_absolute() and not place.exists()):
             where = f"at {place}" if model else "recorded beside it"

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError, reason
+from ..method.finite_weights import is_finite
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .run_outputs import is_damaged, own_checkpoints
+from .run_outputs import is_complete, is_damaged, own_checkpoints
 
 NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
@@ -61,15 +62,6 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
             )
     if NUM_CAPTIONS in weights and DOCUMENT_FREQUENCY in weights:
         _check_counts(weights[NUM_CAPTIONS], weights[DOCUMENT_FREQUENCY], what)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Returns whether all values are finite, without allocating a mask."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    if tensor.element_size() == 1:  # aminmax does not support float8
-        tensor = tensor.float()
-    return all(bound.isfinite() for bound in tensor.aminmax())  # NaN propagates to both bounds
 
 
 def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
@@ -136,17 +128,18 @@ class Checkpoint(NamedTuple):
         return {name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)}
 
 
-def read_checkpoint(path: str | Path, of_authors: bool = False) -> Checkpoint:
+def read_checkpoint(path: str | Path, of_authors: bool = False, checksums: bool = True) -> Checkpoint:
     """Reads a checkpoint. Raises InputError if the file is not one.
 
     Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or weights only),
     safetensors, TorchScript archives, and folders that contain one of these. Includes the class head that an export
     saves in a separate file. Files are memory-mapped. Never runs code from a pickle.
 
-    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`. Without `checksums`, the
+    content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
-    content, options = _load(file)
+    content, options = _load(file, checksums)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
@@ -221,14 +214,20 @@ def newest_weights(run: Path) -> Path | None:
     """Returns the newest complete checkpoint that a run has trained, or None; epoch_latest.pt may be an older one."""
     latest, *others = own_checkpoints(run / "checkpoints")
     newest = next((file for file in others if not is_damaged(file)), None)
-    if is_damaged(latest) or (newest and (read_checkpoint(latest).epoch or 0) < read_checkpoint(newest).epoch):
+    if is_damaged(latest) or (newest and _epoch(latest) < _epoch(newest)):
         return newest
     return latest
 
 
-def _load(file: Path) -> tuple[object, dict]:
+def _epoch(file: Path) -> int:
+    return read_checkpoint(file, checksums=False).epoch or 0
+
+
+def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
     try:
+        if checksums and zipfile.is_zipfile(file) and not is_complete(file, checksums=True):
+            raise ValueError("its checksums are wrong")
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))

@@ -15,6 +15,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
+from ..pages import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_weights
 from .hugging_face import write_clip_model
@@ -174,5 +175,4 @@ def model_card(
 
 def _plain(value) -> str:
     """Returns a value as one line of escaped Markdown. Absolute paths are reduced to their last component."""
-    text = re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", " ".join(str(value).split()))
-    return re.sub(r"([\\`*\[\]<>#])", r"\\\1", text)
+    return markdown_text(re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", str(value)))

@@ -4,10 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, listed, reason
 from ..files import PACKAGE, read_json
+from .model_sources import check_sources
 
 CONFIGURATIONS = PACKAGE / "model_configs"
+TOWERS = {"vision_cfg", "text_cfg", "multimodal_cfg", "clstext_cfg"}  # the last in the authors' files, unused
 
 
 def register_model(model: str, flag: str = "--model") -> str:
@@ -49,17 +51,66 @@ def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
     return model_cfg, preprocess_cfg
 
 
+def read_configuration(model: str, flag: str = "--model", cache_dir: str | None = None) -> tuple[dict, dict] | None:
+    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, local-dir:FOLDER or hf-hub:REPO.
+
+    Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be read, is invalid, or
+    could run code or download from places that the user has not named.
+    """
+    from open_clip import get_model_config
+    from open_clip.constants import HF_CONFIG_NAME
+    from open_clip.factory import parse_model_name
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    schema, place = parse_model_name(model)
+    if schema is None:
+        model_cfg, preprocess_cfg = get_model_config(model), {}
+        if model_cfg is None:
+            return None
+    else:
+        try:
+            file = Path(place, HF_CONFIG_NAME)
+            if schema == "hf-hub":
+                file = Path(download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
+            content = json.loads(file.read_bytes())
+            model_cfg, preprocess_cfg = content["model_cfg"], content.get("preprocess_cfg", {})
+        except Exception as error:  # file, JSON and hub errors
+            raise InputError(f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})") from error
+    check_configuration(model_cfg, preprocess_cfg, model, flag)
+    return model_cfg, preprocess_cfg
+
+
+def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"):
+    """Returns OpenCLIP's tokenizer for a model. Raises InputError if it is not accepted or cannot be opened."""
+    from open_clip import get_tokenizer
+
+    from ..method.idf import special_token_ids
+
+    read_configuration(model, flag, cache_dir)
+    try:
+        tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
+        special_token_ids(tokenizer)  # fails for tokenizers of other kinds
+        return tokenizer
+    except Exception as error:  # Hugging Face tokenizers can raise anything
+        problem = f"{model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
+        raise InputError(f"{flag}: {problem}") from error
+
+
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
-    """Raises InputError if the configuration is invalid."""
+    """Raises InputError if the configuration is invalid, or could run code or open what the user has not named."""
     expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     cfg = model_cfg if isinstance(model_cfg, dict) else {}
     wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
+    others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]  # other kinds of OpenCLIP 4
+    if others:
+        raise InputError(f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower")
     if wrong or not isinstance(preprocess_cfg, dict):
         what = ", ".join(wrong) or "preprocess_cfg"
         raise InputError(
             f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; expected embed_dim (a "
             "number), vision_cfg and text_cfg (objects)"
         )
+    check_sources(model_cfg, model, flag)
 
 
 def model_for_pretrained(model: str) -> str | None:

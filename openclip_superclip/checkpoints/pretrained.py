@@ -5,15 +5,18 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import open_clip
-from open_clip.factory import parse_model_name
+import torch
+from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD
-from .checkpoint import holds_head, is_torchscript, read_checkpoint, read_head
+from .checkpoint import check_values, holds_head, is_torchscript, read_checkpoint, read_head
+from .model_files import read_configuration
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -54,6 +57,66 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
         raise InputError(f"--pretrained {pretrained} cannot be used with --model {model}: give a file, or leave it out")
 
 
+def start_of_towers(model: str, pretrained: str | None, pretrained_image: bool, cache_dir: str | None = None) -> str:
+    """Returns where OpenCLIP takes the weights of the image tower and of the text tower from.
+
+    Raises InputError if it would ignore --pretrained-image, or that a configuration asks for timm's weights.
+    """
+    if whole := _whole_weights(model, pretrained, cache_dir):
+        return whole
+    model_cfg, _ = read_configuration(model, cache_dir=cache_dir)
+    vision, timm_name = model_cfg["vision_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
+    if pretrained_image and not timm_name:
+        raise InputError(
+            f"--pretrained-image has no effect: the image tower of {model} is not one of timm's; leave it out"
+        )
+    if timm_name and vision.get("timm_model_pretrained") and not pretrained_image:
+        raise InputError(
+            f"--model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores: add --pretrained-image "
+            "to start from timm's weights, or set it to false"
+        )
+    image = f"timm's {timm_name}" if pretrained_image else "random weights"
+    text = model_cfg["text_cfg"].get("hf_model_name") or "random weights"
+    return f"{image} (image) and {text} (text)"
+
+
+def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) -> str | None:
+    """Returns the file, tag, folder or repository with the weights of the whole model, or None."""
+    schema, place = parse_model_name(model)
+    if pretrained:
+        return pretrained
+    if schema == "local-dir":
+        return _find_checkpoint_in_dir(Path(place))
+    if schema is None:
+        return None
+    try:
+        download_pretrained_from_hf(place, cache_dir=cache_dir)
+    except FileNotFoundError:
+        return None
+    return model
+
+
+def check_weights(model: str, pretrained: str | None) -> None:
+    """Raises InputError if the file that a run starts from cannot be read or contains NaN or infinity."""
+    schema, place = parse_model_name(model)
+    file = _find_checkpoint_in_dir(Path(place)) if schema == "local-dir" and not pretrained else pretrained
+    if not file or not os.path.isfile(file):
+        return
+    flag = "--pretrained" if pretrained else "--model"
+    try:
+        if file.endswith(".npz"):  # of big_vision
+            with np.load(file) as arrays:
+                floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+            weights = {name: torch.from_numpy(array) for name, array in floats.items()}
+        else:
+            weights = read_checkpoint(file).weights
+        check_values(weights, file)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
+    except Exception as error:  # corrupt files can raise anything
+        raise InputError(f"{flag}: {file} cannot be read ({reason(error)})") from error
+
+
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
     """Returns how to load --pretrained.
 
@@ -88,6 +151,6 @@ def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
-        return not is_torchscript(source) and holds_head(read_checkpoint(source).weights)
+        return not is_torchscript(source) and holds_head(read_checkpoint(source, checksums=False).weights)
     except InputError:  # OpenCLIP reports the error
         return False

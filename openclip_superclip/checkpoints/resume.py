@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
 from ..environment import versions
 from ..errors import InputError
@@ -22,7 +23,9 @@ from .model_files import model_for_pretrained, register_model
 from .run_outputs import LATEST, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
 
 NAME = "began_with.json"
-NUM_MEASURED = 16  # maximum number of shards with recorded sizes
+NUM_MEASURED = 16  # maximum number of shards with recorded sizes and contents
+END = 2**16  # bytes at each end of a shard, whose digest is recorded
+PROBE = "A photo of 3 naïve Hamburgers, un-tokenized: 猫"  # to compare tokenizers
 DEPENDS_ON = (
     "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
 )  # fmt: skip
@@ -35,9 +38,14 @@ HARMLESS = (
     "superclip_word_course", "superclip_accept_changes",
     # added to the parsed options by OpenCLIP or this package
     "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
-    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options",
+    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options", "images_checked",
 )  # fmt: skip
 DIGEST = "sha256:"
+FACTS = {  # on measured shards, and how a change is described
+    "bytes": "had {was} bytes and has {now}",
+    "samples": "had {was} samples in sizes.json and has {now}",
+    "contents": "had other content of the same size",
+}
 
 
 def beginning(options: dict, world_size: int) -> dict:
@@ -57,6 +65,7 @@ def _record(options: dict) -> dict:
         "options": kept,
         "global_batch_size": math.prod(factors) if None not in factors else None,
         "shards": _identity(expand(options["train_data"], "--train-data")),
+        "tokenizer": _tokenizer(options.get("model")),
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
@@ -73,7 +82,7 @@ def _content(name: str, value):
     )
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
-    if name in ("model", "distill_model") and (value.startswith("local-dir:") or value.endswith(".json")):
+    if name in ("model", "distill_model") and _is_own(value):
         import open_clip
 
         with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # the value itself if it cannot be read
@@ -84,18 +93,67 @@ def _content(name: str, value):
     return value
 
 
+def _is_own(model: str) -> bool:
+    """Returns whether a model is described by the user's files, which may change."""
+    return model.startswith("local-dir:") or model.endswith(".json")
+
+
+def _tokenizer(model: str | None) -> str | None:
+    """Returns a digest of the tokenizer that the user's files describe; None for OpenCLIP's models.
+
+    It consists of the vocabulary and the tokens of PROBE, so that the files may be moved.
+    """
+    if model is None or not _is_own(model):
+        return None
+    import open_clip
+
+    from ..data.captions import tokenizer_identity
+
+    with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # as for the model itself
+        tokenizer = open_clip.get_tokenizer(register_model(model))
+        known = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
+        return DIGEST + hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return None
+
+
 def _identity(shards: list[str]) -> dict:
-    """Returns the number of shards, a hash of their relative names, and the sizes of a few local ones."""
+    """Returns the number of shards, a hash of their relative names, and facts on a few local ones.
+
+    These are the sizes, digests of both ends or of whole tables, and the numbers of samples that
+    sizes.json lists.
+    """
     names = shards
     if not any(map(is_remote, shards)):
         paths = [os.path.abspath(shard) for shard in shards]
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
-    sizes = {}
+    sizes, contents, listed = {}, {}, {}
     for place in range(0, len(shards), math.ceil(len(shards) / NUM_MEASURED)):
+        name, shard = names[place], Path(shards[place])
+        if not shard.is_file():
+            continue
         with contextlib.suppress(OSError):
-            sizes[names[place]] = os.path.getsize(shards[place])
-    return {"number": len(shards), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(), "bytes": sizes}
+            sizes[name] = shard.stat().st_size
+            digest = content_digest if is_table(str(shard)) else _digest_of_ends
+            contents[name] = digest(shard)
+            index = read_json(shard.with_name("sizes.json"), default={})
+            listed[name] = index.get(shard.name, "no number of")
+    return {
+        "number": len(shards),
+        "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "bytes": sizes,
+        "contents": contents,
+        "samples": listed,
+    }
+
+
+def _digest_of_ends(file: Path) -> str:
+    """Returns a digest of the first and the last END bytes of a file."""
+    with open(file, "rb") as opened:
+        digest = hashlib.sha256(opened.read(END))
+        opened.seek(max(END, file.stat().st_size - END))
+        digest.update(opened.read(END))
+    return digest.hexdigest()
 
 
 def read_beginning(folder: Path) -> dict | None:
@@ -121,21 +179,30 @@ def differences(before: dict, now: dict) -> list[str]:
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
         lines.append(f"the global batch was {before['global_batch_size']:,} and is {now['global_batch_size']:,}")
-    old, new = before["shards"], now["shards"]
-    sizes = {name: (size, new["bytes"].get(name, size)) for name, size in old.get("bytes", {}).items()}
-    changed = [name for name, (size, new_size) in sizes.items() if size != new_size]
-    if old["sha256"] != new["sha256"]:
-        shown = [f"{found['number']:,} shards ({found['sha256'][:8]})" for found in (old, new)]
-        lines.append(f"--train-data was {shown[0]} and is {shown[1]}")
-    elif changed:
-        size, new_size = sizes[changed[0]]
-        lines.append(f"--train-data: {changed[0]} had {size:,} bytes and has {new_size:,}")
+    if before.get("tokenizer") not in (None, now["tokenizer"]):
+        was, is_now = _shown(before["tokenizer"]), _shown(now["tokenizer"])
+        lines.append(f"the tokenizer of --model was {was} and is {is_now}")
+    lines += _changed_data(before["shards"], now["shards"])
     installed = now["versions"]
     return lines + [
         f"{name} was {version} and is {installed[name]}"
         for name, version in before["versions"].items()
         if installed.get(name, version) != version
     ]
+
+
+def _changed_data(old: dict, new: dict) -> list[str]:
+    """Returns a line if shards have changed; older records have fewer facts on them."""
+    if old["sha256"] != new["sha256"]:
+        shown = [f"{found['number']:,} shards ({found['sha256'][:8]})" for found in (old, new)]
+        return [f"--train-data was {shown[0]} and is {shown[1]}"]
+    for fact, described in FACTS.items():
+        for name, was in old.get(fact, {}).items():
+            now = new[fact].get(name, was)
+            if was != now:
+                change = described.format(was=_shown(was), now=_shown(now))
+                return [f"--train-data: {name} {change}"]
+    return []
 
 
 def _shown(value) -> str:
@@ -222,10 +289,12 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         with_ddp: whether the run uses torch.distributed; None for a single process, which can resume from both kinds.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
-    from .checkpoint import read_checkpoint
+    from .checkpoint import check_values, read_checkpoint
 
     try:
-        checkpoint = read_checkpoint(file)
+        checkpoint = read_checkpoint(file, checksums=False)
+        if with_head:
+            check_values(checkpoint.weights, file)
     except InputError as error:
         if with_head:
             raise InputError(f"--resume: {error}") from error

@@ -38,7 +38,9 @@ def trained_model(checkpoint: Path, options: dict) -> str:
     """Returns the --model of an export or of a run's checkpoint, "" if unknown; a path in it is absolute."""
     if (checkpoint / "open_clip_config.json").is_file():
         return f"local-dir:{checkpoint.resolve()}"
-    schema, place = re.fullmatch("(local-dir:)?(.*)", str(options.get("model") or "")).groups("")
+    model = str(options.get("model") or "")
+    place = model.removeprefix("local-dir:")
+    schema = model.removesuffix(place)
     if schema or place.endswith(".json"):
         place = (training_folder(checkpoint.absolute().parent.parent, options) / place).resolve()
     return f"{schema}{place}"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..environment import check_device, require
-from ..errors import InputError, Parser, at_least, no_effect
+from ..errors import InputError, Parser, at_least, no_effect, printable
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     print(results.summary(absent))
     failures = [*unreadable, *results.failures]
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print(f"error: {printable(str(failure))}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -11,17 +11,16 @@ from .options import add_columns, columns_of
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    import open_clip
     import torch
 
-    from ..checkpoints.model_files import register_model
-    from ..data.frequencies import CaptionCounter
+    from ..checkpoints.architecture import read_architecture
+    from ..data.frequencies import CaptionCounter, unreadable_text
     from ..data.tar_shards import expand
     from ..flags import Config
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
-    model = register_model(options.tokenizer_of, "--tokenizer-of")
-    tokenizer = open_clip.get_tokenizer(model, context_length=options.context)
+    model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
+    tokenizer = model.with_options({"force_context_length": options.context}).tokenizer("--tokenizer-of")
     columns, shards = columns_of(options, options.data), [options.data]
     if is_table(options.data):
         no_effect(options, options.data, "text_key")
@@ -31,16 +30,18 @@ def main(argv: list[str]) -> int:
         config = Config(captions=options.captions, long_caption=options.long_caption)
         counter = CaptionCounter(config, tokenizer, options.seed, columns, options.text_key or "txt")
         make_folder(options.out.parent, "--out")
-        frequencies, broken = counter.count(shards, options.workers)
+        frequencies, unreadable = counter.count(shards, options.workers, options.unreadable_max)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from error
     frequencies.write(options.out)
     where = options.data if columns else f"{len(shards):,} shards"
+    if unreadable:
+        where = f"{len(shards) - len(unreadable):,} of {where}"
     print(f"{options.out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}")
     if num_missing := counter.reader.counts.so_far()[1]:
         print(f"{num_missing:,} samples have no long caption: the short one was counted")
-    if broken:
-        print(f"{len(broken)} shards could not be read to their end: {', '.join(broken[:5])}")
+    if unreadable:
+        print(unreadable_text(unreadable, len(shards)))
     return 0
 
 
@@ -63,9 +64,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--context", type=int, help="number of tokens per caption to read (default: the text tower's)")
     add("--seed", type=int, default=0, help="seed of mixed:P (default: %(default)s)")
     add("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
+    about = "fail if a larger fraction of the shards is missing or broken (default: %(default)s)"
+    add("--unreadable-max", type=float, default=0.0, metavar="FRACTION", help=about)
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     add("--overwrite", action="store_true", help="replace an existing file of counts")
     options = parser.parse_args(argv)
-    at_least(options, workers=1, context=3)
+    at_least(options, workers=1, context=3, unreadable_max=0)
     check_out(options.out, options.overwrite, [Path(options.data)], {"": '"document_frequency"'})
     return options

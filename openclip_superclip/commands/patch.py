@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, one_line
 from ..openclip import patching
 from ..openclip.patching import Installation, find_installation
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
             return _check(openclip)
         done = getattr(patching, options.action)(openclip)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
     if not done:
         print(f"{openclip}: {'already applied' if options.action == 'apply' else 'not patched, nothing to revert'}")

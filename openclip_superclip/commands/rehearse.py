@@ -36,13 +36,14 @@ def main(argv: list[str]) -> int:
     placement = find_placement()
     run, out = opened_run(options, parser, placement)
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
+    from ..runs.progress import refuse_bad_files
     from ..runs.rehearsal import PARTS, Rehearsal, other_training, rehearsed_run, report, report_text
 
     check_results(folder, "--out", ["rehearsal.json"], '"samples_per_second"')
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)
     if placement.node == 0:
         rehearsal.check_folder()
-        run.check_data()
+        refuse_bad_files(run, run.check_data())
     try:
         code = rehearsal.train()
     except Stopped as stop:

@@ -11,9 +11,10 @@ from .options import add_columns, columns_of
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip shards",
-        description="Converts images and captions to WebDataset shards: a training and a validation split, each with "
-        "sizes.json, and data sets for superclip evaluate. Images that OpenCLIP would read rotated or nearly white are "
-        "converted. Pairs that cannot be read are listed and left out.",
+        description="Converts images and captions to WebDataset shards: a training and a validation "
+        "split, each with sizes.json, and data sets for superclip evaluate. Images that OpenCLIP "
+        "would read rotated, nearly white or with hidden colours are converted. Pairs that cannot "
+        "be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
     add = parser.add_argument
@@ -24,7 +25,8 @@ def main(argv: list[str]) -> int:
     add("--label-key", default="", metavar="KEY", help="column or field with a class, for zero-shot and linear probe")
     add("--long-key", default="", metavar="KEY", help="column or field with a longer caption, which becomes long.txt")
     add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
-    about = "fraction of the images for validation, chosen by a hash of their names (default: %(default)s)"
+    about = "fraction of the pairs for validation; no image and no caption is in both splits "
+    about += "(default: %(default)s)"
     add("--val-share", type=float, default=0.1, metavar="FRACTION", help=about)
     add("--shard-size", type=int, metavar="N", help="pairs per shard (default: 16 to 10,000, for 32 shards)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the order (default: %(default)s)")
@@ -36,6 +38,7 @@ def main(argv: list[str]) -> int:
     if not options.source.endswith(".json"):
         no_effect(options, options.source, "images")
     from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
+    from ..data.images import counts_text
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
     written = write_pair_shards(
@@ -44,6 +47,9 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     for split, pattern in written.patterns.items():
         print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
+    if written.converted:
+        how = "upright, with 8 bits per channel, transparent pixels on white"
+        print(f"converted images ({how}): {counts_text(written.converted)}")
     if written.left_out:
         print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
     if "val" in written.patterns:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError, Parser
 from ..runs.folder import FINISHED, RunFolder
-from ..runs.progress import check_data
+from ..runs.progress import accepted_data
 from ..runs.slurm import Placement
 from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
     command = "rehearse" if options.rehearse else "run"
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
-    check_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
+    accepted_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
     if options.dry_run:
         print(job.text, end="")
         return 0

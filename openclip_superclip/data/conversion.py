@@ -6,17 +6,18 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags
 from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import make_folder, read_json, whole_file, write_json, write_text
 from ..pages import csv_text
-from .images import as_seen, images_below, is_deep, open_image, unreadable
+from .held_out import held_out, image_digests
+from .images import as_seen, ignored_property, images_below, open_image, unreadable
 from .tables import Columns, is_table, rows_of
 from .tar_shards import contract, text_of, work_on
 
@@ -101,78 +102,109 @@ def _texts(row: dict, keys: Keys) -> Iterator[str]:
     yield text_of(row.get(keys.long))
 
 
-def stored_image(data: bytes) -> dict[str, bytes]:
-    """Returns an image's extension in a shard and its content.
+class StoredImage(NamedTuple):
+    """An image as it is stored in a shard."""
 
-    Images that OpenCLIP cannot read or would show incorrectly are re-encoded: other formats, more than eight bits per
-    channel, or a rotation in the EXIF data. Raises Pillow's errors for a broken file.
+    extension: str
+    content: bytes
+    ignored: str = ""  # what OpenCLIP would have ignored, so that the image is converted
+
+
+def stored_image(path: str) -> StoredImage:
+    """Returns the content of an image's file.
+
+    It is converted if OpenCLIP cannot read its format, or would ignore something in the image.
+    Raises Pillow's errors for a broken file.
     """
-    with open_image(data) as image:
-        image.load()
+    with open_image(path) as image:
+        ignored = ignored_property(image)
         is_jpeg = image.format in ("JPEG", "MPO")
         extension = "jpg" if is_jpeg else {"PNG": "png", "WEBP": "webp"}.get(image.format)
-        is_rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        if extension and not is_deep(image) and not is_rotated:
-            return {extension: data}
+        if extension and not ignored:
+            return StoredImage(extension, Path(path).read_bytes())
         written = io.BytesIO()
         if is_jpeg:
             as_seen(image).save(written, "JPEG", quality=95, subsampling=0)
         else:
             as_seen(image).save(written, "PNG")
-        return {"jpg" if is_jpeg else "png": written.getvalue()}
+        return StoredImage("jpg" if is_jpeg else "png", written.getvalue(), ignored)
 
 
-class Written(NamedTuple):
+@dataclass(frozen=True)
+class Written:
     """The written shards: pattern and number of pairs of each split, skipped pairs, and evaluation data sets."""
 
     patterns: dict[str, str]
     sizes: dict[str, int]
     left_out: list[tuple[Pair, str]]  # with the reason
+    converted: Counter  # numbers of images by what OpenCLIP would have ignored in them
     data_sets: list[str]
 
 
 def write_pair_shards(
-    pairs: list[Pair], out: Path, *, val_share: float = 0.1, shard_size: int | None = None, seed: int = 0, jobs: int = 1
+    pairs: list[Pair],
+    out: Path,
+    *,
+    val_share: float = 0.1,
+    shard_size: int | None = None,
+    seed: int = 0,
+    jobs: int = 1,
 ) -> Written:
     """Writes OUT/train, OUT/val and OUT/evaluation.
 
-    All captions of an image are in the same split; `val_share` is the fraction of the images for validation. Pairs are
-    shuffled over the shards. Pairs without a caption or with an unreadable image are skipped and listed in
-    OUT/left_out.csv. Raises InputError if OUT is not empty, or if no pair of a split can be written.
+    `val_share` is the fraction of the pairs for validation; no image and no caption is in both
+    splits. Pairs are shuffled over the shards. Pairs without a caption or with an unreadable image
+    are skipped and listed in OUT/left_out.csv. Raises InputError if OUT is not empty, or if no pair
+    of a split can be written.
     """
-    rows = {split: _shuffled_rows(pairs, split, val_share, seed) for split in SPLITS}
-    if not rows["train"]:
-        raise InputError(f"--val-share is {val_share}: no image is left for training; expected a smaller fraction")
-    make_folder(out, "OUT")
-    if any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         raise InputError(f"OUT: {out} is not empty: remove it, or give another folder")
+    digests = image_digests(pair.image for pair in pairs)
+    images = [digests[pair.image] for pair in pairs]
+    captions = [pair.caption for pair in pairs]
+    rows = _shuffled_rows(held_out(images, captions, val_share, "--val-share"), seed)
+    make_folder(out, "OUT")
     shards = []
     for split in SPLITS:
         (out / split).mkdir()
-        wanted = math.ceil(len(rows[split]) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
-        size = shard_size or min(LARGEST, max(SMALLEST, wanted))
-        starts = range(0, len(rows[split]), size)
-        shards += [(split, number, rows[split][start : start + size]) for number, start in enumerate(starts)]
-    labels = {label: number for number, label in enumerate(sorted({pair.label for pair in pairs if pair.label}))}
+        shards += _shards_of(split, rows[split], shard_size)
+    names = sorted({pair.label for pair in pairs if pair.label})
+    labels = {label: number for number, label in enumerate(names)}
     write = functools.partial(_write_shard, pairs, out, labels)
     results = work_on(write, shards, jobs, "--jobs") if jobs > 1 else map(write, shards)
-    sizes, bad = {split: {} for split in SPLITS}, {}
+    sizes = {split: {} for split in SPLITS}
+    bad: dict[int, str] = {}
+    converted: dict[str, str] = {}  # by image, which may have several captions
     with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
-        for (split, number, in_shard), problems in zip(shards, results, strict=True):
+        for (split, number, in_shard), (problems, ignored) in zip(shards, results, strict=True):
             sizes[split][f"{number:06}.tar"] = len(in_shard) - len(problems)
             bad |= problems
+            converted |= {images[row]: what for row, what in ignored.items()}
             progress.update(len(in_shard))
     left_out = [(pairs[row], bad[row]) for row in sorted(bad)]
-    lines = [("where", "image", "reason"), *((pair.where, pair.image, reason) for pair, reason in left_out)]
+    lines = [("where", "image", "reason")]
+    lines += [(pair.where, pair.image, reason) for pair, reason in left_out]
     write_text(out / "left_out.csv", csv_text(lines))
     for split, listed_sizes in sizes.items():
         if rows[split] and not sum(listed_sizes.values()):
             raise InputError(f"no pair of the split {split} is left: {reasons(left_out)}; {out}/left_out.csv lists all")
         write_json(out / split / "sizes.json", listed_sizes)
-    train, val = ([pairs[row] for row in sorted(rows[split]) if row not in bad] for split in SPLITS)
-    data_sets = _write_evaluation(out, val, labels, list(sizes["train"]) if all(pair.label for pair in train) else [])
-    patterns = {split: contract([f"{out / split / name}" for name in names]) for split, names in sizes.items() if names}
-    return Written(patterns, {split: sum(names.values()) for split, names in sizes.items()}, left_out, data_sets)
+    patterns = {}
+    for split, listed_sizes in sizes.items():
+        if listed_sizes:
+            patterns[split] = contract([f"{out / split / name}" for name in listed_sizes])
+    train, val = ([row for row in sorted(rows[split]) if row not in bad] for split in SPLITS)
+    by_image: dict[str, list[Pair]] = {}
+    for row in val:
+        by_image.setdefault(images[row], []).append(pairs[row])
+    probed = list(sizes["train"]) if all(pairs[row].label for row in train) else []
+    return Written(
+        patterns=patterns,
+        sizes={split: sum(listed_sizes.values()) for split, listed_sizes in sizes.items()},
+        left_out=left_out,
+        converted=Counter(converted.values()),
+        data_sets=_write_evaluation(out, list(by_image.values()), labels, probed),
+    )
 
 
 def reasons(left_out: list[tuple[Pair, str]]) -> str:
@@ -181,23 +213,36 @@ def reasons(left_out: list[tuple[Pair, str]]) -> str:
     return ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common())
 
 
-def _shuffled_rows(pairs: list[Pair], split: str, val_share: float, seed: int) -> list[int]:
-    """Returns the indices of a split's pairs, shuffled by the seed."""
+def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
+    """Returns the rows of each split, shuffled by the seed."""
 
-    def is_val(pair: Pair) -> bool:  # depends on the name alone, so that added images do not change the split of others
-        digest = hashlib.blake2b(str(Path(pair.image)).encode(errors="replace"), digest_size=7).digest()
-        return int.from_bytes(digest, "big") / 2**56 < val_share
+    def place(row: int) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{row}".encode(), digest_size=8).digest()
 
-    rows = [row for row, pair in enumerate(pairs) if is_val(pair) == (split == "val")]
-    return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}\0{row}".encode(), digest_size=8).digest())
+    rows = {split: [] for split in SPLITS}
+    for row in sorted(range(len(are_held_out)), key=place):
+        rows["val" if are_held_out[row] else "train"].append(row)
+    return rows
+
+
+def _shards_of(
+    split: str,
+    rows: Sequence[int],
+    shard_size: int | None,
+) -> list[tuple[str, int, Sequence[int]]]:
+    """Returns the shards of a split: its name, the shard's number, and its rows."""
+    wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
+    size = shard_size or min(LARGEST, max(SMALLEST, wanted))
+    starts = range(0, len(rows), size)
+    return [(split, number, rows[start : start + size]) for number, start in enumerate(starts)]
 
 
 def _write_shard(
     pairs: list[Pair], out: Path, labels: dict[str, int], shard: tuple[str, int, Sequence[int]]
-) -> dict[int, str]:
-    """Writes one shard and returns the rows that are skipped, with the reason."""
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Writes one shard; returns the skipped rows and the rows of converted images, with reasons."""
     split, number, rows = shard
-    problems = {}
+    problems, converted = {}, {}
     with whole_file(out / split / f"{number:06}.tar") as file, TarWriter(file, mtime=0) as writer:
         for row in rows:
             pair = pairs[row]
@@ -205,37 +250,46 @@ def _write_shard(
                 problems[row] = "no caption"
                 continue
             try:
-                image = stored_image(Path(pair.image).read_bytes())
+                image = stored_image(pair.image)
             except Exception as error:  # a broken file can raise any exception
                 problems[row] = unreadable(error)
                 continue
             texts = {"txt": pair.caption} | ({"long.txt": pair.long} if pair.long else {})
             label = {"cls": labels[pair.label]} if pair.label else {}
-            writer.write({"__key__": f"{row:09}", **image, **texts, **label})
-    return problems
+            writer.write({"__key__": f"{row:09}", image.extension: image.content, **texts, **label})
+            if image.ignored:
+                converted[row] = image.ignored
+    return problems, converted
 
 
-def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], train: list[str]) -> list[str]:
-    """Writes the validation pairs in CLIP_benchmark's layout, and returns the names of the data sets.
+def _write_evaluation(
+    out: Path,
+    images: list[list[Pair]],
+    labels: dict[str, int],
+    train: list[str],
+) -> list[str]:
+    """Writes validation images in CLIP_benchmark's layout, and returns the names of the data sets.
 
-    `retrieval` contains each image once with all its captions, one per line. `labels` is written if there are classes:
-    each image with the index of its first class, and links to the shards `train` for the linear probe.
+    `images` are the pairs of each image. `retrieval` contains each image with all its captions, one
+    per line. `labels` is written if there are classes: each image with the index of its first
+    class, and links to the shards `train` for the linear probe.
     """
-    by_image: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_image.setdefault(str(Path(pair.image)), []).append(pair)
-    if not by_image:
+    if not images:
         return []
-    captions = {
-        image: {"txt": "\n".join(" ".join(pair.caption.split()) for pair in of)} for image, of in by_image.items()
-    }
+    captions = []
+    for pairs in images:
+        lines = [" ".join(pair.caption.split()) for pair in pairs]
+        captions.append((pairs[0], "\n".join(lines)))
     retrieval, classes = out / "evaluation" / "retrieval", out / "evaluation" / "labels"
-    write_data_set(retrieval, _samples(captions), {"dataset_type.txt": "retrieval"})
-    labelled = {image: {"cls": labels[pair.label]} for image, of in by_image.items() for pair in of[::-1] if pair.label}
+    write_data_set(retrieval, _samples(captions, "txt"), {"dataset_type.txt": "retrieval"})
+    labelled = []
+    for pairs in images:
+        with_label = [pair for pair in pairs if pair.label]
+        labelled += [(pair, labels[pair.label]) for pair in with_label[:1]]
     if not labelled:
         return ["retrieval"]
     names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
-    write_data_set(classes, _samples(labelled), names)
+    write_data_set(classes, _samples(labelled, "cls"), names)
     if train:
         (classes / "train").mkdir()
         for number, name in enumerate(train):
@@ -244,10 +298,11 @@ def _write_evaluation(out: Path, pairs: list[Pair], labels: dict[str, int], trai
     return ["retrieval", "labels"]
 
 
-def _samples(members: dict[str, dict]) -> Iterator[dict]:
-    """Yields the samples of images, given their other members."""
-    for number, (image, words) in enumerate(members.items()):
-        yield {"__key__": f"{number:09}", **stored_image(Path(image).read_bytes()), **words}
+def _samples(members: list[tuple[Pair, str | int]], extension: str) -> Iterator[dict]:
+    """Yields a sample for each pair: its image, and a member with this extension."""
+    for number, (pair, member) in enumerate(members):
+        image = stored_image(pair.image)
+        yield {"__key__": f"{number:09}", image.extension: image.content, extension: member}
 
 
 def write_data_set(folder: Path, samples: Iterable[dict], texts: dict[str, str], split: str = "test") -> None:

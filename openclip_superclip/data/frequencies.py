@@ -2,7 +2,7 @@
 
 import itertools
 import json
-import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,22 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import InputError, reason
+from ..errors import InputError, listed, reason
 from ..files import write_bytes
 from ..flags import Config
 from ..method.idf import TokenStatistics, special_token_ids
 from .captions import CaptionTokens, tokenizer_identity
 from .tables import Columns, rows_of
-from .tar_shards import BROKEN, caption_member, check_any_exists, is_trained, read_members, work_on
+from .tar_shards import (
+    BROKEN,
+    caption_member,
+    check_any_exists,
+    is_remote,
+    is_trained,
+    read_members,
+    why_broken,
+    work_on,
+)
 
 BATCH = 1024  # captions tokenized at a time
 
@@ -107,7 +116,7 @@ class CaptionCounter:
                     samples = (one for one in read_members(shard, wanted) if is_trained(one, self.member))
                 yield from (found.words for found in map(self.reader.captions, samples) if found is not None)
             except BROKEN as error:
-                problems.append(reason(error))
+                problems.append(why_broken(error))
 
         found = captions()
         while batch := list(itertools.islice(found, BATCH)):
@@ -116,10 +125,21 @@ class CaptionCounter:
         tokens = counts.nonzero().flatten()
         return tokens, counts[tokens], int(statistics.num_captions), *(problems or [""])
 
-    def count(self, shards: list[str], workers: int) -> tuple[Frequencies, list[str]]:
-        """Returns the counts of all shards, and the shards that could not be read to their end."""
+    def count(
+        self,
+        shards: list[str],
+        workers: int,
+        unreadable_max: float = 0.0,
+    ) -> tuple[Frequencies, dict[str, str]]:
+        """Returns the counts of all shards, and why some are missing or were not read to their end.
+
+        Raises InputError if these are more than the fraction `unreadable_max`, as soon as possible.
+        """
         check_any_exists(shards, "DATA")
-        document_frequency, num_captions, broken = torch.zeros(self.vocab_size, dtype=torch.int64), 0, []
+        local = [shard for shard in shards if not is_remote(shard)]
+        problems = {shard: "no such file" for shard in local if not os.path.exists(shard)}
+        _check_readable(problems, len(shards), unreadable_max)
+        document_frequency, num_captions = torch.zeros(self.vocab_size, dtype=torch.int64), 0
         counted = (
             work_on(self.count_shard, shards, workers, "--workers") if workers > 1 else map(self.count_shard, shards)
         )
@@ -128,8 +148,8 @@ class CaptionCounter:
                 document_frequency[tokens] += counts
                 num_captions += num_counted
                 if problem:
-                    broken.append(shard)
-                    logging.warning(f"{shard}: {problem}")
+                    problems[shard] = problem
+                    _check_readable(problems, len(shards), unreadable_max)
                 progress.update()
                 progress.set_postfix_str(f"{num_captions:,} captions")
         num_samples, num_missing = self.reader.counts.so_far()
@@ -139,4 +159,19 @@ class CaptionCounter:
             raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
         captions = f"{self.config.captions} {self.config.long_caption_key}".strip()
         identity, ignored = tokenizer_identity(self.tokenizer), special_token_ids(self.tokenizer)
-        return Frequencies(document_frequency, num_captions, *identity, captions, ignored), broken
+        return Frequencies(document_frequency, num_captions, *identity, captions, ignored), problems
+
+
+def _check_readable(problems: dict[str, str], num_shards: int, unreadable_max: float) -> None:
+    """Raises InputError if more than the fraction `unreadable_max` of the shards have problems."""
+    if len(problems) > unreadable_max * num_shards:
+        raise InputError(
+            f"DATA: {unreadable_text(problems, num_shards)}; --unreadable-max, here "
+            f"{unreadable_max:g}, allows a larger fraction of them"
+        )
+
+
+def unreadable_text(problems: dict[str, str], num_shards: int) -> str:
+    """Returns a message on shards that were not read to their end, with the problem of each."""
+    named = listed(f"{shard} ({problem})" for shard, problem in problems.items())
+    return f"{len(problems):,} of {num_shards:,} shards cannot be read to their end: {named}"

@@ -1,14 +1,14 @@
-"""Opens images safely, checks them, and converts them for display: upright, 8-bit RGB, on white."""
+"""Opens images safely, checks them, and reads the pixels of training or those of a viewer."""
 
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..errors import reason
 
@@ -31,12 +31,20 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def check_regular(path: str | Path) -> None:
+    """Raises OSError for a device or a pipe: reading it may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is not a regular file")
+
+
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """Opens an image from its file or content, reading only the header.
 
     Raises OSError, ValueError or another of Pillow's errors for a file that is not an image in one of FORMATS, and
     ValueError for an aspect ratio so large that preprocessing would run out of memory.
     """
+    if isinstance(source, str | Path):
+        check_regular(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses twice as many pixels
         Image.init()
@@ -63,29 +71,36 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
-def as_seen(image: Image.Image, shortest: int | None = None) -> Image.Image:
-    """Converts an opened image for display: upright, 8-bit RGB, transparent pixels on white.
+def ignored_property(image: Image.Image) -> str:
+    """Decodes an opened image and returns what OpenCLIP ignores when it reads the pixels, or ""."""
+    image.load()
+    if is_deep(image):
+        return "more than 8 bits per channel"
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        return "rotated by EXIF data"
+    if _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        return "transparent"
+    return ""
 
-    Images are reduced if their shorter side has twice as many pixels as `shortest` or more.
-    """
-    if shortest:
-        image.draft(None, (shortest, shortest))  # a JPEG is decoded at a smaller size
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
-    factor = min(image.size) // shortest if shortest else 1
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = image.reduce(factor) if factor > 1 else image
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        return white.convert("RGB")
-    return (image.reduce(factor) if factor > 1 else image).convert("RGB")
+    if not _has_alpha(image):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Converts 16-bit and 32-bit images to 8 bits and palettes to colours; returns other images unchanged."""
-    if image.mode in ("1", "P", "PA"):
-        return image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    """Converts 16-bit and 32-bit images to 8 bits; returns other images unchanged."""
     if not is_deep(image):
         return image
     pixels = np.nan_to_num(np.asarray(image))
@@ -106,11 +121,41 @@ def read_image(source: str | Path | bytes, convert: Callable[[Image.Image], Any]
         return None, unreadable(error)
 
 
-def load_image(source: Path | bytes, shortest: int) -> tuple[Image.Image | None, str]:
-    """Returns an image for display, reduced as `as_seen` does, and ""; or None and the reason why it cannot be read."""
-    return read_image(source, lambda image: as_seen(image, shortest))
+def as_trained(image: Image.Image) -> Image.Image:
+    """Returns the pixels of an opened image that OpenCLIP trains on: the stored colours."""
+    return image.convert("RGB")
 
 
-def image_problem(source: str | bytes) -> str:
-    """Decodes an image from its path or content, and returns why it cannot be read, or ""; URLs are not read."""
-    return "" if isinstance(source, str) and "://" in source else read_image(source, Image.Image.load)[1]
+def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
+    """Returns the pixels of an opened image that OpenCLIP trains on, and what it ignores."""
+    return as_trained(image), ignored_property(image)
+
+
+class ImageCheck(NamedTuple):
+    """Why an image cannot be read, and what OpenCLIP ignores in it; both may be ""."""
+
+    problem: str = ""
+    ignored: str = ""
+
+
+def check_image(source: str | bytes) -> ImageCheck:
+    """Decodes an image, given its path or content; URLs are not read."""
+    if isinstance(source, str) and "://" in source:
+        return ImageCheck()
+    ignored, problem = read_image(source, ignored_property)
+    return ImageCheck(problem, ignored or "")
+
+
+def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> list[str]:
+    """Returns a warning if OpenCLIP ignores something in images, given their numbers."""
+    if not ignored:
+        return []
+    return [
+        f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
+        f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
+    ]
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Returns numbers of images by property, for a message."""
+    return ", ".join(f"{number:,} × {name}" for name, number in sorted(counts.items()))

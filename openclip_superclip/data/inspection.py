@@ -4,43 +4,56 @@ import contextlib
 import functools
 import itertools
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ..errors import InputError, listed
 from ..files import read_json
 from . import tar_shards as tar
-from .images import image_problem
+from .images import check_image, ignored_warning
 from .slices import Split, equal_sizes, more_than_a_slice
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken
+NUM_DECODED = 100  # images of a shard
 NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 TOLERANCE = 0.02  # of the number of samples: downloads of the same data set at different times differ
 
 
-class ShardReport(NamedTuple):
+@dataclass(frozen=True)
+class ShardReport:
     """The contents of a shard; `problem` is why training could not read all of it, or ""."""
 
     shard: str
     num_samples: int  # readable samples with image and caption
     num_long: int  # samples with a long caption
+    num_decoded: int  # images
+    num_unreadable: int  # of these
+    ignored: Counter  # numbers of decoded images by the property that OpenCLIP ignores
     members: str  # of all samples
     problem: str
 
 
-def inspect_shard(shard: str, place: str = "", until_found: bool = False, caption: str = "txt") -> ShardReport:
-    """Reads a local shard and decodes images until one can be read, given the keys of the long and the short caption.
+def inspect_shard(
+    shard: str,
+    place: str = "",
+    until_found: bool = False,
+    caption: str = "txt",
+    num_images: int = NUM_DECODED,
+) -> ShardReport:
+    """Reads a local shard, given the keys of the long and the short caption.
 
-    With `until_found` it stops after a few samples, once a caption, an image and a long caption have been read.
+    It decodes the first `num_images` images and, if none of them can be read, the next until one
+    can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
     members, problem, image_error = {}, "", ""
-    num_samples = num_long = 0
-    has_caption = has_image = False
+    num_samples = num_long = num_decoded = num_unreadable = 0
+    ignored = Counter()
+    has_caption = False
     wanted = {caption, tar.caption_member(place), *tar.IMAGES}
     try:
         for sample in tar.read_members(shard, wanted):
@@ -51,12 +64,18 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
             with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
                 has_caption |= bool(sample[caption].decode().strip())
             num_long += bool(place) and tar.has_long_caption(sample, place)
-            if not has_image:
-                image_error = image_problem(next(sample[image] for image in tar.IMAGES if image in sample))
-                has_image = not image_error
-                if has_image:
+            if wanted.issuperset(tar.IMAGES):
+                image = next(sample[name] for name in tar.IMAGES if name in sample)
+                checked = check_image(image)
+                num_decoded += 1
+                if checked.problem:
+                    image_error = checked.problem
+                    num_unreadable += 1
+                if checked.ignored:
+                    ignored[checked.ignored] += 1
+                if num_decoded >= num_images and num_unreadable < num_decoded:
                     wanted.difference_update(tar.IMAGES)  # the next samples have no images
-            if until_found and has_caption and has_image and (num_long or not place):
+            elif until_found and has_caption and (num_long or not place):
                 break
     except tar.BROKEN as error:
         problem = tar.why_broken(error)
@@ -67,9 +86,18 @@ def inspect_shard(shard: str, place: str = "", until_found: bool = False, captio
         )
     elif not problem and not has_caption:
         problem = f"all of its captions (.{caption}) are empty or not UTF-8"
-    elif not problem and not has_image:
+    elif not problem and num_unreadable == num_decoded:
         problem = f"none of its {num_samples:,} images can be read: {image_error}"
-    return ShardReport(shard, num_samples, num_long, found, problem)
+    return ShardReport(
+        shard=shard,
+        num_samples=num_samples,
+        num_long=num_long,
+        num_decoded=num_decoded,
+        num_unreadable=num_unreadable,
+        ignored=ignored,
+        members=found,
+        problem=problem,
+    )
 
 
 @dataclass
@@ -91,6 +119,7 @@ def inspect(
     full: bool = False,
     caption: str = "txt",
     most: int | None = None,
+    num_images: int = NUM_DECODED,
 ) -> Inspection:
     """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
 
@@ -102,6 +131,7 @@ def inspect(
             these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
+        num_images: the number of images to decode in each inspected shard.
     """
     found = Inspection(tar.expand(pattern, flag))
     if any(map(tar.is_remote, found.shards)):
@@ -111,7 +141,13 @@ def inspect(
     sizes = _file_sizes(found.shards[:most])
     found.sizes = {shard: size for shard, size in sizes.items() if size is not None}
     there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
-    read = functools.partial(inspect_shard, place=long_caption, until_found=not full, caption=caption)
+    read = functools.partial(
+        inspect_shard,
+        place=long_caption,
+        until_found=not full,
+        caption=caption,
+        num_images=num_images,
+    )
     if full:
         reports = tar.work_on(read, there, os.cpu_count() or 1, "--check")
         found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
@@ -123,7 +159,8 @@ def inspect(
     first = found.reports[0]
     if all(report.problem for report in found.reports):
         raise InputError(f"{flag}: {first.shard}: {first.problem}")
-    num_samples, num_long = (sum(column) for column in list(zip(*found.reports, strict=True))[1:3])
+    num_samples = sum(report.num_samples for report in found.reports)
+    num_long = sum(report.num_long for report in found.reports)
     if long_caption and not num_long:
         raise InputError(
             f"{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its members are "
@@ -136,6 +173,16 @@ def inspect(
         found.warnings.append(
             f"{flag}: {len(found.bad):,} of {len(sizes):,} shards are missing or broken, the first is "
             f"{next(iter(found.bad))}: training skips them"
+        )
+    ignored = sum((report.ignored for report in found.reports), Counter())
+    num_decoded = sum(report.num_decoded for report in found.reports)
+    found.warnings += ignored_warning(ignored, num_decoded, flag)
+    partly = [report for report in found.reports if report.num_unreadable and not report.problem]
+    if partly:
+        num_unreadable = sum(report.num_unreadable for report in partly)
+        found.warnings.append(
+            f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
+            f"first is in {partly[0].shard}: training skips them"
         )
     if full and long_caption and num_long < num_samples:
         without = f"{num_samples - num_long:,} of {num_samples:,}"
@@ -179,7 +226,7 @@ def total_samples(shards: list[str]) -> int | None:
     return None
 
 
-def check_data(
+def check_shards(
     pattern: str, split: Split, expected: int | None = None, full: bool = False, *, long_caption: str = ""
 ) -> dict:
     """Returns a report on the shards of --data, for JSON; InputError if training could not start.
@@ -218,6 +265,7 @@ def check_data(
     return {
         "data": pattern, "shards": len(found.shards), "found": len(found.sizes) if was_read else None,
         "bytes": sum(found.sizes.values()) if was_read else None, "full": is_counted,
+        "num_checked": len(found.shards),
         "samples": samples if is_counted else None, "samples_listed": num_listed or None, "samples_expected": expected,
         "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
         "good": tar.contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,

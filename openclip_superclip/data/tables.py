@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
-from .images import image_problem
+from .images import check_image, ignored_warning
 from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
@@ -85,7 +85,17 @@ class TableReport:
     num_long: int = 0  # rows with a long caption, if one is read
     num_decoded: int = 0  # images
     bad: list[tuple[int, str, str]] = field(default_factory=list)  # row from 1, image, and why it cannot be read
+    ignored: Counter = field(default_factory=Counter)  # numbers of images by what OpenCLIP ignores
+    bad_text: str = ""  # the same in a message
     warnings: list[str] = field(default_factory=list)  # of `check_table`
+
+    def refuse_bad(self) -> list[str]:
+        """Returns the warnings; InputError if an image is missing or damaged."""
+        if self.bad:
+            raise InputError(
+                f"{self.bad_text}; paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
+            )
+        return self.warnings
 
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
@@ -99,26 +109,26 @@ def check_table(
     batch_size: int,
     world_size: int,
     flag: str = "--train-data",
-    max_decoded: int = MAX_DECODED,
+    max_decoded: int | None = MAX_DECODED,
     accum_freq: int = 1,
-    tolerated: float = 0.0,
 ) -> TableReport:
     """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not checked.
 
-    Raises InputError, naming `flag`, for missing columns, captions or images, or fewer rows than one step needs. The
-    fraction `tolerated` of the images may be missing or damaged.
+    Raises InputError, naming `flag`, for missing columns or captions, or fewer rows than one step
+    needs. Missing and damaged images are warnings; `refuse_bad` makes them an error.
     """
     if is_remote(path):
         return TableReport()
     table = read_table(path, columns, config, flag, max_decoded)
     if table.bad:
-        shown = "; ".join(f"row {row} names {image}: {problem}" for row, image, problem in table.bad[:NUM_SHOWN])
-        more = "; superclip plan RECIPE --data FILE --check lists all" * (len(table.bad) > NUM_SHOWN)
-        found = f"{flag}: {len(table.bad):,} of {table.num_decoded:,} images of {path} cannot be read: {shown}{more}"
-        if len(table.bad) > tolerated * table.num_decoded:
-            where = f"paths are relative to {os.getcwd()}"
-            raise InputError(f"{found}; {where}, and superclip shards leaves such rows out")
-        table.warnings.append(f"{found}; such rows are skipped")
+        rows = [f"row {row} names {image}: {problem}" for row, image, problem in table.bad]
+        table.bad_text = (
+            f"{flag}: {len(rows):,} of {table.num_decoded:,} images of {path} cannot be read: "
+            f"{'; '.join(rows[:NUM_SHOWN])}"
+        )
+        if len(rows) > NUM_SHOWN:
+            table.bad_text += "; superclip plan RECIPE --data FILE --check lists all"
+        table.warnings.append(f"{table.bad_text}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     if config.long_caption_key and not table.num_long:
@@ -141,6 +151,7 @@ def check_table(
             "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
             "out"
         )
+    table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
     return table
 
 
@@ -164,8 +175,13 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
     chosen = images[::stride]
     table.num_decoded = len(chosen)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        problems = tqdm(pool.map(image_problem, chosen), "reading images", len(chosen), unit=" images", disable=None)
-        table.bad = [(n * stride + 1, chosen[n], problem) for n, problem in enumerate(problems) if problem]
+        checks = pool.map(check_image, chosen)
+        bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
+        for index, check in enumerate(bar):
+            if check.problem:
+                table.bad.append((index * stride + 1, chosen[index], check.problem))
+            if check.ignored:
+                table.ignored[check.ignored] += 1
     return table
 
 

@@ -79,12 +79,20 @@ def why_broken(error: Exception) -> str:
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A member's header; a broken one raises ReadError, while tarfile takes it for the end of the file."""
+    """A member's header; a broken or missing one raises ReadError.
+
+    tarfile takes these for the end of the file, which blocks of zeros should mark.
+    """
 
     @classmethod
     def fromtarfile(cls, tar):
         try:
             return super().fromtarfile(tar)
+        except tarfile.EmptyHeaderError as error:
+            if tar.offset == 0:  # an empty file, for which tarfile has an error
+                raise
+            problem = f"it was cut at byte {tar.offset:,}, without an end marker"
+            raise tarfile.ReadError(problem) from error
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
 
@@ -112,13 +120,19 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
 
         stream = gopen(shard)
     sample, last = {}, -1
-    with tarfile.open(shard, "r|*" if stream else "r", stream, tarinfo=StrictTarInfo) as tar:
-        for number, key, extension, member in numbered_members(tar):
-            if number != last:
-                if sample:
-                    yield sample
-                sample, last = {"__key__": key, "__url__": shard}, number
-            sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
+    try:
+        with tarfile.open(shard, "r|*" if stream else "r", stream, tarinfo=StrictTarInfo) as tar:
+            for number, key, extension, member in numbered_members(tar):
+                if number != last:
+                    if sample:
+                        yield sample
+                    sample, last = {"__key__": key, "__url__": shard}, number
+                content = tar.extractfile(member).read() if extension in wanted else b""
+                sample[extension] = content
+    except BROKEN:
+        if sample:  # the members before the defect, on which OpenCLIP trains
+            yield sample
+        raise
     if sample:
         yield sample
 

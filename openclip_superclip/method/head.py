@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..flags import HEAD_INPUTS
+from .finite_weights import first_non_finite
 from .loss import class_loss
 
 
@@ -84,8 +85,10 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
 def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     """Allows loading weights without a head, which keeps the model's head and statistics, and logs what was loaded.
 
-    Raises InputError for weights of the authors' code.
+    Raises InputError for weights of the authors' code and for non-finite ones.
     """
+    if name := first_non_finite(state_dict.items()):
+        raise InputError(f"{name} of the weights contains NaN or infinity: start from other weights")
     for name in [name for name in state_dict if "_orig_mod." in name]:  # torch.compile's prefix
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
     if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):

@@ -10,11 +10,15 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from . import ranks
+from .finite_weights import first_non_finite
 from .head import ClassHead, keep_fresh_head
 from .head_input import Reading, head_width, make_readable, patch_tokens
 from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
+
+# What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
+LOADS_TOWER = {"vision_cfg": "timm_model_pretrained", "text_cfg": "hf_model_pretrained"}
 
 
 class _WithClassHead:
@@ -39,7 +43,16 @@ class _WithClassHead:
     reads_tower_tokens = False  # whether the OpenCLIP model supports towers with output_tokens
 
     def __init__(self, *args, superclip: dict, **kwargs):
-        super().__init__(*args, **kwargs)
+        towers = {tower: kwargs[tower] for tower in LOADS_TOWER if isinstance(kwargs.get(tower), dict)}
+        loads_tower = any(cfg.get(LOADS_TOWER[tower]) for tower, cfg in towers.items())
+        try:
+            super().__init__(*args, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:  # of timm and transformers
+            if not loads_tower:
+                raise
+            raise InputError(f"a tower's own weights cannot be loaded ({reason(error)[:300]})") from error
+        if loads_tower and (name := first_non_finite(self.state_dict().items())):
+            raise InputError(f"{name} of a tower's own weights contains NaN or infinity")
         options = dict(superclip)
         load = options.pop("load", None)
         self._add_head(**options)

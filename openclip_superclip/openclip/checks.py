@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoints.model_files import openclip_name, register_model
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
-from ..data.inspection import NUM_LOOKED_FOR, inspect, total_samples
+from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
@@ -160,7 +160,7 @@ def check_command_line(training: Training) -> None:
         loggers = options.report_to.replace("all", "wandb,tensorboard")
         require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
         require(f"--use-bnb-linear {options.use_bnb_linear}", "", *["bitsandbytes"] * bool(options.use_bnb_linear))
-        warnings = check_data(training)
+        warnings = data_warnings(training)
     if training.config is not None and options.distill_model is not None and training.has_empty_captions:
         raise InputError(
             f"--train-data: {options.train_data} has rows without a caption, which do not work with --superclip and "
@@ -226,28 +226,47 @@ def _check_resume(training: Training) -> None:
         check_beginning(folder, now, "--accept-changes to superclip run" if training.is_table else accept)
 
 
-def check_data(training: Training) -> list[str]:
+def data_warnings(training: Training) -> list[str]:
     """Returns warnings about the data; InputError if OpenCLIP cannot train or evaluate on it."""
     options = training.options
     image, caption, json = (getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key"))
     caption = caption or "txt"
     if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
         caption = ""  # OpenCLIP 4 reads other images, several captions or JSON, which are not checked
-    max_decoded = MAX_DECODED if launched()[0] == 0 else 0
     is_synthetic, warnings = options.dataset_type == "synthetic", []
     if options.train_data or is_synthetic:
-        warnings = _check_training_data(training, caption, max_decoded)
+        warnings = _check_training_data(training, caption)
     if not options.val_data or is_synthetic:
         return warnings
     if kind(options.val_data, options.dataset_type, "--val-data") == "table":
-        table = check_table(options.val_data, training.columns, Config(), 1, 1, "--val-data", max_decoded)
-        return warnings + table.warnings
+        columns, most = training.columns, _max_decoded(training)
+        table = check_table(options.val_data, columns, Config(), 1, 1, "--val-data", most)
+        return warnings + table.refuse_bad()
     if not caption:
         return warnings
-    return warnings + inspect(options.val_data, "--val-data", caption=caption, most=NUM_LOOKED_FOR).warnings
+    return warnings + _inspected(training, "--val-data", options.val_data, caption)
 
 
-def _check_training_data(training: Training, caption: str, max_decoded: int) -> list[str]:
+def _max_decoded(training: Training) -> int:
+    return MAX_DECODED if training.decodes_images else 0
+
+
+def _inspected(
+    training: Training,
+    flag: str,
+    shards: str,
+    caption: str,
+    long_caption: str = "",
+) -> list[str]:
+    """Returns the warnings of an inspection of shards; one rank decodes more than an image."""
+    inspection = inspect(
+        shards, flag, long_caption, caption=caption, most=NUM_LOOKED_FOR,
+        num_images=NUM_DECODED if training.decodes_images else 1,
+    )  # fmt: skip
+    return inspection.warnings
+
+
+def _check_training_data(training: Training, caption: str) -> list[str]:
     """Returns warnings; `caption` is the extension of the captions in shards, "" if the shards cannot be checked."""
     options, config = training.options, training.config or Config()
     facts = argparse.Namespace(
@@ -261,10 +280,10 @@ def _check_training_data(training: Training, caption: str, max_decoded: int) -> 
     if facts.kind == "table":
         table = check_table(
             options.train_data, training.columns, config, options.batch_size, launched()[1],
-            max_decoded=max_decoded, accum_freq=accum_freq,
+            max_decoded=_max_decoded(training), accum_freq=accum_freq,
         )  # fmt: skip
         steps = math.ceil(table.num_trained(config) / launched()[1]) // options.batch_size // accum_freq
-        return [*table.warnings, *long_warmup(options.warmup, steps * epochs, "--warmup")]
+        return [*table.refuse_bad(), *long_warmup(options.warmup, steps * epochs, "--warmup")]
     if facts.kind == "synthetic":
         return []
     _check_workers(options.workers)
@@ -274,8 +293,8 @@ def _check_training_data(training: Training, caption: str, max_decoded: int) -> 
     if not caption:
         return warnings
     long_caption = config.long_caption_key
-    inspected = inspect(options.train_data, "--train-data", long_caption, caption=caption, most=NUM_LOOKED_FOR)
-    return warnings + inspected.warnings
+    pattern = options.train_data
+    return warnings + _inspected(training, "--train-data", pattern, caption, long_caption)
 
 
 def long_warmup(warmup: int, steps: int, flag: str) -> list[str]:

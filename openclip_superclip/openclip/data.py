@@ -1,5 +1,6 @@
 """OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot be read."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -12,9 +13,11 @@ from pathlib import Path
 import open_clip_train.data
 import pandas as pd
 import webdataset.tariterators
-from open_clip_train.data import CsvDataset
+from open_clip_train.data import CsvDataset, log_and_continue
+from torch.utils.data import DataLoader, Dataset
 
 from .. import hooks
+from ..data.images import check_regular
 from ..data.tar_shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
@@ -39,8 +42,11 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
     names = {}  # of OpenCLIP's data module, and what replaces them
     if order is not None or caption_tokens is not None:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
-    if names or (is_pass and Training(args).is_ours):  # a pass that fills no batch ends the run
+    is_ours = Training(args).is_ours
+    if names or (is_pass and is_ours):  # a pass that fills no batch ends the run
         names["wds"] = current().WebDataset(args, order, caption_tokens)
+    if is_ours:
+        names["CsvDataset"] = _Images
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
@@ -51,9 +57,6 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
     if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
-
-
-_read_row = CsvDataset.__getitem__  # OpenCLIP's own
 
 
 class _Tokenized:
@@ -67,7 +70,15 @@ class _Tokenized:
         return [tokens]
 
 
-class _Table(CsvDataset):
+class _Images(CsvDataset):
+    """OpenCLIP's table of images and captions; an image that is not a regular file is an error."""
+
+    def __getitem__(self, index):
+        check_regular(self.images[index])
+        return super().__getitem__(index)
+
+
+class _Table(_Images):
     """OpenCLIP's table of images and captions, with the plugins' tokens for text."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
@@ -88,48 +99,58 @@ class _Table(CsvDataset):
 
     def __getitem__(self, index):
         row = self.kept[index]
-        loaded, tokens = _read_row(self, row), self.caption_tokens(self._row(row))
+        loaded, tokens = super().__getitem__(row), self.caption_tokens(self._row(row))
         return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)  # OpenCLIP 4's, 3's
 
 
-def list_unreadable(file: Path, epoch, name: Callable[[str], str] = str) -> None:
-    """Makes this process and its data-loading workers append a line of JSON to `file` for everything skipped.
+@contextlib.contextmanager
+def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str], str] = str):
+    """A context in which everything that training skips is appended to `file`, in lines of JSON.
 
     {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}.
-    Truncated tar files are listed too, which tarfile would otherwise ignore. `epoch` is OpenCLIP's shared epoch, and
-    `name` returns the original name of a shard that was read.
+    Truncated tar files are listed too, which tarfile would otherwise ignore, and tables return the
+    next row instead of one with an unreadable image. `name` returns the original name of a shard
+    that was read. Data-loading workers that are not forked unpickle `epoch` when they start.
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data
-    data.tarfile_to_samples_nothrow = functools.partial(
-        data.tarfile_to_samples_nothrow, handler=functools.partial(unreadable.shard, data.log_and_continue)
-    )
-    data.log_and_continue = functools.partial(unreadable.sample, data.log_and_continue)
+    read_shards = functools.partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
     strictly = functools.partial(tarfile.open, tarinfo=StrictTarInfo)
-    webdataset.tariterators.tarfile = types.SimpleNamespace(open=strictly)
+
+    def data_loader(dataset, **options):
+        if isinstance(dataset, CsvDataset):
+            dataset = ReadableRows(dataset, unreadable)
+        return DataLoader(dataset, **options)
+
+    with (
+        replaced(data, tarfile_to_samples_nothrow=read_shards, log_and_continue=unreadable.sample),
+        replaced(data, DataLoader=data_loader),
+        replaced(webdataset.tariterators, tarfile=types.SimpleNamespace(open=strictly)),
+    ):
+        yield
 
 
 class _Unreadable:
-    """Writes the lines; its methods are webdataset's exception handlers, which wrap OpenCLIP's."""
+    """Writes the lines; its methods are webdataset's exception handlers, which call OpenCLIP's."""
 
-    def __init__(self, file: Path, epoch, name: Callable[[str], str]):
+    def __init__(self, file: Path, epoch: Callable[[], int], name: Callable[[str], str]):
         self.file, self.epoch, self.name = file, epoch, name
         self.listed = set()  # of this process
 
-    def shard(self, handler, error: Exception) -> bool:
+    def shard(self, error: Exception) -> bool:
         shard = error.args[-1] if error.args else None
-        key = (self.epoch.get_value(), shard)
+        key = (self.epoch(), shard)
         if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added the name
             self.listed.add(key)
             self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
-        return handler(error)
+        return log_and_continue(error)
 
-    def sample(self, handler, error: Exception) -> bool:
+    def sample(self, error: Exception) -> bool:
         self._write({"sample": True, "why": f"{type(error).__name__}: {error}"})
-        return handler(error)
+        return log_and_continue(error)
 
     def _write(self, values: dict) -> None:
-        line = json.dumps({"epoch": self.epoch.get_value(), **values}) + "\n"
+        line = json.dumps({"epoch": self.epoch(), **values}) + "\n"
         file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(file, line.encode())  # unbuffered: all workers write to one file
@@ -137,22 +158,24 @@ class _Unreadable:
             os.close(file)
 
 
-def skip_unreadable_rows(file: Path, epoch) -> None:
-    """Makes a table return the next row instead of one with an unreadable image, which is listed in `file`."""
-    unreadable = _Unreadable(file, epoch, str)
+class ReadableRows(Dataset):
+    """A table that returns the next row instead of one whose image cannot be read."""
 
-    def or_next(read_row):
-        def read(table, index):
-            for row in (*range(index, len(table)), *range(index)):
-                try:
-                    return read_row(table, row)
-                except InputError:
-                    raise
-                except Exception as error:  # a broken file can raise any exception
-                    image = table.images[getattr(table, "kept", range(len(table)))[row]]
-                    unreadable.sample(open_clip_train.data.log_and_continue, OSError(f"{image}: {reason(error)}"))
-            raise InputError("--train-data: no image of the table can be read")
+    def __init__(self, table: CsvDataset, unreadable: _Unreadable):
+        self.table, self.unreadable = table, unreadable
+        self.rows = getattr(table, "kept", range(len(table)))
 
-        return read
+    def __len__(self):
+        return len(self.table)
 
-    CsvDataset.__getitem__, _Table.__getitem__ = or_next(_read_row), or_next(_Table.__getitem__)
+    def __getitem__(self, index):
+        for row in (*range(index, len(self)), *range(index)):
+            image = self.table.images[self.rows[row]]
+            try:
+                check_regular(image)
+                return self.table[row]
+            except InputError:
+                raise
+            except Exception as error:  # a broken file can raise any exception
+                self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
+        raise InputError("--train-data: no image of the table can be read")

@@ -10,10 +10,10 @@ from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
-from ..checkpoints.checkpoint import file_of_weights, read_checkpoint
-from ..checkpoints.model_files import register_model
+from ..checkpoints.checkpoint import file_of_weights
+from ..checkpoints.model_files import open_tokenizer, read_configuration, register_model
 from ..data.frequencies import read_frequencies
-from ..errors import InputError, listed, reason
+from ..errors import InputError, listed
 from ..flags import Config, is_idf_file
 from ..method.idf import special_token_ids
 from .replacing import plugins_model_class
@@ -40,10 +40,11 @@ def create_model_and_transforms(
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector before the
             projection; or "both", their sum.
     """
-    model_name = register_model(model_name, "model_name")
+    model_name, cache_dir = register_model(model_name, "model_name"), kwargs.get("cache_dir")
+    read_configuration(model_name, "model_name", cache_dir)
     config = Config(idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input)
     loading, load = weights.how_to_load(model_name, pretrained)
-    superclip = head_options(model_name, pretrained, config, cache_dir=kwargs.get("cache_dir"), load=load)
+    superclip = head_options(model_name, pretrained, config, cache_dir=cache_dir, load=load)
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
     with plugins_model_class():
@@ -67,7 +68,7 @@ def head_options(
 
     The tokenizer determines which ids are not words and, with `separate_words`, the length of the text tower's tokens.
     """
-    tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir, context_length=context_length)
+    tokenizer = open_tokenizer(model_name, context_length, cache_dir)
     frequencies = None
     if is_idf_file(config.idf):
         found = read_frequencies(config.idf)
@@ -86,21 +87,19 @@ def head_options(
 def check_models(options: argparse.Namespace) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    `options` are those of training. Models on a hub are checked when they are loaded.
+    `options` are those of training. The weights of models on a hub are checked when they are loaded.
     """
     pretrained, teacher, given = options.pretrained, options.distill_model, options.distill_pretrained
-    model = check_model(options.model, pretrained, "--model", "--pretrained")
+    model = check_model(options.model, pretrained, "--model", "--pretrained", options.cache_dir)
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
-    if pretrained and os.path.isfile(pretrained) and not pretrained.endswith(".npz"):
-        try:
-            read_checkpoint(pretrained)
-        except InputError as error:
-            raise InputError(f"--pretrained: {error}") from error
+    weights.check_weights(model, pretrained)
+    if not model.startswith("hf-hub:"):
+        weights.start_of_towers(model, pretrained, options.pretrained_image)
     _check_text_tower(model, options)
     if teacher is not None:
-        check_model(teacher, given, "--distill-model", "--distill-pretrained")
+        check_model(teacher, given, "--distill-model", "--distill-pretrained", options.cache_dir)
         schema, place = parse_model_name(teacher)
         if schema == "local-dir" and given is not None:
             if given not in (teacher, place):
@@ -108,16 +107,15 @@ def check_models(options: argparse.Namespace) -> None:
             file_of_weights(Path(place))
 
 
-def check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: str) -> str:
-    """Returns the name under which OpenCLIP finds the model; InputError for an unknown model or unknown weights."""
+def check_model(
+    model: str, pretrained: str | None, flag: str, pretrained_flag: str, cache_dir: str | None = None
+) -> str:
+    """Returns the name under which OpenCLIP finds the model.
+
+    Raises InputError for an unknown model, one that is not accepted, and unknown weights.
+    """
     schema, name = parse_model_name(model)[0], register_model(model, flag)
-    if schema == "hf-hub":
-        return name
-    try:
-        known = open_clip.get_model_config(name) is not None
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{flag}: {model} has no readable open_clip_config.json ({reason(error)})") from error
-    if not known:
+    if read_configuration(name, flag, cache_dir) is None:
         near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(name, open_clip.list_models())
         near = near or ["one of open_clip.list_models()"]
         raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?")
@@ -132,18 +130,13 @@ def check_model(model: str, pretrained: str | None, flag: str, pretrained_flag: 
 
 
 def _check_text_tower(model: str, options: argparse.Namespace) -> None:
-    """Raises InputError for an unsupported kind of model or --lock-text, or if the tokenizer exceeds its vocabulary."""
-    if parse_model_name(model)[0] == "hf-hub":
-        return
-    model_cfg = open_clip.get_model_config(model)
-    if model_cfg.keys() & {"genlip_cfg", "genlap_cfg", "audio_cfg"}:  # other kinds of models of OpenCLIP 4
-        raise InputError(f"--superclip cannot train --model {model}; expected an image and a text tower")
-    text_cfg = model_cfg["text_cfg"]
+    """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's vocabulary."""
+    text_cfg = read_configuration(model, "--model", options.cache_dir)[0]["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
     if options.lock_text and not options.lock_text_freeze_layer_norm:
         raise InputError(f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it")
-    tokenizer = open_clip.get_tokenizer(model, cache_dir=options.cache_dir, context_length=options.force_context_length)
+    tokenizer = open_tokenizer(model, options.force_context_length, options.cache_dir)
     largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
     if largest >= vocab_size:
         raise InputError(

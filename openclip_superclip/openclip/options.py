@@ -29,6 +29,11 @@ class Training:
         return is_table(self.options.train_data, self.options.dataset_type)
 
     @property
+    def decodes_images(self) -> bool:
+        """Whether the checks decode images: on one rank, and not again in superclip run."""
+        return launched()[0] == 0 and not getattr(self.options, "images_checked", False)
+
+    @property
     def columns(self) -> Columns:
         return Columns(self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key)
 
@@ -66,10 +71,10 @@ class Training:
 
     @functools.cached_property
     def tokenizer(self):
-        from open_clip import get_tokenizer
+        from ..checkpoints.model_files import open_tokenizer
 
         options = self.options
-        return get_tokenizer(options.model, cache_dir=options.cache_dir, context_length=options.force_context_length)
+        return open_tokenizer(options.model, options.force_context_length, options.cache_dir)
 
 
 def launched() -> tuple[int, int]:

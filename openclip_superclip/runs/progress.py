@@ -156,19 +156,30 @@ def _too_many(found: str, shards: dict[str, str], limit: float) -> InputError:
     named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
     return InputError(
         f"{found} cannot be read, more than --unreadable-max {limit:g} allows{': ' if named else ''}{named}; "
-        "superclip plan --check finds all bad shards and prints a pattern without them"
+        "superclip plan --check finds all bad files, and prints a pattern of the other shards"
     )
 
 
-def check_data(run: Run, command: str, reads_data: bool = True) -> dict:
-    """Checks the run's data, or only its pattern, prints the warnings of data and plan, and returns the report.
+def accepted_data(run: Run, command: str, reads_data: bool = True) -> dict:
+    """Checks the run's data, or only its pattern, prints the warnings, and returns the findings.
 
-    Raises InputError for a problem, or if more shards are missing or damaged than --unreadable-max allows.
+    Raises InputError for a problem, or if more files are bad than --unreadable-max allows.
     """
     checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
-    bad, limit = {one["shard"]: one["problem"] for one in checked["bad"]}, run.settings.unreadable_max
-    if bad and len(bad) > limit * checked["shards"]:
-        raise _too_many(f"{len(bad):,} of {checked['shards']:,} shards", bad, limit)
+    refuse_bad_files(run, checked)
     for warning in [*run.warnings, *checked["warnings"]]:
         print(f"superclip {command}: {warning}", file=sys.stderr, flush=True)
     return checked
+
+
+def refuse_bad_files(run: Run, checked: dict) -> None:
+    """Raises InputError if a check found more bad shards or images than --unreadable-max allows."""
+    bad, limit = checked["bad"], run.settings.unreadable_max
+    if not bad or len(bad) <= limit * checked["num_checked"]:
+        return
+    found = f"{len(bad):,} of {checked['num_checked']:,} {'images' if run.is_table else 'shards'}"
+    named = {}
+    for one in bad:
+        name = f"row {one['row']} names {one['shard']}" if run.is_table else one["shard"]
+        named[name] = one["problem"]
+    raise _too_many(found, named, limit)

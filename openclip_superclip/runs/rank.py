@@ -22,7 +22,6 @@ from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
-from ..openclip import checks
 from ..openclip.train import register_plugin, train
 from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here, last_line
 from .progress import STEPS
@@ -63,10 +62,11 @@ def _failure(error: Exception, rank: int) -> Failure:
 
 def _train(start: Start, rank: int) -> None:
     """Trains; raises Refused if training ends with another exit code than 0."""
-    register_plugin(StepCounter(start, rank))
-    checks.MAX_DECODED = 0  # the images of a table were checked before, with --unreadable-max
+    counter = StepCounter(start, rank)
+    register_plugin(counter)
     try:
-        code = measured(start, rank) if start.measures else train(start.arguments)
+        with counter.listing_unreadable():
+            code = measured(start, rank) if start.measures else train(start.arguments)
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):
@@ -117,44 +117,62 @@ class StepCounter:
         self.run, self.logs, self.rank = start.run, start.logs, rank
         self.staged = StagedShards(Path(start.staged)) if start.staged else None
         self.epoch = None  # OpenCLIP's shared epoch
+        if self.run.is_table:
+            self.epoch = CountedEpoch(self.run.slice_steps * self.run.accum_freq)
+
+    def listing_unreadable(self):
+        """A context in which the data that cannot be read is listed in a file of this rank."""
+        from ..openclip.data import listing_unreadable
+
+        file = self.logs / f"unreadable_{self.rank}.jsonl"
+        epoch = self.epoch.get_value if self.run.is_table else self.shared_epoch
+        return listing_unreadable(file, epoch, self.staged.name if self.staged else str)
+
+    def shared_epoch(self) -> int:
+        """Returns the current epoch of shards."""
+        return self.epoch.get_value()
+
+    @hookimpl(tryfirst=True)
+    def open_clip_check_options(self, args):
+        args.images_checked = True  # before the ranks started, with --unreadable-max
 
     @hookimpl(wrapper=True)
     def open_clip_data_order(self, args, shared_epoch):
-        from ..openclip.data import list_unreadable
-
         self.epoch = shared_epoch
-        staged = self.staged
-        list_unreadable(self.logs / f"unreadable_{self.rank}.jsonl", shared_epoch, staged.name if staged else str)
         order = yield
-        if order is None or staged is None:
+        if order is None or self.staged is None:
             return order
         shards, samples = order
-        return lambda names: staged.shards(shards(names)), samples
+        return lambda names: self.staged.shards(shards(names)), samples
 
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args):
         from open_clip import create_loss
 
-        from ..openclip.data import skip_unreadable_rows
-
         loss = yield
         run: Run = self.run
+        epoch = self.shared_epoch
         if run.is_table:
-            counted = CountedEpoch(args.resume, run.slice_steps * run.accum_freq)
-            skip_unreadable_rows(self.logs / f"unreadable_{self.rank}.jsonl", counted)
-            epoch = counted.count
-        else:
-            epoch = lambda: self.epoch.get_value()  # noqa: E731  OpenCLIP 4 makes the data after the loss
+            self.epoch.begin(args.resume)
+            epoch = self.epoch.count
         steps_file = self.logs / STEPS if self.rank == 0 else None
         return LossMonitor(loss or create_loss(args), epoch, run.slice_steps, run.accum_freq, steps_file)
 
 
 class CountedEpoch:
-    """The epoch of a table, which OpenCLIP does not share, counted by calls of the loss: `calls` are an epoch."""
+    """The epoch of a table, which OpenCLIP does not share, counted by calls of the loss.
 
-    def __init__(self, resume: str | None, calls: int):
-        found = re.search(r"epoch_(\d+)\.pt$", resume or "")
-        self.first, self.calls_of_epoch, self.calls = int(found[1]) if found else 0, max(1, calls), 0
+    `calls` are an epoch.
+    """
+
+    def __init__(self, calls: int):
+        self.calls_of_epoch = max(1, calls)
+        self.first = self.calls = 0
+
+    def begin(self, resume: str | None) -> None:
+        """Continues after the epoch of the checkpoint `resume`."""
+        epoch = re.search(r"epoch_(\d+)\.pt$", resume or "")
+        self.first = int(epoch[1]) if epoch else 0
 
     def get_value(self) -> int:
         return self.first + self.calls // self.calls_of_epoch

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.model_files import openclip_name
-from ..data import inspection
+from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
-from ..data.tables import MAX_DECODED, check_table, is_table, read_table
+from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..errors import InputError, Rule, check, reason
 from ..files import content_digest, read_json, write_json
@@ -199,28 +199,39 @@ class Run:
         return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, full: bool = False) -> dict:
-        """Returns a report on the data, for JSON; InputError if training could not start.
+        """Returns what a check finds in the data, for JSON; InputError if training could not start.
 
-        Unless `full`, it reads only the first and the last shard or, of a table, up to 10,000 images.
+        The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
+        the first and the last shard or, of a table, up to 10,000 images.
         """
+        config = self.recipe.caption_config
         if self.is_table:
-            bad, columns, config = [], self.recipe.columns, self.recipe.caption_config
-            most = 0 if full else MAX_DECODED  # all images are decoded below
-            of_run = self.batch_size, self.world_size, "--data", most
-            tolerated = self.settings.unreadable_max
-            report = check_table(self.data, columns, config, *of_run, tolerated=tolerated)
-            if full:
-                table = read_table(self.data, columns, config, "--data", None)
-                bad = [{"shard": image, "row": row, "problem": problem} for row, image, problem in table.bad]
-            rows = self.recipe.data_samples
-            checked = {"rows": rows, "full": full, "bad": bad, "good": None, "warnings": report.warnings}
+            table = check_table(
+                self.data, self.recipe.columns, config, self.batch_size, self.world_size, "--data",
+                max_decoded=None if full else MAX_DECODED,
+            )  # fmt: skip
+            bad = []
+            for row, image, problem in table.bad:
+                bad.append({"shard": image, "row": row, "problem": problem})
+            checked = {
+                "rows": self.recipe.data_samples,
+                "full": full,
+                "num_checked": table.num_decoded,
+                "bad": bad,
+                "good": None,
+                "warnings": table.warnings,
+            }
         else:
-            key = self.recipe.caption_config.long_caption_key
-            data_samples = self.recipe.data_samples
-            checked = inspection.check_data(self.data, self._split(), data_samples, full, long_caption=key)
-        warnings = [*checked["warnings"], *self.check_validation()]
+            checked = check_shards(
+                self.data,
+                self._split(),
+                self.recipe.data_samples,
+                full,
+                long_caption=config.long_caption_key,
+            )
+        checked["warnings"] += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
-        return checked | {"tables": {path: content_digest(Path(path)) for path in tables}, "warnings": warnings}
+        return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}
 
     def _split(self) -> Split:
         machines = len(expand(self.data)), self.world_size, self.workers
@@ -230,10 +241,11 @@ class Run:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
         val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
-            return check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data").warnings
+            table = check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
+            return table.refuse_bad()
         if not val_data:
             return []
-        return inspection.inspect(val_data, "--val-data", most=inspection.NUM_LOOKED_FOR).warnings
+        return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
 
     def as_dict(self) -> dict:
         """Returns the plan for JSON and for run.json."""

@@ -19,7 +19,7 @@ from . import process
 from .cost import build_model
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder, lock
 from .process import HARDWARE, LOSS, STALL, Failure, describe, failure_here, first_failure, node_failed, refresh
-from .progress import AddedLines, Progress, UnreadableData, check_data
+from .progress import AddedLines, Progress, UnreadableData, accepted_data
 from .run import Run, Start
 from .slurm import Placement, ask_job, hosts
 from .stage import Staging
@@ -137,7 +137,7 @@ class NodeTraining:
             try:
                 self._check_starts()
                 self._check_disk()
-                folder.note(data_check=check_data(self.run, "run"))
+                folder.note(data_check=accepted_data(self.run, "run"))
                 return self._end(self._train())
             except NodeLost as lost:
                 folder.end(PREEMPTED, str(lost))

@@ -323,6 +323,16 @@ def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
     assert "average_of_38" not in read_run(recipe_run(tmp_path / "some", name, scores)).scores
 
 
+def test_a_runs_name_is_text_in_every_file(tmp_path):
+    name = "=<img src=x onerror=alert(1)> [a](b)"
+    run = recipe_run(tmp_path / name, "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
+    assert report(run, "--out", tmp_path / "out", "--title", name) == 0
+    assert table(tmp_path / "out/runs.csv")[0]["run"] == f"'{name}"
+    for file, text in (("report.md", r"=\<img src=x onerror=alert(1)\> [a\](b)"), ("report.html", "=&lt;img")):
+        written = (tmp_path / "out" / file).read_text()
+        assert text in written and "<img src=x" not in written.replace(r"\<", "")
+
+
 def test_without_a_run_it_fails_in_one_line(tmp_path, refused):
     (tmp_path / "other").mkdir()
     error = refused(tmp_path, "report", "nowhere", "other", "--out", "out")

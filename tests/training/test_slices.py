@@ -18,7 +18,7 @@ import torch
 import webdataset
 from open_clip import get_tokenizer
 from PIL import Image
-from support.models import write_model
+from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 from support.training_runs import assert_resumes, bits, completed, run_ranks, superclip_train, traced_train
 from torch import nn
 from torchvision import transforms
@@ -312,10 +312,76 @@ def test_contents_and_versions_are_compared_and_not_paths(train_data, train_flag
     copies = shutil.copytree(Path(train_data).parent, tmp_path / "copies")
     copied = {**args, "train_data": f"{copies}/{{00..11}}.tar"}
     before = beginning(args, 1) | {"versions": {"torch": "1.0"}}
+    assert differences(before, beginning(copied, 1) | {"versions": {"torch": "1.0"}}) == []
     os.truncate(copies / "07.tar", 512)  # another data set with the same names
     shard, package = differences(before, beginning(copied, 1) | {"versions": {"torch": "2.0"}})
     assert re.fullmatch(r"--train-data: 07.tar had [\d,]+ bytes and has 512", shard)
     assert package == "torch was 1.0 and is 2.0"
+
+
+def write_fillers(folder: Path, filler: int = 0) -> str:
+    """Three shards of 400 kB and a list of their samples, and the pattern of the shards."""
+    folder.mkdir(exist_ok=True)
+    for shard in range(3):
+        (folder / f"{shard}.tar").write_bytes(bytes([filler]) * 400_000)
+    (folder / "sizes.json").write_text(json.dumps({f"{shard}.tar": 100 for shard in range(3)}))
+    return f"{folder}/{{0..2}}.tar"
+
+
+def overwrite(file: Path, offset: int) -> None:
+    with open(file, "r+b") as opened:
+        opened.seek(offset)
+        opened.write(b"other")
+
+
+CONTENT = "--train-data: {}.tar had other content of the same size"
+CHANGED_SHARDS = {
+    "the first bytes": (lambda folder: overwrite(folder / "1.tar", 0), CONTENT.format(1)),
+    "the end of the first 64 KiB": (lambda folder: overwrite(folder / "0.tar", 65_530), CONTENT.format(0)),
+    "the last bytes": (lambda folder: overwrite(folder / "2.tar", 399_990), CONTENT.format(2)),
+    "the list of samples": (
+        lambda folder: (folder / "sizes.json").write_text('{"1.tar": 99}'),
+        "--train-data: 0.tar had 100 samples in sizes.json and has no number of",
+    ),
+    "other data": (lambda folder: write_fillers(folder, filler=1), CONTENT.format(0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "line"), CHANGED_SHARDS.values(), ids=CHANGED_SHARDS)
+def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(change, line, parse_args, tmp_path):
+    args = vars(parse_args([])) | {"train_data": write_fillers(tmp_path / "shards")}
+    before = beginning(args, 1)
+    assert differences(before, beginning(args, 1)) == []
+    change(tmp_path / "shards")
+    assert differences(before, beginning(args, 1)) == [line]
+    for fact in ("contents", "samples"):  # which older records lack
+        del before["shards"][fact]
+    assert differences(before, beginning(args, 1)) == []
+
+
+def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not(parse_args, tmp_path):
+    folder, same, other = (tmp_path / name for name in ("first", "same", "other"))
+    for tokenizer, words in ((folder, LIST_OF_WORDS), (same, LIST_OF_WORDS), (other, LIST_OF_WORDS[::-1])):
+        write_tokenizer(tokenizer, words)
+    write_model(tmp_path, text={"hf_tokenizer_name": "", "vocab_size": len(LIST_OF_WORDS)})
+    cfg = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
+
+    def record(**changes) -> dict:
+        file = tmp_path / "own.json"
+        file.write_text(json.dumps({**cfg, "text_cfg": {**cfg["text_cfg"], **changes}}))
+        return beginning(vars(parse_args([])) | {"model": str(file), "train_data": "0.tar"}, 1)
+
+    before = record(hf_tokenizer_name=str(folder))
+    assert differences(before, record(hf_tokenizer_name=str(same))) == []
+    for changes in (
+        {"hf_tokenizer_name": str(other)},
+        {"hf_tokenizer_name": str(folder), "tokenizer_kwargs": {"clean": "lower"}},
+        {"hf_tokenizer_name": None},
+    ):
+        (line,) = differences(before, record(**changes))
+        assert re.fullmatch(r"the tokenizer of --model was sha256:\w{8} and is sha256:\w{8}", line)
+    del before["tokenizer"]  # as in older records
+    assert differences(before, record(hf_tokenizer_name=str(other))) == []
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args, refusal):

@@ -33,7 +33,7 @@ from support.models import LIST_OF_WORDS, write_tokenizer
 from support.training_runs import call
 
 from openclip_superclip.data.captions import token_texts
-from openclip_superclip.data.images import load_image
+from openclip_superclip.data.images import as_seen, open_image
 from openclip_superclip.lab.words.server import MAX_BYTES, answer_to, words_app
 from openclip_superclip.lab.words.tagger import Tagger, WordProbabilities, lexicon, open_lexicon, open_with_head
 from openclip_superclip.method.head_input import encode_image
@@ -196,7 +196,7 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squa
 # Image formats
 
 
-def test_16_bit_grey_keeps_its_brightness_and_transparent_pixels_become_white(tmp_path):
+def test_16_bit_grey_keeps_its_brightness_in_shards(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(8, axis=0)
     deep = Image.fromarray(ramp.astype(np.uint16) * 257)
     deep.save(tmp_path / "16.png")
@@ -204,14 +204,29 @@ def test_16_bit_grey_keeps_its_brightness_and_transparent_pixels_become_white(tm
     Image.fromarray(ramp.astype(np.int32) * 257).save(tmp_path / "32.tif")
     Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif")
     for file in ("16.png", "16.tif", "32.tif", "float.tif"):
-        read = np.asarray(load_image(tmp_path / file, 1024)[0]).astype(int)
+        with open_image(tmp_path / file) as image:
+            read = np.asarray(as_seen(image)).astype(int)
         assert np.abs(read - ramp[..., None]).max() <= 1, file
-    clear = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
-    clear.paste((0, 0, 0, 255), (0, 0, 8, 16))
-    for mode in ("RGBA", "LA", "P", "RGB"):
-        clear.convert(mode).save(tmp_path / "clear.png", **({"transparency": (200, 0, 0)} if mode == "RGB" else {}))
-        read = np.asarray(load_image(tmp_path / "clear.png", 1024)[0])
-        assert (read[:, :8] == 0).all() and (read[:, 8:] == 255).all(), mode
+
+
+def test_words_are_those_of_the_stored_colours_as_in_training(squares_export, tmp_path, capsys):
+    """Hidden colours are seen and rotations are not; the output names what is ignored."""
+    pixels = squares({"red": (0, 0), "blue": (1, 1)})
+    pixels.save(tmp_path / "plain.png")
+    exif = pixels.getexif()
+    exif[0x0112] = 6
+    pixels.save(tmp_path / "turned.png", exif=exif)
+    clear = pixels.copy()
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    files = [tmp_path / f"{name}.png" for name in ("plain", "turned", "clear")]
+    assert call("words", *files, "--model", squares_export, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["words"] for record in records] == [records[0]["words"]] * 3
+    assert [record.get("ignored") for record in records] == [None, "rotated by EXIF data", "transparent"]
+    assert call("words", tmp_path, "--model", squares_export, "--out", tmp_path / "out") == 0
+    page = (tmp_path / "out/index.html").read_text()
+    assert "clear.png (transparent, which the model does not see)" in page
 
 
 # Errors

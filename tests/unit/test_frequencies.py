@@ -3,6 +3,8 @@
 import csv
 import math
 import random
+import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -180,14 +182,46 @@ def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_pat
     assert named in refused(tmp_path, *argv)
 
 
-def test_a_shard_through_a_pipe_is_counted_and_one_that_breaks_off_up_to_there_and_named(folder, tmp_path, capsys):
+def test_a_shard_through_a_pipe_is_counted(folder, tmp_path):
     call(f"pipe:cat {folder}/0.tar", "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "piped")
     assert read_frequencies(tmp_path / "piped").num_captions == PER_SHARD - 1
-    broken = tmp_path / "broken.tar"
-    broken.write_bytes((folder / "0.tar").read_bytes()[:40_000])
-    call(broken, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
-    assert 0 < read_frequencies(tmp_path / "df").num_captions < PER_SHARD
-    assert f"1 shards could not be read to their end: {broken}" in capsys.readouterr().out
+
+
+def without_end_marker(file: Path) -> bytes:
+    """The content of a shard up to the end of its last member."""
+    with tarfile.open(file) as tar:
+        last = tar.getmembers()[-1]
+    return file.read_bytes()[: last.offset_data + 512]
+
+
+UNREADABLE = {
+    "missing": (None, "no such file", 0),
+    "cut in a member": (lambda file: file.read_bytes()[:40_000], "broken tar file (", PER_SHARD // 2),
+    "cut between members": (
+        without_end_marker, "broken tar file (it was cut at byte 216,064, without an end marker)", PER_SHARD,
+    ),
+    "empty": (lambda file: b"", "broken tar file (", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damaged", "reason", "num_more"), UNREADABLE.values(), ids=UNREADABLE)
+def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(damaged, reason, num_more, folder, tmp_path, capsys):
+    shutil.copy(folder / "0.tar", tmp_path / "0.tar")
+    if damaged is not None:
+        (tmp_path / "1.tar").write_bytes(damaged(folder / "1.tar"))
+    argv = ["frequencies", f"{tmp_path}/{{0..1}}.tar", "--tokenizer-of", "ViT-B-32"]
+    argv += ["--out", f"{tmp_path}/df"]
+    named = f"1 of 2 shards cannot be read to their end: {tmp_path}/1.tar ({reason}"
+    for allowed in ([], ["--unreadable-max", "0.4"]):
+        assert main([*argv, *allowed]) == 1
+        (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert f"error: DATA: {named}" in error
+        assert not (tmp_path / "df").exists()
+    assert main([*argv, "--unreadable-max", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert named in printed and "captions of 1 of 2 shards, " in printed
+    num_captions = read_frequencies(tmp_path / "df").num_captions
+    assert PER_SHARD - 1 <= num_captions <= PER_SHARD - 1 + num_more
 
 
 def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):

@@ -11,7 +11,7 @@ from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.errors import check
 from openclip_superclip.openclip import v4
-from openclip_superclip.openclip.checks import DATA, check_command_line, check_data
+from openclip_superclip.openclip.checks import DATA, check_command_line, data_warnings
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
 
@@ -170,9 +170,9 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
     given = {"dataset_type": "webdataset", "train_data": "0.tar", "text_key": "not;checked", "accum_freq": 8}
     vars(args).update(given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0)
     with pytest.raises(InputError, match="--train-num-samples is not given"):
-        check_data(Training(args))
+        data_warnings(Training(args))
     args.naflex_num_train_image_tokens = 1000
-    check_data(Training(args))
+    data_warnings(Training(args))
 
 
 MUON = {  # what is given: what Muon leaves to its fallback

@@ -143,6 +143,42 @@ def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
     assert samples(str(labels.folder / "train/0.tar")) == samples(str(table / "train/000000.tar"))
 
 
+def image_name(number: int) -> str:
+    return f"{number}.{FORMATS[number % 3]}"
+
+
+def test_the_split_depends_on_the_content_of_images_and_captions_alone(kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(kept)
+    held_out = []
+    for folder in ("", "./", f"{kept}/", f"{kept}/beside/../"):
+        rows = [f"{folder}{image_name(number)},caption {number}\n" for number in range(NUM)]
+        (tmp_path / "pairs.csv").write_text("".join(["image,caption\n", *rows]))
+        out = tmp_path / f"out{len(held_out)}"
+        shards(tmp_path / "pairs.csv", out, "--val-share", "0.25", "--jobs", "1")
+        held_out.append({sample["txt"] for sample in samples(pattern(out, "val"))})
+    assert held_out == held_out[:1] * 4
+    assert len(held_out[0]) == NUM / 4
+
+
+def test_copies_of_an_image_and_images_with_one_caption_are_in_one_split(kept, tmp_path):
+    rows = []
+    for number in range(NUM):
+        copy = shutil.copy(kept / image_name(number), tmp_path / f"{number}.copy")
+        rows.append(f"{kept}/{image_name(number)},caption {number // 2}\n")
+        rows.append(f"{copy},of a copy {number}\n")
+    (tmp_path / "pairs.csv").write_text("".join(["image,caption\n", *rows]))
+    shards(tmp_path / "pairs.csv", out := tmp_path / "out", "--val-share", "0.3", "--jobs", "1")
+    train, val = (samples(pattern(out, split)) for split in ("train", "val"))
+    for names in ({"txt"}, {"png", "jpg"}):
+        of_train = {sample[name] for sample in train for name in names & set(sample)}
+        of_val = {sample[name] for sample in val for name in names & set(sample)}
+        assert of_train and of_val and not of_train & of_val
+    assert len(val) == 0.3 * 2 * NUM
+    retrieval = samples(str(out / "evaluation/retrieval/test/0.tar"))
+    assert len(retrieval) == len(val) / 2  # each image once, with the captions of both files
+    assert all(len(sample["txt"].decode().splitlines()) == 2 for sample in retrieval)
+
+
 def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
     out = tmp_path / "out"
     shards(kept / "beside", out, "--label-key", "label", "--jobs", "1", "--val-share", "0.2")
@@ -187,7 +223,7 @@ REFUSED = {
     "no class": ("{kept}/beside", "OUT --label-key kind", "--label-key: no pair of {kept}/beside has a 'kind'"),
     "images of a table": ("{kept}/pairs.csv", "OUT --images DIR", "--images has no effect with {kept}/pairs.csv"),
     "columns of COCO": ("{kept}/coco.json", "OUT --csv-caption-key a", "--csv-caption-key has no effect with {kept}/c"),
-    "only validation": ("{table}/../1.csv", "OUT --val-share 0.999", "--val-share is 0.999: no image is left for"),
+    "only validation": ("{table}/../1.csv", "OUT --val-share 0.999", "--val-share is 0.999: the pairs cannot"),
 }  # fmt: skip
 
 

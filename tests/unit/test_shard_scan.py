@@ -10,7 +10,7 @@ import webdataset
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.inspection import check_data, inspect
+from openclip_superclip.data.inspection import check_shards, inspect
 from openclip_superclip.data.slices import Split
 from openclip_superclip.data.tar_shards import contract, expand
 from openclip_superclip.errors import InputError
@@ -33,7 +33,7 @@ def folder(whole, tmp_path):
 
 def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(None, None), **options):
     split = Split(NUM_SHARDS, world_size, workers, slices, *sizes)  # of a slice and of a batch
-    return check_data(f"{folder}/{PATTERN}", split, expected, **options)
+    return check_shards(f"{folder}/{PATTERN}", split, expected, **options)
 
 
 def problems(checked) -> dict[str, str]:
@@ -84,6 +84,18 @@ def test_a_shard_between_them_that_is_broken_is_found_by_the_full_check_alone(fo
     assert list(problems(checked)) == ["000005.tar"]
     assert "what should be a member at byte" in problems(checked)["000005.tar"]
     assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
+
+
+def test_a_shard_that_was_cut_between_two_samples_is_bad_in_the_full_check(folder):
+    path = folder / "000005.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[9 * 2].offset  # of the first member of the tenth sample
+    os.truncate(path, offset)
+    checked = check(folder, full=True)
+    assert problems(checked) == {
+        "000005.tar": f"broken tar file (it was cut at byte {offset:,}, without an end marker)"
+    }
+    assert checked["samples"] == SAMPLES - SHARD_SIZE + 9
 
 
 def write(path, sample: dict) -> None:
@@ -148,11 +160,11 @@ def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
 
 @pytest.mark.parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
 def test_urls_and_pipes_are_reported_as_not_checked(pattern):
-    checked = check_data(pattern, Split(16, 1, 1, 4), full=True)
+    checked = check_shards(pattern, Split(16, 1, 1, 4), full=True)
     assert (checked["found"], checked["full"]) == (None, False)
     assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
     with pytest.raises(InputError, match="too few"):
-        check_data(pattern, Split(16, 16, 2, 4))
+        check_shards(pattern, Split(16, 16, 2, 4))
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):

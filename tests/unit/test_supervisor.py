@@ -37,7 +37,7 @@ def started(folder: RunFolder, **values) -> int:
 
 def test_changes_are_accepted_at_one_start(folder, monkeypatch):
     monkeypatch.setattr("openclip_superclip.checkpoints.run_outputs.newest", lambda _: 1)
-    monkeypatch.setattr("openclip_superclip.runs.supervisor.check_data", lambda *_: {})
+    monkeypatch.setattr("openclip_superclip.runs.supervisor.accepted_data", lambda *_: {})
     monkeypatch.setattr(NodeTraining, "_train", lambda _: Failure("rank 0", "it failed"))
     params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 16\naccum_freq: 1\nworld_size: 1\n"
     (folder.path / "params.txt").write_text(params)

@@ -1,12 +1,17 @@
 """Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is refused at once."""
 
+import functools
 import json
+import multiprocessing
+import os
 import re
-import types
+from collections import Counter
 from pathlib import Path
 
 import open_clip_train.data
 import pytest
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
 
 from openclip_superclip.__main__ import main
@@ -15,6 +20,8 @@ from openclip_superclip.lab.studies.study import study_call
 from openclip_superclip.lab.studies.training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
+from openclip_superclip.runs.progress import refuse_bad_files
+from openclip_superclip.runs.rank import CountedEpoch
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Settings
 
@@ -106,34 +113,79 @@ def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, 
 def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     table = tmp_path / "one_missing.csv"
     table.write_text((folder / "pairs.csv").read_text().replace(f"{folder}/0.png,", "nix.png,", 1))
-    with pytest.raises(InputError, match=r"1 of 70 images of .* cannot be read: row 1 names nix\.png: no such file"):
-        plan(folder, table=table).check_data()
+    refused = plan(folder, table=table)
+    named = (
+        r"1 of 70 images cannot be read, more than --unreadable-max 0\.01 allows: row 1 names nix\.png \(no such file"
+    )
+    with pytest.raises(InputError, match=named):
+        refuse_bad_files(refused, refused.check_data())
     with pytest.raises(InputError, match="--val-data: there is no file 20260101"):
         plan(folder, {"flags.val-data": "20260101"}).check_validation()
-    checked = plan(folder, table=table, settings=Settings(unreadable_max=0.1)).check_data()
+    accepted = plan(folder, table=table, settings=Settings(unreadable_max=0.1))
+    checked = accepted.check_data()
+    refuse_bad_files(accepted, checked)
     assert checked["warnings"][0].endswith("such rows are skipped")
 
 
+def short_caption(row: dict) -> list[str]:
+    return [row["title"]]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 @pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
-def test_an_image_that_fails_during_training_is_named_and_replaced_by_the_next_row(has_tokens, tmp_path, monkeypatch):
-    for kind in (open_clip_train.data.CsvDataset, adapter._Table):
-        monkeypatch.setattr(kind, "__getitem__", kind.__getitem__)  # which is put back
+def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(
+    has_tokens, start_method, tmp_path, monkeypatch
+):
     for name in "ab":
-        Image.effect_noise((32, 32), 9).save(tmp_path / f"{name}.png")
+        Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
-    rows = [f"{tmp_path}/{name}.png\t{name}" for name in ("a", "b", "nix", "cut")]
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ("a", "b", "nix", "cut", "pipe")
+    rows = [f"{tmp_path}/{name}.png\t{name}" for name in names]
     (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
-    kind = adapter._Table if has_tokens else open_clip_train.data.CsvDataset
-    adapter.skip_unreadable_rows(tmp_path / "unreadable_0.jsonl", types.SimpleNamespace(get_value=lambda: 3))
-    table = [tmp_path / "pairs.tsv", lambda image: image.convert("RGB"), "filepath", "title"]
+    data = open_clip_train.data
     if has_tokens:
-        table = kind(lambda row: row["title"], *table, sep="\t", tokenizer=None)
-    else:
-        table = kind(*table, sep="\t", tokenizer=list)
-    assert [table[index][1] for index in range(4)] == ["a", "b", "a", "a"]
+        monkeypatch.setattr(data, "CsvDataset", functools.partial(adapter._Table, short_caption))
+    options = ["--train-data", f"{tmp_path}/pairs.tsv", "--batch-size", "1", "--workers", "1"]
+    args = openclip_args(options)
+    args.distributed = False
+    preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
+    epoch = CountedEpoch(calls=1)
+    epoch.begin("checkpoints/epoch_3.pt")
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start_method, force=True)
+    try:
+        with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", epoch.get_value):
+            loader = data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=first_word).dataloader
+            captions = sorted(texts[0][0] for _, texts in loader)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert captions == ["a", "a", "a", "a", "b"]
     lines = [json.loads(line) for line in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
-    assert [line["why"].split(": ")[1] for line in lines] == [f"{tmp_path}/{n}.png" for n in ("nix", "cut", "cut")]
+    named = Counter(Path(line["why"].split(": ")[1]).stem for line in lines)
+    assert named == {"nix": 1, "cut": 2, "pipe": 3}
     assert all(line["epoch"] == 3 and line["sample"] for line in lines)
-    (tmp_path / "a.png").unlink(), (tmp_path / "b.png").unlink()
+
+
+def first_word(texts: list[str]) -> list[list[str]]:
+    return [texts]
+
+
+def test_a_table_without_any_readable_image_is_an_error(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nnix.png\ta\nalso nix.png\tb\n")
+    table = open_clip_train.data.CsvDataset(tmp_path / "pairs.tsv", None, "filepath", "title")
+    unreadable = adapter._Unreadable(tmp_path / "unreadable_0.jsonl", lambda: 3, str)
     with pytest.raises(InputError, match="no image of the table can be read"):
-        table[0]
+        adapter.ReadableRows(table, unreadable)[1]
+
+
+def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/pipe.png\ta cat\n")
+    args = parse_args(["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"])
+    args.train_data, args.distributed = f"{tmp_path}/pairs.tsv", False
+    get_dataset = adapter.with_plugins_data(open_clip_train.data.get_dataset_fn)(args.train_data, "csv")
+    preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
+    data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=first_word)
+    with pytest.raises(OSError, match="it is not a regular file"):
+        next(iter(data.dataloader))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...data.images import load_image
+from ...data.images import as_trained, read_image
 from ...data.tar_shards import BROKEN, IMAGES, numbered_members
 from ...files import write_text
 from ...pages import data_url, html_template
@@ -132,5 +132,5 @@ def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
 
 def _thumbnail(source: str | bytes) -> str:
     """Returns a thumbnail as a data: URL, or "" if the image can no longer be read."""
-    image, _ = load_image(source, THUMBNAIL)
+    image, _ = read_image(source, as_trained)
     return data_url(image, THUMBNAIL) if image else ""

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from ...data.conversion import Keys, pairs_of_table
-from ...data.images import read_image
+from ...data.images import as_trained, read_image
 from ...data.inspection import listed_samples
 from ...data.tables import Columns, is_table
 from ...data.tar_shards import BROKEN, IMAGES, check_any_exists, expand, is_remote, read_members, why_broken
@@ -48,7 +49,12 @@ def read_in_batches(
 def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
     if pair.problem or not pair.image:
         return pair._replace(image=None, problem=pair.problem or "no image")
-    image, problem = read_image(pair.image, preprocess)
+
+    def pixels(image: Image.Image) -> Tensor:
+        # OpenCLIP converts images of shards before it preprocesses them, and those of tables after.
+        return preprocess(as_trained(image) if isinstance(pair.image, bytes) else image)
+
+    image, problem = read_image(pair.image, pixels)
     return pair._replace(image=image, problem=problem)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import write_bytes, write_text
-from ...pages import csv_text, data_url, html_template, markdown_table, significant
+from ...pages import csv_text, data_url, html_template, markdown_table, markdown_text, significant
 from ...runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
@@ -36,9 +36,11 @@ class Section(NamedTuple):
     tables: list[Table]
 
     def markdown(self) -> str:
-        parts = [f"## {self.title}", *(f"![{figure.describes}]({figure.file})" for figure in self.figures)]
+        parts = [f"## {markdown_text(self.title)}"]
+        parts += [f"![{markdown_text(figure.describes)}]({figure.file})" for figure in self.figures]
         for table in self.tables:
-            parts += [f"**{table.title}**", markdown_table(table.heads, table.rows), table.note]
+            heads, *rows = [map(markdown_text, row) for row in (table.heads, *table.rows)]
+            parts += [f"**{table.title}**", markdown_table([*heads], rows), table.note]
         return "\n\n".join(filter(None, parts))
 
 
@@ -63,7 +65,7 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
     keys = in_order([key for run in runs for key in run.scores])
     rows = [[*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs]
     write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
-    markdown = [f"# {title}", facts, *(section.markdown() for section in sections)]
+    markdown = [f"# {markdown_text(title)}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json
 from ...runs.folder import RunFolder, lock
-from ...runs.progress import check_data
+from ...runs.progress import accepted_data
 from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .study import StudyCall
@@ -107,4 +107,4 @@ class StudySubmission:
             long_caption = plan.recipe.caption_config.long_caption_key
             different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)] = plan
         for plan in different.values():
-            check_data(plan, "study", reads_data)
+            accepted_data(plan, "study", reads_data)

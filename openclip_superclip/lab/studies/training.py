@@ -17,7 +17,7 @@ from ...environment import processor, versions
 from ...errors import InputError, listed
 from ...files import make_folder, read_json, write_json
 from ...runs.folder import RunFolder, lock
-from ...runs.progress import read_log
+from ...runs.progress import read_log, refuse_bad_files
 from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
 from ..demo.data import write_training_data
@@ -74,7 +74,7 @@ class StudyTraining:
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing anything."""
         lines, all_runs = [f"{self.study.name}: {self.study.question}"], self.runs(self.chosen())
-        self.check_validation(all_runs[0])
+        lines += [f"warning: {text}" for text in self.data_warnings(all_runs[0])]
         for what, runs in (("trials", self.trials()), ("runs", all_runs)):
             different, left = len({run.folder for run in runs}), unfinished(runs)
             samples = sum(run.recipe.samples for run in left)
@@ -89,14 +89,17 @@ class StudyTraining:
         plans = (run.described(call.device, call.data, call.settings) for run in runs)
         return list(dict.fromkeys(f"warning: {text}" for plan in plans for text in plan.warnings))
 
-    def check_validation(self, run: StudyRun) -> None:
-        """Raises InputError if a run could not read its table, its shards or the validation data that measures it."""
+    def data_warnings(self, run: StudyRun) -> list[str]:
+        """Returns warnings about the data that a run reads; InputError if it could not read it."""
         call = self.call
-        if call.study.measures == "validation":
-            plan = run.described(call.device, call.data, call.settings)
-            plan.check_data() if plan.is_table else plan.check_validation()
-            if call.data:
-                plan.check_shards()
+        if call.study.measures != "validation":
+            return []
+        plan = run.described(call.device, call.data, call.settings)
+        if call.data or plan.is_table:
+            checked = plan.check_data()
+            refuse_bad_files(plan, checked)
+            return checked["warnings"]
+        return plan.check_validation()
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
@@ -199,7 +202,8 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     if not jobs:
         training.check_finished(training.trials() or runs)
     else:
-        training.check_validation(runs[0])
+        for warning in training.data_warnings(runs[0]):
+            print(f"superclip study: {warning}", file=sys.stderr, flush=True)
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
     place = call.runs_in.resolve()

@@ -12,11 +12,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ...data.images import as_seen, read_image
+from ...data.images import as_trained, read_image
 from ...errors import listed
 from ...pages import bytes_text, data_url, html_template
 from .tag_images import as_model_sees
-from .tagger import FULL_BAR, SHORTEST, Tagger, lexicon
+from .tagger import FULL_BAR, Tagger, lexicon
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of an image: its decoded copies take up to 1 GB
 MAX_REQUESTS = 20  # at a time, whose images wait in memory
@@ -64,7 +64,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
 
     `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
     """
-    image, reason = read_image(content, _as_seen)
+    image, reason = read_image(content, _as_trained)
     if image is None:
         return {"error": reason}
     opened = tagger.opened
@@ -79,8 +79,8 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
     }
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    """Converts an image for display; ValueError, before it is decoded, for one with too many pixels."""
+def _as_trained(image: Image.Image) -> Image.Image:
+    """Converts an image as training does; ValueError, before it is decoded, for one with too many pixels."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width:,} × {image.height:,} pixels: expected at most {MAX_PIXELS:,} in all")
-    return as_seen(image, SHORTEST)
+    return as_trained(image)

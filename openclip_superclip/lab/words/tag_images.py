@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from ...data.images import SUFFIXES, images_below, load_image
+from ...data.images import SUFFIXES, images_below, read_image, trained_and_ignored
 from ...errors import InputError
 from ...files import whole_file, write_bytes, write_text
 from ...pages import data_url, html_template, markdown_table, png, pyplot
-from .tagger import FULL_BAR, SHORTEST, Seen, Tagger
+from .tagger import FULL_BAR, Seen, Tagger
 
 HEAT_MAP = ".words.png"  # suffix of heat map files
 FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
@@ -56,13 +56,19 @@ class TaggedImage(NamedTuple):
     reason: str = ""
     heatmap: Path | None = None
     thumbnail: str = ""  # a data: URL
+    ignored: str = ""  # what the model does not see, as in training
 
     def record(self) -> dict:
         """Returns the words or the error as a JSON-serializable dict."""
         if self.words is None:
             return {"image": str(self.path), "error": self.reason}
         words = [{"word": seen.word, "score": round(seen.score, 6), "peak": round(seen.peak, 6)} for seen in self.words]
-        return {"image": str(self.path), "words": words} | ({"heatmap": str(self.heatmap)} if self.heatmap else {})
+        record = {"image": str(self.path), "words": words}
+        if self.heatmap:
+            record["heatmap"] = str(self.heatmap)
+        if self.ignored:
+            record["ignored"] = self.ignored
+        return record
 
     def table(self) -> str:
         """Returns the words as a Markdown table."""
@@ -70,6 +76,8 @@ class TaggedImage(NamedTuple):
         if self.words is None:
             return f"{name} is skipped: {self.reason}"
         rows = [[seen.word, f"{seen.score:.1%}", f"{seen.peak:.1%}"] for seen in self.words]
+        if self.ignored:
+            name += f" ({self.ignored}, which the model does not see)"
         lines = [name, "", markdown_table(["word", "score", "at the best place"], rows), ""]
         return "\n".join([*lines, f"{self.heatmap}\n"] if self.heatmap else lines)
 
@@ -78,17 +86,18 @@ def tag_images(paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = No
     """Yields each image with its words, in order, and draws heat maps into a folder if one is given."""
     taken: set[str] = set()
     for path in paths:
-        image, reason = load_image(path, SHORTEST)
-        if image is None:
+        read, reason = read_image(path, trained_and_ignored)
+        if read is None:
             yield TaggedImage(path, None, reason)
             continue
+        image, ignored = read
         words, heatmap = tagger.tag(image), None
         if heatmaps and words:
             names = (f"{path.stem}{f'-{number}' * (number > 1)}{HEAT_MAP}" for number in itertools.count(1))
             taken.add(name := next(name for name in names if name not in taken))
             heatmap = heatmaps / name
             draw_heat_map(heatmap, image, words, tagger.opened.preprocess_cfg)
-        yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL))
+        yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
 def draw_heat_map(path: Path, image: Image.Image, words: Sequence[Seen], preprocess_cfg: PreprocessCfg) -> None:

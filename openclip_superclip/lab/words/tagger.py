@@ -27,7 +27,6 @@ from ...openclip.replacing import plugins_model_class
 FULL_BAR = 0.2  # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
 TOP = 10  # words per image, without --words
 NO_HEAD = "train with --superclip, and export with --with-head"
-SHORTEST = 1024  # pixels: images are reduced to this shorter side, which is enough for models and heat maps
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
 CHUNK = 4096  # words tokenized at once
 

@@ -1,0 +1,138 @@
+"""What the configuration of a model may open: never code, and only places that the user or OpenCLIP has named."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+
+# Arguments of OpenCLIP's tokenizers and, from the second line on, of transformers'.
+TOKENIZER_OPTIONS = {
+    "additional_special_tokens", "bpe_path", "clean", "context_length", "language", "reduction_mask", "strip_sep_token",
+    "add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "extra_ids", "legacy", "model_max_length",
+    "padding_side", "src_lang", "tgt_lang", "truncation_side", "use_fast",
+    *(f"{name}_token" for name in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
+}  # fmt: skip
+MASKS = ("", "random", "shuffle", "simple")  # for OpenCLIP's "syntax", NLTK downloads files
+NAMES = {"vision_cfg": ["timm_model_name"], "text_cfg": ["hf_model_name", "hf_tokenizer_name", "tokenizer_type"]}
+OPTIONS = {"vision_cfg": "timm_model_kwargs", "text_cfg": "hf_model_config"}  # of OpenCLIP 4, for timm and transformers
+RUNS_CODE = re.compile(r"auto_map|quantization_config|\w*_implementation")  # in files of transformers
+
+
+def check_sources(model_cfg: dict, model: str, flag: str) -> None:
+    """Raises InputError for a model_cfg that could run code, download, or read files outside of the model's folder.
+
+    The models that OpenCLIP has by name are trusted. The names of Hugging Face repositories are accepted if those
+    models contain them, if `model` is hf-hub: and that name, or if the user has downloaded the repository.
+    """
+    if not model.startswith(("local-dir:", "hf-hub:")) and not model.endswith(".json"):
+        return
+    for problem in _problems(model_cfg, model):
+        raise InputError(f"{flag}: {model} is not opened, because {problem}")
+
+
+def _problems(model_cfg: dict, model: str) -> Iterator[str]:
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    for tower, fields in NAMES.items():
+        for field in fields:
+            name = model_cfg[tower].get(field) or ""
+            if not isinstance(name, str) or "\0" in name or len(name) > 1000:
+                yield f"its {field} is not a name"
+    for tower, field in OPTIONS.items():
+        options = model_cfg[tower].get(field) or {}
+        if not isinstance(options, dict) or not all(map(_is_number, options.values())):
+            yield f"its {field} is {options!r}; expected numbers by name"
+    timm_name = vision.get("timm_model_name") or ""
+    if not re.fullmatch(r"[\w.-]*", timm_name):
+        yield f"its timm_model_name is {timm_name!r}; expected one of timm.list_models()"
+    if text.get("tokenizer_type") == "tiktoken":
+        yield "its tokenizer_type is tiktoken, which downloads its vocabulary"
+    yield from _tokenizer_problems(text.get("tokenizer_kwargs") or {}, model)
+    if name := text.get("hf_model_name"):
+        yield from _name_problems("hf_model_name", name, model)
+    if name := text.get("hf_tokenizer_name"):
+        if model.startswith("local-dir:"):  # OpenCLIP opens the tokenizer in the folder, whatever the name is
+            yield from _code_in(model.removeprefix("local-dir:"))
+        else:
+            yield from _name_problems("hf_tokenizer_name", name, model)
+
+
+def _is_number(value: object) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(number is None or isinstance(number, int | float) for number in values)
+
+
+def _tokenizer_problems(options: dict, model: str) -> Iterator[str]:
+    if not isinstance(options, dict):
+        yield f"its tokenizer_kwargs is {options!r}; expected an object"
+        return
+    for name, value in options.items():
+        if name not in TOKENIZER_OPTIONS or isinstance(value, dict):
+            yield f"its tokenizer_kwargs contains {name} = {value!r}, which is not accepted"
+    if (mask := options.get("reduction_mask", "")) not in MASKS:
+        yield f"its reduction_mask is {mask!r}; expected one of {', '.join(filter(None, MASKS))}"
+    if (vocabulary := options.get("bpe_path")) and not _is_in_folder(vocabulary, model):
+        yield f"its bpe_path, {vocabulary}, is not in the model's folder: copy the file there and correct the path"
+
+
+def _is_in_folder(path: str, model: str) -> bool:
+    """Returns whether a path leads into the folder of a local model, symbolic links resolved."""
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:"))
+    elif model.endswith(".json"):
+        folder = Path(model).parent
+    else:
+        return False
+    return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def _name_problems(field: str, name: str, model: str) -> Iterator[str]:
+    """Yields a problem if the name in a field is not accepted, or if what it names contains code."""
+    if name in _names_of_openclip():
+        return
+    if Path(name).exists():
+        if not _is_in_folder(name, model):
+            yield f"its {field}, {name}, is not in the model's folder: copy the files there and correct the path"
+    elif model != f"hf-hub:{name}" and not _is_downloaded(name):
+        yield f"its {field} is {name}, which OpenCLIP's models do not use: if you trust it, run hf download {name}"
+    yield from _code_in(name)
+
+
+def _names_of_openclip() -> set[str]:
+    """Returns the Hugging Face names in configurations of OpenCLIP, not in files of the user."""
+    from open_clip import factory
+
+    own = [cfg["text_cfg"] for name, cfg in factory._MODEL_CONFIGS.items() if not name.endswith(".json")]
+    return {text.get(field) for text in own for field in ("hf_model_name", "hf_tokenizer_name")}
+
+
+def _is_downloaded(repository: str) -> bool:
+    """Returns whether the cache of huggingface_hub contains a repository's configuration of a tower or a tokenizer."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        files = [try_to_load_from_cache(repository, file) for file in ("config.json", "tokenizer_config.json")]
+    except ValueError:  # not a name of a repository
+        return False
+    return any(isinstance(file, str) for file in files)
+
+
+def _code_in(place: str) -> Iterator[str]:
+    """Yields a problem if the files of transformers in a folder or repository could run code.
+
+    From then on, transformers refuses code of other files instead of asking on the terminal whether to run it.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers import PretrainedConfig, dynamic_module_utils
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    for read in (get_tokenizer_config, lambda place: PretrainedConfig.get_config_dict(place)[0]):
+        try:
+            names = read(place)
+        except (OSError, ValueError):  # no such file; OpenCLIP reports those that it needs
+            continue
+        for name in filter(RUNS_CODE.fullmatch, names):
+            yield f"{place} contains {name}, which can run code"

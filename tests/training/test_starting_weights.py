@@ -1,0 +1,148 @@
+"""Training names the weights that it starts from, and refuses those that it cannot use, before the first batch."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from support.models import MODELS, random_weights, write_hf_text_model, write_model, write_weights
+from support.training_runs import completed, error_of, run_ranks, superclip_train
+from torch.distributed.fsdp import fully_shard
+
+import openclip_superclip as superclip
+from openclip_superclip.checkpoints.pretrained import start_of_towers
+from openclip_superclip.errors import InputError
+from openclip_superclip.method.finite_weights import is_finite_on_all_ranks
+
+BAD = "contains NaN or infinity (1 of "
+
+
+def with_one(value: float, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns weights with one value replaced."""
+    name = "visual.proj" if "visual.proj" in weights else next(iter(weights))
+    changed = weights[name].clone()
+    changed.view(-1)[3] = value
+    return {**weights, name: changed}
+
+
+# Weights with NaN or infinity
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
+    value, suffix, small_model, train_flags, refusal, tmp_path
+):
+    weights, file = with_one(value, random_weights(small_model)), tmp_path / f"weights{suffix}"
+    if suffix == ".npz":
+        np.savez(file, **{name: tensor.numpy() for name, tensor in weights.items()})
+    else:
+        (save_file if suffix == ".safetensors" else torch.save)(weights, file)
+    error = refusal(*train_flags, "--superclip", "--model", small_model, "--pretrained", file)
+    assert error.startswith(f"error: --pretrained: {file}: visual.proj {BAD}")
+
+
+def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(small_model, train_flags, refusal, tmp_path):
+    folder = shutil.copytree(small_model.removeprefix("local-dir:"), tmp_path / "model")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(folder / "bpe.txt.gz")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = superclip.create_model_and_transforms(small_model)[0].state_dict()
+    bad = with_one(math.nan, weights)
+    torch.save({"epoch": 1, "state_dict": bad}, tmp_path / "epoch_1.pt")
+    resumed = refusal(*train_flags, "--superclip", "--model", small_model, "--resume", tmp_path / "epoch_1.pt")
+    assert resumed.startswith(f"error: --resume: {tmp_path}/epoch_1.pt: visual.proj {BAD}")
+    save_file(bad, folder / "open_clip_model.safetensors")
+    opened = refusal(*train_flags, "--superclip", "--model", f"local-dir:{folder}")
+    assert opened.startswith(f"error: --model: {folder}/open_clip_model.safetensors: visual.proj {BAD}")
+
+
+def test_weights_that_no_check_has_read_are_refused_when_they_are_loaded(small_model):
+    model, *_ = superclip.create_model_and_transforms(small_model)
+    state = model.state_dict()
+    model.load_state_dict(state)
+    with pytest.raises(InputError, match=r"visual\.proj of the weights contains NaN or infinity"):
+        model.load_state_dict(with_one(math.nan, state))
+
+
+# The check at the end of an epoch
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "visual.trunk.bn1.running_var"])
+def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model, tmp_path):
+    model_name = tiny_model if name == "visual.proj" else write_model(tmp_path, **MODELS["timm-resnet"])
+    model = superclip.create_model_and_transforms(model_name)[0]
+    assert is_finite_on_all_ranks(model)
+    model.state_dict()[name].view(-1)[0] = math.inf
+    assert not is_finite_on_all_ranks(model)
+
+
+def sharded_check() -> None:
+    """Prints whether a sharded model is finite, before and after one rank's shard of one weight is not."""
+    dist.init_process_group("gloo")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
+    print(is_finite_on_all_ranks(model), flush=True)
+    if dist.get_rank() == 1:
+        model[0].weight.to_local().data.fill_(math.nan)
+    print(is_finite_on_all_ranks(model), flush=True)
+    dist.destroy_process_group()
+
+
+def test_all_ranks_decide_together_if_only_one_has_the_shard_that_is_not_finite(tmp_path):
+    runs = run_ranks(sharded_check, world_size=2, cwd=tmp_path)
+    assert [run.returncode for run in runs] == [0, 0], runs[0].output
+    assert [run.output.split()[-2:] for run in runs] == 2 * [["True", "False"]]
+
+
+# What the towers start from
+
+
+def test_each_tower_has_a_start(tiny_model, tmp_path):
+    timm = write_model(tmp_path / "timm", **MODELS["timm-vit"])
+    hugging_face = write_hf_text_model(tmp_path / "hf")
+    assert start_of_towers(tiny_model, None, False) == "random weights (image) and random weights (text)"
+    assert start_of_towers(timm, None, True) == "timm's test_vit (image) and random weights (text)"
+    tower = f"{tmp_path}/hf/tower"
+    assert start_of_towers(hugging_face, None, False) == f"random weights (image) and {tower} (text)"
+    assert start_of_towers("ViT-B-32", "openai", False) == "openai"
+    assert start_of_towers(hugging_face, "weights.pt", False) == "weights.pt"
+    write_weights(timm)
+    assert start_of_towers(timm, None, False) == f"{tmp_path}/timm/pytorch_model.bin"
+
+
+def test_a_training_logs_the_start_of_its_towers_once(train_flags, tmp_path):
+    hugging_face = write_hf_text_model(tmp_path / "hf")
+    (run,) = completed(superclip_train, *train_flags, "--superclip", "--model", hugging_face, cwd=tmp_path)
+    line = f"SuperCLIP: the towers start from random weights (image) and {tmp_path}/hf/tower (text)"
+    assert run.output.count("SuperCLIP: the towers start from") == run.output.count(line) == 1
+    plain, *_ = completed(superclip_train, *train_flags, "--name", "plain", cwd=tmp_path)
+    assert "the towers start from" not in plain.output
+
+
+def test_weights_of_timm_that_openclip_would_not_load_are_refused(tiny_model, train_flags, refusal, tmp_path):
+    vision = {**MODELS["timm-vit"]["vision"], "timm_model_pretrained": True}
+    model = write_model(tmp_path, vision=vision)
+    error = refusal(*train_flags, "--superclip", "--model", model)
+    assert error.startswith(f"error: --model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores")
+    assert "add --pretrained-image" in error
+    error = refusal(*train_flags, "--superclip", "--pretrained-image")
+    assert error.startswith("error: --pretrained-image has no effect: the image tower of ")
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_towers_own_weights_that_cannot_be_loaded_are_one_error(tower, train_flags, tmp_path):
+    flags = [*train_flags, "--superclip", "--model"]
+    if tower == "image":  # without a network
+        flags += [write_model(tmp_path / "model", **MODELS["timm-vit"]), "--pretrained-image"]
+    else:
+        flags += [write_hf_text_model(tmp_path / "model")]
+        Path(tmp_path / "model/tower/model.safetensors").unlink()
+    error = error_of(superclip_train, *flags, cwd=tmp_path)
+    assert "error: a tower's own weights cannot be loaded (" in error
+    assert not (tmp_path / "logs").exists()

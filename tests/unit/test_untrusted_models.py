@@ -1,0 +1,403 @@
+"""A model or weights from a stranger never run code, and never make a command download what the user has not named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support import GOLDEN
+from support.hub import serving
+from support.models import LIST_OF_WORDS, write_model, write_tokenizer
+
+import openclip_superclip as superclip
+from openclip_superclip.checkpoints.checkpoint import save_weights
+
+STRANGER, NAMES_STRANGER, CODE = "someone/repo", "someone/names", "someone/code"  # repositories
+WEIGHTS = []  # of the model of write_folder, with its head
+RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
+import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
+import open_clip, transformers, clip_benchmark.models
+import openclip_superclip.lab.audit.audit, openclip_superclip.lab.evaluation.evaluate
+import openclip_superclip.checkpoints.export, openclip_superclip.checkpoints.averaging
+from openclip_superclip.__main__ import main
+from openclip_superclip.openclip import train
+
+def run(argv):
+    for number, (file, flags) in enumerate((("yes", os.O_RDONLY), ("output", os.O_WRONLY), ("output", os.O_WRONLY))):
+        os.dup2(os.open(file, flags), number)
+    if argv == ["stock"]:
+        return open_clip.get_tokenizer("local-dir:trusted-code") is None
+    try:
+        return main(argv)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 99
+
+results = {}
+for case, argv in json.loads(open("cases.json").read()).items():
+    open("output", "w").close()
+    shutil.rmtree("out", ignore_errors=True)
+    with contextlib.suppress(OSError):  # the hub counts the requests of each case
+        urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/case/{case.replace(' ', '_')}")
+    if not (child := os.fork()):
+        signal.alarm(100)
+        os._exit(run(argv))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    results[case] = [code, open("output").read(), os.path.exists("marker")]
+    with contextlib.suppress(OSError):
+        os.remove("marker")
+open("results.json", "w").write(json.dumps(results))
+"""
+
+
+class Result(NamedTuple):
+    """What became of a command."""
+
+    code: int
+    output: str
+    ran_code: bool
+    requests: list[str]
+
+
+# Models and weights of a stranger
+
+
+def write_code(folder: Path, *, tower: bool = False) -> None:
+    """Makes the transformers files in a folder name a Python file, which leaves a marker where it runs."""
+    (folder / "evil.py").write_text(
+        "open('marker', 'w').close()\n"
+        "from transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
+        "class Evil(PreTrainedTokenizerFast):\n    pass\n"
+        "class EvilConfig(BertConfig):\n    model_type = 'evil'\n"
+        "class EvilModel(BertModel):\n    config_class = EvilConfig\n"
+    )
+    if tower:
+        auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
+        (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    else:
+        file = folder / "tokenizer_config.json"
+        content = json.loads(file.read_text())
+        content |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
+        file.write_text(json.dumps(content))
+
+
+def write_folder(folder: Path, text: dict | None = None, vision: dict | None = None, weights: bool = True) -> Path:
+    """Writes a folder like that of superclip export --with-head, with a Hugging Face tokenizer."""
+    write_model(
+        folder, {"layers": 1, "width": 8, "head_width": 8},
+        {"layers": 1, "width": 6, "hf_tokenizer_name": "in-this-folder", "vocab_size": len(LIST_OF_WORDS)},
+    )  # fmt: skip
+    write_tokenizer(folder)
+    if weights:
+        save_file(WEIGHTS[0], folder / "open_clip_model.safetensors")
+    change_configuration(folder, text, vision)
+    return folder
+
+
+def change_configuration(folder: Path, text: dict | None = None, vision: dict | None = None) -> None:
+    """Changes fields of a model's text_cfg and vision_cfg."""
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    content["model_cfg"]["text_cfg"] |= text or {}
+    content["model_cfg"]["vision_cfg"] |= vision or {}
+    file.write_text(json.dumps(content))
+
+
+def trusted_code(folder):
+    write_folder(folder, {"tokenizer_kwargs": {"trust_remote_code": True}})
+    write_code(folder)
+
+
+def code_without_trust(folder):
+    write_folder(folder)
+    write_code(folder)
+
+
+def code_of_nested_tokenizer(folder):
+    write_folder(folder)
+    nested = folder / "question_encoder_tokenizer"
+    shutil.copytree(folder, nested)
+    write_code(nested)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RagTokenizer"}))
+    part = {"model_type": "bert"}
+    config = {"model_type": "rag", "question_encoder": part, "generator": part}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def code_of_tower(folder):
+    tower = folder / "tower"
+    write_folder(folder, {"hf_model_name": str(tower)})
+    tower.mkdir()
+    write_code(tower, tower=True)
+
+
+def kernel_of_tower(folder):
+    tower = folder / "tower"
+    write_folder(folder, {"hf_model_name": str(tower)})
+    tower.mkdir()
+    config = {"model_type": "bert", "vocab_size": 50, "hidden_size": 6, "num_attention_heads": 1}
+    (tower / "config.json").write_text(json.dumps({**config, "attn_implementation": f"{STRANGER}:kernel"}))
+
+
+def tower_on_the_hub(folder):
+    write_folder(folder, {"hf_model_name": STRANGER})
+
+
+def tower_outside(folder):
+    write_folder(folder, {"hf_model_name": str(folder / "../elsewhere")})
+
+
+def linked_tower(folder):
+    write_folder(folder, {"hf_model_name": str(folder / "tower")})
+    (folder / "tower").symlink_to(folder.parent / "elsewhere")
+
+
+def timm(name):
+    return lambda folder: write_folder(folder, vision={"timm_model_name": name, "image_size": 64})
+
+
+def vocabulary_outside(folder):
+    write_folder(folder, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/etc/passwd"}})
+
+
+def option(**kwargs):
+    return lambda folder: write_folder(folder, {"tokenizer_kwargs": kwargs})
+
+
+def options_of_openclip_4(**cfg):
+    return lambda folder: write_folder(folder, **cfg)
+
+
+FOLDERS = {
+    "trusted code": trusted_code,
+    "code without trust": code_without_trust,
+    "code of a nested tokenizer": code_of_nested_tokenizer,
+    "code of a tower": code_of_tower,
+    "a kernel of a tower": kernel_of_tower,
+    "a tower on the hub": tower_on_the_hub,
+    "a tower outside": tower_outside,
+    "a linked tower": linked_tower,
+    "timm from the hub": timm(f"hf-hub:{STRANGER}"),
+    "timm from the hub, older name": timm(f"hf_hub:{STRANGER}"),
+    "timm from a folder": timm("local-dir:elsewhere"),
+    "a vocabulary outside": vocabulary_outside,
+    "a tokenizer's revision": option(revision="x", subfolder="y"),
+    "a tokenizer's file": option(gguf_file="weights.gguf"),
+    "NLTK's pickles": option(reduction_mask="syntax"),
+    "an object": option(pad_token={"__type": "AddedToken"}),
+    "timm's options": options_of_openclip_4(vision={"timm_model_kwargs": {"checkpoint_path": "/etc/passwd"}}),
+    "transformers' options": options_of_openclip_4(text={"hf_model_config": {"attn_implementation": STRANGER}}),
+}
+EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
+
+
+def commands_of_folder(folder: str) -> dict[str, list]:
+    train = ["train", "--superclip", *TRAIN]
+    return {
+        "words": ["words", "image.png", "--model", folder],
+        "serve": ["words", "--serve", "--port", "0", "--model", folder],
+        "export": ["export", folder, "--out", "out"],
+        "export hf": ["export", folder, "--out", "out", "--format", "hf"],
+        "audit": ["audit", "pairs.csv", "--model", folder, "--out", "out"],
+        "evaluate": ["evaluate", folder, "--data", "data", "--datasets", "own/colours", "--out", "out"],
+        "average": ["average", folder, folder, "--out", "out.pt", "--overwrite"],
+        "interpolate": ["interpolate", folder, folder, "--out", "out.pt", "--overwrite"],
+        "distil": [*train, "--model", "ViT-Ti-16-96", "--distill-model", f"local-dir:{folder}"],
+        **commands_of_model(f"local-dir:{folder}"),
+    }
+
+
+def commands_of_model(model: str) -> dict[str, list]:
+    """Commands that take a model's name or a JSON file, without weights."""
+    return {
+        "architecture of words": ["words", "image.png", "--model", "weights.pt", "--architecture", model],
+        "architecture of export": ["export", "weights.pt", "--model", model, "--out", "out"],
+        "frequencies": ["frequencies", "pairs.csv", "--tokenizer-of", model, "--out", "out.safetensors"],
+        "import": ["import", "authors.pt", "--model", model, "--out", "out"],
+        "train": ["train", "--superclip", *TRAIN, "--model", model],
+        "plan": ["plan", "recipe.yaml", "--set", f"model={model}", "--device", "cpu"],
+        "benchmark": ["benchmark", "--model", model, "--device", "cpu", "--out", "out"],
+    }
+
+
+TRAIN = [
+    "--train-data", "pairs.csv", "--dataset-type", "csv", "--csv-separator", ",", "--csv-img-key", "image",
+    "--csv-caption-key", "caption", "--batch-size", "2", "--epochs", "1", "--workers", "0", "--device", "cpu",
+]  # fmt: skip
+RECIPE = """
+method: superclip
+model: ViT-Ti-16-96
+data: pairs
+shards: pairs.csv
+data_samples: 4
+samples: 4
+global_batch_size: 2
+lr: 1e-3
+warmup: 1
+schedule: cosine
+beta1: 0.9
+beta2: 0.98
+eps: 1e-6
+wd: 0.1
+precision: fp32
+seed: 0
+slices: 1
+workers: 0
+flags: {}
+superclip: {weight: 1.0, idf: online, captions: short}
+chosen: {settings: a test's}
+"""
+
+
+def commands_of_file(file: str) -> dict[str, list]:
+    commands = commands_of_folder(file)
+    names = ("words", "export", "audit", "evaluate", "average", "interpolate")
+    return {name: commands[name] for name in names}
+
+
+def files_that_name(model: str, folder: Path) -> dict[str, str]:
+    """Writes weights whose recorded options name a model: in the file itself, or beside it."""
+    run = folder / "run/checkpoints"
+    run.mkdir(parents=True)
+    for name in ("metadata.safetensors", "attribute.pt"):
+        save_weights(WEIGHTS[0], folder / name, {"model": model, "superclip_idf": "online"})
+    torch.save({"epoch": 1, "state_dict": WEIGHTS[0]}, run / "epoch_1.pt")
+    (run.parent / "params.txt").write_text(f"model: {model}\nlogs: .\nname: run\n")
+    names = ("metadata.safetensors", "attribute.pt", "run/checkpoints/epoch_1.pt")
+    return {name: str((folder / name).relative_to(folder.parent)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, Result]:
+    """What becomes of each command, all run in forks of one process with a hub of this machine."""
+    root = tmp_path_factory.mktemp("untrusted")
+    cases = write_cases(root)
+    (root / "cases.json").write_text(json.dumps(cases))
+    (root / "yes").write_text("y\n" * 1000)
+    repositories = root / "hub"
+    with serving(repositories) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(root / "cache")}
+        done = subprocess.run([sys.executable, "-c", RUNNER], cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        requests, case = {name: [] for name in cases}, ""
+        by_path = {f"case/{name.replace(' ', '_')}": name for name in cases}
+        for path in hub.requests:
+            case = by_path.get(path, case)
+            if path not in by_path:
+                requests[case].append(path)
+    found = json.loads((root / "results.json").read_text())
+    return {name: Result(*found[name], requests[name]) for name in cases}
+
+
+def write_cases(root: Path) -> dict[str, list[str]]:
+    """Writes the models and weights, and returns the command of each case by its name."""
+    torch.manual_seed(0)
+    harmless = write_folder(root / "harmless", weights=False)
+    WEIGHTS[:] = [superclip.create_model_and_transforms(f"local-dir:{harmless}")[0].state_dict()]
+    torch.save(WEIGHTS[0], root / "weights.pt")
+    shutil.copy(GOLDEN / "reference_tiny.pt", root / "authors.pt")
+    Image.new("RGB", (32, 32)).save(root / "image.png")
+    (root / "pairs.csv").write_text("image,caption\n" + "image.png,a red cat\n" * 4)
+    (root / "recipe.yaml").write_text(RECIPE)
+    (root / "data/own/colours").mkdir(parents=True)
+    write_outside(root / "elsewhere")
+    cases = {"stock": ["stock"]}
+    for kind, write in FOLDERS.items():
+        name = kind.translate({ord(" "): "-", ord("'"): None})
+        write(root / name)
+        commands = commands_of_folder(name)
+        shown = commands if kind in EVERY_COMMAND else {one: commands[one] for one in ("words", "train")}
+        cases |= {f"{kind}: {command}": argv for command, argv in shown.items()}
+    of_recipe = ["run", "recipe.yaml", "--set", "model=local-dir:trusted-code", "--device", "cpu", "--out", "run"]
+    cases["a run of trusted code"] = of_recipe
+    for name in (STRANGER, "../elsewhere", "elsewhere"):
+        file = f"models/{name.replace('/', '-')}.json"
+        (root / "models").mkdir(exist_ok=True)
+        write_json(root / file, harmless, name)
+        cases |= {f"{file}: {command}": argv for command, argv in commands_of_model(file).items()}
+    for repository, write in REPOSITORIES.items():
+        write(root / "hub" / repository)
+        commands = commands_of_model(f"hf-hub:{repository}")
+        commands["evaluate"] = ["evaluate", f"hf-hub:{repository}", "--data", "data", "--datasets", "own/colours"]
+        cases |= {f"hf-hub:{repository}: {command}": argv for command, argv in commands.items()}
+    for kind, model in named_models(root).items():
+        for place, file in files_that_name(model, root / f"named-{kind}").items():
+            commands = commands_of_file(file)
+            shown = commands if kind == "hub" else {"export": commands["export"]}
+            cases |= {f"{place} names {kind}: {command}": argv for command, argv in shown.items()}
+    return cases
+
+
+def named_models(root: Path) -> dict[str, str]:
+    """Models that a file of weights names."""
+    return {
+        "hub": f"hf-hub:{STRANGER}", "older": f"hf_hub:{STRANGER}", "bare": STRANGER, "lines": f"x\nhf-hub:{STRANGER}",
+        "folder": f"local-dir:{root}/trusted-code", "file": f"{root}/models/elsewhere.json",
+        "folder-of-hub": f"local-dir:hf-hub:{STRANGER}",
+    }  # fmt: skip
+
+
+def write_outside(folder: Path) -> None:
+    """Writes a folder with the files of a tokenizer and of a tower, which contain code."""
+    folder.mkdir()
+    write_tokenizer(folder)
+    write_code(folder)
+    write_code(folder, tower=True)
+
+
+def write_json(file: Path, model: Path, tokenizer: str) -> None:
+    """Writes a model's configuration with another hf_tokenizer_name, as --model x.json."""
+    content = json.loads((model / "open_clip_config.json").read_text())["model_cfg"]
+    content["text_cfg"]["hf_tokenizer_name"] = tokenizer
+    file.write_text(json.dumps(content))
+
+
+REPOSITORIES = {
+    STRANGER: trusted_code,
+    NAMES_STRANGER: lambda folder: write_folder(folder, {"hf_tokenizer_name": STRANGER}),
+    CODE: lambda folder: write_code(write_folder(folder, {"hf_tokenizer_name": CODE})),
+}
+
+
+def test_the_code_of_these_models_would_run_in_stock_openclip(results):
+    assert results["stock"].ran_code and results["stock"].code == 0
+
+
+def test_no_command_runs_code_of_a_model_not_even_if_the_user_would_answer_yes(results):
+    assert [case for case, result in results.items() if result.ran_code] == ["stock"]
+
+
+def test_nothing_is_downloaded_but_from_the_repository_that_the_user_has_named(results):
+    for case, result in results.items():
+        others = result.requests
+        if case.startswith("hf-hub:"):
+            named = case.removeprefix("hf-hub:").partition(": ")[0]
+            others = [path for path in result.requests if named not in path and path != "api/agent-harnesses"]
+        assert not others, (case, others)
+
+
+def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration(results):
+    refused = ("is not opened, because", "has no tokenizer", "was trained from", "OpenCLIP has no", "is not at")
+    wrong = {}
+    for case, (code, output, *_) in results.items():
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        if case.endswith((": average", ": interpolate")):  # of weights alone
+            is_right = code == 0 and not errors
+        else:
+            is_right = code == 1 and len(errors) == 1 and any(words in errors[0] for words in refused)
+        if case.startswith("a run"):  # the log of its rank is quoted
+            is_right = code == 1 and "is not opened, because" in output
+        if case != "stock" and (not is_right or "Traceback" in output or "[y/N]" in output):
+            wrong[case] = (code, output[-1000:])
+    assert not wrong
